@@ -1,0 +1,52 @@
+"""One JSON line per run of a stage, in <run>/logs/<stage>.jsonl: what it cost and what it did."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from store_schema.config import RunConfig
+from store_schema.errors import StorageError
+
+
+def logs_folder(run: RunConfig) -> Path:
+    """Where logs go: beside the run when it is local, else under runs/<name>."""
+    return Path(f"runs/{run.name}" if "://" in run.folder else run.folder) / "logs"
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident size of this process or of any child it waited for."""
+    kib = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return kib * 1024
+
+
+def append_summary(run: RunConfig, stage: str, seconds: float, figures: dict[str, Any]) -> None:
+    """Append one line. A full disk here must not hide the stage's own error."""
+    line = {
+        "stage": stage,
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(seconds, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+    } | figures
+    path = logs_folder(run) / f"{stage}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise StorageError("log cannot be written", where=path, got=error.strerror) from error
+
+
+def read_summaries(run: RunConfig) -> dict[str, list[dict[str, Any]]]:
+    """All lines by stage, oldest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(logs_folder(run).glob("*.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found[path.stem] = [json.loads(line) for line in lines if line.strip()]
+    return found

@@ -1,0 +1,51 @@
+"""The one command. Loads a stage's own commands only when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from launch.command import StageGroup
+
+STAGES = {
+    "corpus": ("extract.cli", "corpus", "Turn text into documents."),
+    "extract": ("extract.cli", "extract", "Plan segments and score them with each source."),
+    "align": ("align.cli", "align", "Carry distributions into the target's tokens."),
+    "train": ("fuse_train.cli", "train", "Train the target on ground truth and the fused sources."),
+    "eval": ("fuse_eval.cli", "evaluate", "Bits per byte, and what pools would score."),
+    "report": ("fuse_eval.cli", "report", "Write the report of a run."),
+}
+
+
+class LazyGroup(StageGroup):
+    """Lists every stage from the table above and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(STAGES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in STAGES:
+            return None
+        module, attribute, _ = STAGES[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Stages, in the order of a run"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in STAGES.items()])
+
+
+@click.group(cls=LazyGroup)
+@click.version_option(package_name="logitfuse")
+def main() -> None:
+    """Fuse several language models into one, through a store of their distributions.
+
+    Every stage reads the same run file, does nothing when its output is complete, and goes on where
+    it was stopped.
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The run file: one YAML, read by every stage, strict everywhere.
+
+The head (name, seed, sources, target) is shared and lives here. Each stage owns its own section as
+a pydantic model and announces it under the entry point group `logitfuse.sections`, so the whole
+file is checked by whichever stage reads it, while no stage imports another.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from store_schema.errors import ConfigError
+
+SECTION_GROUP = "logitfuse.sections"
+
+
+class StrictModel(BaseModel):
+    """Base of everything parsed: unknown keys are errors, values frozen, defaults checked."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=()
+    )
+
+
+class SectionModel(StrictModel):
+    """Base of a stage's section."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change speed or place but not content: they stay out of fingerprints."""
+
+    def content(self) -> dict[str, Any]:
+        """The fields that shape the output, for fingerprints."""
+        return self.model_dump(mode="json", exclude=set(self.runtime_fields))
+
+
+Section = TypeVar("Section", bound=SectionModel)
+
+
+class ModelRef(StrictModel):
+    """A model to load: a local folder, or a hub name with a pinned revision."""
+
+    model: str = Field(min_length=1)
+    """Folder or hub name."""
+    revision: str | None = None
+    """Commit of a hub model. None takes the folder, or the hub's default branch."""
+    dtype: str = "auto"
+    """torch dtype by name, 'auto' takes the checkpoint's."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+
+
+class RunConfig(StrictModel):
+    """The head of the run file and its checked sections."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Names the run and its folder."""
+    run_dir: str | None = None
+    """Where everything of the run goes, a path or URL for stores; None means runs/<name>."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of shuffles and initialisations."""
+    sources: dict[str, ModelRef] = Field(min_length=1)
+    """The models whose distributions are fused, by the name used everywhere."""
+    target: ModelRef
+    """The model that is trained."""
+    sections: dict[str, SectionModel] = {}
+    """Checked sections by name (not a key of the file)."""
+
+    @field_validator("sources")
+    @classmethod
+    def _plain_names(cls, sources: dict[str, ModelRef]) -> dict[str, ModelRef]:
+        for name in sources:
+            if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+                raise ValueError(f"source name {name!r} may only hold letters, digits, '-' and '_'")
+            if name in ("target", "target_before", "clm_control", "fused"):
+                raise ValueError(f"source name {name!r} is taken by the report")
+        return sources
+
+    @property
+    def folder(self) -> str:
+        """The run's folder or URL."""
+        return (self.run_dir or f"runs/{self.name}").rstrip("/")
+
+    def section(self, name: str, cls: type[Section]) -> Section:
+        """The section `name`, with its defaults when the file does not have it."""
+        section = self.sections.get(name)
+        if section is None:
+            return _parse(cls, {}, where=name)
+        if not isinstance(section, cls):
+            raise TypeError(f"section {name} is {type(section).__name__}, asked as {cls.__name__}")
+        return section
+
+    def store_url(self, source: str) -> str:
+        """Where the source store of `source` lies."""
+        return f"{self.folder}/stores/{source}"
+
+    def aligned_url(self, source: str) -> str:
+        """Where the aligned store of `source` lies."""
+        return f"{self.folder}/aligned/{source}"
+
+    def resolved(self) -> str:
+        """The whole file as YAML with every default filled in."""
+        head = self.model_dump(mode="json", exclude={"sections"})
+        sections = {name: model.model_dump(mode="json") for name, model in self.sections.items()}
+        return yaml.safe_dump(head | sections, sort_keys=False, allow_unicode=True)
+
+
+@cache
+def section_models() -> dict[str, type[SectionModel]]:
+    """Every announced section, in name order."""
+    found = sorted(entry_points(group=SECTION_GROUP), key=lambda point: point.name)
+    return {point.name: point.load() for point in found}
+
+
+def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read and check the whole run file.
+
+    Args:
+        path: YAML file.
+        overrides: "key.path=value" pairs, the value read as YAML, put over the file.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or any key or value is wrong.
+    """
+    raw = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(raw, override)
+    models = section_models()
+    sections = {
+        name: _parse(model, {} if raw.get(name) is None else raw[name], where=f"{path}, {name}")
+        for name, model in models.items()
+    }
+    head = {key: value for key, value in raw.items() if key not in models}
+    if "sections" in head:
+        raise ConfigError("unknown key", where=path, got="sections")
+    parsed = _parse(RunConfig, head, where=str(path))
+    return parsed.model_copy(update={"sections": sections})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("run file not found", where=path) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("run file cannot be read", where=path, got=str(error)) from error
+    if not isinstance(raw, dict):
+        raise ConfigError("run file is not a mapping", where=path, got=type(raw).__name__)
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            "override refused", where="--set", expected="key.path=value", got=override
+        )
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError("override goes through a value", where="--set", got=override)
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("override is not YAML", where="--set", got=override) from error
+
+
+Parsed = TypeVar("Parsed", bound=StrictModel)
+
+
+def _parse(cls: type[Parsed], raw: Any, *, where: str) -> Parsed:
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("run file refused", where=where, got=validation_line(error)) from error
+
+
+def validation_line(error: ValidationError) -> str:
+    """All of pydantic's complaints on one line: `key.path: message`."""
+    lines = []
+    for item in error.errors(include_url=False, include_context=False):
+        key = ".".join(str(part) for part in item["loc"]) or "(top)"
+        value = repr(item["input"])
+        shown = value if len(value) <= 60 else value[:57] + "..."
+        what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+        lines.append(f"{key}: {what} (got {shown})")
+    return "; ".join(lines)

@@ -1,0 +1,85 @@
+"""Fingerprints: the same content gives the same short text on every machine and in every process.
+
+A fingerprint is the first 16 bytes (hex) of the SHA-256 of a canonical form. Python's own `hash` is
+never used: it is salted per process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_SAMPLE_BYTES = 1 << 20
+_NUM_SAMPLES = 16
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: one text for one value.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity, which JSON cannot say.
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode("utf-8")
+
+
+def fingerprint(value: Any) -> str:
+    """Fingerprint of any JSON-like value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
+
+
+def bytes_digest(data: bytes | memoryview) -> str:
+    """Full SHA-256 of bytes, hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def arrays_digest(arrays: Mapping[str, npt.NDArray[Any]], names: Iterable[str]) -> str:
+    """SHA-256 of decoded arrays in the given order: independent of chunks, codecs and attempts.
+
+    Args:
+        arrays: Little-endian arrays by name.
+        names: Which arrays, in which order; name, dtype and shape are part of the digest.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(array.data.cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def _sampled_file(path: Path) -> list[Any]:
+    """Size and digest of evenly spread samples: seconds, not minutes, for a 140 GB checkpoint."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= _SAMPLE_BYTES * _NUM_SAMPLES:
+            for block in iter(lambda: file.read(_SAMPLE_BYTES), b""):
+                digest.update(block)
+        else:
+            for i in range(_NUM_SAMPLES):
+                file.seek((size - _SAMPLE_BYTES) * i // (_NUM_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return [path.name, size, digest.hexdigest()]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Fingerprint of a local model folder: config and weights (whole up to 16 MiB a file, else
+    sixteen 1 MiB samples of each file, its ends included).
+
+    Names of folders and times of files do not enter, so a copy has the same fingerprint.
+    """
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # The loader writes its own version and the path it was loaded from into the config.
+    for volatile in ("transformers_version", "_name_or_path"):
+        config.pop(volatile, None)
+    return fingerprint({"config": config, "weights": [_sampled_file(path) for path in weights]})

@@ -1,0 +1,194 @@
+"""The one table of a shard's arrays: names, dtypes, axes, meaning. Reading checks against it.
+
+Row i of every position array belongs to token i: the distribution OF token i, given the tokens
+before it. Nothing is shifted anywhere but once, in the trainer.
+
+Axes: D segments, N positions, E entries, S spans of one shard; "D+1" is a list of CSR offsets.
+
+A position of which nothing is known (a first token with nothing before it; in an aligned store also
+origin none) has no entries, tail mass 1 and label_logprobs NaN. NaN means "not known" and stands
+nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from store_schema.errors import CorruptionError
+
+Kind = Literal["source", "aligned"]
+Arrays = dict[str, npt.NDArray[Any]]
+
+TAIL_TOLERANCE = 1e-3
+"""|1 - sum(entries) - tail| that float32 softmaxes over large vocabularies may leave."""
+
+
+class Origin(IntEnum):
+    """Where the distribution of an aligned position comes from."""
+
+    NONE = 0
+    BOUNDARY = 1
+    """The target token starts where a source token starts."""
+    INSIDE = 2
+    """The target token starts inside a source token (healed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a shard.
+
+    Args:
+        name: Key in the shard's Zarr group.
+        dtype: Little-endian dtype of the decoded array.
+        axis: Length as a letter of the module legend, "+1" for offsets.
+        unit: Unit or kind of the values.
+        meaning: One line.
+        only_aligned: Whether source stores go without it.
+    """
+
+    name: str
+    dtype: str
+    axis: str
+    unit: str
+    meaning: str
+    only_aligned: bool = False
+
+
+LAYOUT: tuple[ArraySpec, ...] = (
+    ArraySpec("segment_ids", "<i8", "D", "index", "rows of the plan's segment table"),
+    ArraySpec("token_offsets", "<i8", "D+1", "positions", "positions of each segment"),
+    ArraySpec("token_ids", "<u4", "N", "id", "tokens in the store's vocabulary"),
+    ArraySpec("byte_ends", "<u4", "N", "bytes", "end of each token in the segment's UTF-8 bytes"),
+    ArraySpec("entry_offsets", "<i8", "N+1", "entries", "entries of each position"),
+    ArraySpec("entry_ids", "<u4", "E", "id", "token ids, most probable first"),
+    ArraySpec("entry_logprobs", "<f4", "E", "nats", "log-probabilities, <= 0"),
+    ArraySpec("tail_mass", "<f4", "N", "probability", "1 - sum of the entries, in [0, 1]"),
+    ArraySpec("label_logprobs", "<f4", "N", "nats", "log-probability of the token itself"),
+    ArraySpec("origin", "|u1", "N", "Origin", "where the distribution comes from", True),
+    ArraySpec("span_offsets", "<i8", "D+1", "spans", "spans of each segment", True),
+    ArraySpec("span_index", "<u4", "N", "spans", "span within the segment of each token", True),
+    ArraySpec("span_byte_ends", "<u4", "S", "bytes", "end of each span in the segment", True),
+    ArraySpec("span_logprobs", "<f4", "S", "nats", "the source's log-probability of a span", True),
+    ArraySpec("source_nats", "<f8", "D", "nats", "the source's NLL of the segment", True),
+    ArraySpec("source_bytes", "<i8", "D", "bytes", "bytes of the segment that NLL covers", True),
+)
+
+
+def array_specs(kind: Kind) -> tuple[ArraySpec, ...]:
+    """The arrays of a store of `kind`, in layout order."""
+    return tuple(spec for spec in LAYOUT if kind == "aligned" or not spec.only_aligned)
+
+
+def array_names(kind: Kind) -> tuple[str, ...]:
+    """Names of `array_specs`."""
+    return tuple(spec.name for spec in array_specs(kind))
+
+
+def axis_lengths(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
+    """Length of each axis letter, read off the arrays that define it."""
+    lengths = {
+        "D": len(arrays["segment_ids"]),
+        "N": len(arrays["token_ids"]),
+        "E": len(arrays["entry_ids"]),
+    }
+    if "span_logprobs" in arrays:
+        lengths["S"] = len(arrays["span_logprobs"])
+    return lengths
+
+
+def check_shard(
+    kind: Kind, arrays: Mapping[str, npt.NDArray[Any]], *, vocab_size: int, where: str
+) -> None:
+    """Check every invariant of the layout on the decoded arrays of one shard.
+
+    Args:
+        kind: Which arrays must be there.
+        arrays: Decoded arrays by name.
+        vocab_size: Ids must lie below it.
+        where: Store and shard, for the message.
+
+    Raises:
+        CorruptionError: The first invariant that does not hold, with its array.
+    """
+
+    def require(holds: bool | np.bool_, what: str, name: str, expected: object = None) -> None:
+        if not holds:
+            raise CorruptionError(
+                what, where=f"{where}, array {name}", expected=expected, hint="repair the shard"
+            )
+
+    names = array_names(kind)
+    require(set(arrays) == set(names), "arrays are not those of the layout", "*", sorted(names))
+    lengths = axis_lengths(arrays)
+    for spec in array_specs(kind):
+        array = arrays[spec.name]
+        require(array.dtype.str == spec.dtype, f"dtype {array.dtype.str}", spec.name, spec.dtype)
+        length = lengths[spec.axis[0]] + (1 if spec.axis.endswith("+1") else 0)
+        require(array.shape == (length,), f"shape {array.shape}", spec.name, (length,))
+    offsets = [("token_offsets", "N"), ("entry_offsets", "E")]
+    if kind == "aligned":
+        offsets.append(("span_offsets", "S"))
+    for name, axis in offsets:
+        array = arrays[name]
+        good = array[0] == 0 and array[-1] == lengths[axis] and bool((np.diff(array) >= 0).all())
+        require(good, "offsets do not rise from 0 to the end", name, f"0..{lengths[axis]}")
+    for name in ("token_ids", "entry_ids"):
+        ids = arrays[name]
+        require(not ids.size or ids.max() < vocab_size, "id out of range", name, f"< {vocab_size}")
+    _check_probabilities(arrays, require)
+    _check_bytes(arrays, require)
+    if kind == "aligned":
+        origin = arrays["origin"]
+        require(not origin.size or origin.max() <= max(Origin), "unknown origin", "origin")
+        empty = np.diff(arrays["entry_offsets"]) == 0
+        require(
+            bool((empty | (origin != Origin.NONE)).all()), "entries without an origin", "origin"
+        )
+
+
+def _check_probabilities(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
+    logprobs = arrays["entry_logprobs"]
+    require(bool((logprobs <= 0).all()), "log-probability above 0 or NaN", "entry_logprobs", "<= 0")
+    labels = arrays["label_logprobs"]
+    require(bool(((labels <= 0) | np.isnan(labels)).all()), "above 0", "label_logprobs", "<= 0")
+    tail = arrays["tail_mass"]
+    require(bool(((tail >= 0) & (tail <= 1)).all()), "outside [0, 1] or NaN", "tail_mass", "[0, 1]")
+    offsets = arrays["entry_offsets"]
+    inside = np.ones(len(logprobs), bool)
+    inside[offsets[:-1][offsets[:-1] < len(logprobs)]] = False
+    sorted_rows = bool((np.diff(logprobs) <= 0)[inside[1:]].all()) if len(logprobs) else True
+    require(sorted_rows, "entries not sorted by falling probability", "entry_logprobs")
+    mass = row_sums(np.exp(logprobs.astype(np.float64)), offsets)
+    worst = float(np.abs(mass + tail - 1).max()) if len(tail) else 0.0
+    require(
+        worst <= TAIL_TOLERANCE,
+        f"entries + tail differ from 1 by {worst:.2g}",
+        "tail_mass",
+        f"at most {TAIL_TOLERANCE}",
+    )
+
+
+def _check_bytes(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
+    ends = arrays["byte_ends"].astype(np.int64)
+    inside = np.ones(len(ends), bool)
+    starts = arrays["token_offsets"][:-1]
+    inside[starts[starts < len(ends)]] = False
+    rising = bool((np.diff(ends) >= 0)[inside[1:]].all()) if len(ends) else True
+    require(rising, "byte ends fall inside a segment", "byte_ends")
+
+
+def row_sums(
+    values: npt.NDArray[np.float64], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Sums of the CSR rows of `values` [E] by `offsets` [N+1]; empty rows give 0.
+
+    Each row is summed on its own (bincount), so long shards lose no digits to a running total.
+    """
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return np.bincount(rows, weights=values, minlength=len(offsets) - 1).astype(np.float64)

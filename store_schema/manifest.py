@@ -1,0 +1,126 @@
+"""The two JSON records of a store: what it holds (manifest.json) and what is finished (commits)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from store_schema import SCHEMA_VERSION, __version__
+from store_schema.config import StrictModel
+from store_schema.fingerprint import fingerprint
+from store_schema.layout import Kind
+
+COMMIT_PATH = r"^data/\d{5,}-[0-9a-f]{16}$"
+"""Data paths are relative and never '..': a hostile commit cannot point elsewhere."""
+
+
+class ModelIdentity(StrictModel):
+    """Which model and tokenizer, in a way that a copy elsewhere has too."""
+
+    name: str
+    """Folder or hub name as the config gave it: for people, not compared."""
+    model_fingerprint: str | None
+    """Config and weights; None where only the tokenizer matters (the target of an alignment)."""
+    tokenizer_fingerprint: str
+    vocab_size: int = Field(gt=0)
+    """Number of ids of the tokenizer; entries lie below it."""
+
+
+class LogprobCodec(StrictModel):
+    """How entry_logprobs are kept, and what that costs."""
+
+    name: Literal["float32"] = "float32"
+    error_bound_nats: float = Field(default=0.0, ge=0)
+    """Largest difference between a stored and a computed log-probability."""
+
+
+class Manifest(StrictModel):
+    """manifest.json: everything that all shards of a store share. Its fingerprint ties them."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Kind
+    source: str
+    """Name of the source in the run."""
+    model: ModelIdentity
+    """The model the distributions came from."""
+    target: ModelIdentity | None = None
+    """The target whose tokens an aligned store speaks; None in a source store."""
+    corpus_fingerprint: str
+    plan_fingerprint: str
+    estimator: Literal["topk"] = "topk"
+    top_k: int = Field(gt=0)
+    """Entries kept at each position, at most."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Mass at which entries stop."""
+    temperature: float = Field(default=1.0, gt=0)
+    logprob_codec: LogprobCodec = LogprobCodec()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What else shaped the content: engine and dtype, or method and the map's fingerprint."""
+    vocabulary_fingerprint: str
+    """Of vocabulary.parquet, the byte table of the store's own tokens."""
+    created_by: str = f"logitfuse {__version__}"
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary that the store's ids live in."""
+        return (self.target or self.model).vocab_size
+
+    def identity(self) -> dict[str, Any]:
+        """What two manifests must share to be the same store (all but names and versions)."""
+        content = self.model_dump(mode="json", exclude={"created_by"})
+        for key in ("model", "target"):
+            if content[key] is not None:
+                del content[key]["name"]
+        return content
+
+    def fingerprint(self) -> str:
+        """Fingerprint of `identity`."""
+        return fingerprint(self.identity())
+
+
+class FileRecord(StrictModel):
+    """One file of a shard's data as it was written."""
+
+    size: int = Field(ge=0)
+    """Bytes."""
+    crc32c: int = Field(ge=0, lt=1 << 32)
+
+
+class Counts(StrictModel):
+    """Lengths of a shard's axes: what a reader expects before it allocates."""
+
+    segments: int = Field(ge=0)
+    positions: int = Field(ge=0)
+    entries: int = Field(ge=0)
+    spans: int = Field(default=0, ge=0)
+
+    def length(self, axis: str) -> int:
+        """Length of an axis of the layout ("D", "N", "E", "S", with "+1" for offsets)."""
+        by_letter = {
+            "D": self.segments,
+            "N": self.positions,
+            "E": self.entries,
+            "S": self.spans,
+        }
+        return by_letter[axis[0]] + (1 if axis.endswith("+1") else 0)
+
+
+class Commit(StrictModel):
+    """commits/00012.json: the shard exists because this does. Written last, in one atomic step."""
+
+    schema_version: int = SCHEMA_VERSION
+    shard: int = Field(ge=0)
+    path: str = Field(pattern=COMMIT_PATH)
+    """Folder of the data, relative to the store."""
+    store_fingerprint: str
+    """The manifest's fingerprint when the shard was written."""
+    shard_fingerprint: str
+    """The plan's fingerprint of the shard: its segments and their text."""
+    content_sha256: str
+    """Digest of the decoded arrays: equal for equal content, however written."""
+    files: dict[str, FileRecord]
+    counts: Counts
+    stats: dict[str, float] = Field(default_factory=dict)
+    """Figures of the shard for people and reports (nats, tokens/s); never compared."""
+    created_by: str = f"logitfuse {__version__}"

@@ -1,0 +1,238 @@
+"""The plan: every document cut into segments, segments dealt into shards, once, for all models.
+
+`segments.parquet` holds the segments with their text, one row group per shard, so that a worker
+reads just its own; `plan.json`, written last, holds the rest and is the plan's existence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from store_schema import SCHEMA_VERSION, __version__
+from store_schema.config import StrictModel
+from store_schema.errors import CorruptionError, MissingError
+from store_schema.fingerprint import bytes_digest, fingerprint
+from store_schema.location import Location, storage_errors
+from store_schema.sealed import seal, unseal
+
+PLAN_FILE = "plan.json"
+SEGMENTS_FILE = "segments.parquet"
+
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("segment_id", pa.string()),
+        ("document_id", pa.string()),
+        ("domain", pa.string()),
+        ("split", pa.string()),
+        ("byte_start", pa.int64()),
+        ("byte_end", pa.int64()),
+        ("ends_document", pa.bool_()),
+        ("context", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The piece of a document that every model reads whole: one sample.
+
+    Args:
+        index: Row in the plan's segment table.
+        segment_id: Document id, '#', number within the document.
+        document_id: As in the corpus.
+        domain: As in the corpus.
+        split: "train", "valid", "test" or whatever the corpus says.
+        byte_start: First byte in the document's UTF-8 text.
+        byte_end: End byte; segments of a document join to it.
+        ends_document: Whether nothing of the document follows.
+        context: None, or JSON of the prompt or messages before the text (see SegmentTokenizer).
+        text: The text itself; its tokens are the rows.
+    """
+
+    index: int
+    segment_id: str
+    document_id: str
+    domain: str
+    split: str
+    byte_start: int
+    byte_end: int
+    ends_document: bool
+    context: str | None
+    text: str
+
+
+class ShardRecord(StrictModel):
+    """One shard: the unit of work, commit and shuffle. All its segments share a split."""
+
+    index: int = Field(ge=0)
+    split: str
+    start: int = Field(ge=0)
+    """First segment index."""
+    stop: int = Field(ge=0)
+    """One past the last segment index."""
+    num_bytes: int = Field(ge=0)
+    """UTF-8 bytes of the texts."""
+    num_tokens: dict[str, int]
+    """Rows by model name (sources and 'target')."""
+    fingerprint: str
+    """Of segment ids, texts and contexts."""
+
+
+class PlanRecord(StrictModel):
+    """plan.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    corpus_fingerprint: str
+    request_fingerprint: str
+    """Of everything that the plan was made from; the same request gives the same plan."""
+    tokenizers: dict[str, str]
+    """Tokenizer fingerprint by model name ('target' is one of them)."""
+    settings: dict[str, Any]
+    """The plan section of the run file, as it shaped the plan."""
+    num_segments: int = Field(ge=0)
+    shards: tuple[ShardRecord, ...]
+    created_by: str = f"logitfuse {__version__}"
+
+    def fingerprint(self) -> str:
+        """Fingerprint of the plan's content; stores carry it."""
+        return fingerprint(self.model_dump(mode="json", exclude={"created_by"}))
+
+
+def shard_fingerprint(segments: Sequence[Segment]) -> str:
+    """Fingerprint of a shard's segments."""
+    return fingerprint([[s.segment_id, bytes_digest(s.text.encode()), s.context] for s in segments])
+
+
+class Plan:
+    """A finished plan, opened for reading."""
+
+    def __init__(self, location: Location, record: PlanRecord) -> None:
+        self.location = location
+        self.record = record
+
+    @classmethod
+    def open(cls, location: Location) -> Plan:
+        """Open the plan at `location`.
+
+        Raises:
+            MissingError: There is none (yet).
+            CorruptionError: plan.json is damaged.
+        """
+        if not location.exists(PLAN_FILE):
+            raise MissingError(
+                "no plan", where=location.url, hint="run `logitfuse extract plan` first"
+            )
+        where = f"{location.url}/{PLAN_FILE}"
+        return cls(location, unseal(PlanRecord, location.read_bytes(PLAN_FILE), where=where))
+
+    @property
+    def shards(self) -> tuple[ShardRecord, ...]:
+        """All shards, in order."""
+        return self.record.shards
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the plan."""
+        return self.record.fingerprint()
+
+    def splits(self) -> dict[str, tuple[ShardRecord, ...]]:
+        """Shards by split, in order of first appearance."""
+        found: dict[str, tuple[ShardRecord, ...]] = {}
+        for shard in self.shards:
+            found[shard.split] = (*found.get(shard.split, ()), shard)
+        return found
+
+    def segments(self, shard: ShardRecord) -> list[Segment]:
+        """The segments of one shard, checked against the shard's fingerprint.
+
+        Raises:
+            CorruptionError: The segment file does not hold what plan.json says.
+        """
+        where = f"{self.location.url}/{SEGMENTS_FILE}, shard {shard.index}"
+        try:
+            with self.location.open_read(SEGMENTS_FILE) as file:
+                table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(
+                    shard.index
+                )
+            rows = table.to_pylist()
+            segments = [Segment(shard.start + i, **row) for i, row in enumerate(rows)]
+        except (pa.ArrowException, TypeError, OSError, IndexError) as error:
+            raise CorruptionError("segments unreadable", where=where, got=str(error)) from error
+        if shard_fingerprint(segments) != shard.fingerprint:
+            raise CorruptionError(
+                "segments are not those of the plan",
+                where=where,
+                expected=shard.fingerprint,
+                got=shard_fingerprint(segments),
+                hint="restore the file or plan again",
+            )
+        return segments
+
+
+def write_plan(
+    location: Location,
+    shards: Iterable[tuple[Sequence[Segment], dict[str, int]]],
+    *,
+    corpus_fingerprint: str,
+    request_fingerprint: str,
+    tokenizers: dict[str, str],
+    settings: dict[str, Any],
+) -> Plan:
+    """Write a plan whole: segments first, plan.json last.
+
+    Args:
+        location: The plan's folder.
+        shards: For each shard its segments (at least one; indices consecutive over all shards,
+            one split each) and its number of tokens by model.
+        corpus_fingerprint: Of the corpus it was cut from.
+        request_fingerprint: Of everything the plan was made from.
+        tokenizers: Tokenizer fingerprints by model name.
+        settings: The plan section.
+    """
+    location.delete(PLAN_FILE)
+    records = []
+    where = f"{location.url}/{SEGMENTS_FILE}"
+    with storage_errors(where), location.open_write(SEGMENTS_FILE) as sink:
+        with pq.ParquetWriter(
+            sink, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True
+        ) as writer:
+            for index, (segments, num_tokens) in enumerate(shards):
+                writer.write_table(_segment_table(segments), row_group_size=len(segments))
+                records.append(_shard_record(index, segments, num_tokens))
+    record = PlanRecord(
+        corpus_fingerprint=corpus_fingerprint,
+        request_fingerprint=request_fingerprint,
+        tokenizers=tokenizers,
+        settings=settings,
+        num_segments=records[-1].stop if records else 0,
+        shards=tuple(records),
+    )
+    location.write_atomic(PLAN_FILE, seal(record))
+    return Plan(location, record)
+
+
+def _segment_table(segments: Sequence[Segment]) -> pa.Table:
+    columns = {name: [getattr(s, name) for s in segments] for name in SEGMENT_SCHEMA.names}
+    return pa.table(columns, schema=SEGMENT_SCHEMA)
+
+
+def _shard_record(
+    index: int, segments: Sequence[Segment], num_tokens: dict[str, int]
+) -> ShardRecord:
+    return ShardRecord(
+        index=index,
+        split=segments[0].split,
+        start=segments[0].index,
+        stop=segments[-1].index + 1,
+        num_bytes=sum(s.byte_end - s.byte_start for s in segments),
+        num_tokens=num_tokens,
+        fingerprint=shard_fingerprint(segments),
+    )

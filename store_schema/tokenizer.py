@@ -1,0 +1,186 @@
+"""One tokenizer of a run, as every stage uses it: segments in, proved tokens and byte ends out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store_schema.config import ModelRef
+from store_schema.errors import ModelError, TokenizerError
+from store_schema.fingerprint import fingerprint
+from store_schema.plan import Segment
+from store_schema.vocabulary import Vocabulary, vocabulary_of
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSegment:
+    """A segment as one model reads it.
+
+    Args:
+        context_ids: Tokens before the text: BOS, or the rendered prompt. Context, not rows.
+        token_ids: [N] uint32 tokens of the text: one row each.
+        byte_ends: [N] uint32 end of each token in the text's UTF-8 bytes.
+    """
+
+    context_ids: tuple[int, ...]
+    token_ids: npt.NDArray[np.uint32]
+    byte_ends: npt.NDArray[np.uint32]
+
+    @property
+    def input_ids(self) -> list[int]:
+        """Everything the model is fed."""
+        return [*self.context_ids, *self.token_ids.tolist()]
+
+
+class SegmentTokenizer:
+    """Tokenizer of one model.
+
+    The text of a segment is tokenised by itself, so that it starts at a token boundary for every
+    model whatever stands before it. Special tokens spelt out in the text are text.
+    """
+
+    def __init__(self, tokenizer: Any, *, name: str) -> None:
+        """Wrap a Hugging Face tokenizer.
+
+        Raises:
+            TokenizerError: It has no `tokenizers` backend, or its bytes are not known.
+        """
+        from tokenizers import Tokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise TokenizerError(
+                "tokenizer has no fast backend",
+                where=name,
+                got=type(tokenizer).__name__,
+                hint="save it as tokenizer.json first",
+            )
+        self.name = name
+        self.hf = tokenizer
+        self.json = backend.to_str()
+        self._template = Tokenizer.from_str(self.json)
+        self._text = Tokenizer.from_str(self.json)
+        for copy in (self._template, self._text):
+            copy.no_padding()
+            copy.no_truncation()
+        self._text.encode_special_tokens = True
+        self.vocabulary: Vocabulary = vocabulary_of(self.json, where=name)
+
+    @classmethod
+    def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
+        """Load the tokenizer of `ref`.
+
+        Raises:
+            ModelError: The folder or hub name has no tokenizer that loads.
+        """
+        from transformers import AutoTokenizer
+
+        folder = Path(ref.model)
+        tokenizer_files = [*folder.glob("tokenizer*"), *folder.glob("*.model")]
+        if folder.is_dir() and not tokenizer_files:
+            raise ModelError(
+                f"model of {name} has no tokenizer",
+                where=ref.model,
+                expected="tokenizer.json",
+                got=", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "empty folder",
+                hint="save the tokenizer beside the weights",
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
+            )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise ModelError(
+                f"tokenizer of {name} cannot be loaded",
+                where=ref.model,
+                got=str(error)[:200],
+                hint="give a model folder, or a hub name that this machine can reach",
+            ) from error
+        return cls(tokenizer, name=name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything that decides ids (the serialised tokenizer)."""
+        spec = json.loads(self.json)
+        for runtime in ("padding", "truncation"):
+            spec.pop(runtime, None)
+        return fingerprint([spec, getattr(self.hf, "chat_template", None)])
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+        return len(self.vocabulary)
+
+    @property
+    def eos_id(self) -> int | None:
+        """End of sequence, if there is one."""
+        eos = self.hf.eos_token_id
+        return None if eos is None else int(eos)
+
+    @cached_property
+    def bos_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before every text by its own rule; () when it puts nothing."""
+        with_specials = self._template.encode("a").ids
+        plain = self._template.encode("a", add_special_tokens=False).ids
+        for start in range(len(with_specials) - len(plain) + 1):
+            if with_specials[start : start + len(plain)] == plain:
+                return tuple(with_specials[:start])
+        return ()
+
+    def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of plain texts, no special tokens added, specials in the text taken as text."""
+        batch = self._text.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in batch]
+
+    def token_ends(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """Proved byte ends of the tokens of plain texts."""
+        return [
+            self.vocabulary.byte_ends(ids, text.encode(), where=f"text, tokenizer of {self.name}")
+            for ids, text in zip(self.encode_text(texts), texts, strict=True)
+        ]
+
+    def encode(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
+        """Segments as this model reads them.
+
+        Raises:
+            TokenizerError: Tokens of a segment do not join to its text, or a chat has no template.
+        """
+        encoded = []
+        for segment, ids in zip(
+            segments, self.encode_text([s.text for s in segments]), strict=True
+        ):
+            where = f"segment {segment.segment_id}, tokenizer of {self.name}"
+            ends = self.vocabulary.byte_ends(ids, segment.text.encode(), where=where)
+            context = self.context_ids(segment.context, where=where)
+            encoded.append(EncodedSegment(context, np.asarray(ids, np.uint32), ends))
+        return encoded
+
+    def context_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:
+        """Tokens that stand before the text.
+
+        Args:
+            context: None for plain text; else JSON, {"prompt": text} or {"messages": [...]}.
+            where: Segment, for messages.
+        """
+        if context is None:
+            return self.bos_ids
+        parsed = json.loads(context)
+        if "prompt" in parsed:
+            return (*self.bos_ids, *self.encode_text([parsed["prompt"]])[0])
+        if getattr(self.hf, "chat_template", None) is None:
+            raise TokenizerError(
+                "messages need a chat template",
+                where=where,
+                hint="use a chat model, or map columns to prompt and response",
+            )
+        rendered = self.hf.apply_chat_template(
+            parsed["messages"], tokenize=False, add_generation_prompt=True
+        )
+        return tuple(self._template.encode(rendered, add_special_tokens=False).ids)
