@@ -27,15 +27,21 @@ class Vocabulary:
     """Bytes of every token.
 
     Args:
-        tokens: Bytes by id; b"" for ids that stand for no text (special tokens, unused ids).
+        spelt: Bytes by id; for special tokens how they are spelt, b"" for unused ids.
         special: [V] bool, True where an id stands for a role (BOS, EOS, padding, unknown).
     """
 
-    tokens: tuple[bytes, ...]
+    spelt: tuple[bytes, ...]
     special: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.spelt)
+
+    @cached_property
+    def tokens(self) -> tuple[bytes, ...]:
+        """Bytes by id as a model means them: a special token stands for no text."""
+        pairs = zip(self.spelt, self.special.tolist(), strict=True)
+        return tuple(b"" if special else token for token, special in pairs)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -46,7 +52,7 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """Fingerprint of the table: tokenizers with one table may still split otherwise."""
         special = np.flatnonzero(self.special).tolist()
-        return fingerprint([[token.hex() for token in self.tokens], special])
+        return fingerprint([[token.hex() for token in self.spelt], special])
 
     def byte_ends(self, ids: Sequence[int], text: bytes, *, where: str) -> npt.NDArray[np.uint32]:
         """End of each token in `text`, proved.
@@ -65,11 +71,16 @@ class Vocabulary:
         Raises:
             TokenizerError: The joined bytes are not the text; names the first byte that differs.
         """
-        joined = b"".join([self.tokens[i] for i in ids])
-        virtual = 1 if joined != text and joined == b" " + text else 0
-        if joined != text and not virtual:
+        table = self.tokens
+        joined = b"".join([table[i] for i in ids])
+        if joined not in (text, b" " + text) and any(self.special[i] for i in ids):
+            # Some tokenizers read "<s>" in a text as their BOS whatever they are told.
+            table = self.spelt
+            joined = b"".join([table[i] for i in ids])
+        if joined not in (text, b" " + text):
             raise self._difference(ids, joined, text, where)
-        ends = np.cumsum(self.lengths[np.asarray(ids, np.int64)]) - virtual
+        virtual = len(joined) - len(text)
+        ends = np.cumsum([len(table[i]) for i in ids], dtype=np.int64) - virtual
         return np.maximum(ends, 0).astype(np.uint32)
 
     def _difference(
@@ -93,7 +104,7 @@ class Vocabulary:
 
     def to_parquet(self) -> bytes:
         """The table as a Parquet file, for a store."""
-        table = pa.table({"bytes": pa.array(self.tokens, pa.binary()), "special": self.special})
+        table = pa.table({"bytes": pa.array(self.spelt, pa.binary()), "special": self.special})
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         return sink.getvalue()
@@ -139,9 +150,9 @@ def vocabulary_of(tokenizer_json: str, *, where: str) -> Vocabulary:
     special[list(pieces.values())] = False
     for index, item in added.items():
         special[index] = item["special"]
-        tokens[index] = b"" if item["special"] else item["content"].encode()
+        tokens[index] = item["content"].encode()
     for index in _unknown_ids(spec["model"], pieces):
-        special[index], tokens[index] = True, b""
+        special[index] = True
     return Vocabulary(tuple(tokens), special)
 
 

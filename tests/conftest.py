@@ -1,0 +1,53 @@
+"""Shared fixtures. Everything is seeded and offline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
+
+settings.register_profile(
+    "house", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def sample_texts() -> dict[str, list[str]]:
+    """Real and odd text by domain."""
+    return SAMPLE_TEXTS
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three sources and a target, each with an architecture and a tokenizer of its own."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "code": tiny_model(root / "code", "llama", tiny_tokenizer("byte_level", bos=True)),
+        "prose": tiny_model(
+            root / "prose", "gpt_neox", tiny_tokenizer("byte_level", vocab_size=330), seed=1
+        ),
+        "facts": tiny_model(
+            root / "facts", "qwen2", tiny_tokenizer("unigram", vocab_size=420, bos=True), seed=2
+        ),
+        "target": tiny_model(
+            root / "target",
+            "llama",
+            tiny_tokenizer("metaspace_bpe", vocab_size=500, bos=True),
+            seed=3,
+        ),
+    }
