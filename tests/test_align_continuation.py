@@ -1,0 +1,103 @@
+"""First tokens and continuations: what the target begins with, and where it goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from align.continuation import MAX_TARGETS, PairCounts, first_tokens
+from align.first_token import piece_table
+from store_schema.tokenizer import SegmentTokenizer
+from tests.random_source import segments
+from tests.tiny import tiny_tokenizer
+
+DIGITS = [f"{a} + {b} = {a + b}\n" for a in range(120, 200, 3) for b in range(1, 90, 7)]
+
+
+def of(kind: str, texts: list[str], size: int) -> SegmentTokenizer:
+    return SegmentTokenizer(tiny_tokenizer(kind, texts, size), name=kind)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "unigram", "metaspace_bpe"])
+def test_first_tokens_are_those_the_tokenizer_writes(kind: str) -> None:
+    """Each piece, asked again by hand in running text."""
+    source = of("byte_level", DIGITS + ["the cat sat on the mat\n\n  there"], 330)
+    target = of(kind, DIGITS + ["the dog ran to the mast\n  here"], 380)
+    table = piece_table(source.vocabulary, target)
+    tokens = target.vocabulary.tokens
+    for token in (" the", "the", " sat", "12", " ", "\n"):
+        [ids] = source.encode_text([token])
+        if len(ids) != 1:
+            continue
+        first = int(table.middle[table.offsets[ids[0]]])
+        assert tokens[first], token
+        assert token.encode().startswith(tokens[first]) or tokens[first].startswith(token.encode())
+
+
+def test_every_byte_has_a_token() -> None:
+    source = of("byte_level", DIGITS, 300)
+    for kind in ("byte_level", "unigram", "metaspace_bpe"):
+        table = piece_table(source.vocabulary, of(kind, DIGITS, 380))
+        assert (table.middle >= 0).all()
+        assert (table.start >= 0).all()
+
+
+def counted(source: SegmentTokenizer, target: SegmentTokenizer, texts: list[str]) -> PairCounts:
+    counts = PairCounts(source.vocab_size, target.vocab_size)
+    pairs = zip(source.encode(segments(texts)), target.encode(segments(texts)), strict=True)
+    for a, b in pairs:
+        counts.add(
+            a.token_ids, a.byte_ends.astype(np.int64), b.token_ids, b.byte_ends.astype(np.int64)
+        )
+    return counts
+
+
+def test_mass_goes_where_the_target_went_on() -> None:
+    """A source that writes digits one by one, a target that writes whole numbers."""
+    source = of("byte_level", ["x"], 260)
+    target = of("byte_level", DIGITS, 400)
+    table = piece_table(source.vocabulary, target)
+    going = counted(source, target, DIGITS).continuation(first_tokens(table), 1.0)
+    one = source.encode_text(["1"])[0][0]
+    row = slice(going.offsets[one], going.offsets[one + 1])
+    written = {
+        target.vocabulary.tokens[int(t)]: w
+        for t, w in zip(going.targets[row], going.weights[row], strict=True)
+    }
+    longer = sum(weight for token, weight in written.items() if len(token) > 1)
+    assert longer > 0.5, written
+    assert sum(written.values()) <= 1 + 1e-9
+
+
+def test_weights_by_hand() -> None:
+    counts = PairCounts(3, 4)
+    ends = np.array([1, 2, 3, 4])
+    ids = np.array([0, 1, 1, 2], np.uint32)
+    counts.add(ids, ends, np.array([0, 2, 3, 3], np.uint32), ends)
+    going = counts.continuation(np.array([-1, 2, 3], np.int32), 2.0)
+    # token 1: seen with 2 and with 3, prior 2 on token 2; token 2: seen with 3, prior 2 on 3
+    assert going.offsets.tolist() == [0, 0, 2, 3]
+    assert going.targets.tolist() == [2, 3, 3]
+    assert going.weights == pytest.approx([3 / 4, 1 / 4, 1.0])
+
+
+def test_the_kept_targets_are_the_heaviest_and_the_rest_is_tail() -> None:
+    counts = PairCounts(1, 100)
+    for target in range(1, 41):
+        for _ in range(target):
+            counts.add(
+                np.array([0, 0], np.uint32), np.array([1, 2]),
+                np.array([0, target], np.uint32), np.array([1, 2]),
+            )  # fmt: skip
+    going = counts.continuation(np.array([-1], np.int32), 1.0)
+    assert going.targets.tolist() == list(range(40, 40 - MAX_TARGETS, -1))
+    assert going.weights.sum() == pytest.approx(sum(range(25, 41)) / sum(range(1, 41)))
+
+
+def test_order_of_counting_does_not_matter() -> None:
+    source, target = of("byte_level", DIGITS, 300), of("unigram", DIGITS, 360)
+    first = first_tokens(piece_table(source.vocabulary, target))
+    a = counted(source, target, DIGITS).continuation(first, 4.0)
+    b = counted(source, target, DIGITS[::-1]).continuation(first, 4.0)
+    np.testing.assert_array_equal(a.targets, b.targets)
+    np.testing.assert_array_equal(a.weights, b.weights)

@@ -1,0 +1,243 @@
+"""The align stage on disk: resume after a kill, no-ops, changed inputs, worker counts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from transformers import PreTrainedTokenizerFast
+
+from align.cli import align
+from store_schema.config import ModelRef
+from store_schema.location import open_location
+from store_schema.manifest import Manifest, ModelIdentity
+from store_schema.plan import write_plan
+from store_schema.reader import StoreReader
+from store_schema.tokenizer import SegmentTokenizer
+from store_schema.writer import StoreWriter
+from tests.random_source import random_source, segments
+from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
+
+TEXTS = [text for texts in SAMPLE_TEXTS.values() for text in texts]
+NUM_SHARDS = 6
+
+
+@cache
+def trained(kind: str, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Training a tokenizer breaks ties at random: runs that are compared share one."""
+    return tiny_tokenizer(kind, vocab_size=vocab_size)
+
+
+def make_run(
+    folder: Path, kind: str = "byte_level", target: str = "unigram", target_size: int = 450
+) -> Path:
+    """A run with a plan and one complete source store; returns its run file."""
+    models = {"one": trained(kind, 400), "target": trained(target, target_size)}
+    for name, tokenizer in models.items():
+        tokenizer.save_pretrained(folder / "models" / name)
+    config = {
+        "name": "t",
+        "run_dir": str(folder / "run"),
+        "sources": {"one": {"model": str(folder / "models/one")}},
+        "target": {"model": str(folder / "models/target")},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    source, goal = (
+        SegmentTokenizer.load(ModelRef(model=str(folder / "models" / name)), name=name)
+        for name in models
+    )
+    made = segments(TEXTS * NUM_SHARDS)
+    shards = []
+    for index in range(NUM_SHARDS):
+        part = made[index * len(TEXTS) : (index + 1) * len(TEXTS)]
+        count = sum(len(e.token_ids) for e in goal.encode(part))
+        shards.append((part, {"one": count, "target": count}))
+    plan = write_plan(
+        open_location(folder / "run/plan"),
+        shards,
+        corpus_fingerprint="c",
+        request_fingerprint="r",
+        tokenizers={"one": source.fingerprint, "target": goal.fingerprint},
+        settings={},
+    )
+    manifest = Manifest(
+        kind="source",
+        source="one",
+        model=ModelIdentity(
+            name="one",
+            model_fingerprint="m",
+            tokenizer_fingerprint=source.fingerprint,
+            vocab_size=source.vocab_size,
+        ),
+        corpus_fingerprint="c",
+        plan_fingerprint=plan.fingerprint,
+        top_k=12,
+        vocabulary_fingerprint=source.vocabulary.fingerprint,
+    )
+    location = open_location(folder / "run/stores/one")
+    writer = StoreWriter.open(location, manifest, source.vocabulary)
+    for shard in plan.shards:
+        encoded = source.encode(plan.segments(shard))
+        writer.write(shard, random_source(encoded, source.vocab_size, shard.index))
+    return path
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(align, ["run", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def contents(folder: Path) -> dict[int, str]:
+    commits = StoreReader.open(open_location(folder / "run/aligned/one")).commits
+    return {index: commit.content_sha256 for index, commit in commits.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    code, out, err = invoke(str(make_run(folder)))
+    assert code == 0, err
+    assert "coverage" in out
+    return folder
+
+
+def test_every_shard_is_there_and_verifies(finished: Path) -> None:
+    reader = StoreReader.open(open_location(finished / "run/aligned/one"))
+    assert sorted(reader.commits) == list(range(NUM_SHARDS))
+    for index in reader.commits:
+        reader.verify(index)
+    stats = reader.commits[0].stats
+    assert stats["origin_none"] / stats["positions"] < 0.01
+    assert stats["source_bytes"] == sum(len(t.encode()) for t in TEXTS)
+
+
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    before = contents(finished)
+    code, out, _ = invoke(str(finished / "run.yaml"))
+    assert code == 0
+    assert "nothing to do" in out
+    assert contents(finished) == before
+
+
+def test_workers_make_what_one_process_makes(finished: Path, tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    for worker in ("2/3", "0/3"):
+        assert invoke(str(path), "--worker", worker)[0] == 0
+    assert sorted(contents(tmp_path)) == [0, 2, 3, 5]
+    assert invoke(str(path))[0] == 0
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_killed_at_any_moment_and_rerun_equals_uninterrupted(
+    finished: Path, tmp_path: Path
+) -> None:
+    path = make_run(tmp_path)
+    command = [sys.executable, "-m", "align", "run", str(path)]
+    kills = 0
+    for attempt in range(4):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        folder = tmp_path / "run/aligned/one/commits"
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if folder.is_dir() and len(list(folder.glob("*.json"))) > attempt:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.communicate()
+    assert kills >= 2
+    assert invoke(str(path))[0] == 0
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_sigterm_stops_cleanly(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "align", "run", str(path)], stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "run/aligned/one/commits"
+    while process.poll() is None and not (folder.is_dir() and list(folder.glob("*.json"))):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    if process.returncode != 0:  # it may have been done already
+        assert process.returncode == 143
+        assert "stopped by SIGTERM" in err
+        assert "Traceback" not in err
+    assert invoke(str(path))[0] == 0
+
+
+def one_line_error(path: Path, *arguments: str) -> str:
+    code, _, err = invoke(str(path), *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_changed_settings_are_refused(finished: Path) -> None:
+    line = one_line_error(finished / "run.yaml", "--set", "align.max_entries=5")
+    assert "settings" in line
+    assert "expected" in line
+    assert "got" in line
+
+
+def test_another_target_tokenizer_is_refused(finished: Path, tmp_path: Path) -> None:
+    tiny_tokenizer("byte_level", vocab_size=333).save_pretrained(tmp_path / "other")
+    line = one_line_error(finished / "run.yaml", "--set", f"target.model={tmp_path / 'other'}")
+    assert "tokenizer" in line
+
+
+def test_a_model_folder_without_tokenizer_is_named(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    line = one_line_error(finished / "run.yaml", "--set", f"target.model={tmp_path / 'empty'}")
+    assert "no tokenizer" in line
+
+
+def test_exact_between_two_vocabularies_is_refused(finished: Path) -> None:
+    assert "one vocabulary" in one_line_error(finished / "run.yaml", "--set", "align.method=exact")
+
+
+def test_exact_on_one_vocabulary_copies(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "byte_level", "byte_level", target_size=400)
+    code, _, err = invoke(str(path), "--set", "align.method=exact")
+    assert code == 0, err
+    source = StoreReader.open(open_location(tmp_path / "run/stores/one")).read(1)
+    copied = StoreReader.open(open_location(tmp_path / "run/aligned/one")).read(1)
+    for name, array in source.items():
+        np.testing.assert_array_equal(copied[name], array)
+
+
+def test_unknown_source_and_missing_store(finished: Path, tmp_path: Path) -> None:
+    assert "no such source" in one_line_error(finished / "run.yaml", "--source", "two")
+    line = one_line_error(finished / "run.yaml", "--set", f"run_dir={tmp_path}")
+    assert "no plan" in line
+
+
+def test_a_missing_source_shard_is_named(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    (tmp_path / "run/stores/one/commits/00003.json").unlink()
+    line = one_line_error(path)
+    assert "(3)" in line
+    assert not list((tmp_path / "run/aligned/one").glob("commits/*"))
+
+
+def test_a_flipped_byte_in_the_source_store_is_found(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    victim = next((tmp_path / "run/stores/one/data").glob("00002-*/entry_ids/c/0"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    line = one_line_error(path)
+    assert "shard 2" in line
+    assert "entry_ids" in line
