@@ -11,7 +11,7 @@ from store_schema.tokenizer import SegmentTokenizer
 from tests.random_source import segments
 from tests.tiny import tiny_tokenizer
 
-DIGITS = [f"{a} + {b} = {a + b}\n" for a in range(120, 200, 3) for b in range(1, 90, 7)]
+DIGITS = [f"{a}+{b}={a + b};" for a in range(120, 200, 3) for b in range(1, 90, 7)]
 
 
 def of(kind: str, texts: list[str], size: int) -> SegmentTokenizer:
@@ -21,8 +21,8 @@ def of(kind: str, texts: list[str], size: int) -> SegmentTokenizer:
 @pytest.mark.parametrize("kind", ["byte_level", "unigram", "metaspace_bpe"])
 def test_first_tokens_are_those_the_tokenizer_writes(kind: str) -> None:
     """Each piece, asked again by hand in running text."""
-    source = of("byte_level", DIGITS + ["the cat sat on the mat\n\n  there"], 330)
-    target = of(kind, DIGITS + ["the dog ran to the mast\n  here"], 380)
+    source = of("byte_level", [*DIGITS, "the cat sat on the mat\n\n  there"], 330)
+    target = of(kind, [*DIGITS, "the dog ran to the mast\n  here"], 380)
     table = piece_table(source.vocabulary, target)
     tokens = target.vocabulary.tokens
     for token in (" the", "the", " sat", "12", " ", "\n"):
