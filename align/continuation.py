@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from align.first_token import NO_TOKEN, PieceTable
 
-MAX_TARGETS = 16
+MAX_TARGETS = 64
 """Target tokens kept per source token; what they leave out becomes tail."""
 
 

@@ -83,15 +83,15 @@ def test_weights_by_hand() -> None:
 
 def test_the_kept_targets_are_the_heaviest_and_the_rest_is_tail() -> None:
     counts = PairCounts(1, 100)
-    for target in range(1, 41):
+    for target in range(1, 81):
         for _ in range(target):
             counts.add(
                 np.array([0, 0], np.uint32), np.array([1, 2]),
                 np.array([0, target], np.uint32), np.array([1, 2]),
             )  # fmt: skip
     going = counts.continuation(np.array([-1], np.int32), 1.0)
-    assert going.targets.tolist() == list(range(40, 40 - MAX_TARGETS, -1))
-    assert going.weights.sum() == pytest.approx(sum(range(25, 41)) / sum(range(1, 41)))
+    assert going.targets.tolist() == list(range(80, 80 - MAX_TARGETS, -1))
+    assert going.weights.sum() == pytest.approx(sum(range(17, 81)) / sum(range(1, 81)))
 
 
 def test_order_of_counting_does_not_matter() -> None:
