@@ -83,7 +83,7 @@ class ShardRecord(StrictModel):
     num_tokens: dict[str, int]
     """Rows by model name (sources and 'target')."""
     fingerprint: str
-    """Of segment ids, texts and contexts."""
+    """Of all fields of its segments."""
 
 
 class PlanRecord(StrictModel):
@@ -107,8 +107,11 @@ class PlanRecord(StrictModel):
 
 
 def shard_fingerprint(segments: Sequence[Segment]) -> str:
-    """Fingerprint of a shard's segments."""
-    return fingerprint([[s.segment_id, bytes_digest(s.text.encode()), s.context] for s in segments])
+    """Fingerprint of a shard's segments: every field but their place in the plan."""
+    fields = [name for name in SEGMENT_SCHEMA.names if name != "text"]
+    return fingerprint(
+        [[bytes_digest(s.text.encode()), *(getattr(s, name) for name in fields)] for s in segments]
+    )
 
 
 class Plan:
@@ -162,10 +165,12 @@ class Plan:
                 table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(
                     shard.index
                 )
+            _require_segment_table(table, where)
             rows = table.to_pylist()
-            segments = [Segment(shard.start + i, **row) for i, row in enumerate(rows)]
-        except (pa.ArrowException, TypeError, OSError, IndexError) as error:
+        # Damaged bytes come out of the Parquet reader as any of these.
+        except (pa.ArrowException, ValueError, TypeError, OSError, IndexError) as error:
             raise CorruptionError("segments unreadable", where=where, got=str(error)) from error
+        segments = [Segment(shard.start + i, **row) for i, row in enumerate(rows)]
         if shard_fingerprint(segments) != shard.fingerprint:
             raise CorruptionError(
                 "segments are not those of the plan",
@@ -217,6 +222,14 @@ def write_plan(
     )
     location.write_atomic(PLAN_FILE, seal(record))
     return Plan(location, record)
+
+
+def _require_segment_table(table: pa.Table, where: str) -> None:
+    nulls = [n for n in table.column_names if n != "context" and table[n].null_count]
+    if nulls or not table.schema.equals(SEGMENT_SCHEMA):
+        raise CorruptionError(
+            "not a segment table", where=where, expected=SEGMENT_SCHEMA.names, got=table.schema
+        )
 
 
 def _segment_table(segments: Sequence[Segment]) -> pa.Table:

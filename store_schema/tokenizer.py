@@ -18,6 +18,9 @@ from store_schema.fingerprint import fingerprint
 from store_schema.plan import Segment
 from store_schema.vocabulary import Vocabulary, vocabulary_of
 
+_GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""What a folder states when tokenizer.json alone says how it splits."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedSegment:
@@ -80,7 +83,8 @@ class SegmentTokenizer:
         Raises:
             ModelError: The folder or hub name has no tokenizer that loads.
         """
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
         folder = Path(ref.model)
         tokenizer_files = [*folder.glob("tokenizer*"), *folder.glob("*.model")]
@@ -93,7 +97,11 @@ class SegmentTokenizer:
                 hint="save the tokenizer beside the weights",
             )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
+            stated = get_tokenizer_config(ref.model, revision=ref.revision).get("tokenizer_class")
+            # The auto class goes by the model's type first and puts that family's pre-tokenizer in
+            # place of the one in tokenizer.json, even where the folder names the generic class.
+            loader = PreTrainedTokenizerFast if stated in _GENERIC_CLASSES else AutoTokenizer
+            tokenizer = loader.from_pretrained(
                 ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
             )
         except (OSError, ValueError, ImportError, KeyError) as error:
@@ -103,7 +111,31 @@ class SegmentTokenizer:
                 got=str(error)[:200],
                 hint="give a model folder, or a hub name that this machine can reach",
             ) from error
-        return cls(tokenizer, name=name)
+        loaded = cls(tokenizer, name=name)
+        if (folder / "tokenizer.json").exists():
+            loaded._require_file(folder / "tokenizer.json")
+        return loaded
+
+    def _require_file(self, path: Path) -> None:
+        """Refuse a loader that rebuilt the tokenizer instead of reading its file.
+
+        transformers picks some tokenizers by the model's type alone: a Qwen2 model with a Unigram
+        tokenizer is read as byte-level BPE, with other ids than the model was trained on.
+        """
+        try:
+            written = json.loads(path.read_text(encoding="utf-8"))["model"]
+        except (OSError, ValueError, KeyError) as error:
+            raise TokenizerError("unreadable tokenizer", where=path, got=str(error)) from error
+        read = json.loads(self.json)["model"]
+        same = read["type"] == written.get("type") and read["vocab"] == written.get("vocab")
+        if not same:
+            raise TokenizerError(
+                "transformers does not read this tokenizer as it was saved",
+                where=path,
+                expected=f"{written.get('type')} with {len(written.get('vocab', ()))} pieces",
+                got=f"{read['type']} with {len(read['vocab'])} pieces ({type(self.hf).__name__})",
+                hint="save model and tokenizer under an architecture that goes with this tokenizer",
+            )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 from store_schema.errors import CorruptionError, TokenizerError
 from store_schema.fingerprint import fingerprint
 
+_TABLE_SCHEMA = pa.schema([("bytes", pa.binary()), ("special", pa.bool_())])
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -106,7 +108,7 @@ class Vocabulary:
         """The table as a Parquet file, for a store."""
         table = pa.table({"bytes": pa.array(self.spelt, pa.binary()), "special": self.special})
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         return sink.getvalue()
 
     @classmethod
@@ -117,11 +119,17 @@ class Vocabulary:
             CorruptionError: Not such a file.
         """
         try:
-            table = pq.read_table(io.BytesIO(data))
-            tokens = tuple(table["bytes"].to_pylist())
-            return cls(tokens, table["special"].to_numpy())
-        except (pa.ArrowException, KeyError, OSError) as error:
+            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            matches = table.schema.equals(_TABLE_SCHEMA)
+        # Damaged bytes come out of the Parquet reader as any of these.
+        except (pa.ArrowException, ValueError, TypeError, OSError) as error:
             raise CorruptionError("vocabulary unreadable", where=where, got=str(error)) from error
+        sound = matches and not any(column.null_count for column in table.columns)
+        if not sound:
+            raise CorruptionError(
+                "not a vocabulary", where=where, expected=_TABLE_SCHEMA, got=table.schema
+            )
+        return cls(tuple(table["bytes"].to_pylist()), table["special"].to_numpy())
 
 
 def vocabulary_of(tokenizer_json: str, *, where: str) -> Vocabulary:

@@ -42,7 +42,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             root / "prose", "gpt_neox", tiny_tokenizer("byte_level", vocab_size=330), seed=1
         ),
         "facts": tiny_model(
-            root / "facts", "qwen2", tiny_tokenizer("unigram", vocab_size=420, bos=True), seed=2
+            root / "facts", "mistral", tiny_tokenizer("unigram", vocab_size=420, bos=True), seed=2
         ),
         "target": tiny_model(
             root / "target",

@@ -21,6 +21,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -153,7 +155,7 @@ def _bytes_as_text(backend: Tokenizer) -> Tokenizer:
 
 def tiny_model(
     folder: Path,
-    arch: Literal["llama", "gpt_neox", "qwen2"] = "llama",
+    arch: Literal["llama", "gpt_neox", "qwen2", "mistral"] = "llama",
     tokenizer: PreTrainedTokenizerFast | None = None,
     *,
     seed: int = 0,
@@ -189,6 +191,8 @@ def tiny_model(
     }
     if arch == "llama":
         model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **shape))
+    elif arch == "mistral":
+        model = MistralForCausalLM(MistralConfig(num_key_value_heads=2, **shape))
     elif arch == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **shape))
     else:
