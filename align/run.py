@@ -67,7 +67,7 @@ def align_source(run: RunConfig, source: str, worker: Worker, stop: StopFlag) ->
     """
     started = time.monotonic()
     section = run.section("align", AlignSection)
-    plan = Plan.open(open_location(f"{run.folder}/plan"))
+    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
     reader = StoreReader.open(open_location(run.store_url(source)))
     reader.require_plan(plan)
     target = SegmentTokenizer.load(run.target, name="target")

@@ -62,6 +62,9 @@ class RunConfig(StrictModel):
     """Names the run and its folder."""
     run_dir: str | None = None
     """Where everything of the run goes, a path or URL for stores; None means runs/<name>."""
+    data_dir: str | None = None
+    """Folder or URL whose corpus, plan and stores are used; None means the run's own. One
+    extraction serves any number of trainings."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of shuffles and initialisations."""
     sources: dict[str, ModelRef] = Field(min_length=1)
@@ -86,6 +89,11 @@ class RunConfig(StrictModel):
         """The run's folder or URL."""
         return (self.run_dir or f"runs/{self.name}").rstrip("/")
 
+    @property
+    def data_folder(self) -> str:
+        """Where corpus, plan and stores lie: folder or URL."""
+        return (self.data_dir or self.folder).rstrip("/")
+
     def section(self, name: str, cls: type[Section]) -> Section:
         """The section `name`, with its defaults when the file does not have it."""
         section = self.sections.get(name)
@@ -97,11 +105,11 @@ class RunConfig(StrictModel):
 
     def store_url(self, source: str) -> str:
         """Where the source store of `source` lies."""
-        return f"{self.folder}/stores/{source}"
+        return f"{self.data_folder}/stores/{source}"
 
     def aligned_url(self, source: str) -> str:
         """Where the aligned store of `source` lies."""
-        return f"{self.folder}/aligned/{source}"
+        return f"{self.data_folder}/aligned/{source}"
 
     def resolved(self) -> str:
         """The whole file as YAML with every default filled in."""
@@ -142,9 +150,24 @@ def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     return parsed.model_copy(update={"sections": sections})
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key that is written twice is an error, not the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = (key_node.tag, key_node.value) if isinstance(key_node.value, str) else None
+            if key is not None and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} is written twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _OnceLoader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError as error:
         raise ConfigError("run file not found", where=path) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

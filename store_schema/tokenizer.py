@@ -69,7 +69,7 @@ class SegmentTokenizer:
         self.hf = tokenizer
         self.json = backend.to_str()
         self._template = Tokenizer.from_str(self.json)
-        self._text = Tokenizer.from_str(self.json)
+        self._text = Tokenizer.from_str(_specials_out_of_reach(self.json))
         for copy in (self._template, self._text):
             copy.no_padding()
             copy.no_truncation()
@@ -216,3 +216,26 @@ class SegmentTokenizer:
             parsed["messages"], tokenize=False, add_generation_prompt=True
         )
         return tuple(self._template.encode(rendered, add_special_tokens=False).ids)
+
+
+def _specials_out_of_reach(tokenizer_json: str) -> str:
+    """The same tokenizer, ids and all, whose model cannot find a special token in a text.
+
+    Telling the backend to take special tokens as text is not enough where they are pieces of the
+    model too: Unigram, WordPiece and WordLevel look pieces up by their spelling and would read "</s>"
+    in a document as the end of the sequence. Their spelling here begins with NUL, which no document
+    may hold. BPE reaches a piece by merges only, and special tokens have none.
+    """
+    spec = json.loads(tokenizer_json)
+    model = spec["model"]
+    if model["type"] == "BPE":
+        return tokenizer_json
+    hidden = {t["content"]: f"\0{t['id']}" for t in spec.get("added_tokens", []) if t["special"]}
+    for token in spec.get("added_tokens", []):
+        token["content"] = hidden.get(token["content"], token["content"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {hidden.get(piece, piece): i for piece, i in model["vocab"].items()}
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    else:
+        model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
+    return json.dumps(spec)

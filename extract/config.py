@@ -1,0 +1,149 @@
+"""The sections `corpus`, `plan` and `extract` of the run file."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from store_schema.config import SectionModel, StrictModel
+
+MIN_TEXT_TOKENS = 8
+"""Room for text that a context must leave: any one character fits any byte-complete tokenizer."""
+
+
+class Columns(StrictModel):
+    """Where an input keeps what. A name given here must be there; a default one may be missing."""
+
+    id: str | None = None
+    """Document id. None: column "id" when there is one, else file name and row."""
+    text: str | None = None
+    """Plain text. None: column "text", unless messages or prompt and response are given."""
+    messages: str | None = None
+    """List of {role, content}: each assistant turn becomes a document. None: column "messages"."""
+    prompt: str | None = None
+    """Context of the response. None: column "prompt"."""
+    response: str | None = None
+    """Text after the prompt. None: column "response"."""
+    domain: str | None = None
+    """Domain. None: column "domain", unless the input has a constant one."""
+    split: str | None = None
+    """Split. None: column "split" when there is one, else dealt by `split_fractions`."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.prompt is None) != (self.response is None):
+            raise ValueError("prompt and response are mapped together or not at all")
+        forms = [self.text, self.messages, self.prompt]
+        if sum(form is not None for form in forms) > 1:
+            raise ValueError("map one of text, messages, or prompt and response")
+        return self
+
+
+class CorpusInput(StrictModel):
+    """One file, glob of files, or saved `datasets` folder."""
+
+    path: str = Field(min_length=1)
+    """File, glob ("data/**/*.jsonl") or folder of `Dataset.save_to_disk`."""
+    format: Literal["auto", "jsonl", "parquet", "text", "datasets"] = "auto"
+    """How to read it; auto goes by the name's ending."""
+    columns: Columns = Columns()
+    """Names of the columns where they differ from the defaults."""
+    domain: str | None = Field(default=None, min_length=1)
+    """Domain of every document of this input, instead of a column."""
+    split: str | None = Field(default=None, min_length=1)
+    """Split of every document of this input, instead of a column."""
+    prompt_as: Literal["text", "chat"] = "text"
+    """Whether a prompt is plain text before the response or a user's turn of each model's chat."""
+
+    @model_validator(mode="after")
+    def _constant_or_column(self) -> Self:
+        for name in ("domain", "split"):
+            if getattr(self, name) is not None and getattr(self.columns, name) is not None:
+                raise ValueError(f"{name} is given both as a constant and as a column")
+        return self
+
+
+class CorpusSection(SectionModel):
+    """How text becomes documents."""
+
+    inputs: tuple[CorpusInput, ...] = ()
+    """What to read, in order."""
+    splits: tuple[str, ...] = Field(default=("train", "valid", "test"), min_length=1)
+    """Documents of other splits are left out (and counted)."""
+    split_fractions: dict[str, float] = Field(
+        default={"train": 0.9, "valid": 0.05, "test": 0.05}, min_length=1
+    )
+    """Shares of documents without a split, dealt by a seeded hash of their id."""
+    on_bad: Literal["error", "drop"] = "error"
+    """What to do with a document that cannot be used: stop, or drop it and count the reason."""
+
+    @field_validator("split_fractions")
+    @classmethod
+    def _shares(cls, fractions: dict[str, float]) -> dict[str, float]:
+        if any(not 0 <= share <= 1 for share in fractions.values()):
+            raise ValueError("each share lies in [0, 1]")
+        if not math.isclose(sum(fractions.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(f"shares must sum to 1, not {sum(fractions.values()):g}")
+        return fractions
+
+
+class PlanSection(SectionModel):
+    """How documents are cut and dealt into shards."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"assumed_tokens_per_s"})
+
+    max_tokens: int = Field(default=1024, ge=2 * MIN_TEXT_TOKENS, le=1 << 20)
+    """Most tokens any model reads at once, its context (BOS, prompt) included."""
+    shard_tokens: int = Field(default=131_072, ge=1)
+    """Target tokens of a shard, about: the unit of work, commit and shuffle."""
+    assumed_tokens_per_s: float = Field(default=5000.0, gt=0, allow_inf_nan=False)
+    """Scoring speed of one worker, for the hours in the cost estimate."""
+
+
+class ExtractSection(SectionModel):
+    """How sources are scored."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "device",
+            "head_rows",
+            "batch_tokens",
+            "group_tokens",
+            "max_num_batched_tokens",
+            "tensor_parallel_size",
+            "gpu_memory_utilization",
+            "kv_cache_gib",
+            "threads",
+        }
+    )
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """What runs the model. Both give the same to about 1e-5 nats, not to the last bit."""
+    top_k: int = Field(default=64, ge=1, le=1 << 17)
+    """Entries kept at each position."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Mass at which entries stop, the one that reaches it included; 1 keeps all `top_k`."""
+    fp32_head: bool = True
+    """Compute the logits of bf16 and fp16 models in float32: in bf16 some 30 of them tie a row."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the transformers engine runs (the installed build of vLLM decides for itself)."""
+    head_rows: int = Field(default=256, ge=1)
+    """transformers: rows of logits that exist at a time; each takes 4 bytes an id, some thrice."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """transformers: tokens of one forward pass, padding included."""
+    group_tokens: int | None = Field(default=None, ge=1)
+    """vllm: tokens of one `generate` call, the unit of progress and of a clean stop.
+    None: 8,192 on a CPU, 65,536 on a GPU."""
+    max_num_batched_tokens: int | None = Field(default=None, ge=16)
+    """vllm: tokens of one step; logits of all of them exist at once. None: 256 on a CPU, 2,048 on
+    a GPU (3 GiB at 128k ids)."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """vllm: GPUs that share one model."""
+    gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1)
+    """vllm: share of the GPU's memory it plans with; prompt log-probabilities come on top."""
+    kv_cache_gib: int = Field(default=1, ge=1)
+    """vllm on a CPU: GiB of its cache."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads. None leaves it to the libraries."""

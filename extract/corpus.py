@@ -1,0 +1,306 @@
+"""`corpus build`: inputs become documents.parquet, and corpus.json, written last, says so.
+
+Everything is checked before anything is written, so a bad document leaves an earlier corpus as it
+was. The texts are held once in memory, as Arrow keeps them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field, fields
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from extract.config import CorpusInput, CorpusSection
+from extract.documents import Document, columns_wanted, row_documents, row_id, row_split
+from extract.inputs import DocumentError, InputFile, content_digest, input_files, read_rows
+from store_schema import SCHEMA_VERSION, __version__
+from store_schema.config import RunConfig, StrictModel
+from store_schema.errors import (
+    ConfigError,
+    CorruptionError,
+    InputError,
+    MismatchError,
+    MissingError,
+)
+from store_schema.fingerprint import canonical_json, fingerprint
+from store_schema.location import Location, open_location, storage_errors
+from store_schema.plan import PLAN_FILE
+from store_schema.sealed import seal, unseal
+
+CORPUS_FILE = "corpus.json"
+DOCUMENTS_FILE = "documents.parquet"
+BATCH_DOCUMENTS = 4096
+
+DOCUMENT_SCHEMA = pa.schema([(item.name, pa.string()) for item in fields(Document)])
+
+
+class InputRecord(StrictModel):
+    """One input file as it was read."""
+
+    name: str
+    sha256: str
+    documents: int = Field(ge=0)
+    """Documents kept."""
+
+
+class CorpusRecord(StrictModel):
+    """corpus.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    request_fingerprint: str
+    """Of the inputs' content, the section and the seed: the same request gives the same corpus."""
+    corpus_fingerprint: str
+    """Of all documents, in order."""
+    num_documents: int = Field(ge=0)
+    documents: dict[str, dict[str, int]]
+    """Number by split and domain."""
+    size_bytes: dict[str, dict[str, int]]
+    """UTF-8 bytes of text by split and domain."""
+    left_out: dict[str, int]
+    """Rows of splits that the run does not use, by split."""
+    dropped: dict[str, int]
+    """Documents that could not be used, by reason."""
+    inputs: tuple[InputRecord, ...]
+    created_by: str = f"logitfuse {__version__}"
+
+
+@dataclass
+class _Collected:
+    """What reading the inputs gathers."""
+
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    documents: Counter[tuple[str, str]] = field(default_factory=Counter)
+    size_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    by_file: Counter[int] = field(default_factory=Counter)
+    places: dict[str, str] = field(default_factory=dict)
+
+    def add(self, documents: Sequence[Document]) -> None:
+        columns = list(zip(*map(astuple, documents), strict=True))
+        self.batches.append(pa.record_batch([list(c) for c in columns], schema=DOCUMENT_SCHEMA))
+        for document in documents:
+            self.digest.update(_document_bytes(document))
+            key = (document.split, document.domain)
+            self.documents[key] += 1
+            self.size_bytes[key] += len(document.text.encode())
+
+
+def corpus_location(run: RunConfig) -> Location:
+    """Where the corpus of a run lies."""
+    return open_location(run.data_folder).child("corpus")
+
+
+def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
+    """Build the corpus of a run, or find that it is built.
+
+    Args:
+        run: The run file.
+
+    Returns:
+        The record, and whether anything had to be done.
+
+    Raises:
+        InputError: An input or document cannot be used; nothing was written.
+        MismatchError: Inputs changed after the plan was made; nothing was written.
+    """
+    section = run.section("corpus", CorpusSection)
+    if not section.inputs:
+        raise ConfigError("no inputs", where="corpus.inputs", hint="name at least one file")
+    files = [(entry, file) for entry in section.inputs for file in input_files(entry)]
+    digests = [content_digest(file) for _, file in files]
+    request = _request_fingerprint(run, section, files, digests)
+    location = corpus_location(run)
+    if location.exists(CORPUS_FILE):
+        record = open_corpus(location)
+        if record.request_fingerprint == request:
+            return record, False
+        _require_no_plan(run, record, request)
+    collected = _collect(section, files, run.seed)
+    inputs = tuple(
+        InputRecord(name=file.name, sha256=digest, documents=collected.by_file[i])
+        for i, ((_, file), digest) in enumerate(zip(files, digests, strict=True))
+    )
+    record = CorpusRecord(
+        request_fingerprint=request,
+        corpus_fingerprint=collected.digest.hexdigest()[:32],
+        num_documents=sum(collected.documents.values()),
+        documents=_nested(collected.documents),
+        size_bytes=_nested(collected.size_bytes),
+        left_out=dict(sorted(collected.left_out.items())),
+        dropped=dict(sorted(collected.dropped.items())),
+        inputs=inputs,
+    )
+    _write(location, record, collected.batches, run.resolved())
+    return record, True
+
+
+def open_corpus(location: Location) -> CorpusRecord:
+    """The record of a finished corpus.
+
+    Raises:
+        MissingError: There is none (yet).
+        CorruptionError: corpus.json is damaged.
+    """
+    if not location.exists(CORPUS_FILE):
+        raise MissingError(
+            "no corpus", where=location.url, hint="run `logitfuse corpus build` first"
+        )
+    where = f"{location.url}/{CORPUS_FILE}"
+    return unseal(CorpusRecord, location.read_bytes(CORPUS_FILE), where=where)
+
+
+def read_documents(location: Location, record: CorpusRecord) -> pa.Table:
+    """All documents as an Arrow table, proved to be those of the record.
+
+    Raises:
+        CorruptionError: The file does not hold what corpus.json says.
+    """
+    where = f"{location.url}/{DOCUMENTS_FILE}"
+    try:
+        with location.open_read(DOCUMENTS_FILE) as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        digest = hashlib.sha256()
+        for document in iter_documents(table):
+            digest.update(_document_bytes(document))
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise CorruptionError("documents unreadable", where=where, got=str(error)[:200]) from error
+    if digest.hexdigest()[:32] != record.corpus_fingerprint:
+        raise CorruptionError(
+            "documents are not those of corpus.json",
+            where=where,
+            expected=record.corpus_fingerprint,
+            got=digest.hexdigest()[:32],
+            hint="delete the corpus folder and build it again",
+        )
+    return table
+
+
+def iter_documents(table: pa.Table) -> Iterator[Document]:
+    """The rows of a documents table."""
+    for batch in table.to_batches(max_chunksize=BATCH_DOCUMENTS):
+        for row in batch.to_pylist():
+            yield Document(**row)
+
+
+def _request_fingerprint(
+    run: RunConfig,
+    section: CorpusSection,
+    files: Sequence[tuple[CorpusInput, InputFile]],
+    digests: Sequence[str],
+) -> str:
+    """Of names and content, not of paths: moved inputs ask for the same corpus."""
+    inputs = [
+        [entry.model_dump(mode="json", exclude={"path"}), file.name, file.format, digest]
+        for (entry, file), digest in zip(files, digests, strict=True)
+    ]
+    settings = section.model_dump(mode="json", exclude={"inputs"})
+    return fingerprint(["corpus", SCHEMA_VERSION, inputs, settings, run.seed])
+
+
+def _require_no_plan(run: RunConfig, record: CorpusRecord, request: str) -> None:
+    plan = open_location(run.data_folder).child("plan")
+    if plan.exists(PLAN_FILE):
+        raise MismatchError(
+            "the corpus was changed after the plan was made",
+            where=corpus_location(run).url,
+            expected=f"request {record.request_fingerprint}",
+            got=f"request {request}",
+            hint=f"undo the change, give the run another name, or delete {plan.url} to plan anew",
+        )
+
+
+def _collect(
+    section: CorpusSection, files: Sequence[tuple[CorpusInput, InputFile]], seed: int
+) -> _Collected:
+    collected = _Collected()
+    pending: list[Document] = []
+    for index, document in _checked(section, files, seed, collected):
+        pending.append(document)
+        collected.by_file[index] += 1
+        if len(pending) == BATCH_DOCUMENTS:
+            collected.add(pending)
+            pending = []
+    if pending:
+        collected.add(pending)
+    if not collected.batches:
+        facts = f"left out {dict(collected.left_out)}, dropped {dict(collected.dropped)}"
+        raise InputError(
+            "no document is left", where="corpus.inputs", expected="at least one", got=facts
+        )
+    return collected
+
+
+def _checked(
+    section: CorpusSection,
+    files: Sequence[tuple[CorpusInput, InputFile]],
+    seed: int,
+    collected: _Collected,
+) -> Iterator[tuple[int, Document]]:
+    """Usable documents with the index of their file; the others are counted or raised."""
+    for index, (entry, file) in enumerate(files):
+        for place, automatic, row in read_rows(file, columns_wanted(entry)):
+            try:
+                if isinstance(row, DocumentError):
+                    raise row
+                document_id = row_id(row, entry, automatic=automatic, place=place)
+                split = row_split(row, entry, section, doc=document_id, seed=seed)
+                if split not in section.splits:
+                    collected.left_out[split] += 1
+                    continue
+                documents = row_documents(
+                    row, entry, document_id=document_id, split=split, place=place
+                )
+                _require_new_ids(documents, place, collected.places)
+            except DocumentError as error:
+                if section.on_bad == "error":
+                    raise
+                collected.dropped[error.reason] += 1
+                continue
+            for document in documents:
+                yield index, document
+
+
+def _require_new_ids(documents: Iterable[Document], place: str, places: dict[str, str]) -> None:
+    for document in documents:
+        if document.document_id in places:
+            raise DocumentError(
+                f"two documents with the id {document.document_id}",
+                reason="duplicate_id",
+                where=place,
+                got=f"the same id in {places[document.document_id]}",
+                hint="make ids unique, or map another column to id",
+            )
+    places.update((document.document_id, place) for document in documents)
+
+
+def _document_bytes(document: Document) -> bytes:
+    return canonical_json(list(astuple(document))) + b"\n"
+
+
+def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (split, domain), number in sorted(counts.items()):
+        found.setdefault(split, {})[domain] = number
+    return found
+
+
+def _write(
+    location: Location, record: CorpusRecord, batches: list[pa.RecordBatch], config: str
+) -> None:
+    location.delete(CORPUS_FILE)
+    location.write_atomic("config.yaml", config.encode())
+    where = f"{location.url}/{DOCUMENTS_FILE}"
+    with storage_errors(where), location.open_write(DOCUMENTS_FILE) as sink:
+        with pq.ParquetWriter(
+            sink, DOCUMENT_SCHEMA, compression="zstd", write_page_checksum=True
+        ) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    location.write_atomic(CORPUS_FILE, seal(record))

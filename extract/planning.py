@@ -1,0 +1,335 @@
+"""`extract plan`: documents are cut for all tokenizers, and segments dealt into shards, once.
+
+The deal is a pure function of seed and documents: documents of a split in the order of a seeded
+SHA-256 of their ids, so that each shard mixes domains, and segments of a document in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from extract.config import MIN_TEXT_TOKENS, PlanSection
+from extract.corpus import corpus_location, iter_documents, open_corpus, read_documents
+from extract.documents import Document
+from extract.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
+from store_schema import SCHEMA_VERSION
+from store_schema.config import RunConfig
+from store_schema.errors import ConfigError, InputError, MismatchError
+from store_schema.fingerprint import fingerprint
+from store_schema.location import Location, open_location
+from store_schema.models import max_positions, model_config, resolve_model
+from store_schema.plan import PLAN_FILE, Plan, Segment, write_plan
+from store_schema.reader import MANIFEST_FILE
+from store_schema.tokenizer import SegmentTokenizer
+
+TARGET = "target"
+BATCH_BYTES = 1 << 22
+"""Text that is cut at a time: enough for tokenizers to use all cores."""
+
+
+@dataclass
+class CutCorpus:
+    """Segments of every document that is kept, without their text.
+
+    Args:
+        rows: Row in the documents table of each kept document.
+        cuts: Its segments.
+        dropped: Documents left out, by reason.
+        context_tokens: Context tokens that each model reads in all, by model.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    cuts: list[list[Cut]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    context_tokens: Counter[str] = field(default_factory=Counter)
+
+
+def plan_location(run: RunConfig) -> Location:
+    """Where the plan of a run lies."""
+    return open_location(run.data_folder).child("plan")
+
+
+def load_tokenizers(run: RunConfig) -> dict[str, SegmentTokenizer]:
+    """Tokenizers of all sources and the target, by model name."""
+    refs = {**run.sources, TARGET: run.target}
+    return {name: SegmentTokenizer.load(ref, name=name) for name, ref in refs.items()}
+
+
+def make_plan(run: RunConfig) -> tuple[Plan, bool]:
+    """Make the plan of a run, or find that it is made.
+
+    Args:
+        run: The run file.
+
+    Returns:
+        The plan, and whether anything had to be done.
+
+    Raises:
+        MissingError: There is no corpus.
+        MismatchError: Another plan was asked for after extraction began; nothing was written.
+        TokenizerError: A tokenizer cannot represent a document.
+    """
+    section = run.section("plan", PlanSection)
+    corpus = open_corpus(corpus_location(run))
+    tokenizers = load_tokenizers(run)
+    request = fingerprint(
+        [
+            "plan",
+            SCHEMA_VERSION,
+            corpus.corpus_fingerprint,
+            section.content(),
+            {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()},
+            run.seed,
+        ]
+    )
+    location = plan_location(run)
+    if location.exists(PLAN_FILE):
+        plan = Plan.open(location)
+        if plan.record.request_fingerprint == request:
+            return plan, False
+        _require_no_store(run, plan, request)
+    _require_positions(run, section)
+    table = read_documents(corpus_location(run), corpus)
+    cut = cut_corpus(table, tokenizers, section.max_tokens)
+    if not cut.rows:
+        raise InputError("no document is left", where="plan", got=f"dropped {dict(cut.dropped)}")
+    location.write_atomic("config.yaml", run.resolved().encode())
+    plan = write_plan(
+        location,
+        _shards(table, cut, list(tokenizers), section.shard_tokens, run.seed),
+        corpus_fingerprint=corpus.corpus_fingerprint,
+        request_fingerprint=request,
+        tokenizers={name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()},
+        settings=section.content()
+        | {
+            "seed": run.seed,
+            "dropped": dict(sorted(cut.dropped.items())),
+            "context_tokens": dict(cut.context_tokens),
+        },
+    )
+    return plan, True
+
+
+def _require_no_store(run: RunConfig, plan: Plan, request: str) -> None:
+    root = open_location(run.data_folder)
+    begun = [
+        f"{kind}/{name}"
+        for kind in ("stores", "aligned")
+        for name in root.names(kind)
+        if root.exists(f"{kind}/{name}/{MANIFEST_FILE}")
+    ]
+    if begun:
+        raise MismatchError(
+            "the plan was changed after extraction began",
+            where=f"{plan.location.url} ({', '.join(begun)} were made from it)",
+            expected=f"request {plan.record.request_fingerprint}",
+            got=f"request {request}",
+            hint="undo the change, give the run another name, or delete these stores to plan anew",
+        )
+
+
+def _require_positions(run: RunConfig, section: PlanSection) -> None:
+    """Refuse segments longer than a model reads, before anything is tokenised."""
+    for name, ref in {**run.sources, TARGET: run.target}.items():
+        longest = max_positions(model_config(resolve_model(ref)))
+        if longest is not None and section.max_tokens > longest:
+            raise ConfigError(
+                f"segments are longer than {name} can read",
+                where="plan.max_tokens",
+                expected=f"at most {longest}",
+                got=section.max_tokens,
+            )
+
+
+def cut_corpus(
+    table: pa.Table, tokenizers: Mapping[str, SegmentTokenizer], max_tokens: int
+) -> CutCorpus:
+    """Cut all documents, a few megabytes at a time.
+
+    Args:
+        table: Documents.
+        tokenizers: By model name.
+        max_tokens: Of a segment with its context, for every model.
+
+    Raises:
+        TokenizerError: Names document, tokenizer and the first byte that it cannot represent.
+        InputError: A single character takes more tokens than a segment may have.
+    """
+    found = CutCorpus()
+    batch: list[tuple[int, Document, list[int]]] = []
+    size = 0
+    for row, document in enumerate(iter_documents(table)):
+        contexts = _context_sizes(document, tokenizers)
+        if max_tokens - max(contexts) < MIN_TEXT_TOKENS:
+            found.dropped["context_too_long"] += 1
+            continue
+        batch.append((row, document, contexts))
+        size += len(document.text)
+        if size >= BATCH_BYTES:
+            _cut_batch(batch, tokenizers, max_tokens, found)
+            batch, size = [], 0
+    if batch:
+        _cut_batch(batch, tokenizers, max_tokens, found)
+    return found
+
+
+def _context_sizes(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[int]:
+    return [
+        len(
+            tokenizer.context_ids(
+                document.context, where=f"document {document.document_id}, tokenizer of {name}"
+            )
+        )
+        for name, tokenizer in tokenizers.items()
+    ]
+
+
+def _cut_batch(
+    batch: Sequence[tuple[int, Document, list[int]]],
+    tokenizers: Mapping[str, SegmentTokenizer],
+    max_tokens: int,
+    found: CutCorpus,
+) -> None:
+    ids = [document.document_id for _, document, _ in batch]
+    texts = [document.text.encode() for _, document, _ in batch]
+    budgets = [[max_tokens - context for context in contexts] for _, _, contexts in batch]
+    encoders = [encoder(tokenizer, ids) for tokenizer in tokenizers.values()]
+    try:
+        cuts = cut_documents(texts, budgets, encoders)
+    except UnfitCharacterError as error:
+        raise InputError(
+            "a single character takes more tokens than a segment may have",
+            where=f"document {ids[error.piece.document]}, byte {error.piece.start}",
+            expected=f"at most {budgets[error.piece.document]}",
+            got=dict(zip(tokenizers, error.num_tokens, strict=True)),
+            hint="raise plan.max_tokens",
+        ) from error
+    for (row, _, contexts), document_cuts in zip(batch, cuts, strict=True):
+        found.rows.append(row)
+        found.cuts.append(document_cuts)
+        for name, context in zip(tokenizers, contexts, strict=True):
+            found.context_tokens[name] += context * len(document_cuts)
+
+
+def encoder(tokenizer: SegmentTokenizer, ids: Sequence[str]) -> Encoder:
+    """A tokenizer as `cut_documents` uses it, every piece proved.
+
+    Args:
+        tokenizer: Of one model.
+        ids: Document ids of the batch, for messages.
+    """
+
+    def encode(pieces: Sequence[Piece]) -> list[Ends]:
+        tokens = tokenizer.encode_text([piece.text for piece in pieces])
+        return [
+            tokenizer.vocabulary.byte_ends(
+                token_ids,
+                piece.data,
+                where=f"document {ids[piece.document]} from byte {piece.start}, "
+                f"tokenizer of {tokenizer.name}",
+            )
+            for token_ids, piece in zip(tokens, pieces, strict=True)
+        ]
+
+    return encode
+
+
+def deal(sizes: Sequence[Sequence[int]], shard_tokens: int) -> list[list[tuple[int, int]]]:
+    """Deal segments into shards of like size, documents whole where possible.
+
+    Args:
+        sizes: For each document, in order, the tokens of its segments.
+        shard_tokens: Tokens of a shard, about.
+
+    Returns:
+        For each shard (document, segment) pairs, in order.
+    """
+    total = sum(map(sum, sizes))
+    size = total / max(round(total / shard_tokens), 1)
+    shards: list[list[tuple[int, int]]] = []
+    shard: list[tuple[int, int]] = []
+    held = 0
+
+    def close() -> None:
+        nonlocal shard, held
+        shards.append(shard)
+        shard, held = [], 0
+
+    for document, segments in enumerate(sizes):
+        whole = sum(segments)
+        # Only a document that is itself longer than a shard may lie in several.
+        if shard and whole <= size and held + whole / 2 > size:
+            close()
+        for number, tokens in enumerate(segments):
+            if shard and whole > size and held + tokens / 2 > size:
+                close()
+            shard.append((document, number))
+            held += tokens
+    if shard:
+        close()
+    return shards
+
+
+def shuffled(ids: Sequence[str], seed: int) -> list[int]:
+    """Indices of `ids` in the order of a seeded SHA-256 of each."""
+    keys = [hashlib.sha256(f"shuffle:{seed}:{name}".encode()).digest() for name in ids]
+    return sorted(range(len(ids)), key=lambda i: (keys[i], ids[i]))
+
+
+def _shards(
+    table: pa.Table, cut: CutCorpus, models: list[str], shard_tokens: int, seed: int
+) -> Iterator[tuple[list[Segment], dict[str, int]]]:
+    """Shards as `write_plan` takes them: splits one after the other, texts read when needed."""
+    target = models.index(TARGET)
+    splits = table["split"].take(pa.array(cut.rows)).to_pylist()
+    ids = table["document_id"].take(pa.array(cut.rows)).to_pylist()
+    index = 0
+    for split in dict.fromkeys(sorted(splits, key=_split_order)):
+        members = [i for i, name in enumerate(splits) if name == split]
+        order = [members[i] for i in shuffled([ids[i] for i in members], seed)]
+        sizes = [[c.num_tokens[target] for c in cut.cuts[i]] for i in order]
+        build = _segment_builder(table, cut)
+        for pairs in deal(sizes, shard_tokens):
+            segments = []
+            for document, number in pairs:
+                segments.append(build(index, order[document], number))
+                index += 1
+            counts = np.array([cut.cuts[order[d]][n].num_tokens for d, n in pairs]).sum(axis=0)
+            yield segments, dict(zip(models, counts.tolist(), strict=True))
+
+
+def _split_order(name: str) -> tuple[int, str]:
+    known = ("train", "valid", "test")
+    return (known.index(name) if name in known else len(known), name)
+
+
+def _segment_builder(table: pa.Table, cut: CutCorpus) -> Callable[[int, int, int], Segment]:
+    last: tuple[int, dict[str, str], bytes] | None = None
+
+    def build(index: int, kept: int, number: int) -> Segment:
+        nonlocal last
+        if last is None or last[0] != kept:
+            row = table.slice(cut.rows[kept], 1).to_pylist()[0]
+            last = (kept, row, row["text"].encode())
+        _, row, data = last
+        piece = cut.cuts[kept][number]
+        return Segment(
+            index=index,
+            segment_id=f"{row['document_id']}#{number}",
+            document_id=row["document_id"],
+            domain=row["domain"],
+            split=row["split"],
+            byte_start=piece.start,
+            byte_end=piece.end,
+            ends_document=piece.end == len(data),
+            context=row["context"],
+            text=data[piece.start : piece.end].decode(),
+        )
+
+    return build

@@ -1,0 +1,253 @@
+"""Bits per byte of any model on a split of the plan, on bytes that every model of the run shares.
+
+Bits per byte are total nats / ln 2 / total UTF-8 bytes. Tokens of different tokenizers are not
+comparable, bytes are (Gao et al. 2020, The Pile, section 3.1). Which bytes count: `common_bytes`.
+
+One model is held at a time: load, score, drop, next.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from fuse_eval.common_bytes import common_starts, counted_from
+from fuse_train.likelihood import row_nats
+from fuse_train.models import identity, load_model
+from launch.progress import Progress
+from launch.signals import StopFlag
+from store_schema import SCHEMA_VERSION
+from store_schema.config import ModelRef, RunConfig, StrictModel
+from store_schema.errors import ConfigError, MismatchError, ModelError
+from store_schema.fingerprint import fingerprint
+from store_schema.location import Location
+from store_schema.plan import Plan, Segment
+from store_schema.sealed import seal, unseal
+from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """The text that models are compared on.
+
+    Args:
+        segments: Of the split, in plan order.
+        starts: [D] byte of each segment from which every model is counted.
+        num_bytes: [D] bytes counted; 0 where the tokenizers share no boundary.
+    """
+
+    segments: tuple[Segment, ...]
+    starts: npt.NDArray[np.int64]
+    num_bytes: npt.NDArray[np.int64]
+
+
+class ModelScore(StrictModel):
+    """One model's NLL of every segment; kept, so that an evaluation goes on where it was stopped."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    request_fingerprint: str
+    """Of the model, the text and what is counted of it."""
+    nats: tuple[float, ...]
+    num_bytes: tuple[int, ...]
+    seconds: float = Field(ge=0)
+
+
+def split_segments(plan: Plan, split: str) -> tuple[Segment, ...]:
+    """All segments of a split, in plan order.
+
+    Raises:
+        ConfigError: The plan has no such split.
+    """
+    splits = plan.splits()
+    if split not in splits:
+        raise ConfigError(
+            "no such split in the plan",
+            where="evaluate.split",
+            expected=" or ".join(splits),
+            got=split,
+        )
+    return tuple(segment for shard in splits[split] for segment in plan.segments(shard))
+
+
+def run_tokenizers(run: RunConfig, plan: Plan) -> dict[str, SegmentTokenizer]:
+    """Tokenizers of all sources and of the target, checked against the plan.
+
+    Raises:
+        MismatchError: A tokenizer was changed after planning.
+    """
+    found = {}
+    for name, ref in {**run.sources, "target": run.target}.items():
+        tokenizer = SegmentTokenizer.load(ref, name=name)
+        planned = plan.record.tokenizers.get(name)
+        if tokenizer.fingerprint != planned:
+            raise MismatchError(
+                f"tokenizer of {name} is not the plan's",
+                where=ref.model,
+                expected=f"tokenizer {planned}",
+                got=f"tokenizer {tokenizer.fingerprint}",
+                hint="undo the change, or give the run another name and plan again",
+            )
+        found[name] = tokenizer
+    return found
+
+
+def scored_text(
+    segments: Sequence[Segment], tokenizers: Mapping[str, SegmentTokenizer]
+) -> ScoredText:
+    """Choose the bytes that count, from all tokenizers of the run."""
+    starts = common_starts({name: t.encode(segments) for name, t in tokenizers.items()})
+    lengths = np.asarray([len(segment.text.encode()) for segment in segments], np.int64)
+    return ScoredText(tuple(segments), starts, lengths - starts)
+
+
+def counted_segments(text: ScoredText, tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
+    """The segments as one model reads them, rows where bytes count."""
+    encoded = tokenizer.encode(text.segments)
+    return [counted_from(e, int(start)) for e, start in zip(encoded, text.starts, strict=True)]
+
+
+def score_request(ref: ModelRef, plan: Plan, split: str) -> str:
+    """Fingerprint of all that a score depends on: model, text, and every tokenizer of the run,
+    since they choose the bytes that count."""
+    return fingerprint(
+        {
+            "model": identity(ref),
+            "plan": plan.fingerprint,
+            "tokenizers": plan.record.tokenizers,
+            "split": split,
+        }
+    )
+
+
+def load_score(location: Location, key: str, request: str) -> ModelScore | None:
+    """A kept score, if it is the one asked for."""
+    if not location.exists(key):
+        return None
+    score = unseal(ModelScore, location.read_bytes(key), where=f"{location.url}/{key}")
+    return score if score.request_fingerprint == request else None
+
+
+def save_score(location: Location, key: str, score: ModelScore) -> None:
+    """Keep a score."""
+    location.write_atomic(key, seal(score))
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device to score on.
+
+    Raises:
+        ConfigError: torch does not know it.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            "unknown device", where="evaluate.device", got=str(error).splitlines()[0]
+        ) from error
+
+
+def score_dtype(ref: ModelRef) -> Any:
+    """dtype to load in: the one asked for, or 'auto' (the checkpoint's own).
+
+    Raises:
+        ModelError: No floating dtype of that name.
+    """
+    if ref.dtype == "auto":
+        return "auto"
+    dtype = getattr(torch, ref.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(
+            "unknown dtype", where=ref.model, got=ref.dtype, expected="float32 or the like"
+        )
+    return dtype
+
+
+def model_rows(
+    ref: ModelRef,
+    encoded: Sequence[EncodedSegment],
+    *,
+    name: str,
+    batch_tokens: int,
+    device: torch.device,
+    stop: StopFlag,
+) -> list[npt.NDArray[np.float64]]:
+    """NLL of every row under one model, which is loaded for it and dropped after.
+
+    Args:
+        ref: The model.
+        encoded: Segments as its tokenizer gives them.
+        name: For progress and messages.
+        batch_tokens: Padded tokens of one forward pass.
+        device: To score on.
+        stop: Asked between passes.
+
+    Returns:
+        [N] nats for each segment, NaN where nothing stands before a first token.
+    """
+    model = load_model(ref, where=name, dtype=score_dtype(ref)).to(device)
+    lengths = [len(e.context_ids) + len(e.token_ids) for e in encoded]
+    found: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
+    try:
+        with Progress(f"score {name}", sum(lengths), unit="tok") as progress:
+            for batch in _batches(lengths, batch_tokens):
+                stop.check()
+                chosen = [encoded[i] for i in batch]
+                for i, nats in zip(
+                    batch, row_nats(model, chosen, batch_segments=len(batch)), strict=True
+                ):
+                    found[i] = nats
+                progress.add(sum(lengths[i] for i in batch))
+    finally:
+        del model
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+def score_model(
+    ref: ModelRef,
+    text: ScoredText,
+    tokenizer: SegmentTokenizer,
+    *,
+    name: str,
+    batch_tokens: int,
+    device: torch.device,
+    stop: StopFlag,
+) -> list[float]:
+    """Nats of each segment over the bytes that count; 0 where none do."""
+    encoded = counted_segments(text, tokenizer)
+    rows = model_rows(ref, encoded, name=name, batch_tokens=batch_tokens, device=device, stop=stop)
+    return [math.fsum(nats) for nats in rows]
+
+
+def checkpoint_ref(folder: Path, target: ModelRef) -> ModelRef:
+    """A trained model's folder, loaded like the target it started as."""
+    return ModelRef(
+        model=str(folder), dtype=target.dtype, trust_remote_code=target.trust_remote_code
+    )
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices with rows, longest first, in groups of at most `batch_tokens` padded tokens."""
+    order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    width = 0
+    for i in order:
+        if not batches or width * (len(batches[-1]) + 1) > batch_tokens:
+            batches.append([])
+            width = lengths[i]
+        batches[-1].append(i)
+    return batches

@@ -1,0 +1,103 @@
+"""`logitfuse eval pool`, `logitfuse eval run` and `logitfuse report`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fuse_eval.findings import (
+    BEFORE,
+    CONTROL,
+    headline,
+    interference_line,
+    pool_lines,
+    specialist_lines,
+    title_of,
+)
+from fuse_eval.tables import bpb_table, plain
+from launch.command import StageGroup, run_options, timed_stage
+from launch.signals import stop_on_signals
+from store_schema.config import RunConfig
+
+
+@click.group(cls=StageGroup)
+def evaluate() -> None:
+    """Bits per byte, and what pools would score."""
+
+
+@evaluate.command("pool")
+@run_options
+def pool_command(run: RunConfig) -> None:
+    """Say from the stores alone what each source and each pool would score, before training."""
+    from fuse_eval.run import estimate_pools
+
+    with timed_stage(run, "pool") as figures, stop_on_signals() as stop:
+        result = estimate_pools(run, stop)
+        figures["fresh"] = result.fresh
+    click.echo(pool_report(result.content))
+    if not result.fresh:
+        click.echo("eval pool: complete, nothing to do")
+
+
+@evaluate.command("run")
+@run_options
+def run_command(run: RunConfig) -> None:
+    """Score target before, CLM control, fused and each source, and compare them."""
+    from fuse_eval.run import evaluate as evaluate_run
+
+    with timed_stage(run, "evaluate") as figures, stop_on_signals() as stop:
+        result = evaluate_run(run, stop)
+        figures["fresh"] = result.fresh
+    click.echo(evaluation_report(result.content))
+    if not result.fresh:
+        click.echo("eval run: complete, nothing to do")
+
+
+@click.command()
+@run_options
+def report(run: RunConfig) -> None:
+    """Write the report of a run: summary.json and a page with plots."""
+    from fuse_eval.report import write_report
+
+    with timed_stage(run, "report") as figures:
+        url, fresh = write_report(run)
+        figures["fresh"] = fresh
+    click.echo(f"report: {url}" if fresh else f"report: {url} complete, nothing to do")
+
+
+def pool_report(content: dict[str, Any]) -> str:
+    """The estimate for people."""
+    domains = content["domains"].values()
+    rows = sum(item["rows"] for item in domains)
+    common = sum(item["common_rows"] for item in domains)
+    whole = sum(item["bytes"] for item in domains)
+    shared = sum(item["common_bytes"] for item in domains)
+    own = bpb_table(
+        "each source on its own tokens, whole segments (bits per byte)", content["source_bpb"]
+    )
+    named = {"target now": content["target_bpb"]}
+    named |= {f"{source} alone": values for source, values in content["alone_bpb"].items()}
+    for selector, values in content["pool_bpb"].items():
+        hindsight = " (hindsight)" if selector == "min_ce" else ""
+        named[f"pool {selector}{hindsight}"] = values
+    title = (
+        f"pools on split {content['split']} (bits per byte), on the rows that every source knows: "
+        f"{common / max(rows, 1):.1%} of the target's tokens, {shared / max(whole, 1):.1%} of bytes"
+    )
+    pools = bpb_table(title, named, against="target now")
+    return "\n".join([own, "", pools, "", *map(plain, pool_lines(content))])
+
+
+def evaluation_report(content: dict[str, Any]) -> str:
+    """The evaluation for people."""
+    rows = {title_of(model): values for model, values in content["bpb"].items()}
+    against = title_of(CONTROL if CONTROL in content["bpb"] else BEFORE)
+    sizes = content["domains"].values()
+    title = (
+        f"bits per byte on split {content['split']}: {sum(s['bytes'] for s in sizes):,} bytes that "
+        f"every model predicts ({sum(s['excluded_bytes'] for s in sizes):,} at starts of segments "
+        "are context)"
+    )
+    lines = [headline(content), interference_line(content), *specialist_lines(content)]
+    return "\n".join([bpb_table(title, rows, against=against), "", *(plain(x) for x in lines if x)])

@@ -1,0 +1,43 @@
+"""The run file's section `evaluate`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from store_schema.config import SectionModel
+
+PoolSelector = Literal["uniform", "static", "min_ce", "asn"]
+
+
+class EvaluateSection(SectionModel):
+    """What is measured, on which text, and how sure it has to be."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "device"})
+
+    split: str = Field(default="test", min_length=1)
+    """Split of the plan whose segments are scored. No stage before has trained on it."""
+    sources: bool = True
+    """Whether each source is scored too. Off saves loading them where they are large."""
+    pool_selectors: tuple[PoolSelector, ...] = ("uniform", "min_ce", "asn")
+    """Selectors whose pools are estimated before training; 'static' takes the weights of the train
+    section."""
+    bootstrap_samples: int = Field(default=2000, ge=200, le=100_000)
+    """Resamples behind each confidence interval."""
+    bootstrap_unit: Literal["document", "segment"] = "document"
+    """What is resampled. Segments of one document are alike, so taking them as independent makes
+    intervals too narrow."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Two-sided level of the intervals."""
+    batch_tokens: int = Field(default=8192, gt=0)
+    """Padded tokens of one forward pass. Changes speed and memory only."""
+    device: str | None = None
+    """torch device by name; None takes CUDA when there is one, else the CPU."""
+
+    @field_validator("pool_selectors")
+    @classmethod
+    def _each_once(cls, selectors: tuple[PoolSelector, ...]) -> tuple[PoolSelector, ...]:
+        if len(set(selectors)) != len(selectors):
+            raise ValueError("a selector is named twice")
+        return selectors

@@ -1,0 +1,145 @@
+"""What the figures say, in plain sentences: printed by the commands and shown by the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fuse_eval.charts import percent, share_of, significant
+
+FUSED, CONTROL, BEFORE = "fused", "clm_control", "target_before"
+
+MODEL_TITLES = {BEFORE: "target before", CONTROL: "CLM control", FUSED: "fused"}
+
+
+def title_of(model: str) -> str:
+    """A model's name as people read it."""
+    return MODEL_TITLES.get(model, model)
+
+
+def comparison(evaluation: Mapping[str, Any], model: str, against: str) -> dict[str, Any] | None:
+    """The comparison of two models, if it was made."""
+    for item in evaluation.get("comparisons", []):
+        if item["model"] == model and item["against"] == against:
+            return dict(item)
+    return None
+
+
+def _interval(change: Mapping[str, float], confidence: float) -> str:
+    return (
+        f"{share_of(confidence, 0)} interval {percent(change['low'])} to {percent(change['high'])}"
+    )
+
+
+def headline(evaluation: Mapping[str, Any] | None) -> str:
+    """The result in one sentence.
+
+    Args:
+        evaluation: Content of evaluation.json, None when nothing was evaluated.
+    """
+    if not evaluation:
+        return "Not evaluated yet: run `logitfuse eval run`."
+    against = comparison(evaluation, FUSED, CONTROL)
+    other = "the CLM control"
+    if against is None:
+        against = comparison(evaluation, FUSED, BEFORE)
+        other = "the target before training (no CLM control was trained)"
+    if against is None:
+        return "Only the models before training were evaluated."
+    mean, bpb = against["mean"], evaluation["mean_bpb"]
+    figures = f"{significant(bpb[FUSED], 4)} against {significant(bpb[against['against']], 4)}"
+    count = len(against["domains"])
+    span = f"over {count} domains" if count > 1 else "in the one domain"
+    noise = _interval(mean, evaluation["confidence"])
+    if mean["low"] <= 0 <= mean["high"]:
+        return (
+            f"No difference beyond the noise: fused is {percent(mean['value'])} from {other} "
+            f"in mean bits per byte {span} ({figures}; {noise})."
+        )
+    size = _size(mean["value"])
+    way = "below" if mean["value"] < 0 else "above"
+    return f"Fused ends {size} {way} {other} in mean bits per byte {span} ({figures}; {noise})."
+
+
+def interference_line(evaluation: Mapping[str, Any]) -> str | None:
+    """Which domains got worse by fusing, if a control was trained."""
+    against = comparison(evaluation, FUSED, CONTROL)
+    if against is None:
+        return None
+    domains = against["domains"]
+    worst = max(domains, key=lambda domain: domains[domain]["value"])
+    shown = f"worst domain {worst} {percent(domains[worst]['value'])}"
+    if not against["worse"]:
+        return f"Interference: no domain is worse than the control beyond the noise ({shown})."
+    names = ", ".join(against["worse"])
+    return (
+        f"Interference: {len(against['worse'])} of {len(domains)} domains worse than the control "
+        f"beyond the noise ({names}; {shown})."
+    )
+
+
+def specialist_lines(evaluation: Mapping[str, Any]) -> list[str]:
+    """What each source has to teach: its best domain, compared with the target's start."""
+    lines = []
+    for item in evaluation.get("specialists", []):
+        size = _size(item["change"])
+        way = "below" if item["change"] < 0 else "above"
+        line = (
+            f"Specialist {item['source']} ends {size} {way} the target's start in {item['domain']}"
+        )
+        lines.append(line + ("." if item["change"] < 0 else ": it has nothing to teach."))
+    return lines
+
+
+def mean_of(by_domain: Mapping[str, float]) -> float:
+    """Mean over domains, each with equal weight."""
+    return sum(by_domain.values()) / len(by_domain)
+
+
+def pool_lines(pool: Mapping[str, Any]) -> list[str]:
+    """Whether fusing can pay, and which source to drop, before anything is trained.
+
+    Args:
+        pool: Content of pool.json.
+    """
+    # min_ce looks at the labels before it chooses: no pool that can be trained on a plan is that.
+    honest = {s: mean_of(v) for s, v in pool["pool_bpb"].items() if s != "min_ce" and v}
+    alone = {source: mean_of(v) for source, v in pool["alone_bpb"].items() if v}
+    if not honest or not alone:
+        return ["No row of this split has a known probability under every source."]
+    best = min(honest, key=honest.__getitem__)
+    target = mean_of(pool["target_bpb"])
+    change = honest[best] / target - 1
+    shown = f"{significant(honest[best], 4)} bits per byte in the mean"
+    lines = [
+        f"Fusing can pay: the {best} pool scores {shown}, {_size(change)} below the target now "
+        f"({significant(target, 4)})."
+        if change < 0
+        else f"Fusing will hardly pay: the best pool ({best}) scores {shown}, not below the target "
+        f"now ({significant(target, 4)})."
+    ]
+    source = min(alone, key=alone.__getitem__)
+    lines.append(
+        f"Best single source in the mean: {source} ({significant(alone[source], 4)}); the {best} "
+        f"pool is {percent(honest[best] / alone[source] - 1)} against it."
+    )
+    return lines + _drop_lines(pool["without"])
+
+
+def _size(change: float) -> str:
+    return share_of(abs(change))
+
+
+def _drop_lines(without: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for selector, by_source in without.items():
+        gains = {s: v["change"] for s, v in by_source.items() if v["change"] < 0}
+        if gains:
+            source = min(gains, key=gains.__getitem__)
+            lines.append(
+                f"Consider dropping {source}: without it the {selector} pool changes by "
+                f"{percent(gains[source], 2)}."
+            )
+        elif by_source:
+            lines.append(f"Each source helps the {selector} pool: none should be dropped.")
+    return lines

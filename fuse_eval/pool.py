@@ -1,0 +1,309 @@
+"""What pools of the sources would score, from the aligned stores alone, before any training.
+
+All figures of an estimate are taken on the same rows: target tokens whose probability every source
+knows, that at least one source covers, and that the target itself has a distribution for. They say
+whether fusing can pay, which selector to take and which source to drop. What they do not say is how
+much of the pool a target of its size can learn.
+
+Shape suffixes: B segments, T rows, M sources, N positions of a shard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fuse_eval.config import EvaluateSection, PoolSelector
+from fuse_eval.findings import mean_of
+from fuse_train.batch import collate
+from fuse_train.config import TrainSection
+from fuse_train.samples import AlignedSamples, DecodedShard
+from fuse_train.selector_training import PoolSums, new_selector, pool_nll, train_selector
+from fuse_train.selectors import Selector, SourceView, build_selector
+from fuse_train.stream import SampleStream, StreamOptions
+from launch.progress import Progress
+from launch.signals import StopFlag
+
+DEFAULT_ASN_STEPS = 300
+"""Steps of the estimate's ASN where the run itself does not pretrain one."""
+
+_BATCH_SEGMENTS = 64
+
+
+class OneSource(Selector):
+    """All weight on one source: what it scores alone."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, view: SourceView) -> torch.Tensor:
+        shape = view.covered_BTM.shape
+        one_M = nn.functional.one_hot(torch.tensor(self.index), shape[-1]).float()
+        return one_M.to(view.covered_BTM.device).expand(shape)
+
+
+class WithoutSource(Selector):
+    """A selector that one source is hidden from.
+
+    The other sources' features stay as they are, so those that compare a source with the rest still
+    know a little of the hidden one.
+    """
+
+    def __init__(self, selector: Selector, index: int) -> None:
+        super().__init__()
+        self.selector, self.index = selector, index
+
+    def forward(self, view: SourceView) -> torch.Tensor:
+        kept = [m for m in range(view.covered_BTM.shape[-1]) if m != self.index]
+        seen = SourceView(
+            view.covered_BTM[..., kept], view.features_BTMF[:, :, kept], view.source_bpb_BM[:, kept]
+        )
+        weights_BTM = torch.zeros(view.covered_BTM.shape, device=view.covered_BTM.device)
+        weights_BTM[..., kept] = self.selector(seen)
+        return weights_BTM
+
+
+@dataclass
+class PoolEstimate:
+    """Sums while the split is read.
+
+    Args:
+        pools: {selector name: {domain: sums}}.
+        target: {domain: nats of the target on the same rows}.
+        own: {source: {domain: (nats, bytes)}} of whole segments in the source's own tokens.
+    """
+
+    pools: dict[str, dict[str, PoolSums]]
+    target: dict[str, float]
+    own: dict[str, dict[str, tuple[float, float]]]
+
+
+def pool_selectors(
+    section: EvaluateSection, train: TrainSection, sources: Sequence[str], asn: Selector | None
+) -> dict[str, Selector]:
+    """Selectors of the estimate by name; 'static' also where the train section has its weights.
+
+    Args:
+        section: Which are asked for.
+        train: Static weights.
+        sources: Names in the run file's order.
+        asn: The trained one, if it is asked for.
+    """
+    names: list[PoolSelector] = [
+        name for name in section.pool_selectors if name not in ("asn", "static")
+    ]
+    if train.static_weights and ("static" in section.pool_selectors or train.selector == "static"):
+        names.append("static")
+    found: dict[str, Selector] = {
+        name: build_selector(train.model_copy(update={"selector": name}), sources) for name in names
+    }
+    return found if asn is None else found | {"asn": asn}
+
+
+def estimate_asn(
+    samples: AlignedSamples,
+    domains: tuple[str, ...],
+    train: TrainSection,
+    *,
+    seed: int,
+    device: torch.device,
+    stop: StopFlag,
+) -> Selector:
+    """The ASN of the estimate: the run's own recipe on the stores of the training split.
+
+    Args:
+        samples: Stores opened for the training split.
+        domains: Names of all domains of the run.
+        train: The recipe.
+        seed: Of the run.
+        device: To train on.
+        stop: Asked between steps.
+    """
+    if train.asn.start_from is not None:
+        selector = new_selector(train.asn, seed)
+        selector.load(Path(train.asn.start_from))
+        return selector.eval()
+    steps = train.asn.pretrain_steps or DEFAULT_ASN_STEPS
+    recipe = train.asn.model_copy(update={"pretrain_steps": steps})
+    size = recipe.pretrain_batch_segments
+    options = StreamOptions(
+        seed=seed,
+        batch_segments=size,
+        micro_batch_segments=size,
+        shuffle_shards=train.shuffle_shards,
+        cache_gib=train.cache_gib,
+    )
+    stream = SampleStream(samples, options, domains, with_entries=False)
+    with Progress("train selector", steps, unit="step") as progress:
+
+        def on_step(step: int, loss: float) -> None:
+            stop.check()
+            progress.add(1, f"pool {loss:.4f} nats")
+
+        return train_selector(
+            stream,
+            recipe,
+            seed=seed,
+            feedback_weight=train.feedback_weight,
+            on_step=on_step,
+            device=device,
+        ).cpu()
+
+
+def estimate(
+    samples: AlignedSamples,
+    domains: tuple[str, ...],
+    sources: Sequence[str],
+    selectors: Mapping[str, Selector],
+    target_nats: Sequence[npt.NDArray[np.float64]],
+    stop: StopFlag,
+) -> PoolEstimate:
+    """One pass over the split's stores.
+
+    Args:
+        samples: Stores opened for the split, sources in the order of `sources`.
+        domains: Names of all domains of the run.
+        sources: Names.
+        selectors: What is estimated, by any name.
+        target_nats: The target's NLL of each row, segment by segment in plan order.
+        stop: Asked between shards.
+    """
+    found = PoolEstimate({name: {} for name in selectors}, {}, {source: {} for source in sources})
+    done = 0
+    with Progress("estimate pools", len(samples.shards), unit="shard") as progress:
+        for position in range(len(samples.shards)):
+            stop.check()
+            shard = samples.load(position, with_sources=True)
+            own = target_nats[done : done + len(shard.segments)]
+            done += len(shard.segments)
+            target_N = np.concatenate(own)
+            shard, common_N = common_rows(shard, target_N)
+            _add_shard(found, shard, common_N, target_N, domains, sources, selectors)
+            progress.add(1)
+    return found
+
+
+def common_rows(
+    shard: DecodedShard, target_N: npt.NDArray[np.float64]
+) -> tuple[DecodedShard, npt.NDArray[np.bool_]]:
+    """The shard with labels unknown outside the rows that all figures are taken on, and those rows.
+
+    Args:
+        shard: With sources.
+        target_N: The target's nats of each row, NaN where it has no distribution.
+    """
+    known_N = ~np.isnan(target_N)
+    covered_N = np.zeros(len(target_N), bool)
+    for arrays in shard.sources:
+        known_N &= ~np.isnan(arrays["label_logprobs"])
+        covered_N |= np.diff(arrays["entry_offsets"]) > 0
+    known_N &= covered_N
+    hidden = tuple(
+        arrays | {"label_logprobs": np.where(known_N, arrays["label_logprobs"], np.float32("nan"))}
+        for arrays in shard.sources
+    )
+    return replace(shard, sources=hidden), known_N
+
+
+def _add_shard(
+    found: PoolEstimate,
+    shard: DecodedShard,
+    common_N: npt.NDArray[np.bool_],
+    target_N: npt.NDArray[np.float64],
+    domains: tuple[str, ...],
+    sources: Sequence[str],
+    selectors: Mapping[str, Selector],
+) -> None:
+    count = len(shard.segments)
+    batches = [
+        collate(
+            [shard.sample(i) for i in range(start, min(start + _BATCH_SEGMENTS, count))],
+            domains,
+            with_entries=False,
+        )
+        for start in range(0, count, _BATCH_SEGMENTS)
+    ]
+    for name, selector in selectors.items():
+        for domain, sums in pool_nll(selector, batches).items():
+            pool = found.pools[name]
+            pool[domain] = pool.get(domain, PoolSums()) + sums
+    for i, segment in enumerate(shard.segments):
+        rows = slice(int(shard.token_offsets[i]), int(shard.token_offsets[i + 1]))
+        nats = float(target_N[rows][common_N[rows]].sum())
+        found.target[segment.domain] = found.target.get(segment.domain, 0.0) + nats
+        for source, arrays in zip(sources, shard.sources, strict=True):
+            before = found.own[source].get(segment.domain, (0.0, 0.0))
+            found.own[source][segment.domain] = (
+                before[0] + float(arrays["source_nats"][i]),
+                before[1] + float(arrays["source_bytes"][i]),
+            )
+
+
+def asked_selectors(named: Mapping[str, Selector], sources: Sequence[str]) -> dict[str, Selector]:
+    """Everything that one pass measures: each pool, each source alone, each pool without a source."""
+    asked: dict[str, Selector] = {f"pool {name}": s for name, s in named.items()}
+    asked |= {f"alone {source}": OneSource(i) for i, source in enumerate(sources)}
+    if len(sources) > 1:
+        for name in ("uniform", "asn"):
+            for i, source in enumerate(sources):
+                if name in named:
+                    asked[f"{name} without {source}"] = WithoutSource(named[name], i)
+    return asked
+
+
+def estimate_record(
+    found: PoolEstimate, named: Sequence[str], sources: Sequence[str]
+) -> dict[str, Any]:
+    """The estimate in bits per byte, JSON-like.
+
+    Args:
+        found: Sums by the names of `asked_selectors`.
+        named: Selectors.
+        sources: Names.
+    """
+    first = found.pools[f"alone {sources[0]}"]
+    scored = {domain: sums for domain, sums in first.items() if sums.num_bytes}
+    bpb = {
+        name: {domain: _bpb(sums[domain].nats, sums[domain].num_bytes) for domain in scored}
+        for name, sums in found.pools.items()
+    }
+    without: dict[str, dict[str, dict[str, float]]] = {}
+    for name in named:
+        for source in sources:
+            left = bpb.get(f"{name} without {source}")
+            if left:
+                mean = mean_of(left)
+                change = mean / mean_of(bpb[f"pool {name}"]) - 1
+                without.setdefault(name, {})[source] = {"mean_bpb": mean, "change": change}
+    return {
+        "domains": {
+            domain: {
+                "rows": sums.all_rows,
+                "bytes": sums.all_bytes,
+                "common_rows": sums.num_rows,
+                "common_bytes": sums.num_bytes,
+            }
+            for domain, sums in first.items()
+        },
+        "pool_bpb": {name: bpb[f"pool {name}"] for name in named},
+        "alone_bpb": {source: bpb[f"alone {source}"] for source in sources},
+        "target_bpb": {d: _bpb(found.target[d], scored[d].num_bytes) for d in scored},
+        "source_bpb": {
+            source: {d: _bpb(nats, size) for d, (nats, size) in by_domain.items() if size}
+            for source, by_domain in found.own.items()
+        },
+        "without": without,
+    }
+
+
+def _bpb(nats: float, num_bytes: float) -> float:
+    return nats / math.log(2) / num_bytes

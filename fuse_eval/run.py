@@ -1,0 +1,195 @@
+"""The stages of this room: estimate pools, evaluate models, write the report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fuse_eval import bpb, pool
+from fuse_eval.config import EvaluateSection
+from fuse_eval.evaluation import evaluation_record
+from fuse_eval.findings import BEFORE, CONTROL, FUSED
+from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
+from fuse_train.config import TrainSection
+from fuse_train.models import identity
+from fuse_train.run import final_folder
+from fuse_train.samples import AlignedSamples, domains_of
+from launch.signals import StopFlag
+from store_schema import __version__
+from store_schema.config import ModelRef, RunConfig
+from store_schema.errors import MissingError
+from store_schema.fingerprint import fingerprint
+from store_schema.location import open_location
+from store_schema.plan import Plan
+from store_schema.reader import StoreReader
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage wrote, or found already written (`fresh` False)."""
+
+    content: dict[str, Any]
+    fresh: bool
+
+
+def open_plan(run: RunConfig) -> Plan:
+    """The run's plan."""
+    return Plan.open(open_location(f"{run.data_folder}/plan"))
+
+
+def final_folders(run: RunConfig) -> dict[str, Path]:
+    """Where the trainer leaves the fused model and the control."""
+    return {FUSED: final_folder(run, "fused"), CONTROL: final_folder(run, "control")}
+
+
+# --------------------------------------------------------------------------------- eval run
+
+
+def evaluate(run: RunConfig, stop: StopFlag) -> StageResult:
+    """Bits per byte of every model on the section's split, and what follows from them.
+
+    Raises:
+        MissingError: Nothing planned or trained yet.
+        MismatchError: A tokenizer is not the plan's.
+        Stopped: On a signal; models that are scored stay scored.
+    """
+    section = run.section("evaluate", EvaluateSection)
+    plan = open_plan(run)
+    models = models_to_score(run, section)
+    requests = {
+        name: bpb.score_request(ref, plan, section.split) for name, (ref, _) in models.items()
+    }
+    request = fingerprint(
+        {"requests": requests, "section": section.content(), "seed": run.seed, "by": __version__}
+    )
+    report = report_location(run)
+    before = read_json(report, EVALUATION_FILE)
+    if before is not None and before.get("fingerprint") == request:
+        return StageResult(before, fresh=False)
+    tokenizers = bpb.run_tokenizers(run, plan)
+    text = bpb.scored_text(bpb.split_segments(plan, section.split), tokenizers)
+    nats = {}
+    for name, (ref, tokenizer) in models.items():
+        key = f"scores/{name}.json"
+        score = bpb.load_score(report, key, requests[name])
+        if score is None:
+            started = time.monotonic()
+            values = bpb.score_model(
+                ref,
+                text,
+                tokenizers[tokenizer],
+                name=name,
+                batch_tokens=section.batch_tokens,
+                device=bpb.device_of(section.device),
+                stop=stop,
+            )
+            score = bpb.ModelScore(
+                model=name,
+                request_fingerprint=requests[name],
+                nats=tuple(values),
+                num_bytes=tuple(text.num_bytes.tolist()),
+                seconds=time.monotonic() - started,
+            )
+            bpb.save_score(report, key, score)
+        nats[name] = score.nats
+    record = evaluation_record(text.segments, text.num_bytes, nats, section, seed=run.seed)
+    content = {"fingerprint": request} | record
+    write_json(report, EVALUATION_FILE, content)
+    return StageResult(content, fresh=True)
+
+
+def models_to_score(run: RunConfig, section: EvaluateSection) -> dict[str, tuple[ModelRef, str]]:
+    """Every model of the evaluation with the name of its tokenizer.
+
+    Raises:
+        MissingError: The fused model, or a control that was asked for, is not trained yet.
+    """
+    folders = final_folders(run)
+    if not run.section("train", TrainSection).control:
+        del folders[CONTROL]
+    for name, folder in folders.items():
+        if not (folder / "config.json").exists():
+            raise MissingError(
+                f"no trained model ({name})", where=folder, hint="run `logitfuse train run` first"
+            )
+    models = {BEFORE: (run.target, "target")}
+    for name in (CONTROL, FUSED):
+        if name in folders:
+            models[name] = (bpb.checkpoint_ref(folders[name], run.target), "target")
+    if section.sources:
+        models |= {source: (ref, source) for source, ref in run.sources.items()}
+    return models
+
+
+# --------------------------------------------------------------------------------- eval pool
+
+
+def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
+    """What each source, each selector's pool and the target score now, from the aligned stores.
+
+    Raises:
+        MissingError: Stores are not complete.
+        MismatchError: Stores, plan and target do not belong together.
+        Stopped: On a signal; nothing is written.
+    """
+    section = run.section("evaluate", EvaluateSection)
+    train = run.section("train", TrainSection)
+    plan = open_plan(run)
+    stores = {s: StoreReader.open(open_location(run.aligned_url(s))) for s in run.sources}
+    request = fingerprint(
+        {
+            "stores": {source: store.manifest.fingerprint() for source, store in stores.items()},
+            "target": identity(run.target),
+            "section": section.content(),
+            "asn": train.asn.model_dump(mode="json"),
+            "train": train.model_dump(
+                mode="json",
+                include={"selector", "static_weights", "feedback_weight", "train_split"},
+            ),
+            "seed": run.seed,
+            "by": __version__,
+        }
+    )
+    report = report_location(run)
+    before = read_json(report, POOL_FILE)
+    if before is not None and before.get("fingerprint") == request:
+        return StageResult(before, fresh=False)
+    content = {"fingerprint": request, "split": section.split}
+    content |= _pool_content(run, plan, stores, section, train, stop)
+    write_json(report, POOL_FILE, content)
+    return StageResult(content, fresh=True)
+
+
+def _pool_content(
+    run: RunConfig,
+    plan: Plan,
+    stores: dict[str, StoreReader],
+    section: EvaluateSection,
+    train: TrainSection,
+    stop: StopFlag,
+) -> dict[str, Any]:
+    tokenizer = bpb.run_tokenizers(run.model_copy(update={"sources": {}}), plan)["target"]
+    domains, device = domains_of(plan), bpb.device_of(section.device)
+    segments = bpb.split_segments(plan, section.split)
+    samples = AlignedSamples(plan, stores, tokenizer, split=section.split)
+    asn = None
+    if "asn" in section.pool_selectors:
+        learnt_from = AlignedSamples(plan, stores, tokenizer, split=train.train_split)
+        asn = pool.estimate_asn(
+            learnt_from, domains, train, seed=run.seed, device=device, stop=stop
+        )
+    target_nats = bpb.model_rows(
+        run.target,
+        tokenizer.encode(segments),
+        name="target",
+        batch_tokens=section.batch_tokens,
+        device=device,
+        stop=stop,
+    )
+    sources = list(run.sources)
+    named = pool.pool_selectors(section, train, sources, asn)
+    asked = pool.asked_selectors(named, sources)
+    found = pool.estimate(samples, domains, sources, asked, target_nats, stop)
+    return pool.estimate_record(found, list(named), sources)

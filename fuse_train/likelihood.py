@@ -1,0 +1,183 @@
+"""What a model says of given text: NLL row by row, with logits of a few rows at a time.
+
+Shape suffixes: B segments, L input positions, T rows, R rows with a label and logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fuse_train.batch import padded_inputs, predicting_positions
+from fuse_train.heads import check_head, head_of, hidden_states, widen
+from store_schema.errors import ModelError
+from store_schema.tokenizer import EncodedSegment
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentNll:
+    """NLL of one segment.
+
+    Args:
+        nats: Sum over the rows that something predicts.
+        num_bytes: UTF-8 bytes of those rows; a first token without context is in neither.
+        num_rows: How many rows those are.
+    """
+
+    nats: float
+    num_bytes: int
+    num_rows: int
+
+
+def segment_nll(
+    model: Any,
+    encoded: Sequence[EncodedSegment],
+    *,
+    batch_segments: int = 16,
+    head_chunk_rows: int = 1024,
+) -> list[SegmentNll]:
+    """NLL of each segment under any causal model.
+
+    Args:
+        model: transformers causal model, on its device.
+        encoded: Segments as the model's own SegmentTokenizer gives them.
+        batch_segments: Segments per forward pass.
+        head_chunk_rows: Rows whose logits exist at one time.
+
+    Returns:
+        In the order of `encoded`.
+
+    Raises:
+        ModelError: Ids beyond the vocabulary, too many tokens, or NLLs that are not finite.
+    """
+    rows = row_nats(model, encoded, batch_segments=batch_segments, head_chunk_rows=head_chunk_rows)
+    found = []
+    for segment, nats in zip(encoded, rows, strict=True):
+        known = ~np.isnan(nats)
+        sizes = np.diff(segment.byte_ends.astype(np.int64), prepend=0)
+        found.append(
+            SegmentNll(float(nats[known].sum()), int(sizes[known].sum()), int(known.sum()))
+        )
+    return found
+
+
+@torch.no_grad()
+def row_nats(
+    model: Any,
+    encoded: Sequence[EncodedSegment],
+    *,
+    batch_segments: int = 16,
+    head_chunk_rows: int = 1024,
+) -> list[npt.NDArray[np.float64]]:
+    """NLL of each row of each segment.
+
+    Args:
+        model: As in `segment_nll`.
+        encoded: As in `segment_nll`.
+        batch_segments: Segments per forward pass.
+        head_chunk_rows: Rows whose logits exist at one time.
+
+    Returns:
+        For each segment [N] float64 nats, NaN for a first token that nothing predicts.
+
+    Raises:
+        ModelError: Ids beyond the vocabulary, too many tokens, or NLLs that are not finite.
+    """
+    check_inputs(model, encoded)
+    direct = _head_known(model)
+    # Longest first: memory runs out at once or never. Neighbours of one length waste no padding.
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].token_ids))
+    found: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_segments):
+            chosen = order[start : start + batch_segments]
+            batch = [encoded[i] for i in chosen]
+            for i, nats in zip(
+                chosen, _batch_nats(model, batch, direct, head_chunk_rows), strict=True
+            ):
+                found[i] = nats
+    finally:
+        model.train(was_training)
+    return found
+
+
+def check_inputs(model: Any, encoded: Sequence[EncodedSegment]) -> None:
+    """Refuse what an embedding would crash on or read beyond its end.
+
+    Raises:
+        ModelError: Ids beyond the vocabulary, or more tokens than positions.
+    """
+    where = str(model.config.name_or_path)
+    vocab = int(model.get_input_embeddings().weight.shape[0])
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for segment in encoded:
+        highest = max(segment.input_ids, default=0)
+        if highest >= vocab:
+            raise ModelError(
+                "tokenizer gives an id the model does not have",
+                where=where,
+                expected=f"ids below {vocab}",
+                got=highest,
+                hint="the tokenizer belongs to another model, or the embedding was not resized",
+            )
+        length = len(segment.context_ids) + len(segment.token_ids)
+        if limit is not None and length > limit:
+            raise ModelError(
+                "segment is longer than the model's positions",
+                where=where,
+                expected=f"at most {limit} tokens",
+                got=length,
+                hint="plan with a smaller max_tokens",
+            )
+
+
+def _head_known(model: Any) -> bool:
+    """Whether hidden states and head give the model's logits; else its own logits are taken."""
+    try:
+        check_head(model, where=str(model.config.name_or_path))
+    except ModelError:
+        return False
+    return True
+
+
+def _batch_nats(
+    model: Any, batch: Sequence[EncodedSegment], direct: bool, chunk_rows: int
+) -> Iterator[npt.NDArray[np.float64]]:
+    num_rows = [len(segment.token_ids) for segment in batch]
+    position_BT = torch.from_numpy(
+        predicting_positions([len(segment.context_ids) for segment in batch], num_rows)
+    )
+    labels_BT = torch.from_numpy(padded_inputs([s.token_ids.astype(np.int64) for s in batch]))
+    inputs = [np.asarray(segment.input_ids[:-1] or [0], np.int64) for segment in batch]
+    input_ids_BL = torch.from_numpy(padded_inputs(inputs)).to(model.device)
+    segment_R, row_R = torch.nonzero(position_BT >= 0, as_tuple=True)
+    at = (segment_R.to(model.device), position_BT[segment_R, row_R].to(model.device))
+    labels_R = labels_BT[segment_R, row_R].to(model.device)
+    if direct:
+        states = hidden_states(model, input_ids_BL)[at]
+        head = head_of(model, where=str(model.config.name_or_path))
+    else:
+        states, head = model(input_ids=input_ids_BL, use_cache=False).logits[at], None
+    nats_R = torch.empty(len(labels_R), dtype=torch.float64)
+    for start in range(0, len(labels_R), chunk_rows):
+        rows = slice(start, start + chunk_rows)
+        logits_RV = widen(states[rows]) if head is None else head.logits(states[rows])
+        loss_R = torch.nn.functional.cross_entropy(logits_RV, labels_R[rows], reduction="none")
+        nats_R[rows] = loss_R.double().cpu()
+    if not bool(nats_R.isfinite().all()):
+        raise ModelError(
+            "log-probabilities are not finite",
+            where=str(model.config.name_or_path),
+            hint="the weights hold NaN or the dtype overflows; try dtype float32",
+        )
+    nats_BT = torch.full(position_BT.shape, float("nan"), dtype=torch.float64)
+    nats_BT[segment_R, row_R] = nats_R
+    for row_T, count in zip(nats_BT.numpy(), num_rows, strict=True):
+        yield row_T[:count]

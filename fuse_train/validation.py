@@ -1,0 +1,77 @@
+"""Bits per byte on the way: some segments of the valid split, by domain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fuse_train.likelihood import check_inputs, segment_nll
+from store_schema.plan import Plan, ShardRecord
+from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ValidSet:
+    """Segments that are evaluated.
+
+    Args:
+        encoded: As the target reads them.
+        domains: Domain of each.
+    """
+
+    encoded: tuple[EncodedSegment, ...]
+    domains: tuple[str, ...]
+
+
+def load_valid(
+    plan: Plan, shards: Sequence[ShardRecord], tokenizer: SegmentTokenizer, limit: int | None
+) -> ValidSet:
+    """Segments of the shards, at most `limit`, spread evenly over all of them."""
+    total = sum(shard.stop - shard.start for shard in shards)
+    count = total if limit is None else min(limit, total)
+    wanted = set(np.linspace(0, total - 1, count).round().astype(int).tolist())
+    chosen, number = [], 0
+    for shard in shards:
+        size = shard.stop - shard.start
+        if not wanted.isdisjoint(range(number, number + size)):
+            segments = plan.segments(shard)
+            chosen += [s for i, s in enumerate(segments, start=number) if i in wanted]
+        number += size
+    return ValidSet(tuple(tokenizer.encode(chosen)), tuple(s.domain for s in chosen))
+
+
+def check_valid(model: Any, valid: ValidSet) -> None:
+    """Refuse segments that the model cannot take, before any time is spent."""
+    check_inputs(model, valid.encoded)
+
+
+def valid_bpb(
+    model: Any, valid: ValidSet, accelerator: Any, *, batch_segments: int, head_chunk_rows: int
+) -> dict[str, float]:
+    """Bits per byte by domain; each process scores its share.
+
+    A first token without context is in neither nats nor bytes.
+    """
+    names = sorted(set(valid.domains))
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    with accelerator.autocast():
+        found = segment_nll(
+            model,
+            valid.encoded[share],
+            batch_segments=batch_segments,
+            head_chunk_rows=head_chunk_rows,
+        )
+    sums = torch.zeros((len(names), 2), dtype=torch.float64)
+    for domain, nll in zip(valid.domains[share], found, strict=True):
+        sums[names.index(domain)] += torch.tensor([nll.nats, nll.num_bytes], dtype=torch.float64)
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
+    return {
+        name: nats / math.log(2) / max(size, 1.0)
+        for name, (nats, size) in zip(names, sums.tolist(), strict=True)
+    }

@@ -1,0 +1,81 @@
+"""Run files, inputs and small models for the tests of the room `extract`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from click.testing import CliRunner, Result
+
+from extract.cli import corpus, extract
+from tests.tiny import SAMPLE_TEXTS
+
+
+def sample_documents(repeat: int = 4) -> list[dict[str, str]]:
+    """Documents of all domains and splits, each text repeated so that some must be cut."""
+    splits = ["train", "train", "valid", "test"]
+    return [
+        {"id": f"{domain}-{i}", "text": text * repeat, "domain": domain, "split": splits[i]}
+        for domain, texts in SAMPLE_TEXTS.items()
+        for i, text in enumerate(texts)
+    ]
+
+
+def write_jsonl(path: Path, documents: Iterable[Mapping[str, Any]]) -> Path:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return path
+
+
+def write_run(folder: Path, models: Mapping[str, Path], **sections: Any) -> Path:
+    """A run file in `folder`; the model named 'target' is the target, the others are sources."""
+    if not (folder / "docs.jsonl").exists():
+        write_jsonl(folder / "docs.jsonl", sample_documents())
+    content = {
+        "name": "t",
+        "run_dir": str(folder / "run"),
+        "sources": {n: {"model": str(p)} for n, p in models.items() if n != "target"},
+        "target": {"model": str(models["target"])},
+        "corpus": {"inputs": [{"path": str(folder / "docs.jsonl")}]},
+        "plan": {"max_tokens": 96, "shard_tokens": 256},
+        "extract": {"engine": "transformers", "top_k": 8},
+    } | sections
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def call(*arguments: object) -> Result:
+    """A command of this room in this process: ("corpus", "build", path) and so on."""
+    group, *rest = map(str, arguments)
+    command = {"corpus": corpus, "extract": extract}[group]
+    return CliRunner().invoke(command, rest)
+
+
+def ok(*arguments: object) -> str:
+    """Output of a command that must succeed."""
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: object) -> str:
+    """The one line on stderr of a command that must fail with exit code 2."""
+    result = call(*arguments)
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Content of every file below a folder but the logs of what commands cost."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "logs" not in path.parts
+    }

@@ -1,0 +1,60 @@
+"""Every constraint of the sections, broken once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from extract.config import CorpusSection, ExtractSection, PlanSection
+
+BAD: list[tuple[type, dict[str, Any], str]] = [
+    (CorpusSection, {"inputs": [{"path": ""}]}, "at least 1 character"),
+    (CorpusSection, {"inputs": [{"path": "a", "format": "csv"}]}, "auto"),
+    (CorpusSection, {"inputs": [{"path": "a", "columns": {"prompt": "q"}}]}, "together"),
+    (
+        CorpusSection,
+        {"inputs": [{"path": "a", "columns": {"text": "t", "messages": "m"}}]},
+        "map one of",
+    ),
+    (
+        CorpusSection,
+        {"inputs": [{"path": "a", "domain": "d", "columns": {"domain": "d"}}]},
+        "both as a constant and as a column",
+    ),
+    (CorpusSection, {"inputs": [{"path": "a", "domain": ""}]}, "at least 1 character"),
+    (CorpusSection, {"splits": []}, "at least 1 item"),
+    (CorpusSection, {"split_fractions": {"train": 0.5}}, "sum to 1"),
+    (CorpusSection, {"split_fractions": {"train": 1.5, "test": -0.5}}, r"\[0, 1\]"),
+    (CorpusSection, {"on_bad": "ignore"}, "error"),
+    (PlanSection, {"max_tokens": 15}, "greater than or equal"),
+    (PlanSection, {"max_tokens": 2**21}, "less than or equal"),
+    (PlanSection, {"shard_tokens": 0}, "greater than or equal"),
+    (PlanSection, {"assumed_tokens_per_s": 0}, "greater than 0"),
+    (PlanSection, {"assumed_tokens_per_s": float("inf")}, "finite"),
+    (ExtractSection, {"engine": "onnx"}, "vllm"),
+    (ExtractSection, {"top_k": 0}, "greater than or equal"),
+    (ExtractSection, {"top_p": 0}, "greater than 0"),
+    (ExtractSection, {"top_p": 1.1}, "less than or equal"),
+    (ExtractSection, {"head_rows": 0}, "greater than or equal"),
+    (ExtractSection, {"batch_tokens": 0}, "greater than or equal"),
+    (ExtractSection, {"group_tokens": 0}, "greater than or equal"),
+    (ExtractSection, {"max_num_batched_tokens": 1}, "greater than or equal"),
+    (ExtractSection, {"tensor_parallel_size": 0}, "greater than or equal"),
+    (ExtractSection, {"gpu_memory_utilization": 1}, "less than 1"),
+    (ExtractSection, {"kv_cache_gib": 0}, "greater than or equal"),
+    (ExtractSection, {"threads": 0}, "greater than or equal"),
+    (ExtractSection, {"topk": 3}, "Extra inputs"),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "message"), BAD)
+def test_constraint(section: type[CorpusSection], values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        section(**values)
+
+
+def test_speed_and_place_are_not_content() -> None:
+    assert set(ExtractSection().content()) == {"engine", "top_k", "top_p", "fp32_head"}
+    assert set(PlanSection().content()) == {"max_tokens", "shard_tokens"}

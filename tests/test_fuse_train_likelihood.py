@@ -1,0 +1,95 @@
+"""NLL of text against the model's own logits, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from fuse_train.likelihood import row_nats, segment_nll
+from store_schema.config import ModelRef
+from store_schema.errors import ModelError
+from store_schema.plan import Segment
+from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+
+
+def encoded_by(folder, sample_texts) -> list[EncodedSegment]:
+    tokenizer = SegmentTokenizer.load(ModelRef(model=str(folder)), name="model")
+    texts = [text for texts in sample_texts.values() for text in texts]
+    context = '{"prompt": "Say it: "}'
+    segments = [
+        Segment(i, f"d{i}#0", f"d{i}", "x", "test", 0, 0, True, context if i == 2 else None, text)
+        for i, text in enumerate(texts)
+    ]
+    return tokenizer.encode(segments)
+
+
+@pytest.mark.parametrize("name", ["code", "prose", "facts", "target"])
+def test_rows_equal_plain_logits(tiny_models, sample_texts, name) -> None:
+    """The position convention: row i is scored by the logits of the token before it."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_models[name])
+    encoded = encoded_by(tiny_models[name], sample_texts)
+    rows = row_nats(model, encoded, batch_segments=3, head_chunk_rows=50)
+    sums = segment_nll(model, encoded)
+    for segment, nats, total in zip(encoded, rows, sums, strict=True):
+        ids = torch.tensor([segment.input_ids])
+        with torch.no_grad():
+            logq = model(ids).logits[0].double().log_softmax(-1)
+        context = len(segment.context_ids)
+        for i, token in enumerate(segment.token_ids.tolist()):
+            if context + i == 0:
+                assert np.isnan(nats[i])
+            else:
+                assert nats[i] == pytest.approx(-logq[context + i - 1, token].item(), abs=2e-4)
+        first = 0 if context else 1
+        assert total.num_rows == len(segment.token_ids) - first
+        skipped = int(segment.byte_ends[0]) if first else 0
+        assert total.num_bytes == int(segment.byte_ends[-1]) - skipped
+        assert total.nats == pytest.approx(np.nansum(nats), rel=1e-5)
+
+
+def test_batches_and_chunks_do_not_matter(tiny_models, sample_texts) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["target"])
+    encoded = encoded_by(tiny_models["target"], sample_texts)
+    whole = [nll.nats for nll in segment_nll(model, encoded, batch_segments=100)]
+    parts = [nll.nats for nll in segment_nll(model, encoded, batch_segments=1, head_chunk_rows=3)]
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert not segment_nll(model, [])
+
+
+def test_model_with_an_unknown_head_is_scored_by_its_own_logits(tiny_models, sample_texts) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["code"])
+    encoded = encoded_by(tiny_models["code"], sample_texts)[:2]
+    plain = model.forward
+
+    def halved(*args, **kwargs):
+        output = plain(*args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    before = segment_nll(model, encoded)
+    model.forward = halved
+    after = segment_nll(model, encoded)
+    ids = torch.tensor([encoded[0].input_ids])
+    expected = torch.nn.functional.cross_entropy(
+        halved(ids).logits[0, :-1], ids[0, 1:], reduction="sum"
+    )
+    assert after[0].nats == pytest.approx(expected.item(), rel=1e-5)
+    assert after[0].nats != pytest.approx(before[0].nats, rel=1e-3)
+
+
+def test_what_a_model_cannot_take_is_refused(tiny_models, sample_texts) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["code"])
+    encoded = encoded_by(tiny_models["code"], sample_texts)
+    ids = np.full(600, 5, np.uint32)
+    long = EncodedSegment((), ids, np.arange(1, 601, dtype=np.uint32))
+    with pytest.raises(ModelError, match="longer than the model"):
+        segment_nll(model, [long])
+    foreign = EncodedSegment((), np.array([1, 10_000], np.uint32), np.array([1, 2], np.uint32))
+    with pytest.raises(ModelError, match="id the model does not have"):
+        segment_nll(model, [foreign])
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        segment_nll(model, encoded[:1])

@@ -1,0 +1,183 @@
+"""Command lines: overrides, errors in one line, costs noted."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from launch.command import StageGroup, run_options, timed_stage
+from launch.summary import append_summary, logs_folder, peak_rss_bytes, read_summaries
+from logitfuse import main
+from store_schema.config import RunConfig, load_run
+from store_schema.errors import CorruptionError, LogitfuseError, StorageError, Stopped
+from tests.test_store_schema_config import HEAD
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(HEAD | {"run_dir": str(tmp_path / "run")}))
+    return path
+
+
+def _group(body: Any) -> click.Group:
+    @click.group(cls=StageGroup)
+    def group() -> None:
+        """A stage."""
+
+    @group.command("go")
+    @run_options
+    @click.option("--fast", is_flag=True)
+    def go(run: RunConfig, fast: bool) -> None:
+        """Goes."""
+        body(run, fast)
+
+    return group
+
+
+def _call(group: click.Group, *args: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        group.main(list(args))
+    code = caught.value.code
+    return code if isinstance(code, int) else -1
+
+
+def test_command_gets_a_checked_run_and_its_own_options(file: Path) -> None:
+    seen = []
+    group = _group(lambda run, fast: seen.append((run.seed, run.sections["train"].lr, fast)))
+    assert _call(group, "go", str(file), "--set", "seed=4", "--set", "train.lr=0.5", "--fast") == 0
+    assert _call(group, "go", str(file)) == 0
+    assert seen[0] == (4, 0.5, True)
+    assert seen[1][2] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(LogitfuseError("it is wrong", where="here"), 2), (Stopped("stopped"), 143)],
+)
+def test_errors_end_in_one_line(
+    file: Path, capsys: pytest.CaptureFixture[str], error: LogitfuseError, code: int
+) -> None:
+    def fail(run: RunConfig, fast: bool) -> None:
+        raise error
+
+    assert _call(_group(fail), "go", str(file)) == code
+    assert capsys.readouterr().err == f"error: {error.line()}\n"
+
+
+def test_bad_run_file_ends_in_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    never = _group(lambda run, fast: pytest.fail("ran"))
+    assert _call(never, "go", str(file), "--set", "train.lr=fast") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: run file refused")
+    assert "train" in err
+    assert err.count("\n") == 1
+    assert _call(never, "go", str(file.parent / "none.yaml")) == 2
+    assert "not found" in capsys.readouterr().err
+    assert _call(never, "go") == 2
+
+
+def test_bugs_keep_their_traceback(file: Path) -> None:
+    def fail(run: RunConfig, fast: bool) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _group(fail).main(["go", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--help"], "Stages, in the order of a run"),
+        (["--version"], "0.1.0"),
+        (["train", "--help"], "run"),
+        (["corpus", "--help"], "build"),
+        (["extract", "--help"], "plan"),
+        (["align", "--help"], "run"),
+        (["eval", "--help"], "pool"),
+        (["report", "--help"], "--set"),
+    ],
+)
+def test_help_of_every_stage(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(main, *words) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_unknown_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call(main, "fly") == 2
+    assert "fly" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- summaries
+
+
+def test_costs_are_noted_also_of_failures(file: Path) -> None:
+    run = load_run(file)
+    with timed_stage(run, "align") as figures:
+        figures["shards"] = 3
+    with pytest.raises(Stopped), timed_stage(run, "align"):
+        raise Stopped("stopped")
+    lines = read_summaries(run)["align"]
+    assert [line.get("shards") for line in lines] == [3, None]
+    assert [line.get("error") for line in lines] == [None, "Stopped"]
+    for line in lines:
+        assert line["stage"] == "align"
+        assert 0 <= line["seconds"] < 10
+        assert 10**6 < line["peak_rss_bytes"] <= peak_rss_bytes()
+        assert re.match(r"\d{4}-\d\d-\d\dT", line["ended"])
+
+
+def test_logs_of_a_remote_run_are_local(file: Path) -> None:
+    run = load_run(file, ("run_dir=s3://bucket/x",))
+    assert logs_folder(run) == Path("runs/demo/logs")
+
+
+def test_no_logs_yet(file: Path) -> None:
+    assert read_summaries(load_run(file)) == {}
+
+
+def test_log_that_cannot_be_written_is_told(file: Path) -> None:
+    run = load_run(file)
+    Path(run.folder).mkdir()
+    (Path(run.folder) / "logs").write_text("a file in the way")
+    with pytest.raises(StorageError, match="log cannot be written"):
+        append_summary(run, "align", 1.0, {})
+
+
+def test_error_of_the_stage_is_told_even_if_the_log_cannot_be_written(file: Path) -> None:
+    run = load_run(file)
+    Path(run.folder).mkdir()
+    (Path(run.folder) / "logs").write_text("a file in the way")
+    with pytest.raises(Stopped), timed_stage(run, "align"):
+        raise Stopped("stopped")
+
+
+def test_line_cut_by_a_kill_is_left_out_and_does_not_spoil_the_next(file: Path) -> None:
+    run = load_run(file)
+    append_summary(run, "align", 1.0, {})
+    path = logs_folder(run) / "align.jsonl"
+    with path.open("a") as log:
+        log.write('{"stage": "align", "sec')
+    assert len(read_summaries(run)["align"]) == 1
+    append_summary(run, "align", 2.0, {})
+    assert [line["seconds"] for line in read_summaries(run)["align"]] == [1.0, 2.0]
+    shutil.copy(path, path.with_name("other.jsonl"))
+    (path.with_name("other.jsonl")).write_text('broken\n{"seconds": 1}\n')
+    with pytest.raises(CorruptionError, match=r"other\.jsonl, line 1"):
+        read_summaries(run)
+
+
+def test_lines_are_json_of_one_line_each(file: Path) -> None:
+    run = load_run(file)
+    append_summary(run, "plan", 0.25, {"note": "two\nlines"})
+    (line,) = (logs_folder(run) / "plan.jsonl").read_text().splitlines()
+    assert json.loads(line)["note"] == "two\nlines"

@@ -1,0 +1,104 @@
+"""Stopping: asked by a signal, answered where it is safe, exit code 143."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from launch.signals import STOP_SIGNALS, StopFlag, stop_on_signals
+from store_schema.errors import Stopped
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+STAGE = """
+import sys, time
+import click
+from launch.command import StageGroup
+from launch.signals import stop_on_signals
+
+@click.group(cls=StageGroup)
+def main(): pass
+
+@main.command()
+def work():
+    with stop_on_signals() as stop:
+        print("ready", flush=True)
+        for step in range(600):
+            time.sleep(0.05 if sys.argv[2] == "hears" else 30)
+            stop.check()
+
+sys.argv = [sys.argv[0], "work", sys.argv[1]]
+main(args=["work"])
+"""
+
+
+def _start(how: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STAGE, how],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_one_signal_ends_in_one_line_and_143(number: signal.Signals) -> None:
+    process = _start("hears")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert errors == (
+        f"error: stopped by {number.name}, what is finished is kept; "
+        "rerun the same command to go on\n"
+    )
+
+
+def test_second_signal_ends_at_once() -> None:
+    process = _start("is deaf")
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_flag() -> None:
+    flag = StopFlag()
+    flag.check()
+    assert not flag.asked
+    flag.ask(signal.SIGUSR1)
+    assert flag.asked
+    with pytest.raises(Stopped, match="SIGUSR1"):
+        flag.check()
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with stop_on_signals() as flag:
+        signal.raise_signal(signal.SIGTERM)
+        assert flag.asked
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_other_threads_get_a_flag_without_handlers() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    seen = []
+
+    def work() -> None:
+        with stop_on_signals() as flag:
+            seen.append((flag.asked, [signal.getsignal(number) for number in STOP_SIGNALS]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]

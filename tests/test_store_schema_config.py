@@ -1,0 +1,197 @@
+"""The run file: strict everywhere, every complaint names its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from store_schema.config import (
+    ModelRef,
+    RunConfig,
+    SectionModel,
+    load_run,
+    section_models,
+)
+from store_schema.errors import ConfigError
+
+HEAD: dict[str, Any] = {
+    "name": "demo",
+    "sources": {"code": {"model": "models/code"}, "prose": {"model": "models/prose"}},
+    "target": {"model": "models/target"},
+    "corpus": {"inputs": [{"path": "text.jsonl"}]},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(HEAD))
+    return path
+
+
+def test_every_section_is_announced_and_checked(file: Path) -> None:
+    assert set(section_models()) == {"corpus", "plan", "extract", "align", "train", "evaluate"}
+    run = load_run(file)
+    assert set(run.sections) == set(section_models())
+    for name, model in section_models().items():
+        assert isinstance(run.section(name, model), model)
+
+
+def test_defaults(file: Path) -> None:
+    run = load_run(file)
+    assert run.folder == "runs/demo"
+    assert run.seed == 0
+    assert run.store_url("code") == "runs/demo/stores/code"
+    assert run.aligned_url("code") == "runs/demo/aligned/code"
+    moved = load_run(file, ("run_dir=s3://bucket/x/",))
+    assert moved.folder == "s3://bucket/x"
+
+
+def test_resolved_file_is_the_same_run(file: Path, tmp_path: Path) -> None:
+    run = load_run(file, ("train.lr=0.002", "name=ünï".replace("ünï", "other")))
+    again = tmp_path / "resolved.yaml"
+    again.write_text(run.resolved(), encoding="utf-8")
+    assert load_run(again) == run
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["surprise", "sections", "sources.code.modle", "target.quantize", "train.learning_rate",
+     "train.asn.hidden", "evaluate.splt", "corpus.input", "plan.x", "extract.topk", "align.metod"],
+)  # fmt: skip
+def test_unknown_key_anywhere_is_named(file: Path, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(file, (f"{key}=1",))
+    line = caught.value.line()
+    assert key.rsplit(".", 1)[-1] in line
+    assert "unknown key" in line
+    assert str(file) in line
+    if key.count("."):
+        assert key.split(".")[0] in line
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("name=a b", "name"),
+        ("name=../up", "name"),
+        ("name=''", "name"),
+        ("seed=-1", "seed"),
+        ("seed=2147483648", "seed"),
+        ("seed=x", "seed"),
+        ("sources={}", "sources"),
+        ("sources=7", "sources"),
+        ("sources={'a b': {model: m}}", "a b"),
+        ("sources={'é': {model: m}}", "é"),
+        ("sources={fused: {model: m}}", "taken"),
+        ("sources={target: {model: m}}", "taken"),
+        ("sources.code.model=''", "sources.code.model"),
+        ("sources.code=null", "sources.code"),
+        ("target={}", "target.model"),
+        ("target.trust_remote_code=perhaps", "target.trust_remote_code"),
+        ("train=7", "train"),
+    ],
+)
+def test_each_constraint_of_the_head(file: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(file, (override,))
+    assert words in caught.value.line()
+    assert "\n" not in caught.value.line()
+
+
+def test_all_complaints_are_told_at_once(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(file, ("seed=-1", "name=a b", "wrong=1"))
+    for word in ("seed", "name", "wrong"):
+        assert word in caught.value.line()
+
+
+def test_overrides(file: Path) -> None:
+    run = load_run(
+        file,
+        (
+            "seed=3",
+            "sources.code.revision=abc",
+            "sources.third={model: m3}",
+            "target.dtype=float32",
+        ),
+    )
+    assert run.seed == 3
+    assert run.sources["code"] == ModelRef(model="models/code", revision="abc")
+    assert run.sources["third"].model == "m3"
+    assert run.target.dtype == "float32"
+    # A value may hold '='; the last of two wins.
+    assert load_run(file, ("target.model=a=b", "seed=1", "seed=2")).target.model == "a=b"
+
+
+@pytest.mark.parametrize(
+    "override", ["seed", "=1", "name.first=1", "seed=[", "sources.code.model.x=1"]
+)
+def test_bad_overrides(file: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set|name"):
+        load_run(file, (override,))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not a mapping"),
+        ("- a", "not a mapping"),
+        ("a: [", "cannot be read"),
+        ("a: !!python/object:os.system x", "cannot be read"),
+        ("\x00", "cannot be read"),
+        ("1: 2", "name"),
+    ],
+)
+def test_what_is_no_run_file(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_run(path)
+
+
+def test_key_written_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(HEAD) + "seed: 1\nseed: 2\n")
+    with pytest.raises(ConfigError, match="seed"):
+        load_run(path)
+    path.write_text(yaml.safe_dump(HEAD) + "train:\n  lr: 0.1\n  lr: 0.2\n")
+    with pytest.raises(ConfigError, match="lr"):
+        load_run(path)
+
+
+def test_file_missing_folder_and_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not found"):
+        load_run(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_run(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_run(tmp_path / "latin.yaml")
+
+
+def test_values_are_frozen(file: Path) -> None:
+    run = load_run(file)
+    with pytest.raises(ValidationError, match="frozen"):
+        run.seed = 1  # type: ignore[misc]
+
+
+def test_runtime_fields_stay_out_of_content() -> None:
+    for name, model in section_models().items():
+        assert model.runtime_fields <= set(model.model_fields), name
+
+
+def test_section_asked_as_another_is_a_mistake_of_ours() -> None:
+    run = RunConfig(name="x", sources={"a": ModelRef(model="m")}, target=ModelRef(model="t"))
+
+    class Small(SectionModel):
+        size: int = 3
+
+    assert run.section("small", Small).size == 3
+    with_it = run.model_copy(update={"sections": {"small": SectionModel()}})
+    with pytest.raises(TypeError, match="small"):
+        with_it.section("small", Small)
