@@ -151,8 +151,8 @@ def fast_bfloat16() -> bool:
 def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, head, norms and biases.
 
-    At a few hundred steps Muon is worth several times the compute: bits per byte on held-out code
-    after 300 steps were 2.03 with it and 2.41 with AdamW alone.
+    At a few hundred steps Muon goes further: bits per byte on held-out code after 300 steps were
+    2.03 with it and 2.41 with AdamW alone (its rate not tuned).
     """
     outer = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     parameters = list(model.parameters())

@@ -50,9 +50,9 @@ logger = logging.getLogger("make_demo")
 
 DOMAINS = ("code", "prose", "facts")
 SIZES = {
-    "code": SplitSizes(train=125_000, valid=80_000, test=80_000),
-    "prose": SplitSizes(train=115_000, valid=80_000, test=80_000),
-    "facts": SplitSizes(train=125_000, valid=80_000, test=80_000),
+    "code": SplitSizes(train=125_000, valid=40_000, test=60_000),
+    "prose": SplitSizes(train=115_000, valid=40_000, test=60_000),
+    "facts": SplitSizes(train=125_000, valid=40_000, test=60_000),
 }
 """About 40,000 target tokens a domain for fusion: little text of one's own, as users have."""
 

@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 import click
 
 from store_schema.config import RunConfig, load_run
-from store_schema.errors import LogitfuseError
+from store_schema.errors import LogitfuseError, StorageError
+
+logger = logging.getLogger(__name__)
 
 
 class StageGroup(click.Group):
@@ -75,6 +77,9 @@ def timed_stage(run: RunConfig, stage: str) -> Iterator[dict[str, Any]]:
         yield figures
     except BaseException as error:
         figures["error"] = type(error).__name__
+        try:
+            append_summary(run, stage, time.monotonic() - start, figures)
+        except StorageError as second:  # the stage's own error is the one to tell
+            logger.warning("%s", second.line())
         raise
-    finally:
-        append_summary(run, stage, time.monotonic() - start, figures)
+    append_summary(run, stage, time.monotonic() - start, figures)

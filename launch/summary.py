@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import resource
 import time
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 from store_schema.config import RunConfig
 from store_schema.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 
 def logs_folder(run: RunConfig) -> Path:
@@ -27,7 +31,11 @@ def peak_rss_bytes() -> int:
 
 
 def append_summary(run: RunConfig, stage: str, seconds: float, figures: dict[str, Any]) -> None:
-    """Append one line. A full disk here must not hide the stage's own error."""
+    """Append one line.
+
+    Raises:
+        StorageError: The disk refused.
+    """
     line = {
         "stage": stage,
         "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -37,16 +45,22 @@ def append_summary(run: RunConfig, stage: str, seconds: float, figures: dict[str
     path = logs_folder(run) / f"{stage}.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with path.open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # a kill cut the line before: let it spoil itself alone
+            file.write(json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise StorageError("log cannot be written", where=path, got=error.strerror) from error
 
 
 def read_summaries(run: RunConfig) -> dict[str, list[dict[str, Any]]]:
-    """All lines by stage, oldest first."""
+    """All lines by stage, oldest first. Lines that a kill cut are left out with a warning."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(logs_folder(run).glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found[path.stem] = [json.loads(line) for line in lines if line.strip()]
+        found[path.stem] = []
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                found[path.stem].append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                logger.warning("%s, line %d is cut, left out", path, number)
     return found

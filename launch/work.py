@@ -35,9 +35,7 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
     """
     if text is None:
         if "SLURM_ARRAY_TASK_ID" in environment:
-            first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-            index = int(environment["SLURM_ARRAY_TASK_ID"]) - first
-            text = f"{index}/{environment.get('SLURM_ARRAY_TASK_COUNT', '1')}"
+            text = _array_task(environment)
         elif "JOB_COMPLETION_INDEX" in environment:
             count = environment.get("JOB_COMPLETION_COUNT", "1")
             text = f"{environment['JOB_COMPLETION_INDEX']}/{count}"
@@ -49,6 +47,23 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
             "worker refused", where="--worker", expected="i/n with i from 0 to n-1", got=text
         )
     return Worker(int(match[1]), int(match[2]))
+
+
+def _array_task(environment: Mapping[str, str]) -> str:
+    """Slurm's array task as "i/n"; arrays may begin at any number."""
+    first = environment.get("SLURM_ARRAY_TASK_MIN", "0")
+    index, count = (
+        environment["SLURM_ARRAY_TASK_ID"],
+        environment.get("SLURM_ARRAY_TASK_COUNT", "1"),
+    )
+    if not (first.isdecimal() and index.isdecimal()):
+        raise ConfigError(
+            "Slurm's array variables are not numbers",
+            where="SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_MIN",
+            got=f"{index}, {first}",
+            hint="give --worker i/n",
+        )
+    return f"{int(index) - int(first)}/{count}"
 
 
 def pending_shards(

@@ -77,8 +77,13 @@ def test_terminal_gets_a_bar() -> None:
 
 def test_error_inside_still_closes(clock: _Clock) -> None:
     out = io.StringIO()
-    with pytest.raises(RuntimeError), Progress("x", 10, unit="tok", stream=out) as progress:
-        clock.now += 1
-        progress.add(3)
-        raise RuntimeError
+
+    def work() -> None:
+        with Progress("x", 10, unit="tok", stream=out) as progress:
+            clock.now += 1
+            progress.add(3)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
     assert out.getvalue() == "x: 3/10 tok, 3 tok/s, 2 s left\n"
