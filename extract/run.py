@@ -178,9 +178,9 @@ def _run_child(run: RunConfig, name: str, worker: Worker, flag: StopFlag) -> Non
             got=signal.Signals(-code).name,
             hint="memory running out is the usual cause; rerun to go on",
         )
-    flag.check()
-    if code:
+    if code > 0:
         raise SystemExit(code)
+    flag.check()
 
 
 def _python_path() -> str:

@@ -235,7 +235,7 @@ def interval_chart(name: str, rows: Sequence[Range], *, unit: str, good: str, ba
 
 
 def thinned(
-    points: Sequence[tuple[float, float]], limit: int = 160
+    points: Sequence[tuple[float, float]], limit: int = 65
 ) -> tuple[tuple[float, float], ...]:
     """At most `limit` points: means of equal runs, so that noise shrinks and trends stay."""
     clean = [(x, y) for x, y in points if math.isfinite(y)]

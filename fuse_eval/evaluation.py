@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +94,7 @@ def _domain_sizes(
 def _specialist(bpb: Mapping[str, Mapping[str, float]], source: str) -> dict[str, Any]:
     """A source against the target's start, in its own domain: the one of its name, else its best."""
     changes = {
-        domain: value / bpb[BEFORE][domain] - 1 if bpb[BEFORE][domain] else math.inf
+        domain: value / bpb[BEFORE][domain] - 1 if bpb[BEFORE][domain] else 0.0
         for domain, value in bpb[source].items()
     }
     domain = source if source in changes else min(changes, key=changes.__getitem__)

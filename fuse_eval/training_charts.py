@@ -78,7 +78,8 @@ def weight_panels(steps: Steps, sources: Sequence[str]) -> Panels:
         Line(
             source,
             colours[source],
-            thinned([(float(x["step"]), float(x["weights"].get(source, 0.0))) for x in logged]),
+            # Batches differ in their domains, and weights with them: few points, each a longer mean.
+            thinned([(float(x["step"]), float(x["weights"].get(source, 0.0))) for x in logged], 30),
         )
         for source in sources
     ]

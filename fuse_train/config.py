@@ -17,7 +17,7 @@ class AsnSection(StrictModel):
 
     hidden_size: int = Field(default=32, gt=0, le=4096)
     """Width of the scorer's two hidden layers."""
-    threshold: float = Field(default=0.05, ge=0, lt=1)
+    threshold: float = Field(default=0.02, ge=0, lt=1)
     """Sources whose gate is not above it are dropped at that position (the best one never is)."""
     granularity: Literal["position", "segment"] = "position"
     """One choice per position from what stands before it, or one per segment in hindsight."""
@@ -25,7 +25,7 @@ class AsnSection(StrictModel):
     """Whether a row's own distributions are looked at, or only what happened before the row."""
     objective: Literal["pool", "fusion", "both"] = "pool"
     """What trains it: the pool's NLL of the label, the fusion loss of the target, or both."""
-    lr: float = Field(default=3e-3, gt=0)
+    lr: float = Field(default=1e-2, gt=0)
     """Peak learning rate of the scorer."""
     pretrain_steps: int = Field(default=300, ge=0)
     """Steps on the stores alone before the target is trained; 0 starts it untrained."""

@@ -42,10 +42,8 @@ ROW_FEATURES = (
 
 FEATURES = PAST_FEATURES + ROW_FEATURES
 
-DECAY = 0.9
-"""Weight that a row keeps after one more row, in the recent figures: about ten rows count."""
-
-_CLIP_NATS = 10.0
+DECAY = 0.7
+"""Weight that a row keeps after one more row, in the recent figures: about three rows count."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -107,13 +105,18 @@ def _past(
         [
             total_NMX[..., 0] / np.maximum(total_NMX[..., 1], 1.0),
             recent_NMX[..., 0] / np.maximum(recent_NMX[..., 1], 1.0),
-            np.clip(total_NMX[..., 2], -_CLIP_NATS, _CLIP_NATS) / 5,
-            np.clip(recent_NMX[..., 2], -_CLIP_NATS, _CLIP_NATS) / 5,
+            _signed_log(total_NMX[..., 2]) / 2,
+            _signed_log(recent_NMX[..., 2]) / 2,
             total_NMX[..., 3] / np.maximum(row_N, 1)[:, None],
             np.broadcast_to(np.log1p(row_N)[:, None] / 6, nats_NM.shape),
         ],
         axis=2,
     )
+
+
+def _signed_log(nats: Floats) -> Floats:
+    """Compressed, not cut: over a segment sources end hundreds of nats apart."""
+    return np.copysign(np.log1p(np.abs(nats)), nats).astype(np.float64, copy=False)
 
 
 def _sums_before(values_NMX: Floats, token_offsets: npt.NDArray[np.int64], decay: float) -> Floats:

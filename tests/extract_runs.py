@@ -63,13 +63,13 @@ def ok(*arguments: object) -> str:
 
 
 def refused(*arguments: object) -> str:
-    """The one line on stderr of a command that must fail with exit code 2."""
+    """The one error line, last on stderr, of a command that must fail with exit code 2."""
     result = call(*arguments)
     assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
     lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[-1]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

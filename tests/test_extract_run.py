@@ -128,7 +128,7 @@ def test_run_reports_and_is_a_no_op(tmp_path: Path, two_models: dict[str, Path])
     assert {"tokens", "nats", "bytes", "tail_mass_mean", "seconds", "tokens_per_s"} <= set(stats[0])
     # Bytes of first tokens, of which nothing is known, are not counted.
     num_bytes = sum(s.num_bytes for s in Plan.open(plan_location(load_run(path))).shards)
-    assert 0.9 * num_bytes < sum(s["bytes"] for s in stats) < num_bytes
+    assert 0.8 * num_bytes < sum(s["bytes"] for s in stats) < num_bytes
     before = files_of(tmp_path / "run" / "stores" / "prose" / "commits")
     assert ok("extract", "run", path) == "extract complete, nothing to do\n"
     assert files_of(tmp_path / "run" / "stores" / "prose" / "commits") == before
@@ -167,12 +167,11 @@ def test_kill_and_rerun_equals_an_uninterrupted_run(
 ) -> None:
     path = planned(tmp_path, two_models, repeat=40)
     commits = tmp_path / "run" / "stores" / "prose" / "commits"
-    process = subprocess.Popen(
-        [*COMMAND, "run-source", str(path), "--source", "prose"], stderr=subprocess.PIPE
-    )
-    wait_for(lambda: commits.is_dir() and len(list(commits.glob("*.json"))) >= 2, process)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    command = [*COMMAND, "run-source", str(path), "--source", "prose"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: commits.is_dir() and len(list(commits.glob("*.json"))) >= 2, process)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     killed = contents(path, "prose")
     num_shards = len(Plan.open(plan_location(load_run(path))).shards)
     assert 2 <= len(killed) < num_shards

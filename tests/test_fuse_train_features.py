@@ -59,7 +59,10 @@ def test_past_figures() -> None:
     )
     gain = (known.mean(1, keepdims=True) - known).sum(0)
     np.testing.assert_allclose(
-        features[row, :, COLUMN["advantage"]], gain.clip(-10, 10) / 5, rtol=1e-4, atol=1e-6
+        features[row, :, COLUMN["advantage"]],
+        np.sign(gain) * np.log1p(abs(gain)) / 2,
+        rtol=1e-4,
+        atol=1e-6,
     )
     assert features[0, :, : len(PAST_FEATURES)].tolist() == [[0.0] * len(PAST_FEATURES)] * 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -306,7 +307,45 @@ def test_every_selector_and_tail_policy_trains(tmp_path) -> None:
         assert read_done(place / "final") is not None
 
 
-def test_table_of_the_command(trained, monkeypatch, capsys) -> None:
+def test_bfloat16_products_with_float32_weights(tmp_path, trained) -> None:
+    from accelerate.state import AcceleratorState
+
+    folder, _, _ = trained
+    made = make_run(tmp_path, train={"precision": "bfloat16", "control": False})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        (outcome,) = train_run(made)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    got, exact = lines_of(tmp_path, "train"), lines_of(folder, "train")
+    for ours, theirs in zip(got[1:], exact[1:], strict=True):
+        assert ours["clm"] == pytest.approx(theirs["clm"], rel=0.02)
+        assert ours["fusion"] == pytest.approx(theirs["fusion"], rel=0.02)
+    assert {t.dtype for t in weights(outcome.folder).values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path) -> None:
+    """Data parallel over gloo: sums and counts, so the same model up to rounding."""
+    settings = {"micro_batch_segments": 3, "feedback_weight": 0.1, "control": False}
+    one = make_run(tmp_path / "one", train=settings)
+    make_run(tmp_path / "two", train=settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    command = [sys.executable, *launcher, "-m", "fuse_train", "run", str(tmp_path / "two/run.yaml")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    train_run(one)
+    expected = weights(tmp_path / "one/run/final")
+    for name, tensor in weights(tmp_path / "two/run/final").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+    assert [line["step"] for line in lines_of(tmp_path / "two", "train")] == list(range(7))
+
+
+def test_table_of_the_command(trained, capsys) -> None:
     folder, _, _ = trained
     with pytest.raises(SystemExit) as ended:
         train.main(["run", str(folder / "run.yaml")])
