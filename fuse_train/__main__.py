@@ -2,4 +2,5 @@
 
 from fuse_train.cli import train
 
-train(prog_name="python -m fuse_train")
+if __name__ == "__main__":
+    train(prog_name="python -m fuse_train")

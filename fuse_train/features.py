@@ -116,7 +116,8 @@ def _past(
 
 def _signed_log(nats: Floats) -> Floats:
     """Compressed, not cut: over a segment sources end hundreds of nats apart."""
-    return np.copysign(np.log1p(np.abs(nats)), nats).astype(np.float64, copy=False)
+    size: Floats = np.log1p(np.abs(nats))
+    return np.copysign(size, nats)
 
 
 def _sums_before(values_NMX: Floats, token_offsets: npt.NDArray[np.int64], decay: float) -> Floats:

@@ -89,6 +89,7 @@ def pool_nll(selector: Selector, batches: Iterable[Batch]) -> dict[str, PoolSums
         sources = _sources_of(batch)
         real_BT = batch.label_bytes_BT > 0
         known_BT = ~sources.label_logprobs_BTM.isnan().any(-1) & real_BT
+        known_BT &= sources.covered_BTM.any(-1)  # a row nobody covers has no pool
         logprobs_BTM = sources.label_logprobs_BTM.clamp(min=PROBABILITY_FLOOR)
         weights_BTM = selector(sources.view)
         nats_R = label_pool_nll(weights_BTM[known_BT], logprobs_BTM[known_BT]).double()
