@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from demo_text import Document, rank, size_bytes
 from demo_tokenizers import MAX_POSITIONS
-from tqdm import tqdm
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -28,6 +27,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from launch.progress import Progress
 
 ROW_TOKENS = 256
 SEGMENT_BYTES = 600
@@ -187,7 +188,7 @@ def train(model: PreTrainedModel, rows_BT: torch.Tensor, recipe: Recipe, label: 
     model.train()
     losses: list[float] = []
     mixed = fast_bfloat16()
-    with tqdm(total=recipe.num_steps, desc=label, unit="step") as bar:
+    with Progress(label, recipe.num_steps, unit="step") as progress:
         for batch_BT in torch.split(rows_BT, recipe.batch_rows):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
                 logits_BTV = model(input_ids=batch_BT, use_cache=False).logits
@@ -201,8 +202,7 @@ def train(model: PreTrainedModel, rows_BT: torch.Tensor, recipe: Recipe, label: 
                 schedule.step()
             model.zero_grad(set_to_none=True)
             losses.append(float(loss.detach()))
-            bar.set_postfix(nats=f"{np.mean(losses[-20:]):.3f}", refresh=False)
-            bar.update()
+            progress.add(1, f"{np.mean(losses[-20:]):.3f} nats")
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 

@@ -41,7 +41,8 @@ from demo_text import (
     size_bytes,
     write_jsonl,
 )
-from tqdm import tqdm
+
+from launch.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -125,7 +126,8 @@ def _write_json(path: Path, value: object) -> None:
 def make_text(out: Path, seed: int) -> dict[str, list[Document]]:
     """Documents of each domain, made or read."""
     documents = {}
-    for domain in tqdm(DOMAINS, desc="text", unit="domain"):
+    for domain in DOMAINS:
+        print(f"text of domain {domain}", flush=True)
         path = out / "text" / f"{domain}.jsonl"
         if not path.is_file():
             made = (
@@ -211,7 +213,7 @@ def measure(out: Path, documents: dict[str, list[Document]]) -> dict[str, dict[s
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     table: dict[str, dict[str, float]] = {}
-    with tqdm(total=len(MODELS) * len(DOMAINS), desc="quality", unit="cell") as bar:
+    with Progress("quality", len(MODELS) * len(DOMAINS), unit="score") as progress:
         for settings in MODELS:
             folder = out / "models" / settings.name
             model = AutoModelForCausalLM.from_pretrained(folder)
@@ -220,7 +222,7 @@ def measure(out: Path, documents: dict[str, list[Document]]) -> dict[str, dict[s
             for domain in DOMAINS:
                 held_out = [d for d in documents[domain] if d.split == "test"]
                 table[settings.name][domain] = bits_per_byte(model, tokenizer, held_out)
-                bar.update()
+                progress.add(1)
     return table
 
 

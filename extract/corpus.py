@@ -6,6 +6,7 @@ was. The texts are held once in memory, as Arrow keeps them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from store_schema.errors import (
     ConfigError,
     CorruptionError,
     InputError,
+    LogitfuseError,
     MismatchError,
     MissingError,
 )
@@ -296,6 +298,16 @@ def _write(
 ) -> None:
     location.delete(CORPUS_FILE)
     location.write_atomic("config.yaml", config.encode())
+    try:
+        _write_documents(location, batches)
+        location.write_atomic(CORPUS_FILE, seal(record))
+    except BaseException:
+        with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
+            location.delete(DOCUMENTS_FILE)
+        raise
+
+
+def _write_documents(location: Location, batches: list[pa.RecordBatch]) -> None:
     where = f"{location.url}/{DOCUMENTS_FILE}"
     with storage_errors(where), location.open_write(DOCUMENTS_FILE) as sink:
         with pq.ParquetWriter(
@@ -303,4 +315,3 @@ def _write(
         ) as writer:
             for batch in batches:
                 writer.write_batch(batch)
-    location.write_atomic(CORPUS_FILE, seal(record))

@@ -6,6 +6,7 @@ SHA-256 of their ids, so that each shard mixes domains, and segments of a docume
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,11 @@ from extract.documents import Document
 from extract.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig
-from store_schema.errors import ConfigError, InputError, MismatchError
+from store_schema.errors import ConfigError, InputError, LogitfuseError, MismatchError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import Location, open_location
 from store_schema.models import max_positions, model_config, resolve_model
-from store_schema.plan import PLAN_FILE, Plan, Segment, write_plan
+from store_schema.plan import PLAN_FILE, SEGMENTS_FILE, Plan, Segment, write_plan
 from store_schema.reader import MANIFEST_FILE
 from store_schema.tokenizer import SegmentTokenizer
 
@@ -100,19 +101,24 @@ def make_plan(run: RunConfig) -> tuple[Plan, bool]:
     if not cut.rows:
         raise InputError("no document is left", where="plan", got=f"dropped {dict(cut.dropped)}")
     location.write_atomic("config.yaml", run.resolved().encode())
-    plan = write_plan(
-        location,
-        _shards(table, cut, list(tokenizers), section.shard_tokens, run.seed),
-        corpus_fingerprint=corpus.corpus_fingerprint,
-        request_fingerprint=request,
-        tokenizers={name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()},
-        settings=section.content()
-        | {
-            "seed": run.seed,
-            "dropped": dict(sorted(cut.dropped.items())),
-            "context_tokens": dict(cut.context_tokens),
-        },
-    )
+    try:
+        plan = write_plan(
+            location,
+            _shards(table, cut, list(tokenizers), section.shard_tokens, run.seed),
+            corpus_fingerprint=corpus.corpus_fingerprint,
+            request_fingerprint=request,
+            tokenizers={name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()},
+            settings=section.content()
+            | {
+                "seed": run.seed,
+                "dropped": dict(sorted(cut.dropped.items())),
+                "context_tokens": dict(cut.context_tokens),
+            },
+        )
+    except BaseException:
+        with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
+            location.delete(SEGMENTS_FILE)
+        raise
     return plan, True
 
 

@@ -8,7 +8,9 @@ the top_k in falling order. Prefix caching is off: with it, scores depend on the
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,6 +44,9 @@ class VllmEngine:
         self._spec = spec
         on_cpu = not torch.cuda.is_available()
         _set_environment(spec, on_cpu)
+        # What it says while it starts is about itself, not about the run.
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
         try:
             vllm: Any = importlib.import_module("vllm")
         except ImportError as error:

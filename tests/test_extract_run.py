@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -324,6 +325,28 @@ def test_full_disk_is_one_line_and_a_rerun_finishes(
     resumed = contents(path, "prose")
     assert len(resumed) == num_shards
     assert {shard: resumed[shard] for shard in done} == done
+
+
+def test_full_disk_in_corpus_and_plan(
+    tmp_path: Path, two_models: dict[str, Path], small_disk: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    text = "".join(map(chr, generator.integers(0x4E00, 0x9000, 100_000)))  # does not compress
+    write_jsonl(
+        tmp_path / "docs.jsonl", [{"id": "a", "text": text, "domain": "d", "split": "train"}]
+    )
+    path = write_run(tmp_path, two_models, run_dir=str(small_disk / "run"))
+    for stage in (("corpus", "build"), ("extract", "plan")):
+        ballast = small_disk / "ballast"
+        with ballast.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        os.truncate(ballast, ballast.stat().st_size - 65536)
+        assert "No space left" in refused(*stage, path)
+        assert not list((small_disk / "run").rglob("*.parquet")) or stage[0] == "extract"
+        ballast.unlink()
+        subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+        assert "nothing to do" not in ok(*stage, path)
 
 
 def test_an_object_store_holds_a_run_as_well(
