@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types tests corpus plan extract align pool train evaluate report clean help
+.PHONY: demo test check lint types tests corpus plan extract align pool train evaluate report bench-demo clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -99,6 +99,12 @@ types: $(TOOLS)
 # Passive waiting: OpenMP threads that spin on busy cores make small tests ten times slower.
 tests: $(TOOLS)
 	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -q
+
+# ---- measurements ----------------------------------------------------------------------------------
+
+# Learning rates for the demo's fused model and its control, after `make demo`.
+bench-demo: $(READY)
+	$(BIN)/python benchmarks/demo_learning_rates.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -307,11 +306,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def remount(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
 def test_full_disk_is_one_line_and_a_rerun_finishes(
     tmp_path: Path, two_models: dict[str, Path], small_disk: Path
 ) -> None:
     write_jsonl(tmp_path / "docs.jsonl", sample_documents(40))
-    path = write_run(tmp_path, two_models, run_dir=str(small_disk / "run"))
+    sections = {"plan": {"max_tokens": 96, "shard_tokens": 1024}}
+    path = write_run(tmp_path, two_models, run_dir=str(small_disk / "run"), **sections)
     ok("corpus", "build", path)
     ok("extract", "plan", path)
     line = refused("extract", "run-source", path, "--source", "prose")
@@ -320,7 +324,7 @@ def test_full_disk_is_one_line_and_a_rerun_finishes(
     done = contents(path, "prose")
     num_shards = len(Plan.open(plan_location(load_run(path))).shards)
     assert 0 < len(done) < num_shards
-    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    remount(small_disk, "16m")
     score(path, "prose")
     resumed = contents(path, "prose")
     assert len(resumed) == num_shards
@@ -337,15 +341,12 @@ def test_full_disk_in_corpus_and_plan(
     )
     path = write_run(tmp_path, two_models, run_dir=str(small_disk / "run"))
     for stage in (("corpus", "build"), ("extract", "plan")):
-        ballast = small_disk / "ballast"
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        os.truncate(ballast, ballast.stat().st_size - 65536)
+        used = sum(file.stat().st_size for file in small_disk.rglob("*") if file.is_file())
+        remount(small_disk, f"{used // 1024 + 100}k")
         assert "No space left" in refused(*stage, path)
-        assert not list((small_disk / "run").rglob("*.parquet")) or stage[0] == "extract"
-        ballast.unlink()
-        subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+        remount(small_disk, "16m")
+        found = {file.name for file in small_disk.rglob("*.parquet")}
+        assert found == ({"documents.parquet"} if stage[1] == "plan" else set())
         assert "nothing to do" not in ok(*stage, path)
 
 
