@@ -73,7 +73,9 @@ def align_source(run: RunConfig, source: str, worker: Worker, stop: StopFlag) ->
     target = SegmentTokenizer.load(run.target, name="target")
     require_tokenizer(plan, target)
     manifest = aligned_manifest(reader, target, run, section)
-    writer = StoreWriter.open(open_location(run.aligned_url(source)), manifest, target.vocabulary)
+    writer = StoreWriter.open(
+        open_location(run.aligned_url(source)), manifest, target.vocabulary, config=run.resolved()
+    )
     pending = pending_shards(plan.shards, writer.committed(), worker)
     if pending:
         reader.require_shards(pending)

@@ -111,9 +111,9 @@ def open_store(run: RunConfig, source: CheckedSource) -> StoreWriter:
         MismatchError: The store there was made from something else.
     """
     location = open_location(run.store_url(source.name))
-    writer = StoreWriter.open(location, source.manifest, source.tokenizer.vocabulary)
-    location.write_atomic("config.yaml", run.resolved().encode())
-    return writer
+    return StoreWriter.open(
+        location, source.manifest, source.tokenizer.vocabulary, config=run.resolved()
+    )
 
 
 def run_extract(run: RunConfig, names: Sequence[str], worker: Worker) -> list[str]:

@@ -33,13 +33,16 @@ class StoreWriter:
         self._fingerprint = manifest.fingerprint()
 
     @classmethod
-    def open(cls, location: Location, manifest: Manifest, vocabulary: Vocabulary) -> StoreWriter:
+    def open(
+        cls, location: Location, manifest: Manifest, vocabulary: Vocabulary, *, config: str = ""
+    ) -> StoreWriter:
         """Create the store, or go on with it if it is the same one.
 
         Args:
             location: Folder of the store.
             manifest: What the store is to hold.
             vocabulary: Byte table of the store's own tokens.
+            config: The resolved run file, kept beside a new store for people.
 
         Raises:
             MismatchError: The store there was made from something else; names what differs.
@@ -50,6 +53,8 @@ class StoreWriter:
             _require_same(found, manifest, location.url)
             return cls(location, found)
         location.write_atomic(VOCABULARY_FILE, vocabulary.to_parquet())
+        if config:
+            location.write_atomic("config.yaml", config.encode())
         location.write_atomic(MANIFEST_FILE, seal(manifest))
         return cls(location, manifest)
 

@@ -90,7 +90,9 @@ def test_the_summary_holds_what_programs_read(finished: tuple[Path, dict[str, st
         assert set(values) >= set(SAMPLE_TEXTS)
     assert {"uniform", "min_ce", "asn"} <= set(summary["pool_bpb"])
     assert set(summary["coverage"]) == sources
-    assert all(share > 0.9 for share in summary["coverage"].values())
+    # prose has no BOS: what its first token covers, here up to 97 spaces, has nothing before it
+    assert summary["coverage"]["code"] == summary["coverage"]["facts"] == 1.0
+    assert 0.7 < summary["coverage"]["prose"] < 1.0
     assert {"corpus", "plan", "extract", "align", "pool", "train", "evaluate"} <= set(
         summary["seconds"]
     )
