@@ -107,6 +107,7 @@ def _gather(
     continuation: Any,
     scratch: Any,
     touched: Any,
+    places: Any,
 ) -> int:
     """Collect one position's mass in `scratch`; `touched` lists the target tokens that have some.
 
@@ -119,23 +120,27 @@ def _gather(
         label: The target token that really stands there.
         share: c of the real source token.
         read_from: Where in `text` the source token starts.
+        places: Room for one number per entry of the row: where its piece begins, -1 to skip it.
     """
     _ends, ids, entry_offsets, entry_ids, probabilities, labels = source
     data, offsets = pieces
     middle, start = first
     real = ids[row]
+    begin = entry_offsets[row]
+    num_entries = entry_offsets[row + 1] - begin
     restricted = cut > 0 or opened_with >= 0
+    real_mass = labels[row]
     seen = 0.0
     agreeing = 0.0
-    real_mass = labels[row]
     found = False
-    for k in range(entry_offsets[row], entry_offsets[row + 1]):
-        seen += probabilities[k]
-        token = entry_ids[k]
+    for k in range(num_entries):
+        token = entry_ids[begin + k]
+        mass = probabilities[begin + k]
+        seen += mass
+        places[k] = -1
         if token == real:
             found = True
-            agreeing += probabilities[k]
-            real_mass = probabilities[k]
+            real_mass = mass
             continue
         base = offsets[token]
         length = offsets[token + 1] - base
@@ -145,37 +150,27 @@ def _gather(
         if length <= cut or not _agrees(data, base, length, text, read_from, read_from + cut):
             continue
         if opened_with < 0 or start[base] == opened_with:
-            agreeing += probabilities[k]
+            places[k] = base
+            agreeing += mass
+    agreeing += real_mass
     if not found:
         seen += real_mass
-        agreeing += real_mass
     scale = 1.0
     if restricted:
         if agreeing <= 0.0:
             return 0
         scale = min(seen, 1.0) / agreeing
     count = _add(label, real_mass * scale * share, scratch, touched, 0)
-    for k in range(entry_offsets[row], entry_offsets[row + 1]):
-        token = entry_ids[k]
-        if token == real:
+    for k in range(num_entries):
+        base = places[k]
+        if base < 0:
             continue
-        base = offsets[token]
-        length = offsets[token + 1] - base
-        if lead == 1 and length > 0 and data[base] == SPACE:
-            base += 1
-            length -= 1
-        if length <= cut or not _agrees(data, base, length, text, read_from, read_from + cut):
-            continue
-        mass = probabilities[k] * scale
-        if opened_with >= 0 and start[base] != opened_with:
-            continue
-        if at_start:
-            goal = start[base]
-        elif restricted:
-            goal = middle[base + cut]
-        else:
+        mass = probabilities[begin + k] * scale
+        if not at_start and not restricted:
+            token = entry_ids[begin + k]
             count = _spread(token, mass, continuation, scratch, touched, count)
             continue
+        goal = start[base] if at_start else middle[base + cut]
         if goal >= 0:
             count = _add(goal, mass, scratch, touched, count)
     return count
@@ -246,7 +241,7 @@ def project_segments(
         (NaN unknown).
     """
     source_offsets, target_offsets = segment_rows
-    ends, _ids, entry_offsets, entry_ids, _probabilities, _labels = source
+    ends, ids, entry_offsets, entry_ids, _probabilities, _labels = source
     num_positions = len(target_ids)
     out_offsets = np.zeros(num_positions + 1, np.int64)
     out_ids = np.empty(max(len(entry_ids), 1) + max_entries, np.uint32)
@@ -255,6 +250,7 @@ def project_segments(
     label_mass = np.full(num_positions, np.nan)
     scratch = np.zeros(target_vocab_size)
     touched = np.empty(target_vocab_size, np.int64)
+    places = np.empty(max(np.diff(entry_offsets).max(), 1) if len(ids) else 1, np.int64)
     written = 0
     for d in range(len(source_offsets) - 1):
         row = source_offsets[d]
@@ -274,7 +270,7 @@ def project_segments(
                 count = _gather(
                     row, cut, lead, is_first, opened, target_ids[j], share,
                     text_offsets[d] + row_start, text, source, pieces, first, continuation,
-                    scratch, touched,
+                    scratch, touched, places,
                 )  # fmt: skip
                 if count > 0:
                     if written + max_entries > len(out_ids):
