@@ -63,6 +63,10 @@ class Location(Protocol):
         """Remove a file or a whole folder; nothing happens when it is not there."""
         ...
 
+    def make_durable(self, key: str) -> None:
+        """Return when all below `key` would survive a power cut."""
+        ...
+
     def open_read(self, key: str) -> BinaryIO:
         """The file opened for reading in any order."""
         ...
@@ -97,7 +101,7 @@ class LocalLocation:
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(final)
-                _sync_folder(final.parent)
+                _sync(final.parent)  # the rename itself
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -124,6 +128,12 @@ class LocalLocation:
             else:
                 path.unlink(missing_ok=True)
 
+    def make_durable(self, key: str) -> None:
+        top = self.path / key
+        with storage_errors(str(top)):
+            for path in [*top.rglob("*"), top, top.parent]:
+                _sync(path)
+
     def open_read(self, key: str) -> BinaryIO:
         with storage_errors(str(self.path / key)):
             return (self.path / key).open("rb")
@@ -135,9 +145,9 @@ class LocalLocation:
         return LocalStore(self.path / key, read_only=read_only)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: the folder's own entry must reach the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make a file, or the entries of a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -199,6 +209,9 @@ class RemoteLocation:
         with storage_errors(f"{self.url}/{key}"):
             if filesystem.exists(f"{root}/{key}"):
                 filesystem.rm(f"{root}/{key}", recursive=True)
+
+    def make_durable(self, key: str) -> None:
+        """A put that was answered is durable."""
 
     def open_read(self, key: str) -> BinaryIO:
         filesystem, root = self._filesystem()

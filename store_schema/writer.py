@@ -87,6 +87,7 @@ class StoreWriter:
             with storage_errors(f"{self.location.url}/{path}"):
                 store = self.location.zarr_store(path, read_only=False)
                 files = write_arrays(store, arrays, array_specs(kind))
+            self.location.make_durable(path)
             lengths = axis_lengths(arrays)
             commit = Commit(
                 shard=shard.index,
