@@ -2,10 +2,10 @@
 
 A document is a run of about twenty statements about one block of neighbouring facts (numbers
 4700..4719, the days of March 1997, ...). Blocks, not documents, are given to splits, so a held-out
-statement was never seen in any wording, yet every one follows from rules that other blocks teach:
-spelling of numbers, carries, the order of weekdays, units, Unicode's naming. Only the choice of the
-block is random, and that costs a few bytes a document; random operands would be noise that nobody
-can teach.
+fact was never seen in any wording (short lines of a month that do not name the year recur between
+years), yet every one follows from rules that other blocks teach: spelling of numbers, carries, the
+order of weekdays, units, Unicode's naming. Only the choice of the block is random, and that costs a
+few bytes a document; random operands would be noise that nobody can teach.
 """
 
 from __future__ import annotations
