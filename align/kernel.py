@@ -4,7 +4,9 @@ For the target token that covers bytes [b, e) of a segment, let r be the source 
 b and cut = b - start(r). With cut = 0 the row's entries are the next-token distribution as it stands.
 With cut > 0 ("healing") only entries that agree with the `cut` bytes already read count, those
 bytes are cut off, and the entries' share of the mass is handed to them in proportion: the tail is
-taken to agree as often as the entries do, so it keeps its share.
+taken to agree as often as the entries do, so it keeps its share. An entry that agrees but ends within
+those bytes takes its part of the share to the tail: leaving it out would tell the target that the
+source's token goes on, which only the text to come decides.
 
 An entry goes to the target token that its bytes begin with (PieceTable), or is spread over the
 tokens with which the target went on (continuation), what is left over being tail. The token that
@@ -147,7 +149,11 @@ def _gather(
         if lead == 1 and length > 0 and data[base] == SPACE:
             base += 1
             length -= 1
-        if length <= cut or not _agrees(data, base, length, text, read_from, read_from + cut):
+        read = min(length, cut)
+        if length == 0 or not _agrees(data, base, length, text, read_from, read_from + read):
+            continue
+        if length <= cut:
+            agreeing += mass  # it ended before this byte: what it went on with is not known
             continue
         if opened_with < 0 or start[base] == opened_with:
             places[k] = base

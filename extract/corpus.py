@@ -300,11 +300,12 @@ def _write(
     location.write_atomic("config.yaml", config.encode())
     try:
         _write_documents(location, batches)
-        location.write_atomic(CORPUS_FILE, seal(record))
+        location.make_durable(DOCUMENTS_FILE)
     except BaseException:
         with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
             location.delete(DOCUMENTS_FILE)
         raise
+    location.write_atomic(CORPUS_FILE, seal(record))
 
 
 def _write_documents(location: Location, batches: list[pa.RecordBatch]) -> None:

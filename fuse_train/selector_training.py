@@ -23,7 +23,7 @@ from fuse_train.selectors import Selector
 from fuse_train.stream import SampleStream
 from store_schema.errors import ModelError
 
-PROBABILITY_FLOOR = -30.0
+PROBABILITY_FLOOR = -1000.0
 """Nats. A label that a source holds for impossible (e.g. -inf) is scored as this, in every pool."""
 
 

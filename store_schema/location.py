@@ -22,6 +22,9 @@ from zarr.storage import FsspecStore, LocalStore
 
 from store_schema.errors import ConfigError, MissingError, StorageError
 
+_CLIENT_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "google"}
+"""Object-store clients whose errors are not OSErrors."""
+
 
 @contextmanager
 def storage_errors(where: str) -> Iterator[None]:
@@ -36,6 +39,15 @@ def storage_errors(where: str) -> Iterator[None]:
             hint = "check the path and its permissions, then rerun"
         raise StorageError(
             "storage refused", where=where, got=error.strerror or str(error), hint=hint
+        ) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENT_LIBRARIES:
+            raise
+        raise StorageError(
+            "object store refused",
+            where=where,
+            got=f"{type(error).__name__}: {error}",
+            hint="check its address and the credentials in the environment, then rerun",
         ) from error
 
 
@@ -198,10 +210,11 @@ class RemoteLocation:
     def names(self, prefix: str) -> list[str]:
         filesystem, root = self._filesystem()
         filesystem.invalidate_cache()
-        try:
-            names = filesystem.ls(f"{root}/{prefix}", detail=False)
-        except FileNotFoundError:
-            return []
+        with storage_errors(f"{self.url}/{prefix}"):
+            try:
+                names = filesystem.ls(f"{root}/{prefix}", detail=False)
+            except FileNotFoundError:
+                return []
         return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in names)
 
     def delete(self, key: str) -> None:

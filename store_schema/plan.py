@@ -212,6 +212,7 @@ def write_plan(
             for index, (segments, num_tokens) in enumerate(shards):
                 writer.write_table(_segment_table(segments), row_group_size=len(segments))
                 records.append(_shard_record(index, segments, num_tokens))
+    location.make_durable(SEGMENTS_FILE)
     record = PlanRecord(
         corpus_fingerprint=corpus_fingerprint,
         request_fingerprint=request_fingerprint,

@@ -88,27 +88,28 @@ class StoreWriter:
                 store = self.location.zarr_store(path, read_only=False)
                 files = write_arrays(store, arrays, array_specs(kind))
             self.location.make_durable(path)
-            lengths = axis_lengths(arrays)
-            commit = Commit(
-                shard=shard.index,
-                path=path,
-                store_fingerprint=self._fingerprint,
-                shard_fingerprint=shard.fingerprint,
-                content_sha256=arrays_digest(arrays, array_names(kind)),
-                files=files,
-                counts=Counts(
-                    segments=lengths["D"],
-                    positions=lengths["N"],
-                    entries=lengths["E"],
-                    spans=lengths.get("S", 0),
-                ),
-                stats={name: float(np.float64(value)) for name, value in (stats or {}).items()},
-            )
-            self.location.write_atomic(commit_key(shard.index), seal(commit))
         except BaseException:
             with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
                 self.location.delete(path)
             raise
+        lengths = axis_lengths(arrays)
+        commit = Commit(
+            shard=shard.index,
+            path=path,
+            store_fingerprint=self._fingerprint,
+            shard_fingerprint=shard.fingerprint,
+            content_sha256=arrays_digest(arrays, array_names(kind)),
+            files=files,
+            counts=Counts(
+                segments=lengths["D"],
+                positions=lengths["N"],
+                entries=lengths["E"],
+                spans=lengths.get("S", 0),
+            ),
+            stats={name: float(np.float64(value)) for name, value in (stats or {}).items()},
+        )
+        # From here on the data stays whatever happens: a put that fails may have been carried out.
+        self.location.write_atomic(commit_key(shard.index), seal(commit))
         return commit
 
 

@@ -86,34 +86,38 @@ class Position:
     mapping: VocabularyMap
     virtual: bool
 
-    def pieces(self, opened: int | None) -> dict[int, tuple[int, int]]:
-        """Entries that agree with the bytes read: token -> (place in the piece table, cut)."""
+    def pieces(self, opened: int | None) -> tuple[dict[int, tuple[int, int]], float]:
+        """Entries that agree with the bytes read: token -> (place in the piece table, cut), and the
+        mass of entries that are wholly read: they agree too, but say nothing of what follows."""
         row = self.rows[self.index]
         read = self.text[row.start : self.begin]
         table = self.mapping.pieces
         agreeing = {}
+        ended = 0.0
         for token in row.entries:
             place, spelt = int(table.offsets[token]), self.source.tokens[token]
             if self.virtual and self.index == 0 and spelt.startswith(b" "):
                 place, spelt = place + 1, spelt[1:]
+            if spelt and read.startswith(spelt) and token != row.token:
+                ended += row.entries[token]
             if len(spelt) <= len(read) or not spelt.startswith(read):
                 continue
             if opened is not None and table.start[place] != opened:
                 continue
             agreeing[token] = (place, len(read))
-        return agreeing
+        return agreeing, ended
 
     def distribution(self, label: int, at_start: bool, opened: int | None) -> dict[int, float]:
         """Mass by target token."""
         row = self.rows[self.index]
-        agreeing = self.pieces(opened)
+        agreeing, ended = self.pieces(opened)
         agreeing.pop(row.token, None)
         real = row.entries.get(row.token, row.label)
         seen = sum(row.entries.values()) + (0 if row.token in row.entries else real)
         restricted = self.begin > row.start or opened is not None
         scale = 1.0
         if restricted:
-            scale = min(seen, 1.0) / (sum(row.entries[t] for t in agreeing) + real)
+            scale = min(seen, 1.0) / (sum(row.entries[t] for t in agreeing) + real + ended)
         mass: dict[int, float] = defaultdict(float)
         mass[label] += real * scale * self.share(self.index)
         table, going = self.mapping.pieces, self.mapping.continuation
