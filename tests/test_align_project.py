@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.continuation import PairCounts, first_tokens
-from align.first_token import piece_table
+from align.first_token import PieceTable, piece_table
 from align.project import VocabularyMap, copy_exact, project
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
@@ -198,6 +198,35 @@ def test_the_same_tokenizer_gives_the_same_distributions(kind: str) -> None:
                 assert found == pytest.approx(known, abs=1e-5)
             begin = int(arrays["byte_ends"][j])
     assert result["span_logprobs"] == pytest.approx(exact["span_logprobs"], abs=1e-5)
+
+
+def test_healing_does_not_look_ahead() -> None:
+    """A source that writes "ab" or "a", each with probability 1/2, gives "b" after "a" one half.
+
+    That its token goes on past "a" is known from the text to come alone: the entry "a" must count.
+    """
+    pieces = PieceTable(  # source tokens a, ab, b; target tokens a, b
+        data=np.frombuffer(b"aabb", np.uint8),
+        offsets=np.array([0, 1, 3, 4]),
+        middle=np.array([0, 0, 1, 1], np.int32),
+        start=np.array([0, 0, 1, 1], np.int32),
+    )
+    going = PairCounts(3, 2).continuation(first_tokens(pieces), 1.0)
+    source = {
+        "segment_ids": np.zeros(1, "<i8"),
+        "token_offsets": np.array([0, 1], "<i8"),
+        "token_ids": np.array([1], "<u4"),
+        "byte_ends": np.array([2], "<u4"),
+        "entry_offsets": np.array([0, 2], "<i8"),
+        "entry_ids": np.array([0, 1], "<u4"),
+        "entry_logprobs": np.log(np.array([0.5, 0.5], "<f4")),
+        "tail_mass": np.zeros(1, "<f4"),
+        "label_logprobs": np.log(np.array([0.5], "<f4")),
+    }
+    target = EncodedSegment((), np.array([0, 1], np.uint32), np.array([1, 2], np.uint32))
+    result = project(source, [b"ab"], [target], VocabularyMap(pieces, going, 2), max_entries=8)
+    assert np.exp(result["label_logprobs"]) == pytest.approx([1.0, 0.5])
+    assert result["tail_mass"] == pytest.approx([0.0, 0.5])
 
 
 def test_a_source_without_bos_says_nothing_of_the_first_token() -> None:
