@@ -442,3 +442,45 @@ def test_content_digest_does_not_depend_on_chunks(
     other = _writer(tmp_path / "b").write(store_factory.shard_record(), arrays)
     assert one.content_sha256 == other.content_sha256
     assert one.path != other.path
+
+
+def test_data_is_durable_before_its_commit_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a commit must not point at files that never reached the disk."""
+    synced: set[Path] = set()
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name.startswith(f".{Path(commit_key(0)).name}"):
+            data = next((tmp_path / "data").iterdir())
+            assert {data, *data.rglob("*")} <= synced
+        synced.add(path)
+        real(descriptor)
+
+    writer = _writer(tmp_path)
+    monkeypatch.setattr(os, "fsync", note)
+    writer.write(store_factory.shard_record(), store_factory.arrays("source"))
+    assert any(path.name.startswith(".00000.json") for path in synced)
+
+
+def test_data_stays_when_the_commit_may_have_been_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rename was done, the answer was an error: the commit stands, so must its data."""
+    writer = _writer(tmp_path)
+    real = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("/commits"):
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageError):
+        writer.write(store_factory.shard_record(), store_factory.arrays("source"))
+    monkeypatch.undo()
+    reader = StoreReader.open(open_location(tmp_path))
+    assert set(reader.commits) == {0}
+    reader.verify(0)
