@@ -15,13 +15,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from extract.config import MIN_TEXT_TOKENS, PlanSection
+from extract.config import MIN_TEXT_TOKENS, CorpusSection, PlanSection
 from extract.corpus import corpus_location, iter_documents, open_corpus, read_documents
 from extract.documents import Document
 from extract.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig
-from store_schema.errors import ConfigError, InputError, LogitfuseError, MismatchError
+from store_schema.errors import (
+    ConfigError,
+    InputError,
+    LogitfuseError,
+    MismatchError,
+    TokenizerError,
+)
 from store_schema.fingerprint import fingerprint
 from store_schema.location import Location, open_location
 from store_schema.models import max_positions, model_config, resolve_model
@@ -97,7 +103,8 @@ def make_plan(run: RunConfig) -> tuple[Plan, bool]:
         _require_no_store(run, plan, request)
     _require_positions(run, section)
     table = read_documents(corpus_location(run), corpus)
-    cut = cut_corpus(table, tokenizers, section.max_tokens)
+    drop = run.section("corpus", CorpusSection).on_bad == "drop"
+    cut = cut_corpus(table, tokenizers, section.max_tokens, drop_unreadable=drop)
     if not cut.rows:
         raise InputError("no document is left", where="plan", got=f"dropped {dict(cut.dropped)}")
     location.write_atomic("config.yaml", run.resolved().encode())
@@ -117,7 +124,8 @@ def make_plan(run: RunConfig) -> tuple[Plan, bool]:
         )
     except BaseException:
         with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
-            location.delete(SEGMENTS_FILE)
+            if not location.exists(PLAN_FILE):  # else it stands, whatever the last step said
+                location.delete(SEGMENTS_FILE)
         raise
     return plan, True
 
@@ -154,7 +162,11 @@ def _require_positions(run: RunConfig, section: PlanSection) -> None:
 
 
 def cut_corpus(
-    table: pa.Table, tokenizers: Mapping[str, SegmentTokenizer], max_tokens: int
+    table: pa.Table,
+    tokenizers: Mapping[str, SegmentTokenizer],
+    max_tokens: int,
+    *,
+    drop_unreadable: bool,
 ) -> CutCorpus:
     """Cut all documents, a few megabytes at a time.
 
@@ -162,6 +174,8 @@ def cut_corpus(
         table: Documents.
         tokenizers: By model name.
         max_tokens: Of a segment with its context, for every model.
+        drop_unreadable: Whether a document that a tokenizer cannot represent is dropped and counted
+            (`corpus.on_bad: drop`) instead of refused.
 
     Raises:
         TokenizerError: Names document, tokenizer and the first byte that it cannot represent.
@@ -175,6 +189,9 @@ def cut_corpus(
         if max_tokens - max(contexts) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue
+        if drop_unreadable and not _readable(document, tokenizers):
+            found.dropped["tokenizer_changes_text"] += 1
+            continue
         batch.append((row, document, contexts))
         size += len(document.text)
         if size >= BATCH_BYTES:
@@ -183,6 +200,16 @@ def cut_corpus(
     if batch:
         _cut_batch(batch, tokenizers, max_tokens, found)
     return found
+
+
+def _readable(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> bool:
+    """Whether the tokens of every tokenizer join to the text."""
+    try:
+        for tokenizer in tokenizers.values():
+            tokenizer.token_ends([document.text])
+    except TokenizerError:
+        return False
+    return True
 
 
 def _context_sizes(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,10 @@ from store_schema.tokenizer import SegmentTokenizer
 logger = logging.getLogger(__name__)
 
 COLLAPSE_SHARE = 0.01
-"""A source whose mean weight over a step is below it is as good as gone."""
+"""A source whose mean weight over the last steps is below it is as good as gone."""
+
+COLLAPSE_STEPS = 50
+"""So many: a single step may hold no text of a source's domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,7 @@ class TrainingLoop:
         self._objective, self._optimizer = accelerator.prepare(objective, optimizer)
         self._learned = learned
         self._warned = False
+        self._heard: deque[dict[str, float]] = deque(maxlen=COLLAPSE_STEPS)
         if resume_from is not None:
             load_optimizer(resume_from, self._optimizer)
 
@@ -247,7 +252,11 @@ class TrainingLoop:
         }
 
     def _warn_of_collapse(self, weights: dict[str, float]) -> None:
-        gone = [name for name, weight in weights.items() if weight < COLLAPSE_SHARE]
+        self._heard.append(weights)
+        if len(self._heard) < COLLAPSE_STEPS:
+            return
+        means = {name: sum(step[name] for step in self._heard) / COLLAPSE_STEPS for name in weights}
+        gone = [name for name, weight in means.items() if weight < COLLAPSE_SHARE]
         learned = isinstance(self.selector, AdaptiveSelector)
         if gone and learned and not self._warned and self._accelerator.is_main_process:
             self._warned = True

@@ -38,7 +38,7 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Put a value over the run file, e.g. --set train.seed=1.",
+        help="Put a value over the run file, e.g. --set train.lr=2e-5.",
     )
     def command(config: str, overrides: tuple[str, ...], **options: Any) -> None:
         set_up_logging()

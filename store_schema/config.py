@@ -58,7 +58,7 @@ class ModelRef(StrictModel):
 class RunConfig(StrictModel):
     """The head of the run file and its checked sections."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Names the run and its folder."""
     run_dir: str | None = None
     """Where everything of the run goes, a path or URL for stores; None means runs/<name>."""

@@ -50,8 +50,11 @@ class StoreWriter:
         if location.exists(MANIFEST_FILE):
             where = f"{location.url}/{MANIFEST_FILE}"
             found = unseal(Manifest, location.read_bytes(MANIFEST_FILE), where=where)
-            _require_same(found, manifest, location.url)
-            return cls(location, found)
+            if found.identity() == manifest.identity():
+                return cls(location, found)
+            if location.names("commits"):
+                raise _mismatch(found, manifest, location.url)
+            # Begun from something else but nothing is finished: nothing is lost by starting anew.
         location.write_atomic(VOCABULARY_FILE, vocabulary.to_parquet())
         if config:
             location.write_atomic("config.yaml", config.encode())
@@ -113,13 +116,11 @@ class StoreWriter:
         return commit
 
 
-def _require_same(found: Manifest, wanted: Manifest, where: str) -> None:
+def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
     have, want = found.identity(), wanted.identity()
-    if have == want:
-        return
     different = [key for key in want if have.get(key) != want[key]]
     key = different[0]
-    raise MismatchError(
+    return MismatchError(
         f"the store was made with another {', '.join(different)}",
         where=where,
         expected=f"{key} {_shown(want[key])}",

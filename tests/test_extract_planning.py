@@ -190,3 +190,28 @@ def test_shuffle_depends_on_seed_and_ids_alone() -> None:
     assert order != list(range(50))
     assert order != shuffled(ids, 1)
     assert [ids[i] for i in order] == [ids[::-1][i] for i in shuffled(ids[::-1], 0)]
+
+
+def test_a_text_that_a_tokenizer_changes_is_refused_or_dropped(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    """U+2581 is SentencePiece's own word mark: the Unigram source reads it as a space."""
+    documents = [*sample_documents(), sample_documents()[0] | {"id": "marked", "text": "a ▁ mark"}]
+    write_jsonl(tmp_path / "docs.jsonl", documents)
+    inputs = [{"path": str(tmp_path / "docs.jsonl")}]
+    path = write_run(tmp_path, tiny_models, corpus={"inputs": inputs})
+    ok("corpus", "build", path)
+    line = refused("extract", "plan", path)
+    assert "marked" in line
+    assert "facts" in line
+    other = tmp_path / "dropping"
+    other.mkdir()
+    path = write_run(
+        other, tiny_models, corpus={"inputs": inputs, "on_bad": "drop"}, run_dir=str(other / "run")
+    )
+    ok("corpus", "build", path)
+    assert "tokenizer_changes_text" in ok("extract", "plan", path)
+    plan = Plan.open(plan_location(load_run(path)))
+    kept = {s.document_id for shard in plan.shards for s in plan.segments(shard)}
+    assert "marked" not in kept
+    assert len(kept) == len(documents) - 1

@@ -484,3 +484,13 @@ def test_data_stays_when_the_commit_may_have_been_published(
     reader = StoreReader.open(open_location(tmp_path))
     assert set(reader.commits) == {0}
     reader.verify(0)
+
+
+def test_a_store_without_a_finished_shard_may_begin_anew(tmp_path: Path) -> None:
+    """E.g. begun with a broken weight file, which was then mended: nothing is lost."""
+    _writer(tmp_path, top_k=4)
+    writer = _writer(tmp_path, top_k=5)
+    writer.write(store_factory.shard_record(), store_factory.arrays())
+    assert StoreReader.open(open_location(tmp_path)).manifest.top_k == 5
+    with pytest.raises(MismatchError):
+        _writer(tmp_path, top_k=4)
