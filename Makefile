@@ -107,4 +107,4 @@ bench-demo: $(READY)
 	$(BIN)/python benchmarks/demo_learning_rates.py
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) build *.egg-info  # runs/ stays: extractions cost money

@@ -200,6 +200,31 @@ def test_the_same_tokenizer_gives_the_same_distributions(kind: str) -> None:
     assert result["span_logprobs"] == pytest.approx(exact["span_logprobs"], abs=1e-5)
 
 
+def test_the_label_stays_when_entries_are_cut() -> None:
+    for source, target in PAIRS:
+        _, result, _ = aligned(SAMPLES, source, target, max_entries=1)
+        known = ~np.isnan(result["label_logprobs"])
+        first = result["entry_ids"][result["entry_offsets"][:-1][known]]
+        assert (first == result["token_ids"][known]).all()
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_origin_says_where_a_token_starts(source: str, target: str) -> None:
+    arrays, result, _ = aligned(SAMPLES, source, target)
+    seen = set()
+    for d in range(len(SAMPLES)):
+        rows = slice(*arrays["token_offsets"][d : d + 2])
+        starts = {0, *arrays["byte_ends"][rows].tolist()}
+        begin = 0
+        for j in range(*result["token_offsets"][d : d + 2]):
+            if result["origin"][j] != Origin.NONE:
+                expected = Origin.BOUNDARY if begin in starts else Origin.INSIDE
+                assert result["origin"][j] == expected
+                seen.add(expected)
+            begin = int(result["byte_ends"][j])
+    assert Origin.BOUNDARY in seen
+
+
 def test_healing_does_not_look_ahead() -> None:
     """A source that writes "ab" or "a", each with probability 1/2, gives "b" after "a" one half.
 

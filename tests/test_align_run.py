@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerFast
 
 from align.cli import align
+from align.run import counted_shards
 from store_schema.config import ModelRef
 from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
@@ -241,3 +243,19 @@ def test_a_flipped_byte_in_the_source_store_is_found(tmp_path: Path) -> None:
     line = one_line_error(path)
     assert "shard 2" in line
     assert "entry_ids" in line
+
+
+def test_only_training_text_is_counted(tmp_path: Path) -> None:
+    """Held-out text must not shape the map that is then measured on it."""
+    made = segments(TEXTS)
+    held_out = [replace(segment, split="test") for segment in made[:4]]
+    training = made[4:]
+    plan = write_plan(
+        open_location(tmp_path),
+        [(held_out, {"target": 1}), (training, {"target": 1})],
+        corpus_fingerprint="c",
+        request_fingerprint="r",
+        tokenizers={},
+        settings={},
+    )
+    assert [shard.split for shard in counted_shards(plan)] == ["train"]
