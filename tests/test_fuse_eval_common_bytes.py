@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuse_eval.bpb import counted_segments, scored_text
 from fuse_eval.common_bytes import common_starts, counted_from, known_boundaries
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from tests import store_factory
+from tests.random_source import segments
 from tests.tiny import tiny_tokenizer
 
 
@@ -86,3 +88,19 @@ def test_all_models_count_the_same_bytes(
             joined = b"".join(table.tokens[i] for i in counted.token_ids)
             assert joined.lstrip(b" ").endswith(text.encode()[start:].lstrip(b" "))
             assert int(counted.byte_ends[-1]) == size - start
+
+
+def test_the_denominator_counts_only_bytes_that_every_model_predicts() -> None:
+    """A source without BOS has no row for its first token: those bytes leave both sides."""
+    texts = ["for i in range(10):\n    print(i)\n", "The quick brown fox."]
+    tokenizers = {
+        "with": SegmentTokenizer(tiny_tokenizer("byte_level", bos=True), name="with"),
+        "without": SegmentTokenizer(tiny_tokenizer("byte_level", vocab_size=330), name="without"),
+    }
+    text = scored_text(segments(texts), tokenizers)
+    for i, sentence in enumerate(texts):
+        rows = counted_segments(text, tokenizers["without"])[i]
+        first = tokenizers["without"].encode(segments(texts))[i].byte_ends[0]
+        assert text.starts[i] >= first > 0
+        assert text.num_bytes[i] == len(sentence.encode()) - text.starts[i]
+        assert rows.byte_ends[-1] == text.num_bytes[i]
