@@ -128,7 +128,7 @@ def test_pools_equal_a_plain_reference(run: RunConfig) -> None:
             covered = [a["entry_offsets"][n + 1] > a["entry_offsets"][n] for a in stores.values()]
             if size == 0 or np.isnan(labels).any() or not any(covered):
                 continue
-            labels = [max(value, -30.0) for value in labels]
+            labels = [max(value, -1000.0) for value in labels]
             sizes[segment.domain] = sizes.get(segment.domain, 0) + size
             parts = {
                 "uniform": -np.log(
