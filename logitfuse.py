@@ -28,8 +28,7 @@ class LazyGroup(StageGroup):
         if cmd_name not in STAGES:
             return None
         module, attribute, _ = STAGES[cmd_name]
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
