@@ -124,7 +124,8 @@ class TransformersEngine:
     def _logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         if self._weight is not None:
             return F.linear(hidden_RH.float(), self._weight, self._bias)
-        assert self._head is not None
+        if self._head is None:
+            raise TypeError("an engine without a weight of its own has the model's head")
         logits: torch.Tensor = self._head(hidden_RH)
         return logits
 

@@ -76,7 +76,7 @@ class StoreWriter:
             stats: Figures for people, kept in the commit.
 
         Returns:
-            The commit that now stands (another worker's, if it was first: the content is the same).
+            The commit that now stands; it takes the place of another worker's, of like content.
 
         Raises:
             CorruptionError: The arrays break the layout.

@@ -280,7 +280,8 @@ def test_another_manifest_is_refused_and_shows_both(tmp_path: Path) -> None:
 
 
 def test_names_and_versions_do_not_make_another_store(tmp_path: Path) -> None:
-    _writer(tmp_path)
+    # A finished shard first: a store without any would be begun anew, whatever differs.
+    _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
     manifest = store_factory.manifest()
     moved = manifest.model_copy(
         update={
@@ -289,7 +290,8 @@ def test_names_and_versions_do_not_make_another_store(tmp_path: Path) -> None:
         }
     )
     writer = StoreWriter.open(open_location(tmp_path), moved, store_factory.vocabulary())
-    writer.write(store_factory.shard_record(), store_factory.arrays())
+    assert writer.manifest == manifest
+    assert writer.committed() == {0}
     _read_everything(tmp_path)
 
 
