@@ -1,0 +1,111 @@
+"""A real model with a real vocabulary of 32,768, made once and kept: what `bench-store` measures on.
+
+It is trained on the code and prose that ship with the running Python (the demo's text at the demo's
+splits, one pass), so its distributions have the shape that stores will hold: sure after "self.", broad
+after "the". How good it is stands beside it as bits per byte of held-out text.
+
+    python benchmarks/store_model.py --out runs/bench/store-model
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+if str(EXAMPLES) not in sys.path:
+    sys.path.insert(0, str(EXAMPLES))
+
+from demo_text import Document, SplitSizes, library_documents, size_bytes  # noqa: E402
+from demo_tokenizers import train_byte_level_bpe  # noqa: E402
+from demo_training import (  # noqa: E402
+    ROW_TOKENS,
+    Recipe,
+    bits_per_byte,
+    build_model,
+    keep_freed_memory,
+    packed_rows,
+    train,
+)
+
+VOCAB_SIZE = 32_768
+SIZES = SplitSizes(train=0, valid=100_000, test=100_000)
+RECIPE = Recipe(
+    architecture="llama",
+    hidden_size=256,
+    num_layers=4,
+    num_steps=1_200,
+    batch_rows=8,
+    learning_rate=3e-3,
+)
+DONE = "made.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchModel:
+    """A finished model.
+
+    Args:
+        folder: Of the checkpoint and tokenizer.
+        vocab_size: Its ids.
+        bpb: Bits per byte of held-out text.
+        documents: Held-out text.
+    """
+
+    folder: Path
+    vocab_size: int
+    bpb: float
+    documents: tuple[Document, ...]
+
+
+def make_model(out: Path) -> BenchModel:
+    """Make the model, or take the one that stands there."""
+    documents = [d for domain in ("code", "prose") for d in library_documents(domain, SIZES, seed=0)]
+    held_out = tuple(d for d in documents if d.split == "test")
+    if not (out / DONE).exists():
+        made = _train([d for d in documents if d.split == "models"], held_out, out)
+        (out / DONE).write_text(json.dumps(made, indent=1) + "\n")
+    made = json.loads((out / DONE).read_text())
+    return BenchModel(out, made["vocab_size"], made["bpb"], held_out)
+
+
+def _train(
+    documents: list[Document], held_out: tuple[Document, ...], out: Path
+) -> dict[str, float | int]:
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    keep_freed_memory()
+    torch.manual_seed(0)
+    texts = [d.text for d in documents]
+    tokenizer = train_byte_level_bpe("code", texts, VOCAB_SIZE, "<s>", True, "</s>")
+    model = build_model(RECIPE, tokenizer)
+    rows = packed_rows(documents, tokenizer, RECIPE.num_steps * RECIPE.batch_rows, seed=0)
+    train(model, rows, RECIPE, "train the benchmark's model")
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {
+        "vocab_size": len(tokenizer),
+        "bpb": bits_per_byte(model, tokenizer, held_out),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_tokens": RECIPE.num_steps * RECIPE.batch_rows * ROW_TOKENS,
+        "trained_bytes": sum(map(size_bytes, texts)),
+        "held_out_bytes": sum(size_bytes(d.text) for d in held_out),
+    }
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default="runs/bench/store-model")
+def main(out: Path) -> None:
+    """Make the model and say how good it is."""
+    made = make_model(out)
+    print(f"{made.folder}: vocabulary {made.vocab_size:,}, {made.bpb:.3f} bpb on held-out text")
+
+
+if __name__ == "__main__":
+    main()
