@@ -15,7 +15,15 @@ STAGES = {
     "train": ("fuse_train.cli", "train", "Train the target on ground truth and the fused sources."),
     "eval": ("fuse_eval.cli", "evaluate", "Bits per byte, and what pools would score."),
     "report": ("fuse_eval.cli", "report", "Write the report of a run."),
+    "store": ("store_tools.cli", "store", "Tune, verify, repair, show, copy and export stores."),
 }
+FROM_ELSEWHERE = {"store": {"tune": ("extract.cli", "tune")}}
+"""Commands of a group that another room owns: tuning a store needs its model."""
+
+
+def _load(module: str, attribute: str) -> click.Command:
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    return command
 
 
 class LazyGroup(StageGroup):
@@ -28,7 +36,10 @@ class LazyGroup(StageGroup):
         if cmd_name not in STAGES:
             return None
         module, attribute, _ = STAGES[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command = _load(module, attribute)
+        for name, place in FROM_ELSEWHERE.get(cmd_name, {}).items():
+            assert isinstance(command, click.Group)
+            command.add_command(_load(*place), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -14,12 +14,15 @@ from align.project import VocabularyMap, copy_exact, join_segments, project, sta
 from launch.progress import Progress
 from launch.signals import StopFlag
 from launch.work import Worker, pending_shards
+from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig
 from store_schema.errors import MismatchError
+from store_schema.frequency import token_counts
 from store_schema.layout import Arrays
 from store_schema.location import open_location
 from store_schema.manifest import Commit, Manifest, ModelIdentity
 from store_schema.plan import Plan, ShardRecord
+from store_schema.presets import StoreSection
 from store_schema.reader import StoreReader
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from store_schema.writer import StoreWriter
@@ -72,9 +75,13 @@ def align_source(run: RunConfig, source: str, worker: Worker, stop: StopFlag) ->
     reader.require_plan(plan)
     target = SegmentTokenizer.load(run.target, name="target")
     require_tokenizer(plan, target)
-    manifest = aligned_manifest(reader, target, run, section)
+    manifest = aligned_manifest(reader, len(plan.shards), target, run, section)
     writer = StoreWriter.open(
-        open_location(run.aligned_url(source)), manifest, target.vocabulary, config=run.resolved()
+        open_location(run.aligned_url(source)),
+        manifest,
+        target.vocabulary,
+        config=run.resolved(),
+        count_tokens=lambda: token_counts(plan, target),
     )
     pending = pending_shards(plan.shards, writer.committed(), worker)
     if pending:
@@ -112,7 +119,11 @@ def require_tokenizer(plan: Plan, target: SegmentTokenizer) -> None:
 
 
 def aligned_manifest(
-    reader: StoreReader, target: SegmentTokenizer, run: RunConfig, section: AlignSection
+    reader: StoreReader,
+    num_shards: int,
+    target: SegmentTokenizer,
+    run: RunConfig,
+    section: AlignSection,
 ) -> Manifest:
     """Manifest of the aligned store: the source's identity, the target's, the method.
 
@@ -140,6 +151,11 @@ def aligned_manifest(
             "target": identity,
             "top_k": source.top_k if section.method == "exact" else section.max_entries,
             "settings": section.content() | {"source_store": source.fingerprint()},
+            "encoding": run.section("store", StoreSection).encoding(),
+            "num_shards": num_shards,
+            "schema_version": SCHEMA_VERSION,  # the source store may be older
+            "top_p": None,
+            "logprob_codec": None,
             "vocabulary_fingerprint": target.vocabulary.fingerprint,
         }
     )

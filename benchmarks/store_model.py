@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 if str(EXAMPLES) not in sys.path:
     sys.path.insert(0, str(EXAMPLES))
 
-from demo_text import Document, SplitSizes, library_documents, size_bytes  # noqa: E402
+from demo_text import Document, SplitSizes, library_documents, rank, size_bytes  # noqa: E402
 from demo_tokenizers import train_byte_level_bpe  # noqa: E402
 from demo_training import (  # noqa: E402
     ROW_TOKENS,
@@ -56,23 +56,29 @@ class BenchModel:
         vocab_size: Its ids.
         bpb: Bits per byte of held-out text.
         documents: Held-out text.
+        other_documents: Text it was trained on, in a fixed shuffled order.
     """
 
     folder: Path
     vocab_size: int
     bpb: float
     documents: tuple[Document, ...]
+    other_documents: tuple[Document, ...]
 
 
 def make_model(out: Path) -> BenchModel:
     """Make the model, or take the one that stands there."""
-    documents = [d for domain in ("code", "prose") for d in library_documents(domain, SIZES, seed=0)]
+    documents = [
+        d for domain in ("code", "prose") for d in library_documents(domain, SIZES, seed=0)
+    ]
     held_out = tuple(d for d in documents if d.split == "test")
+    seen = [d for d in documents if d.split == "models"]
     if not (out / DONE).exists():
-        made = _train([d for d in documents if d.split == "models"], held_out, out)
+        made = _train(seen, held_out, out)
         (out / DONE).write_text(json.dumps(made, indent=1) + "\n")
     made = json.loads((out / DONE).read_text())
-    return BenchModel(out, made["vocab_size"], made["bpb"], held_out)
+    seen.sort(key=lambda d: rank(0, d.id))
+    return BenchModel(out, made["vocab_size"], made["bpb"], held_out, tuple(seen))
 
 
 def _train(

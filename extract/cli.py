@@ -1,4 +1,4 @@
-"""Commands of this room: `corpus build`, `extract plan`, `extract run`."""
+"""Commands of this room: `corpus build`, `extract plan`, `extract run`, `store tune`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan(run: RunConfig) -> None:
         return
     section = run.section("extract", ExtractSection)
     speed = run.section("plan", PlanSection).assumed_tokens_per_s
-    click.echo(plan_report(made.record, top_k=section.top_k, tokens_per_s=speed))
+    click.echo(plan_report(made.record, entries=section.max_entries, tokens_per_s=speed))
 
 
 @extract.command("run")
@@ -89,3 +89,24 @@ def run_one(run: RunConfig, source: str, worker_text: str | None, leash: int | N
     from launch.work import parse_worker
 
     run_source(run, source, parse_worker(worker_text), leash)
+
+
+@click.command("tune")
+@click.option("--source", required=True, metavar="NAME", help="Whose distributions to look at.")
+@click.option("--positions", default=4096, show_default=True, help="Size of the sample.")
+@click.option(
+    "--tolerance",
+    default=0.01,
+    show_default=True,
+    help="Total variation that a smaller store may lose.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@run_options
+def tune(run: RunConfig, source: str, positions: int, tolerance: float, as_json: bool) -> None:
+    """Try every encoding on a sample of the plan and recommend one, before extraction."""
+    from extract.tune import recommended, tune_json, tune_table
+    from extract.tune import tune as try_all
+
+    found = try_all(run, source, num_positions=positions)
+    chosen = recommended(found, tolerance)
+    click.echo(tune_json(found, chosen) if as_json else tune_table(found, chosen))

@@ -1,8 +1,9 @@
 """What an engine is, and how its rows become the store's.
 
 An engine gives, for each token of a segment that has something before it, the `top_k` most probable
-ids of the model's full softmax at temperature 1 and the label's log-probability. Everything after
-that (order, padding ids, trimming, tail mass, NaN) is one pure function for all engines.
+ids of the model's full softmax at temperature 1 (or a sample of it, `extract.sampling`) and the
+label's log-probability. Everything after that (order, padding ids, trimming, tail mass, NaN) is one
+pure function for all engines.
 
 Shapes: R known rows of a segment (N, or N - 1 where the first token has nothing before it),
 N positions, K entries, E entries of all positions.
@@ -46,14 +47,16 @@ class DenseRows:
     """What an engine gives for one segment.
 
     Args:
-        ids: [R, K] int64 most probable ids of the model's vocabulary, in any order.
-        logprobs: [R, K] float32 nats.
-        label_logprobs: [R] float32 nats of the tokens themselves.
+        ids: [R, K] int64 most probable or drawn ids of the model's vocabulary, in any order.
+        logprobs: [R, K] float32 nats; -inf: no entry.
+        label_logprobs: [R] float32 nats of the tokens themselves, never estimated.
+        sampled: Whether the rows are estimates of the whole distribution: then they sum to 1.
     """
 
     ids: npt.NDArray[np.int64]
     logprobs: npt.NDArray[np.float32]
     label_logprobs: npt.NDArray[np.float32]
+    sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +102,23 @@ class EngineSpec:
     """All that an engine needs to know.
 
     Args:
+        source: Its name in the run.
         folder: Model folder.
         ref: The model as the run file names it.
         section: The run file's `extract`.
         dtype: torch dtype by name.
+        vocab_size: Ids of the tokenizer.
         model_vocab_size: Ids of the model's output, padding rows included.
         longest: Tokens of the longest input, context included.
         seed: Of whatever an engine draws.
     """
 
+    source: str
     folder: Path
     ref: ModelRef
     section: ExtractSection
     dtype: str
+    vocab_size: int
     model_vocab_size: int
     longest: int
     seed: int = 0
@@ -135,7 +142,7 @@ def engine_spec(
     """Check a model against its tokenizer and the run file before anything is loaded.
 
     Args:
-        name: Of the source, for messages.
+        name: Of the source.
         folder: Model folder.
         ref: The model as the run file names it.
         section: The run file's `extract`.
@@ -144,15 +151,17 @@ def engine_spec(
         seed: The run's.
 
     Raises:
-        ConfigError: top_k is larger than the vocabulary, or inputs are longer than the model reads.
+        ConfigError: top_k or sampled_head is larger than the vocabulary, or inputs are longer than
+            the model reads.
         ModelError: The model has fewer ids than its tokenizer.
     """
-    if section.top_k > vocab_size:
+    option = "top_k" if section.estimator == "topk" else "sampled_head"
+    if getattr(section, option) > vocab_size:
         raise ConfigError(
-            "top_k is larger than the vocabulary",
-            where=f"extract.top_k, source {name}",
+            f"{option} is larger than the vocabulary",
+            where=f"extract.{option}, source {name}",
             expected=f"at most {vocab_size}",
-            got=section.top_k,
+            got=getattr(section, option),
         )
     config = model_config(folder)
     size = config.get("vocab_size")
@@ -173,7 +182,17 @@ def engine_spec(
             expected=f"at most {most}",
             got=longest,
         )
-    return EngineSpec(folder, ref, section, resolved_dtype(ref, config), size, longest, seed)
+    return EngineSpec(
+        source=name,
+        folder=folder,
+        ref=ref,
+        section=section,
+        dtype=resolved_dtype(ref, config),
+        vocab_size=vocab_size,
+        model_vocab_size=size,
+        longest=longest,
+        seed=seed,
+    )
 
 
 def open_engine(spec: EngineSpec) -> Engine:
@@ -198,19 +217,18 @@ def first_known(segment: EncodedSegment) -> int:
 
 
 def scored_segment(
-    dense: DenseRows, num_positions: int, *, vocab_size: int, top_p: float, where: str
+    dense: DenseRows, num_positions: int, *, vocab_size: int, where: str
 ) -> ScoredSegment:
     """An engine's rows as the store keeps them.
 
     Entries are sorted by falling log-probability, ties by id. Ids beyond the tokenizer's (padding
     rows of the model) and entries of probability 0 are no entries: what mass they have is in the
-    tail. With `top_p` < 1 a row ends with the entry that reaches it.
+    tail. Sampled rows have no tail.
 
     Args:
         dense: Rows of the last R of `num_positions` positions.
         num_positions: N.
         vocab_size: Ids of the tokenizer.
-        top_p: Mass at which entries stop.
         where: Source and segment, for messages.
 
     Raises:
@@ -222,13 +240,10 @@ def scored_segment(
     ids, logprobs = _sorted_rows(dense.ids, dense.logprobs)
     keep = (ids < vocab_size) & (logprobs > -np.inf)
     probabilities = np.where(keep, np.exp(logprobs.astype(np.float64)), 0.0)
-    if top_p < 1:
-        keep &= (np.cumsum(probabilities, axis=1) - probabilities) < top_p
-        probabilities = np.where(keep, probabilities, 0.0)
     counts = np.zeros(num_positions, np.int64)
     counts[unknown:] = keep.sum(axis=1)
     tail = np.ones(num_positions, np.float64)
-    tail[unknown:] = np.clip(1.0 - probabilities.sum(axis=1), 0.0, 1.0)
+    tail[unknown:] = 0.0 if dense.sampled else np.clip(1.0 - probabilities.sum(axis=1), 0.0, 1.0)
     labels = np.full(num_positions, np.nan, np.float32)
     labels[unknown:] = np.minimum(dense.label_logprobs, 0.0)
     return ScoredSegment(
@@ -262,8 +277,8 @@ def _require_sane(dense: DenseRows, unknown: int, where: str) -> None:
 
 def _sorted_rows(ids: npt.NDArray[Any], logprobs: npt.NDArray[Any]) -> tuple[Any, Any]:
     """Rows by falling log-probability, ties by id; rows that are in order are left alone."""
-    steps = np.diff(logprobs, axis=1)
-    wrong = ((steps > 0) | ((steps == 0) & (np.diff(ids, axis=1) < 0))).any(axis=1)
+    before, after = logprobs[:, :-1], logprobs[:, 1:]  # compared: -inf less -inf is NaN
+    wrong = ((after > before) | ((after == before) & (np.diff(ids, axis=1) < 0))).any(axis=1)
     if wrong.any():
         ids, logprobs = ids.copy(), logprobs.copy()
         order = np.lexsort((ids[wrong], -logprobs[wrong]), axis=-1)

@@ -29,10 +29,12 @@ from launch.work import Worker, pending_shards
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, MismatchError, ModelError
 from store_schema.fingerprint import model_fingerprint
+from store_schema.frequency import token_counts
 from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.models import resolve_model
 from store_schema.plan import Plan, ShardRecord
+from store_schema.presets import Encoding, Selection, StoreSection
 from store_schema.reader import MANIFEST_FILE
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.writer import StoreWriter
@@ -84,7 +86,12 @@ def check_source(run: RunConfig, name: str, plan: Plan) -> CheckedSource:
         longest=int(plan.record.settings["max_tokens"]),
         seed=run.seed,
     )
-    settings = {"engine": section.engine, "dtype": spec.dtype, "fp32_head": spec.fp32_head}
+    settings = {
+        "engine": section.engine,
+        "dtype": spec.dtype,
+        "fp32_head": spec.fp32_head,
+        **section.sampling_settings(run.seed),
+    }
     manifest = Manifest(
         kind="source",
         source=name,
@@ -96,12 +103,22 @@ def check_source(run: RunConfig, name: str, plan: Plan) -> CheckedSource:
         ),
         corpus_fingerprint=plan.record.corpus_fingerprint,
         plan_fingerprint=plan.fingerprint,
-        top_k=section.top_k,
-        top_p=section.top_p,
+        num_shards=len(plan.shards),
+        estimator=section.estimator,
+        top_k=section.max_entries,
+        encoding=encoding_of(run, section),
         settings=settings,
         vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
     )
     return CheckedSource(name, plan, tokenizer, spec, manifest)
+
+
+def encoding_of(run: RunConfig, section: ExtractSection) -> Encoding:
+    """What a source store keeps; a sampled one every entry, since leaving some out is a bias."""
+    encoding = run.section("store", StoreSection).encoding()
+    if section.estimator == "sampled":
+        return encoding.model_copy(update={"selection": Selection()})
+    return encoding
 
 
 def open_store(run: RunConfig, source: CheckedSource) -> StoreWriter:
@@ -112,7 +129,11 @@ def open_store(run: RunConfig, source: CheckedSource) -> StoreWriter:
     """
     location = open_location(run.store_url(source.name))
     return StoreWriter.open(
-        location, source.manifest, source.tokenizer.vocabulary, config=run.resolved()
+        location,
+        source.manifest,
+        source.tokenizer.vocabulary,
+        config=run.resolved(),
+        count_tokens=lambda: token_counts(source.plan, source.tokenizer),
     )
 
 
@@ -243,7 +264,7 @@ def run_source(run: RunConfig, name: str, worker: Worker, leash: int | None) -> 
                 for shard in pending:
                     segments = plan.segments(shard)
                     arrays, stats = score_shard(
-                        engine, source.tokenizer, segments, top_p=section.top_p, on_scored=on_scored
+                        engine, source.tokenizer, segments, on_scored=on_scored
                     )
                     _require_planned(shard, name, int(stats["tokens"]))
                     _check(flag, leash)

@@ -21,7 +21,6 @@ def score_shard(
     tokenizer: SegmentTokenizer,
     segments: Sequence[Segment],
     *,
-    top_p: float,
     on_scored: Callable[[int], None],
 ) -> tuple[Arrays, dict[str, float]]:
     """Score the segments of a shard.
@@ -30,7 +29,6 @@ def score_shard(
         engine: The loaded model.
         tokenizer: Of the same model.
         segments: Of the shard, in order.
-        top_p: Mass at which entries stop.
         on_scored: Called with the positions of each segment as it is done; may raise to stop.
 
     Returns:
@@ -49,7 +47,6 @@ def score_shard(
             dense,
             num_positions,
             vocab_size=tokenizer.vocab_size,
-            top_p=top_p,
             where=f"segment {segments[i].segment_id}, source {tokenizer.name}",
         )
         on_scored(num_positions)

@@ -67,12 +67,12 @@ def corpus_report(record: CorpusRecord) -> str:
     return "\n".join(lines)
 
 
-def plan_report(record: PlanRecord, *, top_k: int, tokens_per_s: float) -> str:
+def plan_report(record: PlanRecord, *, entries: int, tokens_per_s: float) -> str:
     """Tokens by split and model, and what scoring each source will cost.
 
     Args:
         record: The plan.
-        top_k: Entries to be kept at each position.
+        entries: To be kept at each position, at most.
         tokens_per_s: Speed to reckon with.
     """
     models = list(record.tokenizers)
@@ -86,7 +86,7 @@ def plan_report(record: PlanRecord, *, top_k: int, tokens_per_s: float) -> str:
         rows.append([split, len(shards), segments, num_bytes, *tokens])
     rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(rows[0])))])  # type: ignore[misc]
     lines = [table(["split", "shards", "segments", "bytes", *(f"tok {m}" for m in models)], rows)]
-    lines += ["", _costs(record, top_k, tokens_per_s)]
+    lines += ["", _costs(record, entries, tokens_per_s)]
     dropped = record.settings.get("dropped", {})
     if dropped:
         shown = ", ".join(f"{name} {number:,}" for name, number in dropped.items())
@@ -94,7 +94,7 @@ def plan_report(record: PlanRecord, *, top_k: int, tokens_per_s: float) -> str:
     return "\n".join(lines)
 
 
-def _costs(record: PlanRecord, top_k: int, tokens_per_s: float) -> str:
+def _costs(record: PlanRecord, entries: int, tokens_per_s: float) -> str:
     context = record.settings.get("context_tokens", {})
     costs = []
     for name in record.tokenizers:
@@ -102,13 +102,13 @@ def _costs(record: PlanRecord, top_k: int, tokens_per_s: float) -> str:
             continue
         positions = sum(shard.num_tokens[name] for shard in record.shards)
         read = positions + context.get(name, 0)
-        num_bytes = positions * (POSITION_BYTES + ENTRY_BYTES * top_k)
+        num_bytes = positions * (POSITION_BYTES + ENTRY_BYTES * entries)
         costs.append([name, positions, read, size(num_bytes), f"{read / tokens_per_s / 3600:.3g}"])
     return "\n".join(
         [
             table(["source", "positions", "tokens read", "on disk, at most", "hours"], costs),
-            f"on disk: positions x ({POSITION_BYTES} + {ENTRY_BYTES} x top_k {top_k}) bytes before "
-            "compression; "
+            f"on disk: positions x ({POSITION_BYTES} + {ENTRY_BYTES} x {entries} entries) bytes before "
+            "anything is left out or compressed (`logitfuse store tune` measures that); "
             f"hours: tokens read, context included, at {tokens_per_s:,.0f} tokens/s "
             "(plan.assumed_tokens_per_s), one worker",
         ]

@@ -1,9 +1,9 @@
 """Scoring with a plain transformers forward: any architecture, any device, no server.
 
 The base model runs on a padded batch; its hidden states of all real rows are gathered, and the
-output head, log-sum-exp and top-k run over a few hundred of them at a time, so that logits [R, V]
-of a whole batch never exist. Models that change their logits after the head (a scale, a soft cap)
-are noticed by a probe and run with the model's own logits instead.
+output head, log-sum-exp and top-k (or draws) run over a few hundred of them at a time, so that
+logits [R, V] of a whole batch never exist. Models that change their logits after the head (a scale,
+a soft cap) are noticed by a probe and run with the model's own logits instead.
 
 Shapes: B batch, T tokens of the longest input, H hidden, R gathered rows, V vocabulary, K entries.
 """
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from extract.engine import LOAD_ERRORS, DenseRows, EngineSpec, first_known
+from extract.sampling import sampled_rows, segment_uniforms, systematic_points
 from store_schema.errors import ConfigError, ModelError
 from store_schema.tokenizer import EncodedSegment
 
@@ -87,31 +88,43 @@ class TransformersEngine:
                 input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
             )
             states = output.last_hidden_state[:, :-1][wanted_BT]
-        ids, logprobs, labels = self._rows(states, labels_R)
         counts = wanted_BT.sum(dim=1).tolist()
+        found = self._rows(states, labels_R, self._uniforms(segments, counts))
+        ids, logprobs, labels = (part.numpy() for part in found)
         stops = np.cumsum(counts).tolist()
-        return [
-            DenseRows(*(part[stop - count : stop].numpy() for part in (ids, logprobs, labels)))
-            for count, stop in zip(counts, stops, strict=True)
-        ]
+        rows = [slice(stop - count, stop) for count, stop in zip(counts, stops, strict=True)]
+        sampled = self._spec.section.estimator == "sampled"
+        return [DenseRows(ids[part], logprobs[part], labels[part], sampled) for part in rows]
 
-    def _rows(self, states: torch.Tensor, labels_R: torch.Tensor) -> Rows:
-        """Top-k and labels of gathered rows, `head_rows` of logits at a time.
+    def _uniforms(self, segments: Sequence[EncodedSegment], counts: list[int]) -> torch.Tensor:
+        """[R] the number of each row that places its draws; rows are gathered segment by segment."""
+        if self._spec.section.estimator == "topk":
+            return torch.empty(0)
+        seed, source = self._spec.seed, self._spec.source
+        parts = [
+            segment_uniforms(segment, count, seed=seed, source=source)
+            for segment, count in zip(segments, counts, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _rows(self, states: torch.Tensor, labels_R: torch.Tensor, uniforms_R: torch.Tensor) -> Rows:
+        """Entries and labels of gathered rows, `head_rows` of logits at a time.
 
         Args:
             states: [R, H] hidden states, or [R, V] logits where there is no head to run.
             labels_R: [R] int64.
+            uniforms_R: [R] float64 in [0, 1); empty for topk.
         """
-        K = self._spec.section.top_k
+        K = self._spec.section.max_entries
         found: list[Rows] = []
         size = self._spec.section.head_rows
         for start in range(0, len(labels_R), size):
             part, labels = states[start : start + size], labels_R[start : start + size]
             logits_RV = (part if self._head is None else self._logits(part)).float()
             total_R = torch.logsumexp(logits_RV, dim=-1)
-            top = torch.topk(logits_RV, K, dim=-1)
             label_R = logits_RV.gather(1, labels[:, None])[:, 0] - total_R
-            found.append((top.indices.cpu(), (top.values - total_R[:, None]).cpu(), label_R.cpu()))
+            entries = self._entries(logits_RV, total_R, uniforms_R[start : start + size])
+            found.append((*entries, label_R.cpu()))
         if not found:
             return (
                 torch.empty(0, K, dtype=torch.int64),
@@ -120,6 +133,19 @@ class TransformersEngine:
             )
         ids, logprobs, label_logprobs = (torch.cat(parts) for parts in zip(*found, strict=True))
         return ids, logprobs, label_logprobs
+
+    def _entries(
+        self, logits_RV: torch.Tensor, total_R: torch.Tensor, uniforms_R: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        section = self._spec.section
+        if section.estimator == "sampled":
+            return sampled_rows(
+                logits_RV[:, : self._spec.vocab_size],
+                systematic_points(uniforms_R, section.draws),
+                head=section.sampled_head,
+            )
+        top = torch.topk(logits_RV, section.top_k, dim=-1)
+        return top.indices.cpu(), (top.values - total_R[:, None]).cpu()
 
     def _logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         if self._weight is not None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,8 @@ class VllmEngine:
             flat_logprobs=True,
         )
         try:
-            self._llm = vllm.LLM(**_engine_arguments(spec, on_cpu))
+            with _out_of_sight("llvmlite.binding.ffi"):
+                self._llm = vllm.LLM(**_engine_arguments(spec, on_cpu))
         except LOAD_ERRORS as error:
             raise ModelError(
                 "vLLM cannot start with the model",
@@ -128,6 +131,21 @@ class VllmEngine:
         if not np.array_equal(ids[skip:, 0], labels):
             raise ModelError("vLLM's first column is not the label", where=self._spec.folder)
         return DenseRows(ids[skip:, 1:], logprobs[skip:, 1:], logprobs[skip:, 0])
+
+
+@contextmanager
+def _out_of_sight(name: str) -> Iterator[None]:
+    """Take a module out of `sys.modules` for the block.
+
+    On CPUs vLLM 0.32 looks through the attributes of every loaded module for its own kernels, and
+    stumbles over the library handle of llvmlite, which answers `__dict__` with a C function.
+    """
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
 
 
 def groups(lengths: Sequence[int], group_tokens: int) -> Iterator[list[int]]:

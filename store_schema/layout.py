@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from store_schema.errors import CorruptionError
 
@@ -159,12 +160,9 @@ def _check_probabilities(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -
     require(bool(((labels <= 0) | np.isnan(labels)).all()), "above 0", "label_logprobs", "<= 0")
     tail = arrays["tail_mass"]
     require(bool(((tail >= 0) & (tail <= 1)).all()), "outside [0, 1] or NaN", "tail_mass", "[0, 1]")
-    offsets = arrays["entry_offsets"]
-    inside = np.ones(len(logprobs), bool)
-    inside[offsets[:-1][offsets[:-1] < len(logprobs)]] = False
-    sorted_rows = bool((np.diff(logprobs) <= 0)[inside[1:]].all()) if len(logprobs) else True
-    require(sorted_rows, "entries not sorted by falling probability", "entry_logprobs")
-    mass = row_sums(np.exp(logprobs.astype(np.float64)), offsets)
+    # float32 is far finer than the tolerance, and several times faster.
+    mass, falling = row_masses(logprobs, np.exp(logprobs), arrays["entry_offsets"])
+    require(falling, "entries not sorted by falling probability", "entry_logprobs")
     worst = float(np.abs(mass + tail - 1).max()) if len(tail) else 0.0
     require(
         worst <= TAIL_TOLERANCE,
@@ -172,6 +170,25 @@ def _check_probabilities(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -
         "tail_mass",
         f"at most {TAIL_TOLERANCE}",
     )
+
+
+@njit(cache=True, nogil=True)
+def row_masses(logprobs: Any, probabilities: Any, offsets: Any) -> tuple[Any, bool]:
+    """Sum of each CSR row's probabilities [N] float64, and whether every row's entries fall.
+
+    Each row is summed on its own, so long shards lose no digits to a running total.
+    """
+    mass = np.zeros(len(offsets) - 1, np.float64)
+    falling = True
+    for row in range(len(mass)):
+        total = 0.0
+        first, stop = offsets[row], offsets[row + 1]
+        for i in range(first, stop):
+            total += probabilities[i]
+        for i in range(first + 1, stop):
+            falling &= logprobs[i] <= logprobs[i - 1]
+        mass[row] = total
+    return mass, falling
 
 
 def _check_bytes(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import StrictModel
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import Kind
+from store_schema.presets import Encoding
+
+_VERSION_1_FIELDS = frozenset({"top_p", "logprob_codec"})
+_LATER_FIELDS = frozenset({"num_shards", "encoding", "ranking_fingerprint"})
 
 COMMIT_PATH = r"^data/\d{5,}-[0-9a-f]{16}$"
 """Data paths are relative and never '..': a hostile commit cannot point elsewhere."""
@@ -48,18 +52,33 @@ class Manifest(StrictModel):
     """The target whose tokens an aligned store speaks; None in a source store."""
     corpus_fingerprint: str
     plan_fingerprint: str
-    estimator: Literal["topk"] = "topk"
+    num_shards: int | None = Field(default=None, ge=0)
+    """Shards of the plan, so that commits are found without a listing; None in version 1."""
+    estimator: Literal["topk", "sampled"] = "topk"
+    """topk: the most probable entries; sampled: an unbiased draw, tail mass 0."""
     top_k: int = Field(gt=0)
-    """Entries kept at each position, at most."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Mass at which entries stop."""
+    """Entries the engine gave at each position, at most."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Version 1: mass at which entries stop. Later: in `encoding`."""
     temperature: float = Field(default=1.0, gt=0)
-    logprob_codec: LogprobCodec = LogprobCodec()
+    logprob_codec: LogprobCodec | None = None
+    """Version 1: float32. Later: in `encoding`."""
+    encoding: Encoding | None = None
+    """What is kept of each position; exact when not given, None in version 1, which keeps all."""
+    ranking_fingerprint: str | None = None
+    """Of ids_by_rank.npy; the writer fills it in. None in version 1."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What else shaped the content: engine and dtype, or method and the map's fingerprint."""
     vocabulary_fingerprint: str
     """Of vocabulary.parquet, the byte table of the store's own tokens."""
     created_by: str = f"logitfuse {__version__}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoding_since_version_2(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("schema_version", SCHEMA_VERSION) != 1:
+            return {"encoding": Encoding(), **fields}
+        return fields
 
     @property
     def vocab_size(self) -> int:
@@ -68,7 +87,9 @@ class Manifest(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """What two manifests must share to be the same store (all but names and versions)."""
-        content = self.model_dump(mode="json", exclude={"created_by"})
+        # Fields that the other versions do not have stay out, so fingerprints never change.
+        foreign = _LATER_FIELDS if self.schema_version == 1 else _VERSION_1_FIELDS
+        content = self.model_dump(mode="json", exclude={"created_by", *foreign})
         for key in ("model", "target"):
             if content[key] is not None:
                 del content[key]["name"]
@@ -77,6 +98,10 @@ class Manifest(StrictModel):
     def fingerprint(self) -> str:
         """Fingerprint of `identity`."""
         return fingerprint(self.identity())
+
+    def request(self) -> dict[str, Any]:
+        """`identity` without what the first writer of a store decides: the rank table."""
+        return {k: v for k, v in self.identity().items() if k != "ranking_fingerprint"}
 
 
 class FileRecord(StrictModel):
@@ -118,7 +143,8 @@ class Commit(StrictModel):
     shard_fingerprint: str
     """The plan's fingerprint of the shard: its segments and their text."""
     content_sha256: str
-    """Digest of the decoded arrays: equal for equal content, however written."""
+    """Digest of the arrays on disk before compression (version 1: of the arrays of the layout):
+    equal for equal content, however it was compressed."""
     files: dict[str, FileRecord]
     counts: Counts
     stats: dict[str, float] = Field(default_factory=dict)

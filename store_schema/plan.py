@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import StrictModel
-from store_schema.errors import CorruptionError, MissingError
+from store_schema.errors import ConfigError, CorruptionError, MissingError
 from store_schema.fingerprint import bytes_digest, fingerprint
+from store_schema.guards import read_record
 from store_schema.location import Location, storage_errors
-from store_schema.sealed import seal, unseal
+from store_schema.parquet import read_parquet
+from store_schema.sealed import MAX_RECORD_BYTES, seal, unseal
 
+RESTORE = "restore the file from a copy or plan again"
+MAX_SHARD_TEXT_BYTES = 1 << 30
 PLAN_FILE = "plan.json"
 SEGMENTS_FILE = "segments.parquet"
 
@@ -101,6 +105,18 @@ class PlanRecord(StrictModel):
     shards: tuple[ShardRecord, ...]
     created_by: str = f"logitfuse {__version__}"
 
+    @model_validator(mode="after")
+    def _consecutive(self) -> Self:
+        """Shards stand in order and deal out every segment once."""
+        stop = 0
+        for index, shard in enumerate(self.shards):
+            if shard.index != index or shard.start != stop or shard.stop < stop:
+                raise ValueError(f"shard {index} does not follow the one before it")
+            stop = shard.stop
+        if stop != self.num_segments:
+            raise ValueError("shards do not end with the last segment")
+        return self
+
     def fingerprint(self) -> str:
         """Fingerprint of the plan's content; stores carry it."""
         return fingerprint(self.model_dump(mode="json", exclude={"created_by"}))
@@ -129,12 +145,13 @@ class Plan:
             MissingError: There is none (yet).
             CorruptionError: plan.json is damaged.
         """
-        if not location.exists(PLAN_FILE):
+        data = read_record(location, PLAN_FILE, MAX_RECORD_BYTES, RESTORE)
+        if data is None:
             raise MissingError(
                 "no plan", where=location.url, hint="run `logitfuse extract plan` first"
             )
         where = f"{location.url}/{PLAN_FILE}"
-        return cls(location, unseal(PlanRecord, location.read_bytes(PLAN_FILE), where=where))
+        return cls(location, unseal(PlanRecord, data, where=where, hint=RESTORE))
 
     @property
     def shards(self) -> tuple[ShardRecord, ...]:
@@ -160,16 +177,23 @@ class Plan:
             CorruptionError: The segment file does not hold what plan.json says.
         """
         where = f"{self.location.url}/{SEGMENTS_FILE}, shard {shard.index}"
+        with self.location.open_read(SEGMENTS_FILE) as file:
+            table = read_parquet(
+                file,
+                SEGMENT_SCHEMA,
+                max_rows=shard.stop - shard.start,
+                max_bytes=MAX_SHARD_TEXT_BYTES,
+                where=where,
+                hint=RESTORE,
+                row_group=shard.index,
+            )
+        _require_segment_table(table, where)
         try:
-            with self.location.open_read(SEGMENTS_FILE) as file:
-                table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(
-                    shard.index
-                )
-            _require_segment_table(table, where)
             rows = table.to_pylist()
-        # Damaged bytes come out of the Parquet reader as any of these.
-        except (pa.ArrowException, ValueError, TypeError, OSError, IndexError) as error:
-            raise CorruptionError("segments unreadable", where=where, got=str(error)) from error
+        except ValueError as error:  # text that is not UTF-8
+            raise CorruptionError(
+                "segments unreadable", where=where, got=str(error), hint=RESTORE
+            ) from error
         segments = [Segment(shard.start + i, **row) for i, row in enumerate(rows)]
         if shard_fingerprint(segments) != shard.fingerprint:
             raise CorruptionError(
@@ -177,7 +201,7 @@ class Plan:
                 where=where,
                 expected=shard.fingerprint,
                 got=shard_fingerprint(segments),
-                hint="restore the file or plan again",
+                hint=RESTORE,
             )
         return segments
 
@@ -201,6 +225,9 @@ def write_plan(
         request_fingerprint: Of everything the plan was made from.
         tokenizers: Tokenizer fingerprints by model name.
         settings: The plan section.
+
+    Raises:
+        ConfigError: More shards than one plan.json can hold.
     """
     location.delete(PLAN_FILE)
     records = []
@@ -221,16 +248,27 @@ def write_plan(
         num_segments=records[-1].stop if records else 0,
         shards=tuple(records),
     )
-    location.write_atomic(PLAN_FILE, seal(record))
+    location.write_atomic(PLAN_FILE, _readable(record, location.url))
     return Plan(location, record)
+
+
+def _readable(record: PlanRecord, where: str) -> bytes:
+    data = seal(record)
+    if len(data) > MAX_RECORD_BYTES:  # no reader would take it
+        raise ConfigError(
+            "plan.json would be too long",
+            where=where,
+            expected=f"at most {MAX_RECORD_BYTES} bytes",
+            got=f"{len(data)} for {len(record.shards)} shards",
+            hint="raise plan.shard_tokens",
+        )
+    return data
 
 
 def _require_segment_table(table: pa.Table, where: str) -> None:
     nulls = [n for n in table.column_names if n != "context" and table[n].null_count]
-    if nulls or not table.schema.equals(SEGMENT_SCHEMA):
-        raise CorruptionError(
-            "not a segment table", where=where, expected=SEGMENT_SCHEMA.names, got=table.schema
-        )
+    if nulls:
+        raise CorruptionError("fields without a value", where=where, got=nulls, hint=RESTORE)
 
 
 def _segment_table(segments: Sequence[Segment]) -> pa.Table:

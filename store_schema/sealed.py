@@ -1,12 +1,14 @@
 """Records on disk: flat JSON objects that carry a version and a digest of themselves.
 
 One flipped byte in a manifest, commit or plan is found when it is read, and a record of a newer
-logitfuse is refused before any of its fields is believed.
+logitfuse is refused before any of its fields is believed. A record may be hostile: it is bounded in
+size and depth, and whatever of it is shown is short and printable.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -18,6 +20,12 @@ from store_schema.fingerprint import fingerprint
 
 Record = TypeVar("Record", bound=StrictModel)
 
+MAX_RECORD_BYTES = 64 << 20
+"""No record is longer: parsed JSON may take twenty times the memory of its text."""
+MAX_DEPTH = 64
+"""Of nested lists and objects; ours stay below ten."""
+RESTORE = "a byte was changed; restore the file or make it again"
+
 
 def seal(record: StrictModel) -> bytes:
     """The record as indented JSON with its digest added."""
@@ -26,46 +34,68 @@ def seal(record: StrictModel) -> bytes:
     return json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
-def unseal(cls: type[Record], data: bytes, *, where: str) -> Record:
+def unseal(cls: type[Record], data: bytes, *, where: str, hint: str = RESTORE) -> Record:
     """Parse what `seal` wrote.
 
     Args:
         cls: The record's model; it has a field `schema_version`.
         data: The file's bytes.
         where: The file, for messages.
+        hint: What to do when the record is damaged.
 
     Raises:
         SchemaVersionError: Written by a newer version.
         CorruptionError: Not JSON, digest wrong, or fields that the model refuses.
     """
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CorruptionError("not valid JSON", where=where, got=str(error)[:120]) from error
-    if not isinstance(content, dict):
-        raise CorruptionError("not a JSON object", where=where, got=type(content).__name__)
+
+    def damaged(what: str, expected: object = None, got: object = None) -> CorruptionError:
+        return CorruptionError(what, where=where, expected=expected, got=got, hint=hint)
+
+    content = _parsed(data, damaged)
     version = content.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if type(version) is not int or version < 1:
+        raise damaged("no schema version", "a whole number from 1", _shown(version))
+    if version > SCHEMA_VERSION:
         raise SchemaVersionError(
             "written by a newer logitfuse",
             where=where,
             expected=f"schema version up to {SCHEMA_VERSION}",
-            got=version,
+            got=_shown(version),
             hint="upgrade logitfuse to read it",
         )
     digest = content.pop("digest", None)
-    if digest != _digest(content):
-        raise CorruptionError(
-            "the record's digest does not match its content",
-            where=where,
-            expected=digest,
-            got=_digest(content),
-            hint="a byte was changed; restore the file or make it again",
-        )
+    computed = _digest(content)
+    if computed is None or digest != computed:
+        what = "the record's digest does not match its content"
+        raise damaged(what, _shown(digest), computed)
     try:
         return cls.model_validate(content)
     except ValidationError as error:
-        raise CorruptionError("record refused", where=where, got=validation_line(error)) from error
+        raise damaged("record refused", None, _shown(validation_line(error), 300)) from error
+
+
+def _parsed(data: bytes, damaged: Callable[..., CorruptionError]) -> dict[str, Any]:
+    if len(data) > MAX_RECORD_BYTES:
+        raise damaged("record is too long", f"at most {MAX_RECORD_BYTES} bytes", len(data))
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise damaged("not valid JSON", None, _shown(error)) from error
+    if not isinstance(content, dict):
+        raise damaged("not a JSON object", None, type(content).__name__)
+    if _deeper_than(content, MAX_DEPTH):
+        raise damaged("nested too deep", f"at most {MAX_DEPTH} levels")
+    return content
+
+
+def _deeper_than(content: Any, limit: int) -> bool:
+    level = [content]
+    for _ in range(limit):
+        parts = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for part in parts for v in part if isinstance(v, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _digest(content: dict[str, Any]) -> str | None:
@@ -73,3 +103,9 @@ def _digest(content: dict[str, Any]) -> str | None:
         return fingerprint(content)
     except ValueError:  # NaN or a lone surrogate: nothing that seal could have written
         return None
+
+
+def _shown(value: object, limit: int = 120) -> str:
+    """Short, and without what a terminal would act on."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value)[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from store_schema.errors import CorruptionError, TokenizerError
 from store_schema.fingerprint import fingerprint
 
-_TABLE_SCHEMA = pa.schema([("bytes", pa.binary()), ("special", pa.bool_())])
+VOCABULARY_SCHEMA = pa.schema([("bytes", pa.binary()), ("special", pa.bool_())])
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ class Vocabulary:
         """
         try:
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-            matches = table.schema.equals(_TABLE_SCHEMA)
+            matches = table.schema.equals(VOCABULARY_SCHEMA)
         # Damaged bytes come out of the Parquet reader as any of these.
         except (pa.ArrowException, ValueError, TypeError, OSError) as error:
             raise CorruptionError("vocabulary unreadable", where=where, got=str(error)) from error
         sound = matches and not any(column.null_count for column in table.columns)
         if not sound:
             raise CorruptionError(
-                "not a vocabulary", where=where, expected=_TABLE_SCHEMA, got=table.schema
+                "not a vocabulary", where=where, expected=VOCABULARY_SCHEMA, got=table.schema
             )
         return cls(tuple(table["bytes"].to_pylist()), table["special"].to_numpy())
 

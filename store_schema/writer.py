@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
+from store_schema.encoding import Coder, decode, encode, stored_specs
 from store_schema.errors import LogitfuseError, MismatchError
 from store_schema.fingerprint import arrays_digest
-from store_schema.layout import Arrays, array_names, array_specs, axis_lengths, check_shard
+from store_schema.frequency import ids_by_rank, ranking_bytes, ranking_fingerprint
+from store_schema.guards import check_commit
+from store_schema.layout import Arrays, axis_lengths, check_shard
 from store_schema.location import Location, storage_errors
 from store_schema.manifest import Commit, Counts, Manifest
 from store_schema.plan import ShardRecord
-from store_schema.reader import MANIFEST_FILE, VOCABULARY_FILE, StoreReader, commit_key
-from store_schema.sealed import seal, unseal
+from store_schema.presets import Encoding
+from store_schema.reader import (
+    MANIFEST_FILE,
+    RANKING_FILE,
+    VOCABULARY_FILE,
+    StoreReader,
+    commit_key,
+)
+from store_schema.sealed import seal
+from store_schema.selection import select_entries
 from store_schema.shard_io import write_arrays
 from store_schema.vocabulary import Vocabulary
 
@@ -31,10 +43,18 @@ class StoreWriter:
         self.location = location
         self.manifest = manifest
         self._fingerprint = manifest.fingerprint()
+        self._encoding = manifest.encoding or Encoding()
+        self._ranking = StoreReader(location, manifest).ranking
 
     @classmethod
     def open(
-        cls, location: Location, manifest: Manifest, vocabulary: Vocabulary, *, config: str = ""
+        cls,
+        location: Location,
+        manifest: Manifest,
+        vocabulary: Vocabulary,
+        *,
+        config: str = "",
+        count_tokens: Callable[[], npt.NDArray[np.int64]] | None = None,
     ) -> StoreWriter:
         """Create the store, or go on with it if it is the same one.
 
@@ -43,18 +63,23 @@ class StoreWriter:
             manifest: What the store is to hold.
             vocabulary: Byte table of the store's own tokens.
             config: The resolved run file, kept beside a new store for people.
+            count_tokens: Gives [V] how often each id occurs, asked only for a new store; the same
+                in every worker. None takes ids as they are numbered.
 
         Raises:
             MismatchError: The store there was made from something else; names what differs.
         """
         if location.exists(MANIFEST_FILE):
-            where = f"{location.url}/{MANIFEST_FILE}"
-            found = unseal(Manifest, location.read_bytes(MANIFEST_FILE), where=where)
-            if found.identity() == manifest.identity():
-                return cls(location, found)
-            if location.names("commits"):
-                raise _mismatch(found, manifest, location.url)
+            reader = StoreReader.open(location)
+            if reader.manifest.request() == manifest.request():
+                return cls(location, reader.manifest)
+            if any(reader.scan()):
+                raise _mismatch(reader.manifest, manifest, location.url)
             # Begun from something else but nothing is finished: nothing is lost by starting anew.
+        counts = np.zeros(manifest.vocab_size, np.int64) if count_tokens is None else count_tokens()
+        ranking = ids_by_rank(counts)
+        manifest = manifest.model_copy(update={"ranking_fingerprint": ranking_fingerprint(ranking)})
+        location.write_atomic(RANKING_FILE, ranking_bytes(ranking))
         location.write_atomic(VOCABULARY_FILE, vocabulary.to_parquet())
         if config:
             location.write_atomic("config.yaml", config.encode())
@@ -68,7 +93,7 @@ class StoreWriter:
     def write(
         self, shard: ShardRecord, arrays: Arrays, stats: Mapping[str, float] | None = None
     ) -> Commit:
-        """Check, write and commit one shard.
+        """Choose entries, encode, check, write and commit one shard.
 
         Args:
             shard: Of the plan.
@@ -82,14 +107,21 @@ class StoreWriter:
             CorruptionError: The arrays break the layout.
             StorageError: The disk or object store refused; nothing is committed.
         """
-        kind = self.manifest.kind
+        kind, encoding = self.manifest.kind, self._encoding
         where = f"{self.location.url}, shard {shard.index}"
-        check_shard(kind, arrays, vocab_size=self.manifest.vocab_size, where=where)
+        vocab_size = self.manifest.vocab_size
+        check_shard(kind, arrays, vocab_size=vocab_size, where=where)
+        coder = Coder(encoding, self._ranking, where)
+        stored = encode(kind, select_entries(arrays, encoding), coder)
+        # What a reader will see is what counts.
+        arrays = decode(kind, stored, coder)
+        check_shard(kind, arrays, vocab_size=vocab_size, where=where)
+        specs = stored_specs(kind, encoding)
         path = f"data/{shard.index:05d}-{uuid.uuid4().hex[:16]}"
         try:
             with storage_errors(f"{self.location.url}/{path}"):
                 store = self.location.zarr_store(path, read_only=False)
-                files = write_arrays(store, arrays, array_specs(kind))
+                files = write_arrays(store, stored, specs)
             self.location.make_durable(path)
         except BaseException:
             with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
@@ -101,7 +133,7 @@ class StoreWriter:
             path=path,
             store_fingerprint=self._fingerprint,
             shard_fingerprint=shard.fingerprint,
-            content_sha256=arrays_digest(arrays, array_names(kind)),
+            content_sha256=arrays_digest(stored, [spec.name for spec in specs]),
             files=files,
             counts=Counts(
                 segments=lengths["D"],
@@ -111,13 +143,14 @@ class StoreWriter:
             ),
             stats={name: float(np.float64(value)) for name, value in (stats or {}).items()},
         )
+        check_commit(commit, self.manifest, specs, where)  # what no reader would take
         # From here on the data stays whatever happens: a put that fails may have been carried out.
         self.location.write_atomic(commit_key(shard.index), seal(commit))
         return commit
 
 
 def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
-    have, want = found.identity(), wanted.identity()
+    have, want = found.request(), wanted.request()
     different = [key for key in want if have.get(key) != want[key]]
     key = different[0]
     return MismatchError(

@@ -98,7 +98,7 @@ def _check_stored(
     segment: EncodedSegment, dense: Any, logprobs: npt.NDArray[np.float64], vocab_size: int
 ) -> None:
     num_positions = len(segment.token_ids)
-    row = scored_segment(dense, num_positions, vocab_size=vocab_size, top_p=1.0, where="sample")
+    row = scored_segment(dense, num_positions, vocab_size=vocab_size, where="sample")
     first = first_known(segment)
     assert len(row.counts) == num_positions
     assert (row.counts[:first] == 0).all()

@@ -46,6 +46,7 @@ def make_run(
         },
         "target": {"model": str(models["target"]), "dtype": "float32"},
         "corpus": {"inputs": [{"path": "unused.jsonl"}]},
+        "store": {"preset": "exact"},
     }
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "run.yaml"

@@ -42,6 +42,7 @@ def write_run(folder: Path, models: Mapping[str, Path], **sections: Any) -> Path
         "corpus": {"inputs": [{"path": str(folder / "docs.jsonl")}]},
         "plan": {"max_tokens": 96, "shard_tokens": 256},
         "extract": {"engine": "transformers", "top_k": 8},
+        "store": {"preset": "exact"},
     } | sections
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))

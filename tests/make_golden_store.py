@@ -8,6 +8,7 @@ A golden store is small, real, and read by every later version (`tests/test_stor
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import get_args
@@ -17,10 +18,14 @@ import numpy as np
 from store_schema import SCHEMA_VERSION
 from store_schema.layout import Arrays, Kind
 from store_schema.location import open_location
+from store_schema.presets import PRESETS
+from store_schema.reader import StoreReader
 from store_schema.writer import StoreWriter
 from tests import store_factory
 
 FOLDER = Path(__file__).parent / "golden"
+VOCAB_SIZE = 300
+"""Small: the rank table is a file of the store."""
 
 
 def plain(arrays: Arrays) -> dict[str, list[float | int | None]]:
@@ -32,19 +37,22 @@ def plain(arrays: Arrays) -> dict[str, list[float | int | None]]:
 
 
 def main() -> None:
-    """Write both kinds, two shards each."""
-    for kind in get_args(Kind):
-        folder = FOLDER / f"v{SCHEMA_VERSION}-{kind}"
+    """Write both kinds, as they are and compact, two shards each."""
+    for kind, preset in itertools.product(get_args(Kind), ("exact", "compact")):
+        folder = FOLDER / f"v{SCHEMA_VERSION}-{kind}-{preset}"
         if folder.exists():
             raise SystemExit(f"{folder} is there already; golden stores are never rewritten")
         writer = StoreWriter.open(
-            open_location(folder / "store"), store_factory.manifest(kind), store_factory.vocabulary()
+            open_location(folder / "store"),
+            store_factory.manifest(kind, vocab_size=VOCAB_SIZE, encoding=PRESETS[preset]),
+            store_factory.vocabulary(),
+            count_tokens=lambda: np.arange(VOCAB_SIZE) % 7,
         )
         expected = []
         for shard, rows in enumerate([(3, 0, 5), (4, 4)]):
-            arrays = store_factory.arrays(kind, rows, seed=shard)
+            arrays = store_factory.arrays(kind, rows, vocab_size=VOCAB_SIZE, seed=shard)
             writer.write(store_factory.shard_record(shard), arrays, {"nats": 1.5})
-            expected.append(plain(arrays))
+            expected.append(plain(StoreReader.open(writer.location).read(shard)))
         text = json.dumps(expected, separators=(",", ":"))
         (folder / "expected.json").write_text(text + "\n")
         assert np.isfinite(expected[0]["tail_mass"]).all()

@@ -10,6 +10,7 @@ from store_schema.layout import Arrays, Kind
 from store_schema.location import Location
 from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan import Plan, Segment, ShardRecord, write_plan
+from store_schema.presets import PRESETS, Encoding
 from store_schema.vocabulary import Vocabulary
 
 BIG_VOCAB = 262_145
@@ -82,7 +83,13 @@ def vocabulary() -> Vocabulary:
     return Vocabulary((b"", b"a", b"bc"), np.array([True, False, False]))
 
 
-def manifest(kind: Kind = "source", *, vocab_size: int = BIG_VOCAB, top_k: int = 4) -> Manifest:
+def manifest(
+    kind: Kind = "source",
+    *,
+    vocab_size: int = BIG_VOCAB,
+    top_k: int = 4,
+    encoding: Encoding = PRESETS["exact"],
+) -> Manifest:
     """Manifest of a made-up store."""
     model = ModelIdentity(
         name="m", model_fingerprint="m" * 32, tokenizer_fingerprint=TOKENIZER, vocab_size=vocab_size
@@ -95,6 +102,7 @@ def manifest(kind: Kind = "source", *, vocab_size: int = BIG_VOCAB, top_k: int =
         corpus_fingerprint="c" * 32,
         plan_fingerprint="p" * 32,
         top_k=top_k,
+        encoding=encoding,
         vocabulary_fingerprint=vocabulary().fingerprint,
     )
 

@@ -51,6 +51,7 @@ def make_run(
         "run_dir": str(folder / "run"),
         "sources": {"one": {"model": str(folder / "models/one")}},
         "target": {"model": str(folder / "models/target")},
+        "store": {"preset": "exact"},
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -236,7 +237,7 @@ def test_a_missing_source_shard_is_named(tmp_path: Path) -> None:
 
 def test_a_flipped_byte_in_the_source_store_is_found(tmp_path: Path) -> None:
     path = make_run(tmp_path)
-    victim = next((tmp_path / "run/stores/one/data").glob("00002-*/entry_ids/c/0"))
+    victim = next((tmp_path / "run/stores/one/data").glob("00002-*/entry_ids_coded/c/0"))
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from extract.config import CorpusSection, ExtractSection, PlanSection
 
+SAMPLED = {"engine": "transformers", "estimator": "sampled"}
+
 BAD: list[tuple[type, dict[str, Any], str]] = [
     (CorpusSection, {"inputs": [{"path": ""}]}, "at least 1 character"),
     (CorpusSection, {"inputs": [{"path": "a", "format": "csv"}]}, "auto"),
@@ -35,8 +37,12 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (PlanSection, {"assumed_tokens_per_s": float("inf")}, "finite"),
     (ExtractSection, {"engine": "onnx"}, "vllm"),
     (ExtractSection, {"top_k": 0}, "greater than or equal"),
-    (ExtractSection, {"top_p": 0}, "greater than 0"),
-    (ExtractSection, {"top_p": 1.1}, "less than or equal"),
+    (ExtractSection, {"estimator": "full"}, "topk"),
+    (ExtractSection, SAMPLED | {"draws": 0}, "greater than or equal"),
+    (ExtractSection, SAMPLED | {"draws": 1025}, "less than or equal"),
+    (ExtractSection, SAMPLED | {"sampled_head": -1}, "greater than or equal"),
+    (ExtractSection, SAMPLED | {"sampled_head": 2**17 + 1}, "less than or equal"),
+    (ExtractSection, {"estimator": "sampled"}, "needs engine transformers"),
     (ExtractSection, {"head_rows": 0}, "greater than or equal"),
     (ExtractSection, {"batch_tokens": 0}, "greater than or equal"),
     (ExtractSection, {"group_tokens": 0}, "greater than or equal"),
@@ -56,5 +62,15 @@ def test_constraint(section: type[CorpusSection], values: dict[str, Any], messag
 
 
 def test_speed_and_place_are_not_content() -> None:
-    assert set(ExtractSection().content()) == {"engine", "top_k", "top_p", "fp32_head"}
+    sampling = {"estimator", "draws", "sampled_head"}
+    assert set(ExtractSection().content()) == {"engine", "top_k", "fp32_head"} | sampling
     assert set(PlanSection().content()) == {"max_tokens", "shard_tokens"}
+
+
+def test_what_decides_the_draws_is_told_to_the_manifest() -> None:
+    assert ExtractSection(draws=3).sampling_settings(seed=5) == {}
+    assert ExtractSection(top_k=7).max_entries == 7
+    section = ExtractSection(**SAMPLED, draws=3, sampled_head=2)
+    assert section.max_entries == 5
+    told = section.sampling_settings(seed=5)
+    assert told == {"draws": 3, "draws_are": "systematic", "sampled_head": 2, "seed": 5}

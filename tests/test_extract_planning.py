@@ -84,7 +84,7 @@ def test_report_tells_tokens_bytes_and_hours(tmp_path: Path, tiny_models: dict[s
     # The code tokenizer puts one BOS before each segment: read, but no position.
     hours = (tokens + plan.record.num_segments) / 1000 / 3600
     assert f"{hours:.3g}" in report
-    assert "positions x (24 + 8 x top_k 8)" in report
+    assert "positions x (24 + 8 x 8 entries)" in report
     assert "hours" in report
 
 

@@ -20,17 +20,18 @@ MAY_IMPORT = {
     "align": {"store_schema", "launch"},
     "fuse_train": {"store_schema", "launch"},
     "fuse_eval": {"store_schema", "launch", "fuse_train"},
+    "store_tools": {"store_schema", "launch"},
 }
 
 ONLY_IN = {
     "vllm": {"extract/vllm_engine.py"},
     "accelerate": {"fuse_train", "fuse_eval"},
-    "numba": {"align"},
+    "numba": {"align", "store_schema"},
     "jinja2": {"fuse_eval"},
 }
 """Packages that only these rooms or files may import."""
 
-WITHOUT_TORCH = ("store_schema", "launch", "align")
+WITHOUT_TORCH = ("store_schema", "launch", "align", "store_tools")
 
 
 def _files() -> list[Path]:
@@ -133,7 +134,7 @@ def test_help_is_quick_and_light() -> None:
         )
         best = min(best, time.monotonic() - start)
         assert done.returncode == 0, done.stderr
-    for stage in ("corpus", "extract", "align", "train", "eval", "report"):
+    for stage in ("corpus", "extract", "align", "train", "eval", "report", "store"):
         assert stage in done.stdout
     loaded = done.stdout.split("LOADED")[1]
     for heavy in ("torch", "vllm", "transformers", "numpy", "zarr", "pyarrow"):

@@ -34,7 +34,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_every_section_is_announced_and_checked(file: Path) -> None:
-    assert set(section_models()) == {"corpus", "plan", "extract", "align", "train", "evaluate"}
+    assert set(section_models()) == {
+        *("store", "corpus", "plan", "extract", "align", "train", "evaluate"),
+    }
     run = load_run(file)
     assert set(run.sections) == set(section_models())
     for name, model in section_models().items():

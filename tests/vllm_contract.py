@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import extract.run  # noqa: F401 - vLLM must start beside all that `extract run` loads
 from extract.engine import open_engine
 from store_schema.tokenizer import SegmentTokenizer
 from tests.engine_contract import check_engine, encoded_samples, reference_logprobs, spec_of

@@ -1,0 +1,247 @@
+"""`logitfuse store tune`: what a smaller store would lose, measured on the user's own text and model.
+
+A sample of the plan is scored once with the whole distribution (transformers engine), and every
+encoding is tried on it: real bytes through the real codec, and distance from the whole distribution.
+
+Shapes: R rows, V vocabulary, K entries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from extract.config import ExtractSection
+from extract.engine import DenseRows, EngineSpec, open_engine
+from extract.planning import plan_location
+from extract.run import check_source
+from launch.progress import Progress
+from store_schema.config import RunConfig
+from store_schema.errors import ConfigError
+from store_schema.fidelity import Fidelity, FidelitySums, measure
+from store_schema.frequency import ids_by_rank, token_counts
+from store_schema.plan import Plan
+from store_schema.presets import PRESETS, Encoding, Preset, StoreSection
+from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.trial import Candidates, half_learned, joined, try_encoding
+
+SEGMENT_ROWS = 128
+"""Rows taken of a segment: many texts say more than many rows of one."""
+FLOORS = (3e-4, 1e-3, 2e-3, 4e-3, 1e-2)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One `store` section that could stand in the run file."""
+
+    preset: Preset
+    floor: float | None = None
+
+    @property
+    def encoding(self) -> Encoding:
+        """What it means."""
+        return StoreSection(preset=self.preset, floor=self.floor).encoding()
+
+    def __str__(self) -> str:
+        return self.preset if self.floor is None else f"{self.preset}, floor {self.floor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A choice with its figures.
+
+    Args:
+        choice: What was tried.
+        bytes_per_position: All arrays of a shard, compressed.
+        fidelity: Against the whole distribution, the tail spread evenly.
+    """
+
+    choice: Choice
+    bytes_per_position: float
+    fidelity: Fidelity
+
+
+@dataclass(slots=True)
+class _Sample:
+    """What is kept of the sample: never the whole distributions of more than one segment."""
+
+    candidates: list[Candidates] = field(default_factory=list)
+    sums: dict[Choice, FidelitySums] = field(default_factory=dict)
+    num_rows: int = 0
+
+
+def choices() -> list[Choice]:
+    """Every preset, and the compact one at other floors."""
+    floors = [Choice("compact", floor) for floor in FLOORS]
+    usual = PRESETS["compact"].selection.floor
+    return [*(Choice(name) for name in PRESETS), *(c for c in floors if c.floor != usual)]
+
+
+def tune(run: RunConfig, source: str, *, num_positions: int) -> list[Measured]:
+    """Try every choice on a sample of the plan.
+
+    Args:
+        run: The run file; its `extract.top_k` is how many entries an engine would give.
+        source: Which model.
+        num_positions: Rows of the sample, about.
+
+    Returns:
+        One of each of `choices`, smallest first.
+
+    Raises:
+        ConfigError: No such source, or a sampled store: its rows are never left out.
+    """
+    section = run.section("extract", ExtractSection)
+    if section.estimator == "sampled":
+        raise ConfigError("a sampled store has nothing to choose", where="extract.estimator")
+    if source not in run.sources:
+        raise ConfigError(
+            "no such source", where="--source", expected=", ".join(run.sources), got=source
+        )
+    plan = Plan.open(plan_location(run))
+    checked = check_source(run, source, plan)
+    tokenizer = checked.tokenizer
+    counts = token_counts(plan, tokenizer)
+    sample = _Sample()
+    segments = sample_segments(plan, tokenizer, num_positions)
+    total = sum(len(segment.token_ids) for segment in segments)
+    with Progress(f"tune {source}", total, unit="tok") as progress:
+        for segment, dense in _whole_rows(checked.spec, segments):
+            _add(sample, segment, dense, tokenizer.vocab_size, section.top_k, counts)
+            progress.add(len(segment.token_ids))
+    together = joined(sample.candidates)
+    ranking = ids_by_rank(counts)
+    found = [
+        Measured(
+            choice,
+            try_encoding(together, choice.encoding, ranking).total_bytes / sample.num_rows,
+            sums.means(),
+        )
+        for choice, sums in sample.sums.items()
+    ]
+    return sorted(found, key=lambda m: m.bytes_per_position)
+
+
+def sample_segments(
+    plan: Plan, tokenizer: SegmentTokenizer, num_positions: int
+) -> list[EncodedSegment]:
+    """Beginnings of segments spread evenly over the plan, `SEGMENT_ROWS` rows of each at most."""
+    wanted = max(1, -(-num_positions // SEGMENT_ROWS))
+    rows = np.unique(np.linspace(0, plan.record.num_segments - 1, wanted).astype(int))
+    found = []
+    for shard in plan.shards:
+        here = [int(row) - shard.start for row in rows if shard.start <= row < shard.stop]
+        if here:
+            segments = plan.segments(shard)
+            found += tokenizer.encode([segments[i] for i in here])
+    return [
+        replace(
+            segment,
+            token_ids=segment.token_ids[:SEGMENT_ROWS],
+            byte_ends=segment.byte_ends[:SEGMENT_ROWS],
+        )
+        for segment in found
+    ]
+
+
+def _whole_rows(
+    spec: EngineSpec, segments: Sequence[EncodedSegment]
+) -> Iterator[tuple[EncodedSegment, DenseRows]]:
+    """Every segment with all entries of its rows."""
+    section = spec.section.model_copy(
+        # Past the field's own limit for large vocabularies: this is one segment, not a store.
+        update={"engine": "transformers", "top_k": spec.model_vocab_size, "batch_tokens": 1}
+    )
+    engine = open_engine(replace(spec, section=section))
+    try:
+        for index, dense in engine.score(segments):
+            yield segments[index], dense
+    finally:
+        engine.close()
+
+
+def _add(
+    sample: _Sample,
+    segment: EncodedSegment,
+    dense: DenseRows,
+    vocab_size: int,
+    top_k: int,
+    counts: npt.NDArray[np.int64],
+) -> None:
+    """Try every choice on one segment's rows."""
+    logprobs_RV = whole_logprobs(dense, vocab_size)
+    if not len(logprobs_RV):
+        return
+    labels_R = segment.token_ids[-len(logprobs_RV) :].astype(np.int64)
+    candidates = Candidates.best(logprobs_RV, labels_R, top_k=top_k)
+    sample.candidates.append(candidates)
+    sample.num_rows += len(labels_R)
+    student_RV = half_learned(logprobs_RV, counts)
+    ranking = ids_by_rank(counts)
+    for choice in choices():
+        rows = try_encoding(candidates, choice.encoding, ranking).rows
+        sums = measure(logprobs_RV, rows, student_logprobs_RV=student_RV)
+        sample.sums[choice] = sample.sums.get(choice, FidelitySums()) + sums
+
+
+def whole_logprobs(dense: DenseRows, vocab_size: int) -> npt.NDArray[np.float32]:
+    """[R, V] log-probabilities in the order of ids, over the tokenizer's ids alone."""
+    wide = np.empty(dense.logprobs.shape, np.float64)
+    np.put_along_axis(wide, dense.ids, dense.logprobs.astype(np.float64), axis=1)
+    wide = wide[:, :vocab_size]
+    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return np.asarray(wide, np.float32)
+
+
+def recommended(found: Sequence[Measured], tolerance: float) -> Measured:
+    """The smallest whose total variation is within `tolerance` of keeping everything."""
+    best = min(m.fidelity.total_variation for m in found)
+    return min(
+        (m for m in found if m.fidelity.total_variation <= best + tolerance),
+        key=lambda m: m.bytes_per_position,
+    )
+
+
+def tune_table(found: Sequence[Measured], chosen: Measured) -> str:
+    """For people."""
+    lines = [
+        f"{'store':<22}{'entries':>9}{'bytes/pos':>11}{'TV':>9}{'KL nats':>9}"
+        f"{'gradient angle':>16}{'norm error':>12}"
+    ]
+    for m in found:
+        f = m.fidelity
+        lines.append(
+            f"{m.choice!s:<22}{f.entries_per_row:>9.1f}{m.bytes_per_position:>11.1f}"
+            f"{f.total_variation:>9.4f}{f.finite_kl_nats:>9.4f}"
+            f"{f.gradient_angle_degrees:>14.2f} °{f.gradient_norm_error:>12.4f}"
+            f"{'  <- recommended' if m is chosen else ''}"
+        )
+    lines.append(
+        "against the whole distribution, the tail spread evenly; gradient: of the fusion loss at the "
+        "logits of a\nstudent half-way between token frequencies and the source"
+    )
+    lines += ["", "store:", f"  preset: {chosen.choice.preset}"]
+    if chosen.choice.floor is not None:
+        lines.append(f"  floor: {chosen.choice.floor:g}")
+    return "\n".join(lines)
+
+
+def tune_json(found: Sequence[Measured], chosen: Measured) -> str:
+    """For programs."""
+    lines = [
+        {
+            "preset": m.choice.preset,
+            "floor": m.choice.floor,
+            "bytes_per_position": m.bytes_per_position,
+            **asdict(m.fidelity),
+        }
+        for m in found
+    ]
+    # Infinity is no JSON: the KL over rows where it is finite says the same.
+    for line in lines:
+        line.pop("kl_nats")
+    return json.dumps({"choices": lines, "recommended": found.index(chosen)})

@@ -1,0 +1,313 @@
+"""The arithmetic of compact entries: steps of log-probability, sets of ids, and their way back.
+
+A code q stands for `value(q)` nats below 0. Codes are spaced evenly in sqrt(p) until a step reaches
+`max_step` nats, evenly in nats from there on:
+
+    x < corner:   q = (2 / step) (1 - exp(-x / 2))                      corner = 2 ln(max_step / step)
+    x >= corner:  q = (2 / step) (1 - step / max_step) + (x - corner) / max_step
+
+Within a row codes rise, so what is stored is the rise from one entry to the next. Entries of one code
+have no order of their own: they stand by rising frequency rank, and a rank is stored as its distance
+from the one before, less one. That saves log2(m!) bits for every m entries of a code.
+
+The tail has a code too. A row whose tail is below one half is scaled when it is read so that entries
+and tail sum to one; a larger tail is what the entries leave. So mass is conserved exactly, and every
+entry stays within one step of what was computed: rows where scaling would take one further are stored
+with codes rounded up instead, and the tail left to follow.
+
+Shapes: N positions, E entries. Ranks and codes are uint32, offsets int64 [N+1].
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from store_schema.presets import Steps
+
+TAIL_DERIVED, TAIL_ZERO, FIRST_TAIL_CODE = 0, 1, 2
+"""Tail codes: what the entries leave; nothing; codes of `value` from here on."""
+
+SMALLEST_TAIL = 1e-9
+"""Below this a tail is what float32 rounding left, and is kept as nothing."""
+LARGEST_NATS = 64.0
+"""Entries of probability below exp(-64) are not kept, so the table of codes has an end."""
+
+
+def corner(steps: Steps) -> tuple[float, float]:
+    """Nats and code where the spacing changes from even in sqrt(p) to even in nats."""
+    return (
+        2.0 * float(np.log(steps.max_step / steps.step)),
+        2.0 / steps.step * (1.0 - steps.step / steps.max_step),
+    )
+
+
+@cache
+def values(steps: Steps) -> npt.NDArray[np.float64]:
+    """[Q] nats below 0 that each code stands for, up to the first past `LARGEST_NATS`."""
+    nats, code = corner(steps)
+    last = _code(LARGEST_NATS, steps.step, steps.max_step, nats, code)
+    q = np.arange(int(last) + 2, dtype=np.float64)
+    curved = -2.0 * np.log1p(-np.minimum(q, code) * steps.step / 2.0)
+    return np.where(q <= code, curved, nats + (q - code) * steps.max_step)
+
+
+def bound(steps: Steps, nats: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Largest error in nats at a log-probability of minus `nats`: one step."""
+    return np.minimum(steps.max_step, steps.step * np.exp(nats / 2.0))
+
+
+def encode_rows(
+    logprobs: npt.NDArray[np.float32],
+    offsets: npt.NDArray[np.int64],
+    tail_mass: npt.NDArray[np.float32],
+    steps: Steps,
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Codes of entries [E], rising within each row, and of tails [N]."""
+    nats, code = corner(steps)
+    return _encode_rows(
+        -logprobs.astype(np.float64),
+        offsets,
+        tail_mass.astype(np.float64),
+        steps.step,
+        steps.max_step,
+        nats,
+        code,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _code(x: float, step: float, max_step: float, nats: float, code: float) -> float:
+    if x < nats:
+        return 2.0 / step * (1.0 - np.exp(-x / 2.0))
+    return code + (x - nats) / max_step
+
+
+@njit(cache=True, nogil=True)
+def _value(q: float, step: float, max_step: float, nats: float, code: float) -> float:
+    if q <= code:
+        return -2.0 * np.log1p(-q * step / 2.0)
+    return nats + (q - code) * max_step
+
+
+@njit(cache=True, nogil=True)
+def _encode_rows(
+    x: Any, offsets: Any, tail: Any, step: float, max_step: float, nats: float, code: float
+) -> tuple[Any, Any]:
+    codes = np.empty(len(x), np.uint32)
+    tails = np.zeros(len(tail), np.uint32)
+    for row in range(len(tail)):
+        first, stop = offsets[row], offsets[row + 1]
+        total = 0.0
+        for i in range(first, stop):
+            q = np.rint(_code(x[i], step, max_step, nats, code))
+            codes[i] = np.uint32(q)
+            total += np.exp(-_value(q, step, max_step, nats, code))
+        if first == stop:
+            continue
+        if tail[row] < 0.5:
+            left = 0.0
+            tails[row] = TAIL_ZERO
+            if tail[row] > SMALLEST_TAIL:
+                q = np.rint(_code(-np.log(tail[row]), step, max_step, nats, code))
+                left = np.exp(-_value(q, step, max_step, nats, code))
+                tails[row] = np.uint32(q) + FIRST_TAIL_CODE
+            shift = np.log((1.0 - left) / total)
+            good = True
+            for i in range(first, stop):
+                back = _value(np.float64(codes[i]), step, max_step, nats, code) - shift
+                limit = min(max_step, step * np.exp(max(x[i], back) / 2.0))
+                good &= abs(back - x[i]) <= limit
+            if good:
+                continue
+        tails[row] = TAIL_DERIVED
+        if total > 1.0:
+            for i in range(first, stop):
+                codes[i] = np.uint32(np.ceil(_code(x[i], step, max_step, nats, code)))
+    return codes, tails
+
+
+def decode_rows(
+    rises: npt.NDArray[Any],
+    ids: npt.NDArray[np.uint32],
+    offsets: npt.NDArray[np.int64],
+    tails: npt.NDArray[np.uint32],
+    ids_by_rank: npt.NDArray[np.uint32],
+    steps: Steps,
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
+    """Rows from what `encode_rows` and `pack_ids` made.
+
+    Args:
+        rises: [E] by place.
+        ids: [E] ranks, then distances.
+        offsets: [N+1], from 0 to E.
+        tails: [N] codes.
+        ids_by_rank: [V].
+        steps: As they were encoded with.
+
+    Returns:
+        Ids [E], log-probabilities [E] and tail mass [N], and the first row that cannot be (a rank
+        or code out of range), or -1.
+    """
+    nats = values(steps)
+    # As many streams are read at once as a row has places: narrow ones stay in the cache.
+    if not rises.size or rises.max() < 1 << 16:
+        rises = rises.astype(np.uint16)
+    found: tuple[Any, Any, Any, int] = _decode_rows(
+        rises, ids, offsets, tails, ids_by_rank, (-nats).astype(np.float32), np.exp(-nats)
+    )
+    return found
+
+
+@njit(cache=True, nogil=True)
+def sort_ties(codes: Any, ranks: Any, offsets: Any) -> Any:
+    """Ranks [E] with those of equal code in a row in rising order."""
+    out = ranks.copy()
+    for row in range(len(offsets) - 1):
+        first, stop = offsets[row], offsets[row + 1]
+        start = first
+        for i in range(first + 1, stop + 1):
+            if i == stop or codes[i] != codes[start]:
+                if i - start > 1:
+                    out[start:i].sort()
+                start = i
+    return out
+
+
+@njit(cache=True, nogil=True)
+def place_starts(offsets: Any) -> Any:
+    """For each place in a row, how many entries stand at an earlier place of any row: [K+1]."""
+    most = 0
+    for row in range(len(offsets) - 1):
+        most = max(most, offsets[row + 1] - offsets[row])
+    starts = np.zeros(most + 1, np.int64)
+    for row in range(len(offsets) - 1):
+        starts[offsets[row + 1] - offsets[row]] += 1
+    # From "rows of exactly k entries" to "entries at places before k".
+    rows = len(offsets) - 1
+    before = 0
+    for place in range(most + 1):
+        rows -= starts[place]
+        starts[place] = before
+        before += rows
+    return starts
+
+
+@njit(cache=True, nogil=True)
+def to_place_major(entries: Any, offsets: Any) -> Any:
+    """Entries [E] by place: all rows' first, then all rows' second ones, and so on."""
+    out = np.empty_like(entries)
+    place = place_starts(offsets)
+    for row in range(len(offsets) - 1):
+        for i in range(offsets[row], offsets[row + 1]):
+            k = i - offsets[row]
+            out[place[k]] = entries[i]
+            place[k] += 1
+    return out
+
+
+@njit(cache=True, nogil=True)
+def from_place_major(entries: Any, offsets: Any) -> Any:
+    """What `to_place_major` was given."""
+    out = np.empty_like(entries)
+    place = place_starts(offsets)
+    for row in range(len(offsets) - 1):
+        for i in range(offsets[row], offsets[row + 1]):
+            k = i - offsets[row]
+            out[i] = entries[place[k]]
+            place[k] += 1
+    return out
+
+
+@njit(cache=True, nogil=True)
+def pack_ids(codes: Any, ranks: Any, offsets: Any) -> tuple[Any, Any]:
+    """Rises of the codes, by place [E], and ids [E]: first the ranks of each code's first entry,
+    then the distances of the others."""
+    rises = np.empty_like(codes)
+    ids = np.empty_like(ranks)
+    num_ties = 0
+    for row in range(len(offsets) - 1):
+        for i in range(offsets[row] + 1, offsets[row + 1]):
+            num_ties += codes[i] == codes[i - 1]
+    head, gap = 0, len(ranks) - num_ties
+    place = place_starts(offsets)
+    for row in range(len(offsets) - 1):
+        before = np.uint32(0)
+        for i in range(offsets[row], offsets[row + 1]):
+            k = i - offsets[row]
+            rise = codes[i] - before
+            rises[place[k]] = rise
+            place[k] += 1
+            before = codes[i]
+            if k > 0 and rise == 0:
+                ids[gap] = ranks[i] - ranks[i - 1] - np.uint32(1)
+                gap += 1
+            else:
+                ids[head] = ranks[i]
+                head += 1
+    return rises, ids
+
+
+@njit(cache=True, nogil=True)
+def _decode_rows(
+    rises: Any, ids: Any, offsets: Any, tails: Any, ids_by_rank: Any, table: Any, mass: Any
+) -> tuple[Any, Any, Any, int]:
+    """See `decode_rows`; `table` [Q] float32 log-probability and `mass` [Q] probability of a code.
+
+    Unsigned integers throughout (numba adds a test to every signed index), and no branch on whether
+    two codes tie: it goes either way half of the time.
+    """
+    num_entries, num_rows = len(ids), len(offsets) - 1
+    out_ids = np.empty(num_entries, np.uint32)
+    logprobs = np.empty(num_entries, np.float32)
+    tail = np.empty(num_rows, np.float32)
+    zero, one = np.uint64(0), np.uint64(1)
+    place = place_starts(offsets).astype(np.uint64)
+    num_ties = 0
+    for i in range(np.int64(place[1]) if len(place) > 1 else 0, num_entries):
+        num_ties += rises[i] == 0
+    head, gap = zero, np.uint64(num_entries - num_ties)
+    last_rank, last_code = np.uint64(len(ids_by_rank) - 1), np.uint64(len(table) - 1)
+    at_entry: Any = zero
+    for row in range(num_rows):
+        first, length = at_entry, np.uint64(offsets[row + 1] - offsets[row])
+        code, rank, top_rank, total = zero, zero, zero, 0.0
+        k = zero
+        while k < length:
+            at = place[k]
+            place[k] = at + one
+            rise = np.uint64(rises[at])
+            tie = np.uint64(rise == zero and k > zero)
+            rank = np.uint64(ids[gap if tie else head]) + (rank + one if tie else zero)
+            gap += tie
+            head += one - tie
+            code += rise
+            top_rank = max(rank, top_rank)
+            out_ids[at_entry] = ids_by_rank[min(rank, last_rank)]
+            logprobs[at_entry] = table[min(code, last_code)]
+            total += mass[min(code, last_code)]
+            at_entry += one
+            k += one
+        wrong = top_rank > last_rank or code > last_code
+        if length == zero:
+            tail[row] = 1.0
+        elif tails[row] == TAIL_DERIVED:
+            tail[row] = max(1.0 - total, 0.0)
+        else:
+            left = 0.0
+            if tails[row] != TAIL_ZERO:
+                tail_code = np.uint64(tails[row]) - np.uint64(FIRST_TAIL_CODE)
+                wrong |= tail_code > last_code
+                left = mass[min(tail_code, last_code)]
+            wrong |= left >= 1.0
+            shift = np.float32(np.log((1.0 - left) / total))
+            for j in range(np.int64(first), np.int64(at_entry)):
+                logprobs[j] = min(logprobs[j] + shift, np.float32(0.0))
+            tail[row] = left
+        if wrong:
+            return out_ids, logprobs, tail, row
+    return out_ids, logprobs, tail, -1

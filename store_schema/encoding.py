@@ -1,0 +1,417 @@
+"""Between the arrays of the layout and the arrays that lie on disk (schema version 2).
+
+Each group below owns some arrays of the layout and says how they are kept: differences instead of
+running totals, frequency ranks instead of ids, codes instead of log-probabilities. What is stored is
+plain numbers in Zarr arrays; `docs/store.md` says how to read them without this module.
+
+Axes as in `layout`; "by place" means all rows' first entries, then all second ones, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store_schema import codes
+from store_schema.errors import CorruptionError
+from store_schema.frequency import Ranking, rank_by_id
+from store_schema.layout import Arrays, Kind
+from store_schema.presets import Encoding, Steps
+
+LABEL_UNKNOWN, LABEL_IMPOSSIBLE, FIRST_LABEL_CODE = 0, 1, 2
+"""Label codes: NaN; minus infinity; multiples of `label_step` from here on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSpec:
+    """One array on disk.
+
+    Args:
+        name: Key in the shard's Zarr group.
+        dtype: Of its numbers.
+        axis: Length, as in `layout` (never "+1": offsets are kept as counts).
+        delta: Whether the codec looks for differences between neighbours.
+    """
+
+    name: str
+    dtype: str
+    axis: str
+    delta: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Coder:
+    """What encoding and decoding need beside the arrays.
+
+    Args:
+        encoding: The store's.
+        ranking: [V] ids by frequency rank.
+        where: Store and shard, for messages.
+    """
+
+    encoding: Encoding
+    ranking: Ranking
+    where: str
+
+    @property
+    def steps(self) -> Steps:
+        """The steps, where there are some."""
+        if self.encoding.steps is None:
+            raise TypeError("an exact store has no steps")
+        return self.encoding.steps
+
+    def fault(self, what: str, name: str) -> CorruptionError:
+        """The error that names an array."""
+        return CorruptionError(
+            what,
+            where=f"{self.where}, array {name}",
+            hint="`logitfuse store repair` takes the shard back so that a rerun writes it anew",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Arrays of the layout that are kept together.
+
+    Args:
+        names: In the layout.
+        stored: On disk.
+        encode: From the arrays of the layout to those on disk.
+        decode: And back.
+        also: Arrays of other groups that decoding needs.
+    """
+
+    names: tuple[str, ...]
+    stored: tuple[StoredSpec, ...]
+    encode: Callable[[Arrays, Coder], Arrays]
+    decode: Callable[[Arrays, Coder], Arrays]
+    also: tuple[StoredSpec, ...] = ()
+
+
+def stored_specs(kind: Kind, encoding: Encoding) -> tuple[StoredSpec, ...]:
+    """The arrays on disk of a shard of such a store."""
+    return tuple(spec for group in groups(kind, encoding) for spec in group.stored)
+
+
+def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
+    """How a store of `kind` is kept."""
+    exact = encoding.steps is None
+    found = [
+        _plain("segment_ids", StoredSpec("segment_ids", "<i8", "D", delta=True)),
+        _counted("token_offsets", _TOKEN_COUNTS),
+        _TOKENS,
+        _EXACT_ENTRIES if exact else _CODED_ENTRIES,
+        _plain("label_logprobs", StoredSpec("label_logprobs", "<f4", "N"))
+        if exact
+        else _coded_label("label_logprobs", StoredSpec("label_codes", "<u4", "N")),
+    ]
+    if kind == "aligned":
+        found += [
+            _plain("origin", StoredSpec("origin", "<u4", "N"), dtype="|u1"),
+            _counted("span_offsets", _SPAN_COUNTS),
+            _SPANS,
+            _plain("span_logprobs", StoredSpec("span_logprobs", "<f4", "S"))
+            if exact
+            else _coded_label("span_logprobs", StoredSpec("span_codes", "<u4", "S")),
+            _plain("source_nats", StoredSpec("source_nats", "<f8", "D")),
+            _plain("source_bytes", StoredSpec("source_bytes", "<i8", "D")),
+        ]
+    return tuple(found)
+
+
+def encode(kind: Kind, arrays: Arrays, coder: Coder) -> Arrays:
+    """Arrays of the layout as they lie on disk."""
+    stored: Arrays = {}
+    for group in groups(kind, coder.encoding):
+        stored |= group.encode(arrays, coder)
+    return stored
+
+
+def needed_specs(
+    kind: Kind, encoding: Encoding, names: Iterable[str] | None = None
+) -> tuple[StoredSpec, ...]:
+    """The arrays on disk that some arrays of the layout are decoded from; None means all."""
+    return tuple(
+        dict.fromkeys(
+            spec
+            for group in _wanted_groups(kind, encoding, names)
+            for spec in (*group.stored, *group.also)
+        )
+    )
+
+
+def decode(kind: Kind, stored: Arrays, coder: Coder, names: Iterable[str] | None = None) -> Arrays:
+    """Arrays of the layout from those on disk.
+
+    Args:
+        kind: Of the store.
+        stored: At least `needed_specs` of the same names.
+        coder: Of the store.
+        names: Which arrays; None gives all.
+
+    Raises:
+        CorruptionError: Numbers that `encode` never writes.
+    """
+    wanted = None if names is None else set(names)
+    found: Arrays = {}
+    for group in _wanted_groups(kind, coder.encoding, wanted):
+        found |= group.decode(stored, coder)
+    return {n: a for n, a in found.items() if wanted is None or n in wanted}
+
+
+def _wanted_groups(kind: Kind, encoding: Encoding, names: Iterable[str] | None) -> list[Group]:
+    wanted = None if names is None else set(names)
+    return [g for g in groups(kind, encoding) if wanted is None or wanted.intersection(g.names)]
+
+
+# ------------------------------------------------------------------------------- plain and counted
+
+
+def _plain(name: str, spec: StoredSpec, dtype: str | None = None) -> Group:
+    """Numbers as they are, in another integer width where `dtype` says so."""
+
+    def back(stored: Arrays, coder: Coder) -> Arrays:
+        array = stored[spec.name]
+        if dtype is not None:
+            if array.size and array.max() > np.iinfo(dtype).max:
+                raise coder.fault("value out of range", spec.name)
+            array = array.astype(dtype)
+        return {name: array}
+
+    return Group(
+        (name,), (spec,), lambda arrays, _: {spec.name: arrays[name].astype(spec.dtype)}, back
+    )
+
+
+def _counted(name: str, spec: StoredSpec) -> Group:
+    """Offsets, kept as the length of each row."""
+    return Group(
+        (name,),
+        (spec,),
+        lambda arrays, _: {spec.name: np.diff(arrays[name]).astype(np.uint32)},
+        lambda stored, _: {name: _totals(stored[spec.name])},
+    )
+
+
+def _totals(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+def _starts(counts: npt.NDArray[Any], length: int, coder: Coder) -> npt.NDArray[np.int64]:
+    """First position (or span) of each segment that has any."""
+    offsets = _totals(counts)
+    if offsets[-1] != length:
+        raise coder.fault(
+            "lengths of segments do not sum to the shard's", "token_counts, span_counts"
+        )
+    return offsets[:-1][counts > 0]
+
+
+def _rises(values: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """Differences within segments; the first of each segment as it is."""
+    rises = np.diff(values.astype(np.int64), prepend=0)
+    rises[starts] = values[starts]
+    return rises.astype(np.uint32)
+
+
+def _running(rises: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """What `_rises` was given."""
+    totals = np.cumsum(rises, dtype=np.int64)
+    before = np.where(starts > 0, totals[starts - 1], 0)
+    lengths = np.diff(np.append(starts, len(rises)))
+    values: npt.NDArray[np.int64] = totals - np.repeat(before, lengths)
+    return values.astype(np.uint32)
+
+
+# ------------------------------------------------------------------------------- tokens and spans
+
+_TOKEN_COUNTS = StoredSpec("token_counts", "<u4", "D")
+_SPAN_COUNTS = StoredSpec("span_counts", "<u4", "D")
+
+
+def _encode_tokens(arrays: Arrays, coder: Coder) -> Arrays:
+    counts = np.diff(arrays["token_offsets"])
+    starts = arrays["token_offsets"][:-1][counts > 0]
+    return {
+        "token_ranks": rank_by_id(coder.ranking)[arrays["token_ids"]],
+        "token_bytes": _rises(arrays["byte_ends"], starts),
+    }
+
+
+def _decode_tokens(stored: Arrays, coder: Coder) -> Arrays:
+    ranks = stored["token_ranks"]
+    starts = _starts(stored["token_counts"], len(ranks), coder)
+    return {
+        "token_ids": _ids(ranks, coder, "token_ranks"),
+        "byte_ends": _running(stored["token_bytes"], starts),
+    }
+
+
+def _ids(ranks: npt.NDArray[Any], coder: Coder, name: str) -> npt.NDArray[np.uint32]:
+    if ranks.size and ranks.max() >= len(coder.ranking):
+        raise coder.fault("rank out of range", name)
+    ids: npt.NDArray[np.uint32] = coder.ranking[ranks]
+    return ids
+
+
+_TOKENS = Group(
+    ("token_ids", "byte_ends"),
+    (StoredSpec("token_ranks", "<u4", "N"), StoredSpec("token_bytes", "<u4", "N")),
+    _encode_tokens,
+    _decode_tokens,
+    also=(_TOKEN_COUNTS,),
+)
+
+
+def _encode_spans(arrays: Arrays, _: Coder) -> Arrays:
+    tokens, spans = arrays["token_offsets"], arrays["span_offsets"]
+    return {
+        "span_steps": _rises(arrays["span_index"], tokens[:-1][np.diff(tokens) > 0]),
+        "span_bytes": _rises(arrays["span_byte_ends"], spans[:-1][np.diff(spans) > 0]),
+    }
+
+
+def _decode_spans(stored: Arrays, coder: Coder) -> Arrays:
+    steps, sizes = stored["span_steps"], stored["span_bytes"]
+    return {
+        "span_index": _running(steps, _starts(stored["token_counts"], len(steps), coder)),
+        "span_byte_ends": _running(sizes, _starts(stored["span_counts"], len(sizes), coder)),
+    }
+
+
+_SPANS = Group(
+    ("span_index", "span_byte_ends"),
+    (
+        StoredSpec("span_steps", "<u4", "N"),
+        StoredSpec("span_bytes", "<u4", "S"),
+    ),
+    _encode_spans,
+    _decode_spans,
+    also=(_TOKEN_COUNTS, _SPAN_COUNTS),
+)
+
+# ------------------------------------------------------------------------------- entries
+
+_ENTRY_NAMES = ("entry_offsets", "entry_ids", "entry_logprobs", "tail_mass")
+_COUNTS = StoredSpec("entry_counts", "<u4", "N")
+_IDS = StoredSpec("entry_ids_coded", "<u4", "E")
+
+
+def _entry_offsets(stored: Arrays, num_entries: int, coder: Coder) -> npt.NDArray[np.int64]:
+    offsets = _totals(stored["entry_counts"])
+    if offsets[-1] != num_entries:
+        raise coder.fault("counts do not sum to the shard's entries", "entry_counts")
+    return offsets
+
+
+def _encode_exact(arrays: Arrays, coder: Coder) -> Arrays:
+    offsets = arrays["entry_offsets"]
+    return {
+        "entry_counts": np.diff(offsets).astype(np.uint32),
+        "entry_ids_coded": rank_by_id(coder.ranking)[arrays["entry_ids"]],
+        "entry_logprobs": codes.to_place_major(arrays["entry_logprobs"], offsets),
+        "tail_mass": arrays["tail_mass"],
+    }
+
+
+def _decode_exact(stored: Arrays, coder: Coder) -> Arrays:
+    offsets = _entry_offsets(stored, len(stored["entry_logprobs"]), coder)
+    return {
+        "entry_offsets": offsets,
+        "entry_ids": _ids(stored["entry_ids_coded"], coder, "entry_ids_coded"),
+        "entry_logprobs": codes.from_place_major(stored["entry_logprobs"], offsets),
+        "tail_mass": stored["tail_mass"],
+    }
+
+
+_EXACT_ENTRIES = Group(
+    _ENTRY_NAMES,
+    (
+        _COUNTS,
+        _IDS,
+        StoredSpec("entry_logprobs", "<f4", "E"),
+        StoredSpec("tail_mass", "<f4", "N"),
+    ),
+    _encode_exact,
+    _decode_exact,
+)
+
+
+def _encode_coded(arrays: Arrays, coder: Coder) -> Arrays:
+    offsets = arrays["entry_offsets"]
+    entry_codes, tails = codes.encode_rows(
+        arrays["entry_logprobs"], offsets, arrays["tail_mass"], coder.steps
+    )
+    ranks = rank_by_id(coder.ranking)[arrays["entry_ids"]]
+    rises, ids = codes.pack_ids(entry_codes, codes.sort_ties(entry_codes, ranks, offsets), offsets)
+    return {
+        "entry_counts": np.diff(offsets).astype(np.uint32),
+        "entry_ids_coded": ids,
+        "entry_rises": rises,
+        "tail_codes": tails,
+    }
+
+
+def _decode_coded(stored: Arrays, coder: Coder) -> Arrays:
+    offsets = _entry_offsets(stored, len(stored["entry_rises"]), coder)
+    ids, logprobs, tail, wrong = codes.decode_rows(
+        stored["entry_rises"],
+        stored["entry_ids_coded"],
+        offsets,
+        stored["tail_codes"],
+        coder.ranking,
+        coder.steps,
+    )
+    if wrong >= 0:
+        raise coder.fault(
+            f"entries that cannot be at position {wrong}",
+            "entry_rises, entry_ids_coded or tail_codes",
+        )
+    return {
+        "entry_offsets": offsets,
+        "entry_ids": ids,
+        "entry_logprobs": logprobs,
+        "tail_mass": tail,
+    }
+
+
+_CODED_ENTRIES = Group(
+    _ENTRY_NAMES,
+    (
+        _COUNTS,
+        _IDS,
+        StoredSpec("entry_rises", "<u4", "E"),
+        StoredSpec("tail_codes", "<u4", "N"),
+    ),
+    _encode_coded,
+    _decode_coded,
+)
+
+# ------------------------------------------------------------------------------- labels
+
+
+def _coded_label(name: str, spec: StoredSpec) -> Group:
+    """Log-probabilities in even steps: what rewards and bits per byte are summed from."""
+
+    def there(arrays: Arrays, coder: Coder) -> Arrays:
+        nats = -arrays[name].astype(np.float64)
+        known = np.isfinite(nats)
+        label_codes = np.full(len(nats), LABEL_UNKNOWN, np.uint32)
+        label_codes[np.isposinf(nats)] = LABEL_IMPOSSIBLE
+        steps = np.rint(nats[known] / coder.steps.label_step)
+        label_codes[known] = np.minimum(steps, 2**32 - 3).astype(np.uint32) + FIRST_LABEL_CODE
+        return {spec.name: label_codes}
+
+    def back(stored: Arrays, coder: Coder) -> Arrays:
+        label_codes = stored[spec.name]
+        steps = label_codes.astype(np.float64) - FIRST_LABEL_CODE
+        logprobs = -(steps * coder.steps.label_step)
+        logprobs[label_codes == LABEL_UNKNOWN] = np.nan
+        logprobs[label_codes == LABEL_IMPOSSIBLE] = -np.inf
+        return {name: logprobs.astype(np.float32)}
+
+    return Group((name,), (spec,), there, back)

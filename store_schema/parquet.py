@@ -1,0 +1,99 @@
+"""Reading a Parquet file that may be hostile: refused where it claims more than its bytes can hold.
+
+Text is first read as a dictionary with one number for each row, so that one long string which a
+small file repeats a million times is seen before it is spelt out.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from store_schema.errors import CorruptionError, LogitfuseError
+
+
+def read_parquet(
+    source: bytes | BinaryIO,
+    schema: pa.Schema,
+    *,
+    max_rows: int,
+    max_bytes: int,
+    where: str,
+    hint: str,
+    row_group: int | None = None,
+) -> pa.Table:
+    """A table of known schema.
+
+    Args:
+        source: The file.
+        schema: Its columns; whether they may hold nulls is the caller's to say.
+        max_rows: In what is read.
+        max_bytes: Of what is read, decoded.
+        where: The file, for messages.
+        hint: What to do when it is damaged.
+        row_group: The only one to read; None reads all.
+
+    Raises:
+        CorruptionError: Not such a table, damaged, or larger than it may be.
+    """
+
+    def fault(what: str, expected: object = None, got: object = None) -> CorruptionError:
+        return CorruptionError(what, where=where, expected=expected, got=got, hint=hint)
+
+    def require_at_most(what: str, limit: int, got: int) -> None:
+        if not 0 <= got <= limit:
+            raise fault(f"more {what} than there can be", f"at most {limit}", got)
+
+    try:
+        file = _opened(source, schema)
+        chosen = list(range(file.num_row_groups)) if row_group is None else [row_group]
+        # Not what a row group says of its columns: asked for damaged ones, Arrow aborts.
+        groups = [file.metadata.row_group(i) for i in chosen]
+        require_at_most("rows", max_rows, sum(group.num_rows for group in groups))
+        require_at_most("bytes", max_bytes, sum(group.total_byte_size for group in groups))
+        if file.schema_arrow.names != schema.names:
+            raise fault("other columns", schema.names, str(file.schema_arrow.names)[:200])
+        table = file.read_row_groups(chosen)
+        table.validate(full=True)
+        require_at_most("rows", max_rows, len(table))
+        require_at_most("bytes", max_bytes, sum(_spelt_bytes(c) for c in table.columns))
+        return _spelt(table, schema)
+    except LogitfuseError:
+        raise
+    # Damaged bytes come out of the Parquet reader as any of these.
+    except (pa.ArrowException, ValueError, TypeError, OSError, LookupError, OverflowError) as error:
+        raise fault("not readable as Parquet", None, str(error)[:200]) from error
+
+
+def _opened(source: bytes | BinaryIO, schema: pa.Schema) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        pa.BufferReader(source) if isinstance(source, bytes) else source,
+        read_dictionary=[f.name for f in schema if f.type in (pa.string(), pa.binary())],
+        page_checksum_verification=True,
+        thrift_string_size_limit=1 << 24,
+    )
+
+
+def _spelt_bytes(column: pa.ChunkedArray) -> int:
+    """Bytes of a text column once each row has its own copy."""
+    total = 0
+    for chunk in column.chunks:
+        if isinstance(chunk, pa.DictionaryArray):
+            lengths = pc.binary_length(chunk.dictionary).cast(pa.int64())
+            total += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+    return total
+
+
+def _spelt(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table without dictionaries."""
+    return pa.table(
+        [_plain(c, f.type) for c, f in zip(table.columns, schema, strict=True)], schema=schema
+    )
+
+
+def _plain(column: pa.ChunkedArray, dtype: pa.DataType) -> pa.ChunkedArray:
+    chunks = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in column.chunks]
+    return pa.chunked_array(chunks, type=dtype)

@@ -1,0 +1,115 @@
+"""Zarr's `numcodecs.pcodec` codec, with a destination of known size.
+
+Stored under the name that zarr and numcodecs know, so any Zarr library with pcodec reads our arrays.
+Ours differs in three ways: it decompresses into an array that the metadata has sized, so hostile
+bytes cannot make it allocate more; a panic of the library is an ordinary error; and it passes
+options that the installed pcodec understands (numcodecs 0.16 asks it for one that is gone).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, NDBuffer
+from zarr.registry import register_codec
+
+CODEC_NAME = "numcodecs.pcodec"
+DTYPES = frozenset({"uint32", "int64", "float32", "float64"})
+"""What our arrays use; pcodec takes more."""
+
+
+def compress(values: npt.NDArray[Any], *, level: int, try_delta: bool) -> bytes:
+    """One pcodec standalone file of a 1-D array."""
+    config = ChunkConfig(
+        compression_level=level,
+        mode_spec=ModeSpec.classic(),
+        delta_spec=DeltaSpec.auto() if try_delta else DeltaSpec.no_op(),
+    )
+    return bytes(standalone.simple_compress(np.ascontiguousarray(values), config))
+
+
+def decompress(data: bytes, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """What `compress` was given.
+
+    Args:
+        data: A pcodec standalone file.
+        length: Numbers it must hold.
+        dtype: Their type.
+
+    Raises:
+        ValueError: Not such a file, or one of another length or type.
+    """
+    if dtype.name not in DTYPES:
+        raise ValueError(f"pcodec is not used for {dtype.name}")
+    out = np.empty(length, dtype)
+    try:
+        progress = standalone.simple_decompress_into(data, out)
+    except Exception as error:
+        raise ValueError(f"pcodec refuses the bytes: {error}") from error
+    except BaseException as error:
+        # A Rust panic is a BaseException of its own, which no `except Exception` sees.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"pcodec gave up on the bytes: {error}") from error
+    if progress.n_processed != length or not progress.finished:
+        raise ValueError(f"pcodec holds another number of values than {length}")
+    return out
+
+
+@dataclass(frozen=True)
+class PcoCodec(ArrayBytesCodec):
+    """See the module.
+
+    Args:
+        level: 0 to 12, more is smaller and slower to write.
+        delta_spec: "auto" lets pcodec look for differences, "none" takes numbers as they are.
+    """
+
+    level: int = 8
+    delta_spec: Literal["auto", "none"] = "none"
+    is_fixed_size = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """From array metadata; options that are not ours do not change how bytes are read."""
+        config = data.get("configuration") or {}
+        delta_spec = config.get("delta_spec", "auto")
+        if delta_spec not in ("auto", "none"):
+            raise ValueError(f"unknown delta_spec {delta_spec!r} of {CODEC_NAME}")
+        return cls(level=int(config.get("level", 8)), delta_spec=delta_spec)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For array metadata."""
+        config = {"level": self.level, "mode_spec": "classic", "delta_spec": self.delta_spec}
+        return {"name": CODEC_NAME, "configuration": config}
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        raise NotImplementedError
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        length = int(np.prod(chunk_spec.shape))
+        dtype = chunk_spec.dtype.to_native_dtype()
+        out = await asyncio.to_thread(decompress, chunk_data.to_bytes(), length, dtype)
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(out.reshape(chunk_spec.shape))
+
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
+        data = await asyncio.to_thread(
+            compress,
+            np.asarray(chunk_data.as_ndarray_like()),
+            level=self.level,
+            try_delta=self.delta_spec == "auto",
+        )
+        return chunk_spec.prototype.buffer.from_bytes(data)
+
+
+register_codec(CODEC_NAME, PcoCodec)
+# Zarr's table of defaults names its own class; the bytes are the same.
+zarr.config.set({"codecs": {**zarr.config.get("codecs"), CODEC_NAME: f"{__name__}.PcoCodec"}})

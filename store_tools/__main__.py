@@ -1,0 +1,8 @@
+"""`python -m store_tools`: the tools without the stages."""
+
+from __future__ import annotations
+
+from store_tools.cli import store
+
+if __name__ == "__main__":
+    store(prog_name="python -m store_tools")

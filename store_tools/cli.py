@@ -1,0 +1,264 @@
+"""`logitfuse store ...`: verify, repair, gc, stats, show, copy, export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from launch.command import StageGroup, set_up_logging
+from launch.signals import stop_on_signals
+from store_schema.errors import LogitfuseError
+from store_schema.layout import Kind
+from store_schema.location import open_location
+from store_tools.copy import copy_command
+from store_tools.export import export_command, parse_shards
+from store_tools.leftovers import Collected, Leftover, collect, parse_age
+from store_tools.places import KINDS, StorePlace, find_places, one_place
+from store_tools.repair import RepairReport, repair_store
+from store_tools.show import heading, list_segments, list_text, read_segment, segment_text
+from store_tools.show_page import page
+from store_tools.stats import store_stats
+from store_tools.stats_text import stats_text
+from store_tools.verify import StoreReport, verify_store
+
+MEGABYTE = 1e6
+
+
+@click.group(cls=StageGroup)
+def store() -> None:
+    """Look after stores.
+
+    TARGET is a store's folder or URL, or a run file, which stands for all stores of the run.
+    """
+
+
+store.add_command(copy_command)
+store.add_command(export_command)
+
+
+def store_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds TARGET, --source, --kind and --plan; the command receives `places`."""
+
+    @click.argument("target")
+    @click.option("--source", "sources", multiple=True, metavar="NAME", help="Only this source.")
+    @click.option("--kind", type=click.Choice(KINDS), help="Only source or only aligned stores.")
+    @click.option("--plan", metavar="PATH", help="The plan; default: the run's, or ../../plan.")
+    def command(
+        target: str, sources: tuple[str, ...], kind: Kind | None, plan: str | None, **options: Any
+    ) -> None:
+        set_up_logging()
+        function(places=find_places(target, sources=sources, kind=kind, plan=plan), **options)
+
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    command.__click_params__ = [  # type: ignore[attr-defined]
+        *getattr(function, "__click_params__", []),
+        *getattr(command, "__click_params__", []),
+    ]
+    return command
+
+
+JOBS = click.option(
+    "--jobs", type=click.IntRange(1, 1024), help="Shards at a time; default: one per processor."
+)
+
+
+# ------------------------------------------------------------------------------- verify
+
+
+@store.command("verify")
+@JOBS
+@click.option("--allow-missing", is_flag=True, help="A store that is not finished yet is no error.")
+@store_options
+def verify_command(places: list[StorePlace], jobs: int | None, allow_missing: bool) -> None:
+    """Check every byte: checksums, the layout's invariants, segments equal to the plan.
+
+    Exit code 2 if anything is damaged or missing.
+    """
+    sound = True
+    with stop_on_signals() as stop:
+        for place in places:
+            report = verify_store(place, jobs=jobs, stop=stop)
+            click.echo(verify_lines(report))
+            sound &= report.is_whole and (allow_missing or not report.missing)
+    if not sound:
+        raise click.exceptions.Exit(LogitfuseError.exit_code)
+
+
+def verify_lines(report: StoreReport) -> str:
+    """What was found in one store, one line for each fault and the counts last."""
+    lines = [fault.line() for fault in report.broken]
+    lines += [report.damaged[shard].line() for shard in sorted(report.damaged)]
+    if report.missing:
+        lines.append(f"missing shards: {ranges(report.missing)}")
+    if report.reader is not None and not report.compared:
+        lines.append("segments not compared with a plan (give --plan, or the run file)")
+    if report.leftovers:
+        lines.append(f"{leftover_counts(report.leftovers)}; `logitfuse store gc` removes them")
+    counts = [f"{len(report.sound)} shards sound", f"{len(report.damaged)} damaged"]
+    unknown = "how many are missing is not known"
+    counts.append(unknown if report.missing is None else f"{len(report.missing)} missing")
+    if report.broken:
+        counts.append("and the store as a whole has faults")
+    return "\n".join([*lines, f"{report.name}: {', '.join(counts)}"])
+
+
+def ranges(shards: list[int]) -> str:
+    """Shards as people write them: 0-3, 7."""
+    parts: list[list[int]] = []
+    for shard in shards:
+        if parts and parts[-1][1] == shard - 1:
+            parts[-1][1] = shard
+        else:
+            parts.append([shard, shard])
+    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in parts]
+    return ", ".join(shown[:20]) + (" ..." if len(shown) > 20 else "")
+
+
+def leftover_counts(leftovers: list[Leftover] | tuple[Leftover, ...]) -> str:
+    """How many of which kind, and their size."""
+    attempts = sum(item.shard is not None for item in leftovers)
+    size = sum(item.size for item in leftovers) / MEGABYTE
+    parts = []
+    if attempts:
+        parts.append(f"{attempts} folder(s) of unfinished attempts")
+    if len(leftovers) > attempts:
+        parts.append(f"{len(leftovers) - attempts} temporary file(s)")
+    return f"{' and '.join(parts) or 'no leftovers'}, {size:,.1f} MB"
+
+
+# ------------------------------------------------------------------------------- repair
+
+
+@store.command("repair")
+@click.option("--shard", "shards", type=int, multiple=True, metavar="N", help="Only this, unseen.")
+@click.option("--delete", is_flag=True, help="Remove the damaged data now; else gc does later.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@JOBS
+@store_options
+def repair_command(
+    places: list[StorePlace],
+    shards: tuple[int, ...],
+    delete: bool,
+    dry_run: bool,
+    jobs: int | None,
+) -> None:
+    """Take back the commits of damaged shards, so that a rerun of the stage writes them anew.
+
+    Verifies first; with --shard takes back just those, sound or not.
+    """
+    if shards:
+        places = [one_place(places)]
+    sound = True
+    with stop_on_signals() as stop:
+        for place in places:
+            report = repair_store(
+                place, shards=shards, delete=delete, dry_run=dry_run, jobs=jobs, stop=stop
+            )
+            click.echo(repair_lines(report, dry_run=dry_run))
+            sound &= not report.broken
+    if not sound:
+        raise click.exceptions.Exit(LogitfuseError.exit_code)
+
+
+def repair_lines(report: RepairReport, *, dry_run: bool) -> str:
+    """What was done to one store, and the command that comes next."""
+    lines = [f"not mended by this: {fault.line()}" for fault in report.broken]
+    done = "would be taken back" if dry_run else "taken back"
+    for shard, fault in report.taken.items():
+        why = "as asked" if fault is None else f"{fault.what} in {fault.where}"
+        lines.append(f"shard {shard} {done}: {why}")
+    if report.left:
+        lines.append(f"written anew meanwhile, left alone: {ranges(report.left)}")
+    lines.append(f"{report.name}: {len(report.taken)} shard(s) {done}")
+    if report.taken and not dry_run:
+        lines.append(f"to write them anew: {report.rerun}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------- gc
+
+
+@store.command("gc")
+@click.option(
+    "--older-than",
+    default="24h",
+    show_default=True,
+    metavar="AGE",
+    help="Leave what was written to since: 24h, 30m, 2d; 0 only when no worker is running.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@store_options
+def gc_command(places: list[StorePlace], older_than: str, dry_run: bool) -> None:
+    """Remove data that no commit names, and temporary files that a kill left."""
+    age_s = parse_age(older_than)
+    for place in places:
+        found = collect(place, older_than_s=age_s, dry_run=dry_run)
+        click.echo(gc_lines(place.name, found, older_than, dry_run=dry_run))
+
+
+def gc_lines(name: str, found: Collected, older_than: str, *, dry_run: bool) -> str:
+    """What was removed from one store."""
+    lines = [f"{item.key}  {item.size / MEGABYTE:,.1f} MB" for item in found.removed]
+    done = "would be removed" if dry_run else "removed"
+    lines.append(f"{name}: {leftover_counts(found.removed)} {done}")
+    if found.kept:
+        kept = leftover_counts(found.kept)
+        lines.append(f"{name}: {kept} left alone, written to within {older_than}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------- stats
+
+
+@store.command("stats")
+@click.option("--shards", metavar="LIST", help="Read only these, such as 0-3 or 0,4-7.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@JOBS
+@store_options
+def stats_command(
+    places: list[StorePlace], shards: str | None, as_json: bool, jobs: int | None
+) -> None:
+    """Say what the bytes go to and what the distributions look like.
+
+    Reads up to 16 shards spread evenly, unless told which.
+    """
+    wanted = None if shards is None else parse_shards(shards)
+    with stop_on_signals() as stop:
+        found = [store_stats(place, shards=wanted, jobs=jobs, stop=stop) for place in places]
+    if as_json:
+        click.echo(json.dumps({"stores": found}, allow_nan=False))
+    else:
+        click.echo("\n\n".join(map(stats_text, found)))
+
+
+# ------------------------------------------------------------------------------- show
+
+
+@store.command("show")
+@click.option("--segment", metavar="ID", help="Segment id as in the plan, or its row number.")
+@click.option("--top", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N")
+@click.option("--html", metavar="PATH", help="Write a page there instead.")
+@store_options
+def show_command(places: list[StorePlace], segment: str | None, top: int, html: str | None) -> None:
+    """Show a segment token by token with what was expected in its place.
+
+    Without --segment, lists the first segments.
+    """
+    columns = shutil.get_terminal_size((120, 24)).columns
+    place = one_place(places)
+    if segment is None:
+        click.echo(list_text(list_segments(place), columns))
+        return
+    shown = read_segment(place, segment, top=top)
+    if html is None:
+        click.echo(segment_text(shown, columns))
+        return
+    folder, _, name = html.rpartition("/")
+    location = open_location(folder or ("/" if html.startswith("/") else "."))
+    location.write_atomic(name, page(shown).encode())
+    click.echo(f"{heading(shown)}\nwritten to {html}")

@@ -1,0 +1,236 @@
+"""Copying a store from one place to another: shard by shard, verified, and resumed where it was cut.
+
+The order is that of a writer: the tables, the manifest, then for each shard its data and last its
+commit. So a copy cut at any moment is a sound store with fewer shards. Every file is checked against
+its commit on the way, and unless told not to, read again at the other end before the commit is put.
+Memory holds one file per job, and files are some MB.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import click
+import google_crc32c
+
+from launch.command import set_up_logging
+from launch.progress import Progress
+from launch.signals import StopFlag, stop_on_signals
+from store_schema.errors import ConfigError, CorruptionError, MismatchError, StoreError
+from store_schema.guards import MAX_COMMIT_BYTES, REPAIR, read_bounded
+from store_schema.location import Location, open_location, storage_errors
+from store_schema.manifest import Commit, FileRecord, Manifest
+from store_schema.reader import (
+    MANIFEST_FILE,
+    RANKING_FILE,
+    RESTORE,
+    VOCABULARY_FILE,
+    StoreReader,
+    commit_key,
+)
+from store_schema.sealed import unseal
+
+CONFIG_FILE = "config.yaml"
+TABLES = (VOCABULARY_FILE, RANKING_FILE, CONFIG_FILE)
+JOBS = 8
+_DATA_FILE = re.compile(r"zarr\.json|[a-z0-9_]+/(zarr\.json|c/0)")
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What a copy did.
+
+    Args:
+        copied: Shards copied now.
+        skipped: Shards that were there already.
+        size_bytes: Bytes of data copied now.
+        faults: Shards of the source that cannot be copied, and why.
+    """
+
+    copied: int
+    skipped: int
+    size_bytes: int
+    faults: tuple[StoreError, ...]
+
+
+def copy_store(
+    source: Location,
+    target: Location,
+    *,
+    jobs: int = JOBS,
+    verify: bool = True,
+    flag: StopFlag | None = None,
+) -> CopyResult:
+    """Copy every committed shard that is not at `target` yet.
+
+    Args:
+        source: A store.
+        target: An empty place, or an earlier copy of the same store.
+        jobs: Shards at a time.
+        verify: Read each file again at `target` before its shard is committed there.
+        flag: Asked between files whether to stop.
+
+    Raises:
+        MismatchError: `target` holds another store.
+        ConfigError: `target` holds something else.
+        StorageError: One of the two places refused; what is committed stays.
+        Stopped: `flag` was set; what is committed stays.
+    """
+    reader = StoreReader.open(source)
+    commits, damaged = reader.scan()
+    _copy_head(reader, target)
+    done, _ = StoreReader.open(target).scan()
+    pending = [
+        commit
+        for shard, commit in commits.items()
+        if shard not in done or done[shard].content_sha256 != commit.content_sha256
+    ]
+    skipped = len(commits) - len(pending)
+    total = _size(commits.values())
+    faults, size_bytes = list(damaged.values()), 0
+    label = f"copy {len(pending)} shards"
+    pool = ThreadPoolExecutor(jobs)
+    with Progress(label, total, unit="B", done=total - _size(pending)) as progress:
+        try:
+            futures = [
+                pool.submit(_copy_shard, source, target, commit, verify, flag or StopFlag())
+                for commit in pending
+            ]
+            for future in as_completed(futures):
+                try:
+                    size = future.result()
+                except StoreError as error:  # of this shard alone: the others go on
+                    faults.append(error)
+                else:
+                    progress.add(size)
+                    size_bytes += size
+        finally:
+            pool.shutdown(cancel_futures=True)
+    copied = len(pending) + len(damaged) - len(faults)
+    return CopyResult(copied, skipped, size_bytes, tuple(faults))
+
+
+def _size(commits: Iterable[Commit]) -> int:
+    return sum(record.size for commit in commits for record in commit.files.values())
+
+
+def _copy_head(reader: StoreReader, target: Location) -> None:
+    """Tables and manifest, the manifest last as a writer does."""
+    if target.exists(MANIFEST_FILE):
+        _require_same(reader, target)
+    elif strange := set(target.names("")) - {*TABLES, MANIFEST_FILE, "commits", "data"}:
+        raise ConfigError(
+            "the place to copy to holds something else",
+            where=target.url,
+            expected="an empty place or an earlier copy of the store",
+            got=", ".join(sorted(strange)[:5]),
+            hint="give the copy a folder of its own",
+        )
+    _ = reader.vocabulary  # raises when it is damaged, as the rank table does
+    if reader.manifest.ranking_fingerprint is not None:
+        _ = reader.ranking
+    tables = reader.location.read_many(TABLES)
+    there = target.read_many(TABLES)
+    for key, data in tables.items():
+        if there.get(key) != data:
+            target.write_atomic(key, data)
+    if not target.exists(MANIFEST_FILE):
+        target.write_atomic(MANIFEST_FILE, reader.location.read_bytes(MANIFEST_FILE))
+
+
+def _require_same(reader: StoreReader, target: Location) -> None:
+    where = f"{target.url}/{MANIFEST_FILE}"
+    found = unseal(Manifest, target.read_bytes(MANIFEST_FILE), where=where, hint=RESTORE)
+    if found.fingerprint() != reader.manifest.fingerprint():
+        raise MismatchError(
+            "the place to copy to holds another store",
+            where=target.url,
+            expected=f"store {reader.manifest.fingerprint()} ({reader.manifest.source})",
+            got=f"store {found.fingerprint()} ({found.source})",
+            hint="give the copy a folder of its own",
+        )
+
+
+def _copy_shard(
+    source: Location, target: Location, commit: Commit, verify: bool, flag: StopFlag
+) -> int:
+    """Data, then the commit byte for byte. Returns bytes of data."""
+    key = commit_key(commit.shard)
+    where = f"{source.url}, shard {commit.shard}"
+    sealed = read_bounded(source, key, MAX_COMMIT_BYTES) or b""
+    if unseal(Commit, sealed, where=f"{source.url}/{key}", hint=REPAIR) != commit:
+        raise MismatchError("shard was written anew meanwhile", where=where, hint="rerun the copy")
+    for name, record in commit.files.items():
+        flag.check()
+        if not _DATA_FILE.fullmatch(name):
+            raise CorruptionError("commit names a strange file", where=where, got=repr(name[:80]))
+        path = f"{commit.path}/{name}"
+        data = _checked(source, path, record, where, REPAIR)
+        with storage_errors(f"{target.url}/{path}", writing=True):
+            with target.open_write(path) as file:
+                file.write(data)
+    if verify:
+        for name, record in commit.files.items():
+            flag.check()
+            there = f"{target.url}, shard {commit.shard}"
+            _checked(target, f"{commit.path}/{name}", record, there, "rerun the copy")
+    target.make_durable(commit.path)
+    flag.check()
+    target.write_atomic(key, sealed)
+    return _size([commit])
+
+
+def _checked(location: Location, key: str, record: FileRecord, where: str, hint: str) -> bytes:
+    """A data file as it was written.
+
+    Raises:
+        CorruptionError: Missing, cut or changed; names shard and file.
+    """
+    data = read_bounded(location, key, record.size)
+    crc = None if data is None else int(google_crc32c.value(data))
+    if data is None or len(data) != record.size or crc != record.crc32c:
+        raise CorruptionError(
+            "file is missing" if data is None else "file is cut or changed",
+            where=f"{where}, file {key.split('/', 2)[-1]}",
+            expected=f"{record.size} bytes, CRC-32C {record.crc32c:08x}",
+            got=None if crc is None or data is None else f"{len(data)} bytes, {crc:08x}",
+            hint=hint,
+        )
+    return data
+
+
+@click.command("copy")
+@click.argument("source")
+@click.argument("target")
+@click.option(
+    "--jobs", type=click.IntRange(1, 128), default=JOBS, show_default=True, help="Shards at a time."
+)
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Read every file again at TARGET before its shard counts as copied.",
+)
+def copy_command(source: str, target: str, jobs: int, verify: bool) -> None:
+    """Copy the store SOURCE to TARGET, each a folder or URL such as s3://bucket/store.
+
+    A copy that was cut goes on where it was. Credentials come from the environment.
+    """
+    set_up_logging()
+    with stop_on_signals() as flag:
+        result = copy_store(
+            open_location(source), open_location(target), jobs=jobs, verify=verify, flag=flag
+        )
+    size = f"{result.size_bytes / 1e6:,.1f} MB"
+    click.echo(f"{result.copied} shards copied ({size}), {result.skipped} there already")
+    for error in result.faults:
+        click.echo(error.line(), err=True)
+    if result.faults:
+        raise CorruptionError(
+            f"{len(result.faults)} shards not copied",
+            where=source,
+            hint="repair the store (or rerun, where the line above says so), then copy again",
+        )

@@ -1,0 +1,248 @@
+"""Stores for other tools: one Parquet or safetensors file for each shard, with the logical arrays.
+
+Parquet has one row per position; what is not known (a label's log-probability that no source gave)
+is null there. safetensors has the arrays of docs/store.md as they are, the manifest as metadata.
+A file comes into being whole under its name, and one that is there with the same content stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from launch.command import set_up_logging
+from launch.progress import Progress
+from launch.signals import StopFlag, stop_on_signals
+from store_schema.errors import ConfigError, MissingError
+from store_schema.layout import Arrays
+from store_schema.location import Location, open_location, storage_errors
+from store_schema.reader import StoreReader
+
+ROW_GROUP = 65_536
+"""Positions of a Parquet row group: what a reader must hold at once."""
+
+_HEADER_LIMIT = 100 << 20
+"""safetensors' own limit on the header's bytes."""
+
+Metadata = dict[str, str]
+
+
+def parse_shards(text: str) -> list[int]:
+    """Shards from "3-7" or "0,3-7,12".
+
+    Raises:
+        ConfigError: Written otherwise.
+    """
+    shards: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last - first >= 1_000_000:
+            raise ConfigError(
+                "shards refused", where="--shards", expected="such as 3-7 or 0,3-7", got=text
+            )
+        shards.update(range(first, last + 1))
+    return sorted(shards)
+
+
+def file_metadata(reader: StoreReader, shard: int) -> Metadata:
+    """What ties an exported file to its shard."""
+    manifest = reader.manifest.model_dump(mode="json")
+    return {
+        "logitfuse.manifest": json.dumps(manifest, sort_keys=True),
+        "logitfuse.shard": str(shard),
+        "logitfuse.content_sha256": reader.commits[shard].content_sha256,
+    }
+
+
+# ------------------------------------------------------------------------------- Parquet
+
+
+def _rows(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Offsets of a part, from 0; a row group has fewer than 2^31 entries."""
+    rows: npt.NDArray[np.int32] = (offsets - offsets[0]).astype(np.int32)
+    return rows
+
+
+def position_tables(arrays: Arrays, tokens: pa.Array) -> Iterator[pa.Table]:
+    """The positions of a shard as rows, a row group at a time.
+
+    Args:
+        arrays: Of `StoreReader.read`.
+        tokens: [V] binary, the bytes of every token.
+
+    Returns:
+        Tables of `ROW_GROUP` rows at most; at least one, be it empty.
+    """
+    starts = arrays["token_offsets"]
+    total = len(arrays["token_ids"])
+    segments = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    for first in range(0, max(total, 1), ROW_GROUP):
+        part = slice(first, min(first + ROW_GROUP, total))
+        here = segments[part]
+        offsets = arrays["entry_offsets"][part.start : part.stop + 1]
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        lists = pa.array(_rows(offsets))
+        labels = arrays["label_logprobs"][part]
+        ids = arrays["token_ids"][part]
+        columns: dict[str, Any] = {
+            "segment_id": arrays["segment_ids"][here],
+            "position": (np.arange(part.start, part.stop) - starts[here]).astype(np.uint32),
+            "token_id": ids,
+            "token": tokens.take(pa.array(ids)),
+            "byte_end": arrays["byte_ends"][part],
+            "label_logprob": pa.array(labels, mask=np.isnan(labels)),
+            "tail_mass": arrays["tail_mass"][part],
+            "entry_ids": pa.ListArray.from_arrays(lists, arrays["entry_ids"][entries]),
+            "entry_logprobs": pa.ListArray.from_arrays(lists, arrays["entry_logprobs"][entries]),
+        }
+        if "origin" in arrays:
+            columns |= {"origin": arrays["origin"][part], "span_index": arrays["span_index"][part]}
+        yield pa.table(columns)
+
+
+def parquet_bytes(arrays: Arrays, tokens: pa.Array, metadata: Metadata) -> bytes:
+    """A shard as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    writer: pq.ParquetWriter | None = None
+    for table in position_tables(arrays, tokens):
+        schema = table.schema.with_metadata(metadata)
+        writer = writer or pq.ParquetWriter(sink, schema, compression="zstd")
+        writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
+    if writer is not None:
+        writer.close()
+    return bytes(sink.getvalue())
+
+
+def _parquet_metadata(location: Location, key: str) -> Metadata:
+    with location.open_read(key) as file:
+        found = pq.read_schema(file).metadata or {}
+    return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"logitfuse.")}
+
+
+# ------------------------------------------------------------------------------- safetensors
+
+
+def safetensors_bytes(arrays: Arrays, tokens: pa.Array, metadata: Metadata) -> bytes:
+    """A shard as a safetensors file.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise ConfigError(
+            "safetensors is not installed", where="--format", hint="pip install safetensors"
+        ) from error
+    return bytes(save(arrays, metadata=metadata))
+
+
+def _safetensors_metadata(location: Location, key: str) -> Metadata:
+    with location.open_read(key) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length)) if length <= _HEADER_LIMIT else {}
+        size = file.seek(0, os.SEEK_END)
+    metadata: Metadata = header.pop("__metadata__", {})
+    ends = [tensor["data_offsets"][1] for tensor in header.values()]
+    return metadata if size == 8 + length + max(ends, default=0) else {}
+
+
+# ------------------------------------------------------------------------------- the command
+
+FORMATS: dict[
+    str, tuple[Callable[[Arrays, pa.Array, Metadata], bytes], Callable[[Location, str], Metadata]]
+] = {
+    "parquet": (parquet_bytes, _parquet_metadata),
+    "safetensors": (safetensors_bytes, _safetensors_metadata),
+}
+
+
+def _is_there(location: Location, key: str, form: str, wanted: Metadata) -> bool:
+    """Whether a file is there and was made from this very shard."""
+    if not location.exists(key):
+        return False
+    try:
+        with storage_errors(f"{location.url}/{key}"):
+            return FORMATS[form][1](location, key) == wanted
+    except (ValueError, LookupError, AttributeError, TypeError):  # pa.ArrowInvalid is a ValueError
+        return False  # not a file of ours: it is written anew
+
+
+def export_store(
+    reader: StoreReader,
+    target: Location,
+    form: str,
+    shards: Iterable[int] | None = None,
+    flag: StopFlag | None = None,
+) -> tuple[int, int]:
+    """Write the shards as files of another format.
+
+    Args:
+        reader: The store.
+        target: Folder or URL of the files, named 00012.parquet or 00012.safetensors.
+        form: A name in `FORMATS`.
+        shards: Which; None takes all that are committed.
+        flag: Asked between shards whether to stop.
+
+    Returns:
+        Files written, and files that were there already.
+
+    Raises:
+        MissingError: A shard that was asked for is not committed.
+        CorruptionError: A shard is damaged.
+        StorageError: One of the two places refused.
+    """
+    wanted = sorted(reader.commits) if shards is None else list(shards)
+    missing = [shard for shard in wanted if shard not in reader.commits]
+    if missing:
+        raise MissingError(
+            f"{len(missing)} shard(s) not committed ({', '.join(map(str, missing[:10]))})",
+            where=reader.location.url,
+            hint="leave them out, or rerun the stage that writes this store",
+        )
+    tokens = pa.array(reader.vocabulary.tokens, pa.binary())
+    written = 0
+    positions = {shard: reader.commits[shard].counts.positions for shard in wanted}
+    with Progress(f"export {form}", sum(positions.values()), unit="pos") as progress:
+        for shard in wanted:
+            if flag is not None:
+                flag.check()
+            key = f"{shard:05d}.{form}"
+            metadata = file_metadata(reader, shard)
+            if not _is_there(target, key, form, metadata):
+                target.write_atomic(key, FORMATS[form][0](reader.read(shard), tokens, metadata))
+                written += 1
+            progress.add(positions[shard])
+    return written, len(wanted) - written
+
+
+@click.command("export")
+@click.argument("source")
+@click.argument("out")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(FORMATS)),
+    default="parquet",
+    show_default=True,
+    help="Parquet: a row per position. safetensors: the arrays as they are.",
+)
+@click.option("--shards", metavar="LIST", help="Only these, such as 3-7 or 0,3-7.")
+def export_command(source: str, out: str, form: str, shards: str | None) -> None:
+    """Write the store SOURCE to the folder or URL OUT, for other tools."""
+    set_up_logging()
+    reader = StoreReader.open(open_location(source))
+    chosen = None if shards is None else parse_shards(shards)
+    with stop_on_signals() as flag:
+        written, there = export_store(reader, open_location(out), form, chosen, flag)
+    click.echo(f"{written} files written, {there} there already")

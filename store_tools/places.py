@@ -1,0 +1,204 @@
+"""Which stores a command is about: one by its folder or URL, or all of a run by the run file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from store_schema.config import RunConfig, load_run
+from store_schema.errors import ConfigError, CorruptionError, MissingError, StoreError
+from store_schema.layout import Kind
+from store_schema.location import Location, open_location
+from store_schema.manifest import Commit
+from store_schema.plan import PLAN_FILE, Plan, ShardRecord
+from store_schema.reader import MANIFEST_FILE, StoreReader
+
+KINDS: tuple[Kind, ...] = ("source", "aligned")
+STAGES: dict[Kind, str] = {"source": "extract run", "aligned": "align run"}
+
+
+class SoundReader(StoreReader):
+    """Reads what is sound of a store in which some commits may not be.
+
+    `commits` are those that can be read; `faults` says of the others, by key, why not.
+    """
+
+    @cached_property
+    def _scanned(self) -> tuple[dict[int, Commit], dict[str, StoreError]]:
+        return self.scan()
+
+    @cached_property
+    def commits(self) -> dict[int, Commit]:
+        """Shards whose commits are sound, as they stood when first asked."""
+        return self._scanned[0]
+
+    @cached_property
+    def faults(self) -> dict[str, StoreError]:
+        """What is wrong with the other commits, by their keys."""
+        return self._scanned[1]
+
+    def fresh(self) -> SoundReader:
+        """The same store with its commits as they stand now."""
+        return SoundReader(self.location, self.manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlace:
+    """A store that a command is about.
+
+    Args:
+        name: What people call it: "stores/code" of a run, else its folder or URL as given.
+        location: Where it lies.
+        plan_location: Where its plan should lie; None where nobody knows.
+        plan_is_given: Whether the user named the plan or the run, so that it must be there.
+        run_file: The run file it was found by.
+    """
+
+    name: str
+    location: Location
+    plan_location: Location | None
+    plan_is_given: bool
+    run_file: str | None = None
+
+    def open(self) -> SoundReader:
+        """Open the store.
+
+        Raises:
+            MissingError: There is none (yet).
+            CorruptionError: The manifest is damaged.
+        """
+        return SoundReader(self.location, StoreReader.open(self.location).manifest)
+
+    def plan(self) -> Plan | None:
+        """The plan, None where there is none to compare with.
+
+        Raises:
+            MissingError: The plan that was named is not there.
+            CorruptionError: plan.json is damaged.
+        """
+        if self.plan_location is None:
+            return None
+        if not self.plan_is_given and not self.plan_location.exists(PLAN_FILE):
+            return None
+        return Plan.open(self.plan_location)
+
+    def rerun(self, kind: Kind, source: str) -> str:
+        """The command that writes the store's missing shards."""
+        run_file = "RUN.yaml" if self.run_file is None else shlex.quote(self.run_file)
+        return f"logitfuse {STAGES[kind]} {run_file} --source {shlex.quote(source)}"
+
+
+def find_places(
+    target: str,
+    *,
+    sources: Sequence[str] = (),
+    kind: Kind | None = None,
+    plan: str | None = None,
+) -> list[StorePlace]:
+    """The stores that TARGET stands for.
+
+    Args:
+        target: Folder or URL of a store, or a run file.
+        sources: Of a run file: only these.
+        kind: Of a run file: only source stores, or only aligned ones.
+        plan: Folder or URL of the plan; None takes the run's, or the one beside the store.
+
+    Raises:
+        ConfigError: Options that do not go with the target.
+        MissingError: Nothing is there.
+    """
+    given = None if plan is None else open_location(plan)
+    if "://" not in target and Path(target).is_file():
+        return _run_places(target, load_run(target), sources, kind, given)
+    if sources or kind:
+        raise ConfigError(
+            "a store was given, not a run file",
+            where="--source" if sources else "--kind",
+            hint="leave the option out, or give the run file",
+        )
+    if "://" not in target and not Path(target).is_dir():
+        raise MissingError("no store and no run file", where=target, hint="check the path")
+    location = open_location(target)
+    beside = location if given else _plan_beside(location)
+    return [StorePlace(target, location, given or beside, given is not None)]
+
+
+def one_place(places: Sequence[StorePlace]) -> StorePlace:
+    """The only one.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    if len(places) > 1:
+        raise ConfigError(
+            "several stores, one is wanted",
+            where="the run file",
+            expected="--source and --kind that leave one",
+            got=", ".join(place.name for place in places),
+        )
+    return places[0]
+
+
+def _run_places(
+    run_file: str,
+    run: RunConfig,
+    sources: Sequence[str],
+    kind: Kind | None,
+    plan: Location | None,
+) -> list[StorePlace]:
+    unknown = set(sources) - set(run.sources)
+    if unknown:
+        raise ConfigError(
+            "no such source",
+            where="--source",
+            expected=", ".join(run.sources),
+            got=", ".join(sorted(unknown)),
+        )
+    urls = [
+        run.store_url(source) if wanted == "source" else run.aligned_url(source)
+        for wanted in ((kind,) if kind else KINDS)
+        for source in sources or run.sources
+    ]
+    found = [url for url in urls if _is_begun(open_location(url))]
+    if not found:
+        raise MissingError(
+            "no store yet", where=", ".join(urls), hint="run `logitfuse extract run` first"
+        )
+    plan = plan or open_location(f"{run.data_folder}/plan")
+    return [
+        StorePlace(
+            url.removeprefix(f"{run.data_folder}/"), open_location(url), plan, True, run_file
+        )
+        for url in found
+    ]
+
+
+def _is_begun(location: Location) -> bool:
+    """Whether anything of a store is there; one that lost its manifest is one to tell of."""
+    return location.exists(MANIFEST_FILE) or bool(location.names("commits"))
+
+
+def _plan_beside(location: Location) -> Location | None:
+    """Where a run keeps the plan of such a store: <run>/stores/<name> has <run>/plan."""
+    if "://" in location.url:
+        scheme, path = location.url.split("://", 1)
+        parts = path.split("/")
+        return open_location(f"{scheme}://{'/'.join([*parts[:-2], 'plan'])}") if parts[2:] else None
+    return open_location(Path(os.path.abspath(location.url)).parent.parent / "plan")
+
+
+def planned_shard(plan: Plan, shard: int, where: str) -> ShardRecord:
+    """A shard's record in the plan.
+
+    Raises:
+        CorruptionError: The plan has no such shard.
+    """
+    if shard >= len(plan.shards):
+        raise CorruptionError(
+            "shard is not in the plan", where=where, expected=f"below {len(plan.shards)}", got=shard
+        )
+    return plan.shards[shard]

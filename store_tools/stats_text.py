@@ -1,0 +1,131 @@
+"""The figures of `store stats` as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from store_tools.visible import padded, visible, width
+
+BAR_COLUMNS = 40
+UNKNOWN = "-"
+
+
+def stats_text(stats: dict[str, Any]) -> str:
+    """All figures of one store."""
+    parts = [_head(stats), _array_table(stats), _entry_bars(stats), _mass_lines(stats)]
+    parts.append(_domain_table(stats))
+    if "origins" in stats:
+        parts.append(_origin_line(stats["origins"]))
+    return "\n\n".join(parts)
+
+
+def _head(stats: dict[str, Any]) -> str:
+    planned = stats["shards_planned"]
+    shards = f"{stats['shards']:,}" + ("" if planned is None else f" of {planned:,}")
+    bits = [
+        f"{visible(stats['name'])}: {stats['kind']} store of {visible(stats['source'])}, "
+        f"schema version {stats['schema_version']}, vocabulary of {stats['vocab_size']:,}",
+        f"{shards} shards, {stats['segments']:,} segments, {stats['positions']:,} positions, "
+        f"{stats['entries']:,} entries, {stats['size_bytes'] / 1e6:,.1f} MB",
+    ]
+    if stats["shards_read"] < stats["shards"]:
+        bits.append(
+            f"sizes are of all shards; what follows them was read from {stats['shards_read']} "
+            f"({stats['positions_read']:,} positions)"
+        )
+    return "\n".join(bits)
+
+
+def _array_table(stats: dict[str, Any]) -> str:
+    positions, total = stats["positions"], stats["size_bytes"]
+    rows = [
+        (
+            name,
+            f"{size:,}",
+            _number(size / positions if positions else None, 3),
+            _percent(size / total if total else None),
+        )
+        for name, size in [*stats["array_bytes"].items(), ("all", total)]
+    ]
+    return table(("array", "bytes", "bytes/position", "share"), rows)
+
+
+def _entry_bars(stats: dict[str, Any]) -> str:
+    entries = stats["entries_per_position"]
+    buckets = entries["histogram"]
+    total = max(stats["positions_read"], 1)
+    most = max((bucket["positions"] for bucket in buckets), default=1) or 1
+    lines = [f"entries per position: {_number(entries['mean'], 2)} on average"]
+    for bucket in buckets:
+        first, last = bucket["from"], bucket["to"]
+        label = f"{first}" if first == last else f"{first}-{last}"
+        share = _percent(bucket["positions"] / total)
+        bar = "#" * -(-bucket["positions"] * BAR_COLUMNS // most)
+        lines.append(f"{label:>11} {share:>7} {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def _mass_lines(stats: dict[str, Any]) -> str:
+    kept = stats["kept_mass"]
+    return (
+        f"kept mass, of positions with entries: {_number(kept['mean'], 4)} on average; "
+        f"percentiles 5: {_number(kept['p5'], 4)}, 50: {_number(kept['p50'], 4)}, "
+        f"95: {_number(kept['p95'], 4)}"
+    )
+
+
+def _domain_table(stats: dict[str, Any]) -> str:
+    aligned = stats["kind"] == "aligned"
+    head = ["domain", "positions", "with entries", "entropy", "label bpb", "of bytes"]
+    head += ["source bpb"] if aligned else []
+    rows = []
+    for name, found in stats["domains"].items():
+        bpb = "inf" if found["impossible_labels"] else _number(found["label_bpb"], 4)
+        row = [
+            visible(name),
+            f"{found['positions']:,}",
+            _percent(found["covered"]),
+            _number(found["entropy_nats_per_position"], 3),
+            bpb,
+            _percent(found["label_bytes_share"]),
+        ]
+        rows.append(row + ([_number(found["source_bpb"], 4)] if aligned else []))
+    notes = (
+        "entropy: nats per position with entries, the tail taken as one token, so a lower bound; "
+        "not\ncomparable across tokenizers. label bpb: bits per byte of the labels whose "
+        "probability is known,\nwhich cover that share of the bytes"
+    )
+    notes += ". source bpb: the source's own, on its own tokens." if aligned else "."
+    if any(found["impossible_labels"] for found in stats["domains"].values()):
+        notes += "\ninf: a label has probability 0."
+    return f"{table(head, rows)}\n{notes}"
+
+
+def _origin_line(origins: dict[str, float]) -> str:
+    covered = 1 - origins["none"]
+    return (
+        f"coverage: {_percent(covered)} of positions, {_percent(origins['boundary'])} start where "
+        f"a source token starts, {_percent(origins['inside'])} inside one"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as they need; the first to the left, the others to the right."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(width(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            padded(cell, columns) if i == 0 else " " * (columns - width(cell)) + cell
+            for i, (cell, columns) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.1%}"

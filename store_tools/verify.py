@@ -1,0 +1,325 @@
+"""`store verify`: every byte under its checksum, every invariant, and the segments are the plan's.
+
+A shard is sound when its files are those its commit names, every chunk matches its checksum, the
+decoded arrays keep every invariant of the layout and the commit's digest, and, where the plan is
+known, its segments are the plan's own: rows, fingerprint, and tokens whose bytes are the very text.
+One damaged shard does not stop the others from being looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from launch.progress import Progress
+from launch.signals import StopFlag
+from store_schema.errors import (
+    CorruptionError,
+    LogitfuseError,
+    MismatchError,
+    SchemaVersionError,
+    Stopped,
+    StorageError,
+    TokenizerError,
+)
+from store_schema.guards import REPAIR
+from store_schema.layout import Arrays
+from store_schema.manifest import Commit
+from store_schema.plan import Plan, Segment, ShardRecord
+from store_schema.reader import MANIFEST_FILE, RESTORE
+from store_schema.vocabulary import Vocabulary
+from store_tools.leftovers import Leftover, find_leftovers
+from store_tools.places import SoundReader, StorePlace, planned_shard
+from store_tools.shard_work import for_each_shard
+
+COMPARED = ("segment_ids", "token_offsets", "token_ids", "byte_ends")
+"""Arrays that say which text the positions are of."""
+
+
+@dataclass(slots=True)
+class StoreReport:
+    """What was found in one store.
+
+    Args:
+        name: What people call it.
+        sound: Shards without a fault.
+        damaged: Shards that `store repair` can take back, and why.
+        broken: Faults of the store as a whole and of its plan: repair does not mend these.
+        missing: Shards of the plan that are not there; None where nobody knows how many there are.
+        compared: Whether shards were compared with a plan.
+        leftovers: Data of attempts without a commit, and temporary files.
+        reader: The store as it stood when it was opened; None where it cannot be.
+    """
+
+    name: str
+    sound: list[int] = field(default_factory=list)
+    damaged: dict[int, LogitfuseError] = field(default_factory=dict)
+    broken: list[LogitfuseError] = field(default_factory=list)
+    missing: list[int] | None = None
+    compared: bool = False
+    leftovers: list[Leftover] = field(default_factory=list)
+    reader: SoundReader | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that is there is sound; shards may be missing."""
+        return not self.damaged and not self.broken
+
+
+def verify_store(
+    place: StorePlace, *, jobs: int | None = None, stop: StopFlag | None = None
+) -> StoreReport:
+    """Look at every byte of a store.
+
+    Args:
+        place: Which.
+        jobs: Shards at a time; None takes one for each processor.
+        stop: Asked between shards.
+
+    Raises:
+        StorageError: The disk or object store refused: that is not damage.
+        Stopped: `stop` was asked.
+    """
+    report = StoreReport(place.name)
+    try:
+        reader = place.open()
+    except (StorageError, Stopped):
+        raise
+    except LogitfuseError as error:
+        report.broken.append(error)
+        return report
+    report.reader = reader
+    plan = _plan_of(place, reader, report)
+    _sort_faults(reader, report)
+    if _open_tables(reader, report):
+        _look_at_shards(reader, plan, report, jobs, stop)
+    report.missing = _missing(reader, plan, report)
+    report.leftovers = find_leftovers(reader)
+    return report
+
+
+def shard_of(key: str) -> int:
+    """Shard of a commit's key."""
+    return int(key.removeprefix("commits/").removesuffix(".json"))
+
+
+def _sort_faults(reader: SoundReader, report: StoreReport) -> None:
+    """Tell commits that are damaged from faults that taking a commit back would make worse."""
+    foreign = [f for f in reader.faults.values() if isinstance(f, MismatchError)]
+    if foreign and not reader.commits:
+        report.broken.append(
+            MismatchError(
+                f"none of the commits belongs to the manifest ({len(foreign)} are another's)",
+                where=f"{reader.location.url}/{MANIFEST_FILE}",
+                expected=foreign[0].got,
+                got=foreign[0].expected,
+                hint=RESTORE,
+            )
+        )
+    for key, fault in reader.faults.items():
+        if isinstance(fault, SchemaVersionError):
+            report.broken.append(fault)
+        elif reader.commits or fault not in foreign:
+            report.damaged[shard_of(key)] = fault
+
+
+def _plan_of(place: StorePlace, reader: SoundReader, report: StoreReport) -> Plan | None:
+    """The store's plan, None where there is none to compare with."""
+    try:
+        plan = place.plan()
+        if plan is not None:
+            reader.require_plan(plan)
+            _require_number(reader, plan)
+    except (StorageError, Stopped):
+        raise
+    except LogitfuseError as error:
+        report.broken.append(error)
+        return None
+    report.compared = plan is not None
+    return plan
+
+
+def _require_number(reader: SoundReader, plan: Plan) -> None:
+    found = reader.manifest.num_shards
+    if found is not None and found != len(plan.shards):
+        raise MismatchError(
+            "manifest and plan differ in the number of shards",
+            where=reader.location.url,
+            expected=len(plan.shards),
+            got=found,
+        )
+
+
+def _open_tables(reader: SoundReader, report: StoreReport) -> bool:
+    """Read what all shards share; whether they can be read at all."""
+    readable = True
+    # The shards' numbers are ranks in the second table; the first only says how tokens are spelt.
+    for table in ("vocabulary", "ranking"):
+        if table == "ranking" and reader.manifest.encoding is None:
+            continue
+        try:
+            getattr(reader, table)
+        except CorruptionError as error:
+            report.broken.append(error)
+            readable = readable and table != "ranking"
+    return readable
+
+
+def _look_at_shards(
+    reader: SoundReader,
+    plan: Plan | None,
+    report: StoreReport,
+    jobs: int | None,
+    stop: StopFlag | None,
+) -> None:
+    sizes = {shard: stored_bytes(commit) for shard, commit in reader.commits.items()}
+    vocabulary = reader.vocabulary if not report.broken else None
+    plan_faults: dict[int, LogitfuseError] = {}
+
+    def look(shard: int) -> LogitfuseError | None:
+        try:
+            reader.verify(shard)
+            if plan is not None:
+                _compare(reader, plan, shard, vocabulary, plan_faults)
+        except (StorageError, Stopped):
+            raise
+        except LogitfuseError as error:
+            return error
+        return None
+
+    with Progress(f"verify {report.name}", sum(sizes.values()), unit="B") as progress:
+        for shard, fault in for_each_shard(look, sorted(sizes), jobs=jobs, stop=stop):
+            if fault is not None:
+                report.damaged[shard] = fault
+            elif shard not in plan_faults:
+                report.sound.append(shard)
+            progress.add(sizes[shard], note=f"{len(report.damaged)} damaged")
+    report.sound.sort()
+    report.broken += [plan_faults[shard] for shard in sorted(plan_faults)]
+
+
+def stored_bytes(commit: Commit) -> int:
+    """Size of a shard's files."""
+    return sum(record.size for record in commit.files.values())
+
+
+def _missing(reader: SoundReader, plan: Plan | None, report: StoreReport) -> list[int] | None:
+    num_shards = reader.manifest.num_shards
+    if num_shards is None and plan is not None:
+        num_shards = len(plan.shards)
+    if num_shards is None:
+        return None
+    there = reader.commits.keys() | {shard_of(key) for key in reader.faults}
+    return [shard for shard in range(num_shards) if shard not in there]
+
+
+# ------------------------------------------------------------------------------- against the plan
+
+
+def _compare(
+    reader: SoundReader,
+    plan: Plan,
+    shard: int,
+    vocabulary: Vocabulary | None,
+    plan_faults: dict[int, LogitfuseError],
+) -> None:
+    """Compare one shard with the plan.
+
+    Args:
+        reader: The store.
+        plan: Its plan.
+        shard: A committed shard that is sound in itself.
+        vocabulary: None where it is damaged: the tokens' bytes are not compared.
+        plan_faults: Takes up, by shard, that the plan's own segments are damaged.
+
+    Raises:
+        CorruptionError: It is not of the plan's segments.
+    """
+    where = f"{reader.location.url}, shard {shard}"
+    record = planned_shard(plan, shard, where)
+    reader.require_shards([record])
+    try:
+        segments = plan.segments(record)
+    except CorruptionError as error:
+        plan_faults[shard] = error
+        return
+    compare_with_plan(reader.read(shard, COMPARED), record, segments, vocabulary, where)
+
+
+def compare_with_plan(
+    arrays: Arrays,
+    record: ShardRecord,
+    segments: list[Segment],
+    vocabulary: Vocabulary | None,
+    where: str,
+) -> None:
+    """Check that the positions of a shard are the tokens of the plan's segments.
+
+    Args:
+        arrays: `COMPARED` arrays of the shard.
+        record: The shard in the plan.
+        segments: Its segments.
+        vocabulary: Byte table of the store's tokens; None leaves the bytes out.
+        where: Store and shard, for messages.
+
+    Raises:
+        CorruptionError: Names the array, and the segment where there is one.
+    """
+    if not np.array_equal(arrays["segment_ids"], np.arange(record.start, record.stop)):
+        raise CorruptionError(
+            "segments are not the plan's",
+            where=f"{where}, array segment_ids",
+            expected=f"rows {record.start} to {record.stop - 1}",
+            hint=REPAIR,
+        )
+    offsets, ids, ends = (arrays[name] for name in COMPARED[1:])
+    for segment, start, stop in zip(segments, offsets[:-1], offsets[1:], strict=True):
+        here = f"{where}, segment {segment.segment_id!r}"
+        text = segment.text.encode()
+        last = int(ends[stop - 1]) if stop > start else 0
+        if last != len(text):
+            raise CorruptionError(
+                "tokens do not cover the segment's text",
+                where=f"{here}, array byte_ends",
+                expected=f"{len(text)} bytes",
+                got=last,
+                hint=REPAIR,
+            )
+        if vocabulary is not None:
+            _compare_bytes(ids[start:stop], ends[start:stop], text, vocabulary, here)
+
+
+def _compare_bytes(
+    ids: npt.NDArray[np.uint32],
+    ends: npt.NDArray[np.uint32],
+    text: bytes,
+    vocabulary: Vocabulary,
+    where: str,
+) -> None:
+    """Check that tokens spell a text and end where `ends` says."""
+    if len(ids) and ids.max() >= len(vocabulary):
+        raise CorruptionError(
+            "token is not in the vocabulary",
+            where=f"{where}, array token_ids",
+            expected=f"below {len(vocabulary)}",
+            got=int(ids.max()),
+            hint=REPAIR,
+        )
+    try:
+        spelt = vocabulary.byte_ends(ids.tolist(), text, where=where)
+    except TokenizerError as error:
+        raise CorruptionError(
+            error.what,
+            where=f"{where}, array token_ids",
+            expected=error.expected,
+            got=error.got,
+            hint=REPAIR,
+        ) from error
+    if not np.array_equal(spelt, ends):
+        raise CorruptionError(
+            "byte ends are not those of the tokens",
+            where=f"{where}, array byte_ends",
+            hint=REPAIR,
+        )

@@ -1,0 +1,187 @@
+"""Small runs whose stores fit their plan: every token is one byte of the segments' real text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from click.testing import CliRunner, Result
+
+from store_schema.layout import Arrays, Kind
+from store_schema.location import Location, open_location
+from store_schema.plan import Plan, Segment, ShardRecord, write_plan
+from store_schema.presets import PRESETS, Preset
+from store_schema.reader import StoreReader
+from store_schema.vocabulary import Vocabulary
+from store_schema.writer import StoreWriter
+from store_tools.cli import store
+from tests import store_factory
+
+VOCABULARY = Vocabulary(
+    (b"<s>", *(bytes([byte]) for byte in range(256))), np.arange(257, dtype=np.int64) == 0
+)
+"""Id 0 is BOS, id b + 1 is byte b."""
+
+TEXTS = (
+    ("def add(a, b):\n\treturn a + b\n", "It wasn't amused.", ""),
+    ("x = {'key': 1}  # \x00\x1b[31m", "<script>alert(1)</script> \u202e\u2028"),
+    ("for i in range(3):\r\n    pass", "漢字かな e\u0301 😀 العربية"),
+)
+"""Of the segments of each shard; domains take turns."""
+
+DOMAINS = ("code", "prose")
+
+
+def make_plan(folder: Path) -> Plan:
+    """The plan of `TEXTS`."""
+    dealt = []
+    index = 0
+    for texts in TEXTS:
+        segments = []
+        for text in texts:
+            document, size = f"d{index}", len(text.encode())
+            domain = DOMAINS[index % len(DOMAINS)]
+            segments.append(
+                Segment(
+                    index, f"{document}#0", document, domain, "train", 0, size, True, None, text
+                )
+            )
+            index += 1
+        tokens = sum(len(text.encode()) for text in texts)
+        dealt.append((segments, {"s": tokens, "target": tokens}))
+    return write_plan(
+        open_location(folder),
+        dealt,
+        corpus_fingerprint="c" * 32,
+        request_fingerprint="r" * 32,
+        tokenizers={"s": store_factory.TOKENIZER, "target": store_factory.TOKENIZER},
+        settings={"max_tokens": 64},
+    )
+
+
+def shard_arrays(plan: Plan, shard: int, kind: Kind = "source", *, top_k: int = 8) -> Arrays:
+    """Made-up distributions over the bytes of a shard's texts."""
+    segments = plan.segments(plan.shards[shard])
+    texts = [segment.text.encode() for segment in segments]
+    made = store_factory.arrays(
+        kind, [len(text) for text in texts], top_k=top_k, vocab_size=len(VOCABULARY), seed=shard
+    )
+    made["segment_ids"] = np.array([segment.index for segment in segments], "<i8")
+    made["token_ids"] = np.frombuffer(b"".join(texts), np.uint8).astype("<u4") + 1
+    ends = [np.arange(1, len(text) + 1) for text in texts]
+    made["byte_ends"] = np.concatenate(ends).astype("<u4")
+    return made
+
+
+def make_writer(
+    location: Location, plan: Plan, kind: Kind = "source", *, preset: Preset = "exact"
+) -> StoreWriter:
+    """A writer of a store of the plan."""
+    manifest = store_factory.manifest(
+        kind, vocab_size=len(VOCABULARY), top_k=8, encoding=PRESETS[preset]
+    ).model_copy(
+        update={
+            "plan_fingerprint": plan.fingerprint,
+            "num_shards": len(plan.shards),
+            "vocabulary_fingerprint": VOCABULARY.fingerprint,
+        }
+    )
+    return StoreWriter.open(location, manifest, VOCABULARY)
+
+
+def make_run(
+    folder: Path,
+    *,
+    kinds: Collection[Kind] = ("source",),
+    preset: Preset = "exact",
+    leave_out: Collection[int] = (),
+    change: Mapping[int, Any] | None = None,
+    records: Mapping[int, ShardRecord] | None = None,
+) -> Path:
+    """A run with its plan and stores.
+
+    Args:
+        folder: Everything goes below it.
+        kinds: Which stores.
+        preset: Of their encoding.
+        leave_out: Shards that are not written.
+        change: By shard, a function that changes its arrays before they are written.
+        records: By shard, a record to write it under instead of the plan's.
+
+    Returns:
+        The run file.
+    """
+    plan = make_plan(folder / "run/plan")
+    for kind in kinds:
+        writer = make_writer(open_location(store_folder(folder, kind)), plan, kind, preset=preset)
+        for record in plan.shards:
+            if record.index in leave_out:
+                continue
+            arrays = shard_arrays(plan, record.index, kind)
+            (change or {}).get(record.index, lambda _: None)(arrays)
+            writer.write((records or {}).get(record.index, record), arrays)
+    content = {
+        "name": "t",
+        "run_dir": str(folder / "run"),
+        "sources": {"s": {"model": "made/s"}},
+        "target": {"model": "made/target"},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    return folder / "run.yaml"
+
+
+def store_folder(folder: Path, kind: Kind = "source") -> Path:
+    """Where `make_run` puts a store."""
+    return folder / "run" / ("stores" if kind == "source" else "aligned") / "s"
+
+
+def reader_of(folder: Path, kind: Kind = "source") -> StoreReader:
+    """The store of a run, read afresh."""
+    return StoreReader.open(open_location(store_folder(folder, kind)))
+
+
+def data_file(folder: Path, shard: int, array: str, kind: Kind = "source") -> Path:
+    """The chunks of one array of a shard."""
+    path = reader_of(folder, kind).commits[shard].path
+    return store_folder(folder, kind) / path / array / "c/0"
+
+
+def flip(path: Path, at: int = 0) -> None:
+    """Change one bit."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def call(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
+    """A command of `store` in this process."""
+    result = CliRunner(env=env).invoke(store, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.output
+    return result
+
+
+def ok(*arguments: object, env: Mapping[str, str] | None = None) -> str:
+    """Output of a command that must succeed."""
+    result = call(*arguments, env=env)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def found_wrong(*arguments: object) -> str:
+    """Output of a command that must end with exit code 2 after its report."""
+    result = call(*arguments)
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    assert "error: " not in result.output
+    return result.stdout
+
+
+def refused(*arguments: object) -> str:
+    """The one error line of a command that must be refused."""
+    result = call(*arguments)
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    lines = result.stderr.strip().splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
+    return lines[-1]

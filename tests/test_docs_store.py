@@ -1,0 +1,73 @@
+"""The standalone reader of docs/store.md does what it says, without any of our code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store_schema.location import open_location
+from store_schema.presets import PRESETS, Preset
+from store_schema.reader import StoreReader
+from store_schema.writer import StoreWriter
+from tests import store_factory
+
+DOCS = Path(__file__).resolve().parent.parent / "docs/store.md"
+VOCAB = 300
+
+
+def _script(folder: Path) -> Path:
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if "ids_by_rank.npy" in block]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 33
+    assert set(re.findall(r"^import (.*)$", code, re.MULTILINE)) == {
+        "json, pathlib, sys",
+        "numpy as np, zarr",
+    }
+    path = folder / "reader.py"
+    path.write_text(code)
+    return path
+
+
+@pytest.mark.parametrize("preset", ["exact", "fine", "tiny"])
+def test_standalone_reader_reads_what_ours_reads(tmp_path: Path, preset: Preset) -> None:
+    writer = StoreWriter.open(
+        open_location(tmp_path / "store"),
+        store_factory.manifest(vocab_size=VOCAB, top_k=30, encoding=PRESETS[preset]),
+        store_factory.vocabulary(),
+        count_tokens=lambda: np.random.default_rng(0).integers(0, 9, VOCAB),
+    )
+    arrays = store_factory.arrays(rows=(9, 0, 30), top_k=30, vocab_size=VOCAB, seed=4)
+    writer.write(store_factory.shard_record(), arrays)
+    ours = StoreReader.open(writer.location).read(0)
+    offsets = ours["entry_offsets"]
+    script = _script(tmp_path)
+    checked = 0
+    for position in np.flatnonzero(np.diff(offsets))[[0, 7, -1]]:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-I",
+                "-W",
+                "ignore",
+                script,
+                str(tmp_path / "store"),
+                "0",
+                str(position),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        )
+        lines = [line.split() for line in done.stdout.splitlines()]
+        part = slice(offsets[position], offsets[position + 1])
+        assert [int(line[0]) for line in lines] == ours["entry_ids"][part].tolist()
+        found = [float(line[1]) for line in lines]
+        np.testing.assert_allclose(found, ours["entry_logprobs"][part], atol=1e-4)
+        checked += len(lines)
+    assert checked > 10
