@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types tests corpus plan extract align pool train evaluate report bench-demo clean help
+.PHONY: demo test check lint types tests corpus plan extract align pool train evaluate report bench-demo bench-store fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -105,6 +105,14 @@ tests: $(TOOLS)
 # Learning rates for the demo's fused model and its control, after `make demo`.
 bench-demo: $(READY)
 	$(BIN)/python benchmarks/demo_learning_rates.py
+
+# Bytes and fidelity of the store beside other recipes, decoding and encoding speed (makes a model first).
+bench-store: $(READY)
+	$(BIN)/python benchmarks/bench_store.py
+
+# A million damaged and hostile files against every decoder.
+fuzz-store: $(READY)
+	$(BIN)/python benchmarks/fuzz_store.py --inputs 1000000
 
 clean:
 	rm -rf $(VENV) build *.egg-info  # runs/ stays: extractions cost money

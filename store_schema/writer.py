@@ -16,7 +16,7 @@ from store_schema.frequency import ids_by_rank, ranking_bytes, ranking_fingerpri
 from store_schema.guards import check_commit
 from store_schema.layout import Arrays, axis_lengths, check_shard
 from store_schema.location import Location, storage_errors
-from store_schema.manifest import Commit, Counts, Manifest
+from store_schema.manifest import Commit, Counts, FileRecord, Manifest
 from store_schema.plan import ShardRecord
 from store_schema.presets import Encoding
 from store_schema.reader import (
@@ -118,15 +118,7 @@ class StoreWriter:
         check_shard(kind, arrays, vocab_size=vocab_size, where=where)
         specs = stored_specs(kind, encoding)
         path = f"data/{shard.index:05d}-{uuid.uuid4().hex[:16]}"
-        try:
-            with storage_errors(f"{self.location.url}/{path}"):
-                store = self.location.zarr_store(path, read_only=False)
-                files = write_arrays(store, stored, specs)
-            self.location.make_durable(path)
-        except BaseException:
-            with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
-                self.location.delete(path)
-            raise
+        files = self._write_data(path, stored)
         lengths = axis_lengths(arrays)
         commit = Commit(
             shard=shard.index,
@@ -147,6 +139,21 @@ class StoreWriter:
         # From here on the data stays whatever happens: a put that fails may have been carried out.
         self.location.write_atomic(commit_key(shard.index), seal(commit))
         return commit
+
+    def _write_data(self, path: str, stored: Arrays) -> dict[str, FileRecord]:
+        """Write a folder of this attempt's own; nothing of it stays when that fails."""
+        try:
+            with storage_errors(f"{self.location.url}/{path}", writing=True):
+                store = self.location.zarr_store(path, read_only=False)
+                files = write_arrays(
+                    store, stored, stored_specs(self.manifest.kind, self._encoding)
+                )
+            self.location.make_durable(path)
+        except BaseException:
+            with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
+                self.location.delete(path)
+            raise
+        return files
 
 
 def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:

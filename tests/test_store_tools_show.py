@@ -1,0 +1,286 @@
+"""`store show`: what is shown is what is stored, whatever the text tries."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from store_schema.layout import Kind
+from store_schema.location import open_location
+from store_schema.plan import Plan
+from store_schema.vocabulary import Vocabulary
+from store_tools.places import find_places
+from store_tools.show import (
+    Expected,
+    Position,
+    ShownSegment,
+    read_segment,
+    segment_text,
+    share,
+    spelt,
+)
+from store_tools.show_page import level, page
+from store_tools.visible import cut, padded, quoted, visible, width
+from tests.planned_store import (
+    TEXTS,
+    VOCABULARY,
+    make_run,
+    ok,
+    reader_of,
+    refused,
+    store_folder,
+)
+
+HOSTILE = "d4#0"
+"""The segment with a script, bidi controls and line separators; d3#0 has NUL and escapes."""
+
+
+def shown_of(folder: Path, segment: str, kind: Kind = "source", top: int = 5) -> ShownSegment:
+    (place,) = find_places(str(store_folder(folder, kind)))
+    return read_segment(place, segment, top=top)
+
+
+@pytest.mark.parametrize("kind", ["source", "aligned"])
+def test_positions_are_those_of_the_store(tmp_path: Path, kind: Kind) -> None:
+    make_run(tmp_path, kinds=[kind])
+    arrays = reader_of(tmp_path, kind).read(1)
+    for place, text in enumerate(TEXTS[1]):
+        shown = shown_of(tmp_path, f"d{3 + place}#0", kind, top=3)
+        assert b"".join(position.data for position in shown.positions).decode() == text
+        assert (shown.row, shown.shard) == (3 + place, 1)
+        start = int(arrays["token_offsets"][place])
+        for position in shown.positions:
+            i = start + position.index
+            row = slice(*arrays["entry_offsets"][i : i + 2])
+            assert [e.token_id for e in position.best] == arrays["entry_ids"][row][:3].tolist()
+            assert [e.logprob for e in position.best] == arrays["entry_logprobs"][row][:3].tolist()
+            for item in position.best:
+                assert item.spelt == VOCABULARY.spelt[item.token_id]
+            assert position.tail_mass == arrays["tail_mass"][i]
+            label = arrays["label_logprobs"][i]
+            assert position.logprob == (None if np.isnan(label) else label)
+            assert position.origin == (arrays["origin"][i] if kind == "aligned" else None)
+
+
+def test_by_row_or_by_id(tmp_path: Path) -> None:
+    run_file = make_run(tmp_path)
+    assert ok("show", run_file, "--segment", "d5#0") == ok("show", run_file, "--segment", 5)
+    bare = tmp_path / "bare"
+    store_folder(tmp_path).rename(bare)
+    (place,) = find_places(str(bare))
+    alone = read_segment(place, "4", top=5)
+    assert alone.segment is None
+    assert b"".join(p.data for p in alone.positions).decode() == TEXTS[1][1]
+    assert "no plan to find a segment's id in" in refused("show", bare, "--segment", "d4#0")
+    assert "no such segment" in refused("show", bare, "--segment", "99")
+    assert "row 4" in ok("show", bare, "--segment", "4")
+
+
+def test_segments_that_are_not_there(tmp_path: Path) -> None:
+    run_file = make_run(tmp_path, leave_out=[1])
+    for wanted in ("d99#0", "99", "9", "-1", "1 ", "\x1b[31m", "9" * 30):
+        assert "no such segment" in refused("show", run_file, "--segment", wanted)
+    assert "\x1b" not in refused("show", run_file, "--segment", "\x1b[31m")
+    assert "shard 1, which holds the segment, is not" in refused(
+        "show", run_file, "--segment", "d4#0"
+    )
+
+
+def test_without_a_segment_the_first_ones_are_listed(tmp_path: Path) -> None:
+    run_file = make_run(tmp_path)
+    head, *lines = ok("show", run_file).splitlines()
+    assert "--segment" in head
+    assert [line.split()[:3] for line in lines] == [
+        [str(i), f"d{i}#0", ("code", "prose")[i % 2]] for i in range(7)
+    ]
+    assert "\\x00\\x1b[31m" in lines[3]
+    bare = tmp_path / "bare"
+    store_folder(tmp_path).rename(bare)
+    assert [line.split()[0] for line in ok("show", bare).splitlines()[1:]] == list("0123456")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+@pytest.mark.parametrize("kind", ["source", "aligned"])
+def test_the_table_fits_and_hides_nothing(tmp_path: Path, kind: Kind, columns: int) -> None:
+    run_file = make_run(tmp_path, kinds=[kind])
+    for segment in range(7):
+        output = ok("show", run_file, "--segment", segment, env={"COLUMNS": str(columns)})
+        for line in output.split("\n")[2:]:
+            assert all(c.isprintable() for c in line), line
+            room = max(columns, 90 if kind == "aligned" else 80)
+            assert width(line) <= room, line
+    shown = shown_of(tmp_path, "3", kind)
+    rows = [line for line in segment_text(shown, 160).splitlines()[3:] if re.match(r" +\d+ ", line)]
+    assert len(rows) == len(shown.positions)
+    for line, position in zip(rows, shown.positions, strict=True):
+        assert line.split()[0] == str(position.index)
+        if position.logprob is not None:
+            assert f" {position.logprob:.3f} {share(position.logprob):>7} " in line
+
+
+def test_the_one_that_stands_there_is_marked() -> None:
+    best = (Expected(7, b" a", -0.5), Expected(8, b"\n", -2.0), Expected(9, b'"', -9.0))
+    position = Position(0, b"\n", 8, -2.0, 0.25, best, None)
+    text = segment_text(ShownSegment("s", "source", "s", 0, 0, None, (position,)), 120)
+    row = text.splitlines()[-1]
+    assert row.split("  ")[-3:] == ['" a" 60.7%', '*"\\n" 13.5%', '"\\"" 0.01%']
+    assert '0 "\\n" ' in row
+
+
+# ------------------------------------------------------------------------------- the page
+
+
+class Page(HTMLParser):
+    """Takes a page apart: tags, attributes, and the text of each token without its panel."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.tokens: list[str] = []
+        self.panels: list[str] = []
+        self.classes: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        kind = dict(attrs).get("class") or ""
+        if tag == "span":
+            self._open.append(kind.split()[0] if kind else "")
+        if kind.startswith("t "):
+            self.tokens.append("")
+            self.classes.append(kind)
+        if kind == "x":
+            self.panels.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "span":
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "x" in self._open:
+            self.panels[-1] += data
+        elif "t" in self._open:
+            self.tokens[-1] += data
+
+
+ALLOWED = {
+    *("html", "head", "meta", "link", "title", "style", "body", "main", "header", "p", "h1", "dl"),
+    *("div", "dt", "dd", "span", "i", "b", "bdi", "footer"),
+}
+
+
+@pytest.mark.parametrize("kind", ["source", "aligned"])
+def test_the_page_holds_the_text_and_loads_nothing(tmp_path: Path, kind: Kind) -> None:
+    run_file = make_run(tmp_path, kinds=[kind])
+    for row, text in enumerate(text for texts in TEXTS for text in texts):
+        path = tmp_path / "page.html"
+        ok("show", run_file, "--segment", row, "--html", path)
+        html = path.read_text(encoding="utf-8")
+        found = Page(html)
+        assert found.tags <= ALLOWED
+        assert "default-src 'none'" in html
+        assert not re.search(r"https?:|@import|url\(|javascript:", html)
+        names = {name for name, _ in found.attributes}
+        assert not {name for name in names if name.startswith("on") or name == "src"}
+        assert [v for name, v in found.attributes if name == "href"] == ["data:,"]
+        assert len(found.tokens) == len(found.panels) == len(text.encode())
+        plain = "".join(found.tokens).replace("◦", "").replace("\u21b5\n", "\n")
+        plain = plain.replace("\u2192\t", "\t").replace("␍", "\r")
+        expected = "".join(
+            c if c.isprintable() or c in "\n\t\r" else visible(c, backslash="\\") for c in text
+        )
+        assert plain == expected
+        for hidden in ("\x00", "\x1b", "\u202e", "\u2028"):
+            assert hidden not in html
+
+
+def test_a_character_of_several_tokens_is_shown_once() -> None:
+    parts = ["é".encode()[:1], "é".encode()[1:], b"\xff", b"\xe6\xbc"]
+    positions = tuple(Position(i, data, i, None, 1.0, (), None) for i, data in enumerate(parts))
+    found = Page(page(ShownSegment("s", "source", "s", 0, 0, None, positions)))
+    assert found.tokens == ["◦", "é", "\\xff", "\\xe6\\xbc"]
+    assert found.panels[0].startswith('"\\xc3"1 of 4 · probability not known · tail 1.000')
+
+
+def test_names_of_the_user_are_escaped() -> None:
+    shown = ShownSegment("<b>&'\"", "source", "<i>\u202e", 0, 0, None, ())
+    html = page(shown)
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert "\u202e" not in html
+    assert "&lt;b&gt;&amp;" in html
+
+
+def test_colours_fall_with_probability() -> None:
+    shares = [1.0, 0.5, 0.2, 0.05, 0.005, 0.0005, 1e-9, 0.0]
+    found = [level(math.log(p) if p else -math.inf) for p in shares]
+    assert found == ["k0", "k0", "k1", "k2", "k3", "k4", "k5", "k5"]
+    assert level(None) == "ku"
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    run_file = make_run(tmp_path)
+    (tmp_path / "file").write_text("")
+    line = refused("show", run_file, "--segment", 0, "--html", tmp_path / "file/page.html")
+    assert "page.html" in line
+
+
+# ------------------------------------------------------------------------------- text made visible
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_shown_on_one_line(data: bytes) -> None:
+    shown = visible(data)
+    assert shown.isprintable()
+    if shown.isascii():
+        spelt = shown.encode().decode("unicode_escape").encode("latin-1", "backslashreplace")
+        assert spelt == data or not data.isascii()
+    assert quoted(data)[1:-1].replace('\\"', '"') in (shown, "◌" + shown)
+
+
+@given(st.text(max_size=40), st.integers(1, 30))
+def test_padding_gives_the_width(text: str, columns: int) -> None:
+    shown = visible(text)
+    assert width(padded(shown, columns)) == columns
+    assert cut(shown, columns) == shown or cut(shown, columns).endswith("…")
+
+
+def test_widths_of_terminals() -> None:
+    cases = {"abc": 3, "漢字": 4, "e\u0301": 1, "한국": 4, "\u1112\u1161\u11ab": 2, "😀": 2, "é": 1}
+    assert {text: width(text) for text in cases} == cases
+    assert cut("漢字漢字", 5) == "漢字…"
+    assert cut("漢字漢字", 4) == "漢…"
+
+
+def test_a_mark_does_not_join_the_quote() -> None:
+    assert quoted("\u0301".encode()) == '"\u25cc\u0301"'
+    assert quoted(b"\\n\n") == '"\\\\n\\n"'
+
+
+def test_ids_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    """Models may have more ids than their tokenizer, and give them probability."""
+    table = Vocabulary((b"<s>", b"a", b""), np.array([True, False, True]))
+    assert [spelt(table, i) for i in range(4)] == [b"<s>", b"a", b"<id 2>", b"<id 3>"]
+
+
+def test_a_plan_that_lies_about_ids_is_found(tmp_path: Path) -> None:
+    run_file = make_run(tmp_path)
+    plan = Plan.open(open_location(tmp_path / "run/plan"))
+    path = tmp_path / "run/plan/segments.parquet"
+    data = path.read_bytes()
+    for cut_at in (10, len(data) // 2, len(data) - 9):
+        path.write_bytes(data[:cut_at])
+        assert "segments.parquet" in refused("show", run_file, "--segment", HOSTILE)
+    assert len(plan.shards) == 3
