@@ -151,10 +151,10 @@ class SourceFigures:
             for key, value in commit.stats.items():
                 kind, slash, domain = key.partition("/")
                 if slash and kind == "nats":
-                    nats[split, domain] += value  # type: ignore[assignment]
+                    nats[split, domain] += value
                 elif slash and kind == "bytes":
                     covered[split, domain] += int(value)
-            total["seconds"] += commit.stats["seconds"]  # type: ignore[assignment]
+            total["seconds"] += commit.stats["seconds"]
             total["size"] += sum(file.size for file in commit.files.values())
             total["tokens"] += commit.counts.positions
             tail += commit.stats["tail_mass_mean"] * commit.counts.positions

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class StoreReader:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, location: Location) -> StoreReader:
+    def open(cls, location: Location) -> Self:
         """Open the store at `location`.
 
         Raises:

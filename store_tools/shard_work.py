@@ -1,7 +1,7 @@
 """Doing something for each shard of a store, several shards at a time.
 
-Threads, not processes: reading, decompressing, summing and hashing leave Python's lock, and a pool
-of processes would pay a second of imports each. Measured on two cores (docs/store_commands.md).
+Threads, not processes: reading, decompressing, checking and hashing leave Python's lock, and a process
+pays a second of imports before its first shard (docs/store_commands.md has the figures).
 """
 
 from __future__ import annotations

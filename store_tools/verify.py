@@ -10,9 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.errors import (
@@ -22,20 +19,14 @@ from store_schema.errors import (
     SchemaVersionError,
     Stopped,
     StorageError,
-    TokenizerError,
 )
-from store_schema.guards import REPAIR
-from store_schema.layout import Arrays
 from store_schema.manifest import Commit
-from store_schema.plan import Plan, Segment, ShardRecord
+from store_schema.plan import Plan
 from store_schema.reader import MANIFEST_FILE, RESTORE
-from store_schema.vocabulary import Vocabulary
+from store_tools.against_plan import COMPARED, Speller, compare_with_plan
 from store_tools.leftovers import Leftover, find_leftovers
 from store_tools.places import SoundReader, StorePlace, planned_shard
 from store_tools.shard_work import for_each_shard
-
-COMPARED = ("segment_ids", "token_offsets", "token_ids", "byte_ends")
-"""Arrays that say which text the positions are of."""
 
 
 @dataclass(slots=True)
@@ -175,14 +166,14 @@ def _look_at_shards(
     stop: StopFlag | None,
 ) -> None:
     sizes = {shard: stored_bytes(commit) for shard, commit in reader.commits.items()}
-    vocabulary = reader.vocabulary if not report.broken else None
+    speller = None if plan is None or report.broken else Speller(reader.vocabulary)
     plan_faults: dict[int, LogitfuseError] = {}
 
     def look(shard: int) -> LogitfuseError | None:
         try:
             reader.verify(shard)
             if plan is not None:
-                _compare(reader, plan, shard, vocabulary, plan_faults)
+                _compare(reader, plan, shard, speller, plan_faults)
         except (StorageError, Stopped):
             raise
         except LogitfuseError as error:
@@ -215,14 +206,11 @@ def _missing(reader: SoundReader, plan: Plan | None, report: StoreReport) -> lis
     return [shard for shard in range(num_shards) if shard not in there]
 
 
-# ------------------------------------------------------------------------------- against the plan
-
-
 def _compare(
     reader: SoundReader,
     plan: Plan,
     shard: int,
-    vocabulary: Vocabulary | None,
+    speller: Speller | None,
     plan_faults: dict[int, LogitfuseError],
 ) -> None:
     """Compare one shard with the plan.
@@ -231,7 +219,7 @@ def _compare(
         reader: The store.
         plan: Its plan.
         shard: A committed shard that is sound in itself.
-        vocabulary: None where it is damaged: the tokens' bytes are not compared.
+        speller: None where the vocabulary is damaged: the tokens' bytes are not compared.
         plan_faults: Takes up, by shard, that the plan's own segments are damaged.
 
     Raises:
@@ -245,81 +233,4 @@ def _compare(
     except CorruptionError as error:
         plan_faults[shard] = error
         return
-    compare_with_plan(reader.read(shard, COMPARED), record, segments, vocabulary, where)
-
-
-def compare_with_plan(
-    arrays: Arrays,
-    record: ShardRecord,
-    segments: list[Segment],
-    vocabulary: Vocabulary | None,
-    where: str,
-) -> None:
-    """Check that the positions of a shard are the tokens of the plan's segments.
-
-    Args:
-        arrays: `COMPARED` arrays of the shard.
-        record: The shard in the plan.
-        segments: Its segments.
-        vocabulary: Byte table of the store's tokens; None leaves the bytes out.
-        where: Store and shard, for messages.
-
-    Raises:
-        CorruptionError: Names the array, and the segment where there is one.
-    """
-    if not np.array_equal(arrays["segment_ids"], np.arange(record.start, record.stop)):
-        raise CorruptionError(
-            "segments are not the plan's",
-            where=f"{where}, array segment_ids",
-            expected=f"rows {record.start} to {record.stop - 1}",
-            hint=REPAIR,
-        )
-    offsets, ids, ends = (arrays[name] for name in COMPARED[1:])
-    for segment, start, stop in zip(segments, offsets[:-1], offsets[1:], strict=True):
-        here = f"{where}, segment {segment.segment_id!r}"
-        text = segment.text.encode()
-        last = int(ends[stop - 1]) if stop > start else 0
-        if last != len(text):
-            raise CorruptionError(
-                "tokens do not cover the segment's text",
-                where=f"{here}, array byte_ends",
-                expected=f"{len(text)} bytes",
-                got=last,
-                hint=REPAIR,
-            )
-        if vocabulary is not None:
-            _compare_bytes(ids[start:stop], ends[start:stop], text, vocabulary, here)
-
-
-def _compare_bytes(
-    ids: npt.NDArray[np.uint32],
-    ends: npt.NDArray[np.uint32],
-    text: bytes,
-    vocabulary: Vocabulary,
-    where: str,
-) -> None:
-    """Check that tokens spell a text and end where `ends` says."""
-    if len(ids) and ids.max() >= len(vocabulary):
-        raise CorruptionError(
-            "token is not in the vocabulary",
-            where=f"{where}, array token_ids",
-            expected=f"below {len(vocabulary)}",
-            got=int(ids.max()),
-            hint=REPAIR,
-        )
-    try:
-        spelt = vocabulary.byte_ends(ids.tolist(), text, where=where)
-    except TokenizerError as error:
-        raise CorruptionError(
-            error.what,
-            where=f"{where}, array token_ids",
-            expected=error.expected,
-            got=error.got,
-            hint=REPAIR,
-        ) from error
-    if not np.array_equal(spelt, ends):
-        raise CorruptionError(
-            "byte ends are not those of the tokens",
-            where=f"{where}, array byte_ends",
-            hint=REPAIR,
-        )
+    compare_with_plan(reader.read(shard, COMPARED), record, segments, speller, where)

@@ -299,3 +299,19 @@ def test_section_puts_given_fields_over_the_preset() -> None:
     for field, value in (("floor", 1.0), ("top_p", 1.5), ("min_entries", 0), ("preset", "best")):
         with pytest.raises(ValidationError, match=field):
             StoreSection(**{field: value})
+
+
+@pytest.mark.parametrize("vocab_size", [32_768, 128_256, 151_936, 262_144])
+def test_vocabularies_of_every_size(vocab_size: int) -> None:
+    """Past 2^17 and up to Gemma's: the last id of each comes back, in exact and in coded rows."""
+    ranking = ids_by_rank(np.random.default_rng(1).integers(0, 9, vocab_size))
+    arrays = store_factory.arrays("source", (40, 9), top_k=30, vocab_size=vocab_size, seed=6)
+    arrays["token_ids"][3] = arrays["entry_ids"][5] = vocab_size - 1
+    for preset in ("exact", "compact"):
+        coder = Coder(PRESETS[preset], ranking, "store s, shard 0")
+        kept = select_entries(arrays, coder.encoding)
+        back = decode("source", encode("source", kept, coder), coder)
+        check_shard("source", back, vocab_size=vocab_size, where="back")
+        assert [row.keys() for row in _rows(back)] == [row.keys() for row in _rows(kept)]
+        np.testing.assert_array_equal(back["token_ids"], arrays["token_ids"])
+        assert back["entry_ids"].max() == vocab_size - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -35,6 +36,7 @@ from tests.planned_store import (
     shard_arrays,
     store_folder,
 )
+from tests.s3_server import UNCLOSED, new_bucket, serve_s3
 
 
 def place_of(folder: Path) -> StorePlace:
@@ -263,26 +265,41 @@ def test_a_commit_that_comes_between_listing_and_removing_saves_its_data(
     assert verify_store(place_of(tmp_path)).sound == [0, 1, 2]
 
 
-@pytest.fixture
-def memory() -> Location:
-    """An object store in this process's memory."""
-    url = "memory://gc-test/stores/s"
-    fsspec.filesystem("memory").store.clear()
-    return open_location(url)
+@pytest.fixture(params=["memory", pytest.param("s3", marks=UNCLOSED)])
+def remote_store(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Location]:
+    """An object store: in this process's memory, and a real server."""
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        yield open_location("memory://gc-test/stores/s")
+        return
+    with serve_s3() as server, new_bucket(server, monkeypatch) as bucket:
+        yield open_location(f"{bucket}/stores/s")
 
 
-def test_gc_in_an_object_store(tmp_path: Path, memory: Location) -> None:
+def test_repair_and_gc_in_an_object_store(tmp_path: Path, remote_store: Location) -> None:
     plan = make_plan(tmp_path / "plan")
-    writer = make_writer(memory, plan)
+    writer = make_writer(remote_store, plan)
     for record in plan.shards:
         writer.write(record, shard_arrays(plan, record.index))
-    kept = {entry.key for entry in list_files(memory)}
-    memory.write_atomic("data/00001-0123456789abcdef/tail_mass/c/0", bytes(100))
-    place = StorePlace("s", memory, None, False)
+    commit = StoreReader.open(remote_store).commits[1]
+    kept = {entry.key for entry in list_files(remote_store)}
+    key = f"{commit.path}/tail_mass/c/0"
+    remote_store.write_atomic(key, remote_store.read_bytes(key)[::-1])
+    place = StorePlace("s", remote_store, plan.location, True)
+    assert list(verify_store(place).damaged) == [1]
+    assert list(repair_store(place).taken) == [1]
+    assert verify_store(place).missing == [1]
+    writer.write(plan.shards[1], shard_arrays(plan, 1))
     assert collect(place, older_than_s=60, dry_run=False).removed == ()
-    removed = collect(place, older_than_s=0, dry_run=False).removed
-    assert [(item.key, item.size) for item in removed] == [("data/00001-0123456789abcdef", 100)]
-    assert {entry.key for entry in list_files(memory)} == kept
+    (removed,) = collect(place, older_than_s=0, dry_run=False).removed
+    assert removed.key == commit.path
+    assert removed.size == sum(record.size for record in commit.files.values())
+    left = {entry.key for entry in list_files(remote_store)}
+    again = StoreReader.open(remote_store).commits[1]
+    assert {k.replace(again.path, commit.path) for k in left} == kept
+    assert again.content_sha256 == commit.content_sha256
     assert verify_store(place).sound == [0, 1, 2]
 
 

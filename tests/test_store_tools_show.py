@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from store_schema.layout import Kind
 from store_schema.location import open_location
-from store_schema.plan import Plan
+from store_schema.plan import Plan, Segment
 from store_schema.vocabulary import Vocabulary
 from store_tools.places import find_places
 from store_tools.show import (
@@ -214,13 +214,20 @@ def test_a_character_of_several_tokens_is_shown_once() -> None:
     assert found.panels[0].startswith('"\\xc3"1 of 4 · probability not known · tail 1.000')
 
 
-def test_names_of_the_user_are_escaped() -> None:
-    shown = ShownSegment("<b>&'\"", "source", "<i>\u202e", 0, 0, None, ())
-    html = page(shown)
-    assert "<b>" not in html
-    assert "<i>" not in html
+def test_hostile_names_and_tokens_are_escaped() -> None:
+    attack = "<script>x</script>&'\"\u202e</style>${css}"
+    data = attack.encode()
+    best = (Expected(1, data, -1.0),)
+    position = Position(0, data, 1, -1.0, 0.0, best, None)
+    segment = Segment(0, attack, attack, attack, attack, 0, len(data), True, None, attack)
+    html = page(ShownSegment(attack, "source", attack, 0, 0, segment, (position,)))
+    found = Page(html)
+    assert "script" not in found.tags
+    assert html.count("</style>") == 1
     assert "\u202e" not in html
-    assert "&lt;b&gt;&amp;" in html
+    assert found.tokens == [attack.replace("\u202e", "\\u202e")]
+    # Title twice, store, source, domain, split, the text, its quoted form and the entry.
+    assert html.count("&lt;script&gt;") == 9
 
 
 def test_colours_fall_with_probability() -> None:

@@ -37,9 +37,10 @@ def slow_domains(folder: Path, kind: Kind) -> dict[str, dict[str, Any]]:
         for place, segment in enumerate(plan.segments(plan.shards[shard])):
             sums = found.setdefault(
                 segment.domain,
-                {"positions": 0, "covered": 0, "entropy": 0.0, "nats": 0.0, "bytes": 0},
+                {"positions": 0, "covered": 0, "entropy": 0.0, "nats": 0.0, "bytes": 0, "text": 0},
             )
             begin = 0
+            sums["text"] += len(segment.text.encode())
             for i in range(*arrays["token_offsets"][place : place + 2].tolist()):
                 row = arrays["entry_logprobs"][slice(*arrays["entry_offsets"][i : i + 2])]
                 parts = [math.exp(x) for x in row.tolist()] + [float(arrays["tail_mass"][i])]
@@ -65,6 +66,8 @@ def test_figures_by_domain(tmp_path: Path, kind: Kind, preset: Preset) -> None:
     for domain, sums in expected.items():
         got = found["domains"][domain]
         assert got["positions"] == sums["positions"]
+        assert got["bytes"] == sums["text"]
+        assert got["label_bytes_share"] == pytest.approx(sums["bytes"] / sums["text"])
         assert got["covered"] == pytest.approx(sums["covered"] / sums["positions"])
         assert got["entropy_nats_per_position"] == pytest.approx(
             sums["entropy"] / sums["covered"], rel=1e-6

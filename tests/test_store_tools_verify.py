@@ -9,19 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launch.signals import StopFlag
-from store_schema.errors import Stopped, StorageError
+from store_schema.errors import CorruptionError, Stopped, StorageError
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import Arrays, Kind
 from store_schema.location import LocalLocation
 from store_schema.plan import Plan
 from store_schema.presets import Preset
+from store_schema.vocabulary import Vocabulary
 from store_tools import verify
+from store_tools.against_plan import Speller, compare_with_plan
 from store_tools.places import find_places
 from store_tools.shard_work import for_each_shard
 from store_tools.verify import verify_store
+from tests import store_factory
 from tests.planned_store import (
+    VOCABULARY,
     call,
     data_file,
     flip,
@@ -30,8 +36,11 @@ from tests.planned_store import (
     make_run,
     ok,
     reader_of,
+    shard_arrays,
     store_folder,
 )
+
+SPELT = ("token_ids", "byte_ends", "token_offsets")
 
 
 @pytest.mark.parametrize("preset", ["exact", "compact"])
@@ -149,6 +158,52 @@ def test_positions_that_are_not_the_plans(
     store_folder(tmp_path).rename(bare)
     assert "not compared with a plan" in ok("verify", bare)
     found_wrong("verify", bare, "--plan", tmp_path / "run/plan")
+
+
+def test_a_text_that_is_not_covered_is_found_without_the_vocabulary(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    plan = Plan.open(LocalLocation(str(tmp_path / "run/plan")))
+    record = plan.shards[1]
+    segments, arrays = plan.segments(record), shard_arrays(plan, 1)
+    compare_with_plan(arrays, record, segments, None, "here")
+    _short_text(arrays)
+    with pytest.raises(CorruptionError, match="tokens do not cover"):
+        compare_with_plan(arrays, record, segments, None, "here")
+
+
+def test_a_space_of_the_tokenizers_own_takes_no_bytes(tmp_path: Path) -> None:
+    """SentencePiece's dummy prefix: the quick look says no, the closer one yes."""
+    table = Vocabulary((b" a", b"b", b"<s>"), np.array([False, False, True]))
+    (segment,) = store_factory.segments(["ab<s>"])
+    record = store_factory.shard_record().model_copy(update={"stop": 1})
+    arrays = {
+        "segment_ids": np.array([0]),
+        "token_offsets": np.array([0, 3]),
+        "token_ids": np.array([0, 1, 2], np.uint32),
+        "byte_ends": np.array([1, 2, 5], np.uint32),
+    }
+    texts = [segment.text.encode()]
+    assert not Speller(table).spells(*(arrays[name] for name in SPELT), texts)
+    compare_with_plan(arrays, record, [segment], Speller(table), "here")
+    arrays["byte_ends"] = np.array([1, 3, 5], np.uint32)
+    with pytest.raises(CorruptionError, match="byte ends are not those of the tokens"):
+        compare_with_plan(arrays, record, [segment], Speller(table), "here")
+
+
+@given(st.lists(st.text(max_size=8), max_size=6), st.data())
+def test_quick_spelling_is_the_slow_one(texts: list[str], data: st.DataObject) -> None:
+    encoded = [text.encode() for text in texts]
+    ids = np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint32) + 1
+    offsets = np.cumsum([0, *map(len, encoded)])
+    ends = np.concatenate([np.zeros(0), *(np.arange(len(t)) + 1 for t in encoded)])
+    speller = Speller(VOCABULARY)
+    assert speller.spells(ids, ends.astype(np.uint32), offsets, encoded)
+    if len(ids):
+        at = data.draw(st.integers(0, len(ids) - 1))
+        for array in (ids, ends):
+            array[at] += 1
+            assert not speller.spells(ids, ends.astype(np.uint32), offsets, encoded)
+            array[at] -= 1
 
 
 def test_a_shard_of_other_segments_is_found(tmp_path: Path) -> None:
