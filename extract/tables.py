@@ -151,10 +151,10 @@ class SourceFigures:
             for key, value in commit.stats.items():
                 kind, slash, domain = key.partition("/")
                 if slash and kind == "nats":
-                    nats[split, domain] += value
+                    nats[split, domain] += value  # type: ignore[assignment]
                 elif slash and kind == "bytes":
                     covered[split, domain] += int(value)
-            total["seconds"] += commit.stats["seconds"]
+            total["seconds"] += commit.stats["seconds"]  # type: ignore[assignment]
             total["size"] += sum(file.size for file in commit.files.values())
             total["tokens"] += commit.counts.positions
             tail += commit.stats["tail_mass_mean"] * commit.counts.positions
