@@ -151,7 +151,7 @@ def aligned_manifest(
             "target": identity,
             "top_k": source.top_k if section.method == "exact" else section.max_entries,
             "settings": section.content() | {"source_store": source.fingerprint()},
-            "encoding": run.section("store", StoreSection).encoding(),
+            "encoding": run.section("store", StoreSection).encoding(source.estimator),
             "num_shards": num_shards,
             "schema_version": SCHEMA_VERSION,  # the source store may be older
             "top_p": None,

@@ -22,6 +22,7 @@ from store_model import make_model
 from store_recipes import (
     BUDGET,
     RECOMMENDED,
+    best_least_tail,
     fusellm,
     fusellm_bytes_per_position,
     fusellm_with_tail,
@@ -29,13 +30,16 @@ from store_recipes import (
 from store_rows import BenchRows, real_rows
 from store_speed import decode_speed, encode_speed, scoring_speed
 
-from store_schema.fidelity import Fidelity, StoredRows, measure
+from store_schema.fidelity import Fidelity, StoredRows, measure, with_least_tail
 from store_schema.presets import PRESETS, Encoding, Selection, Steps
 from store_schema.trial import Candidates, Trial, try_encoding
 
 TOP_K = 512
 STEPS = Steps(step=0.01, max_step=0.4, label_step=2**-8)
 SEARCH_STEPS = 10
+OUR_LEAST_TAIL = 1e-7
+MARGIN = 0.995
+"""Ours must beat the other recipe's TV by this where it is chosen, so that it also does elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class Line:
     bytes_per_position: float
     all_bytes: float
     fidelity: Fidelity
+    kl_nats: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,12 @@ class Half:
     @classmethod
     def of(cls, rows: BenchRows) -> Half:
         """Take the best `TOP_K` of each row once."""
-        return cls(rows, Candidates.best(rows.logprobs_RV, rows.labels_R, top_k=TOP_K))
+        best = Candidates.best(rows.logprobs_RV, rows.labels_R, rows.byte_ends_R, top_k=TOP_K)
+        return cls(rows, best)
+
+    def finite_kl(self, stored: StoredRows, least: float) -> float:
+        """KL where a stored tail below `least` is raised to it: 0 only says that it is small."""
+        return self.judged(with_least_tail(stored, least), student=False).kl_nats
 
     def judged(self, stored: StoredRows, *, student: bool = True) -> Fidelity:
         """Fidelity of stored rows, the tail spread evenly over what is not stored."""
@@ -73,7 +83,13 @@ class Half:
         """Our encoding as a row of the table."""
         trial, count = self.trial(encoding), len(self.rows.labels_R)
         own, everything = trial.distribution_bytes / count, trial.total_bytes / count
-        return Line(name, own, everything, self.judged(trial.rows))
+        kl_nats = self.finite_kl(trial.rows, OUR_LEAST_TAIL)
+        return Line(name, own, everything, self.judged(trial.rows), kl_nats)
+
+    def other(self, name: str, size: float, stored: StoredRows) -> Line:
+        """Another recipe as a row of the table, with the least tail that suits it best."""
+        least = best_least_tail(self.rows.logprobs_RV, stored)
+        return Line(name, size, size, self.judged(stored), self.finite_kl(stored, least))
 
 
 def floored(floor: float) -> Encoding:
@@ -98,12 +114,12 @@ def compare(rows: BenchRows) -> dict[str, Line]:
     for name, recipe in (("recommended", RECOMMENDED), ("budget", BUDGET)):
         size = recipe.bytes_per_position(vocab_size)
         stored = recipe.compress(report.rows.logprobs_RV)
-        lines[name] = Line(f"DistillKit, {name}", size, size, report.judged(stored))
+        lines[name] = report.other(f"DistillKit, {name}", size, stored)
         goal = choose.judged(recipe.compress(choose.rows.logprobs_RV), student=False)
 
         def no_worse(encoding: Encoding, goal: Fidelity = goal) -> bool:
             found = choose.judged(choose.trial(encoding).rows, student=False)
-            return found.total_variation <= goal.total_variation
+            return found.total_variation <= MARGIN * goal.total_variation
 
         lines[f"ours_{name}"] = report.line("  ours, as faithful (TV)", search(no_worse))
     size = fusellm_bytes_per_position(vocab_size, packed_ids=True)
@@ -112,13 +128,13 @@ def compare(rows: BenchRows) -> dict[str, Line]:
         ("top10_tail", "top-10 with its tail kept", fusellm_with_tail),
     ):
         stored = how(report.rows.logprobs_RV)
-        lines[key] = Line(name, size, size, report.judged(stored))
+        lines[key] = report.other(name, size, stored)
 
-    def small_enough(encoding: Encoding) -> bool:
+    def too_large(encoding: Encoding) -> bool:
         return choose.trial(encoding).distribution_bytes / len(choose.rows.labels_R) > size
 
-    # The largest floor that is still too big; a hair more is small enough.
-    matched = search(small_enough).selection.floor * 1.02
+    # The largest floor that still takes too many bytes; a hair more does not.
+    matched = search(too_large).selection.floor * 1.02
     lines["ours_top10"] = report.line("  ours, as many bytes", floored(matched))
     for preset in PRESETS:
         lines[preset] = report.line(f"ours, preset {preset}", PRESETS[preset])
@@ -134,10 +150,9 @@ def show(title: str, lines: dict[str, Line]) -> None:
     )
     for line in lines.values():
         f = line.fidelity
-        kl = f"{f.kl_nats:>8.4f}" if np.isfinite(f.kl_nats) else f"{f.finite_kl_nats:>7.4f}*"
         print(
             f"{line.name:<50}{f.entries_per_row:>8.1f}{line.bytes_per_position:>8.1f}"
-            f"{line.all_bytes:>8.1f}{f.total_variation:>8.4f}{kl}"
+            f"{line.all_bytes:>8.1f}{f.total_variation:>8.4f}{line.kl_nats:>8.4f}"
             f"{f.gradient_angle_degrees:>8.2f}{f.gradient_norm_error:>8.4f}"
         )
 
@@ -175,14 +190,15 @@ def main(out: Path, positions: int, vllm: bool) -> None:
     )
     lines = compare(rows)
     show("real rows; bytes: of the distributions, and of all that a shard holds", lines)
-    few = BenchRows(rows.logprobs_RV[:2040], rows.labels_R[:2040], rows.counts_V)
-    wide = compare(few.extended(4))
+    wide = compare(rows.first(2040).extended(4))
     show("vocabulary of 131,072, a synthetic extension (BenchRows.extended)", wide)
     sharp = compare(rows.sharpened(2.0))
     show("the real rows sharpened to 2 nats of entropy, about a large model's", sharp)
     print(
-        "TV: total variation. KL: nats, tail spread evenly (* over rows where it is finite). "
-        "angle, norm: degrees\nand relative error of the fusion loss's gradient at a student's logits"
+        "TV: total variation. KL: nats. Both with the tail spread evenly; for KL a tail of 0 is "
+        f"raised to\n{OUR_LEAST_TAIL:g} (ours) or to the small value that suits the recipe best. "
+        "angle, norm: degrees and relative\nerror of the fusion loss's gradient at a student's "
+        "logits. A store also has a rank table, 4 bytes an id"
     )
     ids = id_code(rows)
     print(
@@ -195,7 +211,8 @@ def main(out: Path, positions: int, vllm: bool) -> None:
     scoring = scoring_speed(made, vllm=vllm)
     print(
         f"decode: {decode.positions_per_s:,.0f} positions/s a core at {decode.entries:.1f} entries, "
-        f"{decode.ratio_copy:.3f} of numpy's copy of the same arrays; a whole checked read "
+        f"{decode.ratio_copy:.3f} of numpy's copy of the same arrays\n"
+        f"({decode.ratio_copyto:.3f} of its copy into arrays that are there); a whole checked read "
         f"{decode.read_positions_per_s:,.0f}\nencode: {encode:,.0f} positions/s; {scoring.engine} "
         f"scores {scoring.tokens_per_s:,.0f} tokens/s: {encode / scoring.tokens_per_s:.1f} times"
     )
@@ -212,19 +229,18 @@ def main(out: Path, positions: int, vllm: bool) -> None:
                 "tv_recommended": theirs.fidelity.total_variation,
                 "tv_budget": lines["budget"].fidelity.total_variation,
                 "tv_ours_budget": lines["ours_budget"].fidelity.total_variation,
-                "kl_ratio_top10": lines["ours_top10"].fidelity.kl_nats
-                / lines["top10"].fidelity.kl_nats,
-                "kl_ratio_top10_tail_kept": lines["ours_top10"].fidelity.kl_nats
-                / lines["top10_tail"].fidelity.kl_nats,
+                "kl_ratio_top10": lines["ours_top10"].kl_nats / lines["top10"].kl_nats,
+                "kl_ratio_top10_tail_kept": lines["ours_top10"].kl_nats
+                / lines["top10_tail"].kl_nats,
                 "bytes_ratio_recommended_131072": wide["ours_recommended"].bytes_per_position
                 / wide["recommended"].bytes_per_position,
                 "bytes_ratio_recommended_sharp": sharp["ours_recommended"].bytes_per_position
                 / sharp["recommended"].bytes_per_position,
-                "kl_ratio_top10_sharp": sharp["ours_top10"].fidelity.kl_nats
-                / sharp["top10"].fidelity.kl_nats,
+                "kl_ratio_top10_sharp": sharp["ours_top10"].kl_nats / sharp["top10"].kl_nats,
                 **ids,
                 "decode_positions_per_s": decode.positions_per_s,
                 "decode_ratio_copy": decode.ratio_copy,
+                "decode_ratio_copyto": decode.ratio_copyto,
                 "read_positions_per_s": decode.read_positions_per_s,
                 "encode_positions_per_s": encode,
                 "encode_over_scoring": encode / scoring.tokens_per_s,

@@ -99,37 +99,6 @@ RECOMMENDED = DistillKit(num_entries=128, num_exact=16, exponents=(0, 1, 2, 3, 4
 BUDGET = DistillKit(num_entries=50, num_exact=1, exponents=(0, 1, SQRT))
 
 
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """A sample as one recipe keeps it.
-
-    Args:
-        name: Of the recipe and its reading.
-        rows: What its reader knows.
-        bytes_per_position: What it takes on disk.
-    """
-
-    name: str
-    rows: StoredRows
-    bytes_per_position: int
-
-
-def captures(logprobs_RV: Array) -> list[Capture]:
-    """Every recipe on the same sample, with ids packed and each with its gift."""
-    vocab_size = logprobs_RV.shape[1]
-    ten_bytes = fusellm_bytes_per_position(vocab_size, packed_ids=True)
-    kept = [
-        (f"distillkit {name}", recipe.compress(logprobs_RV), recipe.bytes_per_position(vocab_size))
-        for name, recipe in (("recommended", RECOMMENDED), ("budget", BUDGET))
-    ]
-    kept.append(("fusellm with tail", fusellm_with_tail(logprobs_RV), ten_bytes))
-    found = [Capture("fusellm smoothed", fusellm(logprobs_RV), ten_bytes)]
-    for name, rows, num_bytes in kept:
-        least = best_least_tail(logprobs_RV, rows)
-        found.append(Capture(name, with_least_tail(rows, least), num_bytes))
-    return found
-
-
 def fusellm_bytes_per_position(vocab_size: int, *, packed_ids: bool) -> int:
     """Ten float16 values, and ten ids in ceil(log2 V) bits or as int32."""
     id_bytes = -(-FUSELLM_ENTRIES * id_bits(vocab_size) // 8)

@@ -29,11 +29,13 @@ class BenchRows:
         logprobs_RV: Nats.
         labels_R: The tokens that stand there.
         counts_V: How often ids stand in the text, for ranks and for the student.
+        byte_ends_R: End of each token in the bytes of all rows' text.
     """
 
     logprobs_RV: Array
     labels_R: npt.NDArray[np.int64]
     counts_V: npt.NDArray[np.int64]
+    byte_ends_R: npt.NDArray[np.uint32]
 
     @property
     def vocab_size(self) -> int:
@@ -59,7 +61,20 @@ class BenchRows:
         return self._take(segment % 2 == 0), self._take(segment % 2 == 1)
 
     def _take(self, rows: npt.NDArray[np.bool_]) -> BenchRows:
-        return BenchRows(self.logprobs_RV[rows], self.labels_R[rows], self.counts_V)
+        sizes = np.diff(self.byte_ends_R, prepend=0)[rows]
+        ends = np.cumsum(sizes).astype(np.uint32)
+        return BenchRows(self.logprobs_RV[rows], self.labels_R[rows], self.counts_V, ends)
+
+    def first(self, count: int) -> BenchRows:
+        """The first rows."""
+        return self._take(np.arange(len(self.labels_R)) < count)
+
+    def with_logprobs(
+        self, logprobs_RV: Array, counts_V: npt.NDArray[np.int64] | None = None
+    ) -> BenchRows:
+        """The same text with other distributions."""
+        counts_V = self.counts_V if counts_V is None else counts_V
+        return BenchRows(logprobs_RV, self.labels_R, counts_V, self.byte_ends_R)
 
     def student(self) -> Array:
         """A model that has still to learn."""
@@ -75,8 +90,7 @@ class BenchRows:
         return found
 
     def _at(self, temperature: float) -> BenchRows:
-        logprobs_RV = normalised(self.logprobs_RV / np.float32(temperature))
-        return BenchRows(logprobs_RV, self.labels_R, self.counts_V)
+        return self.with_logprobs(normalised(self.logprobs_RV / np.float32(temperature)))
 
     def extended(self, times: int, seed: int = 0) -> BenchRows:
         """A vocabulary `times` as large: every id gets rarer cousins, as larger tables have.
@@ -91,7 +105,8 @@ class BenchRows:
             noise = rng.normal(0, 0.5, self.logprobs_RV.shape).astype(np.float32)
             wide.append(self.logprobs_RV - rarer_V + noise)
             counts.append((self.counts_V * np.exp(-rarer_V)).astype(np.int64))
-        return BenchRows(np.concatenate(wide, 1), self.labels_R, np.concatenate(counts))._at(1.0)
+        together = np.concatenate(wide, 1)
+        return self.with_logprobs(normalised(together), np.concatenate(counts))
 
 
 def normalised(logits_RV: Array) -> Array:
@@ -138,4 +153,9 @@ def real_rows(made: BenchModel, num_rows: int) -> BenchRows:
     for part in np.array_split(segments[picked], max(1, len(picked) // 4)):
         logits = model(torch.from_numpy(part)).logits[:, :-1].float()
         found.append(torch.log_softmax(logits, -1).flatten(0, 1).numpy())
-    return BenchRows(np.concatenate(found), segments[picked][:, 1:].ravel(), token_counts(made))
+    labels = segments[picked][:, 1:].ravel()
+    # Every character of a byte-level token stands for one byte.
+    tokenizer = AutoTokenizer.from_pretrained(made.folder)
+    sizes = [len(token) for token in tokenizer.convert_ids_to_tokens(labels.tolist())]
+    ends = np.cumsum(sizes).astype(np.uint32)
+    return BenchRows(np.concatenate(found), labels, token_counts(made), ends)

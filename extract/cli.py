@@ -93,7 +93,13 @@ def run_one(run: RunConfig, source: str, worker_text: str | None, leash: int | N
 
 @click.command("tune")
 @click.option("--source", required=True, metavar="NAME", help="Whose distributions to look at.")
-@click.option("--positions", default=4096, show_default=True, help="Size of the sample.")
+@click.option(
+    "--positions",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Size of the sample.",
+)
 @click.option(
     "--tolerance",
     default=0.01,

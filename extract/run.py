@@ -34,7 +34,7 @@ from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.models import resolve_model
 from store_schema.plan import Plan, ShardRecord
-from store_schema.presets import Encoding, Selection, StoreSection
+from store_schema.presets import StoreSection
 from store_schema.reader import MANIFEST_FILE
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.writer import StoreWriter
@@ -106,19 +106,11 @@ def check_source(run: RunConfig, name: str, plan: Plan) -> CheckedSource:
         num_shards=len(plan.shards),
         estimator=section.estimator,
         top_k=section.max_entries,
-        encoding=encoding_of(run, section),
+        encoding=run.section("store", StoreSection).encoding(section.estimator),
         settings=settings,
         vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
     )
     return CheckedSource(name, plan, tokenizer, spec, manifest)
-
-
-def encoding_of(run: RunConfig, section: ExtractSection) -> Encoding:
-    """What a source store keeps; a sampled one every entry, since leaving some out is a bias."""
-    encoding = run.section("store", StoreSection).encoding()
-    if section.estimator == "sampled":
-        return encoding.model_copy(update={"selection": Selection()})
-    return encoding
 
 
 def open_store(run: RunConfig, source: CheckedSource) -> StoreWriter:

@@ -90,7 +90,6 @@ def shard_stats(
     A first token with nothing before it has no probability: its bytes are not in `bytes`.
     """
     stats: Counter[str] = Counter()
-    tail = 0.0
     for segment, part, row in zip(segments, encoded, scored, strict=True):
         known = ~np.isnan(row.label_logprobs)
         lengths = np.diff(part.byte_ends.astype(np.int64), prepend=0)
@@ -102,5 +101,4 @@ def shard_stats(
         for name, value in figures.items():
             stats[name] += value  # type: ignore[assignment]
             stats[f"{name}/{segment.domain}"] += value  # type: ignore[assignment]
-        tail += float(row.tail_mass.sum(dtype=np.float64))
-    return {**stats, "tail_mass_mean": tail / stats[TOKENS]}
+    return dict(stats)

@@ -184,7 +184,7 @@ def source_report(sources: Sequence[SourceFigures]) -> str:
         ]
         for source in sources
     ]
-    headers = ["source", "shards", "tokens", "tokens/s", "mean tail", "on disk", "bytes/position"]
+    headers = ["source", "shards", "tokens", "scored/s", "mean tail", "on disk", "bytes/position"]
     keys = sorted({key for source in sources for key in source.bpb})
     bits = [
         [

@@ -26,6 +26,9 @@ class StageGroup(click.Group):
         except LogitfuseError as error:
             print(f"error: {error.line()}", file=sys.stderr)
             sys.exit(error.exit_code)
+        except OSError as error:  # files of ours raise StorageError: this is standard output
+            print(f"error: output cannot be written: {error.strerror or error}", file=sys.stderr)
+            sys.exit(LogitfuseError.exit_code)
         sys.exit(0)
 
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from store_schema.errors import CorruptionError, LogitfuseError, MissingError
 from store_schema.location import LocalLocation, Location, storage_errors
 from store_schema.manifest import Commit, FileRecord, Manifest
-from store_schema.pco import CODEC_NAME, decompress
+from store_schema.pco import CODEC_NAME, decompress_into
 
 MAX_RATIO = 64
 """Decoded bytes per stored byte. Distributions stay below 10; a bomb needs a thousand."""
@@ -45,7 +45,7 @@ MAX_SHARDS = 1_000_000
 
 REPAIR = "`logitfuse store repair` takes the shard back so that a rerun writes it anew"
 
-Decoder = Callable[[bytes, int, np.dtype[Any]], npt.NDArray[Any]]
+Decoder = Callable[[bytes, npt.NDArray[Any]], None]
 
 
 class DiskSpec(Protocol):
@@ -91,7 +91,8 @@ def read_bounded(location: Location, key: str, limit: int) -> bytes | None:
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise CorruptionError("not a regular file", where=path)
-            return file.read(limit + 1)
+            # The smaller of what is allowed and what is there: `read` makes room first.
+            return file.read(min(limit, os.fstat(descriptor).st_size) + 1)
 
 
 def read_record(location: Location, key: str, limit: int, hint: str) -> bytes | None:
@@ -157,7 +158,7 @@ class Form:
 
     Args:
         codecs: Names in a chunk's chain; the last is the checksum.
-        decode: Undoes the chain but for the checksum: bytes, length and dtype to numbers.
+        decode: Undoes the chain but for the checksum, from bytes into an array.
         max_chunk: Numbers of a chunk, at most.
     """
 
@@ -166,9 +167,9 @@ class Form:
     max_chunk: int
 
 
-def _unblosc(data: bytes, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _unblosc(data: bytes, out: npt.NDArray[Any]) -> None:
     """A Blosc frame of zstd, only if its header claims what the chunk holds."""
-    size = length * dtype.itemsize
+    size = out.nbytes
     if len(data) < _BLOSC_HEADER:
         raise ValueError("frame is too short")
     claimed, packed = (int.from_bytes(data[i : i + 4], "little") for i in (4, 12))
@@ -177,16 +178,14 @@ def _unblosc(data: bytes, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]
         raise ValueError(f"frame claims {claimed} bytes from {packed}, not {size} from {len(data)}")
     if data[2] >> 5 != _BLOSC_ZSTD and not copied:
         raise ValueError("frame is not zstd")
-    out = np.empty(length, dtype)
     numcodecs.blosc.decompress(data, out)
-    return out
 
 
 _BLOSC_HEADER, _BLOSC_ZSTD = 16, 4
 
 FORMS = {
     1: Form(("bytes", "blosc", "crc32c"), _unblosc, 262_144),
-    2: Form((CODEC_NAME, "crc32c"), decompress, 65_536),
+    2: Form((CODEC_NAME, "crc32c"), decompress_into, 65_536),
 }
 """By schema version: the only codecs there are. A store's names are compared with these, never
 looked up."""
@@ -232,17 +231,21 @@ class CommittedShard:
         if not length:
             return np.empty(0, dtype)
         data = self._file(f"{spec.name}/c/0", where)
+        # The commit's sizes are only claims until files are read; this one is what it says now.
+        most = MAX_RATIO * len(data) + SLACK_BYTES
+        if length * dtype.itemsize > most:
+            raise _fault("array is larger than its file can hold", where, f"{most} bytes")
         num_chunks = -(-length // chunk)
         ends = _chunk_ends(data, num_chunks, where)
-        out = np.empty(length, dtype)
+        out = np.empty(num_chunks * chunk, dtype)  # a chunk of room at most; the last one is padded
         start = 0
         for i, end in enumerate(ends):
             here = f"{where}, chunk {i}"
             with decoding(here):
-                part = self._form.decode(_summed(data[start:end], here), chunk, dtype)
-                out[i * chunk : (i + 1) * chunk] = part[: length - i * chunk]
+                body = _summed(data[start:end], here)
+                self._form.decode(body, out[i * chunk : (i + 1) * chunk])
             start = end
-        return out
+        return out[:length]
 
     def _metadata(self, key: str, where: str) -> Any:
         if self._record(key).size > MAX_METADATA_BYTES:

@@ -145,6 +145,7 @@ def check_shard(
     _check_probabilities(arrays, require)
     _check_bytes(arrays, require)
     if kind == "aligned":
+        _check_spans(arrays, require)
         origin = arrays["origin"]
         require(not origin.size or origin.max() <= max(Origin), "unknown origin", "origin")
         empty = np.diff(arrays["entry_offsets"]) == 0
@@ -191,12 +192,33 @@ def row_masses(logprobs: Any, probabilities: Any, offsets: Any) -> tuple[Any, bo
     return mass, falling
 
 
+def _check_spans(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
+    logprobs = arrays["span_logprobs"]
+    require(bool(((logprobs <= 0) | np.isnan(logprobs)).all()), "above 0", "span_logprobs", "<= 0")
+    tokens, spans = arrays["token_offsets"], arrays["span_offsets"]
+    index = arrays["span_index"].astype(np.int64)
+    # The last span of a segment that a token may start in.
+    last = np.repeat(np.diff(spans), np.diff(tokens))
+    require(bool((index < last).all()), "span that the segment does not have", "span_index")
+    require(_rises_within(index, tokens), "span index falls inside a segment", "span_index")
+    ends = arrays["span_byte_ends"].astype(np.int64)
+    require(_rises_within(ends, spans), "span ends fall inside a segment", "span_byte_ends")
+    nats, covered = arrays["source_nats"], arrays["source_bytes"]
+    require(bool((nats >= 0).all()), "below 0 or NaN", "source_nats", ">= 0")
+    require(bool((covered >= 0).all()), "below 0", "source_bytes", ">= 0")
+
+
+def _rises_within(values: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> bool:
+    """Whether values never fall inside a part of `offsets`."""
+    inside = np.ones(len(values), bool)
+    starts = offsets[:-1]
+    inside[starts[starts < len(values)]] = False
+    return not len(values) or bool((np.diff(values) >= 0)[inside[1:]].all())
+
+
 def _check_bytes(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
     ends = arrays["byte_ends"].astype(np.int64)
-    inside = np.ones(len(ends), bool)
-    starts = arrays["token_offsets"][:-1]
-    inside[starts[starts < len(ends)]] = False
-    rising = bool((np.diff(ends) >= 0)[inside[1:]].all()) if len(ends) else True
+    rising = _rises_within(ends, arrays["token_offsets"])
     require(rising, "byte ends fall inside a segment", "byte_ends")
 
 

@@ -367,9 +367,11 @@ def open_location(url: str | Path) -> Location:
     """A Location for a path or URL ('file://' is a path).
 
     Raises:
-        ConfigError: The URL holds credentials.
+        ConfigError: Empty, or a URL that holds credentials.
     """
     text = str(url)
+    if not text:
+        raise ConfigError("a path or URL is empty", where="storage", hint="give a folder or URL")
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     if "://" not in text:

@@ -107,7 +107,7 @@ class Manifest(StrictModel):
 class FileRecord(StrictModel):
     """One file of a shard's data as it was written."""
 
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, le=1 << 40)
     """Bytes."""
     crc32c: int = Field(ge=0, lt=1 << 32)
 

@@ -36,20 +36,18 @@ def compress(values: npt.NDArray[Any], *, level: int, try_delta: bool) -> bytes:
     return bytes(standalone.simple_compress(np.ascontiguousarray(values), config))
 
 
-def decompress(data: bytes, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def decompress_into(data: bytes, out: npt.NDArray[Any]) -> None:
     """What `compress` was given.
 
     Args:
         data: A pcodec standalone file.
-        length: Numbers it must hold.
-        dtype: Their type.
+        out: Contiguous, of the length and type that it must hold.
 
     Raises:
         ValueError: Not such a file, or one of another length or type.
     """
-    if dtype.name not in DTYPES:
-        raise ValueError(f"pcodec is not used for {dtype.name}")
-    out = np.empty(length, dtype)
+    if out.dtype.name not in DTYPES:
+        raise ValueError(f"pcodec is not used for {out.dtype.name}")
     try:
         progress = standalone.simple_decompress_into(data, out)
     except Exception as error:
@@ -59,9 +57,8 @@ def decompress(data: bytes, length: int, dtype: np.dtype[Any]) -> npt.NDArray[An
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"pcodec gave up on the bytes: {error}") from error
-    if progress.n_processed != length or not progress.finished:
-        raise ValueError(f"pcodec holds another number of values than {length}")
-    return out
+    if progress.n_processed != len(out) or not progress.finished:
+        raise ValueError(f"pcodec holds another number of values than {len(out)}")
 
 
 @dataclass(frozen=True)
@@ -95,9 +92,8 @@ class PcoCodec(ArrayBytesCodec):
         raise NotImplementedError
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        length = int(np.prod(chunk_spec.shape))
-        dtype = chunk_spec.dtype.to_native_dtype()
-        out = await asyncio.to_thread(decompress, chunk_data.to_bytes(), length, dtype)
+        out = np.empty(int(np.prod(chunk_spec.shape)), chunk_spec.dtype.to_native_dtype())
+        await asyncio.to_thread(decompress_into, chunk_data.to_bytes(), out)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(out.reshape(chunk_spec.shape))
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:

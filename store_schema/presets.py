@@ -62,11 +62,6 @@ class Encoding(StrictModel):
     steps: Steps | None = None
     """None keeps float32 as it is."""
 
-    @property
-    def error_bound_nats(self) -> float:
-        """Largest difference between a kept and a computed log-probability of an entry."""
-        return 0.0 if self.steps is None else self.steps.max_step
-
 
 PRESETS: dict[Preset, Encoding] = {
     "exact": Encoding(),
@@ -84,7 +79,7 @@ PRESETS: dict[Preset, Encoding] = {
     ),
 }
 """Every entry that is left out has a probability below the floor; every one that is kept is off by
-at most min(max_step, step / sqrt(p)) nats."""
+at most min(max_step, step / sqrt(p)) nats, p the smaller of what it was and what it is read as."""
 
 
 class StoreSection(SectionModel):
@@ -101,8 +96,22 @@ class StoreSection(SectionModel):
     floor: float | None = Field(default=None, ge=0, lt=1)
     """Probability from which an entry is always kept."""
 
-    def encoding(self) -> Encoding:
-        """The preset with what was given put over it."""
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        given = self.floor is not None or self.min_entries is not None
+        if given and self.encoding().selection.keeps_all:
+            raise ValueError(
+                "floor and min_entries leave nothing out while top_p is 1, which keeps all "
+                "(preset exact): give a smaller top_p, 0 to go by the floor alone"
+            )
+        return self
+
+    def encoding(self, estimator: str = "topk") -> Encoding:
+        """The preset with what was given put over it.
+
+        Args:
+            estimator: Of the store. A sampled one keeps every entry: leaving some out is a bias.
+        """
         preset = PRESETS[self.preset]
         given = {
             name: value
@@ -110,4 +119,6 @@ class StoreSection(SectionModel):
             if (value := getattr(self, name)) is not None
         }
         selection = preset.selection.model_copy(update=given)
+        if estimator == "sampled":
+            selection = Selection()
         return preset.model_copy(update={"selection": selection})

@@ -69,7 +69,12 @@ class StoreReader:
         """
         data = read_record(location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE)
         if data is None:
-            raise MissingError("no store", where=location.url, hint="run the stage before first")
+            raise MissingError(
+                "no store",
+                where=location.url,
+                hint="give a store's folder or URL, such as runs/NAME/stores/SOURCE, or write it "
+                "first (`logitfuse extract run`, `logitfuse align run`)",
+            )
         where = f"{location.url}/{MANIFEST_FILE}"
         manifest = unseal(Manifest, data, where=where, hint=RESTORE)
         _require_sane(manifest, where)
@@ -137,6 +142,10 @@ class StoreReader:
         if commit_key(commit.shard) != key:
             raise CorruptionError(
                 "commit of another shard", where=where, got=commit.shard, hint=REPAIR
+            )
+        if not commit.path.startswith(f"data/{commit.shard:05d}-"):
+            raise CorruptionError(
+                "commit names data of another shard", where=where, got=commit.path, hint=REPAIR
             )
         if commit.store_fingerprint != self.manifest.fingerprint():
             raise MismatchError(
@@ -249,8 +258,12 @@ class StoreReader:
         Raises:
             MissingError: The shard is not committed.
             CorruptionError: Names shard, array and chunk.
+            ValueError: No such array in the layout.
         """
-        return self._decoded(shard, self._stored(shard, names), names)
+        wanted = None if names is None else tuple(names)
+        if unknown := set(wanted or ()) - set(array_names(self.manifest.kind)):
+            raise ValueError(f"no such arrays: {sorted(unknown)}")
+        return self._decoded(shard, self._stored(shard, wanted), wanted)
 
     def verify(self, shard: int) -> None:
         """Read a shard whole and compare its content with the commit's digest.

@@ -40,7 +40,7 @@ class Candidates:
     """The best entries of some rows, as an engine gives them.
 
     Args:
-        arrays: Of the layout, one segment; what is not about distributions is made up.
+        arrays: Of the layout, each part a segment.
         vocab_size: V.
     """
 
@@ -52,10 +52,11 @@ class Candidates:
         cls,
         logprobs_RV: npt.NDArray[np.float32],
         labels_R: npt.NDArray[np.int64],
+        byte_ends_R: npt.NDArray[np.uint32],
         *,
         top_k: int,
     ) -> Candidates:
-        """The `top_k` best of each row, with the row's label."""
+        """The `top_k` best of each row, with the row's label and where its bytes end."""
         num_rows, vocab_size = logprobs_RV.shape
         count = min(top_k, vocab_size)
         ids_RK = np.argpartition(-logprobs_RV, count - 1, axis=1)[:, :count]
@@ -67,7 +68,7 @@ class Candidates:
             "segment_ids": np.zeros(1, "<i8"),
             "token_offsets": np.array([0, num_rows], "<i8"),
             "token_ids": labels_R.astype("<u4"),
-            "byte_ends": np.arange(num_rows, dtype="<u4"),
+            "byte_ends": byte_ends_R.astype("<u4"),
             "entry_offsets": np.arange(num_rows + 1, dtype="<i8") * count,
             "entry_ids": np.take_along_axis(ids_RK, order_RK, axis=1).ravel().astype("<u4"),
             "entry_logprobs": logs_RK.ravel().astype("<f4"),

@@ -31,6 +31,9 @@ from store_schema.selection import select_entries
 from store_schema.shard_io import write_arrays
 from store_schema.vocabulary import Vocabulary
 
+TAIL_MEAN = "tail_mass_mean"
+"""Figure of every commit: mean tail mass of a position as it was stored."""
+
 
 class StoreWriter:
     """One store, open for writing by any number of workers at once.
@@ -133,7 +136,12 @@ class StoreWriter:
                 entries=lengths["E"],
                 spans=lengths.get("S", 0),
             ),
-            stats={name: float(np.float64(value)) for name, value in (stats or {}).items()},
+            stats={
+                **{name: float(np.float64(value)) for name, value in (stats or {}).items()},
+                TAIL_MEAN: float(arrays["tail_mass"].mean(dtype=np.float64))
+                if lengths["N"]
+                else 0.0,
+            },
         )
         check_commit(commit, self.manifest, specs, where)  # what no reader would take
         # From here on the data stays whatever happens: a put that fails may have been carried out.

@@ -11,7 +11,7 @@ import click
 
 from launch.command import StageGroup, set_up_logging
 from launch.signals import stop_on_signals
-from store_schema.errors import LogitfuseError
+from store_schema.errors import ConfigError, LogitfuseError
 from store_schema.layout import Kind
 from store_schema.location import open_location
 from store_tools.copy import copy_command
@@ -251,6 +251,13 @@ def show_command(places: list[StorePlace], segment: str | None, top: int, html: 
     """
     columns = shutil.get_terminal_size((120, 24)).columns
     place = one_place(places)
+    if html is not None and (segment is None or not html.rpartition("/")[2]):
+        raise ConfigError(
+            "a page needs a segment and a file's name",
+            where="--html",
+            expected="--segment ID --html page.html",
+            got=f"--html {html!r}",
+        )
     if segment is None:
         click.echo(list_text(list_segments(place), columns))
         return

@@ -8,6 +8,7 @@ Memory holds one file per job, and files are some MB.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,8 +21,14 @@ from launch.command import set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, StoreError
-from store_schema.guards import MAX_COMMIT_BYTES, REPAIR, read_bounded
-from store_schema.location import Location, open_location, storage_errors
+from store_schema.guards import (
+    MAX_COMMIT_BYTES,
+    MAX_VOCABULARY_BYTES,
+    REPAIR,
+    read_bounded,
+    read_record,
+)
+from store_schema.location import LocalLocation, Location, open_location, storage_errors
 from store_schema.manifest import Commit, FileRecord, Manifest
 from store_schema.reader import (
     MANIFEST_FILE,
@@ -31,7 +38,7 @@ from store_schema.reader import (
     StoreReader,
     commit_key,
 )
-from store_schema.sealed import unseal
+from store_schema.sealed import MAX_RECORD_BYTES, unseal
 
 CONFIG_FILE = "config.yaml"
 TABLES = (VOCABULARY_FILE, RANKING_FILE, CONFIG_FILE)
@@ -80,6 +87,7 @@ def copy_store(
         Stopped: `flag` was set; what is committed stays.
     """
     reader = StoreReader.open(source)
+    require_outside(source, target)
     commits, damaged = reader.scan()
     _copy_head(reader, target)
     done, _ = StoreReader.open(target).scan()
@@ -132,18 +140,26 @@ def _copy_head(reader: StoreReader, target: Location) -> None:
     _ = reader.vocabulary  # raises when it is damaged, as the rank table does
     if reader.manifest.ranking_fingerprint is not None:
         _ = reader.ranking
-    tables = reader.location.read_many(TABLES)
-    there = target.read_many(TABLES)
-    for key, data in tables.items():
-        if there.get(key) != data:
+    for key in TABLES:
+        data = _table(reader.location, key)
+        if data is not None and _table(target, key) != data:
             target.write_atomic(key, data)
     if not target.exists(MANIFEST_FILE):
-        target.write_atomic(MANIFEST_FILE, reader.location.read_bytes(MANIFEST_FILE))
+        manifest = read_record(reader.location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE)
+        target.write_atomic(MANIFEST_FILE, manifest or b"")
+
+
+def _table(location: Location, key: str) -> bytes | None:
+    """A file that all shards share; None where there is none, or only a link to who knows what."""
+    if isinstance(location, LocalLocation) and (location.path / key).is_symlink():
+        return None
+    return read_record(location, key, MAX_VOCABULARY_BYTES, RESTORE)
 
 
 def _require_same(reader: StoreReader, target: Location) -> None:
     where = f"{target.url}/{MANIFEST_FILE}"
-    found = unseal(Manifest, target.read_bytes(MANIFEST_FILE), where=where, hint=RESTORE)
+    data = read_record(target, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE) or b""
+    found = unseal(Manifest, data, where=where, hint=RESTORE)
     if found.fingerprint() != reader.manifest.fingerprint():
         raise MismatchError(
             "the place to copy to holds another store",
@@ -200,6 +216,27 @@ def _checked(location: Location, key: str, record: FileRecord, where: str, hint:
             hint=hint,
         )
     return data
+
+
+def require_outside(source: Location, target: Location) -> None:
+    """Refuse to write a store's content into the store itself.
+
+    Raises:
+        ConfigError: `target` is `source` or lies in it.
+    """
+    here, there = (_whole_url(location) for location in (source, target))
+    if there == here or there.startswith(f"{here}/"):
+        raise ConfigError(
+            "the target is the store itself or lies in it",
+            where=target.url,
+            expected=f"a place outside of {source.url}",
+        )
+
+
+def _whole_url(location: Location) -> str:
+    if isinstance(location, LocalLocation):
+        return os.path.realpath(location.url)
+    return location.url.rstrip("/")
 
 
 @click.command("copy")

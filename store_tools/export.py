@@ -26,6 +26,7 @@ from store_schema.errors import ConfigError, MissingError
 from store_schema.layout import Arrays
 from store_schema.location import Location, open_location, storage_errors
 from store_schema.reader import StoreReader
+from store_tools.copy import require_outside
 
 ROW_GROUP = 65_536
 """Positions of a Parquet row group: what a reader must hold at once."""
@@ -98,7 +99,8 @@ def position_tables(arrays: Arrays, tokens: pa.Array) -> Iterator[pa.Table]:
             "segment_id": arrays["segment_ids"][here],
             "position": (np.arange(part.start, part.stop) - starts[here]).astype(np.uint32),
             "token_id": ids,
-            "token": tokens.take(pa.array(ids)),
+            # Null where the byte table ends before the id.
+            "token": tokens.take(pa.array(ids, mask=ids >= len(tokens))),
             "byte_end": arrays["byte_ends"][part],
             "label_logprob": pa.array(labels, mask=np.isnan(labels)),
             "tail_mass": arrays["tail_mass"][part],
@@ -244,5 +246,7 @@ def export_command(source: str, out: str, form: str, shards: str | None) -> None
     reader = StoreReader.open(open_location(source))
     chosen = None if shards is None else parse_shards(shards)
     with stop_on_signals() as flag:
-        written, there = export_store(reader, open_location(out), form, chosen, flag)
+        target = open_location(out)
+        require_outside(reader.location, target)
+        written, there = export_store(reader, target, form, chosen, flag)
     click.echo(f"{written} files written, {there} there already")

@@ -188,7 +188,7 @@ def _plan_beside(location: Location) -> Location | None:
         scheme, path = location.url.split("://", 1)
         parts = path.split("/")
         return open_location(f"{scheme}://{'/'.join([*parts[:-2], 'plan'])}") if parts[2:] else None
-    return open_location(Path(os.path.abspath(location.url)).parent.parent / "plan")
+    return open_location(Path(os.path.realpath(location.url)).parent.parent / "plan")
 
 
 def planned_shard(plan: Plan, shard: int, where: str) -> ShardRecord:

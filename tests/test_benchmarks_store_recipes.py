@@ -19,7 +19,6 @@ from store_recipes import (  # noqa: E402 - after the path
     as_bytes,
     best_entries,
     best_least_tail,
-    captures,
     from_bfloat16,
     fusellm,
     fusellm_bytes_per_position,
@@ -202,15 +201,12 @@ def test_fusellm_with_tail_keeps_its_mass() -> None:
     assert measure(full_RV, rows).kl_nats < measure(full_RV, fusellm(full_RV)).kl_nats
 
 
-def test_captures_are_finite_and_sized() -> None:
+def test_the_least_tail_makes_every_recipe_finite() -> None:
     full_RV = full_rows(20, 32_768, sharpness=12.0)
+    for stored in (RECOMMENDED.compress(full_RV), fusellm_with_tail(full_RV)):
+        least = best_least_tail(full_RV, stored)
+        assert measure(full_RV, with_least_tail(stored, least)).num_infinite == 0
     assert measure(full_RV, fusellm_with_tail(full_RV)).num_infinite > 0
-    found = {c.name: c for c in captures(full_RV)}
-    assert {name: c.bytes_per_position for name, c in found.items()} == {
-        "distillkit recommended": 296,
-        "distillkit budget": 108,
-        "fusellm smoothed": 39,
-        "fusellm with tail": 39,
-    }
-    for capture in found.values():
-        assert measure(full_RV, capture.rows).num_infinite == 0
+    assert measure(full_RV, fusellm(full_RV)).num_infinite == 0
+    assert RECOMMENDED.bytes_per_position(32_768) == 296
+    assert fusellm_bytes_per_position(32_768, packed_ids=True) == 39

@@ -315,3 +315,87 @@ def test_vocabularies_of_every_size(vocab_size: int) -> None:
         assert [row.keys() for row in _rows(back)] == [row.keys() for row in _rows(kept)]
         np.testing.assert_array_equal(back["token_ids"], arrays["token_ids"])
         assert back["entry_ids"].max() == vocab_size - 1
+
+
+# ------------------------------------------------------------------------------- at the edges
+
+
+def _row(logprobs: list[float], tail: float) -> Arrays:
+    """One segment of one position."""
+    count = len(logprobs)
+    return {
+        "segment_ids": np.zeros(1, "<i8"),
+        "token_offsets": np.array([0, 1], "<i8"),
+        "token_ids": np.zeros(1, "<u4"),
+        "byte_ends": np.ones(1, "<u4"),
+        "entry_offsets": np.array([0, count], "<i8"),
+        "entry_ids": np.arange(count, dtype="<u4"),
+        "entry_logprobs": np.array(logprobs, "<f4"),
+        "tail_mass": np.array([tail], "<f4"),
+        "label_logprobs": np.array([-1.0], "<f4"),
+    }
+
+
+def _kept(rule: Selection, probabilities: list[float], steps: Steps | None = None) -> int:
+    row = _row(np.log(probabilities).tolist(), max(1 - sum(probabilities), 0))
+    kept = select_entries(row, Encoding(selection=rule, steps=steps))
+    return len(kept["entry_ids"])
+
+
+def test_selection_on_the_limit() -> None:
+    halves = [0.5, 0.25, 0.125]
+    first, second = (float(np.exp(np.float64(np.float32(np.log(p))))) for p in halves[:2])
+    assert _kept(Selection(top_p=first), halves) == 1  # the entry that reaches it is the last
+    assert _kept(Selection(top_p=0.51), halves) == 2
+    assert _kept(Selection(top_p=0, floor=second), halves) == 2  # of this probability or more
+    # A first entry that float32 rounds to 1 does not end a row that keeps all.
+    assert _kept(Selection(), [1.0, 1e-9], PRESETS["fine"].steps) == 2
+    assert _kept(Selection(), [1.0, 1e-29], PRESETS["fine"].steps) == 1  # less than exp(-64)
+
+
+@pytest.mark.parametrize("count", [25, 40, 80])
+def test_near_equal_rows_without_tail_stay_within_a_step(count: int) -> None:
+    """All errors of such a row point one way, so scaling it to sum 1 would take entries too far."""
+    for offset in np.linspace(0, 1, 23):
+        logits = np.linspace(0, -0.01 * offset, count)
+        true = logits - np.logaddexp.reduce(logits)
+        for preset in ("fine", "compact", "tiny"):
+            coder = Coder(PRESETS[preset], _ranking(), "s")
+            back = decode("source", encode("source", _row(true.tolist(), 0.0), coder), coder)
+            found = dict(zip(back["entry_ids"], back["entry_logprobs"], strict=True))
+            for token, value in enumerate(true):
+                limit = codes.bound(coder.steps, np.maximum(-value, -found[token]))
+                assert abs(found[token] - value) <= limit * (1 + 1e-5), (preset, offset)
+            mass = np.exp(back["entry_logprobs"].astype(np.float64)).sum()
+            assert mass <= 1 + 1e-6
+            assert back["tail_mass"][0] >= 0
+            assert abs(mass + back["tail_mass"][0] - 1) < 5e-6
+
+
+def test_small_tails_and_huge_labels() -> None:
+    coder = Coder(PRESETS["compact"], _ranking(), "s")
+    row = _row([np.log(1 - 1e-6)], 1e-6)
+    row["label_logprobs"][:] = -1e30
+    back = decode("source", encode("source", row, coder), coder)
+    assert back["tail_mass"][0] == pytest.approx(1e-6, rel=0.2)
+    assert back["label_logprobs"][0] < -1e7
+    check_shard("source", back, vocab_size=VOCAB, where="back")
+
+
+def test_tail_of_everything_beside_entries_is_refused() -> None:
+    coder = Coder(PRESETS["compact"], _ranking(), "s")
+    stored = encode("source", _row([-1.0], 0.3), coder)
+    stored["tail_codes"][:] = codes.FIRST_TAIL_CODE  # code 0: probability 1
+    with pytest.raises(CorruptionError, match="cannot be at position 0"):
+        decode("source", stored, coder)
+    stored = encode("source", _row([-1.0], 0.3), coder)
+    stored["entry_rises"][:] = 1 << 16  # must not wrap around to code 0
+    with pytest.raises(CorruptionError, match="cannot be at position 0"):
+        decode("source", stored, coder)
+
+
+def test_fields_without_effect_are_refused() -> None:
+    with pytest.raises(ValidationError, match="leave nothing out while top_p is 1"):
+        StoreSection(preset="exact", floor=0.01)
+    assert StoreSection(preset="exact", floor=0.01, top_p=0).encoding().selection.floor == 0.01
+    assert StoreSection(preset="tiny").encoding("sampled").selection.keeps_all

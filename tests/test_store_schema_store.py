@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from store_schema.errors import (
     SchemaVersionError,
     StorageError,
 )
+from store_schema.fingerprint import fingerprint
 from store_schema.layout import Kind
 from store_schema.location import open_location
 from store_schema.reader import StoreReader, commit_key
@@ -48,7 +50,7 @@ def test_arrays_come_back_as_they_were(
     _writer(folder, kind).write(store_factory.shard_record(), arrays, {"nats": 1.5})
     reader = StoreReader.open(open_location(folder))
     assert same(reader.read(0), arrays)
-    assert reader.commits[0].stats == {"nats": 1.5}
+    assert reader.commits[0].stats["nats"] == 1.5
     reader.verify(0)
 
 
@@ -237,3 +239,95 @@ def test_a_plan_that_no_reader_would_take_is_not_written(
     with pytest.raises(ConfigError, match="shard_tokens"):
         store_factory.plan(open_location(tmp_path), [["a"], ["b"]])
     assert not (tmp_path / "plan.json").exists()
+
+
+# ------------------------------------------------------------------------------- found by review
+
+
+def _changed_commit(folder: Path, shard: int = 0, **changes: object) -> None:
+    file = folder / commit_key(shard)
+    content = json.loads(file.read_text())
+    del content["digest"]
+    content |= changes
+    file.write_text(json.dumps(content | {"digest": fingerprint(content)}))
+
+
+def test_content_that_is_sound_but_another_is_found_by_verify(tmp_path: Path) -> None:
+    """Every checksum holds; only the digest of the numbers says that they are others."""
+    _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
+    _changed_commit(tmp_path, content_sha256="0" * 64)
+    reader = StoreReader.open(open_location(tmp_path))
+    reader.read(0)
+    with pytest.raises(CorruptionError, match="content is not what was committed"):
+        reader.verify(0)
+
+
+def test_commit_that_names_data_of_another_shard_is_refused(tmp_path: Path) -> None:
+    writer = _writer(tmp_path)
+    commit = writer.write(store_factory.shard_record(), store_factory.arrays())
+    other = commit.path.replace("data/00000-", "data/00007-")
+    (tmp_path / commit.path).rename(tmp_path / other)
+    _changed_commit(tmp_path, path=other)
+    with pytest.raises(CorruptionError, match="data of another shard"):
+        StoreReader.open(open_location(tmp_path)).read(0)
+
+
+def test_store_with_only_damaged_commits_is_not_begun_anew(tmp_path: Path) -> None:
+    _writer(tmp_path, top_k=4).write(store_factory.shard_record(), store_factory.arrays())
+    (tmp_path / commit_key(0)).write_text("{")
+    with pytest.raises(MismatchError, match="top_k"):
+        _writer(tmp_path, top_k=5)
+
+
+def test_shard_that_no_reader_would_take_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store_schema.guards.MAX_SHARD_BYTES", 100)
+    with pytest.raises(CorruptionError, match="larger than its files"):
+        _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
+    assert not (tmp_path / commit_key(0)).exists()
+
+
+@pytest.mark.parametrize("size", [10**30, 10**15])
+def test_claimed_sizes_never_make_room(tmp_path: Path, size: int) -> None:
+    commit = _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
+    files = {key: record.model_dump() for key, record in commit.files.items()}
+    files["token_ranks/c/0"]["size"] = size
+    _changed_commit(tmp_path, files=files)
+    with pytest.raises(CorruptionError):
+        StoreReader.open(open_location(tmp_path)).read(0)
+
+
+def test_names_may_be_any_iterable_but_must_be_known(tmp_path: Path) -> None:
+    _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
+    reader = StoreReader.open(open_location(tmp_path))
+    assert set(reader.read(0, (n for n in ("token_ids",)))) == {"token_ids"}
+    with pytest.raises(ValueError, match="token_idz"):
+        reader.read(0, ["token_idz"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("span_logprobs", 0.5, "span_logprobs"),
+        ("span_index", 999, "span_index"),
+        ("source_nats", np.nan, "source_nats"),
+        ("source_nats", -1.0, "source_nats"),
+        ("source_bytes", -5, "source_bytes"),
+    ],
+)
+def test_spans_and_costs_that_cannot_be_are_not_written(
+    tmp_path: Path, name: str, value: float, what: str
+) -> None:
+    arrays = store_factory.arrays("aligned", (9, 0, 8))
+    arrays[name][0] = value
+    with pytest.raises(CorruptionError, match=what):
+        _writer(tmp_path, "aligned").write(store_factory.shard_record(), arrays)
+
+
+def test_changed_header_of_the_rank_table_is_found(tmp_path: Path) -> None:
+    _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
+    file = tmp_path / "ids_by_rank.npy"
+    file.write_bytes(file.read_bytes().replace(b"<u4", b"<i4", 1))
+    with pytest.raises(CorruptionError, match="rank table"):
+        StoreReader.open(open_location(tmp_path)).read(0)
