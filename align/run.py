@@ -22,8 +22,9 @@ from store_schema.layout import Arrays
 from store_schema.location import open_location
 from store_schema.manifest import Commit, Manifest, ModelIdentity
 from store_schema.plan import Plan, ShardRecord
-from store_schema.presets import StoreSection
+from store_schema.presets import Encoding, StoreSection
 from store_schema.reader import StoreReader
+from store_schema.selection import select_entries
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from store_schema.writer import StoreWriter
 
@@ -93,7 +94,9 @@ def align_source(run: RunConfig, source: str, worker: Worker, stop: StopFlag) ->
         with Progress(f"align {source}", total, unit="tok") as progress:
             for shard in pending:
                 stop.check()
-                arrays, figures = align_shard(reader, plan, shard, target, mapping, section)
+                arrays, figures = align_shard(
+                    reader, plan, shard, target, mapping, section, writer.encoding
+                )
                 writer.write(shard, arrays, figures)
                 progress.add(shard.num_tokens["target"])
     commits = StoreReader.open(writer.location).commits
@@ -221,8 +224,12 @@ def align_shard(
     target: SegmentTokenizer,
     mapping: VocabularyMap | None,
     section: AlignSection,
+    encoding: Encoding,
 ) -> tuple[Arrays, dict[str, float]]:
-    """Aligned arrays and statistics of one shard; `mapping` None means method `exact`."""
+    """Aligned arrays of one shard and the statistics of what `encoding` keeps of them.
+
+    `mapping` None means method `exact`.
+    """
     source = reader.read(shard.index)
     segments = plan.segments(shard)
     encoded = target.encode(segments)
@@ -232,6 +239,7 @@ def align_shard(
     else:
         texts = [segment.text.encode() for segment in segments]
         arrays = project(source, texts, encoded, mapping, max_entries=section.max_entries)
+    arrays = select_entries(arrays, encoding)
     return arrays, statistics(arrays, source)
 
 

@@ -31,8 +31,9 @@ from store_rows import BenchRows, real_rows
 from store_speed import decode_speed, encode_speed, scoring_speed
 
 from store_schema.fidelity import Fidelity, StoredRows, measure, with_least_tail
+from store_schema.layout import Arrays
 from store_schema.presets import PRESETS, Encoding, Selection, Steps
-from store_schema.trial import Candidates, Trial, try_encoding
+from store_schema.trial import Trial, engine_arrays, try_encoding
 
 TOP_K = 512
 STEPS = Steps(step=0.01, max_step=0.4, label_step=2**-8)
@@ -58,13 +59,13 @@ class Half:
     """Rows with what every comparison on them needs."""
 
     rows: BenchRows
-    candidates: Candidates
+    entries: Arrays
 
     @classmethod
     def of(cls, rows: BenchRows) -> Half:
         """Take the best `TOP_K` of each row once."""
-        best = Candidates.best(rows.logprobs_RV, rows.labels_R, rows.byte_ends_R, top_k=TOP_K)
-        return cls(rows, best)
+        entries = engine_arrays(rows.logprobs_RV, rows.labels_R, rows.byte_ends_R, top_k=TOP_K)
+        return cls(rows, entries)
 
     def finite_kl(self, stored: StoredRows, least: float) -> float:
         """KL where a stored tail below `least` is raised to it: 0 only says that it is small."""
@@ -77,7 +78,7 @@ class Half:
 
     def trial(self, encoding: Encoding) -> Trial:
         """Our encoding of the rows."""
-        return try_encoding(self.candidates, encoding, self.rows.ranking)
+        return try_encoding(self.entries, encoding, self.rows.ranking)
 
     def line(self, name: str, encoding: Encoding) -> Line:
         """Our encoding as a row of the table."""

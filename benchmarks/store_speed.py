@@ -29,7 +29,7 @@ from store_schema.plan import ShardRecord
 from store_schema.presets import PRESETS, Encoding, Selection
 from store_schema.reader import StoreReader
 from store_schema.tokenizer import EncodedSegment
-from store_schema.trial import Candidates
+from store_schema.trial import engine_arrays
 from store_schema.vocabulary import Vocabulary
 from store_schema.writer import StoreWriter
 
@@ -69,8 +69,7 @@ class ScoringSpeed:
 
 def shard_arrays(rows: BenchRows) -> Arrays:
     """The rows again and again until they are a shard of `POSITIONS`."""
-    best = Candidates.best(rows.logprobs_RV, rows.labels_R, rows.byte_ends_R, top_k=TOP_K)
-    arrays = best.arrays
+    arrays = engine_arrays(rows.logprobs_RV, rows.labels_R, rows.byte_ends_R, top_k=TOP_K)
     times = -(-POSITIONS // len(rows.labels_R))
     names = ("token_ids", "entry_ids", "entry_logprobs", "tail_mass", "label_logprobs")
     count = times * len(rows.labels_R)

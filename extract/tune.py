@@ -23,11 +23,12 @@ from launch.progress import Progress
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError
 from store_schema.fidelity import Fidelity, FidelitySums, measure
-from store_schema.frequency import ids_by_rank, token_counts
+from store_schema.frequency import Ranking, ids_by_rank, token_counts
+from store_schema.layout import Arrays
 from store_schema.plan import Plan
 from store_schema.presets import PRESETS, Encoding, Preset, StoreSection
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
-from store_schema.trial import Candidates, half_learned, joined, try_encoding
+from store_schema.trial import engine_arrays, half_learned, joined, try_encoding
 
 SEGMENT_ROWS = 128
 """Rows taken of a segment: many texts say more than many rows of one."""
@@ -69,7 +70,7 @@ class Measured:
 class _Sample:
     """What is kept of the sample: never the whole distributions of more than one segment."""
 
-    candidates: list[Candidates] = field(default_factory=list)
+    entries: list[Arrays] = field(default_factory=list)
     sums: dict[Choice, FidelitySums] = field(default_factory=dict)
     num_rows: int = 0
 
@@ -106,21 +107,21 @@ def tune(run: RunConfig, source: str, *, num_positions: int) -> list[Measured]:
     checked = check_source(run, source, plan)
     tokenizer = checked.tokenizer
     counts = token_counts(plan, tokenizer)
+    ranking = ids_by_rank(counts)
     sample = _Sample()
     segments = sample_segments(plan, tokenizer, num_positions)
     total = sum(len(segment.token_ids) for segment in segments)
     with Progress(f"tune {source}", total, unit="tok") as progress:
         for segment, dense in _whole_rows(checked.spec, segments):
-            _add(sample, segment, dense, tokenizer.vocab_size, section.top_k, counts)
+            _add(sample, segment, dense, section.top_k, counts, ranking)
             progress.add(len(segment.token_ids))
-    if not sample.candidates:
+    if not sample.entries:
         raise ConfigError(
             "no token of the sample has anything before it",
             where=f"--positions {num_positions}",
             hint="take more positions",
         )
-    together = joined(sample.candidates)
-    ranking = ids_by_rank(counts)
+    together = joined(sample.entries)
     found = [
         Measured(
             choice,
@@ -174,23 +175,22 @@ def _add(
     sample: _Sample,
     segment: EncodedSegment,
     dense: DenseRows,
-    vocab_size: int,
     top_k: int,
     counts: npt.NDArray[np.int64],
+    ranking: Ranking,
 ) -> None:
     """Try every choice on one segment's rows."""
-    logprobs_RV = whole_logprobs(dense, vocab_size)
+    logprobs_RV = whole_logprobs(dense, len(ranking))
     if not len(logprobs_RV):
         return
     labels_R = segment.token_ids[-len(logprobs_RV) :].astype(np.int64)
     ends_R = segment.byte_ends[-len(logprobs_RV) :]
-    candidates = Candidates.best(logprobs_RV, labels_R, ends_R, top_k=top_k)
-    sample.candidates.append(candidates)
+    entries = engine_arrays(logprobs_RV, labels_R, ends_R, top_k=top_k)
+    sample.entries.append(entries)
     sample.num_rows += len(labels_R)
     student_RV = half_learned(logprobs_RV, counts)
-    ranking = ids_by_rank(counts)
     for choice in choices():
-        rows = try_encoding(candidates, choice.encoding, ranking).rows
+        rows = try_encoding(entries, choice.encoding, ranking).rows
         sums = measure(logprobs_RV, rows, student_logprobs_RV=student_RV)
         sample.sums[choice] = sample.sums.get(choice, FidelitySums()) + sums
 

@@ -1,25 +1,23 @@
-"""Zarr's `numcodecs.pcodec` codec, with a destination of known size.
+"""Zarr's `numcodecs.pcodec` codec: how our arrays are written, and how their chunks are read.
 
 Stored under the name that zarr and numcodecs know, so any Zarr library with pcodec reads our arrays.
-Ours differs in three ways: it decompresses into an array that the metadata has sized, so hostile
-bytes cannot make it allocate more; a panic of the library is an ordinary error; and it passes
-options that the installed pcodec understands (numcodecs 0.16 asks it for one that is gone).
+Writing needs a codec of our own because numcodecs 0.16 asks pcodec for an option that is gone; it is
+handed to zarr as an object and registered nowhere. Reading (`guards`) decompresses into an array of
+known size, so hostile bytes cannot make it allocate more.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from zarr.abc.codec import ArrayBytesCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
-from zarr.registry import register_codec
 
 CODEC_NAME = "numcodecs.pcodec"
 DTYPES = frozenset({"uint32", "int64", "float32", "float64"})
@@ -63,7 +61,7 @@ def decompress_into(data: bytes, out: npt.NDArray[Any]) -> None:
 
 @dataclass(frozen=True)
 class PcoCodec(ArrayBytesCodec):
-    """See the module.
+    """Compresses a chunk; see the module.
 
     Args:
         level: 0 to 12, more is smaller and slower to write.
@@ -74,15 +72,6 @@ class PcoCodec(ArrayBytesCodec):
     delta_spec: Literal["auto", "none"] = "none"
     is_fixed_size = False
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """From array metadata; options that are not ours do not change how bytes are read."""
-        config = data.get("configuration") or {}
-        delta_spec = config.get("delta_spec", "auto")
-        if delta_spec not in ("auto", "none"):
-            raise ValueError(f"unknown delta_spec {delta_spec!r} of {CODEC_NAME}")
-        return cls(level=int(config.get("level", 8)), delta_spec=delta_spec)
-
     def to_dict(self) -> dict[str, Any]:
         """For array metadata."""
         config = {"level": self.level, "mode_spec": "classic", "delta_spec": self.delta_spec}
@@ -90,11 +79,6 @@ class PcoCodec(ArrayBytesCodec):
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         raise NotImplementedError
-
-    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        out = np.empty(int(np.prod(chunk_spec.shape)), chunk_spec.dtype.to_native_dtype())
-        await asyncio.to_thread(decompress_into, chunk_data.to_bytes(), out)
-        return chunk_spec.prototype.nd_buffer.from_numpy_array(out.reshape(chunk_spec.shape))
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
         data = await asyncio.to_thread(
@@ -104,8 +88,3 @@ class PcoCodec(ArrayBytesCodec):
             try_delta=self.delta_spec == "auto",
         )
         return chunk_spec.prototype.buffer.from_bytes(data)
-
-
-register_codec(CODEC_NAME, PcoCodec)
-# Zarr's table of defaults names its own class; the bytes are the same.
-zarr.config.set({"codecs": {**zarr.config.get("codecs"), CODEC_NAME: f"{__name__}.PcoCodec"}})

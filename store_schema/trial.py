@@ -35,79 +35,68 @@ DISTRIBUTION_ARRAYS = frozenset(
 """On disk: what stands for the distributions; the rest is tokens and labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """The best entries of some rows, as an engine gives them.
+def engine_arrays(
+    logprobs_RV: npt.NDArray[np.float32],
+    labels_R: npt.NDArray[np.int64],
+    byte_ends_R: npt.NDArray[np.uint32],
+    *,
+    top_k: int,
+) -> Arrays:
+    """The `top_k` best of each row, as an engine gives them.
 
     Args:
-        arrays: Of the layout, each part a segment.
-        vocab_size: V.
+        logprobs_RV: Nats, normalised.
+        labels_R: The tokens that stand there.
+        byte_ends_R: End of each in the segment's bytes.
+        top_k: K, at most V.
+
+    Returns:
+        Arrays of a source store's shard of one segment.
     """
-
-    arrays: Arrays
-    vocab_size: int
-
-    @classmethod
-    def best(
-        cls,
-        logprobs_RV: npt.NDArray[np.float32],
-        labels_R: npt.NDArray[np.int64],
-        byte_ends_R: npt.NDArray[np.uint32],
-        *,
-        top_k: int,
-    ) -> Candidates:
-        """The `top_k` best of each row, with the row's label and where its bytes end."""
-        num_rows, vocab_size = logprobs_RV.shape
-        count = min(top_k, vocab_size)
-        ids_RK = np.argpartition(-logprobs_RV, count - 1, axis=1)[:, :count]
-        logs_RK = np.take_along_axis(logprobs_RV, ids_RK, axis=1)
-        order_RK = np.lexsort((ids_RK, -logs_RK), axis=-1)
-        logs_RK = np.minimum(np.take_along_axis(logs_RK, order_RK, axis=1), 0)
-        kept = np.exp(logs_RK.astype(np.float64)).sum(axis=1)
-        arrays: Arrays = {
-            "segment_ids": np.zeros(1, "<i8"),
-            "token_offsets": np.array([0, num_rows], "<i8"),
-            "token_ids": labels_R.astype("<u4"),
-            "byte_ends": byte_ends_R.astype("<u4"),
-            "entry_offsets": np.arange(num_rows + 1, dtype="<i8") * count,
-            "entry_ids": np.take_along_axis(ids_RK, order_RK, axis=1).ravel().astype("<u4"),
-            "entry_logprobs": logs_RK.ravel().astype("<f4"),
-            "tail_mass": np.clip(1 - kept, 0, 1).astype("<f4"),
-            "label_logprobs": np.take_along_axis(logprobs_RV, labels_R[:, None], axis=1)[:, 0],
-        }
-        return cls(arrays, vocab_size)
+    num_rows, vocab_size = logprobs_RV.shape
+    count = min(top_k, vocab_size)
+    ids_RK = np.argpartition(-logprobs_RV, count - 1, axis=1)[:, :count]
+    logs_RK = np.take_along_axis(logprobs_RV, ids_RK, axis=1)
+    order_RK = np.lexsort((ids_RK, -logs_RK), axis=-1)
+    logs_RK = np.minimum(np.take_along_axis(logs_RK, order_RK, axis=1), 0)
+    kept_R = np.exp(logs_RK.astype(np.float64)).sum(axis=1)
+    return {
+        "segment_ids": np.zeros(1, "<i8"),
+        "token_offsets": np.array([0, num_rows], "<i8"),
+        "token_ids": labels_R.astype("<u4"),
+        "byte_ends": byte_ends_R.astype("<u4"),
+        "entry_offsets": np.arange(num_rows + 1, dtype="<i8") * count,
+        "entry_ids": np.take_along_axis(ids_RK, order_RK, axis=1).ravel().astype("<u4"),
+        "entry_logprobs": logs_RK.ravel().astype("<f4"),
+        "tail_mass": np.clip(1 - kept_R, 0, 1).astype("<f4"),
+        "label_logprobs": np.take_along_axis(logprobs_RV, labels_R[:, None], axis=1)[:, 0],
+    }
 
 
-def joined(parts: Sequence[Candidates]) -> Candidates:
+def joined(parts: Sequence[Arrays]) -> Arrays:
     """One after the other, each a segment."""
-    arrays = [part.arrays for part in parts]
-    lengths = [len(part["token_ids"]) for part in arrays]
-    counts = np.concatenate([np.diff(part["entry_offsets"]) for part in arrays])
+    lengths = [len(part["token_ids"]) for part in parts]
+    counts = np.concatenate([np.diff(part["entry_offsets"]) for part in parts])
     plain = ("token_ids", "byte_ends", "entry_ids", "entry_logprobs", "tail_mass", "label_logprobs")
-    return Candidates(
-        {
-            "segment_ids": np.arange(len(parts), dtype="<i8"),
-            "token_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype("<i8"),
-            "entry_offsets": np.concatenate([[0], np.cumsum(counts)]).astype("<i8"),
-            **{name: np.concatenate([part[name] for part in arrays]) for name in plain},
-        },
-        parts[0].vocab_size,
-    )
+    return {
+        "segment_ids": np.arange(len(parts), dtype="<i8"),
+        "token_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype("<i8"),
+        "entry_offsets": np.concatenate([[0], np.cumsum(counts)]).astype("<i8"),
+        **{name: np.concatenate([part[name] for part in parts]) for name in plain},
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Candidates after a round trip through an encoding.
+    """Entries after a round trip through an encoding.
 
     Args:
         rows: What is kept.
-        stored: The arrays on disk before compression.
         size_bytes: By array on disk, compressed; metadata, the same for a shard of any size, as
             "metadata".
     """
 
     rows: StoredRows
-    stored: Arrays
     size_bytes: dict[str, int]
 
     @property
@@ -121,16 +110,16 @@ class Trial:
         return sum(n for name, n in self.size_bytes.items() if name != "metadata")
 
 
-def try_encoding(candidates: Candidates, encoding: Encoding, ranking: Ranking) -> Trial:
+def try_encoding(arrays: Arrays, encoding: Encoding, ranking: Ranking) -> Trial:
     """Choose, encode, compress and decode.
 
     Args:
-        candidates: What an engine would give.
+        arrays: What an engine would give.
         encoding: What a store would keep of it.
         ranking: [V] ids by frequency.
     """
     coder = Coder(encoding, ranking, "trial")
-    stored = encode("source", select_entries(candidates.arrays, encoding), coder)
+    stored = encode("source", select_entries(arrays, encoding), coder)
     files = write_arrays(MemoryStore(), stored, stored_specs("source", encoding))
     sizes: Counter[str] = Counter()
     for key, record in files.items():
@@ -138,7 +127,7 @@ def try_encoding(candidates: Candidates, encoding: Encoding, ranking: Ranking) -
         sizes[name] += record.size
     names = ("entry_ids", "entry_logprobs", "entry_offsets", "tail_mass")
     back: dict[str, npt.NDArray[Any]] = decode("source", stored, coder, names)
-    return Trial(StoredRows(*(back[name] for name in names)), stored, dict(sizes))
+    return Trial(StoredRows(*(back[name] for name in names)), dict(sizes))
 
 
 def half_learned(

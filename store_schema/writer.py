@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ class StoreWriter:
         self.location = location
         self.manifest = manifest
         self._fingerprint = manifest.fingerprint()
-        self._encoding = manifest.encoding or Encoding()
+        self.encoding = manifest.encoding or Encoding()
         self._ranking = StoreReader(location, manifest).ranking
 
     @classmethod
@@ -110,7 +111,7 @@ class StoreWriter:
             CorruptionError: The arrays break the layout.
             StorageError: The disk or object store refused; nothing is committed.
         """
-        kind, encoding = self.manifest.kind, self._encoding
+        kind, encoding = self.manifest.kind, self.encoding
         where = f"{self.location.url}, shard {shard.index}"
         vocab_size = self.manifest.vocab_size
         check_shard(kind, arrays, vocab_size=vocab_size, where=where)
@@ -153,9 +154,7 @@ class StoreWriter:
         try:
             with storage_errors(f"{self.location.url}/{path}", writing=True):
                 store = self.location.zarr_store(path, read_only=False)
-                files = write_arrays(
-                    store, stored, stored_specs(self.manifest.kind, self._encoding)
-                )
+                files = write_arrays(store, stored, stored_specs(self.manifest.kind, self.encoding))
             self.location.make_durable(path)
         except BaseException:
             with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
@@ -165,16 +164,26 @@ class StoreWriter:
 
 
 def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
-    have, want = found.request(), wanted.request()
-    different = [key for key in want if have.get(key) != want[key]]
-    key = different[0]
+    have, want = _leaves(found.request()), _leaves(wanted.request())
+    different = [key for key in {**want, **have} if have.get(key) != want.get(key)]
     return MismatchError(
         f"the store was made with another {', '.join(different)}",
         where=where,
-        expected=f"{key} {_shown(want[key])}",
-        got=f"{key} {_shown(have.get(key))}",
+        expected=", ".join(f"{key} {_shown(want.get(key))}" for key in different[:3]),
+        got=", ".join(f"{key} {_shown(have.get(key))}" for key in different[:3]),
         hint="undo the change, or give the run another name (or delete the store) to start anew",
     )
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Values of nested objects by their dotted path."""
+    found: dict[str, object] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _shown(value: object) -> str:

@@ -260,3 +260,14 @@ def test_only_training_text_is_counted(tmp_path: Path) -> None:
         settings={},
     )
     assert [shard.split for shard in counted_shards(plan)] == ["train"]
+
+
+def test_figures_are_of_what_the_store_keeps(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    code, _, err = invoke(str(path), "--set", "store.preset=tiny")
+    assert code == 0, err
+    reader = StoreReader.open(open_location(tmp_path / "run/aligned/one"))
+    for shard, commit in reader.commits.items():
+        kept = 1.0 - reader.read(shard, ["tail_mass"])["tail_mass"].astype(np.float64)
+        assert commit.stats["mass_out"] == pytest.approx(kept.sum(), rel=0.02)
+        assert commit.stats["tail_mass_mean"] == pytest.approx(1 - kept.mean(), abs=1e-6)

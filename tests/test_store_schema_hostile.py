@@ -181,7 +181,7 @@ def test_manifest_that_cannot_be_is_refused(
         model = json.loads((store / "manifest.json").read_text())["model"]
         changes = {"model": model | changes}
     store_damage.reseal(store / "manifest.json", **changes)
-    readers.refusal(store)
+    assert str(store) in readers.refusal(store)
 
 
 # ------------------------------------------------------------------------------- JSON

@@ -23,6 +23,7 @@ from store_schema.errors import (
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import Kind
 from store_schema.location import open_location
+from store_schema.presets import PRESETS
 from store_schema.reader import StoreReader, commit_key
 from store_schema.writer import StoreWriter
 from tests import store_factory
@@ -331,3 +332,16 @@ def test_changed_header_of_the_rank_table_is_found(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"<u4", b"<i4", 1))
     with pytest.raises(CorruptionError, match="rank table"):
         StoreReader.open(open_location(tmp_path)).read(0)
+
+
+def test_mismatch_names_the_very_fields(tmp_path: Path) -> None:
+    _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
+    with pytest.raises(MismatchError) as caught:
+        StoreWriter.open(
+            open_location(tmp_path),
+            store_factory.manifest(encoding=PRESETS["tiny"]),
+            store_factory.vocabulary(),
+        )
+    assert "encoding.selection.floor 0.004" in caught.value.line()
+    assert "encoding.selection.floor 0.0" in caught.value.line()
+    assert "vocabulary" not in caught.value.line()
