@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types tests corpus plan extract align pool train evaluate report bench-demo bench-store fuzz-store clean help
+.PHONY: demo test check lint types tests test-slurm corpus plan extract align pool train evaluate report bench-demo bench-store bench-extract fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -100,6 +100,11 @@ types: $(TOOLS)
 tests: $(TOOLS)
 	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -q
 
+# `submit` on a real Slurm of this machine alone (as root; packages slurmctld slurmd slurm-client munge).
+test-slurm: $(TOOLS)
+	LOGITFUSE_REQUIRE_SLURM=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 \
+		$(BIN)/python -m pytest -q tests/test_slurm_cluster.py
+
 # ---- measurements ----------------------------------------------------------------------------------
 
 # Learning rates for the demo's fused model and its control, after `make demo`.
@@ -109,6 +114,10 @@ bench-demo: $(READY)
 # Bytes and fidelity of the store beside other recipes, decoding and encoding speed (makes a model first).
 bench-store: $(READY)
 	$(BIN)/python benchmarks/bench_store.py
+
+# Extraction beside vLLM itself and other ways, on one engine; killed workers (makes two models first).
+bench-extract: $(READY)
+	$(BIN)/python benchmarks/bench_extract.py
 
 # A million damaged and hostile files against every decoder.
 fuzz-store: $(READY)

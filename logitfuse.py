@@ -15,6 +15,8 @@ STAGES = {
     "train": ("fuse_train.cli", "train", "Train the target on ground truth and the fused sources."),
     "eval": ("fuse_eval.cli", "evaluate", "Bits per byte, and what pools would score."),
     "report": ("fuse_eval.cli", "report", "Write the report of a run."),
+    "submit": ("launch.cli", "submit", "Run stages as Slurm jobs that wait for each other."),
+    "status": ("launch.status_cli", "status", "Say how far a run is, and who works on it."),
     "store": ("store_tools.cli", "store", "Tune, verify, repair, show, copy and export stores."),
 }
 FROM_ELSEWHERE = {"store": {"tune": ("extract.cli", "tune")}}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from align.run import AlignSummary, align_source
-from launch.command import StageGroup, run_options, timed_stage
+from align.run import dry_run as try_out
+from launch.command import StageGroup, run_options, timed_stage, work_options
 from launch.signals import stop_on_signals
-from launch.work import parse_worker
+from launch.work import Part
 from store_schema.config import RunConfig
-from store_schema.errors import ConfigError
 
 
 @click.group(cls=StageGroup)
@@ -19,23 +19,17 @@ def align() -> None:
 
 @align.command("run")
 @run_options
-@click.option("--source", "only", multiple=True, help="Only this source (may be repeated).")
-@click.option("--worker", help="i/n: do every n-th shard, from i. Default: the scheduler's.")
-def run_command(run: RunConfig, only: tuple[str, ...], worker: str | None) -> None:
+@work_options
+def run_command(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
     """Align every source store of the run; goes on where it was stopped."""
-    unknown = set(only) - set(run.sources)
-    if unknown:
-        raise ConfigError(
-            "no such source",
-            where="--source",
-            expected=", ".join(run.sources),
-            got=", ".join(sorted(unknown)),
-        )
-    me = parse_worker(worker)
+    if dry_run:
+        for source in sources:
+            click.echo(try_out(run, source, part))
+        return
     summaries = []
     with timed_stage(run, "align") as figures, stop_on_signals() as stop:
-        for source in only or run.sources:
-            summaries.append(align_source(run, source, me, stop))
+        for source in sources:
+            summaries.append(align_source(run, source, part, stop))
         figures["shards"] = sum(summary.done for summary in summaries)
         figures["coverage"] = {s.source: round(s.coverage, 6) for s in summaries}
     click.echo(table(summaries))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from align.continuation import Continuation
 from align.first_token import PieceTable
 from align.kernel import common_spans, project_segments
-from store_schema.layout import Arrays, Origin, row_sums
+from store_schema.layout import Arrays, Origin, array_names, row_sums
 from store_schema.tokenizer import EncodedSegment
 
 
@@ -107,7 +107,8 @@ def copy_exact(source: Arrays, target: Sequence[EncodedSegment]) -> Arrays:
     rows = (source["token_offsets"], source["token_offsets"])
     ends = source["byte_ends"].astype(np.int64)
     origin = np.where(known, Origin.BOUNDARY, Origin.NONE).astype("|u1")
-    return source | {"origin": origin} | span_arrays(source, rows, ends, ends)
+    kept = {name: source[name] for name in array_names("source")}
+    return kept | {"origin": origin} | span_arrays(source, rows, ends, ends)
 
 
 def span_arrays(

@@ -12,18 +12,20 @@ from align.continuation import PairCounts, first_tokens
 from align.first_token import piece_table
 from align.project import VocabularyMap, copy_exact, join_segments, project, statistics
 from launch.progress import Progress
+from launch.quantities import size_text
 from launch.signals import StopFlag
-from launch.work import Worker, pending_shards
+from launch.work import Part, work_line
+from launch.worklog import Session, WorkLog
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig
 from store_schema.errors import MismatchError
 from store_schema.frequency import token_counts
 from store_schema.layout import Arrays
-from store_schema.location import open_location
+from store_schema.location import Location, open_location
 from store_schema.manifest import Commit, Manifest, ModelIdentity
 from store_schema.plan import Plan, ShardRecord
 from store_schema.presets import Encoding, StoreSection
-from store_schema.reader import StoreReader
+from store_schema.reader import MANIFEST_FILE, StoreReader
 from store_schema.selection import select_entries
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from store_schema.writer import StoreWriter
@@ -55,13 +57,72 @@ class AlignSummary:
         return 1.0 - self.total("origin_none") / max(self.total("positions"), 1.0)
 
 
-def align_source(run: RunConfig, source: str, worker: Worker, stop: StopFlag) -> AlignSummary:
+@dataclass(frozen=True, slots=True)
+class CheckedAlignment:
+    """One source's alignment as far as can be told before any shard is read.
+
+    Args:
+        run: The run file.
+        source: Name of the source.
+        plan: Its shards are the units of work.
+        reader: Of the source store.
+        target: The target's tokenizer.
+        section: How to align.
+        manifest: Of the aligned store.
+    """
+
+    run: RunConfig
+    source: str
+    plan: Plan
+    reader: StoreReader
+    target: SegmentTokenizer
+    section: AlignSection
+    manifest: Manifest
+
+    @property
+    def location(self) -> Location:
+        """Where the aligned store lies."""
+        return open_location(self.run.aligned_url(self.source))
+
+    def open_store(self) -> StoreWriter:
+        """Create the aligned store, or go on with it.
+
+        Raises:
+            MismatchError: The store there was made from something else.
+        """
+        return StoreWriter.open(
+            self.location,
+            self.manifest,
+            self.target.vocabulary,
+            config=self.run.resolved(),
+            count_tokens=lambda: token_counts(self.plan, self.target),
+        )
+
+
+def check_alignment(run: RunConfig, source: str) -> CheckedAlignment:
+    """Open and check what one source's alignment is made from. Writes nothing.
+
+    Raises:
+        MissingError: The plan or the source store is not there.
+        MismatchError: Plan, store, tokenizer or method do not belong together.
+    """
+    section = run.section("align", AlignSection)
+    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    reader = StoreReader.open(open_location(run.store_url(source)))
+    reader.require_plan(plan)
+    target = SegmentTokenizer.load(run.target, name="target")
+    require_tokenizer(plan, target)
+    manifest = aligned_manifest(reader, len(plan.shards), target, run, section)
+    return CheckedAlignment(run, source, plan, reader, target, section, manifest)
+
+
+def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> AlignSummary:
     """Align what is pending of one source.
 
     Args:
         run: The run file.
         source: Name of the source.
-        worker: Which shards are ours.
+        part: Which shards are ours.
         stop: Asked between shards.
 
     Raises:
@@ -70,35 +131,12 @@ def align_source(run: RunConfig, source: str, worker: Worker, stop: StopFlag) ->
         Stopped: On a signal; committed shards stay.
     """
     started = time.monotonic()
-    section = run.section("align", AlignSection)
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
-    reader = StoreReader.open(open_location(run.store_url(source)))
-    reader.require_plan(plan)
-    target = SegmentTokenizer.load(run.target, name="target")
-    require_tokenizer(plan, target)
-    manifest = aligned_manifest(reader, len(plan.shards), target, run, section)
-    writer = StoreWriter.open(
-        open_location(run.aligned_url(source)),
-        manifest,
-        target.vocabulary,
-        config=run.resolved(),
-        count_tokens=lambda: token_counts(plan, target),
-    )
-    pending = pending_shards(plan.shards, writer.committed(), worker)
+    checked = check_alignment(run, source)
+    writer = checked.open_store()
+    pending = part.pending(checked.plan.shards, writer.committed())
     if pending:
-        reader.require_shards(pending)
-        mapping = None
-        if section.method == "bytes":
-            mapping = vocabulary_map(reader, plan, target, section)
-        total = sum(shard.num_tokens["target"] for shard in pending)
-        with Progress(f"align {source}", total, unit="tok") as progress:
-            for shard in pending:
-                stop.check()
-                arrays, figures = align_shard(
-                    reader, plan, shard, target, mapping, section, writer.encoding
-                )
-                writer.write(shard, arrays, figures)
-                progress.add(shard.num_tokens["target"])
+        with WorkLog(run, "align", source, part.worker).session(pending, "target") as log:
+            align_shards(checked, writer, pending, stop, log)
     commits = StoreReader.open(writer.location).commits
     return AlignSummary(
         source,
@@ -106,6 +144,56 @@ def align_source(run: RunConfig, source: str, worker: Worker, stop: StopFlag) ->
         len(pending),
         time.monotonic() - started,
     )
+
+
+def dry_run(run: RunConfig, source: str, part: Part) -> str:
+    """Check what can be checked without reading a shard, and say what would be done.
+
+    Writes nothing.
+
+    Raises:
+        MissingError: The plan or a shard of the source store is not there.
+        MismatchError: Plan, store, tokenizer or settings changed since.
+    """
+    checked = check_alignment(run, source)
+    location = checked.location
+    committed: set[int] = set()
+    if location.exists(MANIFEST_FILE) and StoreReader.open(location).commits:
+        committed = checked.open_store().committed()  # creates nothing where there are commits
+    pending = part.pending(checked.plan.shards, committed)
+    checked.reader.require_shards(pending)
+    return work_line(f"align {source}", pending, "target")
+
+
+def align_shards(
+    checked: CheckedAlignment,
+    writer: StoreWriter,
+    pending: list[ShardRecord],
+    stop: StopFlag,
+    log: Session,
+) -> None:
+    """Align and commit shards, one after the other."""
+    checked.reader.require_shards(pending)
+    mapping = None
+    if checked.section.method == "bytes":
+        mapping = vocabulary_map(checked.reader, checked.plan, checked.target, checked.section)
+    total, written = sum(shard.num_tokens["target"] for shard in pending), 0
+    with Progress(f"align {checked.source}", total, unit="tok") as progress:
+        for shard in pending:
+            stop.check()
+            begun = time.monotonic()
+            arrays, figures = align_shard(checked, shard, mapping, writer.encoding)
+            commit = writer.write(shard, arrays, figures)
+            stop.progressed = True
+            size_bytes = sum(file.size for file in commit.files.values())
+            written += size_bytes
+            log.shard(
+                shard.index,
+                tokens=commit.counts.positions,
+                seconds=time.monotonic() - begun,
+                size_bytes=size_bytes,
+            )
+            progress.add(shard.num_tokens["target"], f"{size_text(written)} written")
 
 
 def require_tokenizer(plan: Plan, target: SegmentTokenizer) -> None:
@@ -152,6 +240,7 @@ def aligned_manifest(
         update={
             "kind": "aligned",
             "target": identity,
+            "extras": (),
             "top_k": source.top_k if section.method == "exact" else section.max_entries,
             "settings": section.content() | {"source_store": source.fingerprint()},
             "encoding": run.section("store", StoreSection).encoding(source.estimator),
@@ -218,27 +307,26 @@ def count_shard(
 
 
 def align_shard(
-    reader: StoreReader,
-    plan: Plan,
+    checked: CheckedAlignment,
     shard: ShardRecord,
-    target: SegmentTokenizer,
     mapping: VocabularyMap | None,
-    section: AlignSection,
     encoding: Encoding,
 ) -> tuple[Arrays, dict[str, float]]:
     """Aligned arrays of one shard and the statistics of what `encoding` keeps of them.
 
     `mapping` None means method `exact`.
     """
+    reader = checked.reader
     source = reader.read(shard.index)
-    segments = plan.segments(shard)
-    encoded = target.encode(segments)
+    segments = checked.plan.segments(shard)
+    encoded = checked.target.encode(segments)
     if mapping is None:
         require_same_tokens(source, encoded, where=f"{reader.location.url}, shard {shard.index}")
         arrays = copy_exact(source, encoded)
     else:
         texts = [segment.text.encode() for segment in segments]
-        arrays = project(source, texts, encoded, mapping, max_entries=section.max_entries)
+        max_entries = checked.section.max_entries
+        arrays = project(source, texts, encoded, mapping, max_entries=max_entries)
     arrays = select_entries(arrays, encoding)
     return arrays, statistics(arrays, source)
 

@@ -32,6 +32,7 @@ if str(REPOSITORY) not in sys.path:
 
 from store_schema.errors import LogitfuseError  # noqa: E402
 from store_schema.fingerprint import fingerprint  # noqa: E402
+from store_schema.layout import Kind  # noqa: E402
 from store_schema.location import open_location  # noqa: E402
 from store_schema.manifest import Commit  # noqa: E402
 from store_schema.plan import PlanRecord  # noqa: E402
@@ -48,7 +49,8 @@ DATA_SHARE = 100
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**30, 10**400, -(10**30), 0.5, -0.0, 1e308,
     1e-320, "", "0", "1", "\0", "../..", "/etc", "data/00000-" + "0" * 16, "ü" * 40, "x" * 5000,
-    "\ud800", [], {}, [[]], {"": {}}, [None] * 100, "aligned", "source", "topk", "exact", "NaN",
+    "\ud800", [], {}, [[]], {"": {}}, [None] * 100, "aligned", "source", "generated", "entropy",
+    "topk", "exact", "NaN",
 )  # fmt: skip
 
 Target = Callable[[bytes], None]
@@ -139,9 +141,9 @@ class Mutator:
 class StoreFuzz:
     """Damages the data files of one small store and reads them back."""
 
-    def __init__(self, folder: Path, preset: Any, mutator: Mutator) -> None:
+    def __init__(self, folder: Path, kind: Kind, preset: Any, mutator: Mutator) -> None:
         self._mutator = mutator
-        store_damage.make_store(folder, "aligned", preset=preset)
+        store_damage.make_store(folder, kind, preset=preset)
         self._reader = StoreReader.open(open_location(folder))
         self._folder = folder
         self._commit = self._reader.commits[0]
@@ -172,7 +174,7 @@ class StoreFuzz:
 
 def record_targets(folder: Path) -> dict[str, tuple[bytes, bytes, Target]]:
     """Each kind of record: its content, its bytes, and what reads it and then uses it."""
-    store = store_damage.make_store(folder / "store", "aligned", preset="fine")
+    store = store_damage.make_store(folder / "store", "generated", preset="fine")
     store_factory.plan(open_location(folder / "plan"), [["one", "two"], ["three"], ["four"]])
 
     def manifest(data: bytes) -> None:
@@ -212,7 +214,11 @@ def fuzz(folder: Path, inputs: int, seed: int, data_share: int = DATA_SHARE) -> 
     """
     mutator = Mutator(seed)
     records = list(record_targets(folder).items())
-    stores = [StoreFuzz(folder / p, p, mutator) for p in ("exact", "fine")]
+    stores = [
+        StoreFuzz(folder / kind / preset, kind, preset, mutator)
+        for kind in ("aligned", "generated")
+        for preset in ("exact", "fine")
+    ]
     refused, read = Counter[str](), Counter[str]()
     previous = signal.signal(signal.SIGALRM, _too_long)
     started = time.monotonic()

@@ -61,12 +61,17 @@ class DistillKit:
 
     def pack(self, logprobs_RV: Array) -> npt.NDArray[np.uint8]:
         """[R, C] bytes of positions with the full log-probabilities `logprobs_RV`."""
-        ids_RK, logs_RK = best_entries(logprobs_RV, self.num_entries)
+        return self.pack_entries(
+            *best_entries(logprobs_RV, self.num_entries), id_bits(logprobs_RV.shape[1])
+        )
+
+    def pack_entries(self, ids_RK: Array, logs_RK: Array, bits: int) -> npt.NDArray[np.uint8]:
+        """[R, C] bytes of positions with these best entries, `bits` an id."""
         basis_KT = self._basis()
         fitted_RT = logs_RK[:, self.num_exact :].astype(np.float64) @ np.linalg.pinv(basis_KT).T
         return np.concatenate(
             [
-                pack_ids(ids_RK, id_bits(logprobs_RV.shape[1])),
+                pack_ids(ids_RK, bits),
                 as_bytes(to_bfloat16(logs_RK[:, : self.num_exact])),
                 as_bytes(fitted_RT.astype("<f4")),
             ],

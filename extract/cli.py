@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import click
 
-from launch.command import StageGroup, run_options, timed_stage
+from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
+from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
 
 
@@ -16,6 +21,13 @@ def corpus() -> None:
 @click.group(cls=StageGroup)
 def extract() -> None:
     """Plan segments and score them with each source."""
+
+
+def child_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds what the parent process tells a child: see `extract.children`."""
+    halvings = click.option("--halvings", type=int, default=0, help="Of vLLM's steps.")
+    leash = click.option("--leash", type=int, help="Pipe whose closing asks to stop.")
+    return leash(halvings(function))
 
 
 @corpus.command("build")
@@ -54,22 +66,23 @@ def plan(run: RunConfig) -> None:
 
 
 @extract.command("run")
-@click.option("--source", "sources", multiple=True, metavar="NAME", help="Only this source.")
-@click.option("--worker", "worker_text", metavar="I/N", help="Only part I (from 0) of N.")
 @run_options
-def run_all(run: RunConfig, sources: tuple[str, ...], worker_text: str | None) -> None:
+@work_options
+def run_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
     """Score each source's pending shards, one source after the other."""
-    from extract.run import run_extract
+    from extract.run import SCORING, run_sources
+    from extract.run import dry_run as try_out
     from extract.tables import SourceFigures, source_report
-    from launch.work import parse_worker
 
-    worker = parse_worker(worker_text)
+    if dry_run:
+        click.echo("\n".join(try_out(run, sources, part, SCORING)))
+        return
     with timed_stage(run, "extract") as figures:
-        todo = run_extract(run, sources, worker)
+        todo = run_sources(run, sources, part, SCORING)
         if todo:
             found = [SourceFigures.read(run, name) for name in todo]
             figures["tokens_per_s"] = {source.name: source.tokens_per_s for source in found}
-    for name in sources or run.sources:
+    for name in sources:
         if todo and name not in todo:
             click.echo(f"extract {name} complete, nothing to do")
     if not todo:
@@ -79,16 +92,71 @@ def run_all(run: RunConfig, sources: tuple[str, ...], worker_text: str | None) -
 
 
 @extract.command("run-source", hidden=True)
-@click.option("--source", required=True)
-@click.option("--worker", "worker_text")
-@click.option("--leash", type=int, default=None, help="Pipe whose closing asks to stop.")
 @run_options
-def run_one(run: RunConfig, source: str, worker_text: str | None, leash: int | None) -> None:
+@work_options
+@child_options
+def run_one(
+    run: RunConfig, sources: tuple[str, ...], part: Part, leash: int | None, halvings: int, **_: Any
+) -> None:
     """What `run` starts for each source: the same work in this very process."""
     from extract.run import run_source
-    from launch.work import parse_worker
 
-    run_source(run, source, parse_worker(worker_text), leash)
+    for name in sources:
+        run_source(run, name, part, leash=leash, halvings=halvings)
+
+
+@extract.command("generate")
+@run_options
+@work_options
+def generate_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
+    """Let each source answer the corpus's prompts, one source after the other."""
+    from extract.answer_report import AnswerFigures, answer_report
+    from extract.generate import ANSWERING
+    from extract.run import dry_run as try_out
+    from extract.run import run_sources
+
+    if dry_run:
+        click.echo("\n".join(try_out(run, sources, part, ANSWERING)))
+        return
+    with timed_stage(run, "generate") as figures:
+        todo = run_sources(run, sources, part, ANSWERING)
+        found = [AnswerFigures.read(run, name) for name in todo]
+        figures["tokens_per_s"] = {source.name: source.tokens_per_s for source in found}
+    for name in sources:
+        if todo and name not in todo:
+            click.echo(f"generate {name} complete, nothing to do")
+    click.echo(answer_report(found) if found else "generate complete, nothing to do")
+
+
+@extract.command("generate-source", hidden=True)
+@run_options
+@work_options
+@child_options
+def generate_one(
+    run: RunConfig, sources: tuple[str, ...], part: Part, leash: int | None, halvings: int, **_: Any
+) -> None:
+    """What `generate` starts for each source: the same work in this very process."""
+    from extract.generate import ANSWERING
+    from extract.run import run_source
+
+    for name in sources:
+        run_source(run, name, part, ANSWERING, leash=leash, halvings=halvings)
+
+
+@extract.command("answers")
+@run_options
+@SOURCE_OPTION
+@click.option(
+    "--out", required=True, metavar="PATH", type=click.Path(dir_okay=False, path_type=Path)
+)
+@click.option("--keep-cut", is_flag=True, help="Also answers that were cut at their most tokens.")
+def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -> None:
+    """Write generated answers as JSON lines that `corpus.inputs` takes."""
+    from extract.answer_documents import answers_report, write_answers
+
+    click.echo(
+        answers_report(write_answers(run, chosen_sources(run, names), out, keep_cut=keep_cut), out)
+    )
 
 
 @click.command("tune")

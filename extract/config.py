@@ -9,6 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from store_schema.config import SectionModel, StrictModel
 
+CPU_STEP_TOKENS, GPU_STEP_TOKENS = 256, 2_048
+"""Tokens of one step of vLLM where the run file leaves them open."""
+CPU_HEAD_ROWS, GPU_HEAD_ROWS = 256, 1_024
+"""Rows of logits at a time of the transformers engine where the run file leaves them open."""
+LEAST_TEMPERATURE = 0.01
+"""Of draws: below it the softmax of any logits is as good as their best."""
+
 MIN_TEXT_TOKENS = 8
 """Room for text that a context must leave: any one character fits any byte-complete tokenizer."""
 
@@ -21,7 +28,8 @@ class Columns(StrictModel):
     text: str | None = None
     """Plain text. None: column "text", unless messages or prompt and response are given."""
     messages: str | None = None
-    """List of {role, content}: each assistant turn becomes a document. None: column "messages"."""
+    """List of {role, content}: each assistant turn becomes a document; where the assistant has not the
+    last word and there is a column "response", that is the document. None: column "messages"."""
     prompt: str | None = None
     """Context of the response. None: column "prompt"."""
     response: str | None = None
@@ -110,10 +118,12 @@ class ExtractSection(SectionModel):
             "device",
             "head_rows",
             "batch_tokens",
-            "group_tokens",
             "max_num_batched_tokens",
             "tensor_parallel_size",
+            "pipeline_parallel_size",
             "gpu_memory_utilization",
+            "tap",
+            "queue_mib",
             "kv_cache_gib",
             "threads",
         }
@@ -132,20 +142,32 @@ class ExtractSection(SectionModel):
     """sampled: best entries kept exactly, besides the draws, which are then of the others."""
     fp32_head: bool = True
     """Compute the logits of bf16 and fp16 models in float32: in bf16 some 30 of them tie a row."""
+    extras: tuple[Literal["entropy", "space_mass"], ...] = ()
+    """Figures of each position kept beside its entries: the entropy of the full softmax, and its
+    mass on tokens that begin with white space or are special (for debiased chunk likelihoods). Both
+    need whole distributions, so the transformers engine."""
+    quantization: str | None = Field(default=None, min_length=1)
+    """vllm: how weights are quantised on loading, as vLLM names it ("fp8", "bitsandbytes"). None
+    leaves it to the checkpoint."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the transformers engine runs (the installed build of vLLM decides for itself)."""
-    head_rows: int = Field(default=256, ge=1)
-    """transformers: rows of logits that exist at a time; each takes 4 bytes an id, some thrice."""
+    head_rows: int | None = Field(default=None, ge=1)
+    """transformers: rows of logits that exist at a time; each takes 4 bytes an id twice, four times
+    where draws are taken. None: 256 on a CPU, 1,024 on a GPU."""
     batch_tokens: int = Field(default=4096, ge=1)
     """transformers: tokens of one forward pass, padding included."""
-    group_tokens: int | None = Field(default=None, ge=1)
-    """vllm: tokens of one `generate` call, the unit of progress and of a clean stop.
-    None: 8,192 on a CPU, 65,536 on a GPU."""
+    tap: bool = True
+    """vllm: take prompt log-probabilities as the arrays vLLM holds them in, where its internals are
+    as expected; else, or when false, as its public flat lists. The same to the last bit."""
+    queue_mib: int = Field(default=256, ge=1)
+    """MiB of scored rows that may wait to be encoded and written; scoring waits when it is full."""
     max_num_batched_tokens: int | None = Field(default=None, ge=16)
     """vllm: tokens of one step; logits of all of them exist at once. None: 256 on a CPU, 2,048 on
     a GPU (3 GiB at 128k ids)."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """vllm: GPUs that share one model."""
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    """vllm: groups of layers that a model is split into, on `tensor_parallel_size` GPUs each."""
     gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1)
     """vllm: share of the GPU's memory it plans with; prompt log-probabilities come on top."""
     kv_cache_gib: int = Field(default=1, ge=1)
@@ -161,6 +183,31 @@ class ExtractSection(SectionModel):
                 "Python lists, with 4,096 ids at a ninth of its speed, with more at less"
             )
         return self
+
+    @field_validator("extras")
+    @classmethod
+    def _in_one_order(cls, extras: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(extras)))
+
+    @model_validator(mode="after")
+    def _extras_need_all(self) -> Self:
+        if self.extras and self.engine != "transformers":
+            raise ValueError(
+                f"extras {', '.join(self.extras)} need engine transformers: vLLM hands out the best "
+                "log-probabilities only, never the whole distribution"
+            )
+        if self.quantization is not None and self.engine != "vllm":
+            raise ValueError("quantization needs engine vllm")
+        return self
+
+    def step_tokens(self, *, on_cpu: bool) -> int:
+        """vllm: most tokens of one step."""
+        default = CPU_STEP_TOKENS if on_cpu else GPU_STEP_TOKENS
+        return self.max_num_batched_tokens or default
+
+    def logit_rows(self, *, on_cpu: bool) -> int:
+        """transformers: most rows of logits at a time."""
+        return self.head_rows or (CPU_HEAD_ROWS if on_cpu else GPU_HEAD_ROWS)
 
     @property
     def max_entries(self) -> int:
@@ -181,3 +228,42 @@ class ExtractSection(SectionModel):
             "sampled_head": self.sampled_head,
             "seed": seed,
         }
+
+
+class GenerateSection(SectionModel):
+    """How sources answer the prompts of the corpus (`logitfuse extract generate`)."""
+
+    answers: int = Field(default=1, ge=1, le=1024)
+    """Answers to each prompt."""
+    temperature: float = Field(default=0.7, ge=0, le=2, allow_inf_nan=False)
+    """Of the draws; 0 takes the best token. Stored distributions are those of temperature 1."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Tokens are drawn from the smallest set of the most probable with at least this mass."""
+    max_tokens: int = Field(default=512, ge=1, le=1 << 20)
+    """Most tokens of an answer; a longer one is cut, marked and counted."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they stay in it."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _engines_agree(cls, temperature: float) -> float:
+        if 0 < temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"0, or at least {LEAST_TEMPERATURE}: vLLM raises what lies between to the latter"
+            )
+        return temperature
+
+    @field_validator("stop")
+    @classmethod
+    def _some_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(stop):
+            raise ValueError("an empty text would end every answer before its first token")
+        return stop
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Self:
+        if self.answers > 1 and self.temperature == 0:
+            raise ValueError(
+                "without a temperature all answers to a prompt are the same: ask for 1"
+            )
+        return self

@@ -109,7 +109,11 @@ def row_documents(
     if form == "text":
         return [document(record[columns.text or "text"])]
     if form == "messages":
-        turns = _turns(record[columns.messages or "messages"], where)
+        messages = record[columns.messages or "messages"]
+        response = record.get("response") if columns.messages is None else None
+        if response is not None and not _ends_answered(messages):
+            return [document(response, {"messages": _messages(messages, where)})]
+        turns = _turns(messages, where)
         return [
             document(text, {"messages": before}, f"/turn-{i}")
             for i, (before, text) in enumerate(turns)
@@ -153,14 +157,19 @@ def _domain(record: Mapping[str, Any], entry: CorpusInput, where: str) -> str:
     return _clean(value, f"{where}, column {name}")
 
 
-def _turns(messages: Any, where: str) -> list[tuple[list[dict[str, str]], str]]:
-    """Each assistant turn with everything said before it."""
+def _ends_answered(messages: Any) -> bool:
+    """Whether the assistant has the last word."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "assistant"
+
+
+def _messages(messages: Any, where: str) -> list[dict[str, str]]:
+    """Checked messages with no fields but role and content."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise DocumentError(
             "messages are not a list of objects", reason="bad_messages", where=where
         )
-    before: list[dict[str, str]] = []
-    turns = []
+    found = []
     for number, message in enumerate(messages, 1):
         here = f"{where}, message {number}"
         role = _clean(message.get("role"), f"{here}, role")
@@ -173,16 +182,28 @@ def _turns(messages: Any, where: str) -> list[tuple[list[dict[str, str]], str]]:
                 expected="a string",
                 got=type(content).__name__,
             )
-        if role == "assistant" and content:
-            if not before:
-                raise DocumentError(
-                    "nothing stands before the assistant's turn", reason="bad_messages", where=here
-                )
-            turns.append((list(before), content))
-        content = _clean(content, here) if content else content
-        before.append({"role": role, "content": content})
+        found.append({"role": role, "content": _clean(content, here) if content else content})
+    if not found:
+        raise DocumentError("no message", reason="bad_messages", where=where)
+    return found
+
+
+def _turns(messages: Any, where: str) -> list[tuple[list[dict[str, str]], str]]:
+    """Each assistant turn with everything said before it."""
+    found = _messages(messages, where)
+    turns = [
+        (found[:i], message["content"])
+        for i, message in enumerate(found)
+        if message["role"] == "assistant" and message["content"]
+    ]
     if not turns:
         raise DocumentError("no assistant turn", reason="bad_messages", where=where)
+    if not turns[0][0]:
+        raise DocumentError(
+            "nothing stands before the assistant's turn",
+            reason="bad_messages",
+            where=f"{where}, message 1",
+        )
     return turns
 
 

@@ -1,30 +1,34 @@
-"""What an engine is, and how its rows become the store's.
+"""What an engine is.
 
 An engine gives, for each token of a segment that has something before it, the `top_k` most probable
 ids of the model's full softmax at temperature 1 (or a sample of it, `extract.sampling`) and the
-label's log-probability. Everything after that (order, padding ids, trimming, tail mass, NaN) is one
-pure function for all engines.
+label's log-probability. Everything after that is the same for all engines (`extract.rows`).
 
 Shapes: R known rows of a segment (N, or N - 1 where the first token has nothing before it),
-N positions, K entries, E entries of all positions.
+N positions, K entries, V ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from extract.config import ExtractSection
-from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
 from store_schema.models import max_positions, model_config, resolved_dtype
-from store_schema.tokenizer import EncodedSegment
+
+# For types only: an engine also runs where nothing but its own libraries is installed.
+if TYPE_CHECKING:
+    from extract.config import ExtractSection
+    from extract.ending import AnswerRules
+    from store_schema.config import ModelRef
+    from store_schema.layout import Finish
+    from store_schema.tokenizer import EncodedSegment
 
 LOAD_ERRORS = (
     OSError,
@@ -38,8 +42,9 @@ LOAD_ERRORS = (
 )
 """What model libraries raise on a folder they cannot load."""
 
-LABEL_SLACK = 1e-3
-"""Nats above 0 that rounding may leave in a float32 log-probability."""
+
+class EngineMemoryError(ModelError):
+    """Memory of the CPU or GPU ran out in a batch; a smaller batch may do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +56,58 @@ class DenseRows:
         logprobs: [R, K] float32 nats; -inf: no entry.
         label_logprobs: [R] float32 nats of the tokens themselves, never estimated.
         sampled: Whether the rows are estimates of the whole distribution: then they sum to 1.
+        extras: [R] float32 by name (`extract.extras`): "entropy" of the full softmax in nats,
+            "space_mass" probability of the ids that end a word (`extract.space_ids`).
     """
 
-    ids: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.integer[Any]]
     logprobs: npt.NDArray[np.float32]
     label_logprobs: npt.NDArray[np.float32]
     sampled: bool = False
+    extras: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes it holds."""
+        held = (self.ids, self.logprobs, self.label_logprobs, *self.extras.values())
+        return sum(array.nbytes for array in held)
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredSegment:
-    """Rows of one segment as the store keeps them; row i is the distribution OF token i.
+class Prompt:
+    """What an answer is asked for.
 
     Args:
-        counts: [N] int64 entries of each position.
-        entry_ids: [E] uint32, most probable first, ties by id.
-        entry_logprobs: [E] float32 nats, finite, <= 0.
-        tail_mass: [N] float32, 1 - sum of the entries.
-        label_logprobs: [N] float32 nats; NaN where nothing stands before the token.
+        input_ids: Everything the model is fed, chat template and BOS included.
+        seed: Of this answer's draws alone, in [0, 2^63).
     """
 
-    counts: npt.NDArray[np.int64]
-    entry_ids: npt.NDArray[np.uint32]
-    entry_logprobs: npt.NDArray[np.float32]
-    tail_mass: npt.NDArray[np.float32]
-    label_logprobs: npt.NDArray[np.float32]
+    input_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model generated after one prompt.
+
+    Args:
+        token_ids: [R] int64 generated tokens, the final end-of-sequence token included.
+        rows: Distributions OF these tokens: raw, whatever the sampling temperature was.
+        finish: How it ended.
+    """
+
+    token_ids: npt.NDArray[np.int64]
+    rows: DenseRows
+    finish: Finish
 
 
 class Engine(Protocol):
     """A loaded model."""
+
+    @property
+    def description(self) -> str:
+        """What runs it and how, in a few words."""
+        ...
 
     def score(self, segments: Sequence[EncodedSegment]) -> Iterator[tuple[int, DenseRows]]:
         """Score segments, in whatever order is fastest.
@@ -89,6 +117,19 @@ class Engine(Protocol):
 
         Yields:
             Index in `segments`, and its rows. Between two yields the caller may stop.
+
+        Raises:
+            EngineMemoryError: Memory ran out; the engine may be unusable.
+        """
+        ...
+
+    def answer(self, prompts: Sequence[Prompt], rules: AnswerRules) -> Iterator[tuple[int, Answer]]:
+        """Generate one answer for each prompt, in whatever order is fastest.
+
+        The same list gives the same answers; every prompt leaves room for the most tokens of one.
+
+        Yields:
+            Index in `prompts`, and its answer.
         """
         ...
 
@@ -111,6 +152,9 @@ class EngineSpec:
         model_vocab_size: Ids of the model's output, padding rows included.
         longest: Tokens of the longest input, context included.
         seed: Of whatever an engine draws.
+        space_ids: [V] bool, ids that end a word (`extract.space_ids`); None when no extra needs
+            them.
+        generates: Whether the engine is to answer prompts; else it scores text.
     """
 
     source: str
@@ -122,6 +166,8 @@ class EngineSpec:
     model_vocab_size: int
     longest: int
     seed: int = 0
+    space_ids: npt.NDArray[np.bool_] | None = None
+    generates: bool = False
 
     @property
     def fp32_head(self) -> bool:
@@ -138,6 +184,7 @@ def engine_spec(
     vocab_size: int,
     longest: int,
     seed: int,
+    space_ids: npt.NDArray[np.bool_] | None = None,
 ) -> EngineSpec:
     """Check a model against its tokenizer and the run file before anything is loaded.
 
@@ -149,6 +196,7 @@ def engine_spec(
         vocab_size: Ids of the tokenizer.
         longest: Tokens of the longest input.
         seed: The run's.
+        space_ids: [V] bool, ids that end a word, where an extra needs them.
 
     Raises:
         ConfigError: top_k or sampled_head is larger than the vocabulary, or inputs are longer than
@@ -192,6 +240,7 @@ def engine_spec(
         model_vocab_size=size,
         longest=longest,
         seed=seed,
+        space_ids=space_ids,
     )
 
 
@@ -214,74 +263,3 @@ def open_engine(spec: EngineSpec) -> Engine:
 def first_known(segment: EncodedSegment) -> int:
     """First row that has something before it: 1 where there is no context, else 0."""
     return 0 if segment.context_ids else 1
-
-
-def scored_segment(
-    dense: DenseRows, num_positions: int, *, vocab_size: int, where: str
-) -> ScoredSegment:
-    """An engine's rows as the store keeps them.
-
-    Entries are sorted by falling log-probability, ties by id. Ids beyond the tokenizer's (padding
-    rows of the model) and entries of probability 0 are no entries: what mass they have is in the
-    tail. Sampled rows have no tail.
-
-    Args:
-        dense: Rows of the last R of `num_positions` positions.
-        num_positions: N.
-        vocab_size: Ids of the tokenizer.
-        where: Source and segment, for messages.
-
-    Raises:
-        ModelError: NaN, or a label of probability 0; names the position.
-    """
-    num_rows = len(dense.label_logprobs)
-    unknown = num_positions - num_rows
-    _require_sane(dense, unknown, where)
-    ids, logprobs = _sorted_rows(dense.ids, dense.logprobs)
-    keep = (ids < vocab_size) & (logprobs > -np.inf)
-    probabilities = np.where(keep, np.exp(logprobs.astype(np.float64)), 0.0)
-    counts = np.zeros(num_positions, np.int64)
-    counts[unknown:] = keep.sum(axis=1)
-    tail = np.ones(num_positions, np.float64)
-    tail[unknown:] = 0.0 if dense.sampled else np.clip(1.0 - probabilities.sum(axis=1), 0.0, 1.0)
-    labels = np.full(num_positions, np.nan, np.float32)
-    labels[unknown:] = np.minimum(dense.label_logprobs, 0.0)
-    return ScoredSegment(
-        counts=counts,
-        entry_ids=ids[keep].astype(np.uint32),
-        entry_logprobs=np.minimum(logprobs[keep], 0.0).astype(np.float32),
-        tail_mass=tail.astype(np.float32),
-        label_logprobs=labels,
-    )
-
-
-def _require_sane(dense: DenseRows, unknown: int, where: str) -> None:
-    labels, logprobs = dense.label_logprobs, dense.logprobs
-    faults = [
-        ("NaN from the model", np.isnan(labels) | np.isnan(logprobs).any(axis=1)),
-        ("the model gives a token of the text probability 0", np.isneginf(labels)),
-        (
-            "log-probability above 0",
-            (labels > LABEL_SLACK) | (logprobs > LABEL_SLACK).any(axis=1),
-        ),
-    ]
-    for what, rows in faults:
-        if rows.any():
-            row = int(np.flatnonzero(rows)[0])
-            raise ModelError(
-                what,
-                where=f"{where}, position {row + unknown}",
-                hint="check the weights, or load the model in float32 or bfloat16",
-            )
-
-
-def _sorted_rows(ids: npt.NDArray[Any], logprobs: npt.NDArray[Any]) -> tuple[Any, Any]:
-    """Rows by falling log-probability, ties by id; rows that are in order are left alone."""
-    before, after = logprobs[:, :-1], logprobs[:, 1:]  # compared: -inf less -inf is NaN
-    wrong = ((after > before) | ((after == before) & (np.diff(ids, axis=1) < 0))).any(axis=1)
-    if wrong.any():
-        ids, logprobs = ids.copy(), logprobs.copy()
-        order = np.lexsort((ids[wrong], -logprobs[wrong]), axis=-1)
-        ids[wrong] = np.take_along_axis(ids[wrong], order, axis=1)
-        logprobs[wrong] = np.take_along_axis(logprobs[wrong], order, axis=1)
-    return ids, logprobs

@@ -134,7 +134,7 @@ def _require_no_store(run: RunConfig, plan: Plan, request: str) -> None:
     root = open_location(run.data_folder)
     begun = [
         f"{kind}/{name}"
-        for kind in ("stores", "aligned")
+        for kind in ("stores", "generated", "aligned")
         for name in root.names(kind)
         if root.exists(f"{kind}/{name}/{MANIFEST_FILE}")
     ]

@@ -1,141 +1,74 @@
-"""`extract run`: each source in a process of its own, shard by shard into its store.
-
-The parent checks everything about every source before the first engine starts, then runs one child
-after the other: their memory is freed between sources, and vLLM's patches of model classes stay in
-the process that asked for them. A pipe is the child's leash: when the parent asks it to stop, or
-dies, the pipe closes, and the child stops before its next batch.
-"""
+"""Running a stage: every pending shard of every source through its model and into its store."""
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import closing
+from dataclasses import replace
 
-from extract.config import ExtractSection
-from extract.engine import EngineSpec, engine_spec, open_engine
+import torch
+
+from extract.children import SMALLER_STEPS, check_leash, run_children
+from extract.engine import Engine, EngineMemoryError, EngineSpec, open_engine
+from extract.memory import check_memory
+from extract.pipeline import Pipeline
 from extract.planning import plan_location
-from extract.score import score_shard
+from extract.sources import CheckedSource, check_source
+from extract.stage import Job, Stage
 from launch.progress import Progress
-from launch.signals import StopFlag, stop_on_signals
-from launch.work import Worker, pending_shards
+from launch.quantities import size_text
+from launch.signals import stop_on_signals
+from launch.work import Part, work_line
+from launch.worklog import WorkLog
 from store_schema.config import RunConfig
-from store_schema.errors import ConfigError, MismatchError, ModelError
-from store_schema.fingerprint import model_fingerprint
-from store_schema.frequency import token_counts
-from store_schema.location import open_location
-from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.models import resolve_model
 from store_schema.plan import Plan, ShardRecord
-from store_schema.presets import StoreSection
 from store_schema.reader import MANIFEST_FILE
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.writer import StoreWriter
 
-_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-"""Read when libraries are loaded, so the child has to be born with them."""
+LEAST_STEP_TOKENS = 16
+"""Steps of vLLM are not halved below it."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedSource:
-    """A source that can be scored as far as can be told without loading it."""
-
-    name: str
-    plan: Plan
-    tokenizer: SegmentTokenizer
-    spec: EngineSpec
-    manifest: Manifest
-
-
-def check_source(run: RunConfig, name: str, plan: Plan) -> CheckedSource:
-    """Check a source against the run file and the plan. Writes nothing.
-
-    Raises:
-        ModelError: The model cannot be used.
-        MismatchError: Its tokenizer is not the one the plan was made with.
-        ConfigError: An option does not fit the model.
-    """
-    ref = run.sources[name]
-    section = run.section("extract", ExtractSection)
-    folder = resolve_model(ref)
-    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise ModelError("model folder has no weights", where=folder, expected="*.safetensors")
-    tokenizer = SegmentTokenizer.load(ref, name=name)
-    planned = plan.record.tokenizers.get(name)
-    if planned != tokenizer.fingerprint:
-        raise MismatchError(
-            f"the plan was made with another vocabulary than that of the model given for {name}",
-            where=f"{plan.location.url}, {ref.model}",
-            expected=f"tokenizer {planned}",
-            got=f"tokenizer {tokenizer.fingerprint}",
-            hint="give the model that was planned with, or plan anew under another run name",
+def score(engine: Engine, job: Job) -> None:
+    """Score the shards of a job."""
+    name, plan = job.source.name, job.source.plan
+    total, left = (
+        sum(shard.num_tokens[name] for shard in shards)
+        for shards in (
+            job.part.mine(plan.shards) if job.part.limit is None else job.pending,
+            job.pending,
         )
-    spec = engine_spec(
-        name,
-        folder,
-        ref,
-        section,
-        vocab_size=tokenizer.vocab_size,
-        longest=int(plan.record.settings["max_tokens"]),
-        seed=run.seed,
-    )
-    settings = {
-        "engine": section.engine,
-        "dtype": spec.dtype,
-        "fp32_head": spec.fp32_head,
-        **section.sampling_settings(run.seed),
-    }
-    manifest = Manifest(
-        kind="source",
-        source=name,
-        model=ModelIdentity(
-            name=ref.model,
-            model_fingerprint=model_fingerprint(folder),
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-        ),
-        corpus_fingerprint=plan.record.corpus_fingerprint,
-        plan_fingerprint=plan.fingerprint,
-        num_shards=len(plan.shards),
-        estimator=section.estimator,
-        top_k=section.max_entries,
-        encoding=run.section("store", StoreSection).encoding(section.estimator),
-        settings=settings,
-        vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
-    )
-    return CheckedSource(name, plan, tokenizer, spec, manifest)
-
-
-def open_store(run: RunConfig, source: CheckedSource) -> StoreWriter:
-    """Create the source's store, or go on with it.
-
-    Raises:
-        MismatchError: The store there was made from something else.
-    """
-    location = open_location(run.store_url(source.name))
-    return StoreWriter.open(
-        location,
-        source.manifest,
-        source.tokenizer.vocabulary,
-        config=run.resolved(),
-        count_tokens=lambda: token_counts(source.plan, source.tokenizer),
     )
 
+    def on_scored(num_positions: int) -> None:
+        job.check()
+        progress.add(num_positions, f"{size_text(job.written)} written")
 
-def run_extract(run: RunConfig, names: Sequence[str], worker: Worker) -> list[str]:
-    """Score all sources of `names` that have pending shards.
+    queue_bytes = job.source.spec.section.queue_mib << 20
+    with Progress(name, total, unit="tok", done=total - left) as progress:
+        with Pipeline(job.source.tokenizer, plan, job.commit, queue_bytes=queue_bytes) as pipeline:
+            job.check()
+            pipeline.score(engine, job.pending, on_scored=on_scored)
+        progress.add(0, f"{size_text(job.written)} written")
+
+
+def scoring_outlook(source: CheckedSource, pending: Sequence[ShardRecord]) -> str:
+    """What a dry run says."""
+    return work_line(f"extract {source.name}", pending, source.name)
+
+
+SCORING = Stage("extract", "run-source", check_source, score, scoring_outlook, True)
+
+
+def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> list[str]:
+    """Do all sources of `names` that have pending shards, each in a child process.
 
     Args:
         run: The run file.
-        names: Sources; () means all.
-        worker: Which part of the shards.
+        names: Sources.
+        part: Which of the shards.
+        stage: What to do.
 
     Returns:
         Names of the sources that had something to do.
@@ -144,139 +77,96 @@ def run_extract(run: RunConfig, names: Sequence[str], worker: Worker) -> list[st
         LogitfuseError: A source cannot be used; nothing was written.
         SystemExit: A child failed; it has told why, its exit code is passed on.
     """
-    unknown = [name for name in names if name not in run.sources]
-    if unknown:
-        raise ConfigError(
-            "no such source", where="--source", expected=", ".join(run.sources), got=unknown[0]
-        )
     plan = Plan.open(plan_location(run))
-    sources = [check_source(run, name, plan) for name in names or run.sources]
+    sources = [stage.check(run, name, plan) for name in names]
     # Stores that are there are looked at first, so that a mismatch leaves no new one behind.
-    sources.sort(key=lambda s: not open_location(run.store_url(s.name)).exists(MANIFEST_FILE))
-    writers = {source.name: open_store(run, source) for source in sources}
-    pending = {
-        name: pending_shards(plan.shards, writer.committed(), worker)
-        for name, writer in writers.items()
-    }
-    todo = [name for name in names or run.sources if pending[name]]
+    sources.sort(key=lambda source: not source.location.exists(MANIFEST_FILE))
+    committed = {source.name: source.open_store().committed() for source in sources}
+    todo = [name for name in names if part.pending(plan.shards, committed[name])]
     del sources
     with stop_on_signals() as flag:
-        for name in todo:
-            flag.check()
-            _run_child(run, name, worker, flag)
+        run_children(run, stage.child, todo, part, flag)
     return todo
 
 
-def _run_child(run: RunConfig, name: str, worker: Worker, flag: StopFlag) -> None:
-    with tempfile.TemporaryDirectory(prefix="logitfuse-") as folder:
-        config = Path(folder) / "run.yaml"
-        config.write_text(run.resolved(), encoding="utf-8")
-        leash, hand = os.pipe()
-        try:
-            # -P: a folder called `extract` where the user stands must not be taken for ours.
-            command = [sys.executable, "-P", "-m", "extract", "run-source", str(config)]
-            command += ["--source", name, "--worker", str(worker), "--leash", str(leash)]
-            child = subprocess.Popen(
-                command,
-                pass_fds=[leash],
-                env=_QUIET | os.environ | {"PYTHONPATH": _python_path()},
-            )
-            code = _wait(child, flag, hand)
-        finally:
-            os.close(leash)
-    if code < 0 and not flag.asked:
-        raise ModelError(
-            f"the process that scores {name} was killed",
-            where=run.store_url(name),
-            got=signal.Signals(-code).name,
-            hint="memory running out is the usual cause; rerun to go on",
-        )
-    if code > 0:
-        raise SystemExit(code)
-    flag.check()
+def dry_run(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> list[str]:
+    """Check everything that can be checked without loading a model, and say what would be done.
+
+    Writes nothing.
+
+    Raises:
+        LogitfuseError: A source cannot be used, or memory would not do.
+    """
+    plan = Plan.open(plan_location(run))
+    lines = []
+    for name in names:
+        source = stage.check(run, name, plan)
+        pending = part.pending(plan.shards, source.committed())
+        lines.append(stage.outlook(source, pending))
+        if pending:
+            lines.append(f"  {check_memory(source.spec)}")
+    return lines
 
 
-def _python_path() -> str:
-    root = str(Path(__file__).resolve().parent.parent)
-    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-
-
-def _wait(child: subprocess.Popen[bytes], flag: StopFlag, hand: int) -> int:
-    """Wait for the child; let go of its leash when asked to stop or on any error."""
-    held = True
-    try:
-        while True:
-            try:
-                return child.wait(timeout=0.1)
-            except subprocess.TimeoutExpired:
-                if flag.asked and held:
-                    os.close(hand)
-                    held = False
-    finally:
-        if held:
-            os.close(hand)
-
-
-def run_source(run: RunConfig, name: str, worker: Worker, leash: int | None) -> None:
-    """Score the pending shards of one source in this process.
+def run_source(
+    run: RunConfig,
+    name: str,
+    part: Part,
+    stage: Stage = SCORING,
+    *,
+    leash: int | None = None,
+    halvings: int = 0,
+) -> None:
+    """Do the pending shards of one source in this process.
 
     Args:
         run: The run file.
         name: The source.
-        worker: Which part of the shards.
+        part: Which of the shards.
+        stage: What to do.
         leash: Descriptor of a pipe whose closing asks to stop; None for none.
+        halvings: How often vLLM's steps are to be halved, because memory ran out.
 
     Raises:
         Stopped: Asked to stop; what is committed stays.
-        LogitfuseError: The source cannot be scored.
+        LogitfuseError: The source cannot be run.
+        SystemExit: Memory ran out, and smaller steps may do.
     """
     with stop_on_signals() as flag:
         plan = Plan.open(plan_location(run))
-        source = check_source(run, name, plan)
-        writer = open_store(run, source)
-        pending = pending_shards(plan.shards, writer.committed(), worker)
+        source = stage.check(run, name, plan)
+        writer = source.open_store()
+        pending = part.pending(plan.shards, writer.committed())
         if not pending:
             return
-        _check(flag, leash)
-        start = time.monotonic()
-        engine = open_engine(source.spec)
-        seconds = time.monotonic() - start
-        section = source.spec.section
-        print(f"{name}: {section.engine} engine ready in {seconds:.1f} s", file=sys.stderr)
+        spec = halved(source.spec, halvings)
+        check_memory(spec)
+        check_leash(flag, leash)
+        log = WorkLog(run, stage.name, name, part.worker)
         try:
-            _check(flag, leash)
-            mine = [s for s in plan.shards if s.index % worker.count == worker.index]
-            total, left = (sum(s.num_tokens[name] for s in part) for part in (mine, pending))
-            with Progress(name, total, unit="tok", done=total - left) as progress:
-
-                def on_scored(num_positions: int) -> None:
-                    _check(flag, leash)
-                    progress.add(num_positions)
-
-                for shard in pending:
-                    segments = plan.segments(shard)
-                    arrays, stats = score_shard(
-                        engine, source.tokenizer, segments, on_scored=on_scored
-                    )
-                    _require_planned(shard, name, int(stats["tokens"]))
-                    _check(flag, leash)
-                    writer.write(shard, arrays, stats)
-        finally:
-            engine.close()
+            with log.session(pending, name if stage.planned_tokens else None) as session:
+                start = time.monotonic()
+                with closing(open_engine(spec)) as engine:
+                    seconds = time.monotonic() - start
+                    print(f"{name}: {engine.description} ready in {seconds:.1f} s", file=sys.stderr)
+                    stage.work(engine, Job(source, writer, part, pending, session, flag, leash))
+        except EngineMemoryError as error:
+            if halved(spec, 1) == spec:
+                raise
+            print(f"{name}: {error.what}; going on with half of that", file=sys.stderr)
+            raise SystemExit(SMALLER_STEPS) from error
 
 
-def _check(flag: StopFlag, leash: int | None) -> None:
-    if leash is not None and not flag.asked and select.select([leash], [], [], 0)[0]:
-        flag.ask(signal.SIGTERM)
-    flag.check()
+def halved(spec: EngineSpec, times: int) -> EngineSpec:
+    """The same with vLLM's steps halved so many times, as far as that goes.
 
-
-def _require_planned(shard: ShardRecord, name: str, num_tokens: int) -> None:
-    if num_tokens != shard.num_tokens[name]:
-        raise MismatchError(
-            "tokens of a shard are not those of the plan",
-            where=f"shard {shard.index}, source {name}",
-            expected=shard.num_tokens[name],
-            got=num_tokens,
-            hint="another version of the tokenizers library splits otherwise; plan anew with it",
-        )
+    The transformers engine halves its batches by itself.
+    """
+    if spec.section.engine != "vllm":
+        return spec
+    rows = spec.section.step_tokens(on_cpu=not torch.cuda.is_available())
+    fewer = max(rows >> times, min(rows, LEAST_STEP_TOKENS))
+    if fewer == rows:
+        return spec
+    section = spec.section.model_copy(update={"max_num_batched_tokens": fewer})
+    return replace(spec, section=section)

@@ -19,12 +19,14 @@ Shapes: R rows, V ids of the tokenizer, H head entries, n draws, C blocks of BLO
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from store_schema.tokenizer import EncodedSegment
+if TYPE_CHECKING:
+    from store_schema.tokenizer import EncodedSegment
 
 BLOCK = 128
 """Ids that are summed before anything is summed in float64: a draw looks for its block, then for its
@@ -48,9 +50,13 @@ def segment_uniforms(
     """
     digest = hashlib.sha256(f"{seed}:{source}:{len(segment.context_ids)}:".encode())
     digest.update(np.array(segment.input_ids, "<u4").tobytes())
-    generator = np.random.Philox(key=int.from_bytes(digest.digest()[:16], "little"))
+    return philox_uniforms(int.from_bytes(digest.digest()[:16], "little"), num_rows)
+
+
+def philox_uniforms(key: int, count: int) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1) from a counter keyed by `key`, in [0, 2^128)."""
     # The raw stream is fixed for all versions of numpy; that of Generator.random is not.
-    raw = np.asarray(generator.random_raw(num_rows), np.uint64)
+    raw = np.asarray(np.random.Philox(key=key).random_raw(count), np.uint64)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -1,62 +1,18 @@
-"""One shard: segments through an engine, rows into the arrays of the layout."""
+"""Scored segments of a shard as the arrays of the layout, and the shard's figures."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from extract.engine import Engine, ScoredSegment, scored_segment
+from extract.rows import ScoredSegment
 from store_schema.layout import Arrays
 from store_schema.plan import Segment
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.tokenizer import EncodedSegment
 
 TOKENS, NATS, BYTES = "tokens", "nats", "bytes"
-
-
-def score_shard(
-    engine: Engine,
-    tokenizer: SegmentTokenizer,
-    segments: Sequence[Segment],
-    *,
-    on_scored: Callable[[int], None],
-) -> tuple[Arrays, dict[str, float]]:
-    """Score the segments of a shard.
-
-    Args:
-        engine: The loaded model.
-        tokenizer: Of the same model.
-        segments: Of the shard, in order.
-        on_scored: Called with the positions of each segment as it is done; may raise to stop.
-
-    Returns:
-        All arrays of a source store's shard, and its figures.
-
-    Raises:
-        ModelError: The model gives NaN; names segment and position.
-        TokenizerError: A segment's tokens do not join to its text.
-    """
-    start = time.monotonic()
-    encoded = tokenizer.encode(segments)
-    scored: list[ScoredSegment | None] = [None] * len(segments)
-    for i, dense in engine.score(encoded):
-        num_positions = len(encoded[i].token_ids)
-        scored[i] = scored_segment(
-            dense,
-            num_positions,
-            vocab_size=tokenizer.vocab_size,
-            where=f"segment {segments[i].segment_id}, source {tokenizer.name}",
-        )
-        on_scored(num_positions)
-    rows = [row for row in scored if row is not None]
-    arrays = shard_arrays(segments, encoded, rows)
-    stats = shard_stats(segments, encoded, rows)
-    seconds = time.monotonic() - start
-    stats["seconds"] = seconds
-    stats["tokens_per_s"] = stats[TOKENS] / seconds
-    return arrays, stats
 
 
 def shard_arrays(
@@ -77,6 +33,10 @@ def shard_arrays(
         "entry_logprobs": np.concatenate([part.entry_logprobs for part in scored]),
         "tail_mass": np.concatenate([part.tail_mass for part in scored]),
         "label_logprobs": np.concatenate([part.label_logprobs for part in scored]),
+        **{
+            name: np.concatenate([part.extras[name] for part in scored])
+            for name in scored[0].extras
+        },
     }
 
 
@@ -84,10 +44,17 @@ def shard_stats(
     segments: Sequence[Segment],
     encoded: Sequence[EncodedSegment],
     scored: Sequence[ScoredSegment],
+    seconds: float,
 ) -> dict[str, float]:
     """Figures of a shard: in all, and nats and the bytes they cover as "nats/<domain>".
 
     A first token with nothing before it has no probability: its bytes are not in `bytes`.
+
+    Args:
+        segments: Of the shard.
+        encoded: The same as the model read them.
+        scored: Their rows.
+        seconds: That scoring took.
     """
     stats: Counter[str] = Counter()
     for segment, part, row in zip(segments, encoded, scored, strict=True):
@@ -101,4 +68,4 @@ def shard_stats(
         for name, value in figures.items():
             stats[name] += value  # type: ignore[assignment]
             stats[f"{name}/{segment.domain}"] += value  # type: ignore[assignment]
-    return dict(stats)
+    return {**stats, "seconds": seconds, "tokens_per_s": stats[TOKENS] / max(seconds, 1e-9)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from extract.corpus import CorpusRecord
 from extract.planning import plan_location
+from launch.quantities import size_text
 from store_schema.config import RunConfig
 from store_schema.location import open_location
 from store_schema.plan import Plan, PlanRecord
@@ -38,15 +39,6 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return str(value)
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.3g} TB"
 
 
 def corpus_report(record: CorpusRecord) -> str:
@@ -103,7 +95,9 @@ def _costs(record: PlanRecord, entries: int, tokens_per_s: float) -> str:
         positions = sum(shard.num_tokens[name] for shard in record.shards)
         read = positions + context.get(name, 0)
         num_bytes = positions * (POSITION_BYTES + ENTRY_BYTES * entries)
-        costs.append([name, positions, read, size(num_bytes), f"{read / tokens_per_s / 3600:.3g}"])
+        costs.append(
+            [name, positions, read, size_text(num_bytes), f"{read / tokens_per_s / 3600:.3g}"]
+        )
     return "\n".join(
         [
             table(["source", "positions", "tokens read", "on disk, at most", "hours"], costs),
@@ -179,7 +173,7 @@ def source_report(sources: Sequence[SourceFigures]) -> str:
             source.tokens,
             round(source.tokens_per_s),
             f"{source.tail_mass:.4f}",
-            size(source.size_bytes),
+            size_text(source.size_bytes),
             f"{source.size_bytes / max(source.tokens, 1):.1f}",
         ]
         for source in sources

@@ -1,36 +1,57 @@
 """Scoring with a plain transformers forward: any architecture, any device, no server.
 
-The base model runs on a padded batch; its hidden states of all real rows are gathered, and the
-output head, log-sum-exp and top-k (or draws) run over a few hundred of them at a time, so that
-logits [R, V] of a whole batch never exist. Models that change their logits after the head (a scale,
-a soft cap) are noticed by a probe and run with the model's own logits instead.
+The base model runs on a padded batch; the output head runs over `head_rows` of its real rows at a
+time, and what is kept of their logits is found in one reading (`extract.logit_rows`), so that logits
+[R, V] of a whole batch never exist. Models that change their logits after the head (a scale, a soft
+cap) are noticed by a probe and run with the model's own logits instead.
 
-Shapes: B batch, T tokens of the longest input, H hidden, R gathered rows, V vocabulary, K entries.
+On a GPU nothing is waited for but finished results: those of a batch come to the CPU in one copy
+while the next batch is computed. When memory runs out, the batch is done again in smaller pieces.
+
+Shapes: B batch, T tokens of the longest input, H hidden, R rows, V vocabulary, K entries.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
-from extract.engine import LOAD_ERRORS, DenseRows, EngineSpec, first_known
+from extract.engine import (
+    LOAD_ERRORS,
+    Answer,
+    DenseRows,
+    EngineMemoryError,
+    EngineSpec,
+    Prompt,
+    first_known,
+)
+from extract.head import OutputHead
+from extract.logit_rows import best, row_sums
+from extract.memory import LEAST_ROWS, changes_logits, is_out_of_memory
 from extract.sampling import sampled_rows, segment_uniforms, systematic_points
+from extract.scored_batch import KeptRows, ScoredBatch
 from store_schema.errors import ConfigError, ModelError
-from store_schema.tokenizer import EncodedSegment
+
+if TYPE_CHECKING:
+    from extract.ending import AnswerRules
+    from store_schema.tokenizer import EncodedSegment
 
 logger = logging.getLogger(__name__)
 
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 1e-5
 """Relative to the largest logit, in the model's own type: the same matrix product, so the same."""
-
-Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""ids [R, K] int64, logprobs [R, K] float32, label_logprobs [R] float32."""
+BATCHES_AHEAD = 1
+"""Batches that a GPU is given before the results of an earlier one are waited for."""
 
 
 class TransformersEngine:
@@ -41,126 +62,182 @@ class TransformersEngine:
 
         Raises:
             ModelError: It does not load.
+            EngineMemoryError: There is no room for it.
             ConfigError: No such device or dtype.
         """
         if spec.section.threads is not None:
             torch.set_num_threads(spec.section.threads)
         self._spec = spec
         self._device = _device(spec.section.device)
-        self._model = _load(spec).to(self._device).eval()
-        self._head: torch.nn.Module | None = None
-        self._weight: torch.Tensor | None = None
-        self._bias: torch.Tensor | None = None
+        self._model = _load(spec, self._device)
+        self._head: OutputHead | None = None
         self._probed = False
+        self._pieces = Pieces(
+            spec.section.batch_tokens,
+            spec.section.logit_rows(on_cpu=self._device.type == "cpu"),
+        )
+        self._space_V = _space_mask(spec, self._device)
+
+    @property
+    def description(self) -> str:
+        """See `Engine.description`."""
+        return f"transformers engine ({self._device})"
 
     def close(self) -> None:
         """See `Engine.close`."""
-        del self._model, self._head, self._weight, self._bias
+        del self._model, self._head, self._space_V
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def score(self, segments: Sequence[EncodedSegment]) -> Iterator[tuple[int, DenseRows]]:
         """See `Engine.score`."""
-        for batch in batches([s.input_ids for s in segments], self._spec.section.batch_tokens):
-            if not self._probed:
-                self._probe(segments[batch[0]].input_ids[:PROBE_TOKENS])
-            yield from zip(batch, self._score_batch([segments[i] for i in batch]), strict=True)
+        inputs = [Input.of(segment) for segment in segments]
+        order = longest_first([len(found.ids) for found in inputs])
+        under_way: deque[ScoredBatch] = deque()
+        ahead = BATCHES_AHEAD if self._device.type == "cuda" else 0
+        while order:
+            batch = order[: max(self._pieces.batch_tokens // len(inputs[order[0]].ids), 1)]
+            scored = self._score_batch(batch, [inputs[i] for i in batch])
+            if scored is None:
+                continue  # memory ran out; pieces are smaller
+            order = order[len(batch) :]
+            under_way.append(scored)
+            if len(under_way) > ahead:
+                yield from under_way.popleft().rows()
+        for scored in under_way:
+            yield from scored.rows()
 
-    def _score_batch(self, segments: Sequence[EncodedSegment]) -> list[DenseRows]:
-        inputs = [segment.input_ids for segment in segments]
-        T = max(map(len, inputs))
-        ids_BT = torch.tensor([ids + [0] * (T - len(ids)) for ids in inputs], device=self._device)
-        lengths = torch.tensor([len(ids) for ids in inputs], device=self._device)
-        # Rows that predict: logits at i - 1 belong to token i. Padding stands behind, out of sight.
-        contexts = torch.tensor(
-            [len(s.context_ids) + first_known(s) for s in segments], device=self._device
-        )
-        place_T = torch.arange(T - 1, device=self._device) + 1
-        wanted_BT = (place_T >= contexts[:, None]) & (place_T < lengths[:, None])
-        mask_BT = (torch.arange(T, device=self._device) < lengths[:, None]).long()
-        labels_R = ids_BT[:, 1:][wanted_BT]
-        if self._head is None:
-            output = self._model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-            states = output.logits[:, :-1][wanted_BT]
-        else:
-            output = self._model.base_model(
-                input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
-            )
-            states = output.last_hidden_state[:, :-1][wanted_BT]
-        counts = wanted_BT.sum(dim=1).tolist()
-        found = self._rows(states, labels_R, self._uniforms(segments, counts))
-        ids, logprobs, labels = (part.numpy() for part in found)
-        stops = np.cumsum(counts).tolist()
-        rows = [slice(stop - count, stop) for count, stop in zip(counts, stops, strict=True)]
-        sampled = self._spec.section.estimator == "sampled"
-        return [DenseRows(ids[part], logprobs[part], labels[part], sampled) for part in rows]
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[Prompt], rules: AnswerRules) -> Iterator[tuple[int, Answer]]:
+        """See `Engine.answer`."""
+        from extract.transformers_generation import LoadedModel, transformers_answers
 
-    def _uniforms(self, segments: Sequence[EncodedSegment], counts: list[int]) -> torch.Tensor:
-        """[R] the number of each row that places its draws; rows are gathered segment by segment."""
-        if self._spec.section.estimator == "topk":
-            return torch.empty(0)
-        seed, source = self._spec.seed, self._spec.source
-        parts = [
-            segment_uniforms(segment, count, seed=seed, source=source)
-            for segment, count in zip(segments, counts, strict=True)
-        ]
-        return torch.from_numpy(np.concatenate(parts))
+        if prompts and not self._probed:
+            self._probe(prompts[0].input_ids[:PROBE_TOKENS])
+        head = None if self._head is None else self._head.logits
+        kept = partial(self._kept, uniforms_R=torch.empty(0))
+        loaded = LoadedModel(self._model, head, self._device, kept)
+        yield from transformers_answers(loaded, self._spec, prompts, rules)
 
-    def _rows(self, states: torch.Tensor, labels_R: torch.Tensor, uniforms_R: torch.Tensor) -> Rows:
-        """Entries and labels of gathered rows, `head_rows` of logits at a time.
+    def _score_batch(self, batch: Sequence[int], inputs: Sequence[Input]) -> ScoredBatch | None:
+        """Rows of a batch, on a GPU still being computed; None when memory ran out.
 
         Args:
-            states: [R, H] hidden states, or [R, V] logits where there is no head to run.
-            labels_R: [R] int64.
-            uniforms_R: [R] float64 in [0, 1); empty for topk.
+            batch: Indices of the segments.
+            inputs: The segments.
         """
-        K = self._spec.section.max_entries
-        found: list[Rows] = []
-        size = self._spec.section.head_rows
-        for start in range(0, len(labels_R), size):
-            part, labels = states[start : start + size], labels_R[start : start + size]
-            logits_RV = (part if self._head is None else self._logits(part)).float()
-            total_R = torch.logsumexp(logits_RV, dim=-1)
-            label_R = logits_RV.gather(1, labels[:, None])[:, 0] - total_R
-            entries = self._entries(logits_RV, total_R, uniforms_R[start : start + size])
-            found.append((*entries, label_R.cpu()))
-        if not found:
-            return (
-                torch.empty(0, K, dtype=torch.int64),
-                torch.empty(0, K),
-                torch.empty(0),
+        counts = [found.num_rows for found in inputs]
+        longest = max(len(found.ids) for found in inputs)
+        in_head = False
+        try:
+            states = self._states(inputs, longest) if sum(counts) else torch.empty(0)
+            in_head = True
+            kept = self._kept_rows(states, inputs, longest)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            if self._pieces.shrunk:
+                logger.warning("%s: memory ran out; %s", self._spec.source, self._pieces.told())
+            sampled = self._spec.section.estimator == "sampled"
+            return ScoredBatch(batch, counts, kept, sampled)
+        # Here nothing holds the error any more, whose frames held the batch.
+        self._free_memory()
+        if not self._pieces.shrink(in_head, len(batch), longest, sum(counts)):
+            raise EngineMemoryError(
+                f"memory ran out on one segment of {longest:,} tokens",
+                where=f"source {self._spec.source}",
+                got=f"{self._pieces.head_rows:,} rows of logits at a time",
+                hint="cut shorter segments (plan.max_tokens), load a smaller dtype, or take a "
+                "device with more memory",
             )
-        ids, logprobs, label_logprobs = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return ids, logprobs, label_logprobs
+        return None
 
-    def _entries(
-        self, logits_RV: torch.Tensor, total_R: torch.Tensor, uniforms_R: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _states(self, inputs: Sequence[Input], T: int) -> torch.Tensor:
+        """[B * T, H] last hidden states of all inputs, or [B * T, V] the model's own logits.
+
+        No mask: padding stands behind what is read, out of sight of a causal model, and without a
+        mask attention takes its fastest path.
+        """
+        if not self._probed:
+            self._probe(inputs[0].ids[:PROBE_TOKENS].tolist())
+        padded = np.zeros((len(inputs), T), np.int64)
+        for row, found in zip(padded, inputs, strict=True):
+            row[: len(found.ids)] = found.ids
+        ids_BT = _sent(padded, self._device)
+        if self._head is None:
+            logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
+            return logits.flatten(0, 1)
+        output = self._model.base_model(input_ids=ids_BT, use_cache=False)
+        states: torch.Tensor = output.last_hidden_state
+        return states.flatten(0, 1)
+
+    def _kept_rows(self, states: torch.Tensor, inputs: Sequence[Input], T: int) -> KeptRows:
+        """What is kept of the rows of a batch, segment after segment, `head_rows` at a time.
+
+        The only shift: the state at input i - 1 says what stands at input i.
+        """
+        if not any(found.num_rows for found in inputs):
+            return KeptRows.none(self._spec.section.max_entries, self._spec.section.extras)
+        places = [
+            np.arange(found.first - 1, len(found.ids) - 1) + i * T for i, found in enumerate(inputs)
+        ]
+        place_R = _sent(np.concatenate(places), self._device)
+        labels = [found.ids[found.first :] for found in inputs]
+        label_R = _sent(np.concatenate(labels), self._device)
+        uniform_R = torch.from_numpy(np.concatenate([self._uniforms(found) for found in inputs]))
+        size = self._pieces.head_rows
+        parts = []
+        for start in range(0, len(place_R), size):
+            part = slice(start, start + size)
+            rows = states.index_select(0, place_R[part])
+            logits_RV = rows.float() if self._head is None else self._head.logits(rows)
+            parts.append(self._kept(logits_RV, label_R[part], uniform_R[part]))
+        return KeptRows.joined(parts)
+
+    def _kept(
+        self, logits_RV: torch.Tensor, labels_R: torch.Tensor, uniforms_R: torch.Tensor
+    ) -> KeptRows:
         section = self._spec.section
+        sums = row_sums(logits_RV, with_entropy="entropy" in section.extras, marked_V=self._space_V)
+        total_R1 = sums.log_total_R[:, None]
+        label_R1 = logits_RV.gather(1, labels_R[:, None]) - total_R1
+        extras = {"entropy": sums.entropy_R, "space_mass": sums.marked_R}
         if section.estimator == "sampled":
-            return sampled_rows(
+            ids_RK, logprobs_RK = sampled_rows(
                 logits_RV[:, : self._spec.vocab_size],
                 systematic_points(uniforms_R, section.draws),
                 head=section.sampled_head,
             )
-        top = torch.topk(logits_RV, section.top_k, dim=-1)
-        return top.indices.cpu(), (top.values - total_R[:, None]).cpu()
+        else:
+            values_RK, ids_RK = best(logits_RV, sums.peaks_RC, section.top_k)
+            logprobs_RK = values_RK - total_R1
+        return KeptRows(
+            ids_RK.int(),
+            logprobs_RK.float(),
+            label_R1[:, 0].float(),
+            {name: found.float() for name, found in extras.items() if found is not None},
+        )
 
-    def _logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        if self._weight is not None:
-            return F.linear(hidden_RH.float(), self._weight, self._bias)
-        if self._head is None:
-            raise TypeError("an engine without a weight of its own has the model's head")
-        logits: torch.Tensor = self._head(hidden_RH)
-        return logits
+    def _uniforms(self, found: Input) -> npt.NDArray[np.float64]:
+        """[R] the number of each row that places its draws; none for the best."""
+        if self._spec.section.estimator == "topk":
+            return np.empty(0)
+        return segment_uniforms(
+            found.segment, found.num_rows, seed=self._spec.seed, source=self._spec.source
+        )
 
-    def _probe(self, input_ids: list[int]) -> None:
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _probe(self, input_ids: Sequence[int]) -> None:
         """Find out, on the first real text, whether the output head alone gives the logits."""
-        self._probed = True
-        head = self._model.get_output_embeddings()
+        layer = self._model.get_output_embeddings()
         base = self._model.base_model
-        ids_BT = torch.tensor([input_ids], device=self._device)
+        ids_BT = torch.tensor([list(input_ids)], device=self._device)
         logits = self._model(input_ids=ids_BT, use_cache=False).logits
         if logits.shape[-1] != self._spec.model_vocab_size:
             raise ModelError(
@@ -169,35 +246,112 @@ class TransformersEngine:
                 expected=self._spec.model_vocab_size,
                 got=logits.shape[-1],
             )
-        if head is None or base is self._model or _changes_logits(self._model.config):
+        self._probed = True
+        config = self._model.config.get_text_config()
+        if layer is None or base is self._model or changes_logits(vars(config)):
             logger.info("logits taken from the model itself: its head cannot be run alone")
             return
-        alone = head(base(input_ids=ids_BT, use_cache=False).last_hidden_state)
+        alone = layer(base(input_ids=ids_BT, use_cache=False).last_hidden_state)
         error = (alone.float() - logits.float()).abs().max()
         if not error <= PROBE_TOLERANCE * logits.float().abs().max():
             logger.info("logits taken from the model itself: it changes what its head gives")
             return
-        self._head = head
-        if self._spec.fp32_head and isinstance(head, torch.nn.Linear):
-            self._weight = head.weight.float()
-            self._bias = None if head.bias is None else head.bias.float()
+        self._head = OutputHead(layer, fp32=self._spec.fp32_head)
 
 
-def _changes_logits(config: Any) -> bool:
-    """Whether a config names a scale or cap of the logits: near 0 a cap is too small to measure."""
-    text = config.get_text_config()
-    names = ("final_logit_softcapping", "logit_softcapping", "logit_scale", "logits_scaling")
-    return any(getattr(text, name, None) not in (None, 1, 1.0) for name in names)
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A segment as the model is fed it.
+
+    Args:
+        segment: Context and text.
+        ids: [T] int64 tokens of both.
+        first: The first token with a row: it is the text's and has something before it.
+    """
+
+    segment: EncodedSegment
+    ids: npt.NDArray[np.int64]
+    first: int
+
+    @classmethod
+    def of(cls, segment: EncodedSegment) -> Self:
+        """Lay out a segment."""
+        ids = np.concatenate([np.array(segment.context_ids, np.int64), segment.token_ids])
+        return cls(segment, ids.astype(np.int64), len(segment.context_ids) + first_known(segment))
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.ids) - self.first
 
 
-def batches(inputs: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of inputs in batches of like length, longest first, padding within `batch_tokens`."""
-    order = sorted(range(len(inputs)), key=lambda i: (-len(inputs[i]), i))
-    start = 0
-    while start < len(order):
-        size = max(batch_tokens // len(inputs[order[start]]), 1)
-        yield order[start : start + size]
-        start += size
+@dataclass(slots=True)
+class Pieces:
+    """How much is computed at a time; halved whenever memory runs out.
+
+    Args:
+        batch_tokens: Of one forward pass, padding included; one segment at least.
+        head_rows: Rows of logits.
+        shrunk: Whether it was halved since it was last told.
+    """
+
+    batch_tokens: int
+    head_rows: int
+    shrunk: bool = False
+
+    def shrink(self, in_head: bool, num_segments: int, longest: int, num_rows: int) -> bool:
+        """Halve what ran out: rows of logits, or, if they are few or it was not them, the batch.
+
+        Args:
+            in_head: Whether memory ran out behind the forward pass.
+            num_segments: Of the batch.
+            longest: Tokens of its longest segment.
+            num_rows: Rows of the batch.
+
+        Returns:
+            Whether there was anything left to halve.
+        """
+        rows = min(self.head_rows, num_rows)
+        if in_head and rows > LEAST_ROWS:
+            self.head_rows = max(rows // 2, LEAST_ROWS)
+        elif num_segments > 1:
+            self.batch_tokens = num_segments * longest // 2
+        else:
+            return False
+        self.shrunk = True
+        return True
+
+    def told(self) -> str:
+        """For people, what is computed at a time from here on."""
+        self.shrunk = False
+        return (
+            f"going on with extract.batch_tokens {self.batch_tokens:,} "
+            f"and extract.head_rows {self.head_rows:,}"
+        )
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Indices by falling length: batches hold like lengths, and the largest comes first."""
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """On the device, in turn with its work: a plain copy would wait until all of it is done."""
+    tensor = torch.from_numpy(numbers)
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _space_mask(spec: EngineSpec, device: torch.device) -> torch.Tensor | None:
+    """[V] 1 for ids that begin with white space, 0 for others and for padding ids."""
+    if "space_mass" not in spec.section.extras:
+        return None
+    if spec.space_ids is None:
+        raise ValueError("space_mass without space_ids")
+    mask_V = torch.zeros(spec.model_vocab_size)
+    mask_V[: len(spec.space_ids)] = torch.from_numpy(spec.space_ids).float()
+    return mask_V.to(device)
 
 
 def _device(name: str) -> torch.device:
@@ -207,7 +361,7 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
-def _load(spec: EngineSpec) -> Any:
+def _load(spec: EngineSpec, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -222,8 +376,10 @@ def _load(spec: EngineSpec) -> Any:
             trust_remote_code=spec.ref.trust_remote_code,
             output_loading_info=True,
         )
-    except LOAD_ERRORS as error:
-        raise ModelError(
+        model = model.to(device).eval()
+    except (*LOAD_ERRORS, MemoryError) as error:
+        kind = EngineMemoryError if is_out_of_memory(error) else ModelError
+        raise kind(
             "model cannot be loaded",
             where=spec.folder,
             got=f"{type(error).__name__}: {str(error)[:200]}",

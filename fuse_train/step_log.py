@@ -2,8 +2,9 @@
 
 Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the CLM control):
 
-    {"step": 12, "loss": ..., "clm": ..., "fusion": ..., "feedback": ..., "pool": ...,
-     "uncovered": share of rows no source covers, "lr": ..., "tokens_per_s": ..., "grad_norm": ...,
+    {"step": 12, "num_steps": of the whole run, "loss": ..., "clm": ..., "fusion": ...,
+     "feedback": ..., "pool": ..., "uncovered": share of rows no source covers, "lr": ...,
+     "tokens_per_s": ..., "seconds": of this step without evaluation, "grad_norm": ...,
      "weights": {source: mean weight}, "weights_by_domain": {domain: {source: mean weight}},
      "valid_bpb": {domain: bits per byte}}
 

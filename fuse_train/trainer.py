@@ -153,6 +153,7 @@ class TrainingLoop:
                 stopping = self._any(stop.asked)
                 if stopping or done == total or done % section.checkpoint_every == 0:
                     self._save()
+                    stop.progressed = True
                 if stopping and done < total:
                     batches_of_steps.close()
                     self._accelerator.wait_for_everyone()
@@ -190,10 +191,13 @@ class TrainingLoop:
         set_rate(self._optimizer, factor)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        line = {"step": step + 1} | self._figures(sums, totals)
+        line = {"step": step + 1, "num_steps": self.inputs.num_steps}
+        line |= self._figures(sums, totals)
+        seconds = time.monotonic() - started
         return line | {
             "lr": section.lr * factor,
-            "tokens_per_s": totals.labels / (time.monotonic() - started),
+            "tokens_per_s": totals.labels / seconds,
+            "seconds": seconds,
             "grad_norm": float(norm),
         }
 

@@ -1,1 +1,1 @@
-"""How work is run: whose shards, progress where people wait, signals, command lines, costs."""
+"""How work is run: whose shards, progress, signals, command lines, work logs, status, Slurm."""

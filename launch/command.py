@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 
 import click
 
+from launch.work import Part, chosen_sources, parse_shards, parse_worker
 from store_schema.config import RunConfig, load_run
-from store_schema.errors import LogitfuseError, StorageError
+from store_schema.errors import ConfigError, LogitfuseError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,16 @@ class StageGroup(click.Group):
 
 
 def run_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds the run file argument and --set; the command receives `run`, a checked RunConfig."""
+    """Adds the run file and --set; the command receives `run`, a checked RunConfig."""
 
-    @click.argument("config", type=click.Path(dir_okay=False))
+    @click.argument("config", metavar="CONFIG", required=False, type=click.Path(dir_okay=False))
+    @click.option(
+        "--config",
+        "config_option",
+        metavar="PATH",
+        type=click.Path(dir_okay=False),
+        help="Another way to give CONFIG, the run file.",
+    )
     @click.option(
         "--set",
         "overrides",
@@ -43,11 +51,72 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
         metavar="KEY=VALUE",
         help="Put a value over the run file, e.g. --set train.lr=2e-5.",
     )
-    def command(config: str, overrides: tuple[str, ...], **options: Any) -> None:
+    def command(
+        config: str | None, config_option: str | None, overrides: tuple[str, ...], **options: Any
+    ) -> None:
         set_up_logging()
-        run = load_run(config, overrides)
-        function(run=run, **options)
+        function(run=load_run(_one_run_file(config, config_option), overrides), **options)
 
+    return _with_options_of(command, function)
+
+
+def _one_run_file(argument: str | None, option: str | None) -> str:
+    given = [path for path in (argument, option) if path is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            "two run files given" if given else "no run file given",
+            where="command line",
+            expected="one, as CONFIG or as --config PATH",
+            got=", ".join(given) or None,
+        )
+    return given[0]
+
+
+SOURCE_OPTION = click.option(
+    "--source", "names", multiple=True, metavar="NAME", help="Only this source (may be repeated)."
+)
+
+
+def work_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Adds --source, --worker, --shards, --limit and --dry-run; stands below `run_options`.
+
+    The command receives `sources`, those asked for or all of the run, `part`, which of their shards
+    this process does, and `dry_run`.
+    """
+
+    @SOURCE_OPTION
+    @click.option(
+        "--worker",
+        metavar="I/N",
+        help="Every N-th shard, from shard I (from 0) on. Default: as Slurm's array task or an "
+        "indexed job says, else all.",
+    )
+    @click.option("--shards", metavar="A-B", help="Only these shards, such as 3-7 or 0-2,9.")
+    @click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="At most N shards of each source in this run.",
+    )
+    @click.option("--dry-run", is_flag=True, help="Only check, and say what would be done.")
+    def command(
+        run: RunConfig,
+        names: tuple[str, ...],
+        worker: str | None,
+        shards: str | None,
+        limit: int | None,
+        **options: Any,
+    ) -> None:
+        part = Part(parse_worker(worker), None if shards is None else parse_shards(shards), limit)
+        function(run=run, sources=chosen_sources(run, names), part=part, **options)
+
+    return _with_options_of(command, function)
+
+
+def _with_options_of(
+    command: Callable[..., None], function: Callable[..., None]
+) -> Callable[..., None]:
+    """`command` under the name of `function`, with the options of both."""
     command.__name__ = function.__name__
     command.__doc__ = function.__doc__
     command.__click_params__ = [  # type: ignore[attr-defined]

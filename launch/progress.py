@@ -9,6 +9,8 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
+from launch.quantities import duration_text
+
 LOG_INTERVAL_S = 10.0
 
 
@@ -39,11 +41,14 @@ class Progress:
             )
 
     def add(self, units: int, note: str = "") -> None:
-        """Count `units` more; `note` is shown behind the figures."""
+        """Count `units` more; `note`, such as bytes written, stands behind the figures until the next.
+
+        A count of 0 only changes the note.
+        """
         self._done += units
-        self._note = note
+        self._note = note or self._note
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(units)
         elif time.monotonic() - self._last >= LOG_INTERVAL_S:
             self._write_line()
@@ -51,10 +56,11 @@ class Progress:
     def _write_line(self) -> None:
         self._last = time.monotonic()
         rate = self.rate
-        left = (self._total - self._done) / rate if rate > 0 else float("nan")
+        left = (self._total - self._done) / rate if rate > 0 else 0.0
         text = f"{self._label}: {self._done:,}/{self._total:,} {self._unit}"
-        text += f", {rate:,.0f} {self._unit}/s, {left:,.0f} s left" if rate > 0 else ""
-        print(f"{text} {self._note}".rstrip(), file=self._stream, flush=True)
+        text += f", {rate:,.0f} {self._unit}/s, {duration_text(left)} left" if rate > 0 else ""
+        text += f", {self._note}" if self._note else ""
+        print(text, file=self._stream, flush=True)
 
     @property
     def rate(self) -> float:

@@ -12,23 +12,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from store_schema.errors import Stopped
+from store_schema.errors import Stopped, StoppedMidway
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopFlag:
-    """Remembers that a stop was asked for."""
+    """Remembers that a stop was asked for, and whether anything was finished before.
+
+    A stage sets `progressed` once it has committed a shard or saved a checkpoint: the stop then ends
+    in exit code 75 (run again), so that a job script may requeue itself and yet not go on for ever
+    where nothing gets done.
+    """
 
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
+        self.progressed = False
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
-        """Signal handler. A second signal ends the process the usual way."""
-        if self._signal is not None:
+        """Signal handler. A second SIGINT ends the process the usual way: a person insists.
+
+        Schedulers repeat SIGTERM (to the process, and by way of its shell) and send SIGKILL when
+        they mean it.
+        """
+        if self._signal is not None and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self._signal = signal.Signals(number)
+        self._signal = self._signal or signal.Signals(number)
 
     @property
     def asked(self) -> bool:
@@ -36,9 +46,10 @@ class StopFlag:
         return self._signal is not None
 
     def check(self) -> None:
-        """Raise Stopped if a stop was asked for."""
+        """Raise Stopped if a stop was asked for, StoppedMidway if something was finished before."""
         if self._signal is not None:
-            raise Stopped(
+            kind = StoppedMidway if self.progressed else Stopped
+            raise kind(
                 f"stopped by {self._signal.name}, what is finished is kept",
                 hint="rerun the same command to go on",
             )

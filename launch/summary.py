@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import resource
 import time
 from pathlib import Path
 from typing import Any
 
+from launch.json_lines import append_line, read_lines
 from store_schema.config import RunConfig
 from store_schema.errors import StorageError
 
@@ -44,11 +43,7 @@ def append_summary(run: RunConfig, stage: str, seconds: float, figures: dict[str
     } | figures
     path = logs_folder(run) / f"{stage}.jsonl"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                file.write(b"\n")  # a kill cut the line before: let it spoil itself alone
-            file.write(json.dumps(line).encode() + b"\n")
+        append_line(path, line)
     except OSError as error:
         raise StorageError("log cannot be written", where=path, got=error.strerror) from error
 
@@ -57,10 +52,7 @@ def read_summaries(run: RunConfig) -> dict[str, list[dict[str, Any]]]:
     """All lines by stage, oldest first. Lines that a kill cut are left out with a warning."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(logs_folder(run).glob("*.jsonl")):
-        found[path.stem] = []
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            try:
-                found[path.stem].append(dict(json.loads(line)))
-            except (ValueError, TypeError):
-                logger.warning("%s, line %d is cut, left out", path, number)
+        found[path.stem], cut = read_lines(path)
+        for number in cut:
+            logger.warning("%s, line %d is cut, left out", path, number)
     return found

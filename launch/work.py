@@ -6,9 +6,19 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from store_schema.errors import ConfigError
-from store_schema.plan import ShardRecord
+
+if TYPE_CHECKING:  # the command line is answered before the plan's packages are loaded
+    from store_schema.config import RunConfig
+    from store_schema.plan import ShardRecord
+
+Ranges = tuple[tuple[int, int], ...]
+"""Shards as inclusive ranges, sorted, apart from one another."""
+
+SHOWN_RANGES = 10
+"""How many are spelt out where people read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,25 +32,134 @@ class Worker:
         return f"{self.index}/{self.count}"
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a stage's shards this process does.
+
+    Args:
+        worker: Takes every count-th shard of the plan, from its index on.
+        shards: Only these; None: all.
+        limit: At most this many in this run, of each source; None: no limit.
+    """
+
+    worker: Worker = Worker()
+    shards: Ranges | None = None
+    limit: int | None = None
+
+    def mine(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
+        """Shards of the plan that are this part's, finished or not, whatever the limit.
+
+        Raises:
+            ConfigError: A shard was named that the plan does not have.
+        """
+        shards = list(shards)
+        self._require_planned(len(shards))
+        return [
+            shard
+            for shard in shards
+            if shard.index % self.worker.count == self.worker.index and self._names(shard.index)
+        ]
+
+    def pending(
+        self, shards: Iterable[ShardRecord], committed: Collection[int]
+    ) -> list[ShardRecord]:
+        """Shards that this process still has to do.
+
+        The deal does not depend on what is committed, so workers that start at different moments
+        never choose the same shard; a changed worker count deals anew over what is left.
+
+        Args:
+            shards: All of the plan.
+            committed: Those that are finished.
+
+        Raises:
+            ConfigError: A shard was named that the plan does not have.
+        """
+        return [s for s in self.mine(shards) if s.index not in committed][: self.limit]
+
+    def arguments(self) -> list[str]:
+        """This part as command line options; the worker is always said."""
+        words = ["--worker", str(self.worker)]
+        if self.shards is not None:
+            words += ["--shards", range_text(self.shards)]
+        if self.limit is not None:
+            words += ["--limit", str(self.limit)]
+        return words
+
+    def _names(self, shard: int) -> bool:
+        return self.shards is None or any(first <= shard <= last for first, last in self.shards)
+
+    def _require_planned(self, num_shards: int) -> None:
+        if self.shards and self.shards[-1][1] >= num_shards:
+            raise ConfigError(
+                "the plan has no such shard",
+                where="--shards",
+                expected=f"at most {num_shards - 1}, the last shard" if num_shards else "no shard",
+                got=range_text(self.shards),
+            )
+
+
+def parse_shards(text: str) -> Ranges:
+    """Ranges from "3-7", "3" or "0-2,9", in any order.
+
+    Raises:
+        ConfigError: Written otherwise.
+    """
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise ConfigError(
+                "shards refused", where="--shards", expected="such as 3-7 or 0-2,9", got=text
+            )
+        found.append((first, last))
+    return _joined(found)
+
+
+def shard_ranges(shards: Iterable[int]) -> Ranges:
+    """Shards as ranges."""
+    return _joined((shard, shard) for shard in shards)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def range_text(ranges: Ranges) -> str:
+    """Ranges as `parse_shards` reads them."""
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+def some_shards(shards: Iterable[int]) -> str:
+    """Shards for people: their ranges, but not more than fit a line."""
+    ranges = shard_ranges(shards)
+    return range_text(ranges[:SHOWN_RANGES]) + (",..." if len(ranges) > SHOWN_RANGES else "")
+
+
 def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) -> Worker:
     """The worker that this process is.
 
     Args:
         text: "i/n" from the command line, i from 0; None asks the scheduler's variables.
-        environment: SLURM_ARRAY_TASK_ID with SLURM_ARRAY_TASK_COUNT (and _MIN), or
-            JOB_COMPLETION_INDEX with JOB_COMPLETION_COUNT.
+        environment: SLURM_ARRAY_TASK_ID with _COUNT, _MIN, _MAX and _STEP, or JOB_COMPLETION_INDEX
+            with JOB_COMPLETION_COUNT.
 
     Raises:
-        ConfigError: Not "i/n" with 0 <= i < n.
+        ConfigError: Not "i/n" with 0 <= i < n, or variables that do not tell which worker it is.
     """
     if text is None:
         if "SLURM_ARRAY_TASK_ID" in environment:
-            text = _array_task(environment)
-        elif "JOB_COMPLETION_INDEX" in environment:
-            count = environment.get("JOB_COMPLETION_COUNT", "1")
-            text = f"{environment['JOB_COMPLETION_INDEX']}/{count}"
-        else:
-            return Worker()
+            return _array_task(environment)
+        if "JOB_COMPLETION_INDEX" in environment:
+            return _indexed_job(environment)
+        return Worker()
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or int(match[1]) >= int(match[2]):
         raise ConfigError(
@@ -49,33 +168,73 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
     return Worker(int(match[1]), int(match[2]))
 
 
-def _array_task(environment: Mapping[str, str]) -> str:
-    """Slurm's array task as "i/n"; arrays may begin at any number."""
-    first = environment.get("SLURM_ARRAY_TASK_MIN", "0")
-    index, count = (
-        environment["SLURM_ARRAY_TASK_ID"],
-        environment.get("SLURM_ARRAY_TASK_COUNT", "1"),
+def _array_task(environment: Mapping[str, str]) -> Worker:
+    """Slurm's array task; arrays may begin at any number and go in steps, but not have gaps."""
+    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+    given = {name: environment.get(f"SLURM_ARRAY_TASK_{name}") for name in names}
+    shown = ", ".join(f"{name} {text}" for name, text in given.items() if text is not None)
+    refusal = ConfigError(
+        "Slurm's array variables do not tell which worker this is",
+        where="SLURM_ARRAY_TASK_*",
+        expected="ID and COUNT of an array without gaps, such as 0-15",
+        got=shown,
+        hint="give --worker i/n",
     )
-    if not (first.isdecimal() and index.isdecimal()):
+    if given["COUNT"] is None or not all(t is None or t.isdecimal() for t in given.values()):
+        raise refusal
+    task, count = int(given["ID"] or 0), int(given["COUNT"])
+    first, step = int(given["MIN"] or 0), max(int(given["STEP"] or 1), 1)
+    last = int(given["MAX"] or first + step * (count - 1))
+    index, rest = divmod(task - first, step)
+    if rest or (last - first) // step != count - 1 or not 0 <= index < count:
+        raise refusal
+    return Worker(index, count)
+
+
+def _indexed_job(environment: Mapping[str, str]) -> Worker:
+    """Kubernetes' indexed job, which says the index but not of how many."""
+    index = environment["JOB_COMPLETION_INDEX"]
+    count = environment.get("JOB_COMPLETION_COUNT")
+    both = index.isdecimal() and count is not None and count.isdecimal()
+    if not (both and int(index) < int(count or 0)):
         raise ConfigError(
-            "Slurm's array variables are not numbers",
-            where="SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_MIN",
-            got=f"{index}, {first}",
-            hint="give --worker i/n",
+            "the indexed job's variables do not tell which worker this is",
+            where="JOB_COMPLETION_INDEX, JOB_COMPLETION_COUNT",
+            expected="index below count",
+            got=f"{index}, {count}",
+            hint="give --worker $(JOB_COMPLETION_INDEX)/N with N the job's completions",
         )
-    return f"{int(index) - int(first)}/{count}"
+    return Worker(int(index), int(count or 0))
 
 
-def pending_shards(
-    shards: Iterable[ShardRecord], committed: Collection[int], worker: Worker
-) -> list[ShardRecord]:
-    """Shards that `worker` still has to do: every n-th of the plan, less what is committed.
+def chosen_sources(run: RunConfig, names: Collection[str]) -> tuple[str, ...]:
+    """The sources that a command is about: each of `names` once, or all of the run.
 
-    The deal does not depend on what is committed, so workers that start at different moments never
-    choose the same shard; a changed worker count deals anew over what is left.
+    Raises:
+        ConfigError: The run has no such source.
     """
-    return [
-        shard
-        for shard in shards
-        if shard.index % worker.count == worker.index and shard.index not in committed
-    ]
+    unknown = sorted(set(names) - set(run.sources))
+    if unknown:
+        raise ConfigError(
+            "no such source",
+            where="--source",
+            expected=", ".join(run.sources),
+            got=", ".join(unknown),
+        )
+    return tuple(dict.fromkeys(names)) or tuple(run.sources)
+
+
+def work_line(what: str, pending: Collection[ShardRecord], model: str) -> str:
+    """What `--dry-run` says of a source: shards and tokens that a run would do.
+
+    Args:
+        what: Stage and source, such as "extract coder".
+        pending: Shards to do.
+        model: Whose tokens to count, a key of `num_tokens`.
+    """
+    if not pending:
+        return f"{what}: nothing to do"
+    shards = some_shards(shard.index for shard in pending)
+    tokens = sum(shard.num_tokens[model] for shard in pending)
+    count = "1 shard" if len(pending) == 1 else f"{len(pending):,} shards"
+    return f"{what}: would do {count} ({shards}), {tokens:,} tokens"

@@ -34,6 +34,8 @@ TAIL_DERIVED, TAIL_ZERO, FIRST_TAIL_CODE = 0, 1, 2
 
 SMALLEST_TAIL = 1e-9
 """Below this a tail is what float32 rounding left, and is kept as nothing."""
+MANY_TIES = 48
+"""Up to so many entries of one code are sorted by insertion, which is faster for few."""
 LARGEST_NATS = 64.0
 """Entries of probability below exp(-64) are not kept, so the table of codes has an end."""
 
@@ -69,15 +71,19 @@ def encode_rows(
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     """Codes of entries [E], rising within each row, and of tails [N]."""
     nats, code = corner(steps)
-    return _encode_rows(
-        -logprobs.astype(np.float64),
+    table = values(steps)
+    found: tuple[Any, Any] = _encode_rows(
+        logprobs,
         offsets,
-        tail_mass.astype(np.float64),
+        tail_mass,
         steps.step,
         steps.max_step,
         nats,
         code,
+        table,
+        np.exp(-table),
     )
+    return found
 
 
 @njit(cache=True, nogil=True)
@@ -88,46 +94,53 @@ def _code(x: float, step: float, max_step: float, nats: float, code: float) -> f
 
 
 @njit(cache=True, nogil=True)
-def _value(q: float, step: float, max_step: float, nats: float, code: float) -> float:
-    if q <= code:
-        return -2.0 * np.log1p(-q * step / 2.0)
-    return nats + (q - code) * max_step
-
-
-@njit(cache=True, nogil=True)
 def _encode_rows(
-    x: Any, offsets: Any, tail: Any, step: float, max_step: float, nats: float, code: float
+    logprobs: Any,
+    offsets: Any,
+    tail: Any,
+    step: float,
+    max_step: float,
+    nats: float,
+    code: float,
+    table: Any,
+    mass: Any,
 ) -> tuple[Any, Any]:
-    codes = np.empty(len(x), np.uint32)
+    """See `encode_rows`; `table` [Q] float64 nats and `mass` [Q] probability of a code."""
+    codes = np.empty(len(logprobs), np.uint32)
     tails = np.zeros(len(tail), np.uint32)
     for row in range(len(tail)):
         first, stop = offsets[row], offsets[row + 1]
         total = 0.0
         for i in range(first, stop):
-            q = np.rint(_code(x[i], step, max_step, nats, code))
-            codes[i] = np.uint32(q)
-            total += np.exp(-_value(q, step, max_step, nats, code))
+            q = np.uint32(np.rint(_code(-np.float64(logprobs[i]), step, max_step, nats, code)))
+            codes[i] = q
+            total += mass[q]
         if first == stop:
             continue
         if tail[row] < 0.5:
             left = 0.0
             tails[row] = TAIL_ZERO
             if tail[row] > SMALLEST_TAIL:
-                q = np.rint(_code(-np.log(tail[row]), step, max_step, nats, code))
-                left = np.exp(-_value(q, step, max_step, nats, code))
-                tails[row] = np.uint32(q) + FIRST_TAIL_CODE
+                left_nats = -np.log(np.float64(tail[row]))
+                q = np.uint32(np.rint(_code(left_nats, step, max_step, nats, code)))
+                left = mass[q]
+                tails[row] = q + np.uint32(FIRST_TAIL_CODE)
             shift = np.log((1.0 - left) / total)
             good = True
             for i in range(first, stop):
-                back = _value(np.float64(codes[i]), step, max_step, nats, code) - shift
-                limit = min(max_step, step * np.exp(max(x[i], back) / 2.0))
-                good &= abs(back - x[i]) <= limit
+                x = -np.float64(logprobs[i])
+                error = abs(table[codes[i]] - shift - x)
+                # The bound grows with the nats: most entries are within that of the most probable.
+                if error > step:
+                    back = table[codes[i]] - shift
+                    good &= error <= min(max_step, step * np.exp(max(x, back) / 2.0))
             if good:
                 continue
         tails[row] = TAIL_DERIVED
         if total > 1.0:
             for i in range(first, stop):
-                codes[i] = np.uint32(np.ceil(_code(x[i], step, max_step, nats, code)))
+                x = -np.float64(logprobs[i])
+                codes[i] = np.uint32(np.ceil(_code(x, step, max_step, nats, code)))
     return codes, tails
 
 
@@ -172,8 +185,16 @@ def sort_ties(codes: Any, ranks: Any, offsets: Any) -> Any:
         start = first
         for i in range(first + 1, stop + 1):
             if i == stop or codes[i] != codes[start]:
-                if i - start > 1:
+                if i - start > MANY_TIES:
                     out[start:i].sort()
+                else:
+                    for j in range(start + 1, i):
+                        rank = out[j]
+                        k = j
+                        while k > start and out[k - 1] > rank:
+                            out[k] = out[k - 1]
+                            k -= 1
+                        out[k] = rank
                 start = i
     return out
 

@@ -107,6 +107,10 @@ class RunConfig(StrictModel):
         """Where the source store of `source` lies."""
         return f"{self.data_folder}/stores/{source}"
 
+    def generated_url(self, source: str) -> str:
+        """Where the store of what `source` generated itself lies."""
+        return f"{self.data_folder}/generated/{source}"
+
     def aligned_url(self, source: str) -> str:
         """Where the aligned store of `source` lies."""
         return f"{self.data_folder}/aligned/{source}"

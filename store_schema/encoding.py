@@ -1,6 +1,6 @@
-"""Between the arrays of the layout and the arrays that lie on disk (schema version 2).
+"""Between the arrays of the layout and the arrays that lie on disk (since schema version 2).
 
-Each group below owns some arrays of the layout and says how they are kept: differences instead of
+Each group owns some arrays of the layout and says how they are kept: differences instead of
 running totals, frequency ranks instead of ids, codes instead of log-probabilities. What is stored is
 plain numbers in Zarr arrays; `docs/store.md` says how to read them without this module.
 
@@ -9,116 +9,67 @@ Axes as in `layout`; "by place" means all rows' first entries, then all second o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from store_schema import codes
-from store_schema.errors import CorruptionError
-from store_schema.frequency import Ranking, rank_by_id
-from store_schema.layout import Arrays, Kind
-from store_schema.presets import Encoding, Steps
-
-LABEL_UNKNOWN, LABEL_IMPOSSIBLE, FIRST_LABEL_CODE = 0, 1, 2
-"""Label codes: NaN; minus infinity; multiples of `label_step` from here on."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSpec:
-    """One array on disk.
-
-    Args:
-        name: Key in the shard's Zarr group.
-        dtype: Of its numbers.
-        axis: Length, as in `layout` (never "+1": offsets are kept as counts).
-        delta: Whether the codec looks for differences between neighbours.
-    """
-
-    name: str
-    dtype: str
-    axis: str
-    delta: bool = False
+from store_schema.frequency import rank_by_id
+from store_schema.group import (
+    Coder,
+    Group,
+    Numbers,
+    StoredSpec,
+    coded_logs,
+    coded_nats,
+    counted,
+    plain,
+    totals,
+)
+from store_schema.layout import EXTRAS, Arrays, Extra, Kind
+from store_schema.presets import Encoding
 
 
-@dataclass(frozen=True, slots=True)
-class Coder:
-    """What encoding and decoding need beside the arrays.
-
-    Args:
-        encoding: The store's.
-        ranking: [V] ids by frequency rank.
-        where: Store and shard, for messages.
-    """
-
-    encoding: Encoding
-    ranking: Ranking
-    where: str
-
-    @property
-    def steps(self) -> Steps:
-        """The steps, where there are some."""
-        if self.encoding.steps is None:
-            raise TypeError("an exact store has no steps")
-        return self.encoding.steps
-
-    def fault(self, what: str, name: str) -> CorruptionError:
-        """The error that names an array."""
-        return CorruptionError(
-            what,
-            where=f"{self.where}, array {name}",
-            hint="`logitfuse store repair` takes the shard back so that a rerun writes it anew",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Arrays of the layout that are kept together.
-
-    Args:
-        names: In the layout.
-        stored: On disk.
-        encode: From the arrays of the layout to those on disk.
-        decode: And back.
-        also: Arrays of other groups that decoding needs.
-    """
-
-    names: tuple[str, ...]
-    stored: tuple[StoredSpec, ...]
-    encode: Callable[[Arrays, Coder], Arrays]
-    decode: Callable[[Arrays, Coder], Arrays]
-    also: tuple[StoredSpec, ...] = ()
-
-
-def stored_specs(kind: Kind, encoding: Encoding) -> tuple[StoredSpec, ...]:
+def stored_specs(
+    kind: Kind, encoding: Encoding, extras: Sequence[Extra] = ()
+) -> tuple[StoredSpec, ...]:
     """The arrays on disk of a shard of such a store."""
-    return tuple(spec for group in groups(kind, encoding) for spec in group.stored)
+    return tuple(spec for group in groups(kind, encoding, extras) for spec in group.stored)
 
 
-def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
-    """How a store of `kind` is kept."""
+def groups(kind: Kind, encoding: Encoding, extras: Sequence[Extra] = ()) -> tuple[Group, ...]:
+    """How a store of `kind` whose manifest lists `extras` is kept."""
     exact = encoding.steps is None
     found = [
-        _plain("segment_ids", StoredSpec("segment_ids", "<i8", "D", delta=True)),
-        _counted("token_offsets", _TOKEN_COUNTS),
+        plain("segment_ids", StoredSpec("segment_ids", "<i8", "D", delta=True)),
+        counted("token_offsets", _TOKEN_COUNTS),
         _TOKENS,
         _EXACT_ENTRIES if exact else _CODED_ENTRIES,
-        _plain("label_logprobs", StoredSpec("label_logprobs", "<f4", "N"))
+        plain("label_logprobs", StoredSpec("label_logprobs", "<f4", "N"))
         if exact
-        else _coded_label("label_logprobs", StoredSpec("label_codes", "<u4", "N")),
+        else coded_logs("label_logprobs", StoredSpec("label_codes", "<u4", "N")),
     ]
+    if kind == "generated":
+        found += [
+            plain("answer_index", StoredSpec("answer_index", "<u4", "D")),
+            plain("finish", StoredSpec("finish", "<u4", "D"), dtype="|u1"),
+        ]
+    for name in EXTRAS:
+        if name in extras:
+            as_it_is = plain(name, StoredSpec(name, "<f4", "N"))
+            found.append(as_it_is if exact else _CODED_EXTRAS[name])
     if kind == "aligned":
         found += [
-            _plain("origin", StoredSpec("origin", "<u4", "N"), dtype="|u1"),
-            _counted("span_offsets", _SPAN_COUNTS),
+            plain("origin", StoredSpec("origin", "<u4", "N"), dtype="|u1"),
+            counted("span_offsets", _SPAN_COUNTS),
             _SPANS,
-            _plain("span_logprobs", StoredSpec("span_logprobs", "<f4", "S"))
+            plain("span_logprobs", StoredSpec("span_logprobs", "<f4", "S"))
             if exact
-            else _coded_label("span_logprobs", StoredSpec("span_codes", "<u4", "S")),
-            _plain("source_nats", StoredSpec("source_nats", "<f8", "D")),
-            _plain("source_bytes", StoredSpec("source_bytes", "<i8", "D")),
+            else coded_logs("span_logprobs", StoredSpec("span_codes", "<u4", "S")),
+            plain("source_nats", StoredSpec("source_nats", "<f8", "D")),
+            plain("source_bytes", StoredSpec("source_bytes", "<i8", "D")),
         ]
     return tuple(found)
 
@@ -126,19 +77,22 @@ def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
 def encode(kind: Kind, arrays: Arrays, coder: Coder) -> Arrays:
     """Arrays of the layout as they lie on disk."""
     stored: Arrays = {}
-    for group in groups(kind, coder.encoding):
+    for group in groups(kind, coder.encoding, coder.extras):
         stored |= group.encode(arrays, coder)
     return stored
 
 
 def needed_specs(
-    kind: Kind, encoding: Encoding, names: Iterable[str] | None = None
+    kind: Kind,
+    encoding: Encoding,
+    names: Iterable[str] | None = None,
+    extras: Sequence[Extra] = (),
 ) -> tuple[StoredSpec, ...]:
     """The arrays on disk that some arrays of the layout are decoded from; None means all."""
     return tuple(
         dict.fromkeys(
             spec
-            for group in _wanted_groups(kind, encoding, names)
+            for group in _wanted(groups(kind, encoding, extras), names)
             for spec in (*group.stored, *group.also)
         )
     )
@@ -158,52 +112,19 @@ def decode(kind: Kind, stored: Arrays, coder: Coder, names: Iterable[str] | None
     """
     wanted = None if names is None else set(names)
     found: Arrays = {}
-    for group in _wanted_groups(kind, coder.encoding, wanted):
+    for group in _wanted(groups(kind, coder.encoding, coder.extras), wanted):
         found |= group.decode(stored, coder)
     return {n: a for n, a in found.items() if wanted is None or n in wanted}
 
 
-def _wanted_groups(kind: Kind, encoding: Encoding, names: Iterable[str] | None) -> list[Group]:
+def _wanted(found: Iterable[Group], names: Iterable[str] | None) -> list[Group]:
     wanted = None if names is None else set(names)
-    return [g for g in groups(kind, encoding) if wanted is None or wanted.intersection(g.names)]
-
-
-# ------------------------------------------------------------------------------- plain and counted
-
-
-def _plain(name: str, spec: StoredSpec, dtype: str | None = None) -> Group:
-    """Numbers as they are, in another integer width where `dtype` says so."""
-
-    def back(stored: Arrays, coder: Coder) -> Arrays:
-        array = stored[spec.name]
-        if dtype is not None:
-            if array.size and array.max() > np.iinfo(dtype).max:
-                raise coder.fault("value out of range", spec.name)
-            array = array.astype(dtype)
-        return {name: array}
-
-    return Group(
-        (name,), (spec,), lambda arrays, _: {spec.name: arrays[name].astype(spec.dtype)}, back
-    )
-
-
-def _counted(name: str, spec: StoredSpec) -> Group:
-    """Offsets, kept as the length of each row."""
-    return Group(
-        (name,),
-        (spec,),
-        lambda arrays, _: {spec.name: np.diff(arrays[name]).astype(np.uint32)},
-        lambda stored, _: {name: _totals(stored[spec.name])},
-    )
-
-
-def _totals(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+    return [g for g in found if wanted is None or wanted.intersection(g.names)]
 
 
 def _starts(counts: npt.NDArray[Any], length: int, coder: Coder) -> npt.NDArray[np.int64]:
     """First position (or span) of each segment that has any."""
-    offsets = _totals(counts)
+    offsets = totals(counts)
     if offsets[-1] != length:
         raise coder.fault(
             "lengths of segments do not sum to the shard's", "token_counts, span_counts"
@@ -220,10 +141,10 @@ def _rises(values: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArr
 
 def _running(rises: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     """What `_rises` was given."""
-    totals = np.cumsum(rises, dtype=np.int64)
-    before = np.where(starts > 0, totals[starts - 1], 0)
+    sums = np.cumsum(rises, dtype=np.int64)
+    before = np.where(starts > 0, sums[starts - 1], 0)
     lengths = np.diff(np.append(starts, len(rises)))
-    values: npt.NDArray[np.int64] = totals - np.repeat(before, lengths)
+    values: npt.NDArray[np.int64] = sums - np.repeat(before, lengths)
     return values.astype(np.uint32)
 
 
@@ -302,7 +223,7 @@ _IDS = StoredSpec("entry_ids_coded", "<u4", "E")
 
 
 def _entry_offsets(stored: Arrays, num_entries: int, coder: Coder) -> npt.NDArray[np.int64]:
-    offsets = _totals(stored["entry_counts"])
+    offsets = totals(stored["entry_counts"])
     if offsets[-1] != num_entries:
         raise coder.fault("counts do not sum to the shard's entries", "entry_counts")
     return offsets
@@ -391,27 +312,25 @@ _CODED_ENTRIES = Group(
     _decode_coded,
 )
 
-# ------------------------------------------------------------------------------- labels
+# ------------------------------------------------------------------------------- extras
 
 
-def _coded_label(name: str, spec: StoredSpec) -> Group:
-    """Log-probabilities in even steps: what rewards and bits per byte are summed from."""
+def _surprise(mass: Numbers) -> Numbers:
+    """Nats of a probability; those of 0 are infinite."""
+    with np.errstate(divide="ignore"):
+        return -np.log(mass)
 
-    def there(arrays: Arrays, coder: Coder) -> Arrays:
-        nats = -arrays[name].astype(np.float64)
-        known = np.isfinite(nats)
-        label_codes = np.full(len(nats), LABEL_UNKNOWN, np.uint32)
-        label_codes[np.isposinf(nats)] = LABEL_IMPOSSIBLE
-        steps = np.rint(nats[known] / coder.steps.label_step)
-        label_codes[known] = np.minimum(steps, 2**32 - 3).astype(np.uint32) + FIRST_LABEL_CODE
-        return {spec.name: label_codes}
 
-    def back(stored: Arrays, coder: Coder) -> Arrays:
-        label_codes = stored[spec.name]
-        steps = label_codes.astype(np.float64) - FIRST_LABEL_CODE
-        logprobs = -(steps * coder.steps.label_step)
-        logprobs[label_codes == LABEL_UNKNOWN] = np.nan
-        logprobs[label_codes == LABEL_IMPOSSIBLE] = -np.inf
-        return {name: logprobs.astype(np.float32)}
+def _probability(nats: Numbers) -> Numbers:
+    """What `_surprise` was given."""
+    return np.exp(-nats)
 
-    return Group((name,), (spec,), there, back)
+
+_CODED_EXTRAS: dict[Extra, Group] = {
+    "entropy": coded_nats(
+        "entropy", StoredSpec("entropy_codes", "<u4", "N"), np.positive, np.positive
+    ),
+    "space_mass": coded_nats(
+        "space_mass", StoredSpec("space_codes", "<u4", "N"), _surprise, _probability
+    ),
+}

@@ -12,6 +12,7 @@ LogitfuseError
 |   `-- CorruptionError     bytes changed, missing or cut
 |-- StorageError            the disk or the object store refused (full, denied, gone)
 `-- Stopped                 asked to stop by a signal; exit code 143, rerun to go on
+    `-- StoppedMidway       the same after something was finished; exit code 75
 """
 
 from __future__ import annotations
@@ -107,3 +108,12 @@ class Stopped(LogitfuseError):  # noqa: N818 - it is not a failure
     """A signal asked the stage to stop; what was in hand is dropped, what is committed stays."""
 
     exit_code = 143
+
+
+class StoppedMidway(Stopped):
+    """Stopped after something was finished in this run: run again, as EX_TEMPFAIL says.
+
+    A scheduler's script may do so by itself: each run gets further, so it comes to an end.
+    """
+
+    exit_code = 75

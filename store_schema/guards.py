@@ -183,9 +183,11 @@ def _unblosc(data: bytes, out: npt.NDArray[Any]) -> None:
 
 _BLOSC_HEADER, _BLOSC_ZSTD = 16, 4
 
+_PCO_FORM = Form((CODEC_NAME, "crc32c"), decompress_into, 65_536)
 FORMS = {
     1: Form(("bytes", "blosc", "crc32c"), _unblosc, 262_144),
-    2: Form((CODEC_NAME, "crc32c"), decompress_into, 65_536),
+    2: _PCO_FORM,
+    3: _PCO_FORM,
 }
 """By schema version: the only codecs there are. A store's names are compared with these, never
 looked up."""

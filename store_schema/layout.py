@@ -6,16 +6,19 @@ before it. Nothing is shifted anywhere but once, in the trainer.
 Axes: D segments, N positions, E entries, S spans of one shard; "D+1" is a list of CSR offsets.
 
 A position of which nothing is known (a first token with nothing before it; in an aligned store also
-origin none) has no entries, tail mass 1 and label_logprobs NaN. NaN means "not known" and stands
-nowhere else.
+origin none) has no entries, tail mass 1 and label_logprobs NaN, as are its extras. NaN means "not
+known" and stands nowhere else.
+
+In a generated store every answer to a prompt is a row of D: `segment_ids` name the segment whose
+context is the prompt, and byte ends count the bytes of the answer's own tokens, joined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +26,14 @@ from numba import njit
 
 from store_schema.errors import CorruptionError
 
-Kind = Literal["source", "aligned"]
+Kind = Literal["source", "generated", "aligned"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""source: given text, scored. generated: text that the source wrote. aligned: a target's tokens."""
+
+Extra = Literal["entropy", "space_mass"]
+EXTRAS: tuple[Extra, ...] = get_args(Extra)
+"""Arrays that a source or generated store has where its manifest lists them."""
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 TAIL_TOLERANCE = 1e-3
@@ -40,6 +50,21 @@ class Origin(IntEnum):
     """The target token starts inside a source token (healed)."""
 
 
+class Finish(IntEnum):
+    """How a generated answer ended."""
+
+    STOP = 0
+    """With an end-of-sequence or stop token."""
+    STOP_TEXT = 1
+    """With a stop string."""
+    LENGTH = 2
+    """Cut at the most tokens that were allowed."""
+    EMPTY = 3
+    """By itself, without any byte of text."""
+    PROMPT_TOO_LONG = 4
+    """Never begun, because the prompt did not fit: no tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
     """One array of a shard.
@@ -50,7 +75,7 @@ class ArraySpec:
         axis: Length as a letter of the module legend, "+1" for offsets.
         unit: Unit or kind of the values.
         meaning: One line.
-        only_aligned: Whether source stores go without it.
+        kinds: Of the stores that have it.
     """
 
     name: str
@@ -58,11 +83,17 @@ class ArraySpec:
     axis: str
     unit: str
     meaning: str
-    only_aligned: bool = False
+    kinds: tuple[Kind, ...] = KINDS
 
+
+_SCORED: tuple[Kind, ...] = ("source", "generated")
+_GENERATED: tuple[Kind, ...] = ("generated",)
+_ALIGNED: tuple[Kind, ...] = ("aligned",)
 
 LAYOUT: tuple[ArraySpec, ...] = (
     ArraySpec("segment_ids", "<i8", "D", "index", "rows of the plan's segment table"),
+    ArraySpec("answer_index", "<u4", "D", "index", "number of the prompt's answer", _GENERATED),
+    ArraySpec("finish", "|u1", "D", "Finish", "how the answer ended", _GENERATED),
     ArraySpec("token_offsets", "<i8", "D+1", "positions", "positions of each segment"),
     ArraySpec("token_ids", "<u4", "N", "id", "tokens in the store's vocabulary"),
     ArraySpec("byte_ends", "<u4", "N", "bytes", "end of each token in the segment's UTF-8 bytes"),
@@ -71,24 +102,27 @@ LAYOUT: tuple[ArraySpec, ...] = (
     ArraySpec("entry_logprobs", "<f4", "E", "nats", "log-probabilities, <= 0"),
     ArraySpec("tail_mass", "<f4", "N", "probability", "1 - sum of the entries, in [0, 1]"),
     ArraySpec("label_logprobs", "<f4", "N", "nats", "log-probability of the token itself"),
-    ArraySpec("origin", "|u1", "N", "Origin", "where the distribution comes from", True),
-    ArraySpec("span_offsets", "<i8", "D+1", "spans", "spans of each segment", True),
-    ArraySpec("span_index", "<u4", "N", "spans", "span within the segment of each token", True),
-    ArraySpec("span_byte_ends", "<u4", "S", "bytes", "end of each span in the segment", True),
-    ArraySpec("span_logprobs", "<f4", "S", "nats", "the source's log-probability of a span", True),
-    ArraySpec("source_nats", "<f8", "D", "nats", "the source's NLL of the segment", True),
-    ArraySpec("source_bytes", "<i8", "D", "bytes", "bytes of the segment that NLL covers", True),
+    ArraySpec("entropy", "<f4", "N", "nats", "entropy of the full distribution", _SCORED),
+    ArraySpec("space_mass", "<f4", "N", "probability", "that white space begins here", _SCORED),
+    ArraySpec("origin", "|u1", "N", "Origin", "where the distribution comes from", _ALIGNED),
+    ArraySpec("span_offsets", "<i8", "D+1", "spans", "spans of each segment", _ALIGNED),
+    ArraySpec("span_index", "<u4", "N", "spans", "span within the segment of each token", _ALIGNED),
+    ArraySpec("span_byte_ends", "<u4", "S", "bytes", "end of each span in the segment", _ALIGNED),
+    ArraySpec("span_logprobs", "<f4", "S", "nats", "source's log-probability of a span", _ALIGNED),
+    ArraySpec("source_nats", "<f8", "D", "nats", "the source's NLL of the segment", _ALIGNED),
+    ArraySpec("source_bytes", "<i8", "D", "bytes", "bytes of the segment it covers", _ALIGNED),
 )
 
 
-def array_specs(kind: Kind) -> tuple[ArraySpec, ...]:
-    """The arrays of a store of `kind`, in layout order."""
-    return tuple(spec for spec in LAYOUT if kind == "aligned" or not spec.only_aligned)
+def array_specs(kind: Kind, extras: Sequence[str] = ()) -> tuple[ArraySpec, ...]:
+    """The arrays of a store of `kind` whose manifest lists `extras`, in layout order."""
+    absent = set(EXTRAS).difference(extras)
+    return tuple(spec for spec in LAYOUT if kind in spec.kinds and spec.name not in absent)
 
 
-def array_names(kind: Kind) -> tuple[str, ...]:
+def array_names(kind: Kind, extras: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of `array_specs`."""
-    return tuple(spec.name for spec in array_specs(kind))
+    return tuple(spec.name for spec in array_specs(kind, extras))
 
 
 def axis_lengths(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
@@ -104,7 +138,12 @@ def axis_lengths(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
 
 
 def check_shard(
-    kind: Kind, arrays: Mapping[str, npt.NDArray[Any]], *, vocab_size: int, where: str
+    kind: Kind,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    *,
+    vocab_size: int,
+    where: str,
+    extras: Sequence[str] = (),
 ) -> None:
     """Check every invariant of the layout on the decoded arrays of one shard.
 
@@ -112,6 +151,7 @@ def check_shard(
         kind: Which arrays must be there.
         arrays: Decoded arrays by name.
         vocab_size: Ids must lie below it.
+        extras: Of the store's manifest.
         where: Store and shard, for the message.
 
     Raises:
@@ -124,10 +164,10 @@ def check_shard(
                 what, where=f"{where}, array {name}", expected=expected, hint="repair the shard"
             )
 
-    names = array_names(kind)
+    names = array_names(kind, extras)
     require(set(arrays) == set(names), "arrays are not those of the layout", "*", sorted(names))
     lengths = axis_lengths(arrays)
-    for spec in array_specs(kind):
+    for spec in array_specs(kind, extras):
         array = arrays[spec.name]
         require(array.dtype.str == spec.dtype, f"dtype {array.dtype.str}", spec.name, spec.dtype)
         length = lengths[spec.axis[0]] + (1 if spec.axis.endswith("+1") else 0)
@@ -143,7 +183,10 @@ def check_shard(
         ids = arrays[name]
         require(not ids.size or ids.max() < vocab_size, "id out of range", name, f"< {vocab_size}")
     _check_probabilities(arrays, require)
+    _check_extras(arrays, extras, require)
     _check_bytes(arrays, require)
+    if kind == "generated":
+        _check_answers(arrays, require)
     if kind == "aligned":
         _check_spans(arrays, require)
         origin = arrays["origin"]
@@ -171,6 +214,39 @@ def _check_probabilities(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -
         "tail_mass",
         f"at most {TAIL_TOLERANCE}",
     )
+
+
+def _check_extras(
+    arrays: Mapping[str, npt.NDArray[Any]], extras: Sequence[str], require: Any
+) -> None:
+    unknown = np.isnan(arrays["label_logprobs"])
+    most = {"entropy": float(np.finfo(np.float32).max), "space_mass": 1.0}
+    for name in extras:
+        values = arrays[name]
+        same = np.array_equal(np.isnan(values), unknown)
+        require(same, "not NaN exactly where label_logprobs is", name)
+        inside = ((values >= 0) & (values <= most[name])) | unknown
+        require(bool(inside.all()), "out of range", name, f"0 to {most[name]:g}")
+
+
+def _check_answers(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
+    segments, answers = arrays["segment_ids"], arrays["answer_index"].astype(np.int64)
+    rises = np.diff(segments)
+    further = (rises > 0) | ((rises == 0) & (np.diff(answers) > 0))
+    require(bool(further.all()), "answers not sorted by segment and number", "answer_index")
+    known = not np.isnan(arrays["label_logprobs"]).any()
+    require(known, "NaN, but every answer has a prompt before it", "label_logprobs")
+    finish, offsets = arrays["finish"], arrays["token_offsets"]
+    require(not finish.size or finish.max() <= max(Finish), "unknown reason", "finish")
+    has_tokens = np.diff(offsets) > 0
+    has_bytes = has_tokens.copy()
+    has_bytes[has_tokens] = arrays["byte_ends"][offsets[1:][has_tokens] - 1] > 0
+    never_begun = finish == Finish.PROMPT_TOO_LONG
+    require(not (has_tokens & never_begun).any(), "tokens of an answer never begun", "finish")
+    with_text = (finish == Finish.STOP) | (finish == Finish.STOP_TEXT)
+    require(bool(has_bytes[with_text].all()), "stopped without a byte is EMPTY", "finish")
+    require(not has_bytes[finish == Finish.EMPTY].any(), "bytes of an empty answer", "finish")
+    require(bool(has_tokens[finish == Finish.LENGTH].all()), "cut, but without tokens", "finish")
 
 
 @njit(cache=True, nogil=True)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import StrictModel
 from store_schema.fingerprint import fingerprint
-from store_schema.layout import Kind
+from store_schema.layout import EXTRAS, Arrays, Extra, Kind, check_shard
 from store_schema.presets import Encoding
 
-_VERSION_1_FIELDS = frozenset({"top_p", "logprob_codec"})
-_LATER_FIELDS = frozenset({"num_shards", "encoding", "ranking_fingerprint"})
+_LAST_VERSION = {"top_p": 1, "logprob_codec": 1}
+_FIRST_VERSION = {"num_shards": 2, "encoding": 2, "ranking_fingerprint": 2, "extras": 3}
 
 COMMIT_PATH = r"^data/\d{5,}-[0-9a-f]{16}$"
 """Data paths are relative and never '..': a hostile commit cannot point elsewhere."""
@@ -49,11 +49,13 @@ class Manifest(StrictModel):
     model: ModelIdentity
     """The model the distributions came from."""
     target: ModelIdentity | None = None
-    """The target whose tokens an aligned store speaks; None in a source store."""
+    """The target whose tokens an aligned store speaks; None in stores of other kinds."""
     corpus_fingerprint: str
     plan_fingerprint: str
     num_shards: int | None = Field(default=None, ge=0)
     """Shards of the plan, so that commits are found without a listing; None in version 1."""
+    extras: tuple[Extra, ...] = ()
+    """Figures kept beside each position, in layout order; none before version 3."""
     estimator: Literal["topk", "sampled"] = "topk"
     """topk: the most probable entries; sampled: an unbiased draw, tail mass 0."""
     top_k: int = Field(gt=0)
@@ -80,15 +82,35 @@ class Manifest(StrictModel):
             return {"encoding": Encoding(), **fields}
         return fields
 
+    @model_validator(mode="after")
+    def _content_of_version(self) -> Self:
+        if self.extras != tuple(name for name in EXTRAS if name in self.extras):
+            raise ValueError(f"extras must stand in this order, each once: {', '.join(EXTRAS)}")
+        if self.extras and self.kind == "aligned":
+            raise ValueError("aligned stores have no extras")
+        if self.schema_version < 3 and (self.extras or self.kind == "generated"):
+            raise ValueError("generated stores and extras need schema version 3")
+        return self
+
     @property
     def vocab_size(self) -> int:
         """Size of the vocabulary that the store's ids live in."""
         return (self.target or self.model).vocab_size
 
+    def check_shard(self, arrays: Arrays, *, where: str) -> None:
+        """Check every invariant of the layout on the decoded arrays of one of the store's shards.
+
+        Raises:
+            CorruptionError: The first that does not hold, with its array.
+        """
+        vocab_size, extras = self.vocab_size, self.extras
+        check_shard(self.kind, arrays, vocab_size=vocab_size, where=where, extras=extras)
+
     def identity(self) -> dict[str, Any]:
         """What two manifests must share to be the same store (all but names and versions)."""
-        # Fields that the other versions do not have stay out, so fingerprints never change.
-        foreign = _LATER_FIELDS if self.schema_version == 1 else _VERSION_1_FIELDS
+        # Fields that the version does not have stay out, so fingerprints never change.
+        foreign = {name for name, last in _LAST_VERSION.items() if self.schema_version > last}
+        foreign |= {name for name, first in _FIRST_VERSION.items() if self.schema_version < first}
         content = self.model_dump(mode="json", exclude={"created_by", *foreign})
         for key in ("model", "target"):
             if content[key] is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from store_schema.config import ModelRef
 from store_schema.errors import ModelError
+
+if TYPE_CHECKING:
+    from store_schema.config import ModelRef
 
 _NOT_NEEDED = ["*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.pth", "original/*", "onnx/*"]
 

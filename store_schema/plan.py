@@ -72,6 +72,11 @@ class Segment:
     context: str | None
     text: str
 
+    @property
+    def has_prompt(self) -> bool:
+        """Whether its context is a prompt to answer; a document's is answered once, at its start."""
+        return self.context is not None and self.byte_start == 0
+
 
 class ShardRecord(StrictModel):
     """One shard: the unit of work, commit and shuffle. All its segments share a split."""

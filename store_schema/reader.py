@@ -13,10 +13,11 @@ from typing import Self
 
 import numpy as np
 
-from store_schema.encoding import Coder, StoredSpec, decode, needed_specs
+from store_schema.encoding import decode, needed_specs
 from store_schema.errors import CorruptionError, MismatchError, MissingError, StoreError
 from store_schema.fingerprint import arrays_digest
 from store_schema.frequency import Ranking, ranking_from_bytes
+from store_schema.group import Coder, StoredSpec
 from store_schema.guards import (
     MAX_COMMIT_BYTES,
     MAX_METADATA_BYTES,
@@ -29,7 +30,7 @@ from store_schema.guards import (
     read_bounded,
     read_record,
 )
-from store_schema.layout import Arrays, ArraySpec, array_names, array_specs, check_shard
+from store_schema.layout import Arrays, ArraySpec, array_names, array_specs
 from store_schema.location import LocalLocation, Location
 from store_schema.manifest import Commit, Manifest
 from store_schema.parquet import read_parquet
@@ -258,10 +259,11 @@ class StoreReader:
         Raises:
             MissingError: The shard is not committed.
             CorruptionError: Names shard, array and chunk.
-            ValueError: No such array in the layout.
+            ValueError: The store has no such array.
         """
         wanted = None if names is None else tuple(names)
-        if unknown := set(wanted or ()) - set(array_names(self.manifest.kind)):
+        names_there = array_names(self.manifest.kind, self.manifest.extras)
+        if unknown := set(wanted or ()).difference(names_there):
             raise ValueError(f"no such arrays: {sorted(unknown)}")
         return self._decoded(shard, self._stored(shard, wanted), wanted)
 
@@ -287,9 +289,9 @@ class StoreReader:
 
     def _specs(self, names: Iterable[str] | None) -> Sequence[ArraySpec | StoredSpec]:
         """The arrays on disk that hold some arrays of the layout."""
-        kind, encoding = self.manifest.kind, self.manifest.encoding
+        kind, encoding, extras = self.manifest.kind, self.manifest.encoding, self.manifest.extras
         if encoding is not None:
-            return needed_specs(kind, encoding, names)
+            return needed_specs(kind, encoding, names, extras)
         wanted = array_names(kind) if names is None else set(names)
         return [spec for spec in array_specs(kind) if spec.name in wanted]
 
@@ -309,13 +311,13 @@ class StoreReader:
 
     def _decoded(self, shard: int, stored: Arrays, names: Iterable[str] | None) -> Arrays:
         """Arrays of the layout from those on disk, checked where all are there."""
-        kind, encoding = self.manifest.kind, self.manifest.encoding
+        manifest, arrays = self.manifest, stored
         where = f"{self.location.url}, shard {shard}"
-        arrays = stored
-        if encoding is not None:
-            arrays = decode(kind, stored, Coder(encoding, self.ranking, where), names)
+        if manifest.encoding is not None:
+            coder = Coder(manifest.encoding, self.ranking, where, manifest.extras)
+            arrays = decode(manifest.kind, stored, coder, names)
         if names is None:
-            check_shard(kind, arrays, vocab_size=self.manifest.vocab_size, where=where)
+            manifest.check_shard(arrays, where=where)
         return arrays
 
     def _commit(self, shard: int) -> Commit:

@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
-from store_schema.encoding import StoredSpec
+from store_schema.group import StoredSpec
 from store_schema.layout import Arrays
 from store_schema.manifest import FileRecord
 from store_schema.pco import PcoCodec

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from zarr.storage import MemoryStore
 
-from store_schema.encoding import Coder, decode, encode, stored_specs
+from store_schema.encoding import decode, encode, stored_specs
 from store_schema.fidelity import StoredRows
 from store_schema.frequency import Ranking
+from store_schema.group import Coder
 from store_schema.layout import Arrays
 from store_schema.presets import Encoding
 from store_schema.selection import select_entries

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from store_schema.encoding import Coder, decode, encode, stored_specs
+from store_schema.encoding import decode, encode, stored_specs
 from store_schema.errors import LogitfuseError, MismatchError
 from store_schema.fingerprint import arrays_digest
 from store_schema.frequency import ids_by_rank, ranking_bytes, ranking_fingerprint
+from store_schema.group import Coder, StoredSpec
 from store_schema.guards import check_commit
-from store_schema.layout import Arrays, axis_lengths, check_shard
+from store_schema.layout import Arrays, axis_lengths
 from store_schema.location import Location, storage_errors
 from store_schema.manifest import Commit, Counts, FileRecord, Manifest
 from store_schema.plan import ShardRecord
@@ -111,18 +112,17 @@ class StoreWriter:
             CorruptionError: The arrays break the layout.
             StorageError: The disk or object store refused; nothing is committed.
         """
-        kind, encoding = self.manifest.kind, self.encoding
+        manifest = self.manifest
         where = f"{self.location.url}, shard {shard.index}"
-        vocab_size = self.manifest.vocab_size
-        check_shard(kind, arrays, vocab_size=vocab_size, where=where)
-        coder = Coder(encoding, self._ranking, where)
-        stored = encode(kind, select_entries(arrays, encoding), coder)
+        manifest.check_shard(arrays, where=where)
+        coder = Coder(self.encoding, self._ranking, where, manifest.extras)
+        stored = encode(manifest.kind, select_entries(arrays, self.encoding), coder)
         # What a reader will see is what counts.
-        arrays = decode(kind, stored, coder)
-        check_shard(kind, arrays, vocab_size=vocab_size, where=where)
-        specs = stored_specs(kind, encoding)
+        arrays = decode(manifest.kind, stored, coder)
+        manifest.check_shard(arrays, where=where)
+        specs = stored_specs(manifest.kind, self.encoding, manifest.extras)
         path = f"data/{shard.index:05d}-{uuid.uuid4().hex[:16]}"
-        files = self._write_data(path, stored)
+        files = self._write_data(path, stored, specs)
         lengths = axis_lengths(arrays)
         commit = Commit(
             shard=shard.index,
@@ -144,17 +144,19 @@ class StoreWriter:
                 else 0.0,
             },
         )
-        check_commit(commit, self.manifest, specs, where)  # what no reader would take
+        check_commit(commit, manifest, specs, where)  # what no reader would take
         # From here on the data stays whatever happens: a put that fails may have been carried out.
         self.location.write_atomic(commit_key(shard.index), seal(commit))
         return commit
 
-    def _write_data(self, path: str, stored: Arrays) -> dict[str, FileRecord]:
+    def _write_data(
+        self, path: str, stored: Arrays, specs: Iterable[StoredSpec]
+    ) -> dict[str, FileRecord]:
         """Write a folder of this attempt's own; nothing of it stays when that fails."""
         try:
             with storage_errors(f"{self.location.url}/{path}", writing=True):
                 store = self.location.zarr_store(path, read_only=False)
-                files = write_arrays(store, stored, stored_specs(self.manifest.kind, self.encoding))
+                files = write_arrays(store, stored, specs)
             self.location.make_durable(path)
         except BaseException:
             with contextlib.suppress(LogitfuseError):  # the first error is the one to tell

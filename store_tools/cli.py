@@ -12,15 +12,16 @@ import click
 from launch.command import StageGroup, set_up_logging
 from launch.signals import stop_on_signals
 from store_schema.errors import ConfigError, LogitfuseError
-from store_schema.layout import Kind
+from store_schema.layout import KINDS, Kind
 from store_schema.location import open_location
 from store_tools.copy import copy_command
 from store_tools.export import export_command, parse_shards
 from store_tools.leftovers import Collected, Leftover, collect, parse_age
-from store_tools.places import KINDS, StorePlace, find_places, one_place
+from store_tools.places import StorePlace, find_places, one_place
 from store_tools.repair import RepairReport, repair_store
-from store_tools.show import heading, list_segments, list_text, read_segment, segment_text
+from store_tools.show import list_segments, read_segment
 from store_tools.show_page import page
+from store_tools.show_text import heading, list_text, segment_text
 from store_tools.stats import store_stats
 from store_tools.stats_text import stats_text
 from store_tools.verify import StoreReport, verify_store
@@ -45,7 +46,7 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @click.argument("target")
     @click.option("--source", "sources", multiple=True, metavar="NAME", help="Only this source.")
-    @click.option("--kind", type=click.Choice(KINDS), help="Only source or only aligned stores.")
+    @click.option("--kind", type=click.Choice(KINDS), help="Only stores of this kind.")
     @click.option("--plan", metavar="PATH", help="The plan; default: the run's, or ../../plan.")
     def command(
         target: str, sources: tuple[str, ...], kind: Kind | None, plan: str | None, **options: Any
@@ -241,13 +242,18 @@ def stats_command(
 
 @store.command("show")
 @click.option("--segment", metavar="ID", help="Segment id as in the plan, or its row number.")
+@click.option(
+    "--answer", type=click.IntRange(0), metavar="N", help="Of a generated store: which; default: 0."
+)
 @click.option("--top", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N")
 @click.option("--html", metavar="PATH", help="Write a page there instead.")
 @store_options
-def show_command(places: list[StorePlace], segment: str | None, top: int, html: str | None) -> None:
-    """Show a segment token by token with what was expected in its place.
+def show_command(
+    places: list[StorePlace], segment: str | None, answer: int | None, top: int, html: str | None
+) -> None:
+    """Show a segment, or an answer to its prompt, token by token with what was expected there.
 
-    Without --segment, lists the first segments.
+    Without --segment, lists the first segments or answers.
     """
     columns = shutil.get_terminal_size((120, 24)).columns
     place = one_place(places)
@@ -261,7 +267,7 @@ def show_command(places: list[StorePlace], segment: str | None, top: int, html: 
     if segment is None:
         click.echo(list_text(list_segments(place), columns))
         return
-    shown = read_segment(place, segment, top=top)
+    shown = read_segment(place, segment, top=top, answer=answer)
     if html is None:
         click.echo(segment_text(shown, columns))
         return

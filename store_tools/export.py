@@ -1,13 +1,15 @@
-"""Stores for other tools: one Parquet or safetensors file for each shard, with the logical arrays.
+"""Stores for other tools: one Parquet, safetensors or JSONL file for each shard.
 
 Parquet has one row per position; what is not known (a label's log-probability that no source gave)
 is null there. safetensors has the arrays of docs/store.md as they are, the manifest as metadata.
 A file comes into being whole under its name, and one that is there with the same content stays.
+JSONL has one line per answer of a generated store; with no room for metadata it is always written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,10 +24,12 @@ import pyarrow.parquet as pq
 from launch.command import set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
+from store_schema.answers import read_answers
 from store_schema.errors import ConfigError, MissingError
-from store_schema.layout import Arrays
+from store_schema.layout import EXTRAS, Arrays, row_sums
 from store_schema.location import Location, open_location, storage_errors
 from store_schema.reader import StoreReader
+from store_schema.vocabulary import Vocabulary
 from store_tools.copy import require_outside
 
 ROW_GROUP = 65_536
@@ -107,13 +111,20 @@ def position_tables(arrays: Arrays, tokens: pa.Array) -> Iterator[pa.Table]:
             "entry_ids": pa.ListArray.from_arrays(lists, arrays["entry_ids"][entries]),
             "entry_logprobs": pa.ListArray.from_arrays(lists, arrays["entry_logprobs"][entries]),
         }
+        for name in ("answer_index", "finish"):
+            if name in arrays:
+                columns[name] = arrays[name][here]
+        for name in EXTRAS:
+            if name in arrays:
+                columns[name] = pa.array(arrays[name][part], mask=np.isnan(arrays[name][part]))
         if "origin" in arrays:
             columns |= {"origin": arrays["origin"][part], "span_index": arrays["span_index"][part]}
         yield pa.table(columns)
 
 
-def parquet_bytes(arrays: Arrays, tokens: pa.Array, metadata: Metadata) -> bytes:
+def parquet_bytes(arrays: Arrays, vocabulary: Vocabulary, metadata: Metadata) -> bytes:
     """A shard as a Parquet file."""
+    tokens = pa.array(vocabulary.tokens, pa.binary())
     sink = pa.BufferOutputStream()
     writer: pq.ParquetWriter | None = None
     for table in position_tables(arrays, tokens):
@@ -134,7 +145,7 @@ def _parquet_metadata(location: Location, key: str) -> Metadata:
 # ------------------------------------------------------------------------------- safetensors
 
 
-def safetensors_bytes(arrays: Arrays, tokens: pa.Array, metadata: Metadata) -> bytes:
+def safetensors_bytes(arrays: Arrays, vocabulary: Vocabulary, metadata: Metadata) -> bytes:
     """A shard as a safetensors file.
 
     Raises:
@@ -159,13 +170,53 @@ def _safetensors_metadata(location: Location, key: str) -> Metadata:
     return metadata if size == 8 + length + max(ends, default=0) else {}
 
 
+# ------------------------------------------------------------------------------- JSONL
+
+
+def jsonl_bytes(arrays: Arrays, vocabulary: Vocabulary, metadata: Metadata) -> bytes:
+    """The answers of a shard, one JSON object a line.
+
+    Bytes that are no UTF-8, as where an answer was cut inside a character, become U+FFFD.
+
+    Raises:
+        ConfigError: The store is not a generated one.
+    """
+    if "finish" not in arrays:
+        raise ConfigError(
+            "only generated stores have answers to write",
+            where="--format jsonl",
+            hint="take parquet",
+        )
+    nats = -row_sums(arrays["label_logprobs"].astype(np.float64), arrays["token_offsets"])
+    lines = [
+        json.dumps(
+            {
+                "segment_id": answer.row,
+                "answer_index": answer.number,
+                "finish": answer.finish.name.lower(),
+                "text": answer.text.decode(errors="replace"),
+                "num_tokens": answer.num_tokens,
+                "nats": cost if math.isfinite(cost) else None,
+            },
+            ensure_ascii=False,
+        )
+        for answer, cost in zip(read_answers(arrays, vocabulary), nats.tolist(), strict=True)
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _no_metadata(location: Location, key: str) -> Metadata:
+    return {}
+
+
 # ------------------------------------------------------------------------------- the command
 
 FORMATS: dict[
-    str, tuple[Callable[[Arrays, pa.Array, Metadata], bytes], Callable[[Location, str], Metadata]]
+    str, tuple[Callable[[Arrays, Vocabulary, Metadata], bytes], Callable[[Location, str], Metadata]]
 ] = {
     "parquet": (parquet_bytes, _parquet_metadata),
     "safetensors": (safetensors_bytes, _safetensors_metadata),
+    "jsonl": (jsonl_bytes, _no_metadata),
 }
 
 
@@ -212,7 +263,7 @@ def export_store(
             where=reader.location.url,
             hint="leave them out, or rerun the stage that writes this store",
         )
-    tokens = pa.array(reader.vocabulary.tokens, pa.binary())
+    vocabulary = reader.vocabulary
     written = 0
     positions = {shard: reader.commits[shard].counts.positions for shard in wanted}
     with Progress(f"export {form}", sum(positions.values()), unit="pos") as progress:
@@ -222,7 +273,7 @@ def export_store(
             key = f"{shard:05d}.{form}"
             metadata = file_metadata(reader, shard)
             if not _is_there(target, key, form, metadata):
-                target.write_atomic(key, FORMATS[form][0](reader.read(shard), tokens, metadata))
+                target.write_atomic(key, FORMATS[form][0](reader.read(shard), vocabulary, metadata))
                 written += 1
             progress.add(positions[shard])
     return written, len(wanted) - written
@@ -237,7 +288,8 @@ def export_store(
     type=click.Choice(list(FORMATS)),
     default="parquet",
     show_default=True,
-    help="Parquet: a row per position. safetensors: the arrays as they are.",
+    help="Parquet: a row per position. safetensors: the arrays as they are. jsonl: a line per "
+    "answer of a generated store.",
 )
 @click.option("--shards", metavar="LIST", help="Only these, such as 3-7 or 0,3-7.")
 def export_command(source: str, out: str, form: str, shards: str | None) -> None:

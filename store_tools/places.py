@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from store_schema.config import RunConfig, load_run
 from store_schema.errors import ConfigError, CorruptionError, MissingError, StoreError
-from store_schema.layout import Kind
+from store_schema.layout import KINDS, Kind
 from store_schema.location import Location, open_location
 from store_schema.manifest import Commit
 from store_schema.plan import PLAN_FILE, Plan, ShardRecord
 from store_schema.reader import MANIFEST_FILE, StoreReader
 
-KINDS: tuple[Kind, ...] = ("source", "aligned")
-STAGES: dict[Kind, str] = {"source": "extract run", "aligned": "align run"}
+STAGES: dict[Kind, str] = {
+    "source": "extract run",
+    "generated": "extract generate",
+    "aligned": "align run",
+}
+URLS: dict[Kind, Callable[[RunConfig, str], str]] = {
+    "source": RunConfig.store_url,
+    "generated": RunConfig.generated_url,
+    "aligned": RunConfig.aligned_url,
+}
 
 
 class SoundReader(StoreReader):
@@ -104,7 +112,7 @@ def find_places(
     Args:
         target: Folder or URL of a store, or a run file.
         sources: Of a run file: only these.
-        kind: Of a run file: only source stores, or only aligned ones.
+        kind: Of a run file: only stores of this kind.
         plan: Folder or URL of the plan; None takes the run's, or the one beside the store.
 
     Raises:
@@ -159,7 +167,7 @@ def _run_places(
             got=", ".join(sorted(unknown)),
         )
     urls = [
-        run.store_url(source) if wanted == "source" else run.aligned_url(source)
+        URLS[wanted](run, source)
         for wanted in ((kind,) if kind else KINDS)
         for source in sources or run.sources
     ]

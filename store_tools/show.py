@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -10,17 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from store_schema.answers import TEXT_ARRAYS, StoredAnswer, read_answers
 from store_schema.errors import ConfigError, CorruptionError, MissingError
-from store_schema.layout import Arrays, Origin
+from store_schema.layout import Arrays, Finish, Origin
 from store_schema.location import storage_errors
 from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
 from store_schema.vocabulary import Vocabulary
 from store_tools.places import SoundReader, StorePlace, planned_shard
-from store_tools.visible import cut, padded, quoted, visible, width
+from store_tools.visible import visible
 
 LISTED = 20
-_TOKEN_COLUMNS = 20
-_GAP = "  "
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Position:
         tail_mass: Probability outside the entries.
         best: The most probable tokens, best first.
         origin: Of an aligned store.
+        name: How the vocabulary writes a token that stands for no text; b"" for others.
     """
 
     index: int
@@ -59,20 +60,39 @@ class Position:
     tail_mass: float
     best: tuple[Expected, ...]
     origin: Origin | None
+    name: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownAnswer:
+    """What a generated store has of a segment beside its positions.
+
+    Args:
+        number: Which of the prompt's answers.
+        count: How many there are.
+        finish: How it ended.
+        prompt: Who says what before it; () without a plan.
+    """
+
+    number: int
+    count: int
+    finish: Finish
+    prompt: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ShownSegment:
-    """One segment of a store.
+    """One segment of a store, or in a generated store one answer to its prompt.
 
     Args:
         store: What people call the store.
-        kind: "source" or "aligned".
+        kind: Of the store.
         source: Name of the source.
         row: Of the plan's segment table.
         shard: Where it lies.
         segment: From the plan; None without one.
         positions: Its tokens.
+        answer: Of a generated store.
     """
 
     store: str
@@ -82,11 +102,13 @@ class ShownSegment:
     shard: int
     segment: Segment | None
     positions: tuple[Position, ...]
+    answer: ShownAnswer | None = None
 
     @property
     def title(self) -> str:
-        """Its id, or its row where the plan is not known."""
-        return f"row {self.row}" if self.segment is None else self.segment.segment_id
+        """Its id, or its row where the plan is not known, and the answer's number."""
+        name = f"row {self.row}" if self.segment is None else self.segment.segment_id
+        return name if self.answer is None else f"{name}, answer {self.answer.number}"
 
     @property
     def num_bytes(self) -> int:
@@ -114,31 +136,60 @@ class Listed:
     Args:
         row: Of the plan's segment table.
         segment: From the plan; None without one.
-        text: Its bytes.
+        text: Its bytes, or those of the answer.
+        answer: Of a generated store.
     """
 
     row: int
     segment: Segment | None
     text: bytes
+    answer: StoredAnswer | None = None
 
 
 # ------------------------------------------------------------------------------- reading
 
 
-def read_segment(place: StorePlace, wanted: str, *, top: int) -> ShownSegment:
+def read_segment(
+    place: StorePlace, wanted: str, *, top: int, answer: int | None = None
+) -> ShownSegment:
     """Find a segment in a store and read it.
 
     Args:
         place: The store.
         wanted: Segment id, or row of the plan's segment table.
         top: Tokens shown of each position.
+        answer: In a generated store, which answer to the segment's prompt; None takes the first.
 
     Raises:
-        MissingError: The plan or the store has no such segment.
-        ConfigError: An id is given and there is no plan.
+        MissingError: The plan or the store has no such segment or answer.
+        ConfigError: An id is given and there is no plan, or an answer and the store has none.
         CorruptionError: The shard is damaged.
     """
     reader, plan = place.open(), place.plan()
+    manifest = reader.manifest
+    if answer is not None and manifest.kind != "generated":
+        raise ConfigError(
+            "only generated stores have answers", where="--answer", got=f"a {manifest.kind} store"
+        )
+    shard, row, segment = _located(place, reader, plan, wanted)
+    arrays = reader.read(shard)
+    shown, text = None, None if segment is None else segment.text.encode()
+    if manifest.kind == "generated":
+        at, found, count = _answer_of(arrays, row, answer or 0, reader)
+        prompt = () if segment is None else prompt_turns(segment.context)
+        shown, text = ShownAnswer(found.number, count, found.finish, prompt), found.text
+    else:
+        at = int(np.flatnonzero(arrays["segment_ids"] == row)[0])
+    positions = positions_of(arrays, at, text, reader.vocabulary, top=top)
+    return ShownSegment(
+        place.name, manifest.kind, manifest.source, row, shard, segment, positions, shown
+    )
+
+
+def _located(
+    place: StorePlace, reader: SoundReader, plan: Plan | None, wanted: str
+) -> tuple[int, int, Segment | None]:
+    """Shard and row of a segment, and the segment where the plan is known."""
     if plan is None:
         row = _row_number(wanted)
         if row is None:
@@ -148,45 +199,67 @@ def read_segment(place: StorePlace, wanted: str, *, top: int) -> ShownSegment:
                 got=visible(wanted),
                 hint="give its row number, or --plan",
             )
-        shard, segment = _shard_of_row(reader, row), None
-    else:
-        reader.require_plan(plan)
-        record = _find(plan, wanted)
-        row = _row_number(wanted)
-        segments = plan.segments(record)
-        chosen = (
-            s for s in segments if (s.segment_id == wanted if row is None else s.index == row)
+        return _shard_of_row(reader, row), row, None
+    reader.require_plan(plan)
+    record = _find(plan, wanted)
+    row = _row_number(wanted)
+    segments = plan.segments(record)
+    chosen = (s for s in segments if (s.segment_id == wanted if row is None else s.index == row))
+    segment = next(chosen)
+    if record.index not in reader.commits:
+        raise MissingError(
+            f"shard {record.index}, which holds the segment, is not committed",
+            where=reader.location.url,
+            hint=f"`{place.rerun(reader.manifest.kind, reader.manifest.source)}` writes it",
         )
-        shard, segment = record.index, next(chosen)
-        row = segment.index
-        if shard not in reader.commits:
-            raise MissingError(
-                f"shard {shard}, which holds the segment, is not committed",
-                where=reader.location.url,
-                hint=f"`{place.rerun(reader.manifest.kind, reader.manifest.source)}` writes it",
-            )
-        reader.require_shards([record])
-    arrays = reader.read(shard)
-    manifest = reader.manifest
-    positions = positions_of(arrays, row, segment, reader.vocabulary, top=top)
-    return ShownSegment(place.name, manifest.kind, manifest.source, row, shard, segment, positions)
+    reader.require_shards([record])
+    return record.index, segment.index, segment
+
+
+def _answer_of(
+    arrays: Arrays, row: int, number: int, reader: SoundReader
+) -> tuple[int, StoredAnswer, int]:
+    """Place of an answer on the axis D, the answer, and how many the prompt has."""
+    found = [
+        (at, a) for at, a in enumerate(read_answers(arrays, reader.vocabulary)) if a.row == row
+    ]
+    for at, answer in found:
+        if answer.number == number:
+            return at, answer, len(found)
+    raise MissingError(
+        f"no answer {number}" if found else "no answers: the segment does not begin with a prompt",
+        where=f"{reader.location.url}, row {row}",
+        expected=f"one of {len(found)}, counted from 0" if found else None,
+        hint=None if found else "without --segment the command lists the first answers",
+    )
+
+
+def prompt_turns(context: str | None) -> tuple[tuple[str, str], ...]:
+    """Who says what in a segment's context, as it is written where it is not understood."""
+    if context is None:
+        return ()
+    try:
+        content = json.loads(context)
+        if "prompt" in content:
+            return (("prompt", str(content["prompt"])),)
+        return tuple((str(turn["role"]), str(turn["content"])) for turn in content["messages"])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return (("context", context),)
 
 
 def positions_of(
-    arrays: Arrays, row: int, segment: Segment | None, vocabulary: Vocabulary, *, top: int
+    arrays: Arrays, at: int, text: bytes | None, vocabulary: Vocabulary, *, top: int
 ) -> tuple[Position, ...]:
-    """The tokens of one segment.
+    """The tokens of one segment or answer.
 
     Args:
         arrays: Of its shard.
-        row: Of the plan's segment table.
-        segment: With its text; None takes the text from the tokens.
+        at: Its place on the axis D.
+        text: Its bytes; None takes them from the tokens.
         vocabulary: Of the store.
         top: Tokens shown of each position.
     """
-    (place,) = np.flatnonzero(arrays["segment_ids"] == row)[:1]
-    start, stop = map(int, arrays["token_offsets"][place : place + 2])
-    text = None if segment is None else segment.text.encode()
+    start, stop = map(int, arrays["token_offsets"][at : at + 2])
     positions = []
     begin = 0
     for i in range(start, stop):
@@ -210,6 +283,7 @@ def positions_of(
                 float(arrays["tail_mass"][i]),
                 tuple(best),
                 Origin(int(arrays["origin"][i])) if "origin" in arrays else None,
+                spelt(vocabulary, token) if "finish" in arrays and end == begin else b"",
             )
         )
         begin = end
@@ -224,15 +298,21 @@ def spelt(vocabulary: Vocabulary, token_id: int) -> bytes:
 
 
 def list_segments(place: StorePlace, count: int = LISTED) -> list[Listed]:
-    """The first segments of a store's first shards, to choose from."""
+    """The first segments or answers of a store's first shards, to choose from."""
     reader, plan = place.open(), place.plan()
     if plan is not None:
         reader.require_plan(plan)
     found: list[Listed] = []
     for shard in sorted(reader.commits):
+        segments: list[Segment] = []
         if plan is not None:
-            record = planned_shard(plan, shard, reader.location.url)
-            found += [Listed(s.index, s, s.text.encode()) for s in plan.segments(record)]
+            segments = plan.segments(planned_shard(plan, shard, reader.location.url))
+        if reader.manifest.kind == "generated":
+            by_row = {segment.index: segment for segment in segments}
+            answers = read_answers(reader.read(shard, TEXT_ARRAYS), reader.vocabulary)
+            found += [Listed(a.row, by_row.get(a.row), a.text, a) for a in answers]
+        elif plan is not None:
+            found += [Listed(s.index, s, s.text.encode()) for s in segments]
         else:
             found += _listed_without_plan(reader, shard, count)
         if len(found) >= count:
@@ -293,76 +373,3 @@ def _ids(plan: Plan, record: ShardRecord) -> list[str]:
                 "not readable as Parquet", where=where, got=str(error)[:200], hint=RESTORE
             ) from error
     return found
-
-
-# ------------------------------------------------------------------------------- for a terminal
-
-
-def share(logprob: float) -> str:
-    """A probability as people read it."""
-    probability = math.exp(logprob)
-    if probability >= 0.0995:
-        return f"{probability:.1%}"
-    return f"{probability:.2%}" if probability >= 1e-4 else "<0.01%"
-
-
-def heading(shown: ShownSegment) -> str:
-    """What is shown, in one line."""
-    segment = shown.segment
-    facts = [f"row {shown.row}", f"shard {shown.shard}"]
-    if segment is not None:
-        facts += [f"domain {visible(segment.domain)}", f"split {visible(segment.split)}"]
-    bpb = "no label known" if shown.bpb is None else f"{shown.bpb:.3f} bits per byte"
-    return (
-        f"{visible(shown.store)}, segment {visible(shown.title)} ({', '.join(facts)}): "
-        f"{shown.num_bytes} bytes, {len(shown.positions)} positions, {bpb}"
-    )
-
-
-def segment_text(shown: ShownSegment, columns: int) -> str:
-    """The segment as a table of `columns` columns, one position after the other."""
-    tokens = [quoted(position.data) for position in shown.positions]
-    token_columns = min(max(map(width, [*tokens, "token"])), _TOKEN_COLUMNS)
-    head = f"{'':>5} {padded('token', token_columns)} {'nats':>8} {'prob':>7} {'tail':>6}"
-    if shown.kind == "aligned":
-        head += f" {'origin':<8}"
-    room = max(columns - width(head) - len(_GAP), 24)
-    lines = [heading(shown), "", f"{head}{_GAP}most probable, * the one that stands there"]
-    for position, token in zip(shown.positions, tokens, strict=True):
-        label = position.logprob
-        known = f"{'-':>8} {'-':>7}" if label is None else f"{label:>8.3f} {share(label):>7}"
-        line = f"{position.index:>5} {padded(token, token_columns)} {known}"
-        line += f" {position.tail_mass:>6.3f}"
-        if position.origin is not None:
-            line += f" {position.origin.name.lower():<8}"
-        best = _wrapped(position, room)
-        lines.append(f"{line}{_GAP}{best[0]}")
-        lines += [f"{'':<{width(head)}}{_GAP}{more}" for more in best[1:]]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _wrapped(position: Position, room: int) -> list[str]:
-    """The most probable tokens in lines of at most `room` columns."""
-    if not position.best:
-        return ["nothing known"]
-    lines: list[str] = []
-    for item in position.best:
-        mark = "*" if item.token_id == position.token_id else ""
-        text = f"{mark}{cut(quoted(item.spelt), room - 8)} {share(item.logprob)}"
-        if lines and width(lines[-1]) + len(_GAP) + width(text) <= room:
-            lines[-1] += _GAP + text
-        else:
-            lines.append(text)
-    return lines
-
-
-def list_text(listed: list[Listed], columns: int) -> str:
-    """Segments to choose from, one a line."""
-    lines = ["first segments; give --segment one of these ids or rows:"]
-    for item in listed:
-        name, domain = "", ""
-        if item.segment is not None:
-            name, domain = visible(item.segment.segment_id), visible(item.segment.domain)
-        begun = f"{item.row:>7}  {padded(name, 28)} {padded(domain, 12)} {len(item.text):>7} B  "
-        lines.append(begun + cut(visible(item.text[:400]), max(columns - width(begun), 20)))
-    return "\n".join(lines)

@@ -13,7 +13,8 @@ from importlib.resources import files
 from string import Template
 
 from store_schema.layout import Origin
-from store_tools.show import Position, ShownSegment, share
+from store_tools.show import Position, ShownSegment
+from store_tools.show_text import ending, share
 from store_tools.visible import JOINERS, quoted, visible
 
 LEVELS = (0.5, 0.1, 0.02, 0.002, 0.0001)
@@ -49,6 +50,7 @@ def page(shown: ShownSegment) -> str:
         css=folder.joinpath("show.css").read_text(encoding="utf-8"),
         tiles="".join(_tile(label, value) for label, value in _facts(shown)),
         legend=_legend(),
+        prompt=_prompt(shown),
         text="".join(tokens),
         footer=_footer(shown),
     )
@@ -58,6 +60,8 @@ def _facts(shown: ShownSegment) -> list[tuple[str, str]]:
     facts = []
     if shown.segment is not None:
         facts = [("domain", shown.segment.domain), ("split", shown.segment.split)]
+    if shown.answer is not None:
+        facts += [("of answers", f"{shown.answer.count:,}"), ("ended", ending(shown.answer.finish))]
     facts += [
         ("row", f"{shown.row:,}"),
         ("bytes", f"{shown.num_bytes:,}"),
@@ -66,6 +70,16 @@ def _facts(shown: ShownSegment) -> list[tuple[str, str]]:
         ("kept mass", "–" if shown.kept_mass is None else f"{shown.kept_mass:.1%}"),
     ]
     return facts
+
+
+def _prompt(shown: ShownSegment) -> str:
+    """What stands before an answer: read, never scored."""
+    turns = () if shown.answer is None else shown.answer.prompt
+    return "".join(
+        f'<div class="text prompt" dir="auto" lang="und"><b>{escape(visible(role))}</b>\n'
+        f"{_escaped(text)}</div>"
+        for role, text in turns
+    )
 
 
 def _tile(label: str, value: str) -> str:
@@ -86,6 +100,8 @@ def _footer(shown: ShownSegment) -> str:
     )
     if shown.kind == "aligned":
         text += " Tokens are the target's, distributions the source's, carried over."
+    if shown.kind == "generated":
+        text += " The prompt was read, not written; distributions are those of temperature 1."
     return text
 
 
@@ -105,6 +121,8 @@ def _token(shown: ShownSegment, position: Position, text: str) -> str:
         text: The characters that it completes.
     """
     seen = _escaped(text) if text or not position.data else f'<i class="e">{INSIDE_CHARACTER}</i>'
+    if position.name:
+        seen += f'<i class="e">{escape(visible(position.name))}</i>'
     kind = level(position.logprob)
     return f'<span class="t {kind}" tabindex="0">{seen}{_panel(shown, position)}</span>'
 
@@ -140,6 +158,6 @@ def _panel(shown: ShownSegment, position: Position) -> str:
             f"<span>{escape(share(item.logprob))}</span></span>"
         )
     return (
-        f'<span class="x"><b><bdi>{escape(quoted(position.data))}</bdi></b>'
+        f'<span class="x"><b><bdi>{escape(quoted(position.data or position.name))}</bdi></b>'
         f'<span class="n">{escape(" · ".join(facts))}</span>{"".join(rows)}</span>'
     )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.errors import MissingError
-from store_schema.layout import Arrays, Kind, Origin, row_sums
+from store_schema.layout import Arrays, Finish, Kind, Origin, row_sums
 from store_schema.manifest import Commit
 from store_schema.plan import Plan
 from store_tools.places import SoundReader, StorePlace, planned_shard
@@ -42,6 +42,7 @@ NEEDED = (
 )
 NEEDED_OF: dict[Kind, tuple[str, ...]] = {
     "source": NEEDED,
+    "generated": (*NEEDED, "finish"),
     "aligned": (*NEEDED, "origin", "source_nats", "source_bytes"),
 }
 
@@ -63,6 +64,8 @@ class DomainSums:
         bytes: Bytes of all positions.
         source_nats: Aligned stores: the source's own cost, on its own tokens.
         source_bytes: Bytes that cost covers.
+        full_entropy_nats: Stores with the extra: of whole distributions, over labels not unknown.
+        space_mass: The same of the mass on tokens that begin with white space.
     """
 
     positions: int = 0
@@ -75,15 +78,22 @@ class DomainSums:
     bytes: int = 0
     source_nats: float = 0.0
     source_bytes: int = 0
+    full_entropy_nats: float = 0.0
+    space_mass: float = 0.0
 
     def add(self, other: DomainSums) -> None:
         """Add the sums of other positions."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def figures(self) -> dict[str, Any]:
-        """What people compare; None where nothing is known."""
+    def figures(self, extras: Sequence[str]) -> dict[str, Any]:
+        """What people compare, of a store with these extras; None where nothing is known."""
         bpb = _ratio(self.label_nats / math.log(2), self.label_bytes)
+        not_unknown = self.known_labels + self.impossible_labels
+        of_extras = {
+            "entropy": ("full_entropy_nats_per_position", self.full_entropy_nats),
+            "space_mass": ("space_mass", self.space_mass),
+        }
         return {
             "positions": self.positions,
             "bytes": self.bytes,
@@ -93,6 +103,7 @@ class DomainSums:
             "label_bytes_share": _ratio(self.label_bytes, self.bytes),
             "impossible_labels": self.impossible_labels,
             "source_bpb": _ratio(self.source_nats / math.log(2), self.source_bytes),
+            **{of_extras[name][0]: _ratio(of_extras[name][1], not_unknown) for name in extras},
         }
 
 
@@ -109,7 +120,8 @@ class Sums:
         entry_counts: [longest + 1] positions by their number of entries.
         mass: [MASS_BINS + 1] covered positions by kept mass.
         kept_mass: Sum of the kept mass of covered positions.
-        origins: [3] positions by origin; zeros in a source store.
+        origins: [3] positions by origin; zeros where the store is not aligned.
+        finishes: [5] answers by how they ended; zeros where the store is not generated.
     """
 
     by_domain: dict[str, DomainSums] = field(default_factory=dict)
@@ -117,6 +129,7 @@ class Sums:
     mass: Counts = field(default_factory=lambda: np.zeros(MASS_BINS + 1, np.int64))
     kept_mass: float = 0.0
     origins: Counts = field(default_factory=lambda: np.zeros(len(Origin), np.int64))
+    finishes: Counts = field(default_factory=lambda: np.zeros(len(Finish), np.int64))
 
     def add(self, other: Sums) -> None:
         """Add the sums of other shards."""
@@ -129,6 +142,7 @@ class Sums:
         self.mass = self.mass + other.mass
         self.kept_mass += other.kept_mass
         self.origins = self.origins + other.origins
+        self.finishes = self.finishes + other.finishes
 
 
 def _padded(counts: Counts, length: int) -> Counts:
@@ -140,7 +154,7 @@ def shard_sums(kind: Kind, arrays: Arrays, domains: Sequence[str]) -> Sums:
 
     Args:
         kind: Of the store.
-        arrays: `NEEDED_OF` the kind.
+        arrays: `NEEDED_OF` the kind, and the store's extras.
         domains: [D] domain of each segment.
     """
     offsets = arrays["entry_offsets"]
@@ -156,6 +170,8 @@ def shard_sums(kind: Kind, arrays: Arrays, domains: Sequence[str]) -> Sums:
     )
     if kind == "aligned":
         made.origins = np.bincount(arrays["origin"], minlength=len(Origin)).astype(np.int64)
+    if kind == "generated":
+        made.finishes = np.bincount(arrays["finish"], minlength=len(Finish)).astype(np.int64)
     entropy = entropies(arrays["entry_logprobs"], offsets, arrays["tail_mass"])
     lengths = token_lengths(arrays["byte_ends"], arrays["token_offsets"])
     rows = np.diff(arrays["token_offsets"])
@@ -165,11 +181,19 @@ def shard_sums(kind: Kind, arrays: Arrays, domains: Sequence[str]) -> Sums:
         sums = _domain_sums(arrays["label_logprobs"][here], lengths[here])
         sums.covered = int(covered[here].sum())
         sums.entropy_nats = float(entropy[here & covered].sum())
+        if "entropy" in arrays:
+            sums.full_entropy_nats = _known_sum(arrays["entropy"][here])
+        if "space_mass" in arrays:
+            sums.space_mass = _known_sum(arrays["space_mass"][here])
         if kind == "aligned":
             sums.source_nats = float(arrays["source_nats"][segments].sum())
             sums.source_bytes = int(arrays["source_bytes"][segments].sum())
         made.by_domain[domain] = sums
     return made
+
+
+def _known_sum(values: npt.NDArray[np.float32]) -> float:
+    return float(np.nansum(values, dtype=np.float64))
 
 
 def _domain_sums(labels: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) -> DomainSums:
@@ -271,7 +295,9 @@ def store_stats(
         )
     wanted = sample_of(there) if shards is None else list(shards)
     total = _sums(place.name, reader, plan, wanted, jobs, stop)
-    return _identity(place, reader, wanted) | _sizes(reader) | _figures(total)
+    return (
+        _identity(place, reader, wanted) | _sizes(reader) | _figures(total, reader.manifest.extras)
+    )
 
 
 def _sums(
@@ -282,15 +308,16 @@ def _sums(
     jobs: int | None,
     stop: StopFlag | None,
 ) -> Sums:
-    kind = reader.manifest.kind
+    kind, extras = reader.manifest.kind, reader.manifest.extras
 
     def read(shard: int) -> Sums:
-        arrays = reader.read(shard, NEEDED_OF[kind])
+        arrays = reader.read(shard, (*NEEDED_OF[kind], *extras))
         domains = [NO_DOMAIN] * len(arrays["segment_ids"])
         if plan is not None:
             record = planned_shard(plan, shard, reader.location.url)
             reader.require_shards([record])
-            domains = [segment.domain for segment in plan.segments(record)]
+            by_row = {segment.index: segment.domain for segment in plan.segments(record)}
+            domains = [by_row.get(row, NO_DOMAIN) for row in arrays["segment_ids"].tolist()]
         return shard_sums(kind, arrays, domains)
 
     positions = {shard: reader.commits[shard].counts.positions for shard in shards}
@@ -311,6 +338,7 @@ def _identity(place: StorePlace, reader: SoundReader, shards: Sequence[int]) -> 
         "name": place.name,
         "url": reader.location.url,
         "kind": manifest.kind,
+        "extras": list(manifest.extras),
         "source": manifest.source,
         "schema_version": manifest.schema_version,
         "estimator": manifest.estimator,
@@ -335,7 +363,7 @@ def _sizes(reader: SoundReader) -> dict[str, Any]:
     }
 
 
-def _figures(sums: Sums) -> dict[str, Any]:
+def _figures(sums: Sums, extras: Sequence[str]) -> dict[str, Any]:
     covered = int(sums.mass.sum())
     positions = int(sums.entry_counts.sum())
     found: dict[str, Any] = {
@@ -346,12 +374,14 @@ def _figures(sums: Sums) -> dict[str, Any]:
         },
         "kept_mass": {"mean": _ratio(sums.kept_mass, covered)}
         | {f"p{share}": percentile(sums.mass, share) for share in (5, 50, 95)},
-        "domains": {name: sums.by_domain[name].figures() for name in sorted(sums.by_domain)},
+        "domains": {name: sums.by_domain[name].figures(extras) for name in sorted(sums.by_domain)},
     }
     if sums.origins.any():
         found["origins"] = {
             origin.name.lower(): int(sums.origins[origin]) / positions for origin in Origin
         }
+    if sums.finishes.any():
+        found["finishes"] = {finish.name.lower(): int(sums.finishes[finish]) for finish in Finish}
     return found
 
 

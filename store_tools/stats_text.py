@@ -7,6 +7,11 @@ from typing import Any
 
 from store_tools.visible import padded, visible, width
 
+_EXTRA_FIGURES = {
+    "entropy": ("full_entropy_nats_per_position", "full entropy"),
+    "space_mass": ("space_mass", "space mass"),
+}
+"""By extra: the figure in the statistics, and the head of its column."""
 BAR_COLUMNS = 40
 UNKNOWN = "-"
 
@@ -17,6 +22,8 @@ def stats_text(stats: dict[str, Any]) -> str:
     parts.append(_domain_table(stats))
     if "origins" in stats:
         parts.append(_origin_line(stats["origins"]))
+    if "finishes" in stats:
+        parts.append(_finish_line(stats["finishes"]))
     return "\n\n".join(parts)
 
 
@@ -78,7 +85,9 @@ def _mass_lines(stats: dict[str, Any]) -> str:
 def _domain_table(stats: dict[str, Any]) -> str:
     aligned = stats["kind"] == "aligned"
     head = ["domain", "positions", "with entries", "entropy", "label bpb", "of bytes"]
-    head += ["source bpb"] if aligned else []
+    more = {"source_bpb": "source bpb"} if aligned else {}
+    more |= {_EXTRA_FIGURES[name][0]: _EXTRA_FIGURES[name][1] for name in stats["extras"]}
+    head += more.values()
     rows = []
     for name, found in stats["domains"].items():
         bpb = "inf" if found["impossible_labels"] else _number(found["label_bpb"], 4)
@@ -90,16 +99,28 @@ def _domain_table(stats: dict[str, Any]) -> str:
             bpb,
             _percent(found["label_bytes_share"]),
         ]
-        rows.append(row + ([_number(found["source_bpb"], 4)] if aligned else []))
+        rows.append(row + [_number(found[figure], 4) for figure in more])
     notes = (
         "entropy: nats per position with entries, the tail taken as one token, so a lower bound; "
         "not\ncomparable across tokenizers. label bpb: bits per byte of the labels whose "
         "probability is known,\nwhich cover that share of the bytes"
     )
     notes += ". source bpb: the source's own, on its own tokens." if aligned else "."
+    if more.keys() - {"source_bpb"}:
+        notes += "\nfull entropy, space mass: of whole distributions, as the model gave them."
     if any(found["impossible_labels"] for found in stats["domains"].values()):
         notes += "\ninf: a label has probability 0."
     return f"{table(head, rows)}\n{notes}"
+
+
+def _finish_line(finishes: dict[str, int]) -> str:
+    total = sum(finishes.values())
+    parts = [
+        f"{count:,} {name.replace('_', ' ')} ({_percent(count / total)})"
+        for name, count in finishes.items()
+        if count
+    ]
+    return f"{total:,} answers ended: {', '.join(parts)}"
 
 
 def _origin_line(origins: dict[str, float]) -> str:

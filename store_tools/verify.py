@@ -2,7 +2,8 @@
 
 A shard is sound when its files are those its commit names, every chunk matches its checksum, the
 decoded arrays keep every invariant of the layout and the commit's digest, and, where the plan is
-known, its segments are the plan's own: rows, fingerprint, and tokens whose bytes are the very text.
+known, its segments are the plan's own: rows, fingerprint, and tokens whose bytes are the very text
+(of a generated store: answers to each of its prompts, whose tokens end where it says).
 One damaged shard does not stop the others from being looked at.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 from launch.progress import Progress
 from launch.signals import StopFlag
+from store_schema.answers import TEXT_ARRAYS
 from store_schema.errors import (
     CorruptionError,
     LogitfuseError,
@@ -24,6 +26,7 @@ from store_schema.manifest import Commit
 from store_schema.plan import Plan
 from store_schema.reader import MANIFEST_FILE, RESTORE
 from store_tools.against_plan import COMPARED, Speller, compare_with_plan
+from store_tools.answers import ANSWERS_SETTING, compare_answers
 from store_tools.leftovers import Leftover, find_leftovers
 from store_tools.places import SoundReader, StorePlace, planned_shard
 from store_tools.shard_work import for_each_shard
@@ -233,4 +236,9 @@ def _compare(
     except CorruptionError as error:
         plan_faults[shard] = error
         return
-    compare_with_plan(reader.read(shard, COMPARED), record, segments, speller, where)
+    if reader.manifest.kind == "generated":
+        vocabulary = None if speller is None else speller.vocabulary
+        per_prompt = reader.manifest.settings.get(ANSWERS_SETTING)
+        compare_answers(reader.read(shard, TEXT_ARRAYS), segments, per_prompt, vocabulary, where)
+    else:
+        compare_with_plan(reader.read(shard, COMPARED), record, segments, speller, where)

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 
 from extract.config import ExtractSection
-from extract.engine import Engine, EngineSpec, engine_spec, first_known, scored_segment
+from extract.engine import DenseRows, Engine, EngineSpec, engine_spec, first_known
+from extract.rows import scored_segment
+from extract.space_ids import space_initial_ids
 from store_schema.config import ModelRef
 from store_schema.plan import Segment
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
@@ -25,8 +27,17 @@ def spec_of(folder: Path, engine: str, *, dtype: str = "auto", **options: Any) -
     """What an engine needs to score the samples with a tiny model."""
     ref = ModelRef(model=str(folder), dtype=dtype)
     section = ExtractSection(engine=engine, **({"top_k": 8} | options))
-    size = SegmentTokenizer.load(ref, name="m").vocab_size
-    return engine_spec("m", folder, ref, section, vocab_size=size, longest=LONGEST, seed=0)
+    tokenizer = SegmentTokenizer.load(ref, name="m")
+    return engine_spec(
+        "m",
+        folder,
+        ref,
+        section,
+        vocab_size=tokenizer.vocab_size,
+        longest=LONGEST,
+        seed=0,
+        space_ids=space_initial_ids(tokenizer.vocabulary),
+    )
 
 
 def encoded_samples(tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
@@ -85,6 +96,7 @@ def check_engine(
     for i, (segment, (labels, logprobs)) in enumerate(zip(segments, references, strict=True)):
         for name in ("ids", "logprobs", "label_logprobs"):
             assert np.array_equal(getattr(rows[i], name), getattr(again[i], name)), name
+        check_extras(rows[i], logprobs, spec)
         assert rows[i].ids.shape == (len(labels), spec.section.top_k)
         np.testing.assert_allclose(rows[i].label_logprobs, labels, atol=TOLERANCE_NATS)
         chosen = np.take_along_axis(logprobs, rows[i].ids, axis=1)
@@ -92,6 +104,26 @@ def check_engine(
         best = -np.sort(-logprobs, axis=1)[:, : spec.section.top_k]
         np.testing.assert_allclose(-np.sort(-chosen, axis=1), best, atol=TOLERANCE_NATS)
         _check_stored(segment, rows[i], logprobs, tokenizer.vocab_size)
+
+
+def check_extras(dense: DenseRows, logprobs: npt.NDArray[np.float64], spec: EngineSpec) -> None:
+    """Entropy and white space mass of a segment's rows, beside those of the reference.
+
+    Args:
+        dense: From the engine.
+        logprobs: [R, V] of the reference, padding ids of the model included.
+        spec: Names the extras.
+    """
+    assert sorted(dense.extras) == sorted(spec.section.extras)
+    assert spec.space_ids is not None
+    p = np.exp(logprobs)
+    expected = {
+        "entropy": -(p * logprobs).sum(axis=1),
+        "space_mass": p[:, : len(spec.space_ids)][:, spec.space_ids].sum(axis=1),
+    }
+    for name, found in dense.extras.items():
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected[name], atol=TOLERANCE_NATS, err_msg=name)
 
 
 def _check_stored(

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from align.run import align_source
 from launch.signals import StopFlag
-from launch.work import Worker
+from launch.work import Part
 from store_schema.config import ModelRef, RunConfig, load_run
 from store_schema.layout import Arrays
 from store_schema.location import open_location
@@ -57,7 +57,7 @@ def make_run(
     plan = _plan(run, tokenizers, texts)
     for source in run.sources:
         _score(run, plan, source, tokenizers[source])
-        align_source(run, source, Worker(), StopFlag())
+        align_source(run, source, Part(), StopFlag())
     return run
 
 

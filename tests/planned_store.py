@@ -1,16 +1,21 @@
-"""Small runs whose stores fit their plan: every token is one byte of the segments' real text."""
+"""Small runs whose stores fit their plan: every token is one byte of the segments' real text.
+
+Generated stores have two answers to each prompt, of every ending.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import yaml
 from click.testing import CliRunner, Result
 
-from store_schema.layout import Arrays, Kind
+from store_schema.layout import Arrays, Extra, Finish, Kind
 from store_schema.location import Location, open_location
 from store_schema.plan import Plan, Segment, ShardRecord, write_plan
 from store_schema.presets import PRESETS, Preset
@@ -34,6 +39,27 @@ TEXTS = (
 
 DOMAINS = ("code", "prose")
 
+PROMPTS: dict[int, dict[str, Any]] = {
+    0: {"prompt": "Write a function\nthat adds. \x1b[31m\u202e<script>"},
+    4: {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    },
+    5: {"prompt": "Loop"},
+    6: {"prompt": "漢字"},
+}
+"""Contexts by row."""
+
+ANSWERS: dict[int, tuple[tuple[bytes, Finish], tuple[bytes, Finish]]] = {
+    0: ((b"It is.\n", Finish.STOP), (b"caf\xc3", Finish.LENGTH)),
+    4: ((b"", Finish.EMPTY), (b"<b>\x1b[31m \xff END", Finish.STOP_TEXT)),
+    5: ((b"", Finish.PROMPT_TOO_LONG), (b"", Finish.PROMPT_TOO_LONG)),
+    6: ((b"\xe6\xbc", Finish.LENGTH), ("Go. 😀".encode(), Finish.STOP)),
+}
+"""Texts by row; one that ends with STOP or EMPTY has BOS for an end-of-sequence token."""
+
+SETTINGS = MappingProxyType({"answers": 2})
+"""Of every manifest; answers to each prompt of a generated store."""
+
 
 def make_plan(folder: Path) -> Plan:
     """The plan of `TEXTS`."""
@@ -44,9 +70,10 @@ def make_plan(folder: Path) -> Plan:
         for text in texts:
             document, size = f"d{index}", len(text.encode())
             domain = DOMAINS[index % len(DOMAINS)]
+            context = json.dumps(PROMPTS[index]) if index in PROMPTS else None
             segments.append(
                 Segment(
-                    index, f"{document}#0", document, domain, "train", 0, size, True, None, text
+                    index, f"{document}#0", document, domain, "train", 0, size, True, context, text
                 )
             )
             index += 1
@@ -62,12 +89,27 @@ def make_plan(folder: Path) -> Plan:
     )
 
 
-def shard_arrays(plan: Plan, shard: int, kind: Kind = "source", *, top_k: int = 8) -> Arrays:
+def shard_arrays(
+    plan: Plan,
+    shard: int,
+    kind: Kind = "source",
+    *,
+    top_k: int = 8,
+    extras: tuple[Extra, ...] | None = None,
+) -> Arrays:
     """Made-up distributions over the bytes of a shard's texts."""
     segments = plan.segments(plan.shards[shard])
+    if kind == "generated":
+        prompts = [segment.index for segment in segments if segment.index in ANSWERS]
+        return _answer_arrays(prompts, shard, top_k)
     texts = [segment.text.encode() for segment in segments]
     made = store_factory.arrays(
-        kind, [len(text) for text in texts], top_k=top_k, vocab_size=len(VOCABULARY), seed=shard
+        kind,
+        [len(text) for text in texts],
+        top_k=top_k,
+        vocab_size=len(VOCABULARY),
+        seed=shard,
+        extras=extras,
     )
     made["segment_ids"] = np.array([segment.index for segment in segments], "<i8")
     made["token_ids"] = np.frombuffer(b"".join(texts), np.uint8).astype("<u4") + 1
@@ -76,16 +118,48 @@ def shard_arrays(plan: Plan, shard: int, kind: Kind = "source", *, top_k: int = 
     return made
 
 
+def _answer_arrays(prompts: list[int], shard: int, top_k: int) -> Arrays:
+    ids: list[list[int]] = []
+    ends: list[list[int]] = []
+    finishes: list[Finish] = []
+    for text, finish in [answer for row in prompts for answer in ANSWERS[row]]:
+        ended = [0] if finish in (Finish.STOP, Finish.EMPTY) else []
+        ids.append([byte + 1 for byte in text] + ended)
+        ends.append([*range(1, len(text) + 1), *([len(text)] * len(ended))])
+        finishes.append(finish)
+    made = store_factory.arrays(
+        "generated",
+        [len(part) for part in ids],
+        top_k=top_k,
+        vocab_size=len(VOCABULARY),
+        seed=shard,
+    )
+    return made | {
+        "segment_ids": np.repeat(np.array(prompts, "<i8"), 2),
+        "answer_index": np.tile(np.arange(2, dtype="<u4"), len(prompts)),
+        "finish": np.array(finishes, "|u1"),
+        "token_ids": np.array([token for part in ids for token in part], "<u4"),
+        "byte_ends": np.array([end for part in ends for end in part], "<u4"),
+    }
+
+
 def make_writer(
-    location: Location, plan: Plan, kind: Kind = "source", *, preset: Preset = "exact"
+    location: Location,
+    plan: Plan,
+    kind: Kind = "source",
+    *,
+    preset: Preset = "exact",
+    extras: tuple[Extra, ...] | None = None,
+    settings: Mapping[str, Any] = SETTINGS,
 ) -> StoreWriter:
     """A writer of a store of the plan."""
     manifest = store_factory.manifest(
-        kind, vocab_size=len(VOCABULARY), top_k=8, encoding=PRESETS[preset]
+        kind, vocab_size=len(VOCABULARY), top_k=8, encoding=PRESETS[preset], extras=extras
     ).model_copy(
         update={
             "plan_fingerprint": plan.fingerprint,
             "num_shards": len(plan.shards),
+            "settings": dict(settings),
             "vocabulary_fingerprint": VOCABULARY.fingerprint,
         }
     )
@@ -97,6 +171,8 @@ def make_run(
     *,
     kinds: Collection[Kind] = ("source",),
     preset: Preset = "exact",
+    extras: tuple[Extra, ...] | None = None,
+    settings: Mapping[str, Any] = SETTINGS,
     leave_out: Collection[int] = (),
     change: Mapping[int, Any] | None = None,
     records: Mapping[int, ShardRecord] | None = None,
@@ -107,6 +183,8 @@ def make_run(
         folder: Everything goes below it.
         kinds: Which stores.
         preset: Of their encoding.
+        extras: Of their positions; None takes those of the factory.
+        settings: Of their manifests.
         leave_out: Shards that are not written.
         change: By shard, a function that changes its arrays before they are written.
         records: By shard, a record to write it under instead of the plan's.
@@ -116,11 +194,12 @@ def make_run(
     """
     plan = make_plan(folder / "run/plan")
     for kind in kinds:
-        writer = make_writer(open_location(store_folder(folder, kind)), plan, kind, preset=preset)
+        location = open_location(store_folder(folder, kind))
+        writer = make_writer(location, plan, kind, preset=preset, extras=extras, settings=settings)
         for record in plan.shards:
             if record.index in leave_out:
                 continue
-            arrays = shard_arrays(plan, record.index, kind)
+            arrays = shard_arrays(plan, record.index, kind, extras=extras)
             (change or {}).get(record.index, lambda _: None)(arrays)
             writer.write((records or {}).get(record.index, record), arrays)
     content = {
@@ -135,7 +214,8 @@ def make_run(
 
 def store_folder(folder: Path, kind: Kind = "source") -> Path:
     """Where `make_run` puts a store."""
-    return folder / "run" / ("stores" if kind == "source" else "aligned") / "s"
+    folders = {"source": "stores", "generated": "generated", "aligned": "aligned"}
+    return folder / "run" / folders[kind] / "s"
 
 
 def reader_of(folder: Path, kind: Kind = "source") -> StoreReader:

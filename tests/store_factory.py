@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from store_schema.layout import Arrays, Kind
+from store_schema.layout import EXTRAS, Arrays, Extra, Finish, Kind
 from store_schema.location import Location
 from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan import Plan, Segment, ShardRecord, write_plan
@@ -19,6 +21,11 @@ BIG_VOCAB = 262_145
 TOKENIZER = "t" * 32
 
 
+def extras_of(kind: Kind) -> tuple[Extra, ...]:
+    """What a made-up store has beside its entries unless told otherwise."""
+    return EXTRAS if kind == "generated" else ()
+
+
 def arrays(
     kind: Kind = "source",
     rows: Sequence[int] = (3, 0, 5),
@@ -26,21 +33,25 @@ def arrays(
     top_k: int = 4,
     vocab_size: int = BIG_VOCAB,
     seed: int = 0,
+    extras: Sequence[Extra] | None = None,
 ) -> Arrays:
     """Arrays of one shard.
 
     Args:
         kind: Which arrays.
-        rows: Positions of each segment; the first row of each has no distribution.
+        rows: Positions of each segment; the first row of each has no distribution. In a generated
+            store, of each answer: two to a prompt, and every row has one.
         top_k: Entries of a row, at most; rows differ.
         vocab_size: Ids lie below it, some close to it.
         seed: Of the content.
+        extras: Which figures beside each position; None takes `extras_of`.
     """
     rng = np.random.default_rng(seed)
     token_offsets = np.concatenate([[0], np.cumsum(rows)]).astype("<i8")
     total = int(token_offsets[-1])
     first = np.zeros(total, bool)
-    first[[int(o) for o, n in zip(token_offsets, rows, strict=False) if n]] = True
+    if kind != "generated":
+        first[[int(o) for o, n in zip(token_offsets, rows, strict=False) if n]] = True
     counts = np.where(first, 0, rng.integers(0, top_k + 1, total))
     entry_offsets = np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
     ids, logprobs, tails = [], [], []
@@ -64,6 +75,10 @@ def arrays(
         "tail_mass": tail.astype("<f4"),
         "label_logprobs": labels.astype("<f4"),
     }
+    extras = extras_of(kind) if extras is None else extras
+    made |= {name: figures(name, first, rng) for name in extras}
+    if kind == "generated":
+        made |= answers(made)
     if kind == "aligned":
         spans = [min(n, 2) for n in rows]
         made |= {
@@ -78,6 +93,36 @@ def arrays(
     return made
 
 
+def figures(name: Extra, unknown: npt.NDArray[np.bool_], rng: np.random.Generator) -> Any:
+    """[N] float32 of an extra, with both of its ends among them."""
+    total = len(unknown)
+    made = {
+        "entropy": rng.exponential(3.0, total),
+        "space_mass": rng.beta(0.3, 0.7, total).clip(0, 1),
+    }[name]
+    made[rng.random(total) < 0.1] = 0
+    if name == "space_mass":
+        made[rng.random(total) < 0.1] = 1
+    return np.where(unknown, np.nan, made).astype("<f4")
+
+
+def answers(made: Arrays) -> Arrays:
+    """Arrays of a generated store beside those of a source store: two answers to each prompt.
+
+    Answers with text take turns in how they ended, those without tokens never began.
+    """
+    numbers = np.arange(len(made["segment_ids"]))
+    rows = np.diff(made["token_offsets"])
+    stops = made["token_offsets"][1:].tolist()
+    sizes = [made["byte_ends"][stop - 1] if n else 0 for n, stop in zip(rows, stops, strict=True)]
+    without = np.where(rows == 0, Finish.PROMPT_TOO_LONG, Finish.EMPTY)
+    return {
+        "segment_ids": (numbers // 2).astype("<i8"),
+        "answer_index": (numbers % 2).astype("<u4"),
+        "finish": np.where(np.array(sizes) > 0, numbers % 3, without).astype("|u1"),
+    }
+
+
 def vocabulary() -> Vocabulary:
     """A table of three tokens; big enough for a digest."""
     return Vocabulary((b"", b"a", b"bc"), np.array([True, False, False]))
@@ -89,6 +134,7 @@ def manifest(
     vocab_size: int = BIG_VOCAB,
     top_k: int = 4,
     encoding: Encoding = PRESETS["exact"],
+    extras: tuple[Extra, ...] | None = None,
 ) -> Manifest:
     """Manifest of a made-up store."""
     model = ModelIdentity(
@@ -101,6 +147,7 @@ def manifest(
         target=model if kind == "aligned" else None,
         corpus_fingerprint="c" * 32,
         plan_fingerprint="p" * 32,
+        extras=extras_of(kind) if extras is None else extras,
         top_k=top_k,
         encoding=encoding,
         vocabulary_fingerprint=vocabulary().fingerprint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,11 +19,16 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerFast
 
 from align.cli import align
-from align.run import counted_shards
-from store_schema.config import ModelRef
+from align.run import align_source, counted_shards
+from launch.signals import StopFlag
+from launch.work import Part
+from launch.worklog import read_sessions
+from store_schema.config import ModelRef, load_run
+from store_schema.errors import Stopped
+from store_schema.layout import EXTRAS, Extra, array_names
 from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.plan import write_plan
+from store_schema.plan import Plan, write_plan
 from store_schema.reader import StoreReader
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.writer import StoreWriter
@@ -40,7 +46,11 @@ def trained(kind: str, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def make_run(
-    folder: Path, kind: str = "byte_level", target: str = "unigram", target_size: int = 450
+    folder: Path,
+    kind: str = "byte_level",
+    target: str = "unigram",
+    target_size: int = 450,
+    extras: tuple[Extra, ...] = (),
 ) -> Path:
     """A run with a plan and one complete source store; returns its run file."""
     models = {"one": trained(kind, 400), "target": trained(target, target_size)}
@@ -84,6 +94,7 @@ def make_run(
         ),
         corpus_fingerprint="c",
         plan_fingerprint=plan.fingerprint,
+        extras=extras,
         top_k=12,
         vocabulary_fingerprint=source.vocabulary.fingerprint,
     )
@@ -91,7 +102,9 @@ def make_run(
     writer = StoreWriter.open(location, manifest, source.vocabulary)
     for shard in plan.shards:
         encoded = source.encode(plan.segments(shard))
-        writer.write(shard, random_source(encoded, source.vocab_size, shard.index))
+        arrays = random_source(encoded, source.vocab_size, shard.index)
+        # Any number in [0, 1] that is not known where the label is not.
+        writer.write(shard, arrays | {name: np.exp(arrays["label_logprobs"]) for name in extras})
     return path
 
 
@@ -174,10 +187,65 @@ def test_sigterm_stops_cleanly(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     if process.returncode != 0:  # it may have been done already
-        assert process.returncode == 143
+        assert process.returncode == 75  # something was finished: run again
         assert "stopped by SIGTERM" in err
         assert "Traceback" not in err
     assert invoke(str(path))[0] == 0
+
+
+def test_stopped_before_anything_was_finished(tmp_path: Path) -> None:
+    run = load_run(make_run(tmp_path))
+    flag = StopFlag()
+    flag.ask(signal.SIGUSR1)
+    with pytest.raises(Stopped) as caught:
+        align_source(run, "one", Part(), flag)
+    assert caught.value.exit_code == 143
+    (session,) = read_sessions(run, "align", "one")
+    assert (session.reason, session.in_hand, session.finished) == ("stopped", 0, ())
+
+
+def test_a_part_of_the_shards_and_what_the_log_says_of_it(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    assert invoke(str(path), "--shards", "1-4", "--worker", "1/2", "--limit", "1")[0] == 0
+    assert sorted(contents(tmp_path)) == [1]
+    assert invoke("--config", str(path), "--shards", "1-4", "--worker", "1/2")[0] == 0
+    assert sorted(contents(tmp_path)) == [1, 3]
+    run = load_run(path)
+    first, second = read_sessions(run, "align", "one")
+    assert [set(s.pending) for s in (first, second)] == [{1}, {3}]
+    assert [str(s.worker) for s in (first, second)] == ["1/2", "1/2"]
+    assert first.reason == second.reason == "done"
+    commit = StoreReader.open(open_location(run.aligned_url("one"))).commits[1]
+    assert first.finished[0].tokens == commit.counts.positions
+    log = tmp_path / "run/logs/align/one/worker-1-of-2.jsonl"
+    line = json.loads(log.read_text().splitlines()[1])
+    assert line["size_bytes"] == sum(file.size for file in commit.files.values())
+    assert 0 < line["seconds"] < 60
+    assert "at most 5" in one_line_error(path, "--shards", "4-6")
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+
+    def files() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+    before = files()
+    code, out, _ = invoke(str(path), "--dry-run", "--shards", "0-2,5")
+    assert code == 0
+    plan = Plan.open(open_location(tmp_path / "run/plan"))
+    tokens = sum(plan.shards[i].num_tokens["target"] for i in (0, 1, 2, 5))
+    assert out == f"align one: would do 4 shards (0-2,5), {tokens:,} tokens\n"
+    assert files() == before
+    assert invoke(str(path), "--shards", "0-4")[0] == 0
+    before = files()
+    assert "would do 1 shard (5)" in invoke(str(path), "--dry-run")[1]
+    assert "nothing to do" in invoke(str(path), "--dry-run", "--shards", "0-4")[1]
+    assert "settings" in one_line_error(path, "--dry-run", "--set", "align.max_entries=5")
+    (tmp_path / "run/stores/one/commits/00005.json").unlink()
+    assert "(5)" in one_line_error(path, "--dry-run")
+    del before[tmp_path / "run/stores/one/commits/00005.json"]
+    assert files() == before
 
 
 def one_line_error(path: Path, *arguments: str) -> str:
@@ -219,6 +287,16 @@ def test_exact_on_one_vocabulary_copies(tmp_path: Path) -> None:
     copied = StoreReader.open(open_location(tmp_path / "run/aligned/one")).read(1)
     for name, array in source.items():
         np.testing.assert_array_equal(copied[name], array)
+
+
+@pytest.mark.parametrize("method", ["exact", "bytes"])
+def test_extras_of_the_source_stay_behind(tmp_path: Path, method: str) -> None:
+    path = make_run(tmp_path, "byte_level", "byte_level", target_size=400, extras=EXTRAS)
+    code, _, err = invoke(str(path), "--set", f"align.method={method}")
+    assert code == 0, err
+    reader = StoreReader.open(open_location(tmp_path / "run/aligned/one"))
+    assert reader.manifest.extras == ()
+    assert set(reader.read(1)) == set(array_names("aligned"))
 
 
 def test_unknown_source_and_missing_store(finished: Path, tmp_path: Path) -> None:

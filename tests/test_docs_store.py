@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
+from store_schema.layout import Kind
 from store_schema.location import open_location
 from store_schema.presets import PRESETS, Preset
 from store_schema.reader import StoreReader
@@ -18,6 +20,7 @@ from tests import store_factory
 
 DOCS = Path(__file__).resolve().parent.parent / "docs/store.md"
 VOCAB = 300
+TABLE_ROWS = ("answer_index", "finish", "entropy_codes", "space_codes")
 
 
 def _script(folder: Path) -> Path:
@@ -33,15 +36,50 @@ def _script(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("preset", ["exact", "fine", "tiny"])
-def test_standalone_reader_reads_what_ours_reads(tmp_path: Path, preset: Preset) -> None:
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs:zarr.errors.ZarrUserWarning")
+def test_the_table_says_how_extras_and_answers_lie_on_disk(tmp_path: Path) -> None:
+    encoding = PRESETS["compact"]
+    writer = StoreWriter.open(
+        open_location(tmp_path),
+        store_factory.manifest("generated", vocab_size=VOCAB, encoding=encoding),
+        store_factory.vocabulary(),
+    )
+    arrays = store_factory.arrays("generated", (9, 0, 30), vocab_size=VOCAB)
+    path = tmp_path / writer.write(store_factory.shard_record(), arrays).path
+    read = {name: zarr.open_array(path / name, mode="r")[:] for name in TABLE_ROWS}
+    ours = StoreReader.open(writer.location).read(0)
+    for name in ("answer_index", "finish"):
+        np.testing.assert_array_equal(read[name], ours[name])
+    assert encoding.steps is not None
+    nats = {name: (read[name] - 2.0) * encoding.steps.label_step for name in TABLE_ROWS[2:]}
+    np.testing.assert_allclose(nats["entropy_codes"], ours["entropy"], rtol=1e-6)
+    mass = np.where(read["space_codes"] == 1, 0, np.exp(-nats["space_codes"]))
+    np.testing.assert_allclose(mass, ours["space_mass"], rtol=1e-6)
+    table = DOCS.read_text(encoding="utf-8")
+    assert all(f"{name} |" in table or f"{name}," in table for name in TABLE_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset"),
+    [
+        ("source", "exact"),
+        ("source", "fine"),
+        ("source", "tiny"),
+        ("generated", "exact"),
+        ("generated", "compact"),
+        ("aligned", "compact"),
+    ],
+)
+def test_standalone_reader_reads_what_ours_reads(
+    tmp_path: Path, kind: Kind, preset: Preset
+) -> None:
     writer = StoreWriter.open(
         open_location(tmp_path / "store"),
-        store_factory.manifest(vocab_size=VOCAB, top_k=30, encoding=PRESETS[preset]),
+        store_factory.manifest(kind, vocab_size=VOCAB, top_k=30, encoding=PRESETS[preset]),
         store_factory.vocabulary(),
         count_tokens=lambda: np.random.default_rng(0).integers(0, 9, VOCAB),
     )
-    arrays = store_factory.arrays(rows=(9, 0, 30), top_k=30, vocab_size=VOCAB, seed=4)
+    arrays = store_factory.arrays(kind, (9, 0, 30), top_k=30, vocab_size=VOCAB, seed=4)
     writer.write(store_factory.shard_record(), arrays)
     ours = StoreReader.open(writer.location).read(0)
     offsets = ours["entry_offsets"]

@@ -45,7 +45,7 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (ExtractSection, {"estimator": "sampled"}, "needs engine transformers"),
     (ExtractSection, {"head_rows": 0}, "greater than or equal"),
     (ExtractSection, {"batch_tokens": 0}, "greater than or equal"),
-    (ExtractSection, {"group_tokens": 0}, "greater than or equal"),
+    (ExtractSection, {"queue_mib": 0}, "greater than or equal"),
     (ExtractSection, {"max_num_batched_tokens": 1}, "greater than or equal"),
     (ExtractSection, {"tensor_parallel_size": 0}, "greater than or equal"),
     (ExtractSection, {"gpu_memory_utilization": 1}, "less than 1"),
@@ -63,7 +63,8 @@ def test_constraint(section: type[CorpusSection], values: dict[str, Any], messag
 
 def test_speed_and_place_are_not_content() -> None:
     sampling = {"estimator", "draws", "sampled_head"}
-    assert set(ExtractSection().content()) == {"engine", "top_k", "fp32_head"} | sampling
+    shaping = {"engine", "top_k", "fp32_head", "extras", "quantization"}
+    assert set(ExtractSection().content()) == shaping | sampling
     assert set(PlanSection().content()) == {"max_tokens", "shard_tokens"}
 
 
@@ -74,3 +75,12 @@ def test_what_decides_the_draws_is_told_to_the_manifest() -> None:
     assert section.max_entries == 5
     told = section.sampling_settings(seed=5)
     assert told == {"draws": 3, "draws_are": "systematic", "sampled_head": 2, "seed": 5}
+
+
+def test_extras_need_whole_distributions_and_stand_in_one_order() -> None:
+    section = ExtractSection(engine="transformers", extras=("space_mass", "entropy"))
+    assert section.extras == ("entropy", "space_mass")
+    with pytest.raises(ValidationError, match="extras entropy need engine transformers"):
+        ExtractSection(engine="vllm", extras=("entropy",))
+    with pytest.raises(ValidationError, match="quantization needs engine vllm"):
+        ExtractSection(engine="transformers", quantization="fp8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extract.config import ExtractSection
-from extract.engine import DenseRows, EngineSpec, engine_spec, open_engine, scored_segment
-from extract.transformers_engine import TransformersEngine, batches
-from extract.vllm_engine import groups
+from extract.engine import DenseRows, EngineSpec, engine_spec, open_engine
+from extract.rows import scored_segment
+from extract.scored_batch import KeptRows, ScoredBatch
+from extract.transformers_engine import Pieces, TransformersEngine, longest_first
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.engine_contract import (
-    TOLERANCE_NATS,
     check_engine,
     encoded_samples,
     reference_logprobs,
@@ -114,8 +115,6 @@ def test_bf16_with_a_float32_head(tiny_models: dict[str, Path]) -> None:
     exact = reference_logprobs(spec.folder, segments)
     errors = [abs(rows[i].label_logprobs - e).mean() for i, (e, _) in enumerate(exact)]
     assert max(errors) < 1.0  # bf16 weights of a model with large random ones
-    assert engine._weight is not None
-    assert engine._weight.dtype == torch.float32
     tied = [(np.diff(r.logprobs, axis=1) == 0).mean() for r in rows.values()]
     assert max(tied) < 0.01
 
@@ -235,24 +234,63 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
         open_engine(spec_of(folder, "transformers"))
 
 
+class NamedBatches(TransformersEngine):
+    """Says which batches it scores and gives no rows."""
+
+    def __init__(self, limit: int) -> None:
+        self._pieces = Pieces(limit, 1)
+        self._device = torch.device("cpu")
+        self.found: list[list[int]] = []
+
+    def _score_batch(self, batch: Sequence[int], inputs: object) -> ScoredBatch:
+        self.found.append(list(batch))
+        return ScoredBatch(batch, [0] * len(batch), KeptRows.none(1, ()), False)
+
+
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
-def test_batches_and_groups_hold_each_input_once(lengths: list[int], limit: int) -> None:
-    found = list(batches([[0] * n for n in lengths], limit))
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
-    for batch in found:
+def test_batches_hold_each_input_once(lengths: list[int], limit: int) -> None:
+    order = longest_first(lengths)
+    assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
+    ids = [np.zeros(n, np.uint32) for n in lengths]
+    engine = NamedBatches(limit)
+    scored = dict(engine.score([EncodedSegment((), part, part) for part in ids]))
+    assert sorted(scored) == list(range(len(lengths)))
+    assert [i for batch in engine.found for i in batch] == order
+    for batch in engine.found:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= limit
-    found = list(groups(lengths, limit))
-    assert [i for group in found for i in group] == list(range(len(lengths)))
-    assert all(len(g) == 1 or sum(lengths[i] for i in g) <= limit for g in found)
 
 
-def test_a_lone_first_token_has_no_row(tiny_models: dict[str, Path]) -> None:
-    spec = spec_of(tiny_models["prose"], "transformers")
-    alone = EncodedSegment((), np.array([5], np.uint32), np.array([1], np.uint32))
-    ((_, dense),) = TransformersEngine(spec).score([alone])
-    assert dense.ids.shape == (0, spec.section.top_k)
-    row = scored_segment(dense, 1, vocab_size=300, where="s")
-    assert row.counts.tolist() == [0]
-    assert row.tail_mass.tolist() == [1]
-    assert np.isnan(row.label_logprobs[0])
-    assert TOLERANCE_NATS == 1e-4
+def test_segments_without_rows_need_no_forward(tiny_models: dict[str, Path]) -> None:
+    """One token with nothing before it: nothing of it is known."""
+    spec = spec_of(tiny_models["prose"], "transformers", extras=["entropy"])
+    engine = TransformersEngine(spec)
+    engine._model = None
+    one = EncodedSegment((), np.array([5], np.uint32), np.array([1], np.uint32))
+    [(index, dense)] = engine.score([one])
+    assert index == 0
+    assert dense.ids.shape == dense.logprobs.shape == (0, 8)
+    assert dense.extras["entropy"].shape == (0,)
+    stored = scored_segment(dense, 1, vocab_size=300, where="s")
+    assert stored.tail_mass.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["GPT2", "OPT", "Bloom", "Mamba", "Gemma3Text", "Qwen3"])
+def test_padding_behind_is_out_of_sight(tmp_path: Path, name: str) -> None:
+    """Without a mask, whatever the architecture makes positions and attention of."""
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    spec = spec_of(tmp_path, "transformers", batch_tokens=65_536)
+    check_engine(TransformersEngine(spec), spec)

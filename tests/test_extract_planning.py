@@ -88,17 +88,18 @@ def test_report_tells_tokens_bytes_and_hours(tmp_path: Path, tiny_models: dict[s
     assert "hours" in report
 
 
-def test_plan_can_change_until_extraction_begins(planned: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["stores", "generated", "aligned"])
+def test_plan_can_change_until_extraction_begins(planned: Path, tmp_path: Path, kind: str) -> None:
     old = open_plan(planned).fingerprint
     ok("extract", "plan", planned, "--set", "plan.max_tokens=64")
     assert open_plan(planned).fingerprint != old
-    store = tmp_path / "run" / "aligned" / "code"
+    store = tmp_path / "run" / kind / "code"
     store.mkdir(parents=True)
     (store / "manifest.json").write_text("{}")
     before = files_of(tmp_path / "run")
     line = refused("extract", "plan", planned)
     assert "changed after extraction began" in line
-    assert "aligned/code" in line
+    assert f"{kind}/code" in line
     assert files_of(tmp_path / "run") == before
     assert "nothing to do" in ok("extract", "plan", planned, "--set", "plan.max_tokens=64")
 

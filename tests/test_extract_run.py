@@ -18,14 +18,13 @@ import torch
 
 from extract.planning import plan_location
 from extract.run import run_source
-from launch.work import Worker
+from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.location import open_location
 from store_schema.plan import Plan
 from store_schema.reader import StoreReader
 from store_schema.tokenizer import SegmentTokenizer
 from tests.extract_runs import (
-    call,
     files_of,
     ok,
     refused,
@@ -61,7 +60,7 @@ def contents(path: Path, source: str) -> dict[int, str]:
 
 
 def score(path: Path, source: str, worker: Worker | None = None) -> None:
-    run_source(load_run(path), source, worker or Worker(), None)
+    run_source(load_run(path), source, Part(worker or Worker()))
 
 
 def wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
@@ -120,7 +119,8 @@ def test_run_reports_and_is_a_no_op(tmp_path: Path, two_models: dict[str, Path])
     finished = subprocess.run(
         [*COMMAND, "run", str(path)], capture_output=True, text=True, check=True
     )
-    assert "engine ready in" in finished.stderr
+    assert "engine (cpu) ready in" in finished.stderr
+    assert re.search(r"prose: (1,991)/\1 tok, .* kB written", finished.stderr)
     assert re.search(r"prose +(\d+)/\1 ", finished.stdout)
     assert "bytes/position" in finished.stdout
     assert "bits per byte" in finished.stdout
@@ -157,7 +157,10 @@ def test_two_workers_share_the_shards(tmp_path: Path, two_models: dict[str, Path
     both = contents(path, "prose")
     assert len(both) == len(Plan.open(plan_location(load_run(path))).shards)
     shutil.rmtree(tmp_path / "run" / "stores")
-    score(path, "prose")
+    # Another number of workers goes on where the first left off.
+    score(path, "prose", Worker(1, 3))
+    for index in range(2):
+        score(path, "prose", Worker(index, 2))
     assert contents(path, "prose") == both
 
 
@@ -200,40 +203,14 @@ def test_a_stopped_parent_stops_its_child(
     lines = [line for line in stderr.decode().splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert "stopped by SIGTERM" in lines[0]
-    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    # 75: something was finished, run again.
+    assert process.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     num_commits = len(contents(path, "prose"))
     assert 0 < num_commits < len(Plan.open(plan_location(load_run(path))).shards)
     # The shard in hand was dropped: data without a commit is removed on the way out.
     assert len(os.listdir(store / "data")) == num_commits
     time.sleep(0.5)
     assert len(contents(path, "prose")) == num_commits
-
-
-def test_a_killed_child_is_told(
-    tmp_path: Path, two_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = planned(tmp_path, two_models)
-    fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\nkill -9 $$\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fake))
-    line = refused("extract", "run", path)
-    assert "the process that scores prose was killed" in line
-    assert "SIGKILL" in line
-
-
-@pytest.mark.parametrize("code", [2, 143, 1])
-def test_a_childs_exit_code_is_passed_on_without_a_second_line(
-    tmp_path: Path, two_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    path = planned(tmp_path, two_models)
-    fake = tmp_path / "python"
-    fake.write_text(f"#!/bin/sh\nexit {code}\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fake))
-    result = call("extract", "run", path)
-    assert result.exit_code == code
-    assert result.stderr == ""
 
 
 def test_bad_options_and_models_leave_nothing_behind(

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from extract.config import ExtractSection
-from extract.engine import DenseRows, ScoredSegment, engine_spec, first_known, scored_segment
+from extract.engine import DenseRows, engine_spec, first_known
+from extract.rows import ScoredSegment, scored_segment
 from extract.run import run_source
 from extract.sampling import BLOCK, sampled_rows, segment_uniforms, systematic_points
 from extract.transformers_engine import TransformersEngine
 from fuse_train.heads import Head
 from fuse_train.losses import SourceRows, head_loss, with_tail_policy
-from launch.work import Worker
+from launch.work import Part
 from store_schema.config import ModelRef, load_run
 from store_schema.errors import ConfigError
 from store_schema.location import open_location
@@ -342,14 +343,14 @@ def test_a_resumed_run_draws_the_same(tmp_path: Path, tiny_models: dict[str, Pat
     ok("corpus", "build", path)
     ok("extract", "plan", path)
     run = load_run(path)
-    run_source(run, "prose", Worker(0, 1), None)
+    run_source(run, "prose", Part())
     store = tmp_path / "run" / "stores" / "prose"
     before = StoreReader.open(open_location(str(store)))
     contents = {shard: commit.content_sha256 for shard, commit in before.commits.items()}
     assert len(contents) > 2
     for name in sorted((store / "commits").iterdir())[1:]:
         name.unlink()
-    run_source(run, "prose", Worker(0, 1), None)
+    run_source(run, "prose", Part())
     after = StoreReader.open(open_location(str(store)))
     assert {n: commit.content_sha256 for n, commit in after.commits.items()} == contents
     for shard in contents:

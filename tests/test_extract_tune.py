@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from extract.config import ExtractSection
 from extract.planning import plan_location
-from extract.run import check_source
+from extract.sources import check_source
 from extract.tune import _whole_rows, recommended, sample_segments, tune, whole_logprobs
 from logitfuse import main
 from store_schema.config import load_run

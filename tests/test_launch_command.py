@@ -11,11 +11,12 @@ import click
 import pytest
 import yaml
 
-from launch.command import StageGroup, run_options, timed_stage
+from launch.command import StageGroup, run_options, timed_stage, work_options
 from launch.summary import append_summary, logs_folder, peak_rss_bytes, read_summaries
+from launch.work import Part, Worker
 from logitfuse import main
 from store_schema.config import RunConfig, load_run
-from store_schema.errors import LogitfuseError, Stopped, StorageError
+from store_schema.errors import LogitfuseError, Stopped, StoppedMidway, StorageError
 from tests.test_store_schema_config import HEAD
 
 
@@ -57,9 +58,91 @@ def test_command_gets_a_checked_run_and_its_own_options(file: Path) -> None:
     assert seen[1][2] is False
 
 
+def test_the_run_file_is_given_once_either_way(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+    group = _group(lambda run, fast: seen.append(run.seed))
+    assert _call(group, "go", "--config", str(file), "--set", "seed=4") == 0
+    assert seen == [4]
+    for words, fact in (
+        ((), "no run file given"),
+        ((str(file), "--config", str(file)), "two run files given"),
+    ):
+        assert _call(group, "go", *words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {fact} in command line: expected one, as CONFIG or as ")
+        assert err.count("\n") == 1
+    assert len(seen) == 1
+    assert _call(group, "go", "--help") == 0
+    assert "go [OPTIONS] CONFIG" in capsys.readouterr().out
+
+
+def _working(seen: list[Any]) -> click.Group:
+    @click.group(cls=StageGroup)
+    def group() -> None:
+        """A stage."""
+
+    @group.command("go")
+    @run_options
+    @work_options
+    def go(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
+        seen.append((run.name, sources, part, dry_run))
+
+    return group
+
+
+def test_work_options(file: Path) -> None:
+    seen: list[Any] = []
+    group = _working(seen)
+    assert _call(group, "go", str(file)) == 0
+    words = ["--worker", "1/2", "--shards", "3-7", "--limit", "2", "--dry-run", "--source", "code"]
+    assert _call(group, "go", *words, str(file)) == 0
+    name, sources = HEAD["name"], tuple(HEAD["sources"])
+    assert seen == [
+        (name, sources, Part(), False),
+        (name, ("code",), Part(Worker(1, 2), ((3, 7),), 2), True),
+    ]
+    # What a part gives as options makes the same part again.
+    assert _call(group, "go", str(file), *seen[1][2].arguments()) == 0
+    assert seen[2][2] == seen[1][2]
+
+
+def test_the_scheduler_says_the_worker_also_when_shards_are_given(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
+    seen: list[Any] = []
+    assert _call(_working(seen), "go", str(file), "--shards", "0-9") == 0
+    assert seen[0][2] == Part(Worker(3, 4), ((0, 9),))
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        (("--source", "nobody"), "no such source"),
+        (("--worker", "4/4"), "worker refused"),
+        (("--shards", "9-3"), "shards refused"),
+        (("--limit", "0"), "--limit"),
+    ],
+)
+def test_bad_work_options(
+    file: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], fact: str
+) -> None:
+    seen: list[Any] = []
+    assert _call(_working(seen), "go", str(file), *words) == 2
+    assert fact in capsys.readouterr().err
+    assert not seen
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(LogitfuseError("it is wrong", where="here"), 2), (Stopped("stopped"), 143)],
+    [
+        (LogitfuseError("it is wrong", where="here"), 2),
+        (Stopped("stopped"), 143),
+        (StoppedMidway("stopped"), 75),
+    ],
 )
 def test_errors_end_in_one_line(
     file: Path, capsys: pytest.CaptureFixture[str], error: LogitfuseError, code: int
@@ -102,6 +185,7 @@ def test_bugs_keep_their_traceback(file: Path) -> None:
         (["align", "--help"], "run"),
         (["eval", "--help"], "pool"),
         (["report", "--help"], "--set"),
+        (["status", "--help"], "--watch"),
     ],
 )
 def test_help_of_every_stage(

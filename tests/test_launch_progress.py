@@ -30,13 +30,25 @@ def test_log_has_a_line_now_and_then_and_one_at_the_end(clock: _Clock) -> None:
     with Progress("extract code", 1000, unit="tok", stream=out) as progress:
         for _ in range(4):
             clock.now += 4
-            progress.add(100, "shard 1")
-        assert out.getvalue() == "extract code: 300/1,000 tok, 25 tok/s, 28 s left shard 1\n"
+            progress.add(100, "2 MB written")
+        assert out.getvalue() == "extract code: 300/1,000 tok, 25 tok/s, 28 s left, 2 MB written\n"
         clock.now += 4
         progress.add(600)
+        progress.add(0, "5 MB written")
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
-    assert lines[-1] == "extract code: 1,000/1,000 tok, 50 tok/s, 0 s left"
+    assert lines[-1] == "extract code: 1,000/1,000 tok, 50 tok/s, 0 s left, 5 MB written"
+
+
+def test_a_note_stays_until_the_next(clock: _Clock) -> None:
+    out = io.StringIO()
+    with Progress("extract code", 7_200_000, unit="tok", stream=out) as progress:
+        progress.add(1, "2 MB written")
+        clock.now += 10
+        progress.add(9_999)
+    assert out.getvalue().endswith(
+        "extract code: 10,000/7,200,000 tok, 1,000 tok/s, 2 h 00 min left, 2 MB written\n"
+    )
 
 
 def test_earlier_work_is_not_part_of_the_rate(clock: _Clock) -> None:
@@ -70,9 +82,10 @@ class _Terminal(io.StringIO):
 def test_terminal_gets_a_bar() -> None:
     out = _Terminal()
     with Progress("train", 10, unit="step", done=2, stream=out) as progress:
-        progress.add(8, "loss 2.5")
+        progress.add(6, "loss 2.5")
+        progress.add(2)
     assert "train: 100%" in out.getvalue()
-    assert "loss 2.5" in out.getvalue()
+    assert "loss 2.5" in out.getvalue().splitlines()[-1].split("\r")[-1]
 
 
 def test_error_inside_still_closes(clock: _Clock) -> None:

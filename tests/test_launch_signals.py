@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.signals import STOP_SIGNALS, StopFlag, stop_on_signals
-from store_schema.errors import Stopped
+from store_schema.errors import Stopped, StoppedMidway
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -62,14 +62,15 @@ def test_one_signal_ends_in_one_line_and_143(number: signal.Signals) -> None:
     )
 
 
-def test_second_signal_ends_at_once() -> None:
+def test_second_interrupt_ends_at_once_repeated_terms_do_not() -> None:
     process = _start("is deaf")
-    process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=0.5)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.3)
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGTERM
+    assert process.returncode == -signal.SIGINT
 
 
 def test_flag() -> None:
@@ -78,8 +79,19 @@ def test_flag() -> None:
     assert not flag.asked
     flag.ask(signal.SIGUSR1)
     assert flag.asked
-    with pytest.raises(Stopped, match="SIGUSR1"):
+    with pytest.raises(Stopped, match="SIGUSR1") as caught:
         flag.check()
+    assert caught.value.exit_code == 143
+
+
+def test_a_stop_after_something_was_finished_says_run_again() -> None:
+    flag = StopFlag()
+    flag.progressed = True
+    flag.check()
+    flag.ask(signal.SIGUSR1)
+    with pytest.raises(StoppedMidway, match="rerun the same command") as caught:
+        flag.check()
+    assert caught.value.exit_code == 75
 
 
 def test_handlers_are_put_back() -> None:

@@ -2,32 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.work import Worker, parse_worker, pending_shards
+from launch.work import (
+    Part,
+    Ranges,
+    Worker,
+    chosen_sources,
+    parse_shards,
+    parse_worker,
+    range_text,
+    shard_ranges,
+    work_line,
+)
+from store_schema.config import ModelRef, RunConfig
 from store_schema.errors import ConfigError
+from store_schema.plan import ShardRecord
 from tests import store_factory
 
 
-@given(shards=st.integers(0, 40), count=st.integers(1, 9), committed=st.sets(st.integers(0, 60)))
-def test_workers_share_what_is_pending_and_nothing_twice(
-    shards: int, count: int, committed: set[int]
+def _plan(num_shards: int) -> list[ShardRecord]:
+    return [store_factory.shard_record(i) for i in range(num_shards)]
+
+
+def _indices(shards: Iterable[ShardRecord]) -> list[int]:
+    return [shard.index for shard in shards]
+
+
+@given(
+    num_shards=st.integers(1, 40),
+    count=st.integers(1, 9),
+    committed=st.sets(st.integers(0, 60)),
+    data=st.data(),
+)
+def test_parts_share_what_is_pending_and_nothing_twice(
+    num_shards: int, count: int, committed: set[int], data: st.DataObject
 ) -> None:
-    plan = [store_factory.shard_record(i) for i in range(shards)]
-    dealt = [
-        shard.index
-        for i in range(count)
-        for shard in pending_shards(plan, committed, Worker(i, count))
-    ]
-    assert sorted(dealt) == [i for i in range(shards) if i not in committed]
+    plan = _plan(num_shards)
+    chosen = data.draw(st.none() | st.sets(st.integers(0, num_shards - 1), min_size=1))
+    ranges = None if chosen is None else shard_ranges(chosen)
+    parts = [Part(Worker(i, count), ranges) for i in range(count)]
+    dealt = [shard for part in parts for shard in part.pending(plan, committed)]
+    wanted = set(range(num_shards)) if chosen is None else chosen
+    assert sorted(_indices(dealt)) == sorted(wanted - committed)
+    totals = [index for part in parts for index in _indices(part.mine(plan))]
+    assert sorted(totals) == sorted(wanted)
 
 
 def test_the_deal_does_not_depend_on_what_is_done() -> None:
-    plan = [store_factory.shard_record(i) for i in range(7)]
-    assert [s.index for s in pending_shards(plan, set(), Worker(1, 3))] == [1, 4]
-    assert [s.index for s in pending_shards(plan, {0, 1, 2}, Worker(1, 3))] == [4]
+    part = Part(Worker(1, 3))
+    assert _indices(part.pending(_plan(7), set())) == [1, 4]
+    assert _indices(part.pending(_plan(7), {0, 1, 2})) == [4]
+
+
+def test_a_limit_bounds_a_run_but_not_the_totals() -> None:
+    part = Part(Worker(0, 2), ((0, 7),), limit=2)
+    assert _indices(part.pending(_plan(9), {0})) == [2, 4]
+    assert _indices(part.mine(_plan(9))) == [0, 2, 4, 6]
+
+
+def test_a_shard_that_the_plan_does_not_have_is_refused() -> None:
+    part = Part(shards=((0, 1), (7, 7)))
+    assert _indices(part.mine(_plan(8))) == [0, 1, 7]
+    with pytest.raises(ConfigError, match="at most 6, the last shard, got 0-1,7"):
+        part.pending(_plan(7), set())
+    with pytest.raises(ConfigError, match="no shard"):
+        part.mine([])
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges"),
+    [
+        ("3", ((3, 3),)),
+        ("3-7", ((3, 7),)),
+        ("0-2,9", ((0, 2), (9, 9))),
+        ("9, 0-2", ((0, 2), (9, 9))),
+        ("0-4,2-3,5,4-8", ((0, 8),)),
+    ],
+)
+def test_shards_of_the_command_line(text: str, ranges: Ranges) -> None:
+    assert parse_shards(text) == ranges
+    assert parse_shards(range_text(ranges)) == ranges
+
+
+@pytest.mark.parametrize("text", ["", "7-3", "a", "-1", "3-", "1,,2", "1.5", "0-1-2", "9999999999"])
+def test_bad_shards(text: str) -> None:
+    with pytest.raises(ConfigError, match="--shards"):
+        parse_shards(text)
+
+
+@given(st.sets(st.integers(0, 99)))
+def test_ranges_are_the_shards(shards: set[int]) -> None:
+    ranges = shard_ranges(shards)
+    assert {i for first, last in ranges for i in range(first, last + 1)} == shards
+    assert all(last + 1 < first for (_, last), (first, _) in pairwise(ranges))
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (Part(), "--worker 0/1"),
+        (Part(Worker(2, 5), ((0, 2), (9, 9)), 4), "--worker 2/5 --shards 0-2,9 --limit 4"),
+    ],
+)
+def test_a_part_as_options(part: Part, words: str) -> None:
+    assert " ".join(part.arguments()) == words
+
+
+def test_chosen_sources() -> None:
+    sources = {name: ModelRef(model=name) for name in "abc"}
+    run = RunConfig(name="t", sources=sources, target=ModelRef(model="t"))
+    assert chosen_sources(run, ()) == ("a", "b", "c")
+    assert chosen_sources(run, ("c", "a", "c")) == ("c", "a")
+    with pytest.raises(ConfigError, match="expected a, b, c, got x, y"):
+        chosen_sources(run, ("y", "a", "x"))
+
+
+def test_what_a_dry_run_says() -> None:
+    assert work_line("extract s", [], "s") == "extract s: nothing to do"
+    shards = [store_factory.shard_record(i) for i in (0, 1, 2, 9)]
+    line = "extract s: would do 4 shards (0-2,9), 32 tokens"
+    assert work_line("extract s", shards, "s") == line
+    even = [store_factory.shard_record(i) for i in range(0, 40, 2)]
+    line = "extract s: would do 20 shards (0,2,4,6,8,10,12,14,16,18,...), 160 tokens"
+    assert work_line("extract s", even, "s") == line
 
 
 @pytest.mark.parametrize(
@@ -46,7 +149,17 @@ def test_the_deal_does_not_depend_on_what_is_done() -> None:
             Worker(2, 4),
         ),
         (None, {"JOB_COMPLETION_INDEX": "1", "JOB_COMPLETION_COUNT": "2"}, Worker(1, 2)),
-        (None, {"JOB_COMPLETION_INDEX": "0"}, Worker(0, 1)),
+        (
+            None,
+            {
+                "SLURM_ARRAY_TASK_ID": "14",
+                "SLURM_ARRAY_TASK_COUNT": "3",
+                "SLURM_ARRAY_TASK_MIN": "10",
+                "SLURM_ARRAY_TASK_MAX": "18",
+                "SLURM_ARRAY_TASK_STEP": "4",
+            },
+            Worker(1, 3),
+        ),
     ],
 )
 def test_worker_of_the_command_line_or_the_scheduler(
@@ -66,12 +179,29 @@ def test_bad_workers(text: str) -> None:
     "environment",
     [
         {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "2"},
-        {"SLURM_ARRAY_TASK_ID": "x"},
+        {"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_COUNT": "2"},
+        {"SLURM_ARRAY_TASK_ID": "0"},
+        {  # --array=0,3,5-7: who is the second?
+            "SLURM_ARRAY_TASK_ID": "3",
+            "SLURM_ARRAY_TASK_COUNT": "5",
+            "SLURM_ARRAY_TASK_MIN": "0",
+            "SLURM_ARRAY_TASK_MAX": "7",
+            "SLURM_ARRAY_TASK_STEP": "1",
+        },
+        {
+            "SLURM_ARRAY_TASK_ID": "5",
+            "SLURM_ARRAY_TASK_COUNT": "3",
+            "SLURM_ARRAY_TASK_MIN": "0",
+            "SLURM_ARRAY_TASK_MAX": "8",
+            "SLURM_ARRAY_TASK_STEP": "4",
+        },
+        {"JOB_COMPLETION_INDEX": "0"},
+        {"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETION_COUNT": "2"},
         {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "y"},
         {"JOB_COMPLETION_INDEX": ""},
         {"JOB_COMPLETION_INDEX": "4", "JOB_COMPLETION_COUNT": "z"},
     ],
 )
 def test_bad_schedulers(environment: dict[str, str]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="give --worker"):
         parse_worker(None, environment)

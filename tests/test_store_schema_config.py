@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_every_section_is_announced_and_checked(file: Path) -> None:
     assert set(section_models()) == {
-        *("store", "corpus", "plan", "extract", "align", "train", "evaluate"),
+        *("store", "corpus", "plan", "extract", "generate", "launch", "align", "train", "evaluate"),
     }
     run = load_run(file)
     assert set(run.sections) == set(section_models())
@@ -48,6 +48,7 @@ def test_defaults(file: Path) -> None:
     assert run.folder == "runs/demo"
     assert run.seed == 0
     assert run.store_url("code") == "runs/demo/stores/code"
+    assert run.generated_url("code") == "runs/demo/generated/code"
     assert run.aligned_url("code") == "runs/demo/aligned/code"
     moved = load_run(file, ("run_dir=s3://bucket/x/",))
     assert moved.folder == "s3://bucket/x"

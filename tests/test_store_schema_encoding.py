@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from store_schema import codes
-from store_schema.encoding import Coder, decode, encode, groups, needed_specs, stored_specs
+from store_schema.encoding import decode, encode, groups, needed_specs, stored_specs
 from store_schema.errors import CorruptionError
 from store_schema.frequency import ids_by_rank
-from store_schema.layout import Arrays, Kind, array_names, check_shard
+from store_schema.group import Coder
+from store_schema.layout import KINDS, Arrays, Kind, array_names, check_shard
 from store_schema.presets import PRESETS, Encoding, Preset, Selection, Steps, StoreSection
 from store_schema.selection import select_entries
 from tests import store_factory
 
-KINDS: tuple[Kind, ...] = ("source", "aligned")
 VOCAB = 300
 
 
@@ -27,8 +27,13 @@ def _ranking(seed: int = 0) -> np.ndarray:
     return ids_by_rank(np.random.default_rng(seed).integers(0, 50, VOCAB))
 
 
-def _coder(encoding: Encoding, seed: int = 0) -> Coder:
-    return Coder(encoding, _ranking(seed), "store s, shard 0")
+def _coder(encoding: Encoding, seed: int = 0, kind: Kind = "source") -> Coder:
+    return Coder(encoding, _ranking(seed), "store s, shard 0", store_factory.extras_of(kind))
+
+
+def _check(kind: Kind, arrays: Arrays) -> None:
+    extras = store_factory.extras_of(kind)
+    check_shard(kind, arrays, vocab_size=VOCAB, where="made", extras=extras)
 
 
 def _arrays(kind: Kind, seed: int, *, top_k: int = 40, sharpness: float = 1.0) -> Arrays:
@@ -53,7 +58,7 @@ def _arrays(kind: Kind, seed: int, *, top_k: int = 40, sharpness: float = 1.0) -
     )
     mass[np.diff(offsets) == 0] = 0
     arrays["tail_mass"] = np.clip(1 - mass, 0, 1).astype(np.float32)
-    check_shard(kind, arrays, vocab_size=VOCAB, where="made")
+    _check(kind, arrays)
     return arrays
 
 
@@ -87,17 +92,22 @@ def test_every_entry_stays_within_one_step(
 ) -> None:
     encoding = Encoding(steps=steps)
     given_arrays = select_entries(_arrays(kind, seed, sharpness=sharpness), encoding)
-    back = decode(kind, encode(kind, given_arrays, _coder(encoding, seed)), _coder(encoding, seed))
-    check_shard(kind, back, vocab_size=VOCAB, where="back")
-    assert set(back) == set(array_names(kind))
-    for name in set(back) - {"entry_ids", "entry_logprobs", "tail_mass"}:
-        if name not in ("label_logprobs", "span_logprobs"):
-            np.testing.assert_array_equal(back[name], given_arrays[name], err_msg=name)
-            assert back[name].dtype == given_arrays[name].dtype, name
-    for name in {"label_logprobs", "span_logprobs"} & set(back):
-        limit = steps.label_step / 2 + 1e-5 * np.abs(np.nan_to_num(given_arrays[name]))
-        np.testing.assert_array_equal(np.isnan(back[name]), np.isnan(given_arrays[name]))
-        assert (np.nan_to_num(np.abs(back[name] - given_arrays[name])) <= limit).all()
+    coder = _coder(encoding, seed, kind)
+    back = decode(kind, encode(kind, given_arrays, coder), coder)
+    _check(kind, back)
+    assert set(back) == set(array_names(kind, coder.extras))
+    in_steps = {"label_logprobs", "span_logprobs", "entropy", "space_mass"}
+    for name in set(back) - {"entry_ids", "entry_logprobs", "tail_mass"} - in_steps:
+        np.testing.assert_array_equal(back[name], given_arrays[name], err_msg=name)
+        assert back[name].dtype == given_arrays[name].dtype, name
+    for name in in_steps & set(back):
+        true, found = given_arrays[name].astype(np.float64), back[name].astype(np.float64)
+        if name == "space_mass":
+            np.testing.assert_array_equal(found == 0, true == 0)
+            true, found = np.log(true[true > 0]), np.log(found[found > 0])
+        limit = steps.label_step / 2 + 1e-5 * np.abs(np.nan_to_num(true))
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(true))
+        assert (np.nan_to_num(np.abs(found - true)) <= limit).all(), name
     for before, after in zip(_rows(given_arrays), _rows(back), strict=True):
         assert before.keys() == after.keys()
         for token, true in before.items():
@@ -113,7 +123,7 @@ def test_every_entry_stays_within_one_step(
 @given(seed=st.integers(0, 2**31))
 def test_exact_changes_no_bit(kind: Kind, seed: int) -> None:
     arrays = _arrays(kind, seed)
-    coder = _coder(PRESETS["exact"], seed)
+    coder = _coder(PRESETS["exact"], seed, kind)
     back = decode(kind, encode(kind, select_entries(arrays, coder.encoding), coder), coder)
     for name, array in arrays.items():
         assert back[name].tobytes() == array.tobytes(), name
@@ -224,14 +234,15 @@ def test_selection_against_plain(seed: int, top_p: float, least: int, floor: flo
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_array_of_the_layout_has_one_home(kind: Kind, preset: Preset) -> None:
     encoding = PRESETS[preset]
-    names = [name for group in groups(kind, encoding) for name in group.names]
-    assert sorted(names) == sorted(array_names(kind))
-    stored = [spec.name for spec in stored_specs(kind, encoding)]
+    extras = store_factory.extras_of(kind)
+    names = [name for group in groups(kind, encoding, extras) for name in group.names]
+    assert sorted(names) == sorted(array_names(kind, extras))
+    stored = [spec.name for spec in stored_specs(kind, encoding, extras)]
     assert len(stored) == len(set(stored))
-    assert [spec.name for spec in needed_specs(kind, encoding)] == stored
-    made = encode(kind, _arrays(kind, 1), _coder(encoding))
+    assert [spec.name for spec in needed_specs(kind, encoding, extras=extras)] == stored
+    made = encode(kind, _arrays(kind, 1), _coder(encoding, kind=kind))
     assert list(made) == stored
-    for spec in stored_specs(kind, encoding):
+    for spec in stored_specs(kind, encoding, extras):
         assert made[spec.name].dtype.str == spec.dtype, spec.name
 
 
@@ -239,11 +250,12 @@ def test_every_array_of_the_layout_has_one_home(kind: Kind, preset: Preset) -> N
 @pytest.mark.parametrize("preset", ["exact", "tiny"])
 def test_one_array_needs_only_its_own_files(kind: Kind, preset: Preset) -> None:
     encoding = PRESETS[preset]
-    coder = _coder(encoding)
+    coder = _coder(encoding, kind=kind)
     stored = encode(kind, select_entries(_arrays(kind, 2), encoding), coder)
     whole = decode(kind, stored, coder)
-    for name in array_names(kind):
-        needed = {spec.name: stored[spec.name] for spec in needed_specs(kind, encoding, [name])}
+    for name in array_names(kind, coder.extras):
+        specs = needed_specs(kind, encoding, [name], coder.extras)
+        needed = {spec.name: stored[spec.name] for spec in specs}
         part = decode(kind, needed, coder, [name])
         assert list(part) == [name]
         np.testing.assert_array_equal(part[name], whole[name])

@@ -32,7 +32,8 @@ NUM_SHARDS = 3
 # writer only when told to, so that the number of a process is not given to another one meanwhile.
 WRITERS = """
 import os, sys
-from store_schema.encoding import Coder, decode, encode
+from store_schema.encoding import decode, encode
+from store_schema.group import Coder
 from store_schema.frequency import ids_by_rank
 from store_schema.presets import PRESETS
 from store_schema.selection import select_entries

@@ -169,6 +169,12 @@ def test_a_full_disk_of_zeros_does_not_make_a_large_shard_honest(sound_store: Pa
         {"encoding": None},
         {"encoding": {"steps": {"step": 1e-300, "max_step": 0.5, "label_step": 0.5}}},
         {"kind": "other"},
+        {"kind": "aligned", "extras": ["entropy"]},
+        {"kind": "generated", "schema_version": 2},
+        {"extras": ["entropy"] * 100_000},
+        {"extras": ["space_mass"], "schema_version": 2},
+        {"extras": {"entropy": 1}},
+        {"extras": ["entropy"]},  # no shard was written for it
         {"settings": {f"k{i}": i for i in range(100_000)}, "kind": 1},
         {f"unknown{i}\x1b[31m": i for i in range(10_000)},
     ],

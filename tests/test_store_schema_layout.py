@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from store_schema.errors import CorruptionError
 from store_schema.layout import (
+    EXTRAS,
+    KINDS,
     LAYOUT,
     Arrays,
+    Extra,
+    Finish,
     Kind,
     array_names,
     axis_lengths,
@@ -24,11 +28,12 @@ from tests import store_factory
 VOCAB = store_factory.BIG_VOCAB
 
 
-def _check(kind: Kind, arrays: Arrays) -> None:
-    check_shard(kind, arrays, vocab_size=VOCAB, where="store X, shard 7")
+def _check(kind: Kind, arrays: Arrays, extras: tuple[Extra, ...] | None = None) -> None:
+    extras = store_factory.extras_of(kind) if extras is None else extras
+    check_shard(kind, arrays, vocab_size=VOCAB, where="store X, shard 7", extras=extras)
 
 
-@pytest.mark.parametrize("kind", ["source", "aligned"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [(3, 0, 5), (), (0, 0), (1,), (1, 1, 1)])
 def test_made_up_shards_are_sound(kind: Kind, rows: tuple[int, ...]) -> None:
     arrays = store_factory.arrays(kind, rows)
@@ -36,8 +41,26 @@ def test_made_up_shards_are_sound(kind: Kind, rows: tuple[int, ...]) -> None:
     assert axis_lengths(arrays)["N"] == sum(rows)
 
 
-def test_source_names_are_a_part_of_the_aligned_ones() -> None:
-    assert set(array_names("source")) < set(array_names("aligned")) == {s.name for s in LAYOUT}
+def test_every_kind_has_the_arrays_of_a_source_store_and_its_own() -> None:
+    source, generated, aligned = (set(array_names(kind, EXTRAS)) for kind in KINDS)
+    shared = set(array_names("source"))
+    assert source - shared == {"entropy", "space_mass"}
+    assert generated - shared == {"entropy", "space_mass", "answer_index", "finish"}
+    assert aligned & (source | generated) == shared
+    assert source | generated | aligned == {spec.name for spec in LAYOUT}
+
+
+@pytest.mark.parametrize("extras", [(), ("entropy",), ("space_mass",), EXTRAS])
+@pytest.mark.parametrize("kind", ["source", "generated"])
+def test_extras_are_there_where_the_manifest_lists_them(
+    kind: Kind, extras: tuple[Extra, ...]
+) -> None:
+    arrays = store_factory.arrays(kind, (4, 6), extras=extras)
+    assert set(array_names(kind, extras)) - set(array_names(kind)) == set(extras)
+    _check(kind, arrays, extras)
+    for others in {(), ("entropy",), ("space_mass",), EXTRAS} - {extras}:
+        with pytest.raises(CorruptionError, match="arrays are not those of the layout"):
+            _check(kind, arrays, others)
 
 
 def _set(name: str, index: int, value: float) -> Callable[[Arrays], None]:
@@ -103,6 +126,59 @@ def test_each_broken_invariant_is_found_and_named(case: str) -> None:
     assert f"store X, shard 7, array {name}" in caught.value.line()
 
 
+def _no_known_label(arrays: Arrays) -> None:
+    for name in ("label_logprobs", *EXTRAS):
+        arrays[name][0] = np.nan
+
+
+BROKEN_ANSWERS: dict[str, tuple[Callable[[Arrays], None], str]] = {
+    "answers of equal number": (_set("answer_index", 1, 0), "answer_index"),
+    "answers fall": (_set("answer_index", 0, 2), "answer_index"),
+    "segments fall": (_set("segment_ids", 0, 1), "answer_index"),
+    "unknown label": (_no_known_label, "label_logprobs"),
+    "unknown reason": (_set("finish", 0, 5), "finish"),
+    "tokens of an answer never begun": (_set("finish", 0, Finish.PROMPT_TOO_LONG), "finish"),
+    "empty with text": (_set("finish", 0, Finish.EMPTY), "finish"),
+    "stopped without a byte": (_set("finish", 3, Finish.STOP), "finish"),
+    "stop text without a byte": (_set("finish", 3, Finish.STOP_TEXT), "finish"),
+    "cut without tokens": (_set("finish", 2, Finish.LENGTH), "finish"),
+    "entropy below 0": (_set("entropy", 1, -0.1), "entropy"),
+    "entropy infinite": (_set("entropy", 1, np.inf), "entropy"),
+    "entropy NaN": (_set("entropy", 1, np.nan), "entropy"),
+    "space mass above 1": (_set("space_mass", 1, 1.001), "space_mass"),
+    "space mass below 0": (_set("space_mass", 1, -0.001), "space_mass"),
+    "space mass NaN": (_set("space_mass", 1, np.nan), "space_mass"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_ANSWERS)
+def test_each_broken_invariant_of_answers_is_found_and_named(case: str) -> None:
+    change, name = BROKEN_ANSWERS[case]
+    arrays = store_factory.arrays("generated", (4, 6, 0, 1))
+    arrays["byte_ends"][:] = [1, 2, 3, 3, 1, 1, 1, 2, 2, 5, 0]
+    arrays["finish"][:] = [Finish.STOP, Finish.LENGTH, Finish.PROMPT_TOO_LONG, Finish.EMPTY]
+    _check("generated", arrays)
+    change(arrays)
+    with pytest.raises(CorruptionError) as caught:
+        _check("generated", arrays)
+    assert f"store X, shard 7, array {name}" in caught.value.line()
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_an_extra_is_not_known_where_nothing_stands_before(name: Extra) -> None:
+    arrays = store_factory.arrays("source", (4,), extras=EXTRAS)
+    arrays[name][0] = 0.5
+    with pytest.raises(CorruptionError, match=f"array {name}"):
+        _check("source", arrays, EXTRAS)
+
+
+def test_an_answer_may_be_cut_before_its_first_byte_or_end_without_a_token() -> None:
+    arrays = store_factory.arrays("generated", (1, 0, 0))
+    arrays["byte_ends"][:] = 0
+    arrays["finish"][:] = [Finish.LENGTH, Finish.EMPTY, Finish.PROMPT_TOO_LONG]
+    _check("generated", arrays)
+
+
 def test_zero_length_token_inside_a_segment_is_sound() -> None:
     arrays = store_factory.arrays("source", (4,))
     arrays["byte_ends"][:] = [0, 2, 2, 5]
@@ -120,4 +196,5 @@ def test_row_sums_equal_the_plain_loop(rows: list[list[float]]) -> None:
 
 @given(st.lists(st.integers(0, 6), max_size=5), st.integers(0, 2**31))
 def test_random_shards_are_sound(rows: list[int], seed: int) -> None:
-    _check("aligned", store_factory.arrays("aligned", rows, seed=seed))
+    for kind in ("generated", "aligned"):
+        _check(kind, store_factory.arrays(kind, rows, seed=seed))

@@ -22,6 +22,7 @@ from store_schema.errors import (
     MissingError,
     SchemaVersionError,
     Stopped,
+    StoppedMidway,
     StoreError,
 )
 from store_schema.fingerprint import (
@@ -212,6 +213,9 @@ SOUND: dict[type, dict[str, Any]] = {
     ("cls", "key", "value"),
     [
         (Manifest, "kind", "mixed"),
+        (Manifest, "extras", ("entropies",)),
+        (Manifest, "extras", ("space_mass", "entropy")),
+        (Manifest, "extras", ("entropy", "entropy")),
         (Manifest, "estimator", "sampled?"),
         (Manifest, "top_k", 0),
         (Manifest, "top_p", 0.0),
@@ -242,6 +246,20 @@ def test_each_constraint_of_a_record(cls: Any, key: str, value: Any) -> None:
         cls.model_validate(SOUND[cls] | {key: value})
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"kind": "aligned", "extras": ("entropy",)}, "aligned stores have no extras"),
+        ({"schema_version": 2, "extras": ("entropy",)}, "need schema version 3"),
+        ({"schema_version": 2, "kind": "generated"}, "need schema version 3"),
+        ({"schema_version": 1, "kind": "generated"}, "need schema version 3"),
+    ],
+)
+def test_a_manifest_holds_what_its_kind_and_version_have(changes: Any, what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
+        Manifest.model_validate(SOUND[Manifest] | changes)
+
+
 @pytest.mark.parametrize("cls", SOUND)
 def test_records_are_strict_and_frozen(cls: Any) -> None:
     with pytest.raises(ValidationError, match="surprise"):
@@ -268,7 +286,7 @@ def test_exit_codes() -> None:
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()
-        assert cls.exit_code == (143 if cls is Stopped else 2)
+        assert cls.exit_code == {Stopped: 143, StoppedMidway: 75}.get(cls, 2)
         assert cls.__doc__
 
 

@@ -21,7 +21,7 @@ from store_schema.errors import (
     StorageError,
 )
 from store_schema.fingerprint import fingerprint
-from store_schema.layout import Kind
+from store_schema.layout import KINDS, Kind
 from store_schema.location import open_location
 from store_schema.presets import PRESETS
 from store_schema.reader import StoreReader, commit_key
@@ -40,7 +40,7 @@ def _writer(url: str | Path, kind: Kind = "source", top_k: int = 4) -> StoreWrit
 # ------------------------------------------------------------------------------- round trip
 
 
-@pytest.mark.parametrize("kind", ["source", "aligned"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15)
 @given(rows=st.lists(st.integers(0, 7), max_size=5), seed=st.integers(0, 2**31))
 def test_arrays_come_back_as_they_were(

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from launch.command import StageGroup
 from store_schema.errors import ConfigError, MissingError
-from store_schema.layout import Kind
+from store_schema.layout import KINDS, Kind
 from store_schema.location import open_location
 from store_schema.reader import StoreReader
 from store_schema.writer import StoreWriter
@@ -36,7 +36,7 @@ def _store(folder: Path, kind: Kind) -> StoreReader:
     return StoreReader.open(location)
 
 
-@pytest.fixture(scope="module", params=["source", "aligned"])
+@pytest.fixture(scope="module", params=KINDS)
 def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
     return _store(tmp_path_factory.mktemp("store"), request.param)
 
@@ -77,6 +77,14 @@ def test_parquet_rows_are_the_positions(
             rows = lists.to_pylist()
             assert [len(row) for row in rows] == np.diff(arrays["entry_offsets"]).tolist()
             _same(lists.flatten(), arrays[name], name)
+        generated = reader.manifest.kind == "generated"
+        for name in ("answer_index", "finish", "entropy", "space_mass"):
+            assert (name in table.column_names) == generated
+        if generated:
+            for name in ("answer_index", "finish"):
+                _same(table[name], np.repeat(arrays[name], sizes), name)
+            for name in ("entropy", "space_mass"):
+                _same(table[name], arrays[name], name)
         for name in ("origin", "span_index"):
             assert (name in table.column_names) == (reader.manifest.kind == "aligned")
             if name in table.column_names:

@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from launch.work import Worker, pending_shards
+from launch.work import Part
 from store_schema.errors import ConfigError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import LocalLocation, Location, open_location
@@ -48,7 +48,7 @@ def write_pending(folder: Path) -> list[int]:
     """What a rerun of the stage does; the shards that it wrote."""
     plan = Plan.open(open_location(folder / "run/plan"))
     writer = make_writer(open_location(store_folder(folder)), plan)
-    pending = pending_shards(plan.shards, writer.committed(), Worker())
+    pending = Part().pending(plan.shards, writer.committed())
     for record in pending:
         writer.write(record, shard_arrays(plan, record.index))
     return [record.index for record in pending]

@@ -22,11 +22,10 @@ from store_tools.show import (
     Position,
     ShownSegment,
     read_segment,
-    segment_text,
-    share,
     spelt,
 )
 from store_tools.show_page import level, page
+from store_tools.show_text import segment_text, share
 from store_tools.visible import cut, padded, quoted, visible, width
 from tests.planned_store import (
     TEXTS,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from store_schema.layout import Kind, Origin
+from store_schema.layout import KINDS, Kind, Origin
 from store_schema.location import open_location
 from store_schema.plan import Plan
 from store_schema.presets import Preset
@@ -78,7 +78,7 @@ def test_figures_by_domain(tmp_path: Path, kind: Kind, preset: Preset) -> None:
         assert (got["source_bpb"] is None) == (kind == "source")
 
 
-@pytest.mark.parametrize("kind", ["source", "aligned"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_figures_of_all_positions(tmp_path: Path, kind: Kind) -> None:
     make_run(tmp_path, kinds=[kind])
     reader = reader_of(tmp_path, kind)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launch.signals import StopFlag
 from store_schema.errors import CorruptionError, Stopped, StorageError
 from store_schema.fingerprint import fingerprint
-from store_schema.layout import Arrays, Kind
+from store_schema.layout import KINDS, Arrays, Kind
 from store_schema.location import LocalLocation
 from store_schema.plan import Plan
 from store_schema.presets import Preset
@@ -44,7 +44,7 @@ SPELT = ("token_ids", "byte_ends", "token_offsets")
 
 
 @pytest.mark.parametrize("preset", ["exact", "compact"])
-@pytest.mark.parametrize("kind", ["source", "aligned"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_sound_store_passes(tmp_path: Path, kind: Kind, preset: Preset) -> None:
     make_run(tmp_path, kinds=[kind], preset=preset)
     folder = store_folder(tmp_path, kind)
@@ -52,9 +52,10 @@ def test_a_sound_store_passes(tmp_path: Path, kind: Kind, preset: Preset) -> Non
 
 
 def test_a_run_file_stands_for_all_its_stores(tmp_path: Path) -> None:
-    run_file = make_run(tmp_path, kinds=["source", "aligned"])
+    run_file = make_run(tmp_path, kinds=KINDS)
     assert ok("verify", run_file).splitlines() == [
         "stores/s: 3 shards sound, 0 damaged, 0 missing",
+        "generated/s: 3 shards sound, 0 damaged, 0 missing",
         "aligned/s: 3 shards sound, 0 damaged, 0 missing",
     ]
     assert ok("verify", run_file, "--kind", "aligned").startswith("aligned/s: 3")

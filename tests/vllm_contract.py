@@ -7,25 +7,58 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import extract.run  # noqa: F401 - vLLM must start beside all that `extract run` loads
 from extract.engine import open_engine
-from store_schema.tokenizer import SegmentTokenizer
+from extract.vllm_tap import Tap
+from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.engine_contract import check_engine, encoded_samples, reference_logprobs, spec_of
 
 
 def main(folder: Path) -> None:
     """Compute the reference first: afterwards transformers cannot load the same architecture."""
     # Groups smaller than the samples, and steps smaller than the longest of them.
-    spec = spec_of(folder, "vllm", group_tokens=300, max_num_batched_tokens=64, threads=2)
+    spec = spec_of(folder, "vllm", max_num_batched_tokens=64, threads=2)
     samples = encoded_samples(SegmentTokenizer.load(spec.ref, name="m"))
     references = reference_logprobs(folder, samples)
     engine = open_engine(spec)
     try:
+        assert engine.description == "vLLM engine (arrays)"
         check_engine(engine, spec, references)
+        check_tap(engine, samples)
     finally:
         engine.close()
     print("contract holds")
+
+
+def check_tap(engine: Any, samples: list[EncodedSegment]) -> None:
+    """Arrays and lists hold the same bits; a call that is left halfway spoils neither."""
+    tap = engine.tap
+    for taken in (None, tap):
+        engine.tap = taken
+        next(engine.score(samples))  # left: its requests are aborted
+        assert not engine.llm.llm_engine.has_unfinished_requests()
+        assert not tap.watched
+    engine.tap = None
+    assert engine.description == "vLLM engine (flat lists)"
+    listed = dict(engine.score(samples))
+    engine.tap = tap
+    tapped = dict(engine.score(samples))
+    assert sorted(listed) == sorted(tapped) == list(range(len(samples)))
+    for i, rows in listed.items():
+        for name in ("ids", "logprobs", "label_logprobs"):
+            assert np.array_equal(getattr(rows, name), getattr(tapped[i], name)), name
+    probed = engine._probed_tap  # what it does where the internals are not as expected
+    take, Tap.take = Tap.take, lambda self, name: (np.zeros(2), np.zeros(2))  # type: ignore[method-assign]
+    try:
+        assert probed() is None
+    finally:
+        Tap.take = take  # type: ignore[method-assign]
+    del engine.llm.llm_engine.output_processor.process_outputs  # the taps' own
+    assert probed() is not None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,355 @@
+"""`make bench-extract`: extraction beside vLLM itself and beside other ways, on real models.
+
+Each vocabulary and number of entries has a process of its own with one vLLM engine, on which all
+ways score the same segments in turn, several rounds: vLLM's `generate` with the results thrown away;
+ours, all of `extract run` from the plan to committed shards, by the tap and by the flat lists; lists
+of dicts converted token by token; DistillKit's way (`extract_ways`). Figures are ratios of medians.
+Then 4 workers with real engines are killed at random moments and started again.
+
+    python benchmarks/bench_extract.py --quick     # 4,096 ids, k = 128 alone, no kills
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from extract_ways import (
+    dicts,
+    distillkit,
+    front_end_timed,
+    generate,
+    recipe_of,
+    sampling_params,
+)
+from store_model import BenchModel, make_model
+
+from extract.engine import open_engine
+from extract.pipeline import Pipeline
+from extract.planning import plan_location
+from extract.sources import CheckedSource, check_source
+from launch.work import Worker
+from launch.worklog import read_sessions
+from store_schema.config import RunConfig, load_run
+from store_schema.location import open_location
+from store_schema.plan import Plan, ShardRecord
+from store_schema.reader import StoreReader
+
+TRAINING_STEPS = 600
+MAX_TOKENS = 512
+SHARD_TOKENS = 8_192
+ENTRIES = (16, 64, 128)
+SHARDS = {4_096: 12, 32_768: 6}
+"""Of a round; the slow ways do a quarter of them."""
+ROUNDS = 4
+TEXT_BYTES = 600_000
+"""Held-out text first, then as much of what the model was trained on as is needed."""
+WORKERS = 4
+
+
+def write_run(made: BenchModel, folder: Path, **extract: Any) -> Path:
+    """A planned run with the model as its one source and target."""
+    documents = folder / "docs.jsonl"
+    with documents.open("w", encoding="utf-8") as file:
+        size_bytes = 0
+        for document in (*made.documents, *made.other_documents):
+            if size_bytes > TEXT_BYTES:
+                break
+            size_bytes += len(document.text.encode())
+            row = {"id": document.id, "text": document.text, "domain": document.domain}
+            file.write(json.dumps(row | {"split": "train"}) + "\n")
+    model = {"model": str(made.folder.resolve()), "dtype": "float32"}
+    content = {
+        "name": "bench",
+        "run_dir": str(folder / "run"),
+        "sources": {"bench": model},
+        "target": model,
+        "corpus": {"inputs": [{"path": str(documents)}]},
+        "plan": {"max_tokens": MAX_TOKENS, "shard_tokens": SHARD_TOKENS},
+        "extract": {"engine": "vllm", **extract},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    for stage in ("corpus", "build"), ("extract", "plan"):
+        command = [sys.executable, "-m", "logitfuse", *stage, str(path)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+class Bench:
+    """One engine and the ways that share it."""
+
+    def __init__(self, run: RunConfig, num_shards: int, folder: Path) -> None:
+        self.source: CheckedSource = check_source(run, "bench", Plan.open(plan_location(run)))
+        self.shards = self.source.plan.shards[:num_shards]
+        self.folder = folder
+        self.engine: Any = open_engine(self.source.spec)
+        self.tap = self.engine.tap
+        assert self.tap is not None, "the tap was not taken"
+        self._stores = 0
+
+    def inputs(self, shards: Sequence[ShardRecord]) -> list[list[int]]:
+        """What vLLM reads of these shards."""
+        plan, tokenizer = self.source.plan, self.source.tokenizer
+        return [
+            encoded.input_ids
+            for shard in shards
+            for encoded in tokenizer.encode(plan.segments(shard))
+        ]
+
+    def ours(self, shards: Sequence[ShardRecord], *, tapped: bool) -> None:
+        """Everything that `extract run` does once its engine is ready, into a new store."""
+        self.engine.tap = self.tap if tapped else None
+        location = open_location(self.folder / f"store-{self._stores}")
+        self._stores += 1
+        writer = self._writer(location)
+        queue_bytes = self.source.spec.section.queue_mib << 20
+        source = self.source
+        with Pipeline(
+            source.tokenizer, source.plan, writer.write, queue_bytes=queue_bytes
+        ) as pipeline:
+            pipeline.score(self.engine, shards, on_scored=lambda _: None)
+        assert writer.committed() == {shard.index for shard in shards}
+        shutil.rmtree(location.url.removeprefix("file://"), ignore_errors=True)
+
+    def _writer(self, location: Any) -> Any:
+        from dataclasses import replace
+
+        return replace(self.source, location=location).open_store()
+
+
+def tokens_of(shards: Sequence[ShardRecord]) -> int:
+    """Positions of shards."""
+    return sum(shard.num_tokens["bench"] for shard in shards)
+
+
+def measure(run_file: Path, num_shards: int) -> dict[str, Any]:
+    """All ways on one engine: tokens a second, microseconds of the front end, bytes of memory."""
+    run = load_run(str(run_file))
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(run, num_shards, Path(name))
+        try:
+            return _measure(bench, Path(name))
+        finally:
+            bench.engine.close()
+
+
+def _measure(bench: Bench, folder: Path) -> dict[str, Any]:
+    spec = bench.source.spec
+    top_k = spec.section.top_k
+    shards, few = bench.shards, bench.shards[: max(len(bench.shards) // 4, 1)]
+    inputs, few_inputs = bench.inputs(shards), bench.inputs(few)
+    llm, vllm = bench.engine.llm, bench.engine.vllm
+    flat, listed = (sampling_params(vllm, top_k, flat=value) for value in (True, False))
+    recipe, bits = recipe_of(top_k, spec.vocab_size)
+    ways: dict[str, tuple[Callable[[], object], int]] = {
+        "generate": (lambda: generate(llm, flat, inputs), tokens_of(shards)),
+        "ours": (lambda: bench.ours(shards, tapped=True), tokens_of(shards)),
+        "ours_flat": (lambda: bench.ours(shards, tapped=False), tokens_of(shards)),
+        "dicts": (lambda: dicts(llm, listed, few_inputs), tokens_of(few)),
+        "distillkit": (
+            lambda: distillkit(llm, flat, few_inputs, recipe, bits, folder),
+            tokens_of(few),
+        ),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(ROUNDS + 1):
+        print(f"  round {round_number} of {ROUNDS}", file=sys.stderr, flush=True)
+        for name, (way, tokens) in ways.items():
+            if round_number > 2 and name in ("dicts", "distillkit"):
+                continue
+            start = time.perf_counter()
+            way()
+            if round_number:  # the first warms up
+                rates[name].append(tokens / (time.perf_counter() - start))
+    found: dict[str, Any] = {name: statistics.median(values) for name, values in rates.items()}
+    pairs = zip(rates["ours"], rates["generate"], strict=True)
+    found["pairs"] = [ours / own for ours, own in pairs]
+    found["frontend"] = {
+        way: _front_end(bench, shards, tapped=way == "tap") for way in ("tap", "flat")
+    }
+    found["memory"] = _memory(bench)
+    return found
+
+
+def _front_end(bench: Bench, shards: Sequence[ShardRecord], *, tapped: bool) -> float:
+    """Microseconds a token that the calling thread spends outside of vLLM's engine core."""
+    bench.engine.tap = bench.tap if tapped else None
+    encoded = [bench.source.tokenizer.encode(bench.source.plan.segments(s)) for s in shards]
+    with front_end_timed(bench.engine.llm.llm_engine) as spent:
+        for part in encoded:
+            for _ in bench.engine.score(part):
+                pass
+    return spent.seconds / tokens_of(shards) * 1e6
+
+
+def _memory(bench: Bench) -> dict[str, int]:
+    """Peak resident bytes of scoring alone, and of all of ours on few shards and on all."""
+
+    def scoring_alone() -> None:
+        for shard in bench.shards:
+            encoded = bench.source.tokenizer.encode(bench.source.plan.segments(shard))
+            for _ in bench.engine.score(encoded):
+                pass
+
+    bench.engine.tap = bench.tap
+    few = bench.shards[: max(len(bench.shards) // 4, 1)]
+    return {
+        "engine": peak_rss(scoring_alone),
+        "few_shards": peak_rss(lambda: bench.ours(few, tapped=True)),
+        "all_shards": peak_rss(lambda: bench.ours(bench.shards, tapped=True)),
+    }
+
+
+def peak_rss(call: Callable[[], object]) -> int:
+    """Largest resident size of this process while `call` runs, in bytes (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    call()
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError("no VmHWM in /proc/self/status")
+
+
+def kills(made: BenchModel, folder: Path) -> dict[str, int]:
+    """4 workers killed at random moments, then started again: what was done twice?
+
+    Returns:
+        Shards in all, committed when the last worker was killed, committed shards that were done
+        again, and shards that a rerun had to begin anew, at most `2 x WORKERS`.
+    """
+    path = write_run(made, folder, top_k=64, threads=1)
+    run = load_run(str(path))
+    plan = Plan.open(plan_location(run))
+    chance = random.Random(0)
+    command = [sys.executable, "-P", "-m", "extract", "run-source", str(path), "--source", "bench"]
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        return [
+            subprocess.Popen(
+                [*command, "--worker", f"{i}/{WORKERS}"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for i in range(WORKERS)
+        ]
+
+    def paths() -> dict[int, str]:
+        store = open_location(run.store_url("bench"))
+        if not store.exists("manifest.json"):
+            return {}
+        return {shard: commit.path for shard, commit in StoreReader.open(store).commits.items()}
+
+    workers = start()
+    while len(paths()) < len(plan.shards) // 4:
+        time.sleep(0.2)
+    for worker in chance.sample(workers, len(workers)):
+        time.sleep(chance.uniform(0, 2))
+        worker.send_signal(signal.SIGKILL)
+    for worker in workers:
+        worker.wait()
+    killed = paths()
+    data = Path(run.store_url("bench")) / "data"
+    begun = {int(entry.name.split("-")[0]) for entry in data.iterdir()} - set(killed)
+    for worker in start():
+        assert worker.wait() == 0
+    finished = paths()
+    assert set(finished) == {shard.index for shard in plan.shards}
+    sessions = read_sessions(run, "extract", "bench")
+    assert {session.worker for session in sessions} == {Worker(i, WORKERS) for i in range(WORKERS)}
+    logged = [shard.shard for session in sessions for shard in session.finished]
+    return {
+        "shards": len(plan.shards),
+        "committed_when_killed": len(killed),
+        "committed_and_done_again": sum(finished[shard] != killed[shard] for shard in killed)
+        + len(logged)
+        - len(set(logged)),
+        "begun_on_disk_when_killed": len(begun),
+    }
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="4,096 ids and k = 128 alone.")
+@click.option("--out", type=click.Path(path_type=Path), default="runs/bench", show_default=True)
+def main(quick: bool, out: Path) -> None:
+    """Measure, print a table, and one JSON object as the last line."""
+    sizes = {4_096: (128,)} if quick else dict.fromkeys(SHARDS, ENTRIES)
+    found: dict[str, dict[str, Any]] = {}
+    killed: dict[str, int] = {}
+    for vocab_size, entries in sizes.items():
+        made = make_model(
+            out / f"extract-{vocab_size}", vocab_size=vocab_size, num_steps=TRAINING_STEPS
+        )
+        print(f"model of {vocab_size:,} ids: {made.bpb:.3f} bpb on held-out text", flush=True)
+        for top_k in entries:
+            with tempfile.TemporaryDirectory() as name:
+                run_file = write_run(made, Path(name), top_k=top_k)
+                command = [sys.executable, __file__, "one", str(run_file), str(SHARDS[vocab_size])]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            key = f"{vocab_size}/{top_k}"
+            found[key] = json.loads(done.stdout.splitlines()[-1])
+            print(line(key, found[key]), flush=True)
+        if vocab_size == min(sizes) and not quick:
+            with tempfile.TemporaryDirectory() as name:
+                killed = kills(made, Path(name))
+    if killed:
+        print(f"{WORKERS} workers killed and started again: {killed}")
+    print(json.dumps(summary(found) | {"kills": killed}))
+
+
+def line(key: str, one: dict[str, Any]) -> str:
+    """One row for people."""
+    rates = ", ".join(
+        f"{name} {one[name]:,.0f}"
+        for name in ("generate", "ours", "ours_flat", "dicts", "distillkit")
+    )
+    ratio = one["ours"] / one["generate"]
+    spread = f"{min(one['pairs']):.2f} to {max(one['pairs']):.2f}"
+    return (
+        f"{key:>9}: tokens/s {rates}\n"
+        f"{'':>11}ours / generate {ratio:.3f} (rounds {spread}), / dicts "
+        f"{one['ours'] / one['dicts']:.2f}, / DistillKit {one['ours'] / one['distillkit']:.2f}; "
+        f"front end {one['frontend']['tap']:.1f} us tapped, {one['frontend']['flat']:.1f} us flat; "
+        f"memory above the engine's {extra_bytes(one) / 1e6:,.0f} MB"
+    )
+
+
+def extra_bytes(one: dict[str, Any]) -> int:
+    """Peak of everything above the peak of scoring alone."""
+    memory = one["memory"]
+    return max(memory["all_shards"] - memory["engine"], 0)
+
+
+def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "throughput_ratio_generate": {k: v["ours"] / v["generate"] for k, v in found.items()},
+        "throughput_ratio_generate_flat": {
+            k: v["ours_flat"] / v["generate"] for k, v in found.items()
+        },
+        "speedup_dicts": {k: v["ours"] / v["dicts"] for k, v in found.items()},
+        "speedup_distillkit": {k: v["ours"] / v["distillkit"] for k, v in found.items()},
+        "frontend_us_tap": {k: v["frontend"]["tap"] for k, v in found.items()},
+        "frontend_us_flat": {k: v["frontend"]["flat"] for k, v in found.items()},
+        "extra_rss_bytes": {k: extra_bytes(v) for k, v in found.items()},
+        "tokens_per_s": {k: v["ours"] for k, v in found.items()},
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["one"]:
+        print(json.dumps(measure(Path(sys.argv[2]), int(sys.argv[3]))))
+    else:
+        main()

@@ -1,0 +1,144 @@
+"""A source checked against the run file and the plan before any of its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from extract.config import ExtractSection
+from extract.engine import EngineSpec, engine_spec
+from extract.space_ids import space_initial_ids
+from store_schema.config import RunConfig
+from store_schema.errors import MismatchError, ModelError
+from store_schema.fingerprint import model_fingerprint
+from store_schema.frequency import token_counts
+from store_schema.location import Location, open_location
+from store_schema.manifest import Manifest, ModelIdentity
+from store_schema.models import resolve_model
+from store_schema.plan import Plan
+from store_schema.presets import StoreSection
+from store_schema.reader import MANIFEST_FILE, StoreReader
+from store_schema.tokenizer import SegmentTokenizer
+from store_schema.writer import StoreWriter
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedSource:
+    """A source that can be run as far as can be told without loading it.
+
+    Args:
+        name: In the run.
+        run: The run file.
+        plan: Its shards are the units of work.
+        tokenizer: Of the model.
+        spec: What the engine needs.
+        manifest: Of the store that it fills.
+        location: Where that store is.
+    """
+
+    name: str
+    run: RunConfig
+    plan: Plan
+    tokenizer: SegmentTokenizer
+    spec: EngineSpec
+    manifest: Manifest
+    location: Location
+
+    def open_store(self) -> StoreWriter:
+        """Create the store, or go on with it.
+
+        Raises:
+            MismatchError: The store there was made from something else.
+        """
+        return StoreWriter.open(
+            self.location,
+            self.manifest,
+            self.tokenizer.vocabulary,
+            config=self.run.resolved(),
+            count_tokens=lambda: token_counts(self.plan, self.tokenizer),
+        )
+
+    def committed(self) -> set[int]:
+        """Finished shards, told without writing anything.
+
+        Raises:
+            MismatchError: The store there was made from something else.
+        """
+        begun = self.location.exists(MANIFEST_FILE) and StoreReader.open(self.location).commits
+        return self.open_store().committed() if begun else set()
+
+
+def check_source(
+    run: RunConfig,
+    name: str,
+    plan: Plan,
+    *,
+    kind: Literal["source", "generated"] = "source",
+) -> CheckedSource:
+    """Check a source. Writes nothing.
+
+    Args:
+        run: The run file.
+        name: The source.
+        plan: Of the run.
+        kind: Of the store to fill.
+
+    Raises:
+        ModelError: The model cannot be used.
+        MismatchError: Its tokenizer is not the one the plan was made with.
+        ConfigError: An option does not fit the model.
+    """
+    ref = run.sources[name]
+    section = run.section("extract", ExtractSection)
+    folder = resolve_model(ref)
+    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise ModelError("model folder has no weights", where=folder, expected="*.safetensors")
+    tokenizer = SegmentTokenizer.load(ref, name=name)
+    planned = plan.record.tokenizers.get(name)
+    if planned != tokenizer.fingerprint:
+        raise MismatchError(
+            f"the plan was made with another vocabulary than that of the model given for {name}",
+            where=f"{plan.location.url}, {ref.model}",
+            expected=f"tokenizer {planned}",
+            got=f"tokenizer {tokenizer.fingerprint}",
+            hint="give the model that was planned with, or plan anew under another run name",
+        )
+    wants_spaces = "space_mass" in section.extras
+    spec = engine_spec(
+        name,
+        folder,
+        ref,
+        section,
+        vocab_size=tokenizer.vocab_size,
+        longest=int(plan.record.settings["max_tokens"]),
+        seed=run.seed,
+        space_ids=space_initial_ids(tokenizer.vocabulary) if wants_spaces else None,
+    )
+    settings = {
+        "engine": section.engine,
+        "dtype": spec.dtype,
+        "fp32_head": spec.fp32_head,
+        **({} if section.quantization is None else {"quantization": section.quantization}),
+        **section.sampling_settings(run.seed),
+    }
+    manifest = Manifest(
+        kind=kind,
+        source=name,
+        model=ModelIdentity(
+            name=ref.model,
+            model_fingerprint=model_fingerprint(folder),
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+        ),
+        corpus_fingerprint=plan.record.corpus_fingerprint,
+        plan_fingerprint=plan.fingerprint,
+        num_shards=len(plan.shards),
+        estimator=section.estimator,
+        top_k=section.max_entries,
+        extras=section.extras,
+        encoding=run.section("store", StoreSection).encoding(section.estimator),
+        settings=settings,
+        vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
+    )
+    url = run.store_url(name) if kind == "source" else run.generated_url(name)
+    return CheckedSource(name, run, plan, tokenizer, spec, manifest, open_location(url))

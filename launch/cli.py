@@ -1,0 +1,107 @@
+"""`logitfuse submit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from launch.command import SOURCE_OPTION, run_options
+from launch.slurm import Job, Place, dependency_options, script_text
+from launch.slurm_options import STAGES, Stage, options_of, parse_options, parse_workers
+from launch.work import chosen_sources, range_text, shard_ranges
+from store_schema.config import RunConfig
+
+if TYPE_CHECKING:  # the command line is answered before a store's packages are loaded
+    from launch.submit import Submitted
+
+
+@click.command("submit")
+@click.argument("stage", type=click.Choice(STAGES))
+@run_options
+@SOURCE_OPTION
+@click.option(
+    "--slurm",
+    "slurm",
+    multiple=True,
+    metavar="[STAGE:]KEY=VALUE,...",
+    help="Long options of sbatch for all stages, or for one; an empty value takes one away.",
+)
+@click.option(
+    "--workers",
+    "workers",
+    multiple=True,
+    metavar="[STAGE:]N",
+    help="Array tasks of each source, for all stages or for one.  [default: 1]",
+)
+@click.option("--only", is_flag=True, help="Just this stage, not those that follow.")
+@click.option("--print", "show", is_flag=True, help="Show the scripts, submit nothing.")
+@click.option("--force", is_flag=True, help="Also when earlier jobs do the same work.")
+def submit(
+    run: RunConfig,
+    stage: Stage,
+    names: tuple[str, ...],
+    slurm: tuple[str, ...],
+    workers: tuple[str, ...],
+    only: bool,
+    show: bool,
+    force: bool,
+) -> None:
+    """Submit STAGE and the stages after it to Slurm.
+
+    One job array for the extraction of each source, one for its alignment that starts when it is
+    extracted, and a training job that starts when all are aligned. What is finished is left out.
+    """
+    from launch.config import LaunchSection
+    from launch.jobs import Request, needed_jobs, stages_from, unaligned
+    from launch.submit import array_limits, find_pending, require_free, submit_jobs, write_scripts
+
+    section, given = run.section("launch", LaunchSection), parse_options(slurm)
+    request = Request(
+        stages=stages_from(stage, only=only),
+        sources=chosen_sources(run, names),
+        options={name: options_of(name, section.slurm, given) for name in STAGES},
+        workers={**section.workers, **parse_workers(workers)},
+        limits=array_limits(needs_slurm=not show),
+    )
+    pending = find_pending(run)
+    jobs = needed_jobs(request, pending)
+    if not jobs:
+        click.echo("nothing to do, nothing submitted")
+    elif show:
+        click.echo(scripts_shown(jobs, write_scripts(run, jobs)))
+    else:
+        if not force:
+            require_free(run, jobs)
+        place = write_scripts(run, jobs)
+        click.echo(table(submit_jobs(run, jobs, place)))
+        click.echo(f"scripts and what they print: {place.folder}")
+    waiting = unaligned(request, pending)
+    if waiting:
+        click.echo(f"no training job: these would still not be aligned: {', '.join(waiting)}")
+
+
+def scripts_shown(jobs: Sequence[Job], place: Place) -> str:
+    """Every script, each below the call that submits it."""
+    parts = []
+    for job in jobs:
+        waits = dependency_options([f"<{stem}>" for stem in job.after])
+        parts.append(f"### {' '.join(['sbatch', *waits, str(place.script(job))])}\n")
+        parts.append(script_text(job, place))
+    return "\n".join(parts)
+
+
+def table(submitted: Sequence[Submitted]) -> str:
+    """Job ids, tasks and what each job waits for."""
+    ids = {each.job.stem: each.job_id for each in submitted}
+    width = max(len("job"), *map(len, ids))
+    lines = [f"{'id':<10} {'job':<{width}}  {'waits for':<20} tasks"]
+    for each in submitted:
+        job, tasks = each.job, ""
+        if job.part is not None:
+            numbers = range_text(shard_ranges(job.part.offset + t for t in job.part.tasks))
+            tasks = f"{numbers} of {job.workers}"
+        waits = ",".join(ids[stem] for stem in job.after) or "-"
+        lines.append(f"{each.job_id:<10} {job.stem:<{width}}  {waits:<20} {tasks}".rstrip())
+    return "\n".join(lines)

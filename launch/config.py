@@ -1,0 +1,36 @@
+"""The section `launch` of the run file: what a cluster is asked for. It never shapes a store."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, field_validator
+
+from launch.slurm_options import ArrayStage, OptionValue, Scope, checked_options
+from store_schema.config import SectionModel
+
+
+class LaunchSection(SectionModel):
+    """How `logitfuse submit` hands stages to Slurm."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {"slurm", "workers", "setup", "python", "max_requeues"}
+    )
+
+    slurm: dict[Scope, dict[str, OptionValue]] = Field(default={})
+    """Long options of sbatch by name, for `all` stages or for `extract`, `align` or `train` over
+    them. true is an option without a value; null takes one away. Times stand in quotes."""
+    workers: dict[ArrayStage, Annotated[int, Field(ge=1)]] = Field(default={})
+    """Array tasks of a source, by stage. A stage that is not named has one."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the command: module load, activate, export HF_HOME."""
+    python: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Words that start Python on a node, such as [apptainer, exec, --nv, fuse.sif, python]. None
+    takes the interpreter that ran `submit`."""
+    max_requeues: int = Field(default=50, ge=0)
+    """A job that was started again so often does not requeue itself at its time limit."""
+
+    @field_validator("slurm")
+    @classmethod
+    def _options(cls, slurm: dict[Scope, dict[str, OptionValue]]) -> dict[Scope, object]:
+        return {scope: checked_options(options) for scope, options in slurm.items()}

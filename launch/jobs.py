@@ -1,0 +1,122 @@
+"""Which jobs a run still needs, and what each waits for. Decided by what is pending, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from launch.slurm import ArrayLimits, ArrayPart, Job, array_parts
+from launch.slurm_options import STAGES, ArrayStage, Stage
+from store_schema.errors import MissingError
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What is not finished.
+
+    Args:
+        extract: Shards by source.
+        align: Shards by source.
+        train: Whether there is something to train.
+    """
+
+    extract: Mapping[str, Collection[int]]
+    align: Mapping[str, Collection[int]]
+    train: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for.
+
+    Args:
+        stages: Consecutive ones.
+        sources: Those of the extraction and the alignment.
+        options: sbatch's options by stage.
+        workers: Of a source, by stage.
+        limits: The cluster's.
+    """
+
+    stages: tuple[Stage, ...]
+    sources: tuple[str, ...]
+    options: Mapping[Stage, Mapping[str, str]]
+    workers: Mapping[ArrayStage, int]
+    limits: ArrayLimits
+
+
+def stages_from(stage: Stage, *, only: bool) -> tuple[Stage, ...]:
+    """`stage` and those that follow, or just it."""
+    first = STAGES.index(stage)
+    return STAGES[first : first + 1] if only else STAGES[first:]
+
+
+def needed_jobs(request: Request, pending: Pending) -> list[Job]:
+    """The jobs to submit, in an order in which each comes after those it waits for.
+
+    An alignment waits for the extraction of its source; training waits for all alignments. Training
+    is left out when a source would still not be aligned then, unless nothing else was asked for.
+
+    Raises:
+        MissingError: What a requested stage reads is not there and not asked for.
+    """
+    _require_extracted(request, pending)
+    jobs: list[Job] = []
+    alignments: list[str] = []
+    for source in request.sources:
+        extraction: list[Job] = []
+        if "extract" in request.stages:
+            extraction = _arrays("extract", source, request, pending.extract[source], ())
+        waits = tuple(job.stem for job in extraction)
+        alignment: list[Job] = []
+        if "align" in request.stages:
+            alignment = _arrays("align", source, request, pending.align[source], waits)
+        jobs += extraction + alignment
+        alignments += [job.stem for job in alignment]
+    missing = unaligned(request, pending)
+    if missing and request.stages == ("train",):
+        raise MissingError(
+            "sources are not aligned",
+            where=", ".join(missing),
+            hint="`logitfuse submit extract` submits what is missing, and the training after it",
+        )
+    if "train" in request.stages and pending.train and not missing:
+        jobs.append(Job("train", None, request.options["train"], after=tuple(alignments)))
+    return jobs
+
+
+def unaligned(request: Request, pending: Pending) -> list[str]:
+    """Sources that keep training from being submitted: neither aligned nor asked for."""
+    if "train" not in request.stages or not pending.train:
+        return []
+    coming = request.sources if "align" in request.stages else ()
+    return [source for source, shards in pending.align.items() if shards and source not in coming]
+
+
+def _require_extracted(request: Request, pending: Pending) -> None:
+    if "align" not in request.stages or "extract" in request.stages:
+        return
+    for source in request.sources:
+        if pending.extract[source] and pending.align[source]:
+            raise MissingError(
+                "a source is not extracted",
+                where=source,
+                got=f"{len(pending.extract[source])} shards pending",
+                hint="`logitfuse submit extract` submits its extraction and what follows",
+            )
+
+
+def _arrays(
+    stage: ArrayStage,
+    source: str,
+    request: Request,
+    pending: Collection[int],
+    after: tuple[str, ...],
+) -> list[Job]:
+    """The arrays of one source: the workers that have something to do."""
+    workers = request.workers.get(stage, 1)
+    parts: list[ArrayPart] = array_parts({shard % workers for shard in pending}, request.limits)
+    options = request.options[stage]
+    return [
+        Job(stage, source, options, workers, part, number if len(parts) > 1 else 0, after)
+        for number, part in enumerate(parts, start=1)
+    ]

@@ -1,0 +1,35 @@
+"""Counts, sizes and times as people read them."""
+
+from __future__ import annotations
+
+_STEPS = ("", " k", " M", " G", " T", " P")
+
+
+def count_text(number: float) -> str:
+    """Such as "412", "12.3 k", "412 M": three digits."""
+    step = 0
+    while abs(number) >= 999.5 and step < len(_STEPS) - 1:
+        number, step = number / 1000, step + 1
+    digits = f"{number:#.3g}".rstrip(".") if step else f"{number:.0f}"
+    return digits + _STEPS[step]
+
+
+def size_text(size_bytes: float) -> str:
+    """Such as "22.3 GB"."""
+    text = count_text(size_bytes)
+    return f"{text}B" if " " in text else f"{text} B"
+
+
+def duration_text(seconds: float) -> str:
+    """Such as "28 s", "12 min", "2 h 03 min", "4 d 02 h"."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02d} h"

@@ -1,0 +1,251 @@
+"""The text of Slurm batch scripts, and how workers become array tasks. Pure: asks nothing."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.slurm_options import Stage, gpus_of
+from launch.work import range_text, shard_ranges
+from store_schema.errors import ConfigError, StoppedMidway
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayLimits:
+    """What a cluster allows; Slurm's defaults.
+
+    Args:
+        size: MaxArraySize: task ids lie below it.
+        tasks: Tasks of one array, at most.
+    """
+
+    size: int = 1001
+    tasks: int = 1001
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPart:
+    """One job array: task t is worker t + offset."""
+
+    offset: int
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One call of sbatch.
+
+    Args:
+        stage: What it runs.
+        source: Of which source; None for training.
+        options: sbatch's, values by long name.
+        workers: Of how many workers the array's tasks are some.
+        part: The array; None for training, which is one job.
+        number: Which part of an array that had to be split, from 1; 0 when it was not.
+        after: Stems of the jobs that must have succeeded before this one starts.
+    """
+
+    stage: Stage
+    source: str | None
+    options: Mapping[str, str]
+    workers: int = 1
+    part: ArrayPart | None = None
+    number: int = 0
+    after: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """What its files are called; a source's name has no dot."""
+        number = f".{self.number}" if self.number else ""
+        return "-".join(filter(None, (self.stage, self.source))) + number
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how the jobs of one submission run.
+
+    Args:
+        run_name: Of the run file.
+        folder: Holds the scripts, their output and the run file as it was submitted.
+        directory: Where relative paths of the run file begin.
+        python: Words that start Python.
+        setup: Lines of shell before the command.
+        max_requeues: How often a job may have been started again and still requeue itself.
+    """
+
+    run_name: str
+    folder: Path
+    directory: Path
+    python: Sequence[str]
+    setup: Sequence[str] = ()
+    max_requeues: int = 50
+
+    @property
+    def run_file(self) -> Path:
+        """The run file as it was submitted, every default filled in."""
+        return self.folder / "run.yaml"
+
+    def script(self, job: Job) -> Path:
+        """The script of a job."""
+        return self.folder / f"{job.stem}.sh"
+
+
+def array_parts(workers: Iterable[int], limits: ArrayLimits) -> list[ArrayPart]:
+    """Arrays whose tasks are exactly `workers`, each within the cluster's limits."""
+    parts: list[ArrayPart] = []
+    for worker in sorted(workers):
+        offset = worker - worker % limits.size
+        task = worker - offset
+        if parts and parts[-1].offset == offset and len(parts[-1].tasks) < limits.tasks:
+            parts[-1] = ArrayPart(offset, (*parts[-1].tasks, task))
+        else:
+            parts.append(ArrayPart(offset, (task,)))
+    return parts
+
+
+def directives(job: Job, place: Place) -> list[str]:
+    """Options of sbatch for one job, as words of a command line."""
+    options = {"job-name": f"{place.run_name}-{job.stem}"}
+    if job.part is not None:
+        options["array"] = range_text(shard_ranges(job.part.tasks))
+    options |= job.options
+    number = "%j" if job.part is None else "%A_%a"
+    options |= {
+        "output": f"{_pattern(place.folder)}/{job.stem}-{number}.log",
+        "open-mode": "append",
+        "requeue": "",
+    }
+    return [f"--{name}={value}" if value else f"--{name}" for name, value in options.items()]
+
+
+def sbatch_command(job: Job, place: Place, after: Sequence[str]) -> list[str]:
+    """The call that submits a job.
+
+    Its options stand here as well as in the script, because sbatch puts SBATCH_ variables of the
+    environment over those of a script.
+
+    Args:
+        job: Which.
+        place: Where its script is.
+        after: Ids of the jobs that must have succeeded before.
+    """
+    words = ["sbatch", "--parsable", *directives(job, place), *dependency_options(after)]
+    return [*words, str(place.script(job))]
+
+
+def dependency_options(after: Sequence[str]) -> list[str]:
+    """Options of a job that starts when others have succeeded, and never when one has not."""
+    if not after:
+        return []
+    return [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+
+
+def script_text(job: Job, place: Place) -> str:
+    """The batch script of a job."""
+    header = [f"#SBATCH {_quoted(word)}" for word in directives(job, place)]
+    lines = [
+        "#!/bin/bash",
+        *header,
+        "# Written by `logitfuse submit`. May be edited and given to sbatch again.",
+        "",
+        f"cd {shlex.quote(str(place.directory))} || exit 1",
+        "export PYTHONSAFEPATH=1  # a folder here may have the name of a package",
+        *place.setup,
+        "",
+        *_start(job, place),
+        _tail(job, place),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_TOO_SHORT = {
+    "extract": "shard: raise it (--slurm extract:time=...), or plan smaller shards",
+    "align": "shard: raise it (--slurm align:time=...), or plan smaller shards",
+    "train": "step: raise it (--slurm train:time=...)",
+}
+
+_TAIL = """\
+pid=$!
+
+# Slurm tells this shell when the time limit is near (USR1) and when the job is to end (TERM). Pass
+# it on, and wait until the command has really ended: what it has finished is kept.
+warned=
+trap 'warned=yes; {pass_on}' USR1
+trap 'kill -TERM "$pid" 2>/dev/null' TERM
+while wait "$pid"; kill -0 "$pid" 2>/dev/null; do :; done
+wait "$pid"
+code=$?
+
+if [ "$warned" ] && {resumable}; then
+    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
+        echo "{stage}: the time limit is near, requeued to go on" >&2
+        scontrol requeue "{task}"
+    else
+        echo "{stage}: started again {most} times or more, not requeued; submit again to go on" >&2
+    fi
+elif [ "$warned" ] && [ "$code" -gt 128 ]; then
+    echo "{stage}: the time limit is too short for one {too_short}" >&2
+fi
+exit "$code\""""
+
+
+def _tail(job: Job, place: Place) -> str:
+    """What the script does once the command was started."""
+    several = _processes(job) > 1
+    array = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    return _TAIL.format(
+        stage=job.stage,
+        # accelerate's launcher would end before its processes do, and hides their exit codes.
+        pass_on='pkill -USR1 --parent "$pid"' if several else 'kill -USR1 "$pid" 2>/dev/null',
+        resumable=f'[ "$code" {"-ne 0" if several else f"-eq {StoppedMidway.exit_code}"} ]',
+        task="$SLURM_JOB_ID" if job.part is None else array,
+        most=place.max_requeues,
+        too_short=_TOO_SHORT[job.stage],
+    )
+
+
+def _processes(job: Job) -> int:
+    """Processes of the command: training takes one for each GPU."""
+    return max(gpus_of(job.options), 1) if job.stage == "train" else 1
+
+
+def _start(job: Job, place: Place) -> list[str]:
+    """The lines that start the command in the background."""
+    program = ["-m", "logitfuse", job.stage, "run"]
+    if _processes(job) > 1:
+        program = ["-m", "accelerate.commands.launch", "--num_processes", str(_processes(job))]
+        program += ["-m", "fuse_train", "run"]
+    words = [shlex.quote(word) for word in (*place.python, *program, str(place.run_file))]
+    if job.part is None:
+        return [f"{' '.join(words)} &"]
+    index = "$SLURM_ARRAY_TASK_ID"
+    if job.part.offset:
+        index = f"$((SLURM_ARRAY_TASK_ID + {job.part.offset}))"
+    words += ["--source", str(job.source), "--worker", f'"{index}/{job.workers}"']
+    return [f"{' '.join(words)} &"]
+
+
+def _pattern(folder: Path) -> str:
+    """A folder as sbatch's file name patterns write it.
+
+    Raises:
+        ConfigError: It has a character that sbatch takes for something else.
+    """
+    text = str(folder)
+    if re.search(r'["\\\x00-\x1f]', text):
+        raise ConfigError(
+            "sbatch cannot be given this path",
+            where="run_dir",
+            expected="no quote, backslash or control character",
+            got=repr(text),
+        )
+    return text.replace("%", "%%")
+
+
+def _quoted(word: str) -> str:
+    """A word as a script's #SBATCH line writes it."""
+    name, equals, value = word.partition("=")
+    return f'{name}="{value}"' if equals and re.search(r"[\s'#]", value) else word

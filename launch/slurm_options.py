@@ -1,0 +1,168 @@
+"""Options of sbatch: read from the command line, checked, merged for a stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+from store_schema.errors import ConfigError
+
+Stage = Literal["extract", "align", "train"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""What can be submitted, in the order of a run."""
+ArrayStage = Literal["extract", "align"]
+"""Those that several workers share."""
+Scope = Literal["all", "extract", "align", "train"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+OptionValue = bool | int | str | None
+"""True: an option without a value. None and False: not given."""
+Options = dict[str, OptionValue]
+
+DEFAULTS: Options = {"signal": "B:USR1@120"}
+"""The early warning comes two minutes before the time limit, to the script alone."""
+
+_OURS = frozenset(
+    (
+        "array",
+        "chdir",
+        "clusters",
+        "dependency",
+        "error",
+        "input",
+        "job-name",
+        "kill-on-invalid-dep",
+        "no-requeue",
+        "open-mode",
+        "output",
+        "parsable",
+        "requeue",
+        "test-only",
+        "wait",
+        "wrap",
+    )
+)
+"""What `submit` says itself."""
+_ONE = frozenset({"nodes", "ntasks", "ntasks-per-node"})
+_TIMES = frozenset({"time", "time-min"})
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_VALUE = re.compile(r"[A-Za-z0-9_.,:;@%/+=*&|!()\[\]{}<>~^-]+")
+_NEXT_OPTION = re.compile(r",(?=[a-z][a-z0-9-]*=)")
+
+
+def checked_options(options: Mapping[str, OptionValue]) -> Options:
+    """The same options, if a job of ours can be given them.
+
+    Which names sbatch knows is for sbatch to say.
+
+    Raises:
+        ValueError: One that `submit` sets itself, or a value that cannot stand in a script.
+    """
+    for name, value in options.items():
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a long option of sbatch, such as cpus-per-task")
+        if name in _OURS:
+            raise ValueError(f"{name} is set by submit")
+        if value is None or isinstance(value, bool):
+            continue
+        if name in _TIMES and isinstance(value, int):
+            raise ValueError(f"{name} must stand in quotes: YAML reads 4:00:00 as 14400")
+        if not _VALUE.fullmatch(str(value)):
+            raise ValueError(f"{name} has a character that cannot stand in a script: {value!r}")
+        if name in _ONE and str(value) != "1":
+            raise ValueError(f"{name} can only be 1: a worker is one process, take more workers")
+        if name == "signal" and not re.fullmatch(r"B:USR1@\d+", str(value)):
+            raise ValueError("signal can only be B:USR1@SECONDS")
+    return dict(options)
+
+
+def parse_options(texts: Sequence[str]) -> dict[Scope, Options]:
+    """Options from the command line by scope, later ones over earlier ones.
+
+    Args:
+        texts: "[SCOPE:]NAME=VALUE[,NAME=VALUE...]" each; an empty value takes the option away. A
+            comma is part of the value unless NAME= follows. A NAME alone, or first, has no value.
+
+    Raises:
+        ConfigError: Written otherwise, or refused by `checked_options`.
+    """
+    found: dict[Scope, Options] = {}
+    for text in texts:
+        scope, rest = _scoped(text)
+        options: Options = {}
+        for part in _NEXT_OPTION.split(rest):
+            name, equals, value = part.partition("=")
+            options[name] = (value or None) if equals else True
+        try:
+            found[scope] = found.get(scope, {}) | checked_options(options)
+        except ValueError as error:
+            raise ConfigError("option refused", where=f"--slurm {text}", got=str(error)) from error
+    return found
+
+
+def parse_workers(texts: Sequence[str]) -> dict[ArrayStage, int]:
+    """Worker counts from the command line, "[STAGE:]N" each, by stage.
+
+    Raises:
+        ConfigError: Written otherwise.
+    """
+    common: dict[ArrayStage, int] = {}
+    special: dict[ArrayStage, int] = {}
+    for text in texts:
+        scope, rest = _scoped(text)
+        if not re.fullmatch(r"[1-9][0-9]{0,6}", rest) or scope == "train":
+            raise ConfigError(
+                "worker count refused",
+                where="--workers",
+                expected="N, extract:N or align:N with N from 1",
+                got=text,
+            )
+        if scope == "all":
+            common = {"extract": int(rest), "align": int(rest)}
+        else:
+            special[scope] = int(rest)
+    return common | special
+
+
+def _scoped(text: str) -> tuple[Scope, str]:
+    for scope in SCOPES:
+        if text.startswith(f"{scope}:"):
+            return scope, text.removeprefix(f"{scope}:")
+    return "all", text
+
+
+def options_of(
+    stage: Stage, file: Mapping[Scope, Options], given: Mapping[Scope, Options]
+) -> dict[str, str]:
+    """Options of one stage's jobs: the command line over the file, a stage's over those of all.
+
+    Args:
+        stage: Which.
+        file: Of the run file.
+        given: Of the command line.
+
+    Returns:
+        Values by name, "" where the option has none.
+    """
+    merged = dict(DEFAULTS)
+    for options in (file, given):
+        merged |= options.get("all", {}) | options.get(stage, {})
+    return {
+        name: "" if value is True else str(value)
+        for name, value in merged.items()
+        if value is not None and value is not False
+    }
+
+
+def gpus_of(options: Mapping[str, str]) -> int:
+    """GPUs of one job, as far as its options say: gpus, gpus-per-node or gres, else 0."""
+    for name in ("gpus", "gpus-per-node", "gpus-per-task"):
+        if name in options:
+            last = options[name].rpartition(":")[2]
+            return int(last) if last.isdecimal() else 1
+    for part in options.get("gres", "").split(","):
+        kind, *rest = part.split(":")
+        if kind.removeprefix("gres/") == "gpu":
+            return int(rest[-1]) if rest and rest[-1].isdecimal() else 1
+    return 0

@@ -1,0 +1,277 @@
+"""`logitfuse submit`: what is pending, as Slurm jobs. Asks the cluster, writes scripts, submits."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from launch.config import LaunchSection
+from launch.jobs import Pending
+from launch.json_lines import append_line
+from launch.slurm import ArrayLimits, Job, Place, sbatch_command, script_text
+from launch.summary import logs_folder
+from store_schema.config import RunConfig
+from store_schema.errors import ConfigError, MissingError, StorageError
+from store_schema.location import open_location
+from store_schema.plan import Plan
+from store_schema.reader import StoreReader
+
+_DEADLINE_S = 300.0
+"""Slurm's own commands give up before."""
+_PATIENCE_S = 10.0
+"""For an answer that is not needed: commands look for a cluster for a minute."""
+_DONE_FILE = "done.json"
+"""What a finished training leaves in its final folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job that Slurm has taken."""
+
+    job: Job
+    job_id: str
+
+
+# ---- what is pending -------------------------------------------------------------------------------
+
+
+def find_pending(run: RunConfig) -> Pending:
+    """What the run's plan, commits and final folders leave to do.
+
+    Raises:
+        MissingError: There is no plan.
+        MismatchError: A store was made from another plan.
+        CorruptionError: A commit is damaged.
+    """
+    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    return Pending(
+        extract={source: _pending(plan, run.store_url(source)) for source in run.sources},
+        align={source: _pending(plan, run.aligned_url(source)) for source in run.sources},
+        train=not _trained(run),
+    )
+
+
+def _pending(plan: Plan, url: str) -> tuple[int, ...]:
+    try:
+        reader = StoreReader.open(open_location(url))
+    except MissingError:
+        return tuple(shard.index for shard in plan.shards)
+    reader.require_plan(plan)
+    return tuple(shard.index for shard in plan.shards if shard.index not in reader.commits)
+
+
+def _trained(run: RunConfig) -> bool:
+    folder = logs_folder(run).parent
+    finals = [folder / "final"]
+    if getattr(run.sections.get("train"), "control", True):
+        finals.append(folder / "control" / "final")
+    return all((final / _DONE_FILE).exists() for final in finals)
+
+
+# ---- what the cluster says ---------------------------------------------------------------------------
+
+
+def array_limits(*, needs_slurm: bool) -> ArrayLimits:
+    """The cluster's limits of arrays.
+
+    Args:
+        needs_slurm: False takes Slurm's defaults where no cluster answers.
+
+    Raises:
+        ConfigError: No cluster answers, or it allows no arrays.
+    """
+    try:
+        deadline_s = _DEADLINE_S if needs_slurm else _PATIENCE_S
+        text = _slurm("scontrol", "show", "config", deadline_s=deadline_s)
+    except ConfigError:
+        if needs_slurm:
+            raise
+        return ArrayLimits()
+    size = _number(r"^MaxArraySize\s*=\s*(\d+)", text) or 0
+    if size == 0:
+        raise ConfigError(
+            "this cluster allows no job arrays", where="scontrol", got="MaxArraySize 0"
+        )
+    tasks = _number(r"^SchedulerParameters\s*=.*\bmax_array_tasks=(\d+)", text) or size
+    return ArrayLimits(size, min(size, tasks))
+
+
+def queued_scripts(run: RunConfig) -> dict[str, str]:
+    """Jobs of this run that wait or run: stems of their scripts by job id.
+
+    Raises:
+        ConfigError: Slurm does not answer.
+    """
+    folder = scripts_folder(run)
+    states = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
+    text = _slurm("squeue", "--noheader", f"--states={states}", "--format=%F %o")
+    found = {}
+    for line in text.splitlines():
+        job_id, _, command = line.strip().partition(" ")
+        if folder in Path(command).parents:
+            found[job_id] = Path(command).stem
+    return found
+
+
+def require_free(run: RunConfig, jobs: Sequence[Job]) -> None:
+    """Refuse jobs whose work earlier jobs of this run still have in hand.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    wanted = {(job.stage, job.source) for job in jobs}
+    stems = {"-".join(filter(None, pair)) for pair in wanted}
+    busy = [
+        f"{stem} (job {job_id})"
+        for job_id, stem in sorted(queued_scripts(run).items())
+        if stem.partition(".")[0] in stems
+    ]
+    if busy:
+        raise ConfigError(
+            "jobs of this run are still queued or running",
+            where=scripts_folder(run),
+            got=", ".join(busy),
+            hint="wait for them, scancel them, or give --force: two workers on a shard waste work",
+        )
+
+
+def _number(pattern: str, text: str) -> int | None:
+    found = re.search(pattern, text, re.MULTILINE | re.IGNORECASE)
+    return int(found[1]) if found else None
+
+
+def _slurm(*words: str, deadline_s: float = _DEADLINE_S) -> str:
+    """Output of one of Slurm's commands.
+
+    Raises:
+        ConfigError: It is not there, or it failed, in its own words.
+    """
+    program = words[0]
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=deadline_s,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "no Slurm here",
+            where="PATH",
+            expected=program,
+            hint="submit where Slurm's commands are, or see the scripts with --print",
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        waited = f"nothing in {deadline_s:.0f} s"
+        raise ConfigError(f"{program} does not answer", got=waited) from error
+    if done.returncode != 0:
+        lines = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines()]
+        said = "; ".join(line.strip() for line in lines if line.strip())
+        raise ConfigError(f"{program} refused", got=said or f"exit code {done.returncode}")
+    return done.stdout
+
+
+# ---- writing and submitting ------------------------------------------------------------------------
+
+
+def scripts_folder(run: RunConfig) -> Path:
+    """Where scripts, what they print and the record of submissions lie."""
+    return Path(os.path.abspath(logs_folder(run))) / "slurm"
+
+
+def write_scripts(run: RunConfig, jobs: Sequence[Job]) -> Place:
+    """Write the scripts into a folder of their own, with the run file they will read.
+
+    Raises:
+        ConfigError: sbatch cannot be given the folder.
+        StorageError: The disk refused.
+    """
+    section = run.section("launch", LaunchSection)
+    try:
+        place = Place(
+            run_name=run.name,
+            folder=_new_folder(scripts_folder(run)),
+            directory=Path.cwd(),
+            python=section.python or (sys.executable,),
+            setup=section.setup,
+            max_requeues=section.max_requeues,
+        )
+        place.run_file.write_text(run.resolved(), encoding="utf-8")
+        for job in jobs:
+            place.script(job).write_text(script_text(job, place), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            "scripts cannot be written", where=scripts_folder(run), got=error.strerror
+        ) from error
+    return place
+
+
+def _new_folder(parent: Path) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    for number in range(1, 1000):
+        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"{parent}/{stamp}")
+
+
+def submit_jobs(run: RunConfig, jobs: Sequence[Job], place: Place) -> list[Submitted]:
+    """Submit all jobs, or none: those that Slurm took before it refused one are cancelled.
+
+    Raises:
+        ConfigError: sbatch refused, in its own words.
+    """
+    ids: dict[str, str] = {}
+    for job in jobs:
+        after = [ids[stem] for stem in job.after]
+        try:
+            output = _slurm(*sbatch_command(job, place, after))
+        except ConfigError as error:
+            raise ConfigError(
+                error.what,
+                where=place.script(job),
+                got=error.got,
+                hint=_cancel(list(ids.values())),
+            ) from error
+        ids[job.stem] = output.strip().partition(";")[0]
+        _record(run, job, ids[job.stem], after, place)
+    return [Submitted(job, ids[job.stem]) for job in jobs]
+
+
+def _cancel(ids: list[str]) -> str:
+    if ids:
+        try:
+            _slurm("scancel", *ids)
+        except ConfigError:
+            return f"cancel what was submitted before: scancel {' '.join(ids)}"
+    return "nothing was left in the queue"
+
+
+def _record(run: RunConfig, job: Job, job_id: str, after: Sequence[str], place: Place) -> None:
+    """Append one line to submitted.jsonl."""
+    line = {
+        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+        "job_id": job_id,
+        "stage": job.stage,
+        "source": job.source,
+        "workers": None if job.part is None else job.workers,
+        "tasks": None if job.part is None else [job.part.offset + t for t in job.part.tasks],
+        "after": list(after),
+        "script": str(place.script(job)),
+    }
+    path = scripts_folder(run) / "submitted.jsonl"
+    try:
+        append_line(path, line)
+    except OSError as error:
+        raise StorageError("log cannot be written", where=path, got=error.strerror) from error

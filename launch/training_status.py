@@ -1,0 +1,108 @@
+"""How far the trainings of a run are, told from their step logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.json_lines import read_lines
+from launch.summary import logs_folder
+from store_schema.config import RunConfig
+
+STEP_LOGS = {"fused": "train_steps.jsonl", "control": "control_steps.jsonl"}
+SUMMARIES = "train.jsonl"
+RECENT_STEPS = 20
+"""Speed is that of so many last steps."""
+SILENT_S = 600.0
+"""A training that wrote nothing for so long may be silent,"""
+SILENT_STEPS = 20
+"""and is when that is also longer than so many of its slowest recent steps."""
+
+TrainingState = Literal["not begun", "running", "done", "stopped", "failed", "silent"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStatus:
+    """One training.
+
+    Args:
+        label: "fused" or "control".
+        state: `silent`: it did not say that it ended, and wrote nothing for long.
+        step: Steps done.
+        num_steps: Of all; None before the first step.
+        loss: Of the last step, nats.
+        tokens_per_s: Mean of the last steps.
+        eta_s: Seconds to the last step at that speed, evaluations not counted; None where nobody is
+            at work.
+    """
+
+    label: str
+    state: TrainingState
+    step: int
+    num_steps: int | None
+    loss: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+
+
+def read_trainings(run: RunConfig, time: datetime) -> tuple[TrainingStatus, ...]:
+    """The fused training, and the control where the run has one."""
+    section = run.sections.get("train")
+    labels = [name for name in STEP_LOGS if name == "fused" or getattr(section, "control", True)]
+    folder = logs_folder(run)
+    ending = _last_ending(folder / SUMMARIES)
+    return tuple(_training(label, folder / STEP_LOGS[label], ending, time) for label in labels)
+
+
+def _training(
+    label: str, path: Path, ending: tuple[datetime, TrainingState] | None, time: datetime
+) -> TrainingStatus:
+    try:
+        lines, _ = read_lines(path)
+        last = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except OSError:
+        lines = []
+    steps = [line for line in lines if line.get("step") and line.get("num_steps")]
+    if not lines:
+        return TrainingStatus(label, "not begun", 0, None, None, None, None)
+    recent = steps[-RECENT_STEPS:]
+    seconds = [float(line.get("seconds", 0.0)) for line in recent]
+    step, total = (int(steps[-1]["step"]), int(steps[-1]["num_steps"])) if steps else (0, None)
+    patience = max(SILENT_S, SILENT_STEPS * max(seconds, default=0.0))
+    state: TrainingState = "running"
+    if total is not None and step >= total:
+        state = "done"
+    elif ending is not None and ending[0] >= last - timedelta(seconds=1):
+        state = ending[1]
+    elif time - last > timedelta(seconds=patience):
+        state = "silent"
+    eta = None
+    if state == "running" and total is not None:
+        eta = (total - step) * sum(seconds) / len(seconds)
+    rates = [float(line["tokens_per_s"]) for line in recent if "tokens_per_s" in line]
+    return TrainingStatus(
+        label=label,
+        state=state,
+        step=step,
+        num_steps=total,
+        loss=_number(steps[-1].get("loss")) if steps else None,
+        tokens_per_s=sum(rates) / len(rates) if rates else None,
+        eta_s=eta,
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _last_ending(path: Path) -> tuple[datetime, TrainingState] | None:
+    """When and how the train stage last ended before its end; None where it did not."""
+    try:
+        lines, _ = read_lines(path)
+        ended = datetime.strptime(lines[-1]["ended"], "%Y-%m-%dT%H:%M:%S%z")
+        error = str(lines[-1]["error"])
+    except (OSError, LookupError, ValueError, TypeError):
+        return None
+    return ended, "stopped" if error.startswith("Stopped") else "failed"

@@ -1,0 +1,111 @@
+"""A child for each source: what it is told, and what becomes of the ways in which it may end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from extract.children import SMALLER_STEPS, run_children
+from extract.engine import EngineMemoryError
+from extract.planning import plan_location
+from extract.run import LEAST_STEP_TOKENS, halved, run_source
+from extract.sources import check_source
+from launch.signals import StopFlag
+from launch.work import Part, Worker
+from store_schema.config import load_run
+from store_schema.errors import ModelError
+from store_schema.plan import Plan
+from tests.extract_runs import ok, write_run
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
+    return write_run(tmp_path, {name: tiny_models[name] for name in ("code", "prose", "target")})
+
+
+@pytest.fixture
+def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Exit codes of the children to come; each writes its words to words-<n>."""
+    codes: list[int] = []
+    fake = tmp_path / "python"
+    fake.write_text(
+        f"#!/bin/sh\ncd {tmp_path}\nn=$(ls words-* 2>/dev/null | wc -l)\n"
+        'echo "$@" > words-$n\nexit $(sed -n "$((n + 1))p" codes)\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    return codes
+
+
+def run(run_file: Path, codes: list[int], names: tuple[str, ...]) -> tuple[StopFlag, list[str]]:
+    folder = run_file.parent
+    (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
+    flag = StopFlag()
+    part = Part(Worker(1, 4), ((0, 9),), 3)
+    try:
+        run_children(load_run(str(run_file)), "run-source", names, part, flag)
+    finally:
+        words = [path.read_text() for path in sorted(folder.glob("words-*"))]
+    return flag, words
+
+
+def test_each_source_has_a_child_that_is_told_its_part(run_file: Path, children: list[int]) -> None:
+    flag, words = run(run_file, [0, 0], ("code", "prose"))
+    assert len(words) == 2
+    assert "--source code" in words[0]
+    assert "--source prose" in words[1]
+    assert all("--worker 1/4 --shards 0-9 --limit 3" in text for text in words)
+    assert flag.progressed
+
+
+def test_a_child_out_of_memory_is_started_again_with_smaller_steps(
+    run_file: Path, children: list[int]
+) -> None:
+    _, words = run(run_file, [SMALLER_STEPS, SMALLER_STEPS, 0, 0], ("code", "prose"))
+    halvings = [text.split("--halvings ")[1].split()[0] for text in words]
+    assert halvings == ["0", "1", "2", "0"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [([2], 2), ([143], 143), ([75], 75), ([0, 143], 75), ([0, 1], 1)]
+)
+def test_how_a_child_ended_is_passed_on(
+    run_file: Path, children: list[int], codes: list[int], expected: int
+) -> None:
+    """A stop after another source was finished is a stop midway: run again."""
+    with pytest.raises(SystemExit) as caught:
+        run(run_file, codes, ("code", "prose"))
+    assert caught.value.code == expected
+
+
+def test_a_killed_child_is_told(run_file: Path, children: list[int]) -> None:
+    Path(sys.executable).write_text("#!/bin/sh\nkill -9 $$\n")
+    with pytest.raises(ModelError, match=r"the process that runs code was killed.*SIGKILL"):
+        run(run_file, [0], ("code",))
+
+
+def test_steps_are_halved_down_to_the_least(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Out of memory: the child asks to be started again, at the least steps it gives up."""
+    ok("corpus", "build", run_file)
+    ok("extract", "plan", run_file)
+    config = load_run(str(run_file), ["extract.engine=vllm", "extract.max_num_batched_tokens=100"])
+    spec = check_source(config, "code", Plan.open(plan_location(config))).spec
+    steps = [halved(spec, times).section.max_num_batched_tokens for times in range(5)]
+    assert steps == [100, 50, 25, LEAST_STEP_TOKENS, LEAST_STEP_TOKENS]
+
+    def refuse(spec: object) -> object:
+        raise EngineMemoryError("memory ran out with steps of 100 tokens")
+
+    monkeypatch.setattr("extract.run.open_engine", refuse)
+    with pytest.raises(SystemExit) as caught:
+        run_source(config, "code", Part())
+    assert caught.value.code == SMALLER_STEPS
+    assert "code: memory ran out with steps of 100 tokens; going on with half" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(EngineMemoryError):
+        run_source(config, "code", Part(), halvings=3)
