@@ -1,10 +1,12 @@
 """`make bench-extract`: extraction beside vLLM itself and beside other ways, on real models.
 
 Each vocabulary and number of entries has a process of its own with one vLLM engine, on which all
-ways score the same segments in turn, several rounds: vLLM's `generate` with the results thrown away;
-ours, all of `extract run` from the plan to committed shards, by the tap and by the flat lists; lists
-of dicts converted token by token; DistillKit's way (`extract_ways`). Figures are ratios of medians.
-Then 4 workers with real engines are killed at random moments and started again.
+ways score the same segments in turn, in rounds of alternating order: vLLM's `generate` with the
+results thrown away; our engine alone; ours, all that `extract run` does from the plan to committed
+shards, by the tap and by the flat lists; lists of dicts converted token by token; DistillKit's way
+(`extract_ways`). Figures are ratios of medians. Memory is measured in another process, so that
+nothing that ran before has filled the heap. Then 4 workers with real engines are killed at random
+moments and started again.
 
     python benchmarks/bench_extract.py --quick     # 4,096 ids, k = 128 alone, no kills
 """
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +40,26 @@ from extract_ways import (
 from store_model import BenchModel, make_model
 
 from extract.engine import open_engine
-from extract.pipeline import Pipeline
 from extract.planning import plan_location
+from extract.run import score
 from extract.sources import CheckedSource, check_source
-from launch.work import Worker
-from launch.worklog import read_sessions
+from extract.stage import Job
+from launch.signals import StopFlag
+from launch.work import Part, Worker
+from launch.worklog import WorkLog, read_sessions
 from store_schema.config import RunConfig, load_run
 from store_schema.location import open_location
 from store_schema.plan import Plan, ShardRecord
 from store_schema.reader import StoreReader
 
-TRAINING_STEPS = 600
+TRAINING_STEPS = 200
 MAX_TOKENS = 512
 SHARD_TOKENS = 8_192
 ENTRIES = (16, 64, 128)
-SHARDS = {4_096: 12, 32_768: 6}
-"""Of a round; the slow ways do a quarter of them."""
-ROUNDS = 4
+SHARDS = {4_096: 8, 32_768: 3}
+"""Of a round."""
+ROUNDS, SLOW_ROUNDS = 3, 2
+"""The slow ways, whose goals are far off, stay out of the last round."""
 TEXT_BYTES = 600_000
 """Held-out text first, then as much of what the model was trained on as is needed."""
 WORKERS = 4
@@ -110,24 +116,26 @@ class Bench:
         ]
 
     def ours(self, shards: Sequence[ShardRecord], *, tapped: bool) -> None:
-        """Everything that `extract run` does once its engine is ready, into a new store."""
+        """All that `extract run` does once its engine is ready, into a new store."""
         self.engine.tap = self.tap if tapped else None
-        location = open_location(self.folder / f"store-{self._stores}")
+        folder = self.folder / f"store-{self._stores}"
         self._stores += 1
-        writer = self._writer(location)
-        queue_bytes = self.source.spec.section.queue_mib << 20
-        source = self.source
-        with Pipeline(
-            source.tokenizer, source.plan, writer.write, queue_bytes=queue_bytes
-        ) as pipeline:
-            pipeline.score(self.engine, shards, on_scored=lambda _: None)
+        source = replace(self.source, location=open_location(folder))
+        writer = source.open_store()
+        log = WorkLog(source.run, "bench", source.name, Worker())
+        with log.session(shards, source.name) as session:
+            part = Part(limit=len(shards))
+            score(self.engine, Job(source, writer, part, shards, session, StopFlag(), leash=None))
         assert writer.committed() == {shard.index for shard in shards}
-        shutil.rmtree(location.url.removeprefix("file://"), ignore_errors=True)
+        shutil.rmtree(folder)
 
-    def _writer(self, location: Any) -> Any:
-        from dataclasses import replace
-
-        return replace(self.source, location=location).open_store()
+    def engine_alone(self, shards: Sequence[ShardRecord], *, tapped: bool = True) -> None:
+        """The engine's rows, thrown away."""
+        self.engine.tap = self.tap if tapped else None
+        for shard in shards:
+            encoded = self.source.tokenizer.encode(self.source.plan.segments(shard))
+            for _ in self.engine.score(encoded):
+                pass
 
 
 def tokens_of(shards: Sequence[ShardRecord]) -> int:
@@ -135,79 +143,72 @@ def tokens_of(shards: Sequence[ShardRecord]) -> int:
     return sum(shard.num_tokens["bench"] for shard in shards)
 
 
-def measure(run_file: Path, num_shards: int) -> dict[str, Any]:
-    """All ways on one engine: tokens a second, microseconds of the front end, bytes of memory."""
+def measure(run_file: Path, num_shards: int, what: str) -> dict[str, Any]:
+    """`speed` or `memory` of all ways on one engine."""
     run = load_run(str(run_file))
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(run, num_shards, Path(name))
         try:
-            return _measure(bench, Path(name))
+            return memory(bench) if what == "memory" else speed(bench)
         finally:
             bench.engine.close()
 
 
-def _measure(bench: Bench, folder: Path) -> dict[str, Any]:
-    spec = bench.source.spec
+def speed(bench: Bench) -> dict[str, Any]:
+    """Tokens a second of each way, and microseconds a token of the front end."""
+    spec, shards = bench.source.spec, bench.shards
     top_k = spec.section.top_k
-    shards, few = bench.shards, bench.shards[: max(len(bench.shards) // 4, 1)]
-    inputs, few_inputs = bench.inputs(shards), bench.inputs(few)
+    parts = [bench.inputs([shard]) for shard in shards]
+    inputs = [ids for part in parts for ids in part]
     llm, vllm = bench.engine.llm, bench.engine.vllm
     flat, listed = (sampling_params(vllm, top_k, flat=value) for value in (True, False))
     recipe, bits = recipe_of(top_k, spec.vocab_size)
-    ways: dict[str, tuple[Callable[[], object], int]] = {
-        "generate": (lambda: generate(llm, flat, inputs), tokens_of(shards)),
-        "ours": (lambda: bench.ours(shards, tapped=True), tokens_of(shards)),
-        "ours_flat": (lambda: bench.ours(shards, tapped=False), tokens_of(shards)),
-        "dicts": (lambda: dicts(llm, listed, few_inputs), tokens_of(few)),
-        "distillkit": (
-            lambda: distillkit(llm, flat, few_inputs, recipe, bits, folder),
-            tokens_of(few),
-        ),
+    ways: dict[str, Callable[[], object]] = {
+        # A shard a call: all at once is slower, since the results of all are held.
+        "generate": lambda: [generate(llm, flat, part) for part in parts],
+        "engine": lambda: bench.engine_alone(shards),
+        "ours": lambda: bench.ours(shards, tapped=True),
+        "ours_flat": lambda: bench.ours(shards, tapped=False),
+        "dicts": lambda: [dicts(llm, listed, part) for part in parts],
+        "distillkit": lambda: distillkit(llm, flat, inputs, recipe, bits, bench.folder),
     }
+    bench.ours(shards[:1], tapped=True)  # warms up
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for round_number in range(ROUNDS + 1):
+    for round_number in range(1, ROUNDS + 1):
         print(f"  round {round_number} of {ROUNDS}", file=sys.stderr, flush=True)
-        for name, (way, tokens) in ways.items():
-            if round_number > 2 and name in ("dicts", "distillkit"):
+        order = list(ways) if round_number % 2 else list(reversed(ways))
+        for name in order:
+            if round_number > SLOW_ROUNDS and name in ("dicts", "distillkit"):
                 continue
             start = time.perf_counter()
-            way()
-            if round_number:  # the first warms up
-                rates[name].append(tokens / (time.perf_counter() - start))
+            ways[name]()
+            rates[name].append(tokens_of(shards) / (time.perf_counter() - start))
     found: dict[str, Any] = {name: statistics.median(values) for name, values in rates.items()}
     pairs = zip(rates["ours"], rates["generate"], strict=True)
     found["pairs"] = [ours / own for ours, own in pairs]
     found["frontend"] = {
-        way: _front_end(bench, shards, tapped=way == "tap") for way in ("tap", "flat")
+        "tap": front_end(bench, tapped=True),
+        "flat": front_end(bench, tapped=False),
     }
-    found["memory"] = _memory(bench)
     return found
 
 
-def _front_end(bench: Bench, shards: Sequence[ShardRecord], *, tapped: bool) -> float:
-    """Microseconds a token that the calling thread spends outside of vLLM's engine core."""
-    bench.engine.tap = bench.tap if tapped else None
-    encoded = [bench.source.tokenizer.encode(bench.source.plan.segments(s)) for s in shards]
+def front_end(bench: Bench, *, tapped: bool) -> float:
+    """Microseconds a token that the calling thread spends outside of vLLM's engine core: from its
+    outputs to arrays. The thread that turns rows into entries is not in it."""
+    shards = bench.shards[: max(len(bench.shards) // 2, 1)]
     with front_end_timed(bench.engine.llm.llm_engine) as spent:
-        for part in encoded:
-            for _ in bench.engine.score(part):
-                pass
+        bench.engine_alone(shards, tapped=tapped)
     return spent.seconds / tokens_of(shards) * 1e6
 
 
-def _memory(bench: Bench) -> dict[str, int]:
-    """Peak resident bytes of scoring alone, and of all of ours on few shards and on all."""
-
-    def scoring_alone() -> None:
-        for shard in bench.shards:
-            encoded = bench.source.tokenizer.encode(bench.source.plan.segments(shard))
-            for _ in bench.engine.score(encoded):
-                pass
-
-    bench.engine.tap = bench.tap
-    few = bench.shards[: max(len(bench.shards) // 4, 1)]
+def memory(bench: Bench) -> dict[str, int]:
+    """Peak resident bytes of the engine alone, and of all of ours on a quarter of the shards and on
+    all, in a process that did nothing else before but one small shard of ours."""
+    bench.ours(bench.shards[:1], tapped=True)
+    few = bench.shards[: max(len(bench.shards) // 4, 2)]
     return {
-        "engine": peak_rss(scoring_alone),
+        "engine": peak_rss(lambda: bench.engine_alone(bench.shards)),
         "few_shards": peak_rss(lambda: bench.ours(few, tapped=True)),
         "all_shards": peak_rss(lambda: bench.ours(bench.shards, tapped=True)),
     }
@@ -228,7 +229,8 @@ def kills(made: BenchModel, folder: Path) -> dict[str, int]:
 
     Returns:
         Shards in all, committed when the last worker was killed, committed shards that were done
-        again, and shards that a rerun had to begin anew, at most `2 x WORKERS`.
+        again, and shards begun before the kills that had to be begun again, in all and of the worker
+        that lost most.
     """
     path = write_run(made, folder, top_k=64, threads=1)
     run = load_run(str(path))
@@ -238,11 +240,7 @@ def kills(made: BenchModel, folder: Path) -> dict[str, int]:
 
     def start() -> list[subprocess.Popen[bytes]]:
         return [
-            subprocess.Popen(
-                [*command, "--worker", f"{i}/{WORKERS}"],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            subprocess.Popen([*command, "--worker", f"{i}/{WORKERS}"], stderr=subprocess.DEVNULL)
             for i in range(WORKERS)
         ]
 
@@ -253,7 +251,10 @@ def kills(made: BenchModel, folder: Path) -> dict[str, int]:
         return {shard: commit.path for shard, commit in StoreReader.open(store).commits.items()}
 
     workers = start()
+    deadline = time.monotonic() + 300
     while len(paths()) < len(plan.shards) // 4:
+        assert time.monotonic() < deadline, "no shard was committed"
+        assert any(worker.poll() is None for worker in workers), "the workers ended"
         time.sleep(0.2)
     for worker in chance.sample(workers, len(workers)):
         time.sleep(chance.uniform(0, 2))
@@ -261,22 +262,19 @@ def kills(made: BenchModel, folder: Path) -> dict[str, int]:
     for worker in workers:
         worker.wait()
     killed = paths()
-    data = Path(run.store_url("bench")) / "data"
-    begun = {int(entry.name.split("-")[0]) for entry in data.iterdir()} - set(killed)
+    lost = [
+        len(set(session.taken) - set(killed)) for session in read_sessions(run, "extract", "bench")
+    ]
     for worker in start():
         assert worker.wait() == 0
     finished = paths()
     assert set(finished) == {shard.index for shard in plan.shards}
-    sessions = read_sessions(run, "extract", "bench")
-    assert {session.worker for session in sessions} == {Worker(i, WORKERS) for i in range(WORKERS)}
-    logged = [shard.shard for session in sessions for shard in session.finished]
     return {
         "shards": len(plan.shards),
         "committed_when_killed": len(killed),
-        "committed_and_done_again": sum(finished[shard] != killed[shard] for shard in killed)
-        + len(logged)
-        - len(set(logged)),
-        "begun_on_disk_when_killed": len(begun),
+        "committed_and_done_again": sum(finished[shard] != killed[shard] for shard in killed),
+        "begun_again": sum(lost),
+        "begun_again_by_one_worker": max(lost),
     }
 
 
@@ -296,10 +294,9 @@ def main(quick: bool, out: Path) -> None:
         for top_k in entries:
             with tempfile.TemporaryDirectory() as name:
                 run_file = write_run(made, Path(name), top_k=top_k)
-                command = [sys.executable, __file__, "one", str(run_file), str(SHARDS[vocab_size])]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                one = {what: in_child(run_file, vocab_size, what) for what in ("speed", "memory")}
             key = f"{vocab_size}/{top_k}"
-            found[key] = json.loads(done.stdout.splitlines()[-1])
+            found[key] = one["speed"] | {"memory": one["memory"]}
             print(line(key, found[key]), flush=True)
         if vocab_size == min(sizes) and not quick:
             with tempfile.TemporaryDirectory() as name:
@@ -309,11 +306,19 @@ def main(quick: bool, out: Path) -> None:
     print(json.dumps(summary(found) | {"kills": killed}))
 
 
+def in_child(run_file: Path, vocab_size: int, what: str) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, what, str(run_file), str(SHARDS[vocab_size])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def line(key: str, one: dict[str, Any]) -> str:
     """One row for people."""
     rates = ", ".join(
         f"{name} {one[name]:,.0f}"
-        for name in ("generate", "ours", "ours_flat", "dicts", "distillkit")
+        for name in ("generate", "engine", "ours", "ours_flat", "dicts", "distillkit")
     )
     ratio = one["ours"] / one["generate"]
     spread = f"{min(one['pairs']):.2f} to {max(one['pairs']):.2f}"
@@ -322,14 +327,15 @@ def line(key: str, one: dict[str, Any]) -> str:
         f"{'':>11}ours / generate {ratio:.3f} (rounds {spread}), / dicts "
         f"{one['ours'] / one['dicts']:.2f}, / DistillKit {one['ours'] / one['distillkit']:.2f}; "
         f"front end {one['frontend']['tap']:.1f} us tapped, {one['frontend']['flat']:.1f} us flat; "
-        f"memory above the engine's {extra_bytes(one) / 1e6:,.0f} MB"
+        f"memory above the engine's {extra_bytes(one, 'all_shards') / 1e6:,.0f} MB, "
+        f"{extra_bytes(one, 'few_shards') / 1e6:,.0f} MB on fewer shards"
     )
 
 
-def extra_bytes(one: dict[str, Any]) -> int:
-    """Peak of everything above the peak of scoring alone."""
-    memory = one["memory"]
-    return max(memory["all_shards"] - memory["engine"], 0)
+def extra_bytes(one: dict[str, Any], shards: str) -> int:
+    """Peak of everything above the peak of the engine alone."""
+    extra: int = one["memory"][shards] - one["memory"]["engine"]
+    return extra
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -343,13 +349,15 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "speedup_distillkit": {k: v["ours"] / v["distillkit"] for k, v in found.items()},
         "frontend_us_tap": {k: v["frontend"]["tap"] for k, v in found.items()},
         "frontend_us_flat": {k: v["frontend"]["flat"] for k, v in found.items()},
-        "extra_rss_bytes": {k: extra_bytes(v) for k, v in found.items()},
+        "throughput_ratio_engine": {k: v["ours"] / v["engine"] for k, v in found.items()},
+        "extra_rss_bytes": {k: extra_bytes(v, "all_shards") for k, v in found.items()},
+        "extra_rss_bytes_few_shards": {k: extra_bytes(v, "few_shards") for k, v in found.items()},
         "tokens_per_s": {k: v["ours"] for k, v in found.items()},
     }
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["one"]:
-        print(json.dumps(measure(Path(sys.argv[2]), int(sys.argv[3]))))
+    if sys.argv[1:2] in (["speed"], ["memory"]):
+        print(json.dumps(measure(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[1])))
     else:
         main()

@@ -3,7 +3,8 @@
 `dicts` is vLLM's default: a list with a dict for each token, converted token by token.
 
 `distillkit` is our own plain reading of how DistillKit captures (its `sample_logits_vllm`): flat
-lists, macrobatches of 256 samples in one `generate` call, after which each sample is a job of a
+lists, macrobatches of samples in one `generate` call (256 there, 32 here, so that several follow one
+another and its pool works beside the next), after which each sample is a job of a
 thread pool: a Python loop over its entries by rank, the compressor, `tolist`, a row for a thread
 that writes Parquet. The compressor is numpy here (`store_recipes`), with the least-squares solve
 done once, which is a gift; the published one solves with torch.
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from store_recipes import DistillKit, id_bits
 
-MACROBATCH = 256
+MACROBATCH = 32
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.uint64())),

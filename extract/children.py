@@ -61,7 +61,7 @@ def run_children(
             raise SystemExit(StoppedMidway.exit_code)
         if code > 0:
             raise SystemExit(code)
-        flag.progressed = True
+        flag.progressed |= code == 0
         flag.check()
 
 

@@ -52,7 +52,7 @@ class DenseRows:
     """What an engine gives for one segment.
 
     Args:
-        ids: [R, K] int64 most probable or drawn ids of the model's vocabulary, in any order.
+        ids: [R, K] integer ids of the model's vocabulary, the most probable or drawn, in any order.
         logprobs: [R, K] float32 nats; -inf: no entry.
         label_logprobs: [R] float32 nats of the tokens themselves, never estimated.
         sampled: Whether the rows are estimates of the whole distribution: then they sum to 1.

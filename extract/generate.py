@@ -111,6 +111,7 @@ def generate(engine: Engine, job: Job) -> None:
             progress.add(num_segments, f"{size_text(job.written)} written")
 
         for shard in job.pending:
+            job.session.begun(shard.index)
             arrays, stats = answer_shard(engine, source, rules, shard, on_answer=on_answer)
             job.check()
             job.commit(shard, arrays, stats)

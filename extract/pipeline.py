@@ -2,15 +2,17 @@
 
 Four threads, each with one thing to do: the next shard's segments are read and tokenised; the engine
 scores (the caller's thread); rows are turned into the store's entries; a finished shard is encoded,
-written and committed. Between them stand bounds, so memory does not grow with the corpus: rows that
-wait (`queue_bytes`), one shard being put together, and one being written. The engine waits only
-when what comes after it is slower than it is.
+written and committed. Between them stand bounds, so memory does not grow with the corpus and a kill
+costs little: rows that wait (`queue_bytes`), and two shards in hand, one being scored and the one
+before it, which is put together and written meanwhile. The engine waits only when what comes after it
+is slower than it is.
 
 An engine never sees two shards at once: a resumed run scores the same batches.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -24,10 +26,13 @@ from typing import Self
 from extract.engine import DenseRows, Engine
 from extract.rows import ScoredSegment, scored_segment
 from extract.score import shard_arrays, shard_stats
-from store_schema.errors import MismatchError
+from store_schema.errors import MismatchError, ModelError
 from store_schema.layout import Arrays
 from store_schema.plan import Plan, Segment, ShardRecord
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+
+SHARDS_IN_HAND = 2
+"""Shards that are begun and not committed, at most: what a kill costs."""
 
 Write = Callable[[ShardRecord, Arrays, dict[str, float]], object]
 """Encodes, writes and commits one shard; called in a thread of its own, one shard at a time."""
@@ -68,6 +73,11 @@ class Backlog:
             self._undone += size
             self._changed.notify_all()
 
+    def check(self) -> None:
+        """Raise what a job raised, if one did."""
+        if self._error is not None:
+            raise self._error
+
     def finish(self) -> None:
         """Wait until all jobs are done and the thread has ended.
 
@@ -75,8 +85,7 @@ class Backlog:
             BaseException: What a job raised.
         """
         self._close()
-        if self._error is not None:
-            raise self._error
+        self.check()
 
     def abandon(self) -> None:
         """Drop the jobs that wait; the one in hand is ended."""
@@ -137,8 +146,8 @@ class PreparedShard:
 class Pipeline:
     """Scores shards of one source; a context manager that ends its threads.
 
-    Leaving it by an exception (a stop, a fault) drops the rows in hand; a shard that is being written
-    is committed.
+    Leaving it by an exception (a stop, a fault) drops the rows in hand; a shard that is complete is
+    written and committed all the same.
     """
 
     def __init__(
@@ -156,6 +165,7 @@ class Pipeline:
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._rows = Backlog("entries", queue_bytes)
         self._shards = Backlog("write", 1)
+        self._room = threading.Semaphore(SHARDS_IN_HAND)
 
     def __enter__(self) -> Self:
         return self
@@ -167,26 +177,39 @@ class Pipeline:
         trace: TracebackType | None,
     ) -> None:
         self._ahead.shutdown(cancel_futures=True)
-        if error is not None:
-            self._rows.abandon()
-            self._shards.abandon()
-            return
         try:
-            self._rows.finish()
+            if error is None:
+                self._rows.finish()
         except BaseException:
-            self._shards.abandon()
+            self._end()
             raise
-        self._shards.finish()
+        if error is None:
+            self._shards.finish()
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """End the threads after an error, which is the one to tell."""
+        self._rows.abandon()
+        with contextlib.suppress(Exception):
+            self._shards.finish()
 
     def score(
-        self, engine: Engine, shards: Sequence[ShardRecord], *, on_scored: Callable[[int], None]
+        self,
+        engine: Engine,
+        shards: Sequence[ShardRecord],
+        *,
+        on_scored: Callable[[int], None],
+        on_begun: Callable[[int], None] = lambda shard: None,
     ) -> None:
         """Score shards in order; when the context ends well, all of them are written.
 
         Args:
             engine: The loaded model.
             shards: Of the plan.
-            on_scored: Called with the positions of each segment as it is done; may raise to stop.
+            on_scored: Called with the positions of each segment as it is done, and with 0 while the
+                shard before the last is waited for; may raise to stop.
+            on_begun: Called with each shard that is about to be scored.
 
         Raises:
             ModelError: The model gives NaN; names segment and position.
@@ -195,17 +218,31 @@ class Pipeline:
             StorageError: A shard cannot be written.
         """
         for shard in self._prepared(shards):
+            while not self._room.acquire(timeout=0.1):
+                self._rows.check()
+                self._shards.check()
+                on_scored(0)
+            on_begun(shard.record.index)
             start = time.monotonic()
+            scored = 0
             for i, dense in engine.score(shard.encoded):
                 # When the last segment's rows are turned, the shard is complete: time ends here.
                 shard.seconds = time.monotonic() - start
                 self._rows.put(partial(self._turn, shard, i, dense), dense.size_bytes)
+                scored += 1
                 on_scored(len(shard.encoded[i].token_ids))
+            if scored != len(shard.segments):
+                raise ModelError(
+                    "the engine left segments out",
+                    where=f"shard {shard.record.index}, source {self._tokenizer.name}",
+                    expected=len(shard.segments),
+                    got=scored,
+                )
 
     def _prepared(self, shards: Sequence[ShardRecord]) -> Iterator[PreparedShard]:
         """Each shard, while the one after it is being prepared."""
         coming = deque(self._ahead.submit(self._prepare, shard) for shard in shards[:1])
-        for following in [*shards[1:], None]:
+        for following in [*shards[1:], None][: len(shards)]:
             shard = coming.popleft().result()
             if following is not None:
                 coming.append(self._ahead.submit(self._prepare, following))
@@ -232,6 +269,7 @@ class Pipeline:
         arrays, stats = shard.arrays(), shard.stats()
         shard.scored.clear()
         self._write(shard.record, arrays, stats)
+        self._room.release()
 
 
 def require_planned(shard: ShardRecord, name: str, num_tokens: int) -> None:

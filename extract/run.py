@@ -23,6 +23,7 @@ from launch.signals import stop_on_signals
 from launch.work import Part, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig
+from store_schema.errors import Stopped
 from store_schema.plan import Plan, ShardRecord
 from store_schema.reader import MANIFEST_FILE
 
@@ -47,9 +48,15 @@ def score(engine: Engine, job: Job) -> None:
 
     queue_bytes = job.source.spec.section.queue_mib << 20
     with Progress(name, total, unit="tok", done=total - left) as progress:
-        with Pipeline(job.source.tokenizer, plan, job.commit, queue_bytes=queue_bytes) as pipeline:
-            job.check()
-            pipeline.score(engine, job.pending, on_scored=on_scored)
+        try:
+            with Pipeline(
+                job.source.tokenizer, plan, job.commit, queue_bytes=queue_bytes
+            ) as pipeline:
+                job.check()
+                pipeline.score(engine, job.pending, on_scored=on_scored, on_begun=job.session.begun)
+        except Stopped:
+            job.check()  # a shard may have been committed on the way out
+            raise
         progress.add(0, f"{size_text(job.written)} written")
 
 

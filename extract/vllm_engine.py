@@ -155,9 +155,11 @@ class VllmEngine:
         """Rows of the segment's own tokens: those of its context are left out."""
         skip = len(segment.context_ids) + first_known(segment) - 1
         labels = segment.token_ids[first_known(segment) :]
-        if not np.array_equal(ids[skip:, 0], labels):
+        if skip:  # a copy: rows of a long prompt would be held as long as those of the text
+            ids, logprobs = ids[skip:].copy(), logprobs[skip:].copy()
+        if not np.array_equal(ids[:, 0], labels):
             raise ModelError("vLLM's first column is not the label", where=self._spec.folder)
-        return DenseRows(ids[skip:, 1:], logprobs[skip:, 1:], logprobs[skip:, 0])
+        return DenseRows(ids[:, 1:], logprobs[:, 1:], logprobs[:, 0])
 
     def _probed_tap(self) -> Tap | None:
         """The tap, if it gives what the public lists give on a few tokens."""
@@ -254,9 +256,9 @@ def _set_environment(spec: EngineSpec, on_cpu: bool) -> None:
     # The one token that vLLM insists on generating may pass the model's last position: its own
     # distribution is computed at the last prompt token, so nothing is read beyond.
     settings["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
-    if on_cpu or spec.generates:
-        # In this very process: else it is a matter of time which answers are drawn in one step.
-        settings["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # In this very process: else it is a matter of time which requests share a step, and so are the
+    # last bits. What a process of its own would take off this one, the tap does not do at all.
+    settings["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if on_cpu:
         settings["VLLM_CPU_KVCACHE_SPACE"] = str(spec.section.kv_cache_gib)
     for name, value in settings.items():

@@ -4,6 +4,7 @@
 
     {"event": "begin", "time": ..., "session": ..., "host": ..., "pid": ..., "job": ...,
      "restarts": ..., "shards": "0,16,32", "num_shards": 3, "tokens": ...}
+    {"event": "begun", "time": ..., "session": ..., "shard": 16}
     {"event": "shard", "time": ..., "session": ..., "shard": 16, "tokens": ..., "seconds": ...,
      "tokens_per_s": ..., "size_bytes": ..., and figures of the stage}
     {"event": "end", "time": ..., "session": ..., "reason": "done" | "stopped" | "failed",
@@ -105,6 +106,10 @@ class Session:
             tokens=tokens,
         )
 
+    def begun(self, index: int) -> None:
+        """A shard is taken in hand."""
+        self._write("begun", shard=index)
+
     def shard(
         self, index: int, *, tokens: int, seconds: float, size_bytes: int, **figures: Any
     ) -> None:
@@ -113,7 +118,7 @@ class Session:
         Args:
             index: Of the shard.
             tokens: Positions done.
-            seconds: From its first batch to its commit.
+            seconds: That its batches took.
             size_bytes: Bytes of its data on disk.
             figures: What else is worth noting.
         """
@@ -199,6 +204,7 @@ class SessionRecord:
         reason: How it ended; None: it did not say.
         error: Why it ended.
         in_hand: Shard in hand at the end, None where it ended well or did not end.
+        taken: Shards that were begun, finished or not, in order.
     """
 
     worker: Worker
@@ -212,6 +218,7 @@ class SessionRecord:
     reason: Reason | None
     error: str | None
     in_hand: int | None
+    taken: tuple[int, ...] = ()
 
 
 def read_sessions(run: RunConfig, stage: str, source: str) -> list[SessionRecord]:
@@ -267,6 +274,7 @@ def _session(worker: Worker, events: Sequence[Mapping[str, Any]]) -> SessionReco
         reason=None if end is None else end["reason"],
         error=None if end is None else end["error"],
         in_hand=None if end is None else end["shard"],
+        taken=tuple(int(event["shard"]) for event in events if event["event"] == "begun"),
     )
 
 

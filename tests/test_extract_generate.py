@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from extract.answers import LATER_SEGMENTS, NO_PROMPT, PROMPTS, answer_seed, answer_stats
 from extract.config import GenerateSection
 from extract.generate import answer_rules, check_answering
 from extract.planning import plan_location
@@ -23,7 +24,7 @@ from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ConfigError, ModelError, Stopped, StoppedMidway
 from store_schema.layout import Finish
-from store_schema.plan import Plan
+from store_schema.plan import Plan, Segment
 from store_schema.tokenizer import SegmentTokenizer
 from store_tools.cli import store as store_command
 from tests.answer_contract import TOLERANCE_NATS
@@ -224,6 +225,22 @@ def test_an_answer_depends_on_prompt_number_source_and_seed_alone(
     renamed = other("renamed", models={"other": models["coder"], "target": models["target"]})
     generate(renamed, "other")
     assert not {tuple(i) for i in tokens_of(renamed, "other").values() if len(i) > 3} & set(seen)
+
+
+def test_seeds_of_answers_never_change() -> None:
+    """Another seed would be other answers: a store of an older version could not be gone on with."""
+    assert answer_seed(7, "coder", "d#0", 2) == 1840056870171450509
+
+
+def test_what_was_not_asked_is_counted_once() -> None:
+    """A long document without a prompt is one; its later segments are later segments."""
+
+    def segment(start: int, context: str | None) -> Segment:
+        return Segment(0, "d#0", "d", "qa", "train", start, start + 5, False, context, "text.")
+
+    segments = [segment(0, None), segment(5, None), segment(0, "{}"), segment(5, "{}")]
+    stats = answer_stats(segments, [], prompt_tokens=3, seconds=1.0)
+    assert (stats[PROMPTS], stats[NO_PROMPT], stats[LATER_SEGMENTS]) == (1, 1, 2)
 
 
 def test_shards_without_prompts_are_empty_and_done(

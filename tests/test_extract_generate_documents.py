@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -164,8 +165,7 @@ def _check_own_space(path: Path, lines: list[dict[str, object]]) -> None:
 
 
 def test_answers_of_an_unfinished_store_are_refused(
-    tmp_path: Path,
-    chat_models: dict[str, Path],
+    tmp_path: Path, chat_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = planned(tmp_path, one_source(chat_models))
     out = tmp_path / "answers.jsonl"
@@ -175,7 +175,18 @@ def test_answers_of_an_unfinished_store_are_refused(
     ok("extract", "generate-source", path, "--source", "coder")
     nowhere = tmp_path / "nowhere" / "answers.jsonl"
     assert "answers cannot be written" in refused("extract", "answers", path, "--out", nowhere)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("extract.answer_documents.os.replace", full)
+        assert "No space left" in refused("extract", "answers", path, "--out", out)
     assert [p.name for p in tmp_path.iterdir() if "answers" in p.name] == []
+    other = tiny_model(tmp_path / "other", tokenizer=tiny_tokenizer(vocab_size=310))
+    words = ["--set", f"sources.coder.model={other}"]
+    line = refused("extract", "answers", path, "--out", tmp_path / "b.jsonl", *words)
+    assert "made with another tokenizer" in line
 
 
 def test_messages_and_a_response_are_one_document(

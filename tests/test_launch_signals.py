@@ -78,6 +78,7 @@ def test_flag() -> None:
     flag.check()
     assert not flag.asked
     flag.ask(signal.SIGUSR1)
+    flag.ask(signal.SIGTERM)  # the first is the reason
     assert flag.asked
     with pytest.raises(Stopped, match="SIGUSR1") as caught:
         flag.check()

@@ -47,6 +47,7 @@ def test_arrays_hold_each_worker_once_within_the_limits(
 def test_an_array_that_fits_is_not_split() -> None:
     assert array_parts({5, 0, 3}, ArrayLimits(6, 6)) == [ArrayPart(0, (0, 3, 5))]
     assert array_parts({5, 0, 3}, ArrayLimits(5, 5)) == [ArrayPart(0, (0, 3)), ArrayPart(5, (0,))]
+    assert array_parts({2, 0, 1}, ArrayLimits(6, 2)) == [ArrayPart(0, (0, 1)), ArrayPart(0, (2,))]
 
 
 # ---- scripts -----------------------------------------------------------------------------------------
@@ -66,6 +67,14 @@ def extraction(**changes: object) -> Job:
         "part": ArrayPart(0, (0, 3, 5, 6, 7)),
     } | changes
     return Job(**fields)  # type: ignore[arg-type]
+
+
+def test_only_training_has_a_process_for_each_gpu(tmp_path: Path) -> None:
+    """An engine shares a model between the GPUs of its one process."""
+    text = script_text(extraction(options={"gpus": "4"}), place(tmp_path))
+    assert "python -m logitfuse extract run" in text
+    assert "accelerate" not in text
+    assert "pkill" not in text
 
 
 def test_the_script_shown_is_the_one_that_is_written() -> None:

@@ -96,6 +96,7 @@ def test_the_command_line_stands_over_the_file_and_a_stage_over_all() -> None:
         ({"gpus": "2"}, 2),
         ({"gpus": "a100:4"}, 4),
         ({"gpus-per-node": "h100:8"}, 8),
+        ({"gpus-per-task": "2"}, 2),
         ({"gres": "gpu:2"}, 2),
         ({"gres": "lscratch:10,gpu:a100:3"}, 3),
         ({"gres": "gpu"}, 1),

@@ -302,6 +302,9 @@ def test_generated_and_aligned_stores(made: Made) -> None:
     generated = made.work("generate")
     assert (generated.done, generated.tokens_left, generated.eta_s) == (1, None, None)
     assert generated.tokens_per_s == pytest.approx(100)
+    made.session("0/1", "0-1", begun=2, stage="generate", source="prose")
+    begun = [work for work in made.status().work if work.stage == "generate"]
+    assert [(work.source, work.done) for work in begun] == [("code", 1), ("prose", 0)]
     assert made.work("align", "prose").done == 2
 
 

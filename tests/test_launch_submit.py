@@ -131,6 +131,9 @@ def test_training_waits_for_sources_that_are_not_asked_for() -> None:
 def test_stages_whose_input_is_missing_are_refused() -> None:
     with pytest.raises(MissingError, match=r"not extracted in a.*4 shards.*submit extract"):
         needed_jobs(request("align"), ALL)
+    # What is aligned needs no extraction: its source store may be gone.
+    aligned = pending({"a": range(4), "b": []}, {"a": [], "b": [2]})
+    assert list(after(needed_jobs(request("align"), aligned))) == ["align-b", "train"]
     with pytest.raises(MissingError, match=r"not aligned in a, b.*submit extract"):
         needed_jobs(request("train"), ALL)
 

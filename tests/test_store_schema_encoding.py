@@ -118,6 +118,28 @@ def test_every_entry_stays_within_one_step(
     np.testing.assert_allclose(mass + back["tail_mass"], 1, atol=5e-6)
 
 
+@pytest.mark.parametrize("sure", [0.5, 0.55, 0.6])
+def test_where_rounding_all_one_way_would_move_a_sure_entry(sure: float) -> None:
+    """Many entries of one code are rounded alike: what scaling gives back falls on the sure one."""
+    steps, moved = Steps(step=0.02, max_step=0.5, label_step=0.01), 0
+    for few in np.linspace(0.999, 0.95, 200):
+        logprobs = np.log(np.array([sure, *[(few - sure) / 100] * 100])).astype(np.float32)
+        mass = np.exp(logprobs.astype(np.float64)).sum()
+        offsets = np.array([0, len(logprobs)])
+        tail = np.array([1 - mass], np.float32)
+        found, tails = codes.encode_rows(logprobs, offsets, tail, steps)
+        moved += tails[0] == codes.TAIL_DERIVED
+        ids = np.arange(len(logprobs), dtype=np.uint32)
+        rises, packed = codes.pack_ids(found, ids, offsets)
+        _, back, left, wrong = codes.decode_rows(rises, packed, offsets, tails, ids, steps)
+        assert wrong == -1
+        true, back = logprobs.astype(np.float64), back.astype(np.float64)
+        limit = codes.bound(steps, np.maximum(-true, -back))
+        assert (np.abs(back - true) <= limit * (1 + 1e-5) + 1e-6).all()
+        assert np.exp(back).sum() + left[0] == pytest.approx(1, abs=5e-6)
+    assert moved > 10
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))

@@ -5,15 +5,18 @@ vLLM changes classes of the process it runs in, and its libraries warn; neither 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import extract.run  # noqa: F401 - vLLM must start beside all that `extract run` loads
 from extract.engine import open_engine
 from extract.vllm_tap import Tap
+from store_schema.errors import ModelError
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.engine_contract import check_engine, encoded_samples, reference_logprobs, spec_of
 
@@ -29,6 +32,7 @@ def main(folder: Path) -> None:
         assert engine.description == "vLLM engine (arrays)"
         check_engine(engine, spec, references)
         check_tap(engine, samples)
+        check_refusals(engine, samples[0])
     finally:
         engine.close()
     print("contract holds")
@@ -52,13 +56,32 @@ def check_tap(engine: Any, samples: list[EncodedSegment]) -> None:
         for name in ("ids", "logprobs", "label_logprobs"):
             assert np.array_equal(getattr(rows, name), getattr(tapped[i], name)), name
     probed = engine._probed_tap  # what it does where the internals are not as expected
-    take, Tap.take = Tap.take, lambda self, name: (np.zeros(2), np.zeros(2))  # type: ignore[method-assign]
-    try:
-        assert probed() is None
-    finally:
-        Tap.take = take  # type: ignore[method-assign]
+    take = Tap.take
+    for spoilt in (
+        lambda ids, logprobs: (np.zeros(2), np.zeros(2)),
+        lambda ids, logprobs: (ids, np.nextafter(logprobs, np.float32(-np.inf))),
+        lambda ids, logprobs: (ids[::-1], logprobs),
+    ):
+        Tap.take = lambda self, name, spoilt=spoilt: spoilt(*take(self, name))  # type: ignore[method-assign, misc]
+        try:
+            assert probed() is None
+        finally:
+            Tap.take = take  # type: ignore[method-assign]
     del engine.llm.llm_engine.output_processor.process_outputs  # the taps' own
     assert probed() is not None
+
+
+def check_refusals(engine: Any, sample: EncodedSegment) -> None:
+    """One bad segment is told before vLLM is given any, and the engine goes on."""
+    longest, size = engine._spec.longest, engine._spec.model_vocab_size
+    for ids, message in (
+        ([1] * (longest + 1), f"1 to {longest} tokens"),
+        ([1, size], f"below {size}"),
+    ):
+        bad = dataclasses.replace(sample, token_ids=np.array(ids, np.uint32), context_ids=())
+        with pytest.raises(ModelError, match=message):
+            next(engine.score([sample, bad]))
+        assert not engine.llm.llm_engine.has_unfinished_requests()
 
 
 if __name__ == "__main__":
