@@ -238,7 +238,7 @@ def domains_of(plan: Plan) -> tuple[str, ...]:
     """Every domain of the plan, in alphabetical order."""
     with storage_errors(plan.location.url), plan.location.open_read(SEGMENTS_FILE) as file:
         try:
-            column = pq.read_table(file, columns=["domain"])["domain"]
+            column = pq.read_table(file, columns=["domain"], pre_buffer=False)["domain"]
         except pa.ArrowException as error:
             raise CorruptionError(
                 "segments unreadable", where=f"{plan.location.url}/{SEGMENTS_FILE}", got=error

@@ -119,7 +119,11 @@ class Vocabulary:
             CorruptionError: Not such a file.
         """
         try:
-            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            # Not buffered ahead: a thread of Arrow's that lets go of a Python buffer while the
+            # interpreter ends takes the process down with it.
+            table = pq.read_table(
+                pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False
+            )
             matches = table.schema.equals(VOCABULARY_SCHEMA)
         # Damaged bytes come out of the Parquet reader as any of these.
         except (pa.ArrowException, ValueError, TypeError, OSError) as error:
