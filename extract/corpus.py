@@ -167,7 +167,7 @@ def read_documents(location: Location, record: CorpusRecord) -> pa.Table:
     where = f"{location.url}/{DOCUMENTS_FILE}"
     try:
         with location.open_read(DOCUMENTS_FILE) as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+            table = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False).read()
         digest = hashlib.sha256()
         for document in iter_documents(table):
             digest.update(_document_bytes(document))

@@ -196,7 +196,7 @@ def _text(file: InputFile) -> Iterator[Row]:
 
 
 def _parquet(file: InputFile, columns: set[str]) -> Iterator[Row]:
-    with pq.ParquetFile(file.path, page_checksum_verification=True) as parquet:
+    with pq.ParquetFile(file.path, page_checksum_verification=True, pre_buffer=False) as parquet:
         present = [name for name in parquet.schema_arrow.names if name in columns]
         number = 0
         for batch in parquet.iter_batches(batch_size=1024, columns=present):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.quantities import size_text
-from store_schema.errors import ConfigError
+from store_schema.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from extract.engine import EngineSpec
@@ -167,6 +167,15 @@ def changes_logits(config: dict[str, Any]) -> bool:
     return any(config.get(name) not in (None, 1, 1.0) for name in _CHANGED_LOGITS)
 
 
+def _shard_names(index: Path) -> set[str]:
+    try:
+        return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(
+            "index of weights is unreadable", where=index, got=str(error)[:160]
+        ) from error
+
+
 def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
     """Bytes of a checkpoint's weights once loaded as `dtype`, from its files' sizes.
 
@@ -174,7 +183,7 @@ def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = _shard_names(index)
         files: list[Path] = [folder / name for name in names]
     else:
         files = [*folder.glob("model.safetensors")] or [*folder.glob("*.safetensors")]

@@ -149,9 +149,9 @@ def timed_stage(run: RunConfig, stage: str) -> Iterator[dict[str, Any]]:
         yield figures
     except BaseException as error:
         figures["error"] = type(error).__name__
+        raise
+    finally:
         try:
             append_summary(run, stage, time.monotonic() - start, figures)
-        except StorageError as second:  # the stage's own error is the one to tell
-            logger.warning("%s", second.line())
-        raise
-    append_summary(run, stage, time.monotonic() - start, figures)
+        except StorageError as refused:  # what the stage did, or its own error, counts
+            logger.warning("%s", refused.line())

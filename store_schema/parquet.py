@@ -73,6 +73,9 @@ def _opened(source: bytes | BinaryIO, schema: pa.Schema) -> pq.ParquetFile:
         pa.BufferReader(source) if isinstance(source, bytes) else source,
         read_dictionary=[f.name for f in schema if f.type in (pa.string(), pa.binary())],
         page_checksum_verification=True,
+        # Not ahead: a thread of Arrow's that lets go of a Python buffer while the interpreter ends
+        # takes the process down with it.
+        pre_buffer=False,
         thrift_string_size_limit=1 << 24,
     )
 

@@ -366,7 +366,9 @@ def _ids(plan: Plan, record: ShardRecord) -> list[str]:
     where = f"{plan.location.url}/{SEGMENTS_FILE}, shard {record.index}"
     with storage_errors(where), plan.location.open_read(SEGMENTS_FILE) as file:
         try:
-            table = pq.ParquetFile(file).read_row_group(record.index, columns=["segment_id"])
+            table = pq.ParquetFile(file, pre_buffer=False).read_row_group(
+                record.index, columns=["segment_id"]
+            )
             found: list[str] = table["segment_id"].to_pylist()
         except (pa.ArrowException, ValueError, IndexError, KeyError) as error:
             raise CorruptionError(

@@ -30,7 +30,7 @@ from extract.memory import (
 )
 from extract.transformers_engine import Input, Pieces, TransformersEngine
 from store_schema.config import ModelRef
-from store_schema.errors import ConfigError
+from store_schema.errors import ConfigError, ModelError
 from store_schema.tokenizer import SegmentTokenizer
 from tests.engine_contract import check_engine, encoded_samples, spec_of
 
@@ -404,3 +404,12 @@ def test_reduced_pieces_give_the_same_to_rounding(tiny_models: dict[str, Path]) 
     halves = dict(SmallMemory(spec, tokens=200, rows=40).score(segments))
     for i, rows in whole.items():
         np.testing.assert_allclose(rows.logprobs, halves[i].logprobs, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": "\ud800']
+)
+def test_an_index_of_weights_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"index of weights is unreadable in \S+index.json"):
+        memory.weight_bytes(tmp_path, {}, "float32")

@@ -266,3 +266,14 @@ def test_lines_are_json_of_one_line_each(file: Path) -> None:
     append_summary(run, "plan", 0.25, {"note": "two\nlines"})
     (line,) = (logs_folder(run) / "plan.jsonl").read_text().splitlines()
     assert json.loads(line)["note"] == "two\nlines"
+
+
+def test_a_log_that_cannot_be_written_spoils_no_finished_stage(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = load_run(file)
+    Path(run.folder).mkdir()
+    (Path(run.folder) / "logs").write_text("a file in the way")
+    with timed_stage(run, "align") as figures:
+        figures["shards"] = 3
+    assert "log cannot be written" in caplog.text
