@@ -248,7 +248,7 @@ def _sessions(worker: Worker, lines: Iterable[Mapping[str, Any]]) -> list[Sessio
     for events in by_name.values():
         try:
             found.append(_session(worker, events))
-        except (KeyError, TypeError, ValueError, LogitfuseError):
+        except (KeyError, TypeError, ValueError, OverflowError, LogitfuseError):
             logger.warning("a session of worker %s cannot be understood, left out", worker)
     return found
 

@@ -406,9 +406,7 @@ def test_reduced_pieces_give_the_same_to_rounding(tiny_models: dict[str, Path]) 
         np.testing.assert_allclose(rows.logprobs, halves[i].logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": "\ud800']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"weight_map": 3}'])
 def test_an_index_of_weights_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match=r"index of weights is unreadable in \S+index.json"):
