@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from demo_muon import Muon
 from demo_text import Document, rank, size_bytes
 from demo_tokenizers import MAX_POSITIONS
 from transformers import (
@@ -159,12 +160,12 @@ def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.
     parameters = list(model.parameters())
     inner = [p for p in parameters if p.ndim == 2 and id(p) not in outer]
     rest = [p for p in parameters if p.ndim != 2 or id(p) in outer]
-    muon = torch.optim.Muon(
+    muon = Muon(
         inner,
         lr=recipe.learning_rate,
         weight_decay=0.1,
         momentum=0.95,
-        adjust_lr_fn="match_rms_adamw",
+        dtype=torch.bfloat16 if fast_bfloat16() else torch.float32,
     )
     adamw = torch.optim.AdamW(
         rest, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True

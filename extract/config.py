@@ -258,6 +258,8 @@ class GenerateSection(SectionModel):
     def _some_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
         if not all(stop):
             raise ValueError("an empty text would end every answer before its first token")
+        if any("\ud800" <= character <= "\udfff" for text in stop for character in text):
+            raise ValueError("a lone surrogate is in no text")
         return stop
 
     @model_validator(mode="after")

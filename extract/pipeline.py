@@ -13,6 +13,7 @@ An engine never sees two shards at once: a resumed run scores the same batches.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections import deque
@@ -33,6 +34,11 @@ from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 
 SHARDS_IN_HAND = 2
 """Shards that are begun and not committed, at most: what a kill costs."""
+
+SWITCH_S = 0.0005
+"""How long a thread may keep Python from the others, while these run. Python's own 5 ms would make the
+engine's thread wait that long after an operation whenever another thread is in Python code; with
+4,096 ids and 16 entries all of extraction was 5 % faster this way."""
 
 Write = Callable[[ShardRecord, Arrays, dict[str, float]], object]
 """Encodes, writes and commits one shard; called in a thread of its own, one shard at a time."""
@@ -166,8 +172,10 @@ class Pipeline:
         self._rows = Backlog("entries", queue_bytes)
         self._shards = Backlog("write", 1)
         self._room = threading.Semaphore(SHARDS_IN_HAND)
+        self._switch_before = sys.getswitchinterval()
 
     def __enter__(self) -> Self:
+        sys.setswitchinterval(SWITCH_S)
         return self
 
     def __exit__(
@@ -178,12 +186,18 @@ class Pipeline:
     ) -> None:
         self._ahead.shutdown(cancel_futures=True)
         try:
-            if error is None:
+            self._leave(ended_well=error is None)
+        finally:
+            sys.setswitchinterval(self._switch_before)
+
+    def _leave(self, *, ended_well: bool) -> None:
+        try:
+            if ended_well:
                 self._rows.finish()
         except BaseException:
             self._end()
             raise
-        if error is None:
+        if ended_well:
             self._shards.finish()
         else:
             self._end()

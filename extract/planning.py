@@ -185,7 +185,13 @@ def cut_corpus(
     batch: list[tuple[int, Document, list[int]]] = []
     size = 0
     for row, document in enumerate(iter_documents(table)):
-        contexts = _context_sizes(document, tokenizers)
+        try:
+            contexts = _context_sizes(document, tokenizers)
+        except TokenizerError:
+            if not drop_unreadable:
+                raise
+            found.dropped["chat_template_refuses"] += 1
+            continue
         if max_tokens - max(contexts) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from extract.config import ExtractSection
 from extract.engine import EngineSpec, engine_spec
@@ -114,13 +114,6 @@ def check_source(
         seed=run.seed,
         space_ids=space_initial_ids(tokenizer.vocabulary) if wants_spaces else None,
     )
-    settings = {
-        "engine": section.engine,
-        "dtype": spec.dtype,
-        "fp32_head": spec.fp32_head,
-        **({} if section.quantization is None else {"quantization": section.quantization}),
-        **section.sampling_settings(run.seed),
-    }
     manifest = Manifest(
         kind=kind,
         source=name,
@@ -137,8 +130,17 @@ def check_source(
         top_k=section.max_entries,
         extras=section.extras,
         encoding=run.section("store", StoreSection).encoding(section.estimator),
-        settings=settings,
+        settings=shaping_settings(spec),
         vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
     )
     url = run.store_url(name) if kind == "source" else run.generated_url(name)
     return CheckedSource(name, run, plan, tokenizer, spec, manifest, open_location(url))
+
+
+def shaping_settings(spec: EngineSpec) -> dict[str, Any]:
+    """What shapes the content of a store besides model, text and entries, for its manifest."""
+    section = spec.section
+    settings = {"engine": section.engine, "dtype": spec.dtype, "fp32_head": spec.fp32_head}
+    if section.quantization is not None:
+        settings["quantization"] = section.quantization
+    return settings | section.sampling_settings(spec.seed)

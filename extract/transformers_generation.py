@@ -117,13 +117,14 @@ def _answer_batch(
         for row, token_id in enumerate(tokens_B.tolist()):
             if ended[row] is None:  # those that have ended go along until the batch is done
                 ended[row] = growing[row].add(token_id)
-        if None not in ended:
-            return _answers(steps, growing, ended)
+        finishes = [finish for finish in ended if finish is not None]
+        if len(finishes) == len(ended):
+            return _answers(steps, growing, finishes)
         logits_BV = decoder.go_on(tokens_B)
 
 
 def _answers(
-    steps: Sequence[KeptRows], growing: Sequence[GrowingAnswer], ended: Sequence[Finish | None]
+    steps: Sequence[KeptRows], growing: Sequence[GrowingAnswer], finishes: Sequence[Finish]
 ) -> list[Answer]:
     ids = torch.stack([step.ids_RK for step in steps]).cpu().numpy()
     logprobs = torch.stack([step.logprobs_RK for step in steps]).cpu().numpy()
@@ -133,7 +134,7 @@ def _answers(
         for name in steps[0].extras
     }
     answers = []
-    for row, (answer, finish) in enumerate(zip(growing, ended, strict=True)):
+    for row, (answer, finish) in enumerate(zip(growing, finishes, strict=True)):
         R = len(answer.token_ids)
         rows = DenseRows(  # copies: the batch is freed when its answers are
             ids[:R, row].copy(),
@@ -141,7 +142,6 @@ def _answers(
             labels[:R, row].copy(),
             extras={name: found[:R, row].copy() for name, found in extras.items()},
         )
-        assert finish is not None
         answers.append(Answer(np.array(answer.token_ids, np.int64), rows, finish))
     return answers
 

@@ -258,7 +258,8 @@ def worker_status(
     finished = {shard.shard for own in sessions for shard in own.finished}
     own_slowest = max((s.seconds for own in sessions for s in own.finished), default=slowest_s)
     state: State = session.reason or (
-        "silent" if time - session.last > _patience(own_slowest) else "running"
+        # A clock that is ahead is no sign of life either.
+        "silent" if abs(time - session.last) > _patience(own_slowest) else "running"
     )
     in_hand = session.in_hand if session.reason else min(left, default=None)
     return WorkerStatus(

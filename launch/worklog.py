@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 Reason = Literal["done", "stopped", "failed"]
 MAX_ERROR_LENGTH = 500
+MAX_SHARD = 1_000_000
+"""More than any plan.json can hold."""
 _FILE_NAME = re.compile(r"worker-(\d+)-of-(\d+)\.jsonl")
 
 
@@ -229,7 +231,7 @@ def read_sessions(run: RunConfig, stage: str, source: str) -> list[SessionRecord
     found: list[SessionRecord] = []
     for path in sorted((logs_folder(run) / stage / source).glob("worker-*.jsonl")):
         name = _FILE_NAME.fullmatch(path.name)
-        if name is None:
+        if name is None or int(name[1]) >= int(name[2]):
             continue
         try:
             lines, _ = read_lines(path)
@@ -262,6 +264,8 @@ def _session(worker: Worker, events: Sequence[Mapping[str, Any]]) -> SessionReco
         if e["event"] == "shard"
     )
     ranges = parse_shards(begin["shards"]) if begin["shards"] else ()
+    if ranges and ranges[-1][1] > MAX_SHARD:
+        raise ValueError("no plan has so many shards")
     return SessionRecord(
         worker=worker,
         begun=_time(begin),

@@ -200,6 +200,10 @@ class SegmentTokenizer:
         Args:
             context: None for plain text; else JSON, {"prompt": text} or {"messages": [...]}.
             where: Segment, for messages.
+
+        Raises:
+            TokenizerError: Messages without a chat template, or with one that refuses them or renders
+                them to nothing.
         """
         if context is None:
             return self.bos_ids
@@ -212,10 +216,23 @@ class SegmentTokenizer:
                 where=where,
                 hint="use a chat model, or map columns to prompt and response",
             )
-        rendered = self.hf.apply_chat_template(
-            parsed["messages"], tokenize=False, add_generation_prompt=True
-        )
-        return tuple(self._template.encode(rendered, add_special_tokens=False).ids)
+        try:
+            rendered = self.hf.apply_chat_template(
+                parsed["messages"], tokenize=False, add_generation_prompt=True
+            )
+        except (
+            Exception
+        ) as error:  # a template is a program of the model's: it raises what it likes
+            raise TokenizerError(
+                "the chat template refuses the messages",
+                where=where,
+                got=f"{type(error).__name__}: {str(error)[:160]}",
+                hint="change the messages, or leave such documents out with `corpus.on_bad: drop`",
+            ) from error
+        ids = tuple(self._template.encode(rendered, add_special_tokens=False).ids)
+        if not ids:
+            raise TokenizerError("the chat template renders the messages to nothing", where=where)
+        return ids
 
 
 def _specials_out_of_reach(tokenizer_json: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from extract.config import CorpusSection, ExtractSection, PlanSection
+from extract.config import CorpusSection, ExtractSection, GenerateSection, PlanSection
 
 SAMPLED = {"engine": "transformers", "estimator": "sampled"}
 
@@ -52,6 +52,8 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (ExtractSection, {"kv_cache_gib": 0}, "greater than or equal"),
     (ExtractSection, {"threads": 0}, "greater than or equal"),
     (ExtractSection, {"topk": 3}, "Extra inputs"),
+    (GenerateSection, {"stop": ("",)}, "empty text"),
+    (GenerateSection, {"stop": ("a\ud800b",)}, "lone surrogate"),
 ]
 
 

@@ -311,8 +311,10 @@ def test_an_engine_that_leaves_segments_out_is_told(source: tuple[SegmentTokeniz
 
 def test_no_shards_are_no_work(source: tuple[SegmentTokenizer, Plan]) -> None:
     tokenizer, plan = source
-    with Pipeline(tokenizer, plan, lambda *_: None, queue_bytes=1) as pipeline:
-        pipeline.score(FakeEngine(), [], on_scored=lambda _: None)
+    engine, sink = FakeEngine(), Sink(tokenizer.vocab_size)
+    with Pipeline(tokenizer, plan, sink.write, queue_bytes=1) as pipeline:
+        pipeline.score(engine, [], on_scored=lambda _: None)
+    assert engine.calls == sink.order == []
 
 
 def test_a_tap_joins_the_parts_of_a_prompt_and_leaves_others_alone() -> None:

@@ -254,6 +254,8 @@ def test_a_changed_worker_count_counts_nothing_twice(made: Made) -> None:
         (240.0, 20.1, "silent"),
         (None, 59.0, "running"),
         (None, 61.0, "silent"),
+        (None, -59.0, "running"),  # a clock that is a little ahead
+        (None, -61.0, "silent"),
     ],
 )
 def test_silence(made: Made, shard_seconds: float | None, heard_minutes: float, state: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from datetime import UTC, datetime
@@ -173,8 +174,18 @@ def test_a_session_that_nobody_understands_is_left_out(
     append_line(log.path, begin | {"session": "x", "shards": "many"})
     append_line(log.path, begin | {"session": "y", "time": "today"})
     append_line(log.path, {"event": "shard", "session": "z"})
+    append_line(log.path, begin | {"session": "w", "shards": "0-99999999"})
     assert len(read_sessions(run, "align", "s")) == 1
-    assert len(caplog.records) == 3
+    assert len(caplog.records) == 4
+
+
+def test_a_log_of_a_worker_that_cannot_be_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    log = WorkLog(run, "align", "s", Worker())
+    with log.session(shards(0), None):
+        pass
+    shutil.copy(log.path, log.path.with_name("worker-3-of-3.jsonl"))
+    assert len(read_sessions(run, "align", "s")) == 1
 
 
 @pytest.mark.parametrize(

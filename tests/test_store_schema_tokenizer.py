@@ -275,6 +275,15 @@ def test_prompt_and_messages_are_context() -> None:
     chatty = SegmentTokenizer(hf, name="m")
     ids = chatty.context_ids(chat, where="s")
     assert hf.decode(ids).replace(" ", "") == "<s>[user]Why?[assistant]"
+    for template, words in (
+        ("{{ raise_exception('no such role') }}", "the chat template refuses .*no such role"),
+        ("{{ messages[5].x.y }}", "the chat template refuses"),
+        ("{% if %}", "the chat template refuses"),
+        ("{# nothing #}", "the chat template renders the messages to nothing"),
+    ):
+        hf.chat_template = template
+        with pytest.raises(TokenizerError, match=words):
+            SegmentTokenizer(hf, name="m").context_ids(chat, where="segment s")
     # The template writes BOS itself: once, as the role, not as text and not twice.
     assert ids.count(tokenizer.bos_ids[0]) == 1
     assert chatty.fingerprint != plain_fingerprint
