@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types tests test-slurm corpus plan extract align pool train evaluate report bench-demo bench-store bench-extract fuzz-store clean help
+.PHONY: demo test check lint types tests test-slurm corpus plan extract align pool train evaluate report bench-demo bench-store bench-extract bench-align bench-align-student fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -118,6 +118,14 @@ bench-store: $(READY)
 # Extraction beside vLLM itself and other ways, on one engine; killed workers (makes two models first).
 bench-extract: $(READY)
 	$(BIN)/python benchmarks/bench_extract.py
+
+# Alignment beside the papers' ways: speed, coverage, mass, bits per byte.
+bench-align: $(TOOLS)
+	$(BIN)/python benchmarks/bench_align.py
+
+# What a student keeps of a source's gain through alignment (needs the machine alone).
+bench-align-student: $(READY)
+	$(BIN)/python benchmarks/align_student.py
 
 # A million damaged and hostile files against every decoder.
 fuzz-store: $(READY)

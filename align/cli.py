@@ -1,15 +1,28 @@
-"""`logitfuse align run`."""
+"""`logitfuse align ...`: run, view, report."""
 
 from __future__ import annotations
 
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
+from align.report import build_report
+from align.report_page import missing_line, number, view_command, write_report
 from align.run import AlignSummary, align_source
 from align.run import dry_run as try_out
-from launch.command import StageGroup, run_options, timed_stage, work_options
+from align.view import Row, Token, ViewedSegment, read_view, require_position
+from align.view_page import ORIGINS, cut, figures, padded, page, quoted, share, shown, visible
+from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
 from launch.signals import stop_on_signals
-from launch.work import Part
+from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
+from store_schema.errors import ConfigError
+from store_schema.location import open_location
+
+_COLUMN = 34
 
 
 @click.group(cls=StageGroup)
@@ -61,3 +74,178 @@ def table(summaries: list[AlignSummary]) -> str:
         "as stored and as aligned"
     )
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------- view
+
+
+@align.command("view")
+@click.option("--segment", required=True, metavar="ID", help="Segment id, or its row number.")
+@click.option("--position", type=click.IntRange(0), metavar="N", help="Open at this target token.")
+@click.option("--top", type=click.IntRange(1, 1000), default=12, show_default=True, metavar="N")
+@click.option("--out", metavar="PATH", help="Where; default: the run's report folder.")
+@SOURCE_OPTION
+@run_options
+def view_segment(
+    run: RunConfig,
+    names: tuple[str, ...],
+    segment: str,
+    position: int | None,
+    top: int,
+    out: str | None,
+) -> None:
+    """Write a page: a segment in both tokenisations, with what a source expected and what it became.
+
+    All sources of the run stand on it, unless told which.
+    """
+    if out is not None and not out.rpartition("/")[2]:
+        raise ConfigError("no file's name", where="--out", expected="page.html", got=repr(out))
+    view = read_view(run, chosen_sources(run, names), segment, top=top)
+    if position is not None:
+        require_position(view, position)
+    path = out or f"{run.folder}/report/view-{view.segment.index}.html"
+    folder, _, name = path.rpartition("/")
+    location = open_location(folder or ("/" if path.startswith("/") else "."))
+    location.write_atomic(name, page(view, position or 0).encode())
+    click.echo(summary(view))
+    if position is not None:
+        click.echo(f"\n{position_text(view, position)}\n")
+    click.echo(f"written to {path}")
+
+
+def summary(view: ViewedSegment) -> str:
+    """What the page shows, in a line for the segment and one for each source."""
+    segment = view.segment
+    lines = [
+        f"segment {visible(segment.segment_id)} (row {segment.index}, shard {view.shard}, "
+        f"domain {visible(segment.domain)}, split {visible(segment.split)}): "
+        f"{len(segment.text.encode()):,} bytes"
+    ]
+    return "\n".join(lines + [f"{source.name}: {figures(source)}" for source in view.sources])
+
+
+def position_text(view: ViewedSegment, position: int) -> str:
+    """The distributions at one target position, of every source side by side with the target's."""
+    text = view.segment.text.encode()
+    blocks = []
+    for source in view.sources:
+        row, span = source.positions[position], source.spans[source.span_of[position]]
+        covering = source.covering(row.start)
+        theirs = None if covering is None else source.tokens[covering]
+        head = (
+            f"{source.name}: position {position}, {shown(source.target_names[row.token_id])}, "
+            f"bytes {row.start} to {row.end}, {ORIGINS[source.origins[position]]}"
+        )
+        left = ["source: no token"]
+        if theirs is not None:
+            left = _column(f"source token {covering}", theirs, source.source_names)
+        right = _column(f"target position {position}", row, source.target_names)
+        height = max(len(left), len(right))
+        left, right = ([*side, *[""] * (height - len(side))] for side in (left, right))
+        lines = [f"  {padded(a, _COLUMN)}  {b}".rstrip() for a, b in zip(left, right, strict=True)]
+        excess = "not known" if span.excess_nats is None else f"{span.excess_nats:+.3f} nats"
+        foot = (
+            f"  span {source.span_of[position]}, {cut(quoted(text[span.start : span.end]), 40)}: "
+            f"source {_nats(span.source_nats)}, aligned {_nats(span.aligned_nats)}, "
+            f"excess {excess}"
+        )
+        blocks.append("\n".join([head, *lines, foot]))
+    return "\n\n".join(blocks)
+
+
+def _column(title: str, row: Row, names: Mapping[int, Token]) -> list[str]:
+    """One distribution, a line for each entry, * the token that stands there."""
+    lines = [f"{title}: {_nats(row.logprob)}"]
+    for token, logprob in row.entries:
+        mark = "*" if token == row.token_id else " "
+        lines.append(f"{mark}{padded(shown(names[token]), 22)} {share(math.exp(logprob)):>7}")
+    if row.logprob is not None and row.token_id not in {token for token, _ in row.entries}:
+        name = padded(shown(names[row.token_id]), 22)
+        lines.append(f"*{name} {share(math.exp(row.logprob)):>7}")
+    if row.left_out:
+        lines.append(f" {padded(f'{row.left_out} more', 22)} {share(row.left_out_mass):>7}")
+    lines.append(f" {padded('tail', 22)} {share(row.tail_mass):>7}")
+    return lines
+
+
+def _nats(nats: float | None) -> str:
+    return "not known" if nats is None else f"{abs(nats):.3f} nats"
+
+
+# ------------------------------------------------------------------------------- report
+
+
+@align.command("report")
+@click.option(
+    "--worst",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Segments of most excess that are listed.",
+)
+@SOURCE_OPTION
+@run_options
+def report_command(run: RunConfig, names: tuple[str, ...], worst: int) -> None:
+    """Say what alignment keeps and what it costs, by source, domain and origin.
+
+    Reads what is aligned so far; writes align.json and align.html into the run's report folder.
+    """
+    found = build_report(run, chosen_sources(run, names), num_worst=worst)
+    view = f"logitfuse align view {_as_given(click.get_current_context().params)}"
+    url = write_report(run, found, view)
+    for source, item in found["sources"].items():
+        click.echo(report_text(source, item, view) + "\n")
+    click.echo(f"written to {url}")
+
+
+def _as_given(params: Mapping[str, Any]) -> str:
+    """The run file and overrides, to be pasted behind another command."""
+    words = [str(params["config"] or params["config_option"])]
+    for override in params["overrides"]:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+REPORT_COLUMNS = (
+    ("positions", "positions", 11),
+    ("share", "share", 8),
+    ("mass_stored", "stored", 8),
+    ("mass_kept", "kept", 7),
+    ("common_bytes", "bytes", 11),
+    ("aligned_bpb", "aligned", 9),
+    ("source_bpb", "source", 8),
+    ("excess_nats_per_span", "nats/span", 11),
+)
+
+
+def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
+    """One source's tables for a terminal."""
+    lines = [f"{source}: {missing_line(item)}"] if item["missing_shards"] else []
+    if not item["domains"]:
+        return "\n".join(lines)
+    if not item["has_source_store"]:
+        lines.append(f"{source}: no source store, so no mass as stored")
+    head = "".join(f"{title:>{size}}" for _, title, size in REPORT_COLUMNS)
+    lines.append(f"{padded(source, 18)}{head}")
+    rows = list(item["domains"].items())
+    if len(rows) > 1:
+        rows.append(("all domains", item["all"]))
+    for name, part in rows:
+        lines.append(_report_row(visible(name), part | {"share": part["coverage"]}))
+        lines += [_report_row(f"  {origin}", of) for origin, of in part["origins"].items()]
+    lines.append(
+        "share: of a domain what is covered, of an origin its part; stored, kept: mean mass in "
+        "entries; aligned, source: bits per byte on the same bytes; nats/span: what alignment adds"
+    )
+    if item["worst"]:
+        lines.append("most excess, nats per byte:")
+    for worst in item["worst"]:
+        command = visible(view_command(view, source, worst))
+        lines.append(f"{worst['excess_nats_per_byte']:>+9.4f}  {command}")
+    return "\n".join(lines)
+
+
+def _report_row(name: str, item: Mapping[str, Any]) -> str:
+    cells = [f"{number(key, item.get(key)):>{size}}" for key, _, size in REPORT_COLUMNS]
+    return padded(name, 18) + "".join(cells).replace("–", "-")

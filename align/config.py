@@ -8,20 +8,28 @@ from pydantic import Field
 
 from store_schema.config import SectionModel
 
+Method = Literal["bytes", "exact", "mined", "stats", "ot", "spans"]
+
 
 class AlignSection(SectionModel):
     """How source distributions are carried into the target's tokens."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
 
-    method: Literal["bytes", "exact"] = "bytes"
-    """bytes: any two tokenizers. exact: source and target share one vocabulary (checked)."""
-    continuation: Literal["statistics", "first_token"] = "statistics"
-    """Where the mass of a source token goes that ends where the target might write on: spread by how
-    the target's tokenizer went on in this corpus, or all to the token it would begin with alone."""
+    method: Method = "bytes"
+    """bytes: any two tokenizers, by the chain rule on bytes. exact: one vocabulary, copied (checked).
+    spans: no entries, only log-probabilities of common spans. mined (FuseLLM), stats (FuseChat) and
+    ot (optimal transport): the papers' ways, for comparison."""
+    continuation: Literal["statistics", "first_token", "tail"] = "statistics"
+    """Method bytes: where the mass of a source token goes that ends where the target might write on:
+    spread by how the target's tokenizer went on in this corpus, all to the token it would begin with
+    alone, or to the tail."""
     continuation_prior: float = Field(default=4.0, gt=0)
     """Weight of the first token beside the counts of `statistics`, in occurrences."""
+    look_ahead: bool = True
+    """Method bytes: where the target might have written a longer token than the one that stands there,
+    ask the source's next row how likely that was, instead of taking it for impossible."""
     statistics_tokens: int = Field(default=20_000_000, gt=0)
-    """Target tokens of the first split that `statistics` counts, at most."""
+    """Target tokens of the first split that are counted, at most (`statistics`, method stats)."""
     max_entries: int = Field(default=64, gt=0)
     """Entries kept at each position, at most; the rest is tail."""

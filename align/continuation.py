@@ -36,6 +36,16 @@ class Continuation:
     targets: npt.NDArray[np.uint32]
     weights: npt.NDArray[np.float64]
 
+    def only_sure(self) -> Continuation:
+        """Only where a source token always went to one target token; the rest of the mass is tail."""
+        counts = np.diff(self.offsets)
+        sure = counts == 1
+        return Continuation(
+            offsets=np.concatenate(([0], np.cumsum(np.where(sure, counts, 0)))),
+            targets=self.targets[np.repeat(sure, counts)],
+            weights=self.weights[np.repeat(sure, counts)],
+        )
+
 
 class PairCounts:
     """Counts of (source token, target token) that begin at the same byte of running text."""

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from align.continuation import Continuation
 from align.first_token import PieceTable
-from align.kernel import common_spans, project_segments
-from store_schema.layout import Arrays, Origin, array_names, row_sums
+from align.kernel import project_segments
+from align.spans import common_spans
+from align.trie import TargetTrie
+from store_schema.layout import Arrays, Origin, row_sums
 from store_schema.tokenizer import EncodedSegment
 
 
@@ -23,12 +25,19 @@ class VocabularyMap:
     Args:
         pieces: What the target begins with at each byte of each source token.
         continuation: Where a whole source token's mass goes in running text.
-        target_vocab_size: Ids of the target are below it.
+        trie: The target's vocabulary.
+        target_lengths: [V] bytes of the target's tokens.
+        eos: EOS of the source and of the target, -1 for none: where the source may end, so may the
+            target.
+        look_ahead: Ask the source's next row where the target might have written a longer token.
     """
 
     pieces: PieceTable
     continuation: Continuation
-    target_vocab_size: int
+    trie: TargetTrie
+    target_lengths: npt.NDArray[np.int64]
+    eos: tuple[int, int] = (-1, -1)
+    look_ahead: bool = True
 
 
 def project(
@@ -51,8 +60,7 @@ def project(
     Returns:
         Arrays of an aligned shard, see store_schema.layout.
 
-    Source: design.md, "Align, default method bytes", cases 1 to 4; the share of a row's entries that
-        stays with the tail inside a source token is ours.
+    Source: ours; the rules are in docs/alignment.md.
     """
     target_ids, target_ends, target_offsets = join_segments(target)
     source_ends = source["byte_ends"].astype(np.int64)
@@ -68,7 +76,12 @@ def project(
         target_ends,
         np.frombuffer(b"".join(texts), np.uint8),
         np.concatenate(([0], np.cumsum(text_lengths))),
-        _lead_marks(source, pieces),
+        (
+            word_marks(
+                source["token_offsets"], source["token_ids"], source_ends, np.diff(pieces.offsets)
+            ),
+            word_marks(target_offsets, target_ids, target_ends, mapping.target_lengths),
+        ),
         (
             source_ends,
             source["token_ids"],
@@ -77,14 +90,22 @@ def project(
             probabilities,
             labels,
         ),
-        (pieces.data, pieces.offsets),
-        (pieces.middle, pieces.start),
-        (continuation.offsets, continuation.targets, continuation.weights),
-        mapping.target_vocab_size,
+        (
+            pieces.data,
+            pieces.offsets,
+            pieces.middle,
+            pieces.start,
+            (continuation.offsets, continuation.targets, continuation.weights),
+            *mapping.eos,
+            mapping.trie.arrays,
+            mapping.look_ahead,
+        ),
+        len(mapping.target_lengths),
         max_entries,
     )
     with np.errstate(divide="ignore"):
-        logprobs = np.minimum(np.log(mass), 0.0).astype("<f4")
+        # Of the masses as they were compared, so that order is kept.
+        logprobs = np.minimum(np.log(mass.astype("<f4")), 0.0).astype("<f4")
         label_logprobs = np.minimum(np.log(label_mass), 0.0)
     entries: Arrays = {
         "segment_ids": source["segment_ids"],
@@ -101,14 +122,24 @@ def project(
     return entries | span_arrays(source, rows, source_ends, target_ends)
 
 
-def copy_exact(source: Arrays, target: Sequence[EncodedSegment]) -> Arrays:
-    """Aligned arrays where source and target share a vocabulary and tokenise alike."""
-    known = np.diff(source["entry_offsets"]) > 0
-    rows = (source["token_offsets"], source["token_offsets"])
-    ends = source["byte_ends"].astype(np.int64)
-    origin = np.where(known, Origin.BOUNDARY, Origin.NONE).astype("|u1")
-    kept = {name: source[name] for name in array_names("source")}
-    return kept | {"origin": origin} | span_arrays(source, rows, ends, ends)
+def without_entries(source: Arrays, target: Sequence[EncodedSegment]) -> Arrays:
+    """Arrays of a shard of which only spans are told."""
+    ids, ends, offsets = join_segments(target)
+    count = len(ids)
+    arrays: Arrays = {
+        "segment_ids": source["segment_ids"],
+        "token_offsets": offsets,
+        "token_ids": ids,
+        "byte_ends": ends.astype("<u4"),
+        "entry_offsets": np.zeros(count + 1, "<i8"),
+        "entry_ids": np.empty(0, "<u4"),
+        "entry_logprobs": np.empty(0, "<f4"),
+        "tail_mass": np.ones(count, "<f4"),
+        "label_logprobs": np.full(count, np.nan, "<f4"),
+        "origin": np.full(count, Origin.NONE, "|u1"),
+    }
+    rows = (source["token_offsets"], offsets)
+    return arrays | span_arrays(source, rows, source["byte_ends"].astype(np.int64), ends)
 
 
 def span_arrays(
@@ -164,15 +195,18 @@ def statistics(arrays: Arrays, source: Arrays) -> dict[str, float]:
     }
 
 
-def _lead_marks(source: Arrays, pieces: PieceTable) -> npt.NDArray[np.uint8]:
-    """[D] 1 where the first source token's bytes are one longer than what it takes of the text."""
-    starts = source["token_offsets"][:-1]
+def word_marks(
+    offsets: npt.NDArray[np.int64],
+    ids: npt.NDArray[np.uint32],
+    ends: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint8]:
+    """[D] 1 where a segment's first token has one byte more than it takes of the text."""
+    starts = offsets[:-1]
     marks = np.zeros(len(starts), np.uint8)
-    rows = np.flatnonzero(np.diff(source["token_offsets"]) > 0)
+    rows = np.flatnonzero(np.diff(offsets) > 0)
     first = starts[rows]
-    ids = source["token_ids"][first].astype(np.int64)
-    lengths = pieces.offsets[ids + 1] - pieces.offsets[ids]
-    marks[rows] = lengths == source["byte_ends"][first].astype(np.int64) + 1
+    marks[rows] = lengths[ids[first].astype(np.int64)] == ends[first] + 1
     return marks
 
 

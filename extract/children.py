@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from launch.signals import StopFlag
@@ -28,23 +28,20 @@ _QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 """Read when libraries are loaded, so the child has to be born with them."""
 
 
-def run_children(
-    run: RunConfig, command: str, names: Sequence[str], part: Part, flag: StopFlag
-) -> None:
+def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: StopFlag) -> None:
     """Run one child for each source.
 
     Args:
         run: The run file.
         command: Of `python -m extract`; takes --source, a part, --leash and --halvings.
-        names: Sources.
-        part: Which of their shards.
+        parts: Which of the shards, by source.
         flag: Asked between children, and passed on to the one that runs.
 
     Raises:
         ModelError: A child was killed.
         SystemExit: A child failed or was stopped; it has told why, its exit code is passed on.
     """
-    for name in names:
+    for name, part in parts.items():
         flag.check()
         halvings = 0
         while (code := _run_child(run, command, name, part, flag, halvings)) == SMALLER_STEPS:

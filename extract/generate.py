@@ -197,7 +197,9 @@ def _input_ids(source: CheckedSource, segment: Segment) -> tuple[int, ...]:
     ids = source.tokenizer.context_ids(segment.context, where=where)
     if not ids:
         raise TokenizerError(
-            "prompt has no tokens", where=where, hint="an empty prompt needs a tokenizer with BOS: leave it out of the corpus"
+            "prompt has no tokens",
+            where=where,
+            hint="an empty prompt needs a tokenizer with BOS: leave it out of the corpus",
         )
     return ids
 

@@ -265,16 +265,11 @@ def encoder(tokenizer: SegmentTokenizer, ids: Sequence[str]) -> Encoder:
     """
 
     def encode(pieces: Sequence[Piece]) -> list[Ends]:
-        tokens = tokenizer.encode_text([piece.text for piece in pieces])
-        return [
-            tokenizer.vocabulary.byte_ends(
-                token_ids,
-                piece.data,
-                where=f"document {ids[piece.document]} from byte {piece.start}, "
-                f"tokenizer of {tokenizer.name}",
-            )
-            for token_ids, piece in zip(tokens, pieces, strict=True)
+        where = [
+            f"document {ids[piece.document]} from byte {piece.start}, tokenizer of {tokenizer.name}"
+            for piece in pieces
         ]
+        return [ends for _, ends in tokenizer.read_texts([piece.text for piece in pieces], where)]
 
     return encode
 

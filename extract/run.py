@@ -89,11 +89,17 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
     # Stores that are there are looked at first, so that a mismatch leaves no new one behind.
     sources.sort(key=lambda source: not source.location.exists(MANIFEST_FILE))
     committed = {source.name: source.open_store().committed() for source in sources}
-    todo = [name for name in names if part.pending(plan.shards, committed[name])]
-    del sources
+    pending = {name: part.pending(plan.shards, committed[name]) for name in names}
+    # A child that is started again after memory ran out must not count its limit anew.
+    parts = {
+        name: part if part.limit is None else part.only(shards)
+        for name, shards in pending.items()
+        if shards
+    }
+    del sources, committed, pending
     with stop_on_signals() as flag:
-        run_children(run, stage.child, todo, part, flag)
-    return todo
+        run_children(run, stage.child, parts, flag)
+    return list(parts)
 
 
 def dry_run(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> list[str]:

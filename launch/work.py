@@ -77,6 +77,11 @@ class Part:
         """
         return [s for s in self.mine(shards) if s.index not in committed][: self.limit]
 
+    def only(self, pending: Iterable[ShardRecord]) -> Part:
+        """The same without a limit, these shards named: asked again, it does not count anew."""
+        named = shard_ranges(shard.index for shard in pending)
+        return Part(self.worker, named, None)
+
     def arguments(self) -> list[str]:
         """This part as command line options; the worker is always said."""
         words = ["--worker", str(self.worker)]

@@ -53,6 +53,9 @@ class ModelRef(StrictModel):
     """torch dtype by name, 'auto' takes the checkpoint's."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
+    by_offsets: bool = False
+    """Accept a tokenizer that changes text (WordPiece, lower case, NFKC): where its tokens do not join
+    to the text, they end where the tokenizer's own offsets say. Such text is refused otherwise."""
 
 
 class RunConfig(StrictModel):

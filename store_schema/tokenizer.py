@@ -30,11 +30,14 @@ class EncodedSegment:
         context_ids: Tokens before the text: BOS, or the rendered prompt. Context, not rows.
         token_ids: [N] uint32 tokens of the text: one row each.
         byte_ends: [N] uint32 end of each token in the text's UTF-8 bytes.
+        num_changed: Tokens whose bytes in the vocabulary are not the text's: 0 but where the
+            tokenizer changes text and the run's file accepts it.
     """
 
     context_ids: tuple[int, ...]
     token_ids: npt.NDArray[np.uint32]
     byte_ends: npt.NDArray[np.uint32]
+    num_changed: int = 0
 
     @property
     def input_ids(self) -> list[int]:
@@ -49,8 +52,15 @@ class SegmentTokenizer:
     model whatever stands before it. Special tokens spelt out in the text are text.
     """
 
-    def __init__(self, tokenizer: Any, *, name: str) -> None:
+    def __init__(self, tokenizer: Any, *, name: str, by_offsets: bool = False) -> None:
         """Wrap a Hugging Face tokenizer.
+
+        Args:
+            tokenizer: With a `tokenizers` backend.
+            name: Of the model, for messages.
+            by_offsets: Accept that it changes text (lower case, NFKC, dropped white space): byte
+                ends come from its offsets where the tokens do not join to the text. Such text is
+                refused otherwise.
 
         Raises:
             TokenizerError: It has no `tokenizers` backend, or its bytes are not known.
@@ -68,17 +78,22 @@ class SegmentTokenizer:
         self.name = name
         self.hf = tokenizer
         self.json = backend.to_str()
+        self.by_offsets = by_offsets
         self._template = Tokenizer.from_str(self.json)
-        self._text = Tokenizer.from_str(_specials_out_of_reach(self.json))
+        self._text = Tokenizer.from_str(_without_post_processor(_specials_out_of_reach(self.json)))
         for copy in (self._template, self._text):
             copy.no_padding()
             copy.no_truncation()
         self._text.encode_special_tokens = True
-        self.vocabulary: Vocabulary = vocabulary_of(self.json, where=name)
+        self.vocabulary: Vocabulary = vocabulary_of(self.json, where=name, exact=not by_offsets)
 
     @classmethod
     def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
         """Load the tokenizer of `ref`.
+
+        Args:
+            ref: Folder or hub name.
+            name: Of the model, for messages.
 
         Raises:
             ModelError: The folder or hub name has no tokenizer that loads.
@@ -111,7 +126,7 @@ class SegmentTokenizer:
                 got=str(error)[:200],
                 hint="give a model folder, or a hub name that this machine can reach",
             ) from error
-        loaded = cls(tokenizer, name=name)
+        loaded = cls(tokenizer, name=name, by_offsets=ref.by_offsets)
         if (folder / "tokenizer.json").exists():
             loaded._require_file(folder / "tokenizer.json")
         return loaded
@@ -139,11 +154,12 @@ class SegmentTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of everything that decides ids (the serialised tokenizer)."""
+        """Fingerprint of all that decides ids and byte ends (the serialised tokenizer)."""
         spec = json.loads(self.json)
         for runtime in ("padding", "truncation"):
             spec.pop(runtime, None)
-        return fingerprint([spec, getattr(self.hf, "chat_template", None)])
+        ends = ["offsets"] if self.by_offsets else []
+        return fingerprint([spec, getattr(self.hf, "chat_template", None), *ends])
 
     @property
     def vocab_size(self) -> int:
@@ -171,12 +187,35 @@ class SegmentTokenizer:
         batch = self._text.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in batch]
 
+    def read_texts(
+        self, texts: Sequence[str], where: Sequence[str]
+    ) -> list[tuple[list[int], npt.NDArray[np.uint32]]]:
+        """Ids of plain texts as `encode_text` gives them, and the byte end of each token, proved.
+
+        Args:
+            texts: Each read whole.
+            where: Document or segment of each, for messages.
+
+        Raises:
+            TokenizerError: Tokens do not join to a text. With `by_offsets`, only where a part of the
+                text has no piece, or a text no token.
+        """
+        table = self.vocabulary
+        if not self.by_offsets:
+            return [
+                (ids, table.byte_ends(ids, text.encode(), where=place))
+                for ids, text, place in zip(self.encode_text(texts), texts, where, strict=True)
+            ]
+        batch = self._text.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (read.ids, table.offset_ends(read.ids, read.offsets, text, where=place))
+            for read, text, place in zip(batch, texts, where, strict=True)
+        ]
+
     def token_ends(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Proved byte ends of the tokens of plain texts."""
-        return [
-            self.vocabulary.byte_ends(ids, text.encode(), where=f"text, tokenizer of {self.name}")
-            for ids, text in zip(self.encode_text(texts), texts, strict=True)
-        ]
+        where = [f"text, tokenizer of {self.name}"] * len(texts)
+        return [ends for _, ends in self.read_texts(texts, where)]
 
     def encode(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
         """Segments as this model reads them.
@@ -185,13 +224,14 @@ class SegmentTokenizer:
             TokenizerError: Tokens of a segment do not join to its text, or a chat has no template.
         """
         encoded = []
-        for segment, ids in zip(
-            segments, self.encode_text([s.text for s in segments]), strict=True
-        ):
-            where = f"segment {segment.segment_id}, tokenizer of {self.name}"
-            ends = self.vocabulary.byte_ends(ids, segment.text.encode(), where=where)
+        places = [f"segment {s.segment_id}, tokenizer of {self.name}" for s in segments]
+        read = self.read_texts([s.text for s in segments], places)
+        for segment, (ids, ends), where in zip(segments, read, places, strict=True):
             context = self.context_ids(segment.context, where=where)
-            encoded.append(EncodedSegment(context, np.asarray(ids, np.uint32), ends))
+            changed = 0
+            if self.by_offsets:
+                changed = self.vocabulary.num_changed(ids, ends, segment.text.encode())
+            encoded.append(EncodedSegment(context, np.asarray(ids, np.uint32), ends, changed))
         return encoded
 
     def context_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:
@@ -255,4 +295,11 @@ def _specials_out_of_reach(tokenizer_json: str) -> str:
         model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
     else:
         model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
+    return json.dumps(spec)
+
+
+def _without_post_processor(tokenizer_json: str) -> str:
+    """The same tokenizer without what it puts around a text: that may move offsets too."""
+    spec = json.loads(tokenizer_json)
+    spec["post_processor"] = None
     return json.dumps(spec)

@@ -2,11 +2,14 @@
 
 The table is found from what the tokenizer says of itself (its own serialised decoder), never from
 its class, and is proved on every text that is tokenised: the tokens' joined bytes are the text.
+Where a run's file accepts a tokenizer that changes text, ends come from the tokenizer's own offsets
+instead, and the table says so of itself (`exact` is False).
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ from store_schema.errors import CorruptionError, TokenizerError
 from store_schema.fingerprint import fingerprint
 
 VOCABULARY_SCHEMA = pa.schema([("bytes", pa.binary()), ("special", pa.bool_())])
+_INEXACT = {b"logitfuse.exact": b"false"}
+"""File metadata of a table whose joined bytes need not be the text; exact ones carry none."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,17 @@ class Vocabulary:
     Args:
         spelt: Bytes by id; for special tokens how they are spelt, b"" for unused ids.
         special: [V] bool, True where an id stands for a role (BOS, EOS, padding, unknown).
+        unknown: Ids that the model gives text it has no piece for. Known where the tokenizer is at
+            hand; a table read from a store has none.
+        exact: Whether joined token bytes are the text, proved. False: `spelt` is what a token most
+            often stands for, byte ends came from offsets (`offset_ends`), and nothing may compare
+            joined bytes with a text.
     """
 
     spelt: tuple[bytes, ...]
     special: npt.NDArray[np.bool_]
+    unknown: frozenset[int] = frozenset()
+    exact: bool = True
 
     def __len__(self) -> int:
         return len(self.spelt)
@@ -54,7 +66,8 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """Fingerprint of the table: tokenizers with one table may still split otherwise."""
         special = np.flatnonzero(self.special).tolist()
-        return fingerprint([[token.hex() for token in self.spelt], special])
+        inexact = [] if self.exact else ["inexact"]
+        return fingerprint([[token.hex() for token in self.spelt], special, *inexact])
 
     def byte_ends(self, ids: Sequence[int], text: bytes, *, where: str) -> npt.NDArray[np.uint32]:
         """End of each token in `text`, proved.
@@ -73,26 +86,119 @@ class Vocabulary:
         Raises:
             TokenizerError: The joined bytes are not the text; names the first byte that differs.
         """
+        ends = self._joined_ends(ids, text)
+        if ends is None:
+            raise self._difference(ids, text, where)
+        return ends
+
+    def _joined_ends(self, ids: Sequence[int], text: bytes) -> npt.NDArray[np.uint32] | None:
+        """As `byte_ends`; None where the joined bytes are not the text."""
         table = self.tokens
         joined = b"".join([table[i] for i in ids])
-        if joined not in (text, b" " + text) and any(self.special[i] for i in ids):
-            # Some tokenizers read "<s>" in a text as their BOS whatever they are told.
+        if joined not in (text, b" " + text):
+            # Some tokenizers read "<s>" in a text as their BOS whatever they are told. An unknown
+            # token is none of them: that its spelling stands in the text is chance.
+            if not any(self.special[i] for i in ids) or not self.unknown.isdisjoint(ids):
+                return None
             table = self.spelt
             joined = b"".join([table[i] for i in ids])
-        if joined not in (text, b" " + text):
-            raise self._difference(ids, joined, text, where)
+            if joined not in (text, b" " + text):
+                return None
         virtual = len(joined) - len(text)
         ends = np.cumsum([len(table[i]) for i in ids], dtype=np.int64) - virtual
         return np.maximum(ends, 0).astype(np.uint32)
 
-    def _difference(
-        self, ids: Sequence[int], joined: bytes, text: bytes, where: str
-    ) -> TokenizerError:
+    def offset_ends(
+        self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str, *, where: str
+    ) -> npt.NDArray[np.uint32]:
+        """End of each token in `text` by the tokenizer's own offsets, where it changes text.
+
+        Every byte belongs to one token. Text that the tokenizer drops (white space, control
+        characters) goes to the token after it, at the end to the last. Of tokens that share a
+        character, each ends at its own bytes where these are the text's; else the last of them
+        takes the whole character, so that a row's probability is spent before its bytes are.
+        Where the joined bytes are the text after all, the ends are those of `byte_ends`.
+
+        Args:
+            ids: Tokens of the whole text.
+            offsets: The characters [first, stop) of the text that each token came from.
+            text: As it was before the tokenizer changed it.
+            where: Document or segment and tokenizer, for the message.
+
+        Returns:
+            [N] uint32, rising, the last one the text's length in bytes.
+
+        Raises:
+            TokenizerError: A token is the unknown one, or a text has no tokens at all.
+        """
+        data = text.encode()
+        unknown = next((k for k, i in enumerate(ids) if i in self.unknown), None)
+        if unknown is not None:
+            first, last = offsets[unknown]
+            raise TokenizerError(
+                "the tokenizer has no piece for a part of the text",
+                where=f"{where}, byte {len(text[:first].encode())}",
+                got=f"{text[first:last][:24]!r} as token id {ids[unknown]} (unknown token)",
+                hint="leave such documents out with `corpus.on_bad: drop`",
+            )
+        joined = self._joined_ends(ids, data)
+        if joined is not None:
+            return joined
+        if not len(ids):
+            raise TokenizerError(
+                "the tokenizer drops the whole text",
+                where=where,
+                got=repr(text[:24]),
+                hint="leave such documents out with `corpus.on_bad: drop`",
+            )
+        return self._spread_ends(ids, offsets, text, data)
+
+    def _spread_ends(
+        self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], text: str, data: bytes
+    ) -> npt.NDArray[np.uint32]:
+        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        sizes = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+        byte_at = np.concatenate(([0], np.cumsum(sizes)))
+        begins, stops = np.asarray(offsets, np.int64).T
+        stops = np.maximum.accumulate(stops)
+        following = np.append(np.minimum.accumulate(begins[::-1])[::-1][1:], len(text))
+        shared = stops > following
+        ends = byte_at[np.minimum(stops, following)]
+        ends[-1] = len(data)
+        firsts = np.flatnonzero(np.concatenate(([True], ~shared[:-1])))
+        for first, after in itertools.pairwise([*firsts.tolist(), len(ids)]):
+            if after == first + 1:
+                continue
+            start, stop = int(ends[first - 1]) if first else 0, int(ends[after - 1])
+            tokens = [self.tokens[i] for i in ids[first:after]]
+            joined, sums = b"".join(tokens), np.cumsum([len(token) for token in tokens])
+            if data[start:stop].endswith(joined):
+                ends[first:after] = stop - len(joined) + sums
+            elif first == 0 and joined == b" " + data[:stop]:
+                ends[:after] = np.maximum(sums - 1, 0)
+        return np.asarray(ends, np.uint32)
+
+    def num_changed(self, ids: Sequence[int], ends: npt.NDArray[np.uint32], text: bytes) -> int:
+        """Tokens whose bytes in the table are not the text's: where an inexact table is wrong.
+
+        A space of the tokenizer's own before the text is not counted.
+        """
+        changed, begin = 0, 0
+        for i, end in zip(ids, ends.tolist(), strict=True):
+            part = text[begin:end]
+            own_space = begin == 0 and self.tokens[i] == b" " + part
+            changed += self.tokens[i] != part and not own_space
+            begin = end
+        return changed
+
+    def _difference(self, ids: Sequence[int], text: bytes, where: str) -> TokenizerError:
+        joined = b"".join([self.tokens[i] for i in ids])
+        joined = joined[joined.startswith(b" ") and not text.startswith(b" ") :]
         same = next(
             (i for i, (a, b) in enumerate(zip(joined, text, strict=False)) if a != b),
             min(len(joined), len(text)),
         )
-        unknown = [i for i in ids if self.special[i]]
+        unknown = [i for i in ids if i in self.unknown] or [i for i in ids if self.special[i]]
         hint = "the tokenizer changes text (normaliser or unknown token); it cannot be aligned"
         if unknown:
             hint = f"token id {unknown[0]} stands for no text (unknown token); {hint}"
@@ -107,6 +213,8 @@ class Vocabulary:
     def to_parquet(self) -> bytes:
         """The table as a Parquet file, for a store."""
         table = pa.table({"bytes": pa.array(self.spelt, pa.binary()), "special": self.special})
+        if not self.exact:
+            table = table.replace_schema_metadata(_INEXACT)
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         return sink.getvalue()
@@ -133,10 +241,11 @@ class Vocabulary:
             raise CorruptionError(
                 "not a vocabulary", where=where, expected=VOCABULARY_SCHEMA, got=table.schema
             )
-        return cls(tuple(table["bytes"].to_pylist()), table["special"].to_numpy())
+        exact = (table.schema.metadata or {}).get(b"logitfuse.exact") != b"false"
+        return cls(tuple(table["bytes"].to_pylist()), table["special"].to_numpy(), exact=exact)
 
 
-def vocabulary_of(tokenizer_json: str, *, where: str) -> Vocabulary:
+def vocabulary_of(tokenizer_json: str, *, where: str, exact: bool = True) -> Vocabulary:
     """The byte table of a serialised `tokenizers` tokenizer (the content of tokenizer.json).
 
     Understood: byte-level alphabets (GPT-2, Llama 3, Qwen), SentencePiece pieces with word marks
@@ -145,6 +254,7 @@ def vocabulary_of(tokenizer_json: str, *, where: str) -> Vocabulary:
     Args:
         tokenizer_json: As `Tokenizer.to_str()` gives it.
         where: The model's name, for messages.
+        exact: As in `Vocabulary`.
 
     Raises:
         TokenizerError: The decoder is of a kind whose bytes are not known.
@@ -153,7 +263,7 @@ def vocabulary_of(tokenizer_json: str, *, where: str) -> Vocabulary:
     pieces = _pieces(spec["model"])
     added = {item["id"]: item for item in spec.get("added_tokens", [])}
     size = max([*pieces.values(), *added], default=-1) + 1
-    to_bytes = _piece_decoder(spec, where)
+    to_bytes = _piece_decoder(spec, tokenizer_json, where)
     tokens = [b""] * size
     for piece, index in pieces.items():
         if index not in added:
@@ -163,9 +273,21 @@ def vocabulary_of(tokenizer_json: str, *, where: str) -> Vocabulary:
     for index, item in added.items():
         special[index] = item["special"]
         tokens[index] = item["content"].encode()
-    for index in _unknown_ids(spec["model"], pieces):
-        special[index] = True
-    return Vocabulary(tuple(tokens), special)
+        if _MARK in item["content"] and _is_also_a_piece(item, spec["model"]):
+            tokens[index] = to_bytes(item["content"])
+    unknown = _unknown_ids(spec["model"], pieces)
+    special[unknown] = True
+    return Vocabulary(tuple(tokens), special, frozenset(unknown), exact)
+
+
+def _is_also_a_piece(item: dict[str, Any], model: dict[str, Any]) -> bool:
+    """Whether an added token is met in normalised text too, where a word mark is a space.
+
+    Gemma's runs of word marks are added tokens and pieces of the model: two spaces become one.
+    """
+    if item["special"] or model["type"] == "WordPiece":
+        return False
+    return item["normalized"] or item["content"] in _pieces(model)
 
 
 def _pieces(model: dict[str, Any]) -> dict[str, int]:
@@ -191,7 +313,11 @@ def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     return [part]
 
 
-def _piece_decoder(spec: dict[str, Any], where: str) -> Any:
+_MARK = "▁"
+"""SentencePiece's word mark."""
+
+
+def _piece_decoder(spec: dict[str, Any], tokenizer_json: str, where: str) -> Any:
     decoders = _steps(spec.get("decoder"), "decoders")
     if not decoders:
         decoders = [
@@ -202,13 +328,8 @@ def _piece_decoder(spec: dict[str, Any], where: str) -> Any:
     kinds = {step["type"] for step in decoders}
     if "ByteLevel" in kinds:
         return _byte_level
-    if "WordPiece" in kinds:
-        prefix = next(step["prefix"] for step in decoders if step["type"] == "WordPiece")
-        return lambda piece: (
-            piece.removeprefix(prefix).encode()
-            if piece.startswith(prefix)
-            else b" " + piece.encode()
-        )
+    if "WordPiece" in kinds or (not kinds and spec["model"]["type"] == "WordPiece"):
+        return _word_pieces(spec["model"], tokenizer_json)
     unknown = kinds - {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
     if unknown:
         raise TokenizerError(
@@ -218,6 +339,36 @@ def _piece_decoder(spec: dict[str, Any], where: str) -> Any:
             got=", ".join(sorted(unknown)),
         )
     return _sentencepiece(decoders)
+
+
+def _word_pieces(model: dict[str, Any], tokenizer_json: str) -> Any:
+    """A piece that begins a word stands after white space, unless it may follow a letter.
+
+    The tokenizer is asked which pieces it sets apart from a letter right before them: punctuation
+    and CJK characters in BERT's, which stand in a text with or without a space; without is the rule.
+    """
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer_json)
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = True
+    prefix, pieces = model["continuing_subword_prefix"], model["vocab"]
+    words = [piece for piece in pieces if not piece.startswith(prefix)]
+    read = backend.encode_batch([f"a{word}" for word in words], add_special_tokens=False)
+    apart = {
+        word
+        for word, encoding in zip(words, read, strict=True)
+        if (pieces[word], 1)
+        in [(i, begin) for i, (begin, _) in zip(encoding.ids, encoding.offsets, strict=True)]
+    }
+
+    def to_bytes(piece: str) -> bytes:
+        if piece.startswith(prefix):
+            return piece.removeprefix(prefix).encode()
+        return piece.encode() if piece in apart else b" " + piece.encode()
+
+    return to_bytes
 
 
 def _sentencepiece(decoders: list[dict[str, Any]]) -> Any:

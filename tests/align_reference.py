@@ -1,152 +1,437 @@
-"""The alignment of design.md in plain Python: dictionaries, one position at a time, no shortcuts.
+"""Method `bytes` (docs/alignment.md) in plain Python: dictionaries, a function per rule, float64.
 
-Written from the description, not from the kernel; the fast path is held against it.
+Written from the description, not from the kernel; the fast path is held against it. What the target
+knows before a token is a dictionary {place: weight}: where the source may stand. Every rule answers
+with parts (target token, mass, where the source stands if that token is the label). The masses by
+token are the distribution; the label's parts, divided by its mass, are the places before the next
+token. An empty dictionary of places says that nothing is known.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from align.continuation import Continuation
+from align.first_token import PieceTable
 from align.project import VocabularyMap
-from store_schema.layout import Arrays
+from align.trie import TargetTrie
+from store_schema.layout import Arrays, Origin
 from store_schema.tokenizer import EncodedSegment
 from store_schema.vocabulary import Vocabulary
 
+TAIL = -1
+"""In place of a target token: mass of which no token is known."""
 
-@dataclass
+
+LEAST_SPREAD = 1e-5
+"""Less than this of an entry's mass goes to no further target token: it is tail."""
+
+
+def vocabulary_map(
+    pieces: PieceTable,
+    continuation: Continuation,
+    target: Vocabulary,
+    *,
+    eos: tuple[int, int] = (-1, -1),
+    look_ahead: bool = True,
+) -> VocabularyMap:
+    """What `project` asks for: the one place in the tests that builds it."""
+    trie = TargetTrie.of(target)
+    return VocabularyMap(pieces, continuation, trie, target.lengths, eos, look_ahead)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Both vocabularies and the map between them."""
+
+    source: Vocabulary
+    target: Vocabulary
+    mapping: VocabularyMap
+
+    @cached_property
+    def by_bytes(self) -> dict[bytes, int]:
+        """Target tokens by their bytes; of equal ones the highest id."""
+        return {token: index for index, token in enumerate(self.target.tokens) if token}
+
+    @cached_property
+    def beginnings(self) -> frozenset[bytes]:
+        """Every proper beginning of a target token: there the target could still go on."""
+        return frozenset(t[:n] for t in self.by_bytes for n in range(len(t)))
+
+    def decided(self, known: bytes) -> int:
+        """The target token that text must begin with which begins with `known`, whatever follows."""
+        return TAIL if known in self.beginnings else self.longest(known)
+
+    def longest(self, known: bytes) -> int:
+        """The longest target token that `known` begins with."""
+        lengths = range(len(known), 0, -1)
+        return next((self.by_bytes[known[:n]] for n in lengths if known[:n] in self.by_bytes), TAIL)
+
+    def continuations(self, token: int) -> list[tuple[int, float]]:
+        """Target tokens that a source token's mass is spread over."""
+        going = self.mapping.continuation
+        row = slice(going.offsets[token], going.offsets[token + 1])
+        return list(zip(going.targets[row].tolist(), going.weights[row].tolist(), strict=True))
+
+    def middle(self, token: int, at: int) -> int:
+        """What the target begins with in running text on a source token's bytes from `at` on."""
+        return int(self.mapping.pieces.middle[self.mapping.pieces.offsets[token] + at])
+
+    def start(self, token: int, at: int) -> int:
+        """The same at the beginning of a text."""
+        return int(self.mapping.pieces.start[self.mapping.pieces.offsets[token] + at])
+
+
+@dataclass(frozen=True)
 class Row:
-    """A source position: its token, bytes [start, end), entries and the label's probability."""
+    """A source position: the real token on bytes [start, end), what else it might have been.
+
+    Args:
+        token: The real token.
+        start: First byte.
+        end: Byte after the last.
+        real: Its probability, NaN where nothing is known.
+        others: Probability of each other entry.
+        lead: Whether a space at the beginning of the row's tokens takes no byte of the text.
+    """
 
     token: int
     start: int
     end: int
-    entries: dict[int, float]
+    real: float
+    others: dict[int, float]
+    lead: bool
+
+    @property
+    def known(self) -> bool:
+        """Whether the row says anything."""
+        return not math.isnan(self.real)
+
+    @property
+    def tail(self) -> float:
+        """What neither the real token nor another entry has."""
+        return max(1.0 - self.real - sum(self.others.values()), 0.0)
+
+    def counting(self, barred: frozenset[int]) -> float:
+        """Mass of the row without the barred entries; of the tail as much as of the others."""
+        total = sum(self.others.values())
+        left = sum(p for token, p in self.others.items() if token not in barred)
+        return self.real + left + (self.tail * left / total if total > 0 else self.tail)
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The real tokens before `row` end here. `barred`: entries of the row that the end of the last
+    target token rules out."""
+
+    row: int
+    barred: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real token of `row` began before this byte and goes on."""
+
+    row: int
+
+
+@dataclass(frozen=True)
+class Open:
+    """Another token: its bytes from `at` on lie ahead."""
+
+    token: int
+    at: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Another token that has ended: what the source says after it is in no store."""
+
+
+Place = Closed | Real | Open | Lost
+Places = dict[Place, float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Mass of a target token (or TAIL), and where the source then stands if it is the label."""
+
+    token: int
+    mass: float
+    then: Place = Lost()
+
+
+@dataclass(frozen=True)
+class Position:
+    """One aligned position.
+
+    Args:
+        mass: By target token, whole; {} where nothing is known.
+        label: Mass of the label, NaN where nothing is known.
+        origin: Of the position.
+        before: Where the source may have stood before it.
+    """
+
+    mass: dict[int, float]
     label: float
+    origin: Origin
+    before: Places
 
 
-def source_rows(arrays: Arrays, segment: int) -> list[Row]:
-    """Rows of one segment."""
-    rows, begin = [], 0
-    for i in range(arrays["token_offsets"][segment], arrays["token_offsets"][segment + 1]):
-        entries = slice(arrays["entry_offsets"][i], arrays["entry_offsets"][i + 1])
-        ids = arrays["entry_ids"][entries].tolist()
-        mass = np.exp(arrays["entry_logprobs"][entries].astype(float)).tolist()
-        end = int(arrays["byte_ends"][i])
-        rows.append(
-            Row(
-                int(arrays["token_ids"][i]),
-                begin,
-                end,
-                dict(zip(ids, mass, strict=True)),
-                math.exp(arrays["label_logprobs"][i]),
-            )
-        )
+@dataclass(frozen=True)
+class AlignedSegment:
+    """Positions of a segment and where the source stands after the last."""
+
+    rows: list[Row]
+    positions: list[Position]
+    after: Places
+
+
+def source_rows(arrays: Arrays, segment: int, source: Vocabulary) -> list[Row]:
+    """Rows of one segment of a source store."""
+    rows: list[Row] = []
+    begin = 0
+    for i in range(*arrays["token_offsets"][segment : segment + 2].tolist()):
+        token, end = int(arrays["token_ids"][i]), int(arrays["byte_ends"][i])
+        lead = not rows and len(source.tokens[token]) == end + 1
+        real = math.exp(float(arrays["label_logprobs"][i]))
+        rows.append(Row(token, begin, end, real, others(arrays, i, token, real), lead))
         begin = end
     return rows
 
 
-def reference(
-    arrays: Arrays,
-    segment: int,
-    text: bytes,
-    target: EncodedSegment,
-    mapping: VocabularyMap,
-    source: Vocabulary,
-) -> list[dict[int, float]]:
-    """Target distributions of one segment as {token: mass}; what is missing to 1 is tail."""
-    rows = source_rows(arrays, segment)
-    virtual = bool(rows) and len(source.spelt[rows[0].token]) == rows[0].end + 1
-    result, begin = [], 0
-    for j, end in enumerate(target.byte_ends.tolist()):
-        covering = [i for i, row in enumerate(rows) if row.start <= begin < row.end]
-        if not covering or not rows[covering[0]].entries:
-            result.append({})
-        else:
-            opened = int(target.token_ids[0]) if j > 0 and begin == 0 else None
-            position = Position(rows, covering[0], begin, end, text, source, mapping, virtual)
-            result.append(position.distribution(int(target.token_ids[j]), j == 0, opened))
-        begin = end
-    return result
+def others(arrays: Arrays, i: int, token: int, real: float) -> dict[int, float]:
+    """Entries of row i that are not the real token, scaled down where they leave no room for it."""
+    entries = slice(*arrays["entry_offsets"][i : i + 2].tolist())
+    ids = arrays["entry_ids"][entries].tolist()
+    mass = np.exp(arrays["entry_logprobs"][entries].astype(float)).tolist()
+    found = {v: p for v, p in zip(ids, mass, strict=True) if v != token}
+    total = sum(found.values())
+    if total > 1.0 - real:
+        found = {v: p * (1.0 - real) / total for v, p in found.items()}
+    return found
 
 
-@dataclass
-class Position:
-    """One target position and the source row that covers its first byte."""
+@dataclass(frozen=True)
+class Reading:
+    """One target token [begin, end) of a segment, and all that its rules look at."""
 
+    tables: Tables
     rows: list[Row]
-    index: int
+    text: bytes
+    label: int
     begin: int
     end: int
-    text: bytes
-    source: Vocabulary
-    mapping: VocabularyMap
-    virtual: bool
+    first: bool
+    lead: bool
 
-    def pieces(self, opened: int | None) -> tuple[dict[int, tuple[int, int]], float]:
-        """Entries that agree with the bytes read: token -> (place in the piece table, cut), and the
-        mass of entries that are wholly read: they agree too, but say nothing of what follows."""
-        row = self.rows[self.index]
-        read = self.text[row.start : self.begin]
-        table = self.mapping.pieces
-        agreeing = {}
-        ended = 0.0
-        for token in row.entries:
-            place, spelt = int(table.offsets[token]), self.source.tokens[token]
-            if self.virtual and self.index == 0 and spelt.startswith(b" "):
-                place, spelt = place + 1, spelt[1:]
-            if spelt and read.startswith(spelt) and token != row.token:
-                ended += row.entries[token]
-            if len(spelt) <= len(read) or not spelt.startswith(read):
-                continue
-            if opened is not None and table.start[place] != opened:
-                continue
-            agreeing[token] = (place, len(read))
-        return agreeing, ended
-
-    def distribution(self, label: int, at_start: bool, opened: int | None) -> dict[int, float]:
-        """Mass by target token."""
-        row = self.rows[self.index]
-        agreeing, ended = self.pieces(opened)
-        agreeing.pop(row.token, None)
-        real = row.entries.get(row.token, row.label)
-        seen = sum(row.entries.values()) + (0 if row.token in row.entries else real)
-        restricted = self.begin > row.start or opened is not None
-        scale = 1.0
-        if restricted:
-            scale = min(seen, 1.0) / (sum(row.entries[t] for t in agreeing) + real + ended)
-        mass: dict[int, float] = defaultdict(float)
-        mass[label] += real * scale * self.share(self.index)
-        table, going = self.mapping.pieces, self.mapping.continuation
-        for token, (place, cut) in agreeing.items():
-            amount = row.entries[token] * scale
-            if at_start:
-                goal = int(table.start[place])
-            elif restricted:
-                goal = int(table.middle[place + cut])
+    def parts(self, places: Places) -> Iterator[Part]:
+        """What every place says."""
+        for place, weight in places.items():
+            if isinstance(place, Closed):
+                yield from self.closed(place, weight)
+            elif isinstance(place, Real):
+                yield from self.path(place.row, weight)
+            elif isinstance(place, Open):
+                yield self.open(place, weight)
             else:
-                for k in range(going.offsets[token], going.offsets[token + 1]):
-                    mass[int(going.targets[k])] += amount * going.weights[k]
-                continue
-            if goal >= 0:
-                mass[goal] += amount
-        return {token: value for token, value in mass.items() if value > 0}
+                yield Part(TAIL, weight)
 
-    def share(self, index: int) -> float:
-        """Share of the real token's mass that goes on to cover the label."""
+    def open(self, place: Open, weight: float) -> Part:
+        """A token that is not the real one: the target begins with what it begins the rest with."""
+        goal = self.tables.middle(place.token, place.at)
+        return Part(goal, weight, self.read_on(place.token, place.at, self.begin))
+
+    def closed(self, place: Closed, weight: float) -> Iterator[Part]:
+        """The next row applies."""
+        if place.row == len(self.rows) or not self.rows[place.row].known:
+            yield Part(TAIL, weight)
+            return
+        row = self.rows[place.row]
+        scale = weight / row.counting(place.barred) if place.barred else weight
+        for token, p in row.others.items():
+            if token not in place.barred:
+                yield from self.entry(row, token, scale * p)
+        left = sum(p for token, p in row.others.items() if token not in place.barred)
+        yield Part(TAIL, weight - scale * (left + row.real))
+        several = len(self.tables.continuations(row.token)) != 1
+        ask = self.tables.mapping.look_ahead and several and not self.first
+        yield from self.path(place.row, scale * row.real, ask=ask)
+
+    def entry(self, row: Row, token: int, mass: float) -> Iterator[Part]:
+        """An entry of the row that applies, not the real token."""
+        eos, target_eos = self.tables.mapping.eos
+        at = self.cut(row, token)
+        if token == eos and target_eos >= 0:
+            yield Part(target_eos, mass)
+        elif at == len(self.tables.source.tokens[token]):
+            yield Part(TAIL, mass)
+        elif self.first:
+            yield Part(self.tables.start(token, at), mass, self.read_on(token, at, self.begin))
+        else:
+            for n, (goal, weight) in enumerate(self.tables.continuations(token)):
+                if n == 0 or mass * weight >= LEAST_SPREAD:
+                    yield Part(goal, mass * weight, self.read_on(token, at, self.begin))
+
+    def path(self, index: int, mass: float, *, ask: bool = False) -> Iterator[Part]:
+        """The real tokens up to row `index` were written; `ask`: whether to look ahead."""
         row = self.rows[index]
-        if row.end >= self.end:
-            return 1.0
-        if index + 1 == len(self.rows):
-            return 0.0
+        after = self.rows[index + 1] if index + 1 < len(self.rows) else None
+        if row.end > self.end:
+            yield Part(self.label, mass, Real(index))
+        elif row.end == self.end:
+            longer = self.longer(after) if ask and after is not None and after.known else {}
+            yield from self.ended(index, mass, longer)
+        elif after is None or not after.known:
+            yield Part(TAIL, mass)
+        else:
+            for token, p in after.others.items():
+                yield self.beside(after, token, mass * p)
+            yield Part(TAIL, mass * after.tail)
+            yield from self.path(index + 1, mass * after.real, ask=ask)
+
+    def beside(self, row: Row, token: int, mass: float) -> Part:
+        """An entry of a later row on the real path, not the real token."""
+        spelt = self.tables.source.tokens[token]
+        known, whole = self.known(row.start), self.known(self.end)
+        if not spelt:
+            # Where the text ends the target writes what it has.
+            ends = token == self.tables.mapping.eos[0]
+            return Part(self.tables.longest(known) if ends else TAIL, mass)
+        if whole not in self.tables.by_bytes:  # the label is a role, spelt in the text
+            if spelt.startswith(self.text[row.start : self.end]):
+                return Part(self.label, mass, self.read_on(token, 0, row.start))
+            return Part(TAIL, mass)
+        goal = self.tables.decided(known + spelt)
+        if goal == self.tables.longest(whole):
+            return Part(self.label, mass, self.read_on(token, 0, row.start))
+        return Part(goal, mass)
+
+    def ended(self, index: int, mass: float, longer: dict[int, int]) -> Iterator[Part]:
+        """The label and the real token of row `index` end together.
+
+        Args:
+            index: The row.
+            mass: Of the real path.
+            longer: Entries of the next row with which the target would have written another token
+                than the label, and which. They take their part, and the tail its own in proportion;
+                the rest of that row is the label's.
+        """
+        if not longer:
+            yield Part(self.label, mass, Closed(index + 1))
+            return
         after = self.rows[index + 1]
-        rest = self.text[row.end : self.end]
-        others = sum(
-            mass
-            for token, mass in after.entries.items()
-            if token != after.token and self.source.tokens[token].startswith(rest)
-        )
-        return min(others + after.label * self.share(index + 1), 1.0)
+        for token, goal in longer.items():
+            yield Part(goal, mass * after.others[token])
+        counts = after.counting(frozenset(longer))
+        gone = 1.0 - counts - sum(after.others[token] for token in longer)
+        yield Part(TAIL, mass * gone)
+        yield Part(self.label, mass * counts, Closed(index + 1, frozenset(longer)))
+
+    def longer(self, after: Row) -> dict[int, int]:
+        """Entries of the row after the label that would have made it longer, and the token then."""
+        known = self.known(self.end)
+        if known not in self.tables.beginnings or known not in self.tables.by_bytes:
+            return {}
+        found = {}
+        for token in after.others:
+            spelt = self.tables.source.tokens[token]
+            goal = self.tables.decided(known + spelt)
+            if spelt and goal != self.tables.longest(known):
+                found[token] = goal
+        return found
+
+    def known(self, stop: int) -> bytes:
+        """The bytes of the target's token up to `stop`, its own word mark with them."""
+        return b" " * self.lead + self.text[self.begin : stop]
+
+    def cut(self, row: Row, token: int) -> int:
+        """Bytes of a token that are not of the text."""
+        return int(row.lead and self.tables.source.tokens[token].startswith(b" "))
+
+    def read_on(self, token: int, at: int, begin: int) -> Place:
+        """Where a token whose bytes from `at` on lay at byte `begin` stands after the label."""
+        read, ahead = self.text[begin : self.end], self.tables.source.tokens[token][at:]
+        if len(ahead) > len(read) and ahead.startswith(read):
+            return Open(token, at + len(read))
+        return Lost()
+
+
+def take_up(tables: Tables, rows: list[Row], text: bytes, end: int) -> Places:
+    """Where the source may stand at byte `end` when nothing was known before."""
+    index = next((r for r, row in enumerate(rows) if row.end > end), len(rows))
+    if index == len(rows) or rows[index].start == end:
+        return {Closed(index): 1.0}
+    row = rows[index]
+    if not row.known:
+        return {}
+    read = text[row.start : end]
+    places: Places = {Real(index): row.real}
+    for token, p in row.others.items():
+        at = int(row.lead and tables.source.tokens[token].startswith(b" "))
+        if tables.source.tokens[token][at:].startswith(read):
+            ended = len(tables.source.tokens[token]) - at == len(read)
+            place = Lost() if ended else Open(token, at + len(read))
+            places[place] = places.get(place, 0.0) + p
+    total = sum(places.values())
+    return {place: weight / total for place, weight in places.items()}
+
+
+def begins_row(rows: list[Row], places: Places) -> bool:
+    """Whether a row that says something may begin here."""
+    begun = [place.row for place in places if isinstance(place, Closed)]
+    return any(index < len(rows) and rows[index].known for index in begun)
+
+
+def align_segment(
+    tables: Tables, arrays: Arrays, segment: int, text: bytes, target: EncodedSegment
+) -> AlignedSegment:
+    """Aligned positions of one segment, every entry kept."""
+    rows = source_rows(arrays, segment, tables.source)
+    places: Places = {Closed(0): 1.0}
+    positions = []
+    begin = 0
+    pairs = zip(target.token_ids.tolist(), target.byte_ends.tolist(), strict=True)
+    for j, (label, end) in enumerate(pairs):
+        lead = j == 0 and len(tables.target.tokens[label]) == end + 1
+        reading = Reading(tables, rows, text, label, begin, end, j == 0, lead)
+        mass: dict[int, float] = defaultdict(float)
+        then: dict[Place, float] = defaultdict(float)
+        for part in reading.parts(places):
+            mass[part.token] += part.mass
+            if part.token == label:
+                then[part.then] += part.mass
+        mass.pop(TAIL, None)
+        total = mass.get(label, 0.0)
+        if total > 0:
+            origin = Origin.BOUNDARY if begins_row(rows, places) else Origin.INSIDE
+            kept = {token: m for token, m in mass.items() if m > 0}
+            positions.append(Position(kept, total, origin, places))
+            places = {place: m / total for place, m in then.items() if m > 0}
+            if all(isinstance(place, Lost) for place in places):
+                places = take_up(tables, rows, text, end)
+        else:
+            positions.append(Position({}, math.nan, Origin.NONE, places))
+            places = take_up(tables, rows, text, end)
+        begin = end
+    return AlignedSegment(rows, positions, places)
+
+
+def keep(mass: dict[int, float], label: int, max_entries: int) -> dict[int, float]:
+    """The heaviest entries, ties by id, the label among them."""
+    order = sorted(mass, key=lambda token: (token != label, -mass[token], token))
+    return {token: mass[token] for token in order[:max_entries]}
+
+
+def reference(
+    tables: Tables, arrays: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
+) -> list[AlignedSegment]:
+    """Every segment of a shard."""
+    pairs = zip(texts, target, strict=True)
+    return [align_segment(tables, arrays, d, text, t) for d, (text, t) in enumerate(pairs)]

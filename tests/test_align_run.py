@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerFast
 
 from align.cli import align
-from align.run import align_source, counted_shards
+from align.prepare import counted_shards
+from align.run import align_source
 from launch.signals import StopFlag
 from launch.work import Part
 from launch.worklog import read_sessions

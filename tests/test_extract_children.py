@@ -45,7 +45,7 @@ def run(run_file: Path, codes: list[int], names: tuple[str, ...]) -> tuple[StopF
     flag = StopFlag()
     part = Part(Worker(1, 4), ((0, 9),), 3)
     try:
-        run_children(load_run(str(run_file)), "run-source", names, part, flag)
+        run_children(load_run(str(run_file)), "run-source", dict.fromkeys(names, part), flag)
     finally:
         words = [path.read_text() for path in sorted(folder.glob("words-*"))]
     return flag, words

@@ -143,7 +143,7 @@ def test_lambda_one_is_the_control(tmp_path, trained) -> None:
 
 def test_best_weights_are_kept(tmp_path) -> None:
     """A rate that ruins the model: the final weights are those of the best evaluation."""
-    settings = {"lr": 0.3, "selector": "uniform", "max_steps": 5, "control": False}
+    settings = {"lr": 3.0, "selector": "uniform", "max_steps": 5, "control": False}
     made = make_run(tmp_path, train=settings | {"eval_every": 1, "checkpoint_every": 2})
     (outcome,) = train_run(made)
     bpb = {line["step"]: sum(line["valid_bpb"].values()) for line in lines_of(tmp_path, "train")}

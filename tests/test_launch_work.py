@@ -205,3 +205,11 @@ def test_bad_workers(text: str) -> None:
 def test_bad_schedulers(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="give --worker"):
         parse_worker(None, environment)
+
+
+def test_named_shards_do_not_count_a_limit_anew() -> None:
+    shards = _plan(8)
+    part = Part(Worker(1, 2), ((0, 5),), 2)
+    named = part.only(part.pending(shards, set()))
+    assert named.arguments() == ["--worker", "1/2", "--shards", "1,3"]
+    assert _indices(named.pending(shards, {1})) == [3]

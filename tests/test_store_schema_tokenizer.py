@@ -19,6 +19,17 @@ from store_schema.tokenizer import SegmentTokenizer
 from store_schema.vocabulary import Vocabulary, vocabulary_of
 from tests import store_factory
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
+from tests.tokenizer_zoo import (
+    CHANGING,
+    CL100K,
+    FAMILIES,
+    WORLD,
+    from_ranks,
+    house_texts,
+    trained_ranks,
+    zoo,
+)
+from tests.tokenizer_zoo import LOSSLESS as FAMILIES_THAT_JOIN
 
 ALL_TEXTS = [text for texts in SAMPLE_TEXTS.values() for text in texts]
 
@@ -182,6 +193,197 @@ def test_normaliser_that_changes_text_is_refused() -> None:
     with pytest.raises(TokenizerError, match="first difference at byte 3") as caught:
         tokenizer.encode(store_factory.segments(["lowUPPER"]))
     assert "d0#0" in caught.value.line()
+
+
+ODD_TEXTS = [
+    "", " ", "  ", "\n", "\n\n\n", "\r\n\r\n", "\t\t x", " a", "a ", "   both ends   ",
+    "A  B" + " " * 37 + "C", "\u00a0hard\u00a0", "\ufeffmark", "\x01\x1b[0m\x7f", "\u200b\u2028",
+    "7 42 365 1024 31415 271828 1000000", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "[UNK]", "[CLS] a",
+    "<|endoftext|><|im_end|>", "a<tool_call>b", "a<table>b", "zqzq", "don't (stop), e.g. \"this\"!",
+    *ALL_TEXTS, *WORLD,
+]  # fmt: skip
+
+NOT_TOLD_APART = {
+    "qwen": ["e\u0301", "\u1112\u1161\u11ab"],
+    "llama2": ["\u2581", "a \u2581b"],
+    "mistral": ["\u2581", "\u2581\u2581"],
+    "gemma": ["\u2581", "\u2581\u2581"],
+    "unigram": ["\u2581", "<0x41>"],
+}
+"""Text that a lossless family reads as it reads another: refused by name, never misread."""
+
+
+@pytest.mark.parametrize("name", FAMILIES_THAT_JOIN)
+def test_every_family_joins_to_odd_text(name: str) -> None:
+    bad = NOT_TOLD_APART.get(name, [])
+    for text in ODD_TEXTS:
+        if name != "qwen" or "\u0301" not in text:
+            _check(zoo(name), text)
+    for text in bad:
+        with pytest.raises(TokenizerError, match="do not join to the text, first difference at"):
+            zoo(name).token_ends([text])
+
+
+@pytest.mark.parametrize("name", FAMILIES_THAT_JOIN)
+@given(text=st.text(max_size=30))
+def test_offsets_give_the_ends_of_joined_bytes(name: str, text: str) -> None:
+    """Two ways to the same ends; where bytes do not join, offsets alone give sound ones."""
+    tokenizer = zoo(name, by_offsets=True)
+    table = tokenizer.vocabulary
+    for each in (text, f"<s>{text} the end"):
+        read = tokenizer._text.encode(each, add_special_tokens=False)
+        ends = table._spread_ends(read.ids, read.offsets, each, each.encode()) if read.ids else []
+        try:
+            assert list(ends) == zoo(name).token_ends([each])[0].tolist()
+        except TokenizerError:
+            assert name in NOT_TOLD_APART
+            _check_ends(tokenizer, each)
+
+
+def _check_ends(tokenizer: SegmentTokenizer, text: str) -> None:
+    """Every byte belongs to one token, and none of another text's."""
+    [(ids, ends)] = tokenizer.read_texts([text], ["here"])
+    assert len(ids) == len(ends)
+    assert (np.diff(ends.astype(int)) >= 0).all()
+    assert (int(ends[-1]) if len(ends) else 0) == len(text.encode())
+    assert 0 <= tokenizer.vocabulary.num_changed(ids, ends, text.encode()) <= len(ids)
+
+
+def _refusal(tokenizer: SegmentTokenizer, text: str) -> str | None:
+    try:
+        tokenizer.token_ends([text])
+    except TokenizerError as error:
+        return error.what
+    return None
+
+
+@pytest.mark.parametrize("name", CHANGING)
+@given(text=st.text(max_size=30))
+def test_changed_text_is_refused_or_read_by_offsets(name: str, text: str) -> None:
+    strict, loose = zoo(name, by_offsets=False), zoo(name)
+    refused, still = _refusal(strict, text), _refusal(loose, text)
+    if still is not None:
+        assert "no piece for a part" in still or "drops the whole text" in still
+        assert refused is not None
+        return
+    _check_ends(loose, text)
+    if refused is None:
+        assert loose.token_ends([text])[0].tolist() == strict.token_ends([text])[0].tolist()
+    else:
+        assert "do not join to the text" in refused
+
+
+def test_lower_case_ends_where_the_text_in_lower_case_does() -> None:
+    for text in [*ALL_TEXTS, "The 😀 of APPLES", *WORLD]:
+        if all(c.isascii() or c == c.lower() for c in text):
+            asked = zoo("lowercase").token_ends([text, text.lower()])
+            assert asked[0].tolist() == asked[1].tolist()
+    text = "The Quick"
+    [encoded] = zoo("lowercase").encode(store_factory.segments([text]))
+    assert encoded.num_changed >= 2
+    [same] = zoo("gpt2").encode(store_factory.segments([text]))
+    assert same.num_changed == 0
+
+
+def test_wordpiece_by_offsets() -> None:
+    """Dropped white space goes to the token after it, at the end to the last."""
+    tokenizer = zoo("bert")
+    text = " The file,\n\tsays\x01  reading (1) "
+    [(ids, ends)] = tokenizer.read_texts([text], ["here"])
+    data, begin, parts = text.encode(), 0, []
+    for end in ends.tolist():
+        parts.append(data[begin:end])
+        begin = end
+    assert b"".join(parts) == data
+    assert parts[0].startswith(b" T")
+    assert b"," in parts
+    assert any(part.startswith(b"\n\ts") for part in parts)
+    assert parts[-1] == b") "
+    table = tokenizer.vocabulary
+    vocab = tokenizer.hf.get_vocab()
+    assert table.tokens[vocab["the"]] == b" the"
+    assert table.tokens[vocab["##ing"]] == b"ing"
+    assert table.tokens[vocab[","]] == b","
+    assert table.tokens[vocab["漢"]] == "漢".encode()
+    wrong = [(table.tokens[i], p) for i, p in zip(ids, parts, strict=True) if table.tokens[i] != p]
+    assert table.num_changed(ids, ends, data) == len(wrong)
+    assert (b"(", b" (") in wrong
+
+
+def test_unknown_tokens_are_refused_even_by_offsets_and_when_spelt_out() -> None:
+    for name in ("bert", "t5"):
+        with pytest.raises(TokenizerError, match="no piece for a part") as caught:
+            zoo(name).token_ends(["fine \U00010348 text"])
+        assert "byte 5" in caught.value.line() or "byte 4" in caught.value.line()
+        assert "unknown token" in caught.value.line()
+        with pytest.raises(TokenizerError, match="drops the whole text"):
+            zoo(name).token_ends([" \n "])
+    whole_words = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    whole_words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    whole_words.decoder = decoders.WordPiece()
+    hf = PreTrainedTokenizerFast(tokenizer_object=whole_words)
+    for by_offsets in (False, True):  # what spells the unknown token is unknown
+        tokenizer = SegmentTokenizer(hf, name="w", by_offsets=by_offsets)
+        assert tokenizer.token_ends(["a a"])[0].tolist() == [1, 3]
+        for text in ("[UNK]", "a [UNK]"):
+            with pytest.raises(TokenizerError, match="unknown token"):
+                tokenizer.token_ends([text])
+
+
+def test_tokens_that_share_a_changed_character_end_with_the_last() -> None:
+    """A ligature that NFKC spells out: what is before it ends before it, bytes are never split."""
+    tokenizer = zoo("nfkc")
+    [(ids, ends)] = tokenizer.read_texts(["o\ufb03ce \U0001f600\u00a0x"], ["here"])
+    text = "o\ufb03ce \U0001f600\u00a0x".encode()
+    assert set(ends.tolist()) & {2, 3} == set()
+    spelt = b"".join(tokenizer.vocabulary.tokens[i] for i in ids)
+    assert spelt == "office \U0001f600 x".encode()
+    assert tokenizer.vocabulary.num_changed(ids, ends, text) >= 2
+    face = [e for e in ends.tolist() if 7 < e < 12]
+    assert len(face) == len(zoo("nfkc").encode_text([" \U0001f600"])[0][1:])  # cut as its bytes are
+    assert face[-1] == 11
+
+
+def test_a_table_that_may_differ_says_so_wherever_it_goes() -> None:
+    strict, loose = zoo("bert", by_offsets=False), zoo("bert")
+    assert strict.vocabulary.exact
+    assert not loose.vocabulary.exact
+    assert strict.vocabulary.tokens == loose.vocabulary.tokens
+    assert strict.fingerprint != loose.fingerprint
+    assert strict.vocabulary.fingerprint != loose.vocabulary.fingerprint
+    for table in (strict.vocabulary, loose.vocabulary):
+        back = Vocabulary.from_parquet(table.to_parquet(), where="v")
+        assert back.exact == table.exact
+        assert back.fingerprint == table.fingerprint
+
+
+def test_added_tokens_of_word_marks_are_spaces() -> None:
+    """Gemma's runs of word marks: pieces of the model, met in text as spaces."""
+    tokenizer = zoo("gemma")
+    run = tokenizer.hf.convert_tokens_to_ids("▁▁▁▁")
+    assert tokenizer.vocabulary.tokens[run] == b"    "
+    assert run in tokenizer.encode_text(["x\n    y"])[0]
+    _check(tokenizer, "x\n    y")
+
+
+def test_bos_of_each_family_is_context() -> None:
+    for name in FAMILIES:
+        tokenizer = zoo(name)
+        [encoded] = tokenizer.encode(store_factory.segments(["some text"]))
+        whole = tokenizer.hf("some text")["input_ids"]
+        assert encoded.input_ids == whole[: len(encoded.input_ids)]
+        assert tokenizer.vocabulary.special[list(encoded.context_ids)].all()
+        after = whole[len(encoded.input_ids) :]
+        assert tokenizer.vocabulary.special[after].all()
+
+
+def test_merges_found_from_ranks_read_text_as_the_ranks_do() -> None:
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = trained_ranks(house_texts(), 1500)
+    theirs = tiktoken.Encoding("t", pat_str=CL100K, mergeable_ranks=ranks, special_tokens={})
+    ours = from_ranks(ranks, CL100K)
+    for text in [t for t in ODD_TEXTS if t]:
+        assert ours.encode(text).ids == theirs.encode_ordinary(text)
 
 
 def test_decoder_of_unknown_kind_is_refused() -> None:
