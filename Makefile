@@ -120,8 +120,8 @@ bench-extract: $(READY)
 	$(BIN)/python benchmarks/bench_extract.py
 
 # Alignment beside the papers' ways: speed, coverage, mass, bits per byte.
-bench-align: $(TOOLS)
-	$(BIN)/python benchmarks/bench_align.py
+bench-align: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_align.py
 
 # What a student keeps of a source's gain through alignment (needs the machine alone).
 bench-align-student: $(READY)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from align.continuation import MAX_TARGETS, PairCounts, first_tokens
+from align.continuation import LEAST_SHARE, MAX_TARGETS, PairCounts, first_tokens
 from align.first_token import piece_table
 from store_schema.tokenizer import SegmentTokenizer
 from tests.random_source import segments
@@ -91,7 +93,27 @@ def test_the_kept_targets_are_the_heaviest_and_the_rest_is_tail() -> None:
             )  # fmt: skip
     going = counts.continuation(np.array([-1], np.int32), 1.0)
     assert going.targets.tolist() == list(range(80, 80 - MAX_TARGETS, -1))
-    assert going.weights.sum() == pytest.approx(sum(range(17, 81)) / sum(range(1, 81)))
+    assert going.weights.sum() == pytest.approx(
+        sum(range(81 - MAX_TARGETS, 81)) / sum(range(1, 81))
+    )
+
+
+def test_small_shares_are_tail_but_never_the_heaviest() -> None:
+    counts = PairCounts(2, 400)
+    seen = {0: {1: 990, 2: 12, 3: 9}, 1: dict.fromkeys(range(4, 304), 1)}
+    for token, targets in seen.items():
+        for target, count in targets.items():
+            for _ in range(count):
+                counts.add(
+                    np.array([0, token], np.uint32), np.array([1, 2]),
+                    np.array([0, target], np.uint32), np.array([1, 2]),
+                )  # fmt: skip
+    going = counts.continuation(np.array([-1, -1], np.int32), 1.0)
+    kept = [going.targets[a:b].tolist() for a, b in itertools.pairwise(going.offsets.tolist())]
+    assert kept[1] == [4]
+    first = going.weights[: going.offsets[1]]
+    assert kept[0] == [1] + [2] * (LEAST_SHARE * 1009 <= 10)
+    assert first[0] == pytest.approx(990 / 1009)
 
 
 def test_order_of_counting_does_not_matter() -> None:
