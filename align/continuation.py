@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from align.first_token import NO_TOKEN, PieceTable
+from align.pair_counts import DistinctPairs
 
 MAX_TARGETS = 32
 """Target tokens kept per source token; what they leave out becomes tail."""
@@ -56,9 +57,7 @@ class PairCounts:
     def __init__(self, source_vocab_size: int, target_vocab_size: int) -> None:
         self._width = target_vocab_size
         self._height = source_vocab_size
-        self._keys = np.empty(0, np.int64)
-        self._counts = np.empty(0, np.int64)
-        self._pending: list[npt.NDArray[np.int64]] = []
+        self._pairs = DistinctPairs(target_vocab_size)
 
     def add(
         self,
@@ -78,18 +77,11 @@ class PairCounts:
         )
         source = source_ids[last[here]].astype(np.int64)
         target = target_ids[target_last[there]].astype(np.int64)
-        self._pending.append(source * self._width + target)
+        self._pairs.note(source, target)
 
     def merge(self) -> None:
         """Fold what was added into the counts; memory is that of the distinct pairs."""
-        if not self._pending:
-            return
-        found, counts = np.unique(np.concatenate(self._pending), return_counts=True)
-        self._pending = []
-        both = np.concatenate((self._keys, found))
-        weights = np.concatenate((self._counts, counts))
-        self._keys, rows = np.unique(both, return_inverse=True)
-        self._counts = np.bincount(rows, weights).astype(np.int64)
+        self._pairs.merge()
 
     def continuation(self, first: npt.NDArray[np.int32], prior: float) -> Continuation:
         """The weights.
@@ -98,12 +90,11 @@ class PairCounts:
             first: [V] first target token of each source token, -1 for none.
             prior: Weight of the first token, in occurrences.
         """
-        self.merge()
-        source, target = self._keys // self._width, self._keys % self._width
+        source, target, counts = self._pairs.counts()
         known = np.flatnonzero(first != NO_TOKEN)
         all_source = np.concatenate((source, known))
         all_target = np.concatenate((target, first[known].astype(np.int64)))
-        mass = np.concatenate((self._counts.astype(np.float64), np.full(len(known), prior)))
+        mass = np.concatenate((counts.astype(np.float64), np.full(len(known), prior)))
         keys, rows = np.unique(all_source * self._width + all_target, return_inverse=True)
         mass = np.bincount(rows, mass, len(keys))
         source, target = keys // self._width, keys % self._width

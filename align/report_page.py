@@ -11,7 +11,8 @@ from string import Template
 from typing import Any
 
 from align.report import BIN_BPB
-from align.view_page import tile, visible
+from align.view_page import tile
+from launch.visible import visible
 from launch.work import some_shards
 from store_schema.config import RunConfig
 from store_schema.location import open_location

@@ -23,6 +23,7 @@ from numba import njit
 from align.dtw import BAND_BYTES, edit_distance, match_segments
 from align.mined import MinedAligner, require_text
 from align.mined_vocabulary import spelling_key
+from align.pair_counts import DistinctPairs
 from store_schema.vocabulary import Vocabulary
 
 
@@ -38,11 +39,8 @@ class MatchCounts:
         self, source_vocab_size: int, target_vocab_size: int, band_bytes: int = BAND_BYTES
     ) -> None:
         self._height = source_vocab_size
-        self._width = target_vocab_size
         self._band_bytes = band_bytes
-        self._keys = np.empty(0, np.int64)
-        self._counts = np.empty(0, np.int64)
-        self._pending: list[npt.NDArray[np.int64]] = []
+        self._pairs = DistinctPairs(target_vocab_size)
 
     def add(
         self,
@@ -76,25 +74,17 @@ class MatchCounts:
         steps = np.arange(beside.sum()) - np.repeat(np.cumsum(beside) - beside, beside)
         rows = np.repeat(first, beside) + steps
         source = source_ids[rows].astype(np.int64)
-        self._pending.append(source * self._width + np.repeat(target_ids, beside))
+        self._pairs.note(source, np.repeat(target_ids, beside).astype(np.int64))
 
     def merge(self) -> None:
         """Fold what was added into the counts; memory is that of the distinct pairs."""
-        if not self._pending:
-            return
-        found, counts = np.unique(np.concatenate(self._pending), return_counts=True)
-        self._pending = []
-        both = np.concatenate((self._keys, found))
-        weights = np.concatenate((self._counts, counts))
-        self._keys, rows = np.unique(both, return_inverse=True)
-        self._counts = np.bincount(rows, weights).astype(np.int64)
+        self._pairs.merge()
 
     def pairs(
         self,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Source tokens, target tokens and counts of the distinct pairs."""
-        self.merge()
-        return self._keys // self._width, self._keys % self._width, self._counts
+        return self._pairs.counts()
 
     def token_map(
         self, nearest: npt.NDArray[np.int32], source: Vocabulary, target: Vocabulary

@@ -23,6 +23,7 @@ from string import Template
 from typing import Any
 
 from align.view import Row, Span, Token, ViewedSegment, ViewedSource
+from launch.visible import quoted, visible
 from store_schema.layout import Origin
 
 SEEN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
@@ -58,7 +59,8 @@ def page(view: ViewedSegment, position: int) -> str:
 def script_digest(html: str) -> str:
     """What a content security policy names the page's script by."""
     found = re.search(r"<script>(.*?)</script>", html, re.DOTALL)
-    assert found is not None, "the template has a script"
+    if found is None:
+        raise RuntimeError("the template has no script")
     return base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
 
 
@@ -341,55 +343,3 @@ def shown(token: Token) -> str:
 
 
 # ------------------------------------------------------------------------------- text made visible
-# As in store_tools.visible, which both rooms could take from launch.
-
-
-def visible(text: str | bytes) -> str:
-    r"""What cannot be seen becomes an escape like Python's: \n, \x00, \u202e."""
-    data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")
-    parts = data.split(b"\\")  # a backslash of the text is told from one for a broken byte
-    decoded = "\\\\".join(part.decode(errors="backslashreplace") for part in parts)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in decoded)
-
-
-def quoted(data: bytes) -> str:
-    """A token in quotes, so that spaces are seen."""
-    text = visible(data).replace('"', '\\"')
-    # A mark that joins the character before it would join the quote.
-    if text and unicodedata.category(text[0]) in ("Mn", "Mc", "Me"):
-        text = "\u25cc" + text
-    return f'"{text}"'
-
-
-def width(text: str) -> int:
-    """Columns that a terminal gives to printable text."""
-    return sum(map(_width, text))
-
-
-def _width(character: str) -> int:
-    if character.isascii():
-        return 1
-    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    if "\u1160" <= character <= "\u11ff":  # vowels and finals join the consonant before them
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def cut(text: str, columns: int) -> str:
-    """Text in at most `columns` columns, with an ellipsis where something was left out."""
-    if width(text) <= columns:
-        return text
-    kept, used = [], 0
-    for character in text:
-        used += _width(character)
-        if used > columns - 1:
-            break
-        kept.append(character)
-    return "".join(kept) + "…"
-
-
-def padded(text: str, columns: int) -> str:
-    """Text cut or filled with spaces to exactly `columns` columns."""
-    text = cut(text, columns)
-    return text + " " * (columns - width(text))

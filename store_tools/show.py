@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from launch.visible import visible
 from store_schema.answers import TEXT_ARRAYS, StoredAnswer, read_answers
 from store_schema.errors import ConfigError, CorruptionError, MissingError
 from store_schema.layout import Arrays, Finish, Origin
@@ -18,7 +19,6 @@ from store_schema.location import storage_errors
 from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
 from store_schema.vocabulary import Vocabulary
 from store_tools.places import SoundReader, StorePlace, planned_shard
-from store_tools.visible import visible
 
 LISTED = 20
 

@@ -12,10 +12,10 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from launch.visible import JOINERS, quoted, visible
 from store_schema.layout import Origin
 from store_tools.show import Position, ShownSegment
 from store_tools.show_text import ending, share
-from store_tools.visible import JOINERS, quoted, visible
 
 LEVELS = (0.5, 0.1, 0.02, 0.002, 0.0001)
 """A token is coloured the stronger the fewer of these its probability reaches."""

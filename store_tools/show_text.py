@@ -6,9 +6,9 @@ import math
 
 import click
 
+from launch.visible import cut, padded, quoted, visible, width
 from store_schema.layout import Finish
 from store_tools.show import Listed, Position, ShownAnswer, ShownSegment
-from store_tools.visible import cut, padded, quoted, visible, width
 
 _TOKEN_COLUMNS = 20
 _GAP = "  "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from store_tools.visible import padded, visible, width
+from launch.visible import padded, visible, width
 
 _EXTRA_FIGURES = {
     "entropy": ("full_entropy_nats_per_position", "full entropy"),

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from align.cli import align
 from align.view import Row, Span, Token, ViewedSource, find_shard, read_view, row_number
-from align.view_page import clusters, cut_text, padded, quoted, share, text_html, visible, width
+from align.view_page import clusters, cut_text, share, text_html
+from launch.visible import padded, quoted, visible, width
 from store_schema.config import load_run
 from store_schema.errors import CorruptionError, MissingError
 from store_schema.layout import Arrays, Kind, Origin

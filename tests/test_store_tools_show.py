@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.visible import cut, padded, quoted, visible, width
 from store_schema.layout import Kind
 from store_schema.location import open_location
 from store_schema.plan import Plan, Segment
@@ -26,7 +27,6 @@ from store_tools.show import (
 )
 from store_tools.show_page import level, page
 from store_tools.show_text import segment_text, share
-from store_tools.visible import cut, padded, quoted, visible, width
 from tests.planned_store import (
     TEXTS,
     VOCABULARY,
