@@ -21,7 +21,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from store_schema.compiled import compiled
 
 BAND_BYTES = 32
 """Bytes that two matched tokens may lie apart, at most."""
@@ -32,21 +33,21 @@ _FAR = np.int64(1) << 60
 _BOTH, _SOURCE, _TARGET = 0, 1, 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def set_pattern(table: Any, data: Any, start: int, stop: int) -> None:
     """Note in `table` [256] uint64 where each byte of data[start:stop] (at most 64) stands."""
     for k in range(start, stop):
         table[data[k]] |= _ONE << np.uint64(k - start)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def clear_pattern(table: Any, data: Any, start: int, stop: int) -> None:
     """Undo `set_pattern`."""
     for k in range(start, stop):
         table[data[k]] = _ZERO
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pattern_distance(table: Any, length: int, data: Any, start: int, stop: int) -> int:
     """Edit distance of the `length` bytes in `table` to data[start:stop], one word at a time.
 
@@ -76,7 +77,7 @@ def pattern_distance(table: Any, length: int, data: Any, start: int, stop: int) 
     return distance
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def long_distance(a: Any, a_start: int, a_stop: int, b: Any, b_start: int, b_stop: int) -> int:
     """Edit distance of a[a_start:a_stop] and b[b_start:b_stop] of any length, by the plain table."""
     width = b_stop - b_start
@@ -92,7 +93,7 @@ def long_distance(a: Any, a_start: int, a_stop: int, b: Any, b_start: int, b_sto
     return row[width]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def edit_distance(
     table: Any, a: Any, a_start: int, a_stop: int, b: Any, b_start: int, b_stop: int
 ) -> int:
@@ -116,7 +117,7 @@ def edit_distance(
     return long_distance(a, a_start, a_stop, b, b_start, b_stop)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _band(source_ends: Any, target_ends: Any, width: int) -> tuple[Any, Any]:
     """First and last target token that each source token may meet; both rise, and rows overlap."""
     num_target = len(target_ends)
@@ -135,7 +136,7 @@ def _band(source_ends: Any, target_ends: Any, width: int) -> tuple[Any, Any]:
     return lows, highs
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _moves(
     source_ends: Any, target_ends: Any, text: Any, lows: Any, highs: Any, starts: Any, table: Any
 ) -> Any:
@@ -180,7 +181,7 @@ def _moves(
     return moves
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _match_segment(
     source_ends: Any, target_ends: Any, text: Any, width: int, table: Any, first: Any, last: Any
 ) -> None:
@@ -202,7 +203,7 @@ def _match_segment(
     first[0] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def match_segments(
     segment_rows: Any,
     source_ends: Any,

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from align.dtw import BAND_BYTES, match_segments
 from align.project import join_segments, span_arrays
+from store_schema.compiled import compiled
 from store_schema.errors import MismatchError
 from store_schema.layout import Arrays, row_sums
 from store_schema.tokenizer import EncodedSegment
@@ -241,7 +241,7 @@ def _carry_all(
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _same_tokens(
     segment_rows: Any, ends: Any, ids: Any, text: Any, text_offsets: Any, matched: Any, targets: Any
 ) -> tuple[Any, Any]:
@@ -273,7 +273,7 @@ def _same_tokens(
     return rows, origin
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _carry(
     rows: Any,
     target_ids: Any,
@@ -316,7 +316,7 @@ def _carry(
     return out_offsets, out_ids[:written].copy(), out_mass[:written].copy(), label_mass
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _gather(
     row: int, label: int, source: Any, mapping: Any, options: Any, scratch: Any, touched: Any
 ) -> int:
@@ -357,7 +357,7 @@ def _gather(
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _emit(
     count: int, label: int, limit: int, renormalise: bool, scratch: Any, touched: Any,
     out_ids: Any, out_mass: Any,
@@ -387,7 +387,7 @@ def _emit(
     return kept
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sort(tokens: Any, masses: Any) -> None:
     """Sort token ids in place by falling mass, then by id."""
     if len(tokens) > _SHORT_ROW:

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from align.dtw import (
     WORD_BITS,
@@ -33,6 +32,7 @@ from align.dtw import (
     pattern_distance,
     set_pattern,
 )
+from store_schema.compiled import compiled
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.vocabulary import Vocabulary
 
@@ -236,7 +236,7 @@ def _reachable(wanted: list[bytes], known: Mapping[bytes, int]) -> npt.NDArray[n
     return at_most
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _signatures(data: Any, offsets: Any) -> Any:
     signatures = np.zeros((len(offsets) - 1, 2), np.uint64)
     for row in range(len(offsets) - 1):
@@ -250,13 +250,13 @@ def _signatures(data: Any, offsets: Any) -> Any:
     return signatures
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _pair(first: int, second: int) -> int:
     """A number below 64 for two neighbouring bytes."""
     return ((first * 7919 + second * 104729) >> 3) & 63
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _bits(word: Any) -> Any:
     """Bits that are set (the compiler knows this form)."""
     word = word - ((word >> _ONE) & np.uint64(0x5555555555555555))
@@ -267,7 +267,7 @@ def _bits(word: Any) -> Any:
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _bound(bytes_a: Any, pairs_a: Any, bytes_b: Any, pairs_b: Any) -> int:
     """The edit distance is at least this."""
     lacking = max(_bits(bytes_a & ~bytes_b), _bits(bytes_b & ~bytes_a))
@@ -275,7 +275,7 @@ def _bound(bytes_a: Any, pairs_a: Any, bytes_b: Any, pairs_b: Any) -> int:
     return max(lacking, (broken + 1) // 2)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def spelling_key(
     distance: int, a: Any, a_start: int, a_stop: int, b: Any, b_start: int, b_stop: int, index: int
 ) -> int:
@@ -287,7 +287,7 @@ def spelling_key(
     return (distance << 48) | ((_LONGEST_PREFIX - prefix) << 32) | index
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find(
     rows: Any, data: Any, offsets: Any, signatures: Any, at_most: Any, packed: Any, found: Any
 ) -> None:
@@ -316,7 +316,7 @@ def _find(
             clear_pattern(table, data, start, stop)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scan(
     length: int, row: int, data: Any, start: int, stop: int, signatures: Any, table: Any,
     packed: Any, bound: int, found: Any,

@@ -6,10 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from store_schema.compiled import bare, compiled
+
+SPACE = 32
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def others(ids: Any, entry_offsets: Any, entry_ids: Any, probabilities: Any, labels: Any) -> Any:
     """Factor of each row's entries apart from the real token, and each row's tail.
 
@@ -32,7 +35,7 @@ def others(ids: Any, entry_offsets: Any, entry_ids: Any, probabilities: Any, lab
     return factors, tails
 
 
-@njit(cache=True, nogil=True)
+@bare
 def agrees(data: Any, base: int, text: Any, start: int, stop: int) -> bool:
     """Whether data[base:] begins with text[start:stop]; it is long enough."""
     for offset in range(stop - start):
@@ -41,7 +44,7 @@ def agrees(data: Any, base: int, text: Any, start: int, stop: int) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def longest_label(target_ends: Any) -> int:
     """Bytes of the longest target token, at most."""
     longest, begin = 1, 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from store_schema.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def common_spans(segment_rows: Any, source_ends: Any, target_ends: Any, label_logprobs: Any) -> Any:
     """Spans between bytes where both a source and a target token end.
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from align.dtw import BAND_BYTES, edit_distance, match_segments
 from align.mined import MinedAligner, require_text
 from align.mined_vocabulary import spelling_key
 from align.pair_counts import DistinctPairs
+from store_schema.compiled import compiled
 from store_schema.vocabulary import Vocabulary
 
 
@@ -117,7 +117,7 @@ def _packed(vocabulary: Vocabulary) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
     return np.frombuffer(b"".join(vocabulary.tokens), np.uint8), offsets
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _keys(source_tokens: Any, target_tokens: Any, source: Any, target: Any) -> Any:
     """The order of `mined_vocabulary` for each pair."""
     a, a_offsets = source

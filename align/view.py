@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, MissingError
+from store_schema.find_segment import find_shard, row_number
 from store_schema.guards import REPAIR
 from store_schema.layout import Arrays, Kind, Origin
-from store_schema.location import open_location, storage_errors
-from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
+from store_schema.location import open_location
+from store_schema.plan import Plan, Segment, ShardRecord
 from store_schema.reader import StoreReader
 from store_schema.vocabulary import Vocabulary
 
@@ -363,53 +361,3 @@ def require_position(view: ViewedSegment, position: int) -> None:
             expected=f"0 to {count - 1}" if count else "none, the segment has no tokens",
             got=position,
         )
-
-
-# ------------------------------------------------------------------------------- finding
-# The same lookup as `store show` has in store_tools.show (_find, _row_number, _ids): both rooms could
-# take it from store_schema.
-
-
-def row_number(wanted: str) -> int | None:
-    """A row where digits are given: ids of segments always have a '#'."""
-    return int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 16 else None
-
-
-def find_shard(plan: Plan, wanted: str) -> ShardRecord:
-    """The shard that holds a segment, by the segment's id or row.
-
-    Raises:
-        MissingError: The plan has no such segment.
-        CorruptionError: The segment file is damaged.
-    """
-    row = row_number(wanted)
-    if row is not None and row < plan.record.num_segments:
-        starts = [record.start for record in plan.shards]
-        # Shards without segments begin where the next one does: the last of equals has the row.
-        return plan.shards[bisect_right(starts, row) - 1]
-    if row is None:
-        for record in plan.shards:
-            if wanted in _ids(plan, record):
-                return record
-    raise MissingError(
-        "no such segment",
-        where=plan.location.url,
-        got=ascii(wanted)[1:-1],
-        hint="`logitfuse store show` without --segment lists the first ones",
-    )
-
-
-def _ids(plan: Plan, record: ShardRecord) -> list[str]:
-    """Segment ids of a shard, without reading its texts; the shard found is checked when read."""
-    where = f"{plan.location.url}/{SEGMENTS_FILE}, shard {record.index}"
-    with storage_errors(where), plan.location.open_read(SEGMENTS_FILE) as file:
-        try:
-            table = pq.ParquetFile(file, pre_buffer=False).read_row_group(
-                record.index, columns=["segment_id"]
-            )
-            found: list[str] = table["segment_id"].to_pylist()
-        except (pa.ArrowException, ValueError, IndexError, KeyError) as error:
-            raise CorruptionError(
-                "not readable as Parquet", where=where, got=str(error)[:200], hint=RESTORE
-            ) from error
-    return found

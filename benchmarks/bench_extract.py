@@ -280,25 +280,26 @@ def kills(made: BenchModel, folder: Path) -> dict[str, int]:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="4,096 ids and k = 128 alone.")
+@click.option("--vocab-size", type=click.Choice(list(map(str, SHARDS))), help="This one alone.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/bench", show_default=True)
-def main(quick: bool, out: Path) -> None:
+def main(quick: bool, vocab_size: str | None, out: Path) -> None:
     """Measure, print a table, and one JSON object as the last line."""
     sizes = {4_096: (128,)} if quick else dict.fromkeys(SHARDS, ENTRIES)
+    if vocab_size:
+        sizes = {int(vocab_size): ENTRIES}
     found: dict[str, dict[str, Any]] = {}
     killed: dict[str, int] = {}
-    for vocab_size, entries in sizes.items():
-        made = make_model(
-            out / f"extract-{vocab_size}", vocab_size=vocab_size, num_steps=TRAINING_STEPS
-        )
-        print(f"model of {vocab_size:,} ids: {made.bpb:.3f} bpb on held-out text", flush=True)
+    for size, entries in sizes.items():
+        made = make_model(out / f"extract-{size}", vocab_size=size, num_steps=TRAINING_STEPS)
+        print(f"model of {size:,} ids: {made.bpb:.3f} bpb on held-out text", flush=True)
         for top_k in entries:
             with tempfile.TemporaryDirectory() as name:
                 run_file = write_run(made, Path(name), top_k=top_k)
-                one = {what: in_child(run_file, vocab_size, what) for what in ("speed", "memory")}
-            key = f"{vocab_size}/{top_k}"
+                one = {what: in_child(run_file, size, what) for what in ("speed", "memory")}
+            key = f"{size}/{top_k}"
             found[key] = one["speed"] | {"memory": one["memory"]}
             print(line(key, found[key]), flush=True)
-        if vocab_size == min(sizes) and not quick:
+        if size == min(sizes) and not quick:
             with tempfile.TemporaryDirectory() as name:
                 killed = kills(made, Path(name))
     if killed:

@@ -1,8 +1,8 @@
 """Each source in a child process of its own, one after the other.
 
 Memory is freed between sources, and vLLM's patches of model classes stay in the process that asked
-for them. A pipe is the child's leash: when the parent asks it to stop, or dies, the pipe closes, and
-the child stops before its next batch.
+for them. A pipe is the child's leash: when the parent is asked to stop, it sends the signal's number
+through it, and when it dies the pipe closes; either way the child stops before its next batch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from launch.signals import StopFlag
@@ -96,6 +97,8 @@ def _wait(child: subprocess.Popen[bytes], flag: StopFlag, hand: int) -> int:
                 return child.wait(timeout=0.1)
             except subprocess.TimeoutExpired:
                 if flag.asked and held:
+                    with suppress(BrokenPipeError):  # it has just ended
+                        os.write(hand, bytes([flag.number]))
                     os.close(hand)
                     held = False
     finally:
@@ -114,5 +117,6 @@ def check_leash(flag: StopFlag, leash: int | None) -> None:
         Stopped: Asked to stop; what is committed stays.
     """
     if leash is not None and not flag.asked and select.select([leash], [], [], 0)[0]:
-        flag.ask(signal.SIGTERM)
+        told = os.read(leash, 1)
+        flag.ask(told[0] if told else signal.SIGTERM)
     flag.check()

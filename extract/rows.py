@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from extract.engine import DenseRows
+from store_schema.compiled import compiled
 from store_schema.errors import ModelError
 
 LOGPROB_SLACK = 1e-3
@@ -115,7 +115,7 @@ def _padded(values: npt.NDArray[np.float32], num_positions: int) -> npt.NDArray[
     return padded
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _entries(
     ids_RK: Any,
     logprobs_RK: Any,
@@ -164,7 +164,7 @@ def _entries(
     return stop, _SOUND, 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sort(ids: Any, logprobs: Any) -> None:
     """Sort one row in place by falling log-probability, ties by id."""
     order = np.argsort(ids)

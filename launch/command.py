@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from launch.signals import stopped_in_one_line
 from launch.work import Part, chosen_sources, parse_shards, parse_worker
 from store_schema.config import RunConfig, load_run
 from store_schema.errors import ConfigError, LogitfuseError, StorageError
@@ -19,18 +20,30 @@ logger = logging.getLogger(__name__)
 
 
 class StageGroup(click.Group):
-    """A click group that tells LogitfuseErrors in one line and exits with their code."""
+    """A click group that tells errors, also of usage, in one line and exits with their code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        code: object = None
         try:
-            super().main(*args, **kwargs)
+            with stopped_in_one_line():
+                code = super().main(*args, **kwargs | {"standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.UsageError as error:
+            name = error.ctx.command_path if error.ctx else self.name
+            print(f"error: {error.format_message()} See {name} --help.", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            print(f"error: {error.format_message()}", file=sys.stderr)
+            sys.exit(error.exit_code)
         except LogitfuseError as error:
             print(f"error: {error.line()}", file=sys.stderr)
             sys.exit(error.exit_code)
         except OSError as error:  # files of ours raise StorageError: this is standard output
             print(f"error: output cannot be written: {error.strerror or error}", file=sys.stderr)
             sys.exit(LogitfuseError.exit_code)
-        sys.exit(0)
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def run_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -45,6 +45,11 @@ class StopFlag:
         """Whether a stop was asked for."""
         return self._signal is not None
 
+    @property
+    def number(self) -> int:
+        """Of the first signal that asked; SIGTERM's where none did."""
+        return int(self._signal or signal.SIGTERM)
+
     def check(self) -> None:
         """Raise Stopped if a stop was asked for, StoppedMidway if something was finished before."""
         if self._signal is not None:
@@ -53,6 +58,27 @@ class StopFlag:
                 f"stopped by {self._signal.name}, what is finished is kept",
                 hint="rerun the same command to go on",
             )
+
+
+@contextmanager
+def stopped_in_one_line() -> Iterator[None]:
+    """Raise Stopped wherever the program is when a stop is asked for: while it starts, or in a command
+    that has nothing to finish (main thread only)."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name}", hint="rerun the same command to go on"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

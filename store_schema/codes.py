@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from store_schema.compiled import compiled
 from store_schema.presets import Steps
 
 TAIL_DERIVED, TAIL_ZERO, FIRST_TAIL_CODE = 0, 1, 2
@@ -86,14 +86,14 @@ def encode_rows(
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _code(x: float, step: float, max_step: float, nats: float, code: float) -> float:
     if x < nats:
         return 2.0 / step * (1.0 - np.exp(-x / 2.0))
     return code + (x - nats) / max_step
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _encode_rows(
     logprobs: Any,
     offsets: Any,
@@ -176,7 +176,7 @@ def decode_rows(
     return found
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sort_ties(codes: Any, ranks: Any, offsets: Any) -> Any:
     """Ranks [E] with those of equal code in a row in rising order."""
     out = ranks.copy()
@@ -199,7 +199,7 @@ def sort_ties(codes: Any, ranks: Any, offsets: Any) -> Any:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def place_starts(offsets: Any) -> Any:
     """For each place in a row, how many entries stand at an earlier place of any row: [K+1]."""
     most = 0
@@ -218,7 +218,7 @@ def place_starts(offsets: Any) -> Any:
     return starts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def to_place_major(entries: Any, offsets: Any) -> Any:
     """Entries [E] by place: all rows' first, then all rows' second ones, and so on."""
     out = np.empty_like(entries)
@@ -231,7 +231,7 @@ def to_place_major(entries: Any, offsets: Any) -> Any:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def from_place_major(entries: Any, offsets: Any) -> Any:
     """What `to_place_major` was given."""
     out = np.empty_like(entries)
@@ -244,7 +244,7 @@ def from_place_major(entries: Any, offsets: Any) -> Any:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pack_ids(codes: Any, ranks: Any, offsets: Any) -> tuple[Any, Any]:
     """Rises of the codes, by place [E], and ids [E]: first the ranks of each code's first entry,
     then the distances of the others."""
@@ -273,7 +273,7 @@ def pack_ids(codes: Any, ranks: Any, offsets: Any) -> tuple[Any, Any]:
     return rises, ids
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _decode_rows(
     rises: Any, ids: Any, offsets: Any, tails: Any, ids_by_rank: Any, table: Any, mass: Any
 ) -> tuple[Any, Any, Any, int]:

@@ -222,6 +222,7 @@ def validation_line(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"]) or "(top)"
         value = repr(item["input"])
         shown = value if len(value) <= 60 else value[:57] + "..."
-        what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+        said = item["msg"].removeprefix("Value error, ")
+        what = "unknown key" if item["type"] == "extra_forbidden" else said
         lines.append(f"{key}: {what} (got {shown})")
     return "; ".join(lines)

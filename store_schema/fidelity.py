@@ -35,8 +35,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from store_schema.compiled import compiled_fast
 from store_schema.errors import InputError
 
 TailPolicy = Literal["bucket", "drop", "renormalise"]
@@ -315,7 +315,7 @@ def _sums(figures_RF: npt.NDArray[np.float64], rows: StoredRows, student: bool) 
     )
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@compiled_fast
 def _measure_rows(
     logp_RV: Any,
     p_RV: Any,
@@ -352,7 +352,7 @@ def _measure_rows(
             other_V[ids_E[i]], kept_V[ids_E[i]] = 1.0, 0.0
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@compiled_fast
 def _distances(
     logp_V: Any, p_V: Any, kept_V: Any, other_V: Any, prior_V: Any, log_prior_V: Any, tail: float
 ) -> tuple[float, float]:
@@ -374,7 +374,7 @@ def _distances(
     return log_ratio - mass * np.log(scale), difference / 2
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@compiled_fast
 def _gradients(
     p_V: Any, q_V: Any, kept_V: Any, other_V: Any, tail: float, policy: int
 ) -> tuple[float, float, float]:

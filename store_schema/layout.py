@@ -22,8 +22,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from store_schema.compiled import compiled
 from store_schema.errors import CorruptionError
 
 Kind = Literal["source", "generated", "aligned"]
@@ -249,7 +249,7 @@ def _check_answers(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None
     require(bool(has_tokens[finish == Finish.LENGTH].all()), "cut, but without tokens", "finish")
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def row_masses(logprobs: Any, probabilities: Any, offsets: Any) -> tuple[Any, bool]:
     """Sum of each CSR row's probabilities [N] float64, and whether every row's entries fall.
 

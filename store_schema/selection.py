@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from store_schema.codes import LARGEST_NATS
+from store_schema.compiled import compiled
 from store_schema.layout import Arrays
 from store_schema.presets import Encoding
 
@@ -56,7 +56,7 @@ def _prefixes(
     return kept
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _kept_counts(
     logprobs: Any, offsets: Any, top_p: float, min_entries: int, floor: float, least: float
 ) -> tuple[Any, Any]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from launch.visible import visible
 from store_schema.answers import TEXT_ARRAYS, StoredAnswer, read_answers
-from store_schema.errors import ConfigError, CorruptionError, MissingError
+from store_schema.errors import ConfigError, MissingError
+from store_schema.find_segment import find_shard, row_number
 from store_schema.layout import Arrays, Finish, Origin
-from store_schema.location import storage_errors
-from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
+from store_schema.plan import Plan, Segment
 from store_schema.vocabulary import Vocabulary
 from store_tools.places import SoundReader, StorePlace, planned_shard
 
@@ -191,7 +188,7 @@ def _located(
 ) -> tuple[int, int, Segment | None]:
     """Shard and row of a segment, and the segment where the plan is known."""
     if plan is None:
-        row = _row_number(wanted)
+        row = row_number(wanted)
         if row is None:
             raise ConfigError(
                 "no plan to find a segment's id in",
@@ -201,8 +198,8 @@ def _located(
             )
         return _shard_of_row(reader, row), row, None
     reader.require_plan(plan)
-    record = _find(plan, wanted)
-    row = _row_number(wanted)
+    record = find_shard(plan, wanted)
+    row = row_number(wanted)
     segments = plan.segments(record)
     chosen = (s for s in segments if (s.segment_id == wanted if row is None else s.index == row))
     segment = next(chosen)
@@ -330,48 +327,8 @@ def _listed_without_plan(reader: SoundReader, shard: int, count: int) -> list[Li
     ]
 
 
-def _row_number(wanted: str) -> int | None:
-    """A row where digits are given: ids of segments always have a '#'."""
-    return int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 16 else None
-
-
 def _shard_of_row(reader: SoundReader, row: int) -> int:
     for shard in sorted(reader.commits):
         if row in reader.read(shard, ("segment_ids",))["segment_ids"]:
             return shard
     raise MissingError("no such segment", where=reader.location.url, got=f"row {row}")
-
-
-def _find(plan: Plan, wanted: str) -> ShardRecord:
-    """The shard that holds a segment."""
-    row = _row_number(wanted)
-    if row is not None and row < plan.record.num_segments:
-        starts = [record.start for record in plan.shards]
-        # Shards without segments begin where the next one does: the last of equals has the row.
-        return plan.shards[bisect_right(starts, row) - 1]
-    if row is None:
-        for record in plan.shards:
-            if wanted in _ids(plan, record):
-                return record
-    raise MissingError(
-        "no such segment",
-        where=plan.location.url,
-        got=visible(wanted),
-        hint="without --segment the command lists the first ones",
-    )
-
-
-def _ids(plan: Plan, record: ShardRecord) -> list[str]:
-    """Segment ids of a shard, without reading its texts; the shard found is checked when read."""
-    where = f"{plan.location.url}/{SEGMENTS_FILE}, shard {record.index}"
-    with storage_errors(where), plan.location.open_read(SEGMENTS_FILE) as file:
-        try:
-            table = pq.ParquetFile(file, pre_buffer=False).read_row_group(
-                record.index, columns=["segment_id"]
-            )
-            found: list[str] = table["segment_id"].to_pylist()
-        except (pa.ArrowException, ValueError, IndexError, KeyError) as error:
-            raise CorruptionError(
-                "not readable as Parquet", where=where, got=str(error)[:200], hint=RESTORE
-            ) from error
-    return found

@@ -239,6 +239,13 @@ def test_a_tokenizer_aligned_with_itself_changes_nothing(name: str) -> None:
     checked = 0
     for d in range(len(texts)):
         begin = 0
+        begins, label = (
+            mapping.pieces.offsets[:-1],
+            int(rows["token_ids"][rows["token_offsets"][d]]),
+        )
+        others = set(_row(rows, int(rows["token_offsets"][d]))) - {label}
+        if any(mapping.pieces.start[begins[token]] == label for token in others):
+            continue  # two spellings of a beginning: the other one may go on after the label
         for j in range(*rows["token_offsets"][d : d + 2]):
             if begin > 0:
                 known, found = _row(rows, j), _row(result, j)

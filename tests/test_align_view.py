@@ -19,11 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.cli import align
-from align.view import Row, Span, Token, ViewedSource, find_shard, read_view, row_number
+from align.view import Row, Span, Token, ViewedSource, read_view
 from align.view_page import clusters, cut_text, share, text_html
 from launch.visible import padded, quoted, visible, width
 from store_schema.config import load_run
 from store_schema.errors import CorruptionError, MissingError
+from store_schema.find_segment import find_shard, row_number
 from store_schema.layout import Arrays, Kind, Origin
 from store_schema.location import open_location
 from store_schema.plan import Plan, Segment, write_plan

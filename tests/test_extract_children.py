@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from extract.children import SMALLER_STEPS, run_children
+from extract.children import SMALLER_STEPS, _wait, check_leash, run_children
 from extract.engine import EngineMemoryError
 from extract.planning import plan_location
 from extract.run import LEAST_STEP_TOKENS, halved, run_source
 from extract.sources import check_source
-from launch.signals import StopFlag
+from launch.signals import STOP_SIGNALS, StopFlag
 from launch.work import Part, Worker
 from store_schema.config import load_run
-from store_schema.errors import ModelError
+from store_schema.errors import ModelError, Stopped
 from store_schema.plan import Plan
 from tests.extract_runs import ok, write_run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -84,6 +89,37 @@ def test_a_killed_child_is_told(run_file: Path, children: list[int]) -> None:
     Path(sys.executable).write_text("#!/bin/sh\nkill -9 $$\n")
     with pytest.raises(ModelError, match=r"the process that runs code was killed.*SIGKILL"):
         run(run_file, [0], ("code",))
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_child_tells_the_signal_that_its_parent_got(number: signal.Signals) -> None:
+    """The parent sends it through the leash; the child is Python that waits for it."""
+    script = (
+        "import sys, time\nfrom extract.children import check_leash\n"
+        "from launch.signals import STOP_SIGNALS, StopFlag\nflag = StopFlag()\n"
+        "for _ in range(600):\n    check_leash(flag, int(sys.argv[1]))\n    time.sleep(0.05)\n"
+    )
+    leash, hand = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(leash)], pass_fds=[leash],
+        stderr=subprocess.PIPE, cwd=REPOSITORY,
+    )  # fmt: skip
+    os.close(leash)
+    flag = StopFlag()
+    flag.ask(number)
+    with child:
+        assert _wait(child, flag, hand) == 1
+        assert child.stderr is not None
+        assert f"stopped by {number.name}," in child.stderr.read().decode()
+
+
+def test_a_child_whose_parent_died_stops() -> None:
+    leash, hand = os.pipe()
+    check_leash(StopFlag(), leash)
+    os.close(hand)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        check_leash(StopFlag(), leash)
+    os.close(leash)
 
 
 def test_steps_are_halved_down_to_the_least(

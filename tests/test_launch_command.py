@@ -132,8 +132,36 @@ def test_bad_work_options(
 ) -> None:
     seen: list[Any] = []
     assert _call(_working(seen), "go", str(file), *words) == 2
-    assert fact in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert fact in errors
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
     assert not seen
+
+
+def test_usage_ends_in_one_line_and_says_where_help_is(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _call(_working([]), "go", str(file), "--fly") == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: No such option")
+    assert errors.endswith(" --help.\n")
+    assert errors.count("\n") == 1
+    assert _call(main, "train") == 2  # no command: help
+    assert "Usage: " in "".join(capsys.readouterr())
+
+
+def test_a_command_gives_its_own_exit_code() -> None:
+    @click.group(cls=StageGroup)
+    def group() -> None:
+        pass
+
+    @group.command()
+    @click.pass_context
+    def leave(context: click.Context) -> None:
+        context.exit(7)
+
+    assert _call(group, "leave") == 7
 
 
 @pytest.mark.parametrize(

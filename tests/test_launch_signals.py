@@ -25,6 +25,11 @@ from launch.signals import stop_on_signals
 def main(): pass
 
 @main.command()
+def starts():
+    print("ready", flush=True)
+    time.sleep(60)
+
+@main.command()
 def work():
     with stop_on_signals() as stop:
         print("ready", flush=True)
@@ -32,8 +37,9 @@ def work():
             time.sleep(0.05 if sys.argv[2] == "hears" else 30)
             stop.check()
 
-sys.argv = [sys.argv[0], "work", sys.argv[1]]
-main(args=["work"])
+command = "starts" if sys.argv[1] == "starts" else "work"
+sys.argv = [sys.argv[0], command, sys.argv[1]]
+main(args=[command])
 """
 
 
@@ -48,6 +54,15 @@ def _start(how: str) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_while_a_stage_starts_ends_in_one_line_too(number: signal.Signals) -> None:
+    process = _start("starts")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert errors == f"error: stopped by {number.name}; rerun the same command to go on\n"
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

@@ -1,0 +1,75 @@
+"""Machine code that is kept must be of the code as it stands, whichever file was changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from numba import config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CALLEE = (
+    "from store_schema.compiled import compiled\n@compiled\ndef number(x):\n    return x + {}\n"
+)
+CALLER = (
+    "from store_schema.compiled import bare\nfrom room.callee import number\n"
+    "@bare\ndef twice(x):\n    return 2 * number(x)\n"
+)
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    folder = tmp_path / "room"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "callee.py").write_text(CALLEE.format(1))
+    (folder / "caller.py").write_text(CALLER)
+    return folder
+
+
+def call(room: Path, **more: str) -> tuple[int, int]:
+    """What `twice(1)` gives in a new process, and how many signatures came from the kept code."""
+    script = (
+        "from room.caller import twice\nprint(twice(1))\n"
+        "print(sum(twice.stats.cache_hits.values()) if twice._cache.cache_path else 0)\n"
+    )
+    paths = os.pathsep.join((str(room.parent), str(REPOSITORY)))
+    environment = os.environ | {"PYTHONPATH": paths} | more
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    value, hits = map(int, done.stdout.split())
+    return value, hits
+
+
+def test_a_change_in_a_callee_is_seen_by_its_callers(room: Path) -> None:
+    assert call(room) == (4, 0)
+    assert call(room) == (4, 1)
+    when = (room / "caller.py").stat()
+    (room / "callee.py").write_text(CALLEE.format(2))
+    os.utime(room / "caller.py", ns=(when.st_atime_ns, when.st_mtime_ns))
+    assert call(room) == (6, 0)
+    kept = list((room / "__pycache__").glob("compiled-*"))
+    assert len(kept) == 1, "code of the former state is removed"
+
+
+def test_where_nothing_can_be_written_code_is_compiled_anew(room: Path, tmp_path: Path) -> None:
+    (room / "__pycache__").write_text("a file in the way")
+    home = tmp_path / "home"
+    home.write_text("and another")
+    assert call(room, HOME=str(home)) == (4, 0)
+
+
+def test_the_home_folder_is_next(room: Path, tmp_path: Path) -> None:
+    (room / "__pycache__").write_text("a file in the way")
+    assert call(room, HOME=str(tmp_path)) == (4, 0)
+    assert call(room, HOME=str(tmp_path)) == (4, 1)
+
+
+def test_other_users_of_numba_keep_their_own_place() -> None:
+    import store_schema.compiled  # noqa: F401
+
+    assert "compiled-" not in config.CACHE_DIR
