@@ -62,6 +62,8 @@ from tests.tokenizer_zoo import CHANGING, FAMILIES  # noqa: E402
 NUM_ENTRIES = 25
 SMOOTHING = 5.0
 """Occurrences that the unigram distribution counts for in every bigram row."""
+COUNTED_BYTES, QUICK_COUNTED_BYTES = 3_000_000, 500_000
+"""Of text that continuations are counted on."""
 MAX_ENTRIES = 64
 PRIOR = 4.0
 """`align.continuation_prior`'s default."""

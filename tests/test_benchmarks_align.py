@@ -15,21 +15,20 @@ BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
 
 import align_fusellm  # noqa: E402 - after the path
-from align_pairs import SMOOTHING, Bigrams, Pair, as_segments, cjk_text, cut, emoji_text  # noqa: E402
-from align_student import gain_kept, summary  # noqa: E402
-from bench_align import (  # noqa: E402
-    LEAST_TAIL,
+from align_coverage import coverage_of  # noqa: E402
+from align_pairs import (  # noqa: E402
     MAX_ENTRIES,
-    Pool,
-    Work,
-    charged_nats,
-    counted_rows,
-    coverage_of,
-    plain_arguments,
-    pool_of,
-    run,
-    time_limit,
+    SMOOTHING,
+    Bigrams,
+    Pair,
+    as_segments,
+    cjk_text,
+    cut,
+    emoji_text,
 )
+from align_pools import LEAST_TAIL, Pool, charged_nats, counted_rows, pool_of  # noqa: E402
+from align_speed import Work, plain_arguments, run, time_limit  # noqa: E402
+from align_student import gain_kept, summary  # noqa: E402
 
 from align.method import BytesAligner  # noqa: E402
 from store_schema.layout import Arrays, check_shard, row_sums  # noqa: E402
