@@ -26,7 +26,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "vllm": {"extract/vllm_engine.py"},
     "accelerate": {"fuse_train", "fuse_eval"},
-    "numba": {"align", "store_schema", "extract/rows.py"},
+    "numba": {"store_schema/compiled.py"},
     "jinja2": {"fuse_eval"},
 }
 """Packages that only these rooms or files may import."""
