@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types tests test-slurm corpus plan extract align pool train evaluate report bench-demo bench-store bench-extract bench-align bench-align-student fuzz-store clean help
+.PHONY: demo test check lint types tests test-slurm corpus plan extract align pool train evaluate report bench-demo bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -126,6 +126,14 @@ bench-align: $(READY)
 # What a student keeps of a source's gain through alignment (needs the machine alone).
 bench-align-student: $(READY)
 	$(BIN)/python benchmarks/align_student.py
+
+# Selectors on held-out text: does the network beat hedge, the best source and fixed weights?
+bench-select: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_select.py
+
+# The fused step beside a plain step on ground truth alone and beside the dense way.
+bench-train: $(READY)
+	$(BIN)/python benchmarks/bench_train.py
 
 # A million damaged and hostile files against every decoder.
 fuzz-store: $(READY)

@@ -79,7 +79,7 @@ def pool_report(content: dict[str, Any]) -> str:
     named = {"target now": content["target_bpb"]}
     named |= {f"{source} alone": values for source, values in content["alone_bpb"].items()}
     for selector, values in content["pool_bpb"].items():
-        hindsight = " (hindsight)" if selector == "min_ce" else ""
+        hindsight = " (hindsight)" if selector in content.get("hindsight", ()) else ""
         named[f"pool {selector}{hindsight}"] = values
     title = (
         f"pools on split {content['split']} (bits per byte), on the rows that every source knows: "

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from store_schema.config import SectionModel
 
-PoolSelector = Literal["uniform", "static", "min_ce", "asn"]
+PoolSelector = Literal["uniform", "static", "min_ce", "avg_ce", "hedge", "asn", "constant", "bayes"]
 
 
 class EvaluateSection(SectionModel):
@@ -20,9 +20,9 @@ class EvaluateSection(SectionModel):
     """Split of the plan whose segments are scored. No stage before has trained on it."""
     sources: bool = True
     """Whether each source is scored too. Off saves loading them where they are large."""
-    pool_selectors: tuple[PoolSelector, ...] = ("uniform", "min_ce", "asn")
-    """Selectors whose pools are estimated before training; 'static' takes the weights of the train
-    section."""
+    pool_selectors: tuple[PoolSelector, ...] = ("uniform", "min_ce", "avg_ce", "hedge", "asn")
+    """Selectors whose pools are estimated before training, with the train section's settings; those
+    that learn are trained on its training split, bayes searches on its validation split."""
     bootstrap_samples: int = Field(default=2000, ge=200, le=100_000)
     """Resamples behind each confidence interval."""
     bootstrap_unit: Literal["document", "segment"] = "document"

@@ -102,8 +102,9 @@ def pool_lines(pool: Mapping[str, Any]) -> list[str]:
     Args:
         pool: Content of pool.json.
     """
-    # min_ce looks at the labels before it chooses: no pool that can be trained on a plan is that.
-    honest = {s: mean_of(v) for s, v in pool["pool_bpb"].items() if s != "min_ce" and v}
+    # Some look at the labels before they choose: no pool that can be trained on a plan is that.
+    seen = pool.get("hindsight", ())
+    honest = {s: mean_of(v) for s, v in pool["pool_bpb"].items() if s not in seen and v}
     alone = {source: mean_of(v) for source, v in pool["alone_bpb"].items() if v}
     if not honest or not alone:
         return ["No row of this split has a known probability under every source."]

@@ -308,7 +308,7 @@ def _pool_section(pool: Mapping[str, Any]) -> Section:
     named: dict[str, Mapping[str, float]] = {"target now": pool["target_bpb"]}
     named |= {f"{source} alone": values for source, values in pool["alone_bpb"].items()}
     for selector, values in pool["pool_bpb"].items():
-        hindsight = " (hindsight)" if selector == "min_ce" else ""
+        hindsight = " (hindsight)" if selector in pool.get("hindsight", ()) else ""
         named[f"pool {selector}{hindsight}"] = values
     caption = f"Bits per byte of the label on split {pool['split']}, same rows for all"
     tables = [figure_table(caption, "", named, against="target now")]

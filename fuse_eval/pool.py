@@ -1,7 +1,8 @@
 """What pools of the sources would score, from the aligned stores alone, before any training.
 
 All figures of an estimate are taken on the same rows: target tokens whose probability every source
-knows, that at least one source covers, and that the target itself has a distribution for. They say
+knows, that at least one source covers, and that the target itself has a distribution for; of spans
+(fuse_train/pools.py) that hold nothing else. They say
 whether fusing can pay, which selector to take and which source to drop. What they do not say is how
 much of the pool a target of its size can learn.
 
@@ -11,9 +12,8 @@ Shape suffixes: B segments, T rows, M sources, N positions of a shard.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,16 @@ from fuse_eval.findings import mean_of
 from fuse_train.batch import collate
 from fuse_train.config import TrainSection
 from fuse_train.samples import AlignedSamples, DecodedShard
-from fuse_train.selector_training import PoolSums, new_selector, pool_nll, train_selector
-from fuse_train.selectors import Selector, SourceView, build_selector
-from fuse_train.stream import SampleStream, StreamOptions
+from fuse_train.selector_start import SelectorStart
+from fuse_train.selector_training import PoolSums, pool_nll
+from fuse_train.selectors import FIXED, Selector, SourceView, build_selector
+from fuse_train.stream import SampleStream
 from launch.progress import Progress
 from launch.signals import StopFlag
+from store_schema.layout import Origin
 
 DEFAULT_ASN_STEPS = 300
-"""Steps of the estimate's ASN where the run itself does not pretrain one."""
+"""Steps of the estimate's selectors where the run itself does not pretrain one."""
 
 _BATCH_SEGMENTS = 64
 
@@ -64,9 +66,7 @@ class WithoutSource(Selector):
 
     def forward(self, view: SourceView) -> torch.Tensor:
         kept = [m for m in range(view.covered_BTM.shape[-1]) if m != self.index]
-        seen = SourceView(
-            view.covered_BTM[..., kept], view.features_BTMF[:, :, kept], view.source_bpb_BM[:, kept]
-        )
+        seen = view.of_sources(kept)
         weights_BTM = torch.zeros(view.covered_BTM.shape, device=view.covered_BTM.device)
         weights_BTM[..., kept] = self.selector(seen)
         return weights_BTM
@@ -88,75 +88,64 @@ class PoolEstimate:
 
 
 def pool_selectors(
-    section: EvaluateSection, train: TrainSection, sources: Sequence[str], asn: Selector | None
+    section: EvaluateSection,
+    train: TrainSection,
+    sources: Sequence[str],
+    made: Mapping[str, Selector],
 ) -> dict[str, Selector]:
     """Selectors of the estimate by name; 'static' also where the train section has its weights.
 
     Args:
         section: Which are asked for.
-        train: Static weights.
+        train: Static weights, rates.
         sources: Names in the run file's order.
-        asn: The trained one, if it is asked for.
+        made: From `learned_selectors`.
     """
     names: list[PoolSelector] = [
-        name for name in section.pool_selectors if name not in ("asn", "static")
+        name for name in section.pool_selectors if name != "static" and name not in made
     ]
     if train.static_weights and ("static" in section.pool_selectors or train.selector == "static"):
         names.append("static")
     found: dict[str, Selector] = {
         name: build_selector(train.model_copy(update={"selector": name}), sources) for name in names
     }
-    return found if asn is None else found | {"asn": asn}
+    return found | dict(made)
 
 
-def estimate_asn(
-    samples: AlignedSamples,
-    domains: tuple[str, ...],
+def learned_selectors(
+    section: EvaluateSection,
     train: TrainSection,
+    stream: SampleStream,
+    valid: Callable[[], AlignedSamples],
     *,
     seed: int,
     device: torch.device,
     stop: StopFlag,
-) -> Selector:
-    """The ASN of the estimate: the run's own recipe on the stores of the training split.
+) -> dict[str, Selector]:
+    """Those of the asked selectors that learn or are searched for, by the run's own recipe.
 
     Args:
-        samples: Stores opened for the training split.
-        domains: Names of all domains of the run.
+        section: Which are asked for.
         train: The recipe.
+        stream: Of the training split.
+        valid: Opens the stores for the split that `bayes` searches on.
         seed: Of the run.
         device: To train on.
         stop: Asked between steps.
     """
-    if train.asn.start_from is not None:
-        selector = new_selector(train.asn, seed)
-        selector.load(Path(train.asn.start_from))
-        return selector.eval()
-    steps = train.asn.pretrain_steps or DEFAULT_ASN_STEPS
-    recipe = train.asn.model_copy(update={"pretrain_steps": steps})
-    size = recipe.pretrain_batch_segments
-    options = StreamOptions(
-        seed=seed,
-        batch_segments=size,
-        micro_batch_segments=size,
-        shuffle_shards=train.shuffle_shards,
-        cache_gib=train.cache_gib,
-    )
-    stream = SampleStream(samples, options, domains, with_entries=False)
-    with Progress("train selector", steps, unit="step") as progress:
-
-        def on_step(step: int, loss: float) -> None:
-            stop.check()
-            progress.add(1, f"pool {loss:.4f} nats")
-
-        return train_selector(
-            stream,
-            recipe,
-            seed=seed,
-            feedback_weight=train.feedback_weight,
-            on_step=on_step,
-            device=device,
-        ).cpu()
+    made: dict[str, Selector] = {}
+    for name in section.pool_selectors:
+        if name in FIXED:
+            continue
+        asn = train.asn
+        if name != train.selector and name != "asn":
+            asn = asn.model_copy(update={"start_from": None, "frozen": False})
+        asn = asn.model_copy(update={"pretrain_steps": asn.pretrain_steps or DEFAULT_ASN_STEPS})
+        recipe = train.model_copy(update={"selector": name, "asn": asn})
+        start = SelectorStart(recipe, seed, stream, valid, device, stop.check)
+        given = name == "bayes" or asn.start_from is not None
+        made[name] = (start.make() if given else start.trained()).eval().cpu()
+    return made
 
 
 def estimate(
@@ -207,11 +196,24 @@ def common_rows(
         known_N &= ~np.isnan(arrays["label_logprobs"])
         covered_N |= np.diff(arrays["entry_offsets"]) > 0
     known_N &= covered_N
+    known_N &= _whole_spans(shard, known_N)
     hidden = tuple(
         arrays | {"label_logprobs": np.where(known_N, arrays["label_logprobs"], np.float32("nan"))}
         for arrays in shard.sources
     )
     return replace(shard, sources=hidden), known_N
+
+
+def _whole_spans(shard: DecodedShard, known_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Rows [N] of the spans whose rows are all known: pools are weighed span by span."""
+    begins_N = np.ones(len(known_N), bool)
+    for arrays in shard.sources:
+        begins_N &= arrays["origin"] != Origin.INSIDE
+    offsets = shard.token_offsets
+    begins_N[offsets[:-1][np.diff(offsets) > 0]] = True
+    span_N = np.cumsum(begins_N) - 1
+    whole = np.bincount(span_N, ~known_N) == 0
+    return np.asarray(whole[span_N], bool)
 
 
 def _add_shard(
@@ -255,19 +257,19 @@ def asked_selectors(named: Mapping[str, Selector], sources: Sequence[str]) -> di
     if len(sources) > 1:
         for name in ("uniform", "asn"):
             for i, source in enumerate(sources):
-                if name in named:
+                if name in named and not named[name].bound:
                     asked[f"{name} without {source}"] = WithoutSource(named[name], i)
     return asked
 
 
 def estimate_record(
-    found: PoolEstimate, named: Sequence[str], sources: Sequence[str]
+    found: PoolEstimate, named: Mapping[str, Selector], sources: Sequence[str]
 ) -> dict[str, Any]:
     """The estimate in bits per byte, JSON-like.
 
     Args:
         found: Sums by the names of `asked_selectors`.
-        named: Selectors.
+        named: Selectors by name.
         sources: Names.
     """
     first = found.pools[f"alone {sources[0]}"]
@@ -295,6 +297,7 @@ def estimate_record(
             for domain, sums in first.items()
         },
         "pool_bpb": {name: bpb[f"pool {name}"] for name in named},
+        "hindsight": [name for name, selector in named.items() if selector.hindsight],
         "alone_bpb": {source: bpb[f"alone {source}"] for source in sources},
         "target_bpb": {d: _bpb(found.target[d], scored[d].num_bytes) for d in scored},
         "source_bpb": {

@@ -14,8 +14,10 @@ from fuse_eval.findings import BEFORE, CONTROL, FUSED
 from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
 from fuse_train.config import TrainSection
 from fuse_train.models import identity
-from fuse_train.run import final_folder
+from fuse_train.run import final_folder, stream_options
 from fuse_train.samples import AlignedSamples, domains_of
+from fuse_train.selectors import FIXED, Selector
+from fuse_train.stream import SampleStream
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig
@@ -146,7 +148,10 @@ def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
             "asn": train.asn.model_dump(mode="json"),
             "train": train.model_dump(
                 mode="json",
-                include={"selector", "static_weights", "feedback_weight", "train_split"},
+                include={
+                    *("selector", "static_weights", "hedge", "bayes"),
+                    *("feedback_weight", "train_split", "valid_split"),
+                },
             ),
             "seed": run.seed,
             "by": __version__,
@@ -174,11 +179,17 @@ def _pool_content(
     domains, device = domains_of(plan), bpb.device_of(section.device)
     segments = bpb.split_segments(plan, section.split)
     samples = AlignedSamples(plan, stores, tokenizer, split=section.split)
-    asn = None
-    if "asn" in section.pool_selectors:
+    made: dict[str, Selector] = {}
+    if not set(section.pool_selectors) <= set(FIXED):
         learnt_from = AlignedSamples(plan, stores, tokenizer, split=train.train_split)
-        asn = pool.estimate_asn(
-            learnt_from, domains, train, seed=run.seed, device=device, stop=stop
+        made = pool.learned_selectors(
+            section,
+            train,
+            SampleStream(learnt_from, stream_options(run, train), domains, with_entries=False),
+            lambda: AlignedSamples(plan, stores, tokenizer, split=train.valid_split),
+            seed=run.seed,
+            device=device,
+            stop=stop,
         )
     target_nats = bpb.model_rows(
         run.target,
@@ -189,7 +200,7 @@ def _pool_content(
         stop=stop,
     )
     sources = list(run.sources)
-    named = pool.pool_selectors(section, train, sources, asn)
+    named = pool.pool_selectors(section, train, sources, made)
     asked = pool.asked_selectors(named, sources)
     found = pool.estimate(samples, domains, sources, asked, target_nats, stop)
-    return pool.estimate_record(found, list(named), sources)
+    return pool.estimate_record(found, named, sources)

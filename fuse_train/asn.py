@@ -1,5 +1,8 @@
 """The adaptive selection network (ASN): a scorer that learns which source to hear where.
 
+`AdaptiveSelector` is what all selectors with parameters share: gates, what is kept of them, files.
+`SharedScorer` is ours; the paper's own network and the constant gate are in gates.py.
+
 Shape suffixes: B segments, T rows, M sources, F features, X inputs of the scorer.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import ValidationError
@@ -15,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fuse_train.config import AsnSection
-from fuse_train.features import FEATURES, PAST_FEATURES
-from fuse_train.selectors import Selector, SourceView, normalised
+from fuse_train.features import FEATURES, HEDGE_START, PAST_FEATURES
+from fuse_train.past import HEDGE_SCALE, OF_SOURCE, SHARED
+from fuse_train.pools import held
+from fuse_train.selectors import Selector, SourceView, covered_softmax, normalised
 from store_schema.config import StrictModel
 from store_schema.errors import CorruptionError, MismatchError, MissingError
 from store_schema.location import storage_errors
@@ -28,66 +34,62 @@ RECORD_FILE = "selector.json"
 class SelectorRecord(StrictModel):
     """What the weights file does not say."""
 
-    hidden_size: int
-    threshold: float
+    kind: str
+    """shared | fusion-x | constant."""
     granularity: str
-    features: tuple[str, ...]
+    features: tuple[str, ...] = ()
     """Columns that are looked at, in order."""
+    hidden_size: int | None = None
+    num_sources: int | None = None
+    """None takes any number."""
 
 
 class AdaptiveSelector(Selector):
-    """One MLP, shared by all sources, scores each from its own features and a summary of the set.
+    """Base of selectors that learn: gates g, and weights w made of them.
 
-    Sharing makes it indifferent to the order of the sources and to their number: it can be asked
-    about sources that it was not trained with.
+        w = g where g > threshold (or the largest g that sum to top_p, or all), the best always;
+            scaled to sum 1
 
-        x_m = [f_m, f_m - mean over covered, max over covered - f_m]
-        g   = softmax over covered of (MLP(x_m) + u . x_m)
-        w   = g where g > threshold, and the largest g; scaled to sum 1
+    The pool loss is taken on gates, so that a source that is dropped now can come back; target,
+    importance and pools see weights.
 
-    Starts as uniform (the last layer is zero) and has a linear path u, so that the Bayes mixture of
-    the sources (log-weights = sums of earlier log-probabilities) is within reach from the start.
-
-    Source: Fusion-X (2505.23844): MLP, softmax, selection by threshold, re-normalisation. Departures:
-    features that do not hold the label instead of the rewards of the whole sequence; one scorer for
-    all sources; it is trained, saved and tested, which the public code's is not.
+    Source: Fusion-X (2505.23844): selection by threshold, re-normalisation. Departure: where no gate
+    is above the threshold the best one stays alone, and equal best gates stay together.
     """
+
+    kind: ClassVar[str]
 
     def __init__(self, section: AsnSection) -> None:
         super().__init__()
-        self.threshold = section.threshold
+        self.cut, self.threshold, self.top_p = section.cut, section.threshold, section.top_p
         self.granularity = section.granularity
-        self.columns = PAST_FEATURES if section.features == "past" else FEATURES
-        width = 3 * len(self.columns)
-        hidden = section.hidden_size
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
-        )
-        self.score = nn.Linear(hidden, 1, bias=False)
-        self.direct = nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(self.score.weight)
-        nn.init.zeros_(self.direct.weight)
 
     def gates(self, view: SourceView) -> torch.Tensor:
         """Softmax g [B, T, M] over covered sources; 0 on rows that no source covers."""
-        features_BTMF = view.features_BTMF[..., : len(self.columns)]
-        covered_BTM = view.covered_BTM
-        if self.granularity == "segment":
-            features_BTMF, covered_BTM = _segment_means(features_BTMF, covered_BTM)
-        inputs_BTMX = with_summary(features_BTMF, covered_BTM)
-        scores_BTM: torch.Tensor = self.score(self.mlp(inputs_BTMX)) + self.direct(inputs_BTMX)
-        scores_BTM = scores_BTM[..., 0]
-        scores_BTM = scores_BTM.expand(view.covered_BTM.shape)
-        # A row without sources gets finite scores first: softmax of -inf alone is NaN, also in
-        # the gradient, however it is masked afterwards.
-        none_BT1 = ~view.covered_BTM.any(-1, keepdim=True)
-        scores_BTM = scores_BTM.masked_fill(~(view.covered_BTM | none_BT1), float("-inf"))
-        return scores_BTM.softmax(-1) * view.covered_BTM
+        raise NotImplementedError
+
+    def record(self) -> SelectorRecord:
+        """What must agree before weights are loaded."""
+        raise NotImplementedError
+
+    @property
+    def hindsight(self) -> bool:
+        return self.granularity == "segment"
 
     def keep(self, gates_BTM: torch.Tensor) -> torch.Tensor:
-        """Weights: gates above the threshold, the largest in any case, scaled to sum 1."""
+        """Weights of the sources that are kept."""
+        if self.cut == "none":
+            return normalised(gates_BTM)
         best_BT1 = gates_BTM.max(-1, keepdim=True).values
-        kept_BTM = (gates_BTM > self.threshold) | (gates_BTM == best_BT1)
+        if self.cut == "threshold":
+            kept_BTM = (gates_BTM > self.threshold) | (gates_BTM == best_BT1)
+        else:
+            ordered_BTM = gates_BTM.sort(-1, descending=True).values
+            before_BTM = ordered_BTM.cumsum(-1) - ordered_BTM
+            wanted_BT1 = self.top_p * gates_BTM.sum(-1, keepdim=True)
+            # The least gate that is still needed: equal gates stay together, whatever their order.
+            last_BT1 = (before_BTM < wanted_BT1).sum(-1, keepdim=True).clamp(min=1) - 1
+            kept_BTM = gates_BTM >= ordered_BTM.gather(-1, last_BT1)
         return normalised(torch.where(kept_BTM, gates_BTM, 0.0))
 
     def forward(self, view: SourceView) -> torch.Tensor:
@@ -95,14 +97,8 @@ class AdaptiveSelector(Selector):
 
     def save(self, folder: Path) -> None:
         """Write weights and record into an existing folder."""
-        record = SelectorRecord(
-            hidden_size=self.score.in_features,
-            threshold=self.threshold,
-            granularity=self.granularity,
-            features=self.columns,
-        )
         with storage_errors(str(folder)):
-            text = json.dumps(record.model_dump(mode="json"), indent=1)
+            text = json.dumps(self.record().model_dump(mode="json"), indent=1)
             (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
             try:
                 save_file(
@@ -125,17 +121,83 @@ class AdaptiveSelector(Selector):
             raise MissingError("no selector", where=folder, hint="train one, or drop start_from")
         try:
             text = (folder / RECORD_FILE).read_text(encoding="utf-8")
-            record = SelectorRecord.model_validate_json(text)
+            theirs = SelectorRecord.model_validate_json(text)
             state = load_file(where)
         except (ValidationError, SafetensorError, UnicodeDecodeError) as error:
             raise CorruptionError("selector unreadable", where=folder, got=error) from error
-        ours = (self.score.in_features, self.granularity, tuple(self.columns))
-        theirs = (record.hidden_size, record.granularity, record.features)
+        ours = self.record()
         if ours != theirs:
             raise MismatchError(
-                "selector was built otherwise", where=folder, expected=ours, got=theirs
+                "selector was built otherwise",
+                where=folder,
+                expected=_differing(ours, theirs),
+                got=_differing(theirs, ours),
+                hint="give train.asn the fields that it was trained with, or train another",
             )
-        self.load_state_dict(state)
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise CorruptionError(
+                "selector's weights do not fit its record", where=where
+            ) from error
+
+
+class SharedScorer(AdaptiveSelector):
+    """One scorer, shared by all sources, reads each one's features and a summary of the set.
+
+    Sharing makes it indifferent to the order of the sources and to their number: it can be asked
+    about sources that it was not trained with.
+
+        x_m = [f_m, f_m - mean over covered, max over covered - f_m, c]
+        g   = softmax over covered of (hedge_m + MLP(x_m) + u . x_m)
+
+    c is what is the same for all sources: where in the text the row is. hedge_m is the log-weight of
+    a hedge with fixed share, so the untrained network is that hedge, and what is learned corrects it.
+
+    Source: Fusion-X (2505.23844): MLP, softmax. Departures: features that do not hold the label
+    instead of the rewards of the whole sequence; one scorer for all sources; it is trained, saved and
+    tested, which the public code's is not.
+    """
+
+    kind = "shared"
+
+    def __init__(self, section: AsnSection) -> None:
+        super().__init__(section)
+        self.columns = PAST_FEATURES if section.features == "past" else FEATURES
+        width = 3 * (len(self.columns) - len(SHARED)) + len(SHARED)
+        hidden = section.hidden_size
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
+        )
+        self.score = nn.Linear(hidden, 1, bias=False)
+        self.direct = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.direct.weight)
+        with torch.no_grad():
+            self.direct.weight[0, self.columns.index(HEDGE_START)] = HEDGE_SCALE
+
+    def gates(self, view: SourceView) -> torch.Tensor:
+        features_BTMF = view.features_BTMF[..., : len(self.columns)]
+        covered_BTM = view.covered_BTM
+        if self.granularity == "segment":
+            features_BTMF, covered_BTM = _segment_means(features_BTMF, covered_BTM)
+        own, rest = len(OF_SOURCE), len(OF_SOURCE) + len(SHARED)
+        of_source = torch.cat([features_BTMF[..., :own], features_BTMF[..., rest:]], -1)
+        shared_BTMX = features_BTMF[..., own:rest]
+        inputs_BTMX = torch.cat([with_summary(of_source, covered_BTM), shared_BTMX], -1)
+        scores_BTM: torch.Tensor = self.score(self.mlp(inputs_BTMX)) + self.direct(inputs_BTMX)
+        scores_BTM = scores_BTM[..., 0]
+        if self.granularity == "span":
+            scores_BTM = held(scores_BTM, view.begins_BT)
+        return covered_softmax(scores_BTM.expand(view.covered_BTM.shape), view.covered_BTM)
+
+    def record(self) -> SelectorRecord:
+        return SelectorRecord(
+            kind=self.kind,
+            granularity=self.granularity,
+            features=self.columns,
+            hidden_size=self.score.in_features,
+        )
 
 
 def with_summary(features_BTMF: torch.Tensor, covered_BTM: torch.Tensor) -> torch.Tensor:
@@ -157,3 +219,9 @@ def _segment_means(
     mean_B1MF = (features_BTMF * mask_BTM1).sum(1, keepdim=True)
     mean_B1MF = mean_B1MF / mask_BTM1.sum(1, keepdim=True).clamp(min=1)
     return mean_B1MF, covered_BTM.any(1, keepdim=True)
+
+
+def _differing(one: SelectorRecord, other: SelectorRecord) -> str:
+    """The fields of one that the other has otherwise."""
+    ours, theirs = one.model_dump(), other.model_dump()
+    return ", ".join(f"{name} {ours[name]}" for name in ours if ours[name] != theirs[name])

@@ -1,9 +1,10 @@
-"""Checkpoints and final folders: written aside, renamed into place, never half there.
+"""Checkpoints: written aside, renamed into place, never half there.
 
     checkpoints/step-000200/            loads with AutoModelForCausalLM as it is
-        config.json, model.safetensors, tokenizer files
+        config.json, model.safetensors  (with LoRA adapter_config.json, adapter_model.safetensors)
+        tokenizer files
         trainer/state.json              sealed: step, stream position, best so far, fingerprint
-        trainer/optimizer.safetensors   moments by parameter number
+        trainer/optimizer.safetensors   state by parameter number
         trainer/selector.safetensors    where the selector has weights
     checkpoints/best-000150/            weights of the best evaluation so far
 
@@ -12,27 +13,21 @@ There is no pickle. Generators have no state to keep: each step seeds them from 
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from fuse_train.asn import AdaptiveSelector
+from fuse_train.folders import discard_folder, publish_folder
+from fuse_train.optimizer import save_optimizer
 from fuse_train.selectors import Selector
 from store_schema import SCHEMA_VERSION
 from store_schema.config import StrictModel
 from store_schema.errors import CorruptionError, MismatchError
-from store_schema.location import storage_errors
 from store_schema.sealed import seal, unseal
 
 STATE_FILE = "trainer/state.json"
@@ -67,65 +62,10 @@ class TrainState(StrictModel):
     """Bits per byte by domain before training."""
     best: BestRecord | None = None
     """None while nothing was evaluated."""
+    stale: int = Field(default=0, ge=0)
+    """Evaluations since the best one."""
     seconds: float = Field(default=0.0, ge=0)
     """Training time so far, over all starts."""
-
-
-@contextmanager
-def write_errors(where: Path) -> Iterator[None]:
-    """StorageError for what disks raise, also through safetensors, which hides the errno."""
-    with storage_errors(str(where)):
-        try:
-            yield
-        except SafetensorError as error:
-            full = "os error 28" in str(error) or "No space" in str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
-
-
-def publish_folder(final: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder aside and rename it to `final`; one that stands there is replaced.
-
-    Args:
-        final: Where it is to be.
-        write: Fills the folder it is given.
-
-    Raises:
-        StorageError: The disk refused; `final` is as it was.
-    """
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-    with write_errors(final):
-        try:
-            temporary.mkdir(parents=True)
-            write(temporary)
-            _flush(temporary)
-            if final.exists():
-                old = final.with_name(f".{final.name}.{uuid.uuid4().hex}.old")
-                final.rename(old)
-                temporary.rename(final)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Force files to the disk, so that the rename cannot outrun them."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed runs left half-written."""
-    if folder.is_dir():
-        with storage_errors(str(folder)):
-            for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
-                shutil.rmtree(path)
 
 
 def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
@@ -139,6 +79,11 @@ def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
 def step_folders(checkpoints: Path) -> dict[int, Path]:
     """Checkpoints by step."""
     return numbered(checkpoints, _STEP_NAME)
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step:06d}"
 
 
 def best_folder(checkpoints: Path, step: int) -> Path:
@@ -176,7 +121,7 @@ def latest_checkpoint(checkpoints: Path, fingerprint: str) -> tuple[Path, TrainS
 def save_checkpoint(
     checkpoints: Path,
     state: TrainState,
-    model: Any,
+    save_weights: Callable[[Path], object],
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
     selector: Selector | None,
@@ -188,14 +133,14 @@ def save_checkpoint(
     Raises:
         StorageError: The disk refused; earlier checkpoints stand.
     """
-    path = checkpoints / f"step-{state.step:06d}"
+    path = step_folder(checkpoints, state.step)
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        save_weights(folder)
         tokenizer.save_pretrained(folder)
         inner = folder / "trainer"
         inner.mkdir()
-        save_file(_optimizer_tensors(optimizer), inner / "optimizer.safetensors")
+        save_optimizer(inner, optimizer)
         if isinstance(selector, AdaptiveSelector):
             selector.save(inner)
         (folder / STATE_FILE).write_bytes(seal(state))
@@ -204,7 +149,7 @@ def save_checkpoint(
     folders = step_folders(checkpoints)
     for step in list(folders)[:-limit]:
         if step != state.step:
-            shutil.rmtree(folders.pop(step))
+            discard_folder(folders.pop(step))
     _drop_unnamed_best(checkpoints, list(folders.values()))
     return path
 
@@ -218,38 +163,4 @@ def _drop_unnamed_best(checkpoints: Path, kept: list[Path]) -> None:
         named.add(None if state.best is None else state.best.step)
     for step, path in numbered(checkpoints, _BEST_NAME).items():
         if step not in named:
-            shutil.rmtree(path)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-
-
-def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put saved moments back into an optimizer over the same parameters.
-
-    Raises:
-        CorruptionError: The file is damaged, or speaks of other parameters.
-    """
-    where = path / "trainer" / "optimizer.safetensors"
-    try:
-        tensors = load_file(where)
-    except (SafetensorError, OSError) as error:
-        raise CorruptionError("optimizer unreadable", where=where, got=error) from error
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
-    saved = [state.get(i, {}).get("exp_avg") for i in range(len(shapes))]
-    if len(state) != len(shapes) or any(
-        moment is None or moment.shape != shape for moment, shape in zip(saved, shapes, strict=True)
-    ):
-        raise CorruptionError("optimizer of other parameters", where=where)
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+            discard_folder(path)

@@ -2,28 +2,69 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fuse_train.processes import is_main, process_count, quiet_beside_main, tells
 from launch.command import StageGroup, run_options, timed_stage
 from store_schema.config import RunConfig
+from store_schema.errors import LogitfuseError
 
 if TYPE_CHECKING:
     from fuse_train.run import Outcome
 
 
-@click.group(cls=StageGroup)
+class TrainGroup(StageGroup):
+    """Tells an error once, whichever of the processes of a training has it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LogitfuseError as error:
+            if not tells(error.line()):
+                sys.exit(error.exit_code)
+            raise
+        except RuntimeError as error:
+            if process_count() == 1 or not _of_another_process(error):
+                raise
+            line = "train: another process ended; its message, or the launcher's, says why"
+            if tells(line):
+                print(line, file=sys.stderr)
+            sys.exit(LogitfuseError.exit_code)
+
+
+def _of_another_process(error: RuntimeError) -> bool:
+    """Whether a collective failed because a process at its other end is gone."""
+    text = str(error)
+    return any(
+        phrase in text for phrase in ("gloo", "Connection closed", "Connection reset", "NCCL")
+    )
+
+
+@click.group(cls=TrainGroup)
 def train() -> None:
     """Train the target on ground truth and the fused sources."""
 
 
 @train.command("run")
 @run_options
-def run_command(run: RunConfig) -> None:
+@click.option(
+    "--allow-partial",
+    is_flag=True,
+    help="Go on where shards of a source, or text of a domain, are missing.",
+)
+def run_command(run: RunConfig, allow_partial: bool) -> None:
     """Train the fused target and its CLM control; goes on where it was stopped."""
     from fuse_train.run import train_run
 
+    if allow_partial:
+        run = _with_train(run, allow_partial=True)
+    if not is_main():
+        quiet_beside_main()
+        train_run(run)
+        return
     with timed_stage(run, "train") as figures:
         outcomes = train_run(run)
         figures.update(_figures(outcomes))
@@ -31,6 +72,27 @@ def run_command(run: RunConfig) -> None:
         if not outcome.fresh:
             print(f"train {outcome.record.label}: complete, nothing to do")
     print(_table(outcomes))
+
+
+@train.command("selector")
+@run_options
+def selector_command(run: RunConfig) -> None:
+    """Train the selector alone, on the stores, and say what its pool would score."""
+    from fuse_train.selector_run import table, train_alone
+
+    with timed_stage(run, "selector") as figures:
+        trained = train_alone(run)
+        figures["fresh"] = trained.fresh
+    print(table(trained))
+    if not trained.fresh:
+        print("train selector: complete, nothing to do")
+
+
+def _with_train(run: RunConfig, **changes: Any) -> RunConfig:
+    from fuse_train.config import TrainSection
+
+    section = run.section("train", TrainSection).model_copy(update=changes)
+    return run.model_copy(update={"sections": run.sections | {"train": section}})
 
 
 def _figures(outcomes: list[Outcome]) -> dict[str, Any]:

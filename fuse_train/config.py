@@ -2,25 +2,78 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fuse_train.loss_config import WHOLE, LossSection
 from store_schema.config import SectionModel, StrictModel
 
-SelectorName = Literal["uniform", "static", "min_ce", "asn"]
+SelectorName = Literal["uniform", "static", "min_ce", "avg_ce", "hedge", "asn", "constant", "bayes"]
 TailPolicy = Literal["bucket", "drop", "renormalise"]
+OptimizerName = Literal[
+    "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"
+]
+ScheduleName = Literal[
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+    "warmup_stable_decay",
+]
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
+
+
+class HedgeSection(StrictModel):
+    """Selector hedge: exponential weights on the log-loss of earlier tokens of the segment."""
+
+    rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """eta; 1 is the Bayes mixture of the sources."""
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Fixed share: how likely the best source changes before a token; 0 for one per segment."""
+
+
+class BayesSection(StrictModel):
+    """Selector bayes: one weight per source, found by Bayesian optimisation on valid text."""
+
+    trials: int = Field(default=60, gt=0)
+    """Weights that are tried."""
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "fusion-x": {
+        "granularity": "segment",
+        "cut": "threshold",
+        "threshold": 0.15,
+        "objective": "fusion",
+        "lr": 1e-3,
+    }
+}
 
 
 class AsnSection(StrictModel):
-    """The adaptive selection network: who is heard, position by position."""
+    """The adaptive selection network: who is heard, position by position; also the constant gate."""
 
+    preset: Literal["fusion-x"] | None = None
+    """fusion-x: the paper's network (rewards of the segment in, M -> 2M -> M -> M) with its threshold
+    0.15, trained through the fusion loss; fields given beside it win. Its feedback weight is 0.5
+    (`train.feedback_weight`), its lambda 0.9 (`train.clm_weight`)."""
     hidden_size: int = Field(default=32, gt=0, le=4096)
     """Width of the scorer's two hidden layers."""
-    threshold: float = Field(default=0.02, ge=0, lt=1)
+    cut: Literal["threshold", "top_p", "none"] = "threshold"
+    """Which sources are kept at a position: those above `threshold`, the fewest whose gates sum to
+    `top_p`, or all; the best one always."""
+    threshold: float = Field(default=0.005, ge=0, lt=1)
     """Sources whose gate is not above it are dropped at that position (the best one never is)."""
-    granularity: Literal["position", "segment"] = "position"
-    """One choice per position from what stands before it, or one per segment in hindsight."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Share of the gates that is kept by cut top_p."""
+    granularity: Literal["span", "position", "segment"] = "span"
+    """One choice where no source is inside a token, kept until the next such place (with one tokenizer
+    for all, every position); one per position; or one per segment, in hindsight."""
     features: Literal["all", "past"] = "past"
     """Whether a row's own distributions are looked at, or only what happened before the row."""
     objective: Literal["pool", "fusion", "both"] = "pool"
@@ -33,6 +86,35 @@ class AsnSection(StrictModel):
     """Segments of one such step."""
     start_from: str | None = None
     """Folder of a trained selector to start from instead of pretraining."""
+    frozen: bool = False
+    """Whether the selector of `start_from` stays as it is while the target is trained."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        name = given.get("preset") if isinstance(given, dict) else None
+        return {**_PRESETS[name], **given} if name in list(_PRESETS) else given
+
+    @model_validator(mode="after")
+    def _frozen_is_trained(self) -> Self:
+        if self.frozen and self.start_from is None:
+            raise ValueError("frozen needs start_from: an untrained selector would stay so")
+        return self
+
+
+class LoraSection(StrictModel):
+    """Low-rank adapters (peft) are trained instead of the weights, which stay as they are."""
+
+    r: int = Field(default=16, gt=0, le=4096)
+    """Rank."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The product of the two matrices is scaled by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On what goes into an adapter."""
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(default="all-linear", min_length=1)
+    """Layers by the end of their names, such as [q_proj, v_proj]; never the head."""
+    four_bit: bool = False
+    """QLoRA: the weights that stay are held in 4 bits (NF4). Needs bitsandbytes and a CUDA device."""
 
 
 class ControlSection(StrictModel):
@@ -61,6 +143,12 @@ class TrainSection(SectionModel):
             "save_total_limit",
             "control",
             "control_overrides",
+            "pack_tokens",
+            "torch_compile",
+            "trackers",
+            "push_to_hub",
+            "hub_private",
+            "allow_partial",
         }
     )
 
@@ -76,17 +164,33 @@ class TrainSection(SectionModel):
     """alpha: weight of the ASN's CV^2 of importance (load balance)."""
     pool_weight: float = Field(default=1.0, ge=0)
     """Weight of the ASN's pool loss."""
+    loss: LossSection = LossSection()
+    """Options of the fusion loss: divergence, temperatures, schedules, which rows, spans."""
     asn: AsnSection = AsnSection()
-    """The adaptive selection network, for selector asn."""
+    """The adaptive selection network, for selector asn; the constant gate takes its steps and rates."""
+    hedge: HedgeSection = HedgeSection()
+    """For selector hedge."""
+    bayes: BayesSection = BayesSection()
+    """For selector bayes."""
 
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Where the cosine ends, as a share of the peak."""
+    """Where cosine_with_min_lr and warmup_stable_decay end, as a share of the peak."""
+    lr_scheduler_type: ScheduleName = "cosine_with_min_lr"
+    """How the learning rate goes after the warm-up, by its name in transformers."""
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of that schedule, such as {num_decay_steps: 100}."""
+    optim: OptimizerName = "adamw_torch_fused"
+    """Optimizer by its name in transformers."""
+    optim_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Put over its defaults, such as {betas: [0.9, 0.99]} or {momentum: 0.9}."""
+    lora: LoraSection | None = None
+    """None trains all weights."""
     warmup_ratio: float = Field(default=0.02, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW's, on matrices only."""
+    """On the target's matrices only."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     epochs: float = Field(default=1.0, gt=0)
@@ -112,6 +216,8 @@ class TrainSection(SectionModel):
     """At most so many segments are evaluated, spread evenly over the split; None takes all."""
     keep_best: bool = True
     """Whether the final weights are those of the best evaluation instead of the last step."""
+    early_stopping_patience: int | None = Field(default=None, gt=0)
+    """End after so many evaluations in a row that are not the best so far; None never does."""
 
     control: bool = True
     """Also train the CLM control: same start, tokens, order and optimizer, no sources."""
@@ -124,16 +230,29 @@ class TrainSection(SectionModel):
     """Decoded shards kept in memory for later passes, in GiB; one window is always kept."""
     prefetch_batches: int = Field(default=2, ge=0)
     """Batches prepared ahead in a thread; 0 prepares them in the loop."""
-    head_chunk_rows: int = Field(default=1024, gt=0)
-    """Rows whose logits exist at one time."""
+    head_chunk_rows: int | None = Field(default=None, gt=0)
+    """Rows whose logits exist at one time; None takes what is quick for vocabulary and device."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    pack_tokens: int | None = Field(default=None, gt=0)
+    """Segments of a micro-batch share rows of at most so many tokens instead of being padded; none sees
+    another. A longer segment has a row of its own. None pads."""
+    torch_compile: Literal["inductor", "aot_eager", "eager"] | None = None
+    """Backend that torch.compile translates the model's body with; None does not compile."""
     log_every: int = Field(default=10, gt=0)
     """Steps between lines for people; the step log has every step."""
     checkpoint_every: int = Field(default=100, gt=0)
     """Steps between checkpoints."""
     save_total_limit: int = Field(default=2, gt=0)
     """Checkpoints kept, newest first."""
+    trackers: tuple[TrackerName, ...] | None = None
+    """Where figures go beside the step log; None is TensorBoard where it is installed, [] nowhere."""
+    push_to_hub: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """Repository of the Hugging Face Hub that gets the fused model's final folder; None pushes none."""
+    hub_private: bool = True
+    """Whether that repository is private if it has to be made."""
+    allow_partial: bool = False
+    """Train although shards of a source, or text of a domain, are missing (docs/training.md)."""
 
     @model_validator(mode="after")
     def _static_weights_fit(self) -> Self:
@@ -144,12 +263,23 @@ class TrainSection(SectionModel):
                 raise ValueError("static_weights must be 0 or more, and not all 0")
         return self
 
+    @model_validator(mode="after")
+    def _divergence_has_its_tail(self) -> Self:
+        if self.loss.divergence in WHOLE and self.tail != "bucket":
+            raise ValueError(f"divergence {self.loss.divergence} needs tail: bucket")
+        return self
+
     def control_section(self) -> TrainSection:
         """The section of the CLM control: nothing that sources have a say in."""
         plain = TrainSection()
         given = self.control_overrides.model_dump(exclude_none=True)
-        fusion = ("selector", "static_weights", "tail", "feedback_weight", "pool_weight", "asn")
+        fusion = (
+            *("selector", "static_weights", "tail", "feedback_weight", "pool_weight"),
+            *("asn", "hedge", "bayes", "loss"),
+        )
         neutral = {name: getattr(plain, name) for name in fusion}
         return self.model_copy(
-            update=neutral | {"clm_weight": 1.0, "selector": "uniform", "control": False} | given
+            update=neutral
+            | {"clm_weight": 1.0, "selector": "uniform", "control": False, "push_to_hub": None}
+            | given
         )

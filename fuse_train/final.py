@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fuse_train.checkpoint import TrainState, best_folder, publish_folder
+from fuse_train.adapters import copy_adapters
+from fuse_train.checkpoint import TrainState, best_folder, step_folder
+from fuse_train.folders import publish_folder
 from fuse_train.model_card import CardFacts, model_card
-from fuse_train.models import load_model
+from fuse_train.models import load_model, own_dtype
+from fuse_train.target import load_trained
 from store_schema import SCHEMA_VERSION
 from store_schema.config import ModelRef, StrictModel
 from store_schema.errors import MismatchError, MissingError
@@ -65,50 +67,86 @@ def read_done(folder: Path, fingerprint: str | None = None) -> DoneRecord | None
     return record
 
 
-def final_weights(
-    model: Any, state: TrainState, checkpoints: Path, target: ModelRef, *, keep_best: bool
-) -> tuple[Any, int, dict[str, float] | None]:
-    """The model that is published, the step its weights are from, and its valid bits per byte.
+@dataclass(frozen=True, slots=True)
+class FinalChoice:
+    """Which weights are published.
+
+    Args:
+        step: They are from; 0 is the untrained target.
+        folder: That holds them; None for the untrained target.
+        bpb: Their valid bits per byte by domain, where they were evaluated.
+    """
+
+    step: int
+    folder: Path | None
+    bpb: dict[str, float] | None
+
+
+def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> FinalChoice:
+    """The best evaluation's weights where they are wanted, else those of the last step.
 
     Raises:
-        MissingError: The best weights were deleted by hand.
+        MissingError: Their folder was deleted by hand.
     """
-    if state.best is None or not keep_best or state.best.step == state.step:
-        same = state.best is not None and state.best.step == state.step
-        return model, state.step, state.best.bpb if same and state.best else None
-    if state.best.step == 0:
-        return load_model(target, where="target"), 0, state.best.bpb
-    folder = best_folder(checkpoints, state.best.step)
-    if not folder.is_dir():
+    best = state.best
+    if best is None or not keep_best or best.step == state.step:
+        same = best is not None and best.step == state.step
+        folder = step_folder(checkpoints, state.step)
+        choice = FinalChoice(state.step, folder, best.bpb if same and best else None)
+    elif best.step == 0:
+        choice = FinalChoice(0, None, best.bpb)
+    else:
+        choice = FinalChoice(best.step, best_folder(checkpoints, best.step), best.bpb)
+    if choice.folder is not None and not choice.folder.is_dir():
         raise MissingError(
-            "weights of the best evaluation are gone",
-            where=folder,
-            hint="delete the checkpoints to train anew, or set train.keep_best to false",
+            "weights to publish are gone",
+            where=choice.folder,
+            hint="delete the checkpoints to train anew",
         )
-    ref = ModelRef(model=str(folder))
-    return load_model(ref, where="the best evaluation"), state.best.step, state.best.bpb
+    return choice
 
 
-def publish_final(
-    folder: Path,
-    model: Any,
+def publish_trained(
+    root: Path,
+    choice: FinalChoice,
+    target: ModelRef,
     tokenizer: Any,
     record: DoneRecord,
     facts: CardFacts,
     resolved_config: str,
-    dtype: torch.dtype,
+    *,
+    adapters: bool,
 ) -> None:
-    """Write the final folder whole.
+    """Write the final folder whole, adapters merged, and the adapters themselves beside it.
+
+    Args:
+        root: `final/` and `adapter/` go below it.
+        choice: Which weights.
+        target: The untrained model.
+        tokenizer: Its own, of transformers.
+        record: Sealed into the folder.
+        facts: For the model card.
+        resolved_config: The run file.
+        adapters: Whether checkpoints hold LoRA adapters alone.
 
     Raises:
         StorageError: The disk refused; nothing is published.
+        ModelError: The weights cannot be read back.
     """
+    if choice.folder is None:
+        model = load_model(target, where="target")
+    else:
+        model = load_trained(target, choice.folder, adapters=adapters)
+    model = model.to(own_dtype(target, model))
 
     def write(place: Path) -> None:
-        model.to(dtype).save_pretrained(place)
+        model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         (place / "README.md").write_text(model_card(facts), encoding="utf-8")
         (place / CONFIG_FILE).write_text(resolved_config, encoding="utf-8")
         (place / DONE_FILE).write_bytes(seal(record))
 
-    publish_folder(folder, write)
+    if adapters and choice.folder is not None:
+        source = choice.folder
+        publish_folder(root / "adapter", lambda place: copy_adapters(source, place))
+    publish_folder(root / "final", write)

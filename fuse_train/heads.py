@@ -20,6 +20,12 @@ from store_schema.errors import ModelError
 PROBE_TOLERANCE = 1e-3
 """Largest difference between our logits and the model's own, relative to their spread."""
 
+CHUNK_BYTES_CPU = 32 << 20
+"""Float32 logits of a chunk on a CPU: about its last-level cache (benchmarks/bench_train.py)."""
+
+CHUNK_BYTES_DEVICE = 512 << 20
+"""The same on a GPU: enough rows to fill it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -55,16 +61,49 @@ def widen(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def default_chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows whose logits exist at one time, where the run file does not say."""
+    size = CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_DEVICE
+    return max(16, size // (4 * vocab_size))
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside a peft wrapper (adapters stay in its layers), or the model."""
+    unwrap = getattr(model, "get_base_model", None)
+    return unwrap() if callable(unwrap) else model
+
+
 def head_of(model: Any, *, where: str) -> Head:
-    """The head of a transformers causal model.
+    """The head of a transformers causal model, also inside a peft wrapper.
+
+    A head that peft trains whole (`modules_to_save`) is a plain matrix and is taken as such. Adapters
+    on the head itself are not: its weight alone would leave them out, silently.
 
     Raises:
-        ModelError: It has no linear output embedding.
+        ModelError: No linear output embedding, adapters on it, or its weight is not here in whole.
     """
-    layer = model.get_output_embeddings()
+    layer = plain_model(model).get_output_embeddings()
+    if hasattr(layer, "base_layer") or hasattr(layer, "token_adapter"):
+        raise ModelError(
+            "the head carries an adapter",
+            where=where,
+            expected="a plain head, frozen or trained whole",
+            got=type(layer).__name__,
+            hint="leave lm_head out of the adapter's targets, or train it whole (modules_to_save)",
+        )
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
-        raise ModelError("model has no linear head", where=where, got=type(layer).__name__)
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        got = type(layer).__name__
+        if isinstance(weight, torch.Tensor):
+            got += f", weight {weight.dtype} of shape {tuple(weight.shape)}"
+        hint = "a quantised or sharded head must be a plain matrix when the loss is computed"
+        raise ModelError("model has no linear head", where=where, got=got, hint=hint)
+    if hasattr(weight, "placements"):
+        raise ModelError(
+            "the head's weight is spread over processes",
+            where=where,
+            hint="leave the head out of what is sharded, or gather it around the forward pass",
+        )
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     if getattr(config, "logits_scaling", None):
@@ -74,13 +113,17 @@ def head_of(model: Any, *, where: str) -> Head:
     return Head(weight, bias, scale, None if softcap is None else float(softcap))
 
 
-def hidden_states(model: Any, input_ids_BL: torch.Tensor) -> torch.Tensor:
+def hidden_states(
+    model: Any, input_ids_BL: torch.Tensor, position_ids_BL: torch.Tensor | None = None
+) -> torch.Tensor:
     """Final hidden states [B, L, H], what the head is applied to.
 
     Inputs are padded on the right and attention is causal, so no row that counts can see padding:
-    no mask is given, which lets attention take its fast causal path.
+    no mask is given, which lets attention take its fast causal path. Positions are given where rows
+    hold several segments: each begins with 0, which transformers takes for the start of another text.
     """
-    output = model.base_model(input_ids=input_ids_BL, use_cache=False)
+    positions = {} if position_ids_BL is None else {"position_ids": position_ids_BL}
+    output = plain_model(model).base_model(input_ids=input_ids_BL, use_cache=False, **positions)
     hidden: torch.Tensor = output.last_hidden_state
     return hidden
 

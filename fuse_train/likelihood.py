@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fuse_train.batch import padded_inputs, predicting_positions
-from fuse_train.heads import check_head, head_of, hidden_states, widen
+from fuse_train.heads import check_head, default_chunk_rows, head_of, hidden_states, widen
 from store_schema.errors import ModelError
 from store_schema.tokenizer import EncodedSegment
 
@@ -39,7 +39,7 @@ def segment_nll(
     encoded: Sequence[EncodedSegment],
     *,
     batch_segments: int = 16,
-    head_chunk_rows: int = 1024,
+    head_chunk_rows: int | None = None,
 ) -> list[SegmentNll]:
     """NLL of each segment under any causal model.
 
@@ -47,7 +47,7 @@ def segment_nll(
         model: transformers causal model, on its device.
         encoded: Segments as the model's own SegmentTokenizer gives them.
         batch_segments: Segments per forward pass.
-        head_chunk_rows: Rows whose logits exist at one time.
+        head_chunk_rows: Rows whose logits exist at one time; None chooses.
 
     Returns:
         In the order of `encoded`.
@@ -72,7 +72,7 @@ def row_nats(
     encoded: Sequence[EncodedSegment],
     *,
     batch_segments: int = 16,
-    head_chunk_rows: int = 1024,
+    head_chunk_rows: int | None = None,
 ) -> list[npt.NDArray[np.float64]]:
     """NLL of each row of each segment.
 
@@ -80,7 +80,7 @@ def row_nats(
         model: As in `segment_nll`.
         encoded: As in `segment_nll`.
         batch_segments: Segments per forward pass.
-        head_chunk_rows: Rows whose logits exist at one time.
+        head_chunk_rows: Rows whose logits exist at one time; None chooses.
 
     Returns:
         For each segment [N] float64 nats, NaN for a first token that nothing predicts.
@@ -148,7 +148,7 @@ def _head_known(model: Any) -> bool:
 
 
 def _batch_nats(
-    model: Any, batch: Sequence[EncodedSegment], direct: bool, chunk_rows: int
+    model: Any, batch: Sequence[EncodedSegment], direct: bool, chunk_rows: int | None
 ) -> Iterator[npt.NDArray[np.float64]]:
     num_rows = [len(segment.token_ids) for segment in batch]
     position_BT = torch.from_numpy(
@@ -165,6 +165,8 @@ def _batch_nats(
         head = head_of(model, where=str(model.config.name_or_path))
     else:
         states, head = model(input_ids=input_ids_BL, use_cache=False).logits[at], None
+    vocab_size = states.shape[-1] if head is None else len(head.weight_VH)
+    chunk_rows = chunk_rows or default_chunk_rows(vocab_size, states.device)
     nats_R = torch.empty(len(labels_R), dtype=torch.float64)
     for start in range(0, len(labels_R), chunk_rows):
         rows = slice(start, start + chunk_rows)

@@ -10,7 +10,8 @@ truth) and b_rm (source m), entries (id_k, p_k) and tail mass t_m of source m:
     total  = sum_r a_r * nll_r + sum_rm b_rm * ce_rm
 
 and because cross-entropy is linear in its first argument, sum_m w_m CE(P_m, Q) = CE(sum_m w_m P_m, Q):
-the sources are never merged.
+the sources are never merged. Other divergences take the place of ce_rm (see divergences.py); they are
+weighted source by source all the same: sum_m w_m D(P_m, Q).
 
 Everything is a sum; callers divide once, by the count over all processes and micro-batches.
 
@@ -21,15 +22,14 @@ H hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from fuse_train.config import TailPolicy
-from fuse_train.heads import Head, widen
-
-MIN_TAIL = 1e-6
-"""Least mass of the target outside a source's entries: below it float32 sums are only noise."""
+from fuse_train.divergences import Divergence
+from fuse_train.head_pass import MIN_TAIL as MIN_TAIL
+from fuse_train.head_pass import HeadPass
+from fuse_train.heads import Head, default_chunk_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class HeadLoss:
     Args:
         total: Scalar with gradient to hidden states, head and fusion coefficients.
         nll_R: Cross-entropy of the label, nats, no gradient.
-        ce_RM: CE(P_m, Q), nats, no gradient; None without sources.
+        ce_RM: CE(P_m, Q) or the divergence in its place, nats, no gradient; None without sources.
     """
 
     total: torch.Tensor
@@ -75,6 +75,25 @@ def with_tail_policy(rows: SourceRows, policy: TailPolicy) -> SourceRows:
         mass_RM1 = probs_RMK.sum(-1, keepdim=True)
         probs_RMK = probs_RMK / torch.where(mass_RM1 > 0, mass_RM1, torch.ones_like(mass_RM1))
     return SourceRows(rows.entry_ids_RMK, probs_RMK, torch.zeros_like(rows.tail_RM))
+
+
+def with_temperature(rows: SourceRows, temperature: float) -> SourceRows:
+    """The same distributions softened: p^(1 / temperature), scaled to sum 1 again.
+
+    Departure from a softmax of logits over the whole vocabulary (Hinton et al. 2015): the tail is one
+    class, since nothing is known of its tokens. A row of which nothing is known stays as it is.
+
+    Args:
+        rows: After `with_tail_policy`: what was dropped is not softened back.
+        temperature: Above 0; 1 changes nothing.
+    """
+    if temperature == 1.0:
+        return rows
+    probs_RMK = rows.entry_probs_RMK.pow(1 / temperature)
+    tail_RM = rows.tail_RM.pow(1 / temperature)
+    mass_RM = probs_RMK.sum(-1) + tail_RM
+    mass_RM = torch.where(mass_RM > 0, mass_RM, torch.ones_like(mass_RM))
+    return SourceRows(rows.entry_ids_RMK, probs_RMK / mass_RM[..., None], tail_RM / mass_RM)
 
 
 def row_coefficients(
@@ -140,167 +159,43 @@ def head_loss(
     sources: SourceRows | None = None,
     fusion_RM: torch.Tensor | None = None,
     *,
-    chunk_rows: int,
+    divergence: Divergence | None = None,
+    chunk_rows: int | None = None,
 ) -> HeadLoss:
     """The sums of the module's plain lines, with logits of `chunk_rows` rows at a time.
 
     Gradients are made in the forward pass, chunk by chunk, and kept ([R, H] and [V, H]): one chunk of
-    logits is all that ever exists, and none is computed twice.
+    logits is all that ever exists, and none is computed twice. Nothing is made for what needs no
+    gradient: a frozen head costs no product for its weights.
 
     Args:
         hidden_RH: Hidden states that predict the rows, float32, bfloat16 or float64.
         head: Of the model.
         labels_R: int64.
-        clm_R: Coefficients a of the ground truth.
+        clm_R: Coefficients a of the ground truth, no gradient.
         sources: Distributions, or None for ground truth alone.
         fusion_RM: Coefficients b of the sources; may need a gradient.
-        chunk_rows: Rows whose logits exist at one time.
+        divergence: None is cross-entropy.
+        chunk_rows: Rows whose logits exist at one time; None chooses.
 
     Returns:
-        Sums and rows.
+        Sums and rows. `ce_RM` holds the divergence that was asked for.
 
     Source: FuseLLM (2401.10491) eq. 5-6 with D = CE. Departures: several weighted sources; the tail
     is a class of its own unless `with_tail_policy` took it away.
     """
-    total, nll_R, ce_RM = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+    if sources is None or fusion_RM is None:
+        sources = fusion_RM = None
+    entries = sources and (sources.entry_ids_RMK, sources.entry_probs_RMK, sources.tail_RM)
+    chunk = chunk_rows or default_chunk_rows(len(head.weight_VH), hidden_RH.device)
+    total, nll_R, ce_RM = HeadPass.apply(  # type: ignore[no-untyped-call]
         hidden_RH,
         head.weight_VH,
         head.bias_V,
         fusion_RM,
         clm_R.detach(),
         labels_R,
-        sources,
-        (head.scale, head.softcap, chunk_rows),
+        entries,
+        (head.scale, head.softcap, divergence or Divergence(), chunk),
     )
     return HeadLoss(total, nll_R, ce_RM if sources is not None else None)
-
-
-class _HeadLoss(torch.autograd.Function):
-    """Forward computes loss and gradients chunk by chunk; backward only scales them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_RH: torch.Tensor,
-        weight_VH: torch.Tensor,
-        bias_V: torch.Tensor | None,
-        fusion_RM: torch.Tensor | None,
-        clm_R: torch.Tensor,
-        labels_R: torch.Tensor,
-        sources: SourceRows | None,
-        options: tuple[float, float | None, int],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        scale, softcap, chunk_rows = options
-        head = Head(weight_VH.to(hidden_RH.dtype), bias_V, scale, softcap)
-        wide = torch.float64 if hidden_RH.dtype == torch.float64 else torch.float32
-        num_rows = len(hidden_RH)
-        num_sources = 0 if fusion_RM is None else fusion_RM.shape[1]
-        nll_R = hidden_RH.new_empty(num_rows, dtype=wide)
-        ce_RM = hidden_RH.new_empty((num_rows, num_sources), dtype=wide)
-        needed = ctx.needs_input_grad[:3]
-        grad_hidden_RH = torch.empty_like(hidden_RH) if needed[0] else None
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=wide) if needed[1] else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=wide) if needed[2] else None  # type: ignore[arg-type]
-        with torch.autocast(hidden_RH.device.type, enabled=False):
-            for start in range(0, num_rows, chunk_rows):
-                rows = slice(start, start + chunk_rows)
-                logits_RV = head.logits(hidden_RH[rows])
-                part = None if sources is None or fusion_RM is None else (sources, fusion_RM)
-                grad_RV = _chunk(
-                    logits_RV, labels_R[rows], clm_R[rows], part, rows, nll_R, ce_RM, any(needed)
-                )
-                if grad_RV is None:
-                    continue
-                # Below, the gradient of the logits becomes that of h W^T + b.
-                grad_RV = _through_head(grad_RV, logits_RV, head)
-                narrow_RV = grad_RV.to(hidden_RH.dtype)
-                if grad_hidden_RH is not None:
-                    torch.mm(narrow_RV, head.weight_VH, out=grad_hidden_RH[rows])
-                if grad_weight_VH is not None:
-                    _add_product(grad_weight_VH, narrow_RV, hidden_RH[rows])
-                if grad_bias_V is not None:
-                    grad_bias_V += grad_RV.sum(0)
-        total = (clm_R.to(wide) * nll_R).sum()
-        if fusion_RM is not None:
-            total = total + (fusion_RM.detach().to(wide) * ce_RM).sum()
-        ctx.save_for_backward(grad_hidden_RH, grad_weight_VH, grad_bias_V, ce_RM)
-        ctx.dtypes = (weight_VH.dtype, None if bias_V is None else bias_V.dtype)
-        ctx.mark_non_differentiable(nll_R, ce_RM)
-        return total, nll_R, ce_RM
-
-    @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, ce_RM = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if hidden is None else hidden * grad_total.to(hidden.dtype),
-            None if weight is None else (weight * grad_total).to(weight_dtype),
-            None if bias is None else (bias * grad_total).to(bias_dtype),
-            ce_RM * grad_total if ctx.needs_input_grad[3] else None,
-            *(None,) * 4,
-        )
-
-
-def _chunk(
-    logits_RV: torch.Tensor,
-    labels_R: torch.Tensor,
-    clm_R: torch.Tensor,
-    part: tuple[SourceRows, torch.Tensor] | None,
-    rows: slice,
-    nll_R: torch.Tensor,
-    ce_RM: torch.Tensor,
-    need_grad: bool,
-) -> torch.Tensor | None:
-    """Losses of one chunk into `nll_R` and `ce_RM`; returns the gradient of its logits.
-
-    With S the target's mass on a source's entries, P its own mass there and t its tail:
-        d ce / d z_j = q_j * (P - t S / (1 - S)) + [j is an entry] * (q_j * t / (1 - S) - p_j)
-    so one softmax scaled by a number per row serves all sources, and entries are scattered onto it.
-    """
-    logq_RV = torch.log_softmax(logits_RV, -1)
-    labels_R1 = labels_R[:, None]
-    nll_R[rows] = -logq_RV.gather(1, labels_R1)[:, 0]
-    clm_R1 = clm_R[:, None].to(logits_RV.dtype)
-    factor_R1 = clm_R1
-    scattered: list[tuple[torch.Tensor, torch.Tensor]] = [(labels_R1, -clm_R1)]
-    if part is not None:
-        sources, fusion_RM = part
-        ids_RMK = sources.entry_ids_RMK[rows].long()
-        present_RMK = ids_RMK >= 0
-        index_RE = ids_RMK.clamp(min=0).flatten(1)
-        logq_RMK = logq_RV.gather(1, index_RE).view(ids_RMK.shape)
-        q_RMK = torch.where(present_RMK, logq_RMK, float("-inf")).exp()
-        p_RMK = sources.entry_probs_RMK[rows].to(logits_RV.dtype)
-        tail_RM = sources.tail_RM[rows].to(logits_RV.dtype)
-        mass_RM = q_RMK.sum(-1)
-        rest_RM = (1 - mass_RM).clamp(min=MIN_TAIL)
-        seen_RMK = torch.where(present_RMK, logq_RMK, 0.0)
-        ce_RM[rows] = -(p_RMK * seen_RMK).sum(-1) - tail_RM * rest_RM.log()
-        if need_grad:
-            b_RM = fusion_RM[rows].detach().to(logits_RV.dtype)
-            ratio_RM = tail_RM / rest_RM
-            factor_R1 = clm_R1 + (b_RM * (p_RMK.sum(-1) - ratio_RM * mass_RM)).sum(-1, True)
-            entry_RMK = b_RM[..., None] * (q_RMK * ratio_RM[..., None] - p_RMK)
-            scattered.append((index_RE, entry_RMK.flatten(1)))
-    if not need_grad:
-        return None
-    grad_RV = logq_RV.exp_().mul_(factor_R1)
-    for index, values in scattered:
-        grad_RV.scatter_add_(1, index, values)
-    return grad_RV
-
-
-def _through_head(grad_RV: torch.Tensor, logits_RV: torch.Tensor, head: Head) -> torch.Tensor:
-    if head.softcap is not None:
-        grad_RV = grad_RV * (1 - (logits_RV / head.softcap) ** 2)
-    return grad_RV if head.scale == 1.0 else grad_RV * head.scale
-
-
-def _add_product(
-    grad_weight_VH: torch.Tensor, grad_RV: torch.Tensor, hidden_RH: torch.Tensor
-) -> None:
-    """grad_weight += grad^T h, summed over chunks in float32 or better."""
-    if grad_RV.dtype == grad_weight_VH.dtype:
-        torch.addmm(grad_weight_VH, grad_RV.T, hidden_RH, out=grad_weight_VH)
-    else:
-        grad_weight_VH += widen(grad_RV.T @ hidden_RH)

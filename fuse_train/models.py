@@ -12,13 +12,16 @@ from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
 
 
-def load_model(ref: ModelRef, *, where: str, dtype: torch.dtype = torch.float32) -> Any:
+def load_model(
+    ref: ModelRef, *, where: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
     """A causal model for training or scoring.
 
     Args:
         ref: Folder or hub name.
         where: What the model is in the run, for messages.
         dtype: Of the weights.
+        options: Further ones of `from_pretrained`, such as `quantization_config`.
 
     Raises:
         ModelError: It cannot be loaded, or the checkpoint lacks weights.
@@ -40,6 +43,7 @@ def load_model(ref: ModelRef, *, where: str, dtype: torch.dtype = torch.float32)
             trust_remote_code=ref.trust_remote_code,
             dtype=dtype,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ModelError(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuse_train.features import shard_features
+from fuse_train.partial import incomplete, missing_shards, silent_arrays
 from store_schema.errors import ConfigError, CorruptionError, InputError, MismatchError
 from store_schema.layout import Arrays
 from store_schema.location import storage_errors
@@ -25,6 +26,9 @@ from store_schema.tokenizer import SegmentTokenizer
 
 TOKEN_ARRAYS = ("segment_ids", "token_offsets", "token_ids", "byte_ends")
 """All that ground truth alone needs; the same in every aligned store."""
+
+SPAN_ARRAYS = ("span_offsets", "span_index", "span_byte_ends", "span_logprobs")
+"""What the likelihood of spans needs beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +116,14 @@ class AlignedSamples:
         split: Whose shards are read.
         append_eos: Whether the end of a document is a label.
         max_positions: Most tokens the target takes, None when its config does not say.
+        allow_partial: A source that lacks a shard is silent there, and a shard that no source has is
+            left out, instead of being an error.
+        with_spans: Whether the spans that source and target share are kept too.
 
     Raises:
         MismatchError: A store of another plan, or of another target tokenizer.
-        MissingError: Shards that are not there yet.
+        MissingError: Shards that are not there yet; names them.
+        InputError: A segment longer than the target's positions.
         ConfigError: No such split, no source, or a tokenizer without end-of-sequence token.
     """
 
@@ -128,6 +136,8 @@ class AlignedSamples:
         split: str,
         append_eos: bool = False,
         max_positions: int | None = None,
+        allow_partial: bool = False,
+        with_spans: bool = False,
     ) -> None:
         shards = plan.splits().get(split)
         if not shards:
@@ -148,11 +158,22 @@ class AlignedSamples:
             )
         for reader in stores.values():
             check_store(reader, plan, tokenizer)
-            reader.require_shards(shards)
         self.plan, self.stores, self.tokenizer, self.split = plan, dict(stores), tokenizer, split
-        self.shards: tuple[ShardRecord, ...] = shards
+        self.missing = missing_shards(stores, shards)
+        if self.missing and not allow_partial:
+            raise incomplete(self.missing, shards)
+        everywhere = [set(self.missing.get(name, ())) for name in stores]
+        absent = set.intersection(*everywhere)
+        if len(absent) == len(shards):
+            raise incomplete(self.missing, shards)
+        self.shards: tuple[ShardRecord, ...] = tuple(s for s in shards if s.index not in absent)
+        for name, reader in stores.items():
+            lacking = self.missing.get(name, ())
+            reader.require_shards(s for s in self.shards if s.index not in lacking)
         self._eos_id = tokenizer.eos_id if append_eos else None
         self._max_positions = max_positions
+        self._unused = {*TOKEN_ARRAYS, *(() if with_spans else SPAN_ARRAYS)}
+        self._check_plan_lengths()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -178,7 +199,11 @@ class AlignedSamples:
         """
         shard = self.shards[position]
         segments = self.plan.segments(shard)
-        readers = list(self.stores.items())
+        readers = [
+            (name, reader)
+            for name, reader in self.stores.items()
+            if shard.index not in self.missing.get(name, ())
+        ]
         names = None if with_sources else TOKEN_ARRAYS
         loaded = [
             reader.read(shard.index, names) for _, reader in readers[: None if with_sources else 1]
@@ -195,14 +220,17 @@ class AlignedSamples:
                     where=f"{reader.location.url}, shard {shard.index}",
                     hint="run align again for all sources",
                 )
-        context = [
-            self.tokenizer.context_ids(s.context, where=f"segment {s.segment_id}") for s in segments
-        ]
+        context = self._contexts(segments)
         self._check_lengths(segments, context, first["token_offsets"])
-        sources = tuple(_without_tokens(arrays) for arrays in loaded) if with_sources else ()
+        sources: tuple[Arrays, ...] = ()
+        if with_sources:
+            by_name = {name: arrays for (name, _), arrays in zip(readers, loaded, strict=True)}
+            silent = silent_arrays(first) if len(readers) < len(self.stores) else {}
+            sources = tuple(self._own(by_name.get(name, silent)) for name in self.stores)
         features = None
         if with_sources:
-            features = shard_features(sources, first["token_offsets"], first["byte_ends"])
+            texts = [segment.text.encode() for segment in segments]
+            features = shard_features(sources, first["token_offsets"], first["byte_ends"], texts)
         return DecodedShard(
             segments,
             context,
@@ -213,6 +241,36 @@ class AlignedSamples:
             features,
             self._eos_id,
         )
+
+    def _check_plan_lengths(self) -> None:
+        """Before any training: every segment fits, unless the plan was made to fit anyway."""
+        planned = self.plan.record.settings.get("max_tokens")
+        limit = self._max_positions
+        if limit is None or (isinstance(planned, int) and planned <= limit):
+            return
+        for position in range(len(self.shards)):
+            self._check_shard_lengths(position)
+
+    def _check_shard_lengths(self, position: int) -> None:
+        shard = self.shards[position]
+        reader = next(
+            reader
+            for name, reader in self.stores.items()
+            if shard.index not in self.missing.get(name, ())
+        )
+        segments = self.plan.segments(shard)
+        offsets = reader.read(shard.index, ("token_offsets",))["token_offsets"]
+        self._check_lengths(segments, self._contexts(segments), offsets)
+
+    def _contexts(self, segments: Sequence[Segment]) -> list[tuple[int, ...]]:
+        return [
+            tuple(self.tokenizer.context_ids(s.context, where=f"segment {s.segment_id}"))
+            for s in segments
+        ]
+
+    def _own(self, arrays: Arrays) -> Arrays:
+        """What is the source's own: the token arrays are kept once for all sources."""
+        return {name: array for name, array in arrays.items() if name not in self._unused}
 
     def _check_lengths(
         self,
@@ -269,12 +327,6 @@ def check_store(reader: StoreReader, plan: Plan, tokenizer: SegmentTokenizer) ->
             got=f"tokenizer {target.tokenizer_fingerprint}",
             hint="run align again under another run name, or give the target it was made for",
         )
-
-
-def _without_tokens(arrays: Arrays) -> Arrays:
-    """What is the source's own: the token arrays are kept once for all sources."""
-    unused = {*TOKEN_ARRAYS, "span_offsets", "span_index", "span_byte_ends", "span_logprobs"}
-    return {name: array for name, array in arrays.items() if name not in unused}
 
 
 class ShardCache:

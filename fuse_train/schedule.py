@@ -1,48 +1,71 @@
-"""Learning rate and optimizer: the rate is a pure function of the step, so resuming restores it."""
+"""Learning rates: pure functions of the step, so resuming restores them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from fuse_train.config import TrainSection
+from store_schema.errors import ConfigError
 
 
 def rate_factor(step: int, num_steps: int, *, warmup_ratio: float, floor: float) -> float:
     """Share of the peak rate at `step` (from 0): linear warm-up, then cosine to `floor`."""
-    warmup = max(1, round(warmup_ratio * num_steps))
+    warmup = warmup_steps(num_steps, warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def build_optimizer(
-    model: torch.nn.Module, selector: Iterable[torch.nn.Parameter], section: TrainSection
-) -> torch.optim.AdamW:
-    """AdamW with weight decay on the target's matrices only, and the selector at its own rate.
+def warmup_steps(num_steps: int, warmup_ratio: float) -> int:
+    """Steps in which the rate rises, at least one."""
+    return max(1, round(warmup_ratio * num_steps))
 
-    Source: FuseLLM's recipe (betas 0.9, 0.95, weight decay 0.1). Departure: biases, norms and the
-    selector do not decay.
+
+def rate_schedule(section: TrainSection, num_steps: int) -> Callable[[int], float]:
+    """Share of the peak rate by step (from 0), as `train.lr_scheduler_type` has it.
+
+    The names are transformers' (`get_scheduler`). One departure, for all but constant: the warm-up
+    begins with 1 / warm-up of the peak, not with 0, which would spend the first batch on nothing.
+
+    Raises:
+        ConfigError: `train.lr_scheduler_kwargs` do not fit that schedule.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in trainable if p.ndim >= 2],
-            "peak_lr": section.lr,
-            "weight_decay": section.weight_decay,
-        },
-        {
-            "params": [p for p in trainable if p.ndim < 2],
-            "peak_lr": section.lr,
-            "weight_decay": 0.0,
-        },
-        {"params": list(selector), "peak_lr": section.asn.lr, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=section.lr, betas=(0.9, 0.95), fused=True)
+    name, extra = section.lr_scheduler_type, dict(section.lr_scheduler_kwargs)
+    warmup = warmup_steps(num_steps, section.warmup_ratio)
+    if name in ("cosine_with_min_lr", "warmup_stable_decay"):
+        key = "min_lr_rate" if name == "cosine_with_min_lr" else "min_lr_ratio"
+        extra = {key: section.min_lr_ratio} | extra
+    after = _of_transformers(name, section.lr, warmup, num_steps, extra)
+
+    def factor(step: int) -> float:
+        if name != "constant" and step < warmup:
+            return (step + 1) / warmup
+        return float(after(step))
+
+    return factor
+
+
+def _of_transformers(
+    name: str, lr: float, warmup: int, num_steps: int, extra: dict[str, Any]
+) -> Callable[[int], float]:
+    from transformers import get_scheduler
+
+    unused = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    where = "train.lr_scheduler_kwargs"
+    if extra and name in ("constant", "constant_with_warmup"):
+        raise ConfigError(f"schedule {name} takes none", where=where, got=", ".join(extra))
+    try:
+        scheduler = get_scheduler(name, unused, warmup, num_steps, extra)
+        after: Callable[[int], float] = scheduler.lr_lambdas[0]
+        after(warmup)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"do not fit schedule {name}", where=where, got=str(error)) from error
+    return after
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

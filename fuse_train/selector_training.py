@@ -1,7 +1,8 @@
 """A selector on stores alone: train it in seconds, and say what its pool would score.
 
 No model is needed: the sources' log-probabilities of the labels lie in the stores. A pool's NLL is a
-proper score of its weights, so what is learned here is what the fused target will be shown.
+proper score of its weights, span by span (pools.py), so what is learned here is what the fused target
+will be shown.
 
 Shape suffixes: B segments, T rows, M sources.
 """
@@ -10,31 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from fuse_train.asn import AdaptiveSelector
+from fuse_train.asn import AdaptiveSelector, SharedScorer
 from fuse_train.batch import Batch, SourceBatch, collate, to_device
 from fuse_train.config import AsnSection
-from fuse_train.losses import importance_cv2, label_pool_nll
+from fuse_train.gates import ConstantGate, RewardNetwork
+from fuse_train.hedge import PROBABILITY_FLOOR as PROBABILITY_FLOOR
+from fuse_train.losses import importance_cv2
+from fuse_train.pools import held, pool_nats, span_sums
 from fuse_train.samples import AlignedSamples
 from fuse_train.schedule import rate_factor
 from fuse_train.selectors import Selector
 from fuse_train.stream import SampleStream
 from store_schema.errors import ModelError
 
-PROBABILITY_FLOOR = -1000.0
-"""Nats. A label that a source holds for impossible (e.g. -inf) is scored as this, in every pool."""
+Kind = Literal["asn", "constant"]
+"""Selectors that learn, by the name that `train.selector` has for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSums:
-    """What a pool scored on the rows where every source knows the label's probability.
+    """What a pool scored on the spans where every source knows the labels' probabilities.
 
     Args:
         nats: NLL of the labels under the pool.
         num_bytes: Bytes of those labels.
-        num_rows: How many there are.
+        num_rows: Rows of these spans.
         all_bytes: Bytes of all labels, known or not.
         all_rows: How many rows there are in all.
     """
@@ -75,7 +80,7 @@ def split_batches(
 
 @torch.no_grad()
 def pool_nll(selector: Selector, batches: Iterable[Batch]) -> dict[str, PoolSums]:
-    """NLL of a selector's pool, by domain, over rows where EVERY source knows the label.
+    """NLL of a selector's pool, by domain, over spans whose labels EVERY source knows.
 
     Args:
         selector: Any; on the batches' device.
@@ -86,13 +91,13 @@ def pool_nll(selector: Selector, batches: Iterable[Batch]) -> dict[str, PoolSums
     """
     sums: dict[str, PoolSums] = {}
     for batch in batches:
-        sources = _sources_of(batch)
+        sources = sources_of(batch)
         real_BT = batch.label_bytes_BT > 0
-        known_BT = ~sources.label_logprobs_BTM.isnan().any(-1) & real_BT
-        known_BT &= sources.covered_BTM.any(-1)  # a row nobody covers has no pool
+        first_BT = whole_spans(batch)
         logprobs_BTM = sources.label_logprobs_BTM.clamp(min=PROBABILITY_FLOOR)
-        weights_BTM = selector(sources.view)
-        nats_R = label_pool_nll(weights_BTM[known_BT], logprobs_BTM[known_BT]).double()
+        nats_BT = pool_nats(selector(sources.view), logprobs_BTM, sources.begins_BT)
+        nats_R = nats_BT[first_BT].double()
+        known_BT = held(first_BT[..., None], sources.begins_BT)[..., 0] & real_BT
         domain_BT = batch.domains_B[:, None].expand(known_BT.shape)
         count = len(batch.domains)
 
@@ -104,7 +109,7 @@ def pool_nll(selector: Selector, batches: Iterable[Batch]) -> dict[str, PoolSums
         ones_BT = torch.ones_like(batch.label_bytes_BT)
         columns = zip(
             batch.domains,
-            by_domain(known_BT, nats_R),
+            by_domain(first_BT, nats_R),
             by_domain(known_BT, batch.label_bytes_BT[known_BT]),
             by_domain(known_BT, ones_BT[known_BT]),
             by_domain(real_BT, batch.label_bytes_BT[real_BT]),
@@ -123,11 +128,13 @@ def train_selector(
     section: AsnSection,
     *,
     seed: int,
+    kind: Kind = "asn",
     feedback_weight: float = 0.0,
+    start: AdaptiveSelector | None = None,
     on_step: Callable[[int, float], None] | None = None,
     device: torch.device | None = None,
 ) -> AdaptiveSelector:
-    """Train an ASN on the pool's NLL, alone, on the split of `stream`.
+    """Train a selector on the pool's NLL, alone, on the split of `stream`.
 
     The loss is taken on the gates before the threshold, so that a source that is dropped now can
     come back.
@@ -136,7 +143,9 @@ def train_selector(
         stream: With sources; entries are not needed (`with_entries=False`).
         section: Widths, steps and learning rate.
         seed: Of the initial weights.
+        kind: Which selector.
         feedback_weight: alpha, weight of CV^2 of importance.
+        start: Goes on from this one instead of an untrained one.
         on_step: Told the step and its pool NLL per row in nats.
         device: Where; None is the CPU.
 
@@ -146,19 +155,19 @@ def train_selector(
     Raises:
         ModelError: A loss that is not finite.
     """
-    selector = new_selector(section, seed)
+    selector = start or new_selector(section, seed, kind, len(stream.samples.sources))
     device = device or torch.device("cpu")
     selector.to(device).train()
     optimizer = torch.optim.AdamW(selector.parameters(), lr=section.lr, weight_decay=0.0)
     steps = section.pretrain_steps
     for step, batches in enumerate(stream.batches(0, steps)):
         optimizer.zero_grad(set_to_none=True)
-        loss_sum, num_rows = 0.0, sum(known_rows(_sources_of(batch)) for batch in batches)
+        loss_sum, num_rows = 0.0, sum(known_rows(sources_of(batch)) for batch in batches)
         for batch in batches:
-            sources = _sources_of(to_device(batch, device))
+            sources = sources_of(to_device(batch, device))
             gates_BTM = selector.gates(sources.view)
             logprobs_BTM = sources.label_logprobs_BTM.clamp(min=PROBABILITY_FLOOR)
-            nll = label_pool_nll(gates_BTM.flatten(0, 1), logprobs_BTM.flatten(0, 1)).sum()
+            nll = pool_nats(gates_BTM, logprobs_BTM, sources.begins_BT).sum()
             loss = nll / max(num_rows, 1)
             if feedback_weight:
                 balance = importance_cv2(selector.keep(gates_BTM).sum((0, 1)))
@@ -176,11 +185,37 @@ def train_selector(
     return selector.eval()
 
 
-def new_selector(section: AsnSection, seed: int) -> AdaptiveSelector:
-    """An untrained ASN whose weights depend on the seed alone; the caller's generator is left alone."""
+def whole_spans(batch: Batch) -> torch.Tensor:
+    """First rows [B, T] of the spans that pools are scored on.
+
+    Every source knows the probability of every label, and one covers the first row: a row that nobody
+    covers has no pool.
+    """
+    sources = sources_of(batch)
+    unknown_BT = sources.label_logprobs_BTM.isnan().any(-1)
+    whole_BT = span_sums(unknown_BT.long(), sources.begins_BT) == 0
+    some_BT = span_sums(batch.label_bytes_BT, sources.begins_BT) > 0
+    return whole_BT & some_BT & sources.covered_BTM.any(-1)
+
+
+def new_selector(
+    section: AsnSection, seed: int, kind: Kind = "asn", num_sources: int = 0
+) -> AdaptiveSelector:
+    """An untrained selector; its weights depend on the seed alone, the caller's generator stays.
+
+    Args:
+        section: Widths and rules.
+        seed: Of the initial weights.
+        kind: Which selector.
+        num_sources: For those that are bound to their sources.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AdaptiveSelector(section)
+        if kind == "constant":
+            return ConstantGate(section, num_sources)
+        if section.preset == "fusion-x":
+            return RewardNetwork(section, num_sources)
+        return SharedScorer(section)
 
 
 def known_rows(sources: SourceBatch) -> int:
@@ -189,7 +224,8 @@ def known_rows(sources: SourceBatch) -> int:
     return int(known_BTM.any(-1).sum())
 
 
-def _sources_of(batch: Batch) -> SourceBatch:
+def sources_of(batch: Batch) -> SourceBatch:
+    """The sources of a batch that has some."""
     if batch.sources is None:
         raise TypeError("batches of ground truth alone have no pool")
     return batch.sources

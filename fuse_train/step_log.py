@@ -4,13 +4,17 @@ Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the C
 
     {"step": 12, "num_steps": of the whole run, "loss": ..., "clm": ..., "fusion": ...,
      "feedback": ..., "pool": ..., "uncovered": share of rows no source covers, "lr": ...,
-     "tokens_per_s": ..., "seconds": of this step without evaluation, "grad_norm": ...,
+     "tokens_per_s": ..., "seconds": of this step without evaluation, "wait_seconds": of these,
+     waiting for the batch, "grad_norm": ...,
      "weights": {source: mean weight}, "weights_by_domain": {domain: {source: mean weight}},
+     "load_by_domain": {domain: {source: share of rows it is heard at}},
+     "entropy_by_domain": {domain: mean entropy of the weights, nats},
      "valid_bpb": {domain: bits per byte}}
 
 Steps count from 1; `valid_bpb` is there when that step was evaluated, and the line of step 0 (before
 training) has nothing else. clm, fusion and pool are nats per row of theirs; `fusion` is over covered
-rows. The control has no fusion, feedback, pool, uncovered and weights.
+rows; `spans` is there where train.loss.span_weight is. The control has no fusion, feedback, pool,
+uncovered and weights.
 """
 
 from __future__ import annotations

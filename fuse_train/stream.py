@@ -29,6 +29,7 @@ class StreamOptions:
     shuffle_shards: int
     cache_gib: float
     prefetch_batches: int = 0
+    pack_tokens: int | None = None
 
 
 class SampleStream:
@@ -81,13 +82,26 @@ class SampleStream:
         size = self.options.batch_segments
         return self.order.samples(step * size, size)[process_slice(size, *self._process)]
 
-    def step_batches(self, step: int) -> list[Batch]:
-        """This process's micro-batches of a step (numbered from 0)."""
+    def step_batches(self, step: int, *, micro_batch_segments: int | None = None) -> list[Batch]:
+        """This process's micro-batches of a step (numbered from 0), shortest segments first.
+
+        Args:
+            step: Of the run.
+            micro_batch_segments: None takes the options'.
+        """
         samples = [self.sample(ref) for ref in self.step_refs(step)]
         samples.sort(key=lambda sample: sample.num_tokens)
-        size = self.options.micro_batch_segments
+        size = micro_batch_segments or self.options.micro_batch_segments
         groups = [samples[i : i + size] for i in range(0, len(samples), size)]
-        return [collate(g, self.domains, with_entries=self._with_entries) for g in groups]
+        return [
+            collate(
+                group,
+                self.domains,
+                with_entries=self._with_entries,
+                pack_tokens=self.options.pack_tokens,
+            )
+            for group in groups
+        ]
 
     def batches(self, first: int, stop: int) -> Generator[list[Batch], None, None]:
         """Micro-batches of steps `first` to `stop` - 1, prepared ahead in a thread."""

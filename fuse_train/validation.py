@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fuse_train.likelihood import check_inputs, segment_nll
+from store_schema.errors import InputError
 from store_schema.plan import Plan, ShardRecord
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 
@@ -51,11 +52,19 @@ def check_valid(model: Any, valid: ValidSet) -> None:
 
 
 def valid_bpb(
-    model: Any, valid: ValidSet, accelerator: Any, *, batch_segments: int, head_chunk_rows: int
+    model: Any,
+    valid: ValidSet,
+    accelerator: Any,
+    *,
+    batch_segments: int,
+    head_chunk_rows: int | None,
 ) -> dict[str, float]:
     """Bits per byte by domain; each process scores its share.
 
     A first token without context is in neither nats nor bytes.
+
+    Raises:
+        InputError: No byte of a domain can be scored, so that it would look perfect.
     """
     names = sorted(set(valid.domains))
     share = slice(accelerator.process_index, None, accelerator.num_processes)
@@ -71,7 +80,15 @@ def valid_bpb(
         sums[names.index(domain)] += torch.tensor([nll.nats, nll.num_bytes], dtype=torch.float64)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
+    silent = [name for name, (_, size) in zip(names, sums.tolist(), strict=True) if not size]
+    if silent:
+        raise InputError(
+            "domains without text that can be scored",
+            where="the split of evaluations",
+            got="no bytes of " + ", ".join(silent),
+            hint="add documents of theirs to that split; a text of one token without BOS has none",
+        )
     return {
-        name: nats / math.log(2) / max(size, 1.0)
+        name: nats / math.log(2) / size
         for name, (nats, size) in zip(names, sums.tolist(), strict=True)
     }

@@ -84,6 +84,7 @@ def pool(
             for d in domains
         },
         "pool_bpb": {"uniform": row(2.1), "min_ce": row(1.93), "asn": row(1.9)},
+        "hindsight": ["min_ce"],
         "alone_bpb": {s: row(2.2 + 0.2 * i) for i, s in enumerate(sources)},
         "target_bpb": row(2.4),
         "source_bpb": {s: row(2.15 + 0.2 * i) for i, s in enumerate(sources)},

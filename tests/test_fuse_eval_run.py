@@ -20,6 +20,7 @@ from launch.signals import StopFlag
 from logitfuse import main
 from store_schema.config import RunConfig, load_run
 from store_schema.errors import MismatchError, MissingError, Stopped
+from store_schema.layout import Origin
 from store_schema.location import open_location
 from store_schema.plan import Plan
 from store_schema.reader import StoreReader
@@ -120,21 +121,28 @@ def test_pools_equal_a_plain_reference(run: RunConfig) -> None:
         rows = torch.log_softmax(logits, -1)
         shift = len(encoded.context_ids) - 1
         source_bpb = [a["source_nats"][d] / a["source_bytes"][d] for a in stores.values()]
-        begin = 0
+        begin, spans = 0, []
         for i, n in enumerate(range(first["token_offsets"][d], first["token_offsets"][d + 1])):
             end = int(first["byte_ends"][n])
             size, begin = end - begin, end
             labels = [float(a["label_logprobs"][n]) for a in stores.values()]
             covered = [a["entry_offsets"][n + 1] > a["entry_offsets"][n] for a in stores.values()]
-            if size == 0 or np.isnan(labels).any() or not any(covered):
+            known = not np.isnan(labels).any() and any(covered) and i + shift >= 0
+            target = -float(rows[i + shift, int(encoded.token_ids[i])])
+            if i == 0 or not any(a["origin"][n] == Origin.INSIDE for a in stores.values()):
+                spans.append([])
+            spans[-1].append((size, labels, covered, known, target))
+        for span in spans:
+            size = sum(row[0] for row in span)
+            if size == 0 or not all(row[3] for row in span):
                 continue
-            labels = [max(value, -1000.0) for value in labels]
+            # A source's probability of the span is the product of its rows.
+            labels = np.sum([np.maximum(row[1], -1000.0) for row in span], 0)
+            covered = span[0][2]
             sizes[segment.domain] = sizes.get(segment.domain, 0) + size
             parts = {
-                "uniform": -np.log(
-                    np.mean(np.exp([v for v, c in zip(labels, covered, strict=True) if c]))
-                ),
-                "target": -float(rows[i + shift, int(encoded.token_ids[i])]),
+                "uniform": -np.log(np.mean(np.exp(labels[np.array(covered)]))),
+                "target": sum(row[4] for row in span),
             }
             best = min(np.flatnonzero(covered), key=lambda m: source_bpb[m])
             parts["min_ce"] = -labels[best]
@@ -165,7 +173,7 @@ def test_pool_command_says_what_to_do_and_does_nothing_twice(run: RunConfig) -> 
     assert second.output.startswith(first.stdout.strip()[:200])
     assert (Path(run.folder) / "report" / "pool.json").read_bytes() == record
     content = json.loads(record)
-    assert set(content["pool_bpb"]) == {"uniform", "min_ce", "asn"}
+    assert set(content["pool_bpb"]) == {"uniform", "min_ce", "avg_ce", "hedge", "asn"}
     assert set(content["without"]["asn"]) == set(run.sources)
 
 
@@ -249,7 +257,7 @@ def test_report_holds_what_programs_need(run: RunConfig) -> None:
     assert _invoke(run, "report").exit_code == 0
     summary = json.loads((Path(run.folder) / "report" / "summary.json").read_text())
     assert {"target_before", "clm_control", "fused", *run.sources} == set(summary["bpb"])
-    assert set(summary["pool_bpb"]) == {"uniform", "min_ce", "asn"}
+    assert set(summary["pool_bpb"]) == {"uniform", "min_ce", "avg_ce", "hedge", "asn"}
     assert set(summary["coverage"]) == set(run.sources)
     assert all(0 < share <= 1 for share in summary["coverage"].values())
     assert {"pool", "evaluate", "report"} <= set(summary["seconds"])

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from fuse_train import checkpoint
+from fuse_train import folders, optimizer
 from fuse_train.checkpoint import (
     BestRecord,
     TrainState,
     best_folder,
     latest_checkpoint,
-    load_optimizer,
-    publish_folder,
     save_checkpoint,
     step_folders,
-    sweep,
 )
 from fuse_train.config import TrainSection
-from fuse_train.schedule import build_optimizer, rate_factor
+from fuse_train.folders import discard_folder, publish_folder, sweep
+from fuse_train.optimizer import build_optimizer, load_optimizer
 from fuse_train.step_log import StepLog
 from store_schema.errors import CorruptionError, MismatchError, StorageError
 
@@ -49,7 +47,7 @@ def stepped(model) -> torch.optim.AdamW:
 
 def save(folder, model, optimizer, step, best=None, limit=2) -> None:
     state = TrainState(fingerprint="f", step=step, next_sample=8 * step, best=best)
-    save_checkpoint(folder, state, model, Saved(), optimizer, None, limit=limit)
+    save_checkpoint(folder, state, model.save_pretrained, Saved(), optimizer, None, limit=limit)
 
 
 def test_checkpoint_round_trip(tmp_path, model) -> None:
@@ -59,7 +57,7 @@ def test_checkpoint_round_trip(tmp_path, model) -> None:
     assert (state.step, state.next_sample) == (3, 24)
     again = AutoModelForCausalLM.from_pretrained(path)
     other = build_optimizer(again, [], TrainSection())
-    load_optimizer(path, other)
+    load_optimizer(path / "trainer", other)
     saved, loaded = optimizer.state_dict()["state"], other.state_dict()["state"]
     assert saved.keys() == loaded.keys()
     for index, entry in saved.items():
@@ -85,12 +83,10 @@ def test_foreign_and_damaged_checkpoints_are_refused(tmp_path, model) -> None:
     optimizer = (path / "optimizer.safetensors").read_bytes()
     (path / "optimizer.safetensors").write_bytes(optimizer[: len(optimizer) // 2])
     with pytest.raises(CorruptionError, match="optimizer unreadable"):
-        load_optimizer(tmp_path / "step-000001", build_optimizer(model, [], TrainSection()))
+        load_optimizer(path, build_optimizer(model, [], TrainSection()))
     (path / "optimizer.safetensors").write_bytes(optimizer)
     with pytest.raises(CorruptionError, match="other parameters"):
-        load_optimizer(
-            tmp_path / "step-000001", build_optimizer(torch.nn.Linear(2, 2), [], TrainSection())
-        )
+        load_optimizer(path, build_optimizer(torch.nn.Linear(2, 2), [], TrainSection()))
     state = (path / "state.json").read_bytes()
     (path / "state.json").write_bytes(state.replace(b'"step": 1', b'"step": 2'))
     with pytest.raises(CorruptionError, match="digest"):
@@ -101,15 +97,15 @@ def test_foreign_and_damaged_checkpoints_are_refused(tmp_path, model) -> None:
 
 
 def test_full_disk_publishes_nothing(tmp_path, model, monkeypatch) -> None:
-    optimizer = stepped(model)
-    save(tmp_path, model, optimizer, 1)
+    made = stepped(model)
+    save(tmp_path, model, made, 1)
 
     def full(*args, **kwargs):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(optimizer, "save_file", full)
     with pytest.raises(StorageError, match="free space"):
-        save(tmp_path, model, optimizer, 2)
+        save(tmp_path, model, made, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
     assert latest_checkpoint(tmp_path, "f")[1].step == 1
 
@@ -124,6 +120,53 @@ def test_publishing_replaces_and_sweeping_removes_leftovers(tmp_path) -> None:
     (tmp_path / ".final.456.old").mkdir()
     sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["final"]
+    sweep(tmp_path / "nowhere")
+
+
+class KilledError(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+@pytest.mark.parametrize("survived", range(3))
+def test_a_kill_between_any_two_renames_loses_nothing(tmp_path, monkeypatch, survived) -> None:
+    """The folder that stood there, or the new one, is there after the sweep; never none."""
+    final = tmp_path / "final"
+    publish_folder(final, lambda folder: (folder / "a").write_text("old"))
+    real, calls = Path.rename, []
+
+    def rename(self, other):
+        if len(calls) == survived:
+            raise KilledError
+        calls.append(1)
+        return real(self, other)
+
+    def no_cleaning(path, **options):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        patched.setattr(folders.shutil, "rmtree", no_cleaning)
+        with pytest.raises(KilledError):
+            publish_folder(final, lambda folder: (folder / "a").write_text("new"))
+    assert final.exists() == (survived != 1)
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
+    assert (final / "a").read_text() == ("new" if survived == 2 else "old")
+
+
+def test_a_folder_is_never_half_removed_under_its_name(tmp_path, monkeypatch) -> None:
+    publish_folder(tmp_path / "step-000001", lambda folder: (folder / "a").write_text("x"))
+
+    def killed(path, **options):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders.shutil, "rmtree", killed)
+        with pytest.raises(KilledError):
+            discard_folder(tmp_path / "step-000001")
+    assert step_folders(tmp_path) == {}
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_step_log_is_cut_back(tmp_path) -> None:
@@ -143,12 +186,3 @@ def test_step_log_is_cut_back(tmp_path) -> None:
     assert path.read_text() == ""
     StepLog(None).start(3)
     StepLog(None).write({"step": 1})
-
-
-def test_rate_rises_then_falls_to_the_floor() -> None:
-    rates = [rate_factor(step, 100, warmup_ratio=0.1, floor=0.2) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[100] == pytest.approx(0.2)
-    assert all(a >= b for a, b in pairwise(rates[10:]))
-    assert rate_factor(0, 1, warmup_ratio=0.0, floor=0.1) == 1.0

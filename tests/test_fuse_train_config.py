@@ -51,6 +51,22 @@ from fuse_train.config import TrainSection
         {"log_every": 0},
         {"checkpoint_every": 0},
         {"save_total_limit": 0},
+        {"optim": "adam"},
+        {"optim_kwargs": [1]},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"lr_scheduler_kwargs": "fast"},
+        {"lora": {"r": 0}},
+        {"lora": {"alpha": 0}},
+        {"lora": {"dropout": 1.0}},
+        {"lora": {"targets": []}},
+        {"lora": {"targets": "q_proj"}},
+        {"lora": {"rank": 4}},
+        {"early_stopping_patience": 0},
+        {"pack_tokens": 0},
+        {"torch_compile": "fast"},
+        {"trackers": ["excel"]},
+        {"push_to_hub": "a/b/c"},
+        {"push_to_hub": ""},
         {"learning_rate": 1e-3},
     ],
 )
@@ -67,12 +83,19 @@ def test_control_has_nothing_of_the_sources() -> None:
     control = section.control_section()
     assert (control.clm_weight, control.selector, control.lr) == (1.0, "uniform", 2e-4)
     assert control.batch_segments == 4
+    assert TrainSection(push_to_hub="me/model").control_section().push_to_hub is None
     other = TrainSection(selector="asn", tail="bucket", clm_weight=0.9, lr=1e-4, batch_segments=4)
     assert control.content() == other.control_section().content() | {"lr": 2e-4}
 
 
 def test_speed_settings_do_not_shape_content() -> None:
     plain = TrainSection().content()
-    tuned = TrainSection(micro_batch_segments=1, head_chunk_rows=7, log_every=3, control=False)
+    tuned = TrainSection(
+        micro_batch_segments=1, head_chunk_rows=7, log_every=3, control=False, pack_tokens=64,
+        torch_compile="inductor", trackers=(), push_to_hub="me/model", hub_private=False,
+        allow_partial=True,
+    )  # fmt: skip
     assert tuned.content() == plain
+    shaped = ({"optim": "sgd"}, {"lora": {"r": 2}}, {"early_stopping_patience": 1})
+    assert all(TrainSection.model_validate(given).content() != plain for given in shaped)
     assert TrainSection(lr=2e-3).content() != plain

@@ -15,7 +15,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from fuse_train.heads import check_head, head_of
+from fuse_train.heads import check_head, head_of, hidden_states
+from fuse_train.losses import head_loss
 from store_schema.errors import ModelError
 
 SHAPE = {
@@ -65,3 +66,93 @@ def test_model_without_linear_head_is_refused() -> None:
     model.lm_head = torch.nn.Identity()
     with pytest.raises(ModelError, match="no linear head"):
         check_head(model, where="test")
+
+
+def lora(model, **options):
+    """The model with adapters that are not zero."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    options = {"r": 4, "target_modules": ["q_proj", "down_proj"]} | options
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return wrapped
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapters_are_heard_and_get_the_models_own_gradients(tied) -> None:
+    model = lora(LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied))).double()
+    check_head(model, where="test")
+    ids = torch.randint(50, (2, 9))
+    hidden = hidden_states(model, ids[:, :-1]).flatten(0, 1)
+    labels = ids[:, 1:].flatten()
+    head = head_of(model, where="test")
+    assert not head.weight_VH.requires_grad
+    ours = head_loss(hidden, head, labels, torch.ones(len(labels))).total
+    plain = torch.nn.functional.cross_entropy(
+        model(input_ids=ids[:, :-1]).logits.flatten(0, 1), labels, reduction="sum"
+    )
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-9)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == 4
+    for got, want in zip(
+        torch.autograd.grad(ours, trained), torch.autograd.grad(plain, trained), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_a_head_that_is_trained_whole_beside_adapters() -> None:
+    model = lora(LlamaForCausalLM(LlamaConfig(**SHAPE)), modules_to_save=["lm_head"])
+    trained = [
+        name for name, p in model.named_parameters() if p.requires_grad and "lm_head" in name
+    ]
+    head = head_of(model, where="test")
+    assert head.weight_VH is dict(model.named_parameters())[trained[0]]
+    with torch.no_grad():
+        head.weight_VH.mul_(1.5)
+    check_head(model, where="test")
+
+
+def test_adapters_on_the_head_are_refused() -> None:
+    """At their start they are zero, so a comparison of logits would not notice them."""
+    model = lora(LlamaForCausalLM(LlamaConfig(**SHAPE)), target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ModelError, match=r"head carries an adapter.*leave lm_head out"):
+        head_of(model, where="test")
+
+
+def test_a_packed_head_is_refused() -> None:
+    """4-bit weights are bytes in a column."""
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    model.lm_head.weight = torch.nn.Parameter(
+        torch.zeros(800, 1, dtype=torch.uint8), requires_grad=False
+    )
+    with pytest.raises(ModelError, match=r"no linear head.*uint8"):
+        head_of(model, where="test")
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_loss_of_real_architectures_equals_their_logits(kind, dtype) -> None:
+    torch.manual_seed(0)
+    model = {
+        "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, final_logit_softcapping=2.0)),
+        "cohere": lambda: CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)),
+        "granite": lambda: GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=8.0)),
+    }[kind]()
+    model = model.to(dtype)
+    ids = torch.randint(50, (3, 12))
+    hidden = hidden_states(model, ids[:, :-1]).flatten(0, 1)
+    labels = ids[:, 1:].flatten()
+    ours = head_loss(hidden, head_of(model, where="test"), labels, torch.ones(len(labels))).total
+    logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
+    plain = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum")
+    exact = dtype == torch.float64
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-9 if exact else 2e-3)
+    weights = [model.lm_head.weight, model.get_input_embeddings().weight, *model.parameters()]
+    weights = list({id(p): p for p in weights if p.requires_grad}.values())
+    for got, want in zip(
+        torch.autograd.grad(ours, weights), torch.autograd.grad(plain, weights), strict=True
+    ):
+        error = float((got - want).double().norm() / want.double().norm().clamp(min=1e-12))
+        assert error < (1e-8 if exact else 0.1)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from fuse_train.asn import AdaptiveSelector
 from fuse_train.config import TrainSection
+from fuse_train.loss_schedule import weights_at
+from fuse_train.losses import row_coefficients, with_tail_policy, with_temperature
 from fuse_train.objective import FusionObjective, StepTotals, importance
 from fuse_train.run import open_inputs
 from fuse_train.selector_training import known_rows, new_selector
 from fuse_train.selectors import build_selector
+from fuse_train.span_likelihood import SpanBatch
 from fuse_train.stream import SampleStream, StreamOptions
+from store_schema.errors import ConfigError
 from tests.aligned_factory import make_run
+from tests.dense_loss import dense_total
 
 SOURCES = ["code", "prose", "facts"]
 
@@ -33,7 +41,7 @@ def batches_of(opened, micro: int):
     return SampleStream(opened.samples, options, opened.domains).step_batches(0)
 
 
-def step(run, batches, section):
+def step(run, batches, section, progress=0.0):
     """Loss and all gradients of one step over some micro-batches."""
     model = AutoModelForCausalLM.from_pretrained(run.target.model, dtype=torch.float64)
     asn = section.selector == "asn"
@@ -42,7 +50,8 @@ def step(run, batches, section):
         torch.manual_seed(5)
         for layer in (selector.score, selector.direct):
             torch.nn.init.normal_(layer.weight, std=0.3)
-    objective = FusionObjective(model, selector, section)
+    objective = FusionObjective(model, selector, section, SOURCES)
+    objective.at_progress(progress)
     totals = StepTotals(
         sum(batch.num_labels for batch in batches),
         sum(known_rows(batch.sources) for batch in batches),
@@ -125,3 +134,163 @@ def test_ground_truth_alone_equals_the_models_own_loss(run, opened) -> None:
     own = model(input_ids=full, labels=labels).loss.detach()
     assert float(loss.detach()) == pytest.approx(float(own), rel=1e-5)
     assert float(sums["clm"]) / batch.num_labels == pytest.approx(float(own), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"divergence": "kl", "source_temperature": 2.0},
+        {"divergence": "reverse_kl", "target_temperature": 1.5},
+        {"divergence": "jsd", "jsd_beta": 0.2},
+        {"divergence": "uld"},
+        {"source_share": 0.3, "source_share_schedule": {"kind": "linear", "end": 0.9}},
+        {"clm_weight_schedule": {"kind": "hard_and_decay"}},
+    ],
+)
+def test_options_reach_the_loss(run, opened, loss) -> None:
+    """Value and the target's gradient of a step equal the dense lines of what was asked for."""
+    section = TrainSection(clm_weight=0.4, feedback_weight=0.0, selector="uniform", loss=loss)
+    (batch,) = batches_of(opened, 10)
+    got, grads = step(run, [batch], section, progress=0.5)
+    model = AutoModelForCausalLM.from_pretrained(run.target.model, dtype=torch.float64)
+    at, now = batch.label_rows(), weights_at(section, 0.5)
+    hidden = model.base_model(batch.input_ids_BL).last_hidden_state
+    hidden = hidden[at[0], batch.predicted_by_BT[at]]
+    weights = build_selector(section, SOURCES)(batch.sources.view)[at].double()
+    clm, fusion = row_coefficients(weights, batch.sources.covered_BTM[at], now.clm_weight)
+    rows = with_tail_policy(batch.sources.rows(at), "bucket")
+    rows = with_temperature(rows, section.loss.source_temperature)
+    total = dense_total(
+        hidden, model.lm_head.weight, batch.labels_BT[at], clm, rows, fusion, now.divergence
+    )
+    (total / len(at[0])).backward()
+    assert got == pytest.approx(float(total.detach()) / len(at[0]), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close(
+            grads[f"model.{name}"], parameter.grad, rtol=1e-5, atol=1e-6 * scale
+        )
+
+
+@pytest.mark.parametrize("reference", ["pool", "code"])
+def test_only_rows_of_large_excess_are_trained_on(run, opened, reference) -> None:
+    section = TrainSection(
+        selector="uniform", loss={"keep_share": 0.25, "keep_reference": reference}
+    )
+    (batch,) = batches_of(opened, 10)
+    model = AutoModelForCausalLM.from_pretrained(run.target.model, dtype=torch.float64)
+    objective = FusionObjective(model, build_selector(section, SOURCES), section, SOURCES)
+    seen = {}
+
+    def watch(_, __, out):
+        out.last_hidden_state.register_hook(lambda grad: seen.update(grad=grad))
+
+    model.base_model.register_forward_hook(watch)
+    loss, _ = objective(batch, StepTotals(batch.num_labels, 0))
+    loss.backward()
+    at = batch.label_rows()
+    trained = seen["grad"][at[0], batch.predicted_by_BT[at]].abs().sum(-1) > 0
+    known = ~batch.sources.label_logprobs_BTM[at].isnan()
+    known = known[:, SOURCES.index(reference)] if reference != "pool" else known.any(-1)
+    assert int(trained[known].sum()) == round(0.25 * int(known.sum()))
+    assert bool(trained[~known].all())
+
+
+def test_unknown_reference_is_refused() -> None:
+    section = TrainSection(loss={"keep_share": 0.5, "keep_reference": "nobody"})
+    with pytest.raises(ConfigError, match="expected pool, code, prose, facts, got nobody"):
+        FusionObjective(torch.nn.Linear(1, 1), None, section, SOURCES)
+
+
+def with_spans(batch):
+    """Spans of three rows each, of made-up probability, the same whatever the batch is cut into."""
+    count = len(batch.segment_ids)
+    rows = torch.arange(batch.labels_BT.shape[1])
+    index = torch.where(batch.label_bytes_BT > 0, rows // 3, -1)[..., None].expand(-1, -1, 3)
+    seeds = torch.tensor([sum(map(ord, name)) for name in batch.segment_ids]).view(count, 1, 1)
+    nats = -(((index + 1) * 7 + seeds * 3) % 11).float() - 0.5
+    return replace(batch, spans=SpanBatch(index.int(), nats))
+
+
+def test_spans_add_their_loss_and_its_gradient(run, opened) -> None:
+    """Against the whole objective by autograd; and the cut into micro-batches does not matter."""
+    from tests.test_fuse_train_span_likelihood import reference
+
+    plain = TrainSection(selector="uniform", feedback_weight=0.0)
+    section = plain.model_copy(
+        update={"loss": plain.loss.model_copy(update={"span_weight": 3.0, "span_temperature": 5.0})}
+    )
+    (batch,) = batches_of(opened, 10)
+    batch = with_spans(batch)
+    without, base = step(run, [batch], plain)
+    whole, grads = step(run, [batch], section)
+    parts, of_parts = step(run, [with_spans(b) for b in batches_of(opened, 3)], section)
+    assert parts == pytest.approx(whole, rel=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(run.target.model, dtype=torch.float64)
+    at = batch.label_rows()
+    logq = model(batch.input_ids_BL).logits.log_softmax(-1)[at[0], batch.predicted_by_BT[at]]
+    nll = -logq[torch.arange(len(at[0])), batch.labels_BT[at]]
+    weights = build_selector(plain, SOURCES)(batch.sources.view)[at].double()
+    spans = 3.0 * reference(nll, weights, batch.spans, at, 5.0) / len(at[0])
+    spans.backward()
+    assert whole - without == pytest.approx(float(spans.detach()), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        expected = base[f"model.{name}"] + parameter.grad
+        scale = float(expected.abs().max())
+        for got in (grads, of_parts):
+            torch.testing.assert_close(got[f"model.{name}"], expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_threshold_schedule_sets_the_selectors(run) -> None:
+    section = TrainSection(loss={"threshold_schedule": {"kind": "linear", "end": 0.5}})
+    selector = new_selector(section.asn, 0)
+    objective = FusionObjective(torch.nn.Linear(1, 1), selector, section, SOURCES)
+    objective.at_progress(0.5)
+    assert selector.threshold == pytest.approx((section.asn.threshold + 0.5) / 2)
+
+
+def test_prompts_are_context_and_carry_no_loss(run, opened) -> None:
+    """A response of 4 tokens after a prompt of 5: its mean cost, and no gradient for the prompt's words
+    but through what the response reads."""
+    from fuse_train.batch import collate
+    from fuse_train.samples import DecodedShard
+    from store_schema.plan import Segment
+
+    prompt, response = (7, 8, 9, 10, 11), np.array([20, 21, 22, 23])
+    segment = Segment(0, "d#0", "d", "code", "train", 0, 4, True, '{"prompt": "x"}', "abcd")
+    shard = DecodedShard(
+        [segment], [prompt], np.array([0, 4]), response, np.arange(1, 5, dtype=np.uint32), (), None
+    )
+    batch = collate([shard.sample(0)], opened.domains)
+    assert batch.num_labels == 4
+    assert batch.predicted_by_BT.tolist() == [[4, 5, 6, 7]]
+    model = AutoModelForCausalLM.from_pretrained(run.target.model, dtype=torch.float64)
+    objective = FusionObjective(model, None, TrainSection().control_section())
+    loss, _ = objective(batch, StepTotals(batch.num_labels, 0))
+    full = torch.tensor([[*prompt, *response.tolist()]])
+    logq = model(full).logits[0].log_softmax(-1)
+    expected = -logq[torch.arange(4, 8), torch.from_numpy(response)].mean()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_a_batch_without_any_entry_is_ground_truth(run, opened) -> None:
+    (batch,) = batches_of(opened, 10)
+    sources = batch.sources
+    silent = replace(
+        batch,
+        sources=replace(
+            sources,
+            entry_ids_BTMK=sources.entry_ids_BTMK[..., :0],
+            entry_probs_BTMK=sources.entry_probs_BTMK[..., :0],
+            tail_BTM=torch.ones_like(sources.tail_BTM),
+            covered_BTM=torch.zeros_like(sources.covered_BTM),
+        ),
+    )
+    plain = TrainSection(selector="uniform").control_section()
+    model = AutoModelForCausalLM.from_pretrained(run.target.model, dtype=torch.float64)
+    alone, _ = FusionObjective(model, None, plain)(batch, StepTotals(batch.num_labels, 0))
+    for name in ("cross_entropy", "jsd", "uld"):
+        section = TrainSection(selector="uniform", loss={"divergence": name, "source_share": 0.5})
+        objective = FusionObjective(model, build_selector(section, SOURCES), section, SOURCES)
+        loss, _ = objective(silent, StepTotals(batch.num_labels, 0))
+        assert float(loss.detach()) == pytest.approx(float(alone.detach()), rel=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -27,8 +28,12 @@ from store_schema.errors import ConfigError, MismatchError, MissingError, ModelE
 from store_schema.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 
-LOSS_KEYS = {"step", "num_steps", "loss", "clm", "lr", "tokens_per_s", "seconds", "grad_norm"}
-FUSED_KEYS = LOSS_KEYS | {"fusion", "feedback", "pool", "uncovered", "weights", "weights_by_domain"}
+TIMED = ("tokens_per_s", "seconds", "wait_seconds")
+LOSS_KEYS = {"step", "num_steps", "loss", "clm", "lr", "grad_norm", *TIMED}
+FUSED_KEYS = LOSS_KEYS | {
+    *("fusion", "feedback", "pool", "uncovered", "weights"),
+    *("weights_by_domain", "load_by_domain", "entropy_by_domain"),
+}
 
 
 def lines_of(folder: Path, name: str) -> list[dict]:
@@ -37,8 +42,7 @@ def lines_of(folder: Path, name: str) -> list[dict]:
 
 
 def timeless(lines: list[dict]) -> list[dict]:
-    timed = ("tokens_per_s", "seconds")
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -77,6 +81,9 @@ def test_what_a_run_leaves(trained) -> None:
     fused = lines_of(folder, "train")[-1]
     assert sum(fused["weights"].values()) == pytest.approx(1.0, abs=1e-4)
     assert set(fused["weights_by_domain"]) == {"code", "prose", "facts"}
+    for domain, load in fused["load_by_domain"].items():
+        assert all(share >= fused["weights_by_domain"][domain][s] for s, share in load.items())
+        assert 0 <= fused["entropy_by_domain"][domain] <= math.log(3) + 1e-6
     assert fused["loss"] == pytest.approx(
         0.3 * fused["clm"] + 0.7 * fused["fusion"] + 0.01 * fused["feedback"] + fused["pool"],
         rel=0.05,  # rows that no source covers are ground truth alone

@@ -10,7 +10,7 @@ import torch
 from fuse_train.config import AsnSection
 from fuse_train.run import open_inputs
 from fuse_train.selector_training import new_selector, pool_nll, split_batches, train_selector
-from fuse_train.selectors import MinCeSelector, StaticSelector, UniformSelector
+from fuse_train.selectors import HedgeSelector, MinCeSelector, StaticSelector, UniformSelector
 from fuse_train.stream import SampleStream, StreamOptions
 from tests.aligned_factory import make_run
 
@@ -45,9 +45,14 @@ def test_trained_pool_is_better_than_every_simple_one(stream, held_out) -> None:
     trained = train_selector(stream, section, seed=0, on_step=lambda _, nats: history.append(nats))
     after = mean_nats(trained, held_out)
     single = [mean_nats(StaticSelector(torch.eye(3)[m].tolist()), held_out) for m in range(3)]
-    assert mean_nats(untrained, held_out) == pytest.approx(mean_nats(UniformSelector(), held_out))
-    assert after < mean_nats(untrained, held_out) - 0.02
+    start = mean_nats(HedgeSelector(0.5, 0.03), held_out)
+    kept = section.model_copy(update={"cut": "none"})
+    assert mean_nats(new_selector(kept, 0), held_out) == pytest.approx(start, rel=1e-5)
+    constant = train_selector(stream, section, seed=0, kind="constant")
+    assert after < mean_nats(untrained, held_out) - 0.005
     assert after < min(single) - 0.1
+    assert after < mean_nats(constant, held_out) - 0.1
+    assert mean_nats(constant, held_out) < mean_nats(UniformSelector(), held_out) + 0.005
     assert sum(history[-10:]) < sum(history[:10])
     again = train_selector(stream, section, seed=0)
     for a, b in zip(trained.parameters(), again.parameters(), strict=True):

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fuse_train.asn import AdaptiveSelector, with_summary
-from fuse_train.config import AsnSection, TrainSection
-from fuse_train.features import FEATURES, PAST_FEATURES
+from fuse_train.asn import SharedScorer, with_summary
+from fuse_train.config import AsnSection, HedgeSection, TrainSection
+from fuse_train.features import FEATURES, HEDGE_START, PAST_FEATURES
+from fuse_train.gates import ConstantGate, RewardNetwork
+from fuse_train.losses import importance_cv2
 from fuse_train.selectors import (
+    AvgCeSelector,
+    HedgeSelector,
     MinCeSelector,
     SourceView,
     StaticSelector,
     UniformSelector,
     build_selector,
 )
-from store_schema.errors import ConfigError, MismatchError, MissingError
+from store_schema.errors import ConfigError, CorruptionError, MismatchError, MissingError
+from tests.selector_views import changed_from, made_sources, view_of
 
 B, T, M = 3, 7, 3
 
@@ -27,28 +36,49 @@ def view(num_sources: int = M, seed: int = 0) -> SourceView:
     covered[0, 0] = False
     covered[0, 1] = torch.arange(num_sources) == 1
     features = torch.randn(B, T, num_sources, len(FEATURES), generator=g)
-    return SourceView(covered, features, torch.rand(B, num_sources, generator=g))
+    past = -4 * torch.rand(B, T, num_sources, generator=g)
+    past[:, 0] = torch.nan
+    past[1, 4, 0] = torch.nan
+    return SourceView(covered, features, torch.rand(B, num_sources, generator=g), past)
 
 
-def stirred(**fields) -> AdaptiveSelector:
-    """An ASN whose last layers are not zero."""
+def small(covered: torch.Tensor, bpb: torch.Tensor) -> SourceView:
+    """A view of these alone."""
+    past = torch.full(covered.shape, torch.nan)
+    return SourceView(covered, torch.zeros(*covered.shape, 1), bpb, past)
+
+
+def stirred(kind: str = "shared", num_sources: int = M, **fields):
+    """A selector that learns with no parameter at 0."""
     torch.manual_seed(1)
-    asn = AdaptiveSelector(AsnSection(**fields))
-    torch.nn.init.normal_(asn.score.weight)
-    torch.nn.init.normal_(asn.direct.weight)
-    return asn
+    section = AsnSection(**fields)
+    if kind == "shared":
+        made = SharedScorer(section)
+    else:
+        made = {"fusion-x": RewardNetwork, "constant": ConstantGate}[kind](section, num_sources)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter)
+    return made
 
 
 SELECTORS = {
     "uniform": UniformSelector,
     "static": lambda: StaticSelector([0.2, 0.8, 0.0]),
     "min_ce": MinCeSelector,
-    "asn": stirred,
-    "asn_untrained": lambda: AdaptiveSelector(AsnSection()),
+    "avg_ce": AvgCeSelector,
+    "hedge": HedgeSelector,
+    "hedge_shared": lambda: HedgeSelector(0.7, 0.05),
+    "asn": lambda: stirred(features="all"),
+    "asn_untrained": lambda: SharedScorer(AsnSection()),
     "asn_segment": lambda: stirred(granularity="segment"),
-    "asn_past": lambda: stirred(features="past"),
+    "asn_past": stirred,
     "asn_threshold": lambda: stirred(threshold=0.6),
+    "asn_top_p": lambda: stirred(cut="top_p", top_p=0.5),
+    "asn_none": lambda: stirred(cut="none"),
+    "fusion-x": lambda: stirred("fusion-x", preset="fusion-x"),
+    "constant": lambda: stirred("constant"),
 }
+ANY_SOURCES = [name for name, make in SELECTORS.items() if not make().bound]
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -64,10 +94,79 @@ def test_contract(name) -> None:
     assert weights[0, 1].tolist() == [0.0, 1.0, 0.0]
 
 
-def test_uniform_and_static() -> None:
-    seen = SourceView(
-        torch.tensor([[[True, True, False]]]), torch.zeros(1, 1, 3, 1), torch.ones(1, 3)
+@pytest.mark.parametrize("name", SELECTORS)
+@given(seed=st.integers(0, 1000), data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_labels_change_no_weights_at_or_before_their_row(name, seed, data) -> None:
+    """Nothing of label i, or of rows after i, is known at row i; unless it is marked hindsight."""
+    selector = SELECTORS[name]()
+    if selector.hindsight:
+        return
+    sources = made_sources(10, M, seed)
+    row = data.draw(st.integers(1, 9))
+    # With the features of the row itself its distribution is seen, though not its label.
+    row_known = data.draw(st.booleans()) or name == "asn"
+    before = selector(view_of(sources))
+    changed = [changed_from(a, row, seed + m, row_known=row_known) for m, a in enumerate(sources)]
+    after = selector(view_of(changed))
+    assert torch.equal(before[:, : row + 1], after[:, : row + 1])
+
+
+@pytest.mark.parametrize("name", ["hedge", "asn", "asn_past"])
+def test_labels_do_change_weights_after_their_row(name) -> None:
+    sources = made_sources(10, M, 0)
+    changed = [changed_from(a, 4, m, row_known=True) for m, a in enumerate(sources)]
+    selector = SELECTORS[name]()
+    before, after = selector(view_of(sources)), selector(view_of(changed))
+    assert not torch.equal(before[:, 5:], after[:, 5:])
+
+
+@pytest.mark.parametrize("name", ANY_SOURCES)
+@given(st.permutations(range(M)), st.integers(0, 1000))
+@settings(max_examples=12, deadline=None)
+def test_order_of_sources_does_not_matter(name, order, seed) -> None:
+    sources = made_sources(8, M, seed)
+    selector = SELECTORS[name]()
+    straight, turned = (
+        selector(view_of(sources)),
+        selector(view_of([sources[m] for m in order])),
     )
+    torch.testing.assert_close(straight[..., order], turned, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ANY_SOURCES)
+@pytest.mark.parametrize("num_sources", [1, 2, 6])
+def test_any_number_of_sources(name, num_sources) -> None:
+    seen = view_of(made_sources(8, num_sources, 3))
+    weights = SELECTORS[name]()(seen)
+    assert weights.shape == seen.covered_BTM.shape
+    torch.testing.assert_close(weights.sum(-1), seen.covered_BTM.any(-1).float())
+
+
+@pytest.mark.parametrize("name", ["uniform", "hedge", "asn", "asn_past", "asn_segment", "avg_ce"])
+def test_a_source_that_covers_nothing_changes_nothing(name) -> None:
+    selector, seen = SELECTORS[name](), view()
+    silent = SourceView(
+        torch.cat([seen.covered_BTM, torch.zeros(B, T, 1, dtype=torch.bool)], -1),
+        torch.cat([seen.features_BTMF, torch.randn(B, T, 1, len(FEATURES))], 2),
+        torch.cat([seen.source_bpb_BM, torch.full((B, 1), torch.inf)], 1),
+        torch.cat([seen.past_logprobs_BTM, torch.full((B, T, 1), torch.nan)], 2),
+    )
+    torch.testing.assert_close(selector(silent)[..., :3], selector(seen))
+    torch.testing.assert_close(selector(silent.of_sources([0, 1, 2])), selector(seen))
+
+
+def test_who_is_hindsight_and_who_is_bound() -> None:
+    made = {name: make() for name, make in SELECTORS.items()}
+    hindsight = {name for name, selector in made.items() if selector.hindsight}
+    assert hindsight == {"min_ce", "avg_ce", "asn_segment", "fusion-x"}
+    assert {name for name, selector in made.items() if selector.bound} == {
+        "static", "fusion-x", "constant",
+    }  # fmt: skip
+
+
+def test_uniform_and_static() -> None:
+    seen = small(torch.tensor([[[True, True, False]]]), torch.ones(1, 3))
     assert UniformSelector()(seen).flatten().tolist() == [0.5, 0.5, 0.0]
     weights = StaticSelector([1.0, 3.0, 4.0])(seen).flatten().tolist()
     assert weights == [0.25, 0.75, 0.0]
@@ -76,11 +175,42 @@ def test_uniform_and_static() -> None:
 def test_min_ce_takes_the_best_covered_source_and_the_first_of_equals() -> None:
     covered = torch.tensor([[[True, True, True], [True, False, True], [True, False, False]]])
     bpb = torch.tensor([[2.0, 1.0, 2.0]])
-    weights = MinCeSelector()(SourceView(covered, torch.zeros(1, 3, 3, 1), bpb))
+    weights = MinCeSelector()(small(covered, bpb))
     assert weights[0].tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0]]
     unknown = torch.tensor([[float("inf"), float("inf"), 5.0]])
-    weights = MinCeSelector()(SourceView(covered, torch.zeros(1, 3, 3, 1), unknown))
+    weights = MinCeSelector()(small(covered, unknown))
     assert weights[0].tolist() == [[0, 0, 1], [0, 0, 1], [1, 0, 0]]
+
+
+def test_avg_ce_is_the_softmax_of_rewards() -> None:
+    bpb = torch.tensor([[2.0, 0.5, math.inf]])
+    weights = AvgCeSelector()(small(torch.ones(1, 2, 3, dtype=torch.bool), bpb))[0, 1].tolist()
+    terms = [math.exp(r) for r in (2**-2.0, 2**-0.5, 0.0)]  # exp(-nats) = 2^-bits
+    assert weights == pytest.approx([t / sum(terms) for t in terms])
+
+
+def test_fusion_x_sees_rewards_alone_and_has_the_papers_shape() -> None:
+    network, seen = stirred("fusion-x", preset="fusion-x"), view()
+    shapes = [tuple(p.shape) for p in network.mlp.parameters() if p.ndim == 2]
+    assert shapes == [(2 * M, M), (M, 2 * M), (M, M)]
+    assert (network.cut, network.threshold) == ("threshold", 0.15)
+    other = view(seed=5)
+    same = SourceView(
+        seen.covered_BTM, other.features_BTMF, seen.source_bpb_BM, other.past_logprobs_BTM
+    )
+    assert torch.equal(network(seen), network(same))
+    rewards = 2.0**-seen.source_bpb_BM
+    gates = network.mlp(rewards).softmax(-1)[2]
+    full = seen.covered_BTM[2].all(-1)
+    torch.testing.assert_close(network.gates(seen)[2][full], gates.expand(int(full.sum()), M))
+
+
+def test_constant_gate_varies_with_coverage_alone() -> None:
+    gate, seen, other = stirred("constant"), view(), view(seed=7)
+    same = SourceView(
+        seen.covered_BTM, other.features_BTMF, other.source_bpb_BM, other.past_logprobs_BTM
+    )
+    assert torch.equal(gate(seen), gate(same))
 
 
 def test_asn_drops_what_is_not_above_the_threshold() -> None:
@@ -92,37 +222,58 @@ def test_asn_drops_what_is_not_above_the_threshold() -> None:
     assert weights[0, 2].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_asn_is_indifferent_to_order_and_number_of_sources() -> None:
-    asn, seen = stirred(threshold=0.0), view()
-    order = [2, 0, 1]
-    turned = SourceView(
-        seen.covered_BTM[..., order], seen.features_BTMF[:, :, order], seen.source_bpb_BM[:, order]
+def test_top_p_keeps_the_fewest_that_reach_it() -> None:
+    asn = stirred(cut="top_p", top_p=0.6)
+    gates = torch.tensor([[[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.0, 0.0, 0.0], [0.4, 0.2, 0.4]]])
+    weights = asn.keep(gates)
+    assert weights[0, 0].tolist() == pytest.approx([0.625, 0.375, 0.0])
+    assert weights[0, 1].tolist() == [0.0, 1.0, 0.0]
+    assert weights[0, 2].tolist() == [0.0, 0.0, 0.0]
+    assert weights[0, 3].tolist() == pytest.approx([0.5, 0.0, 0.5])
+    assert stirred(cut="none").keep(gates)[0, 0].tolist() == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_untrained_asn_is_the_hedge_it_starts_from() -> None:
+    rate, share = map(float, HEDGE_START.removeprefix("hedge_").split("_"))
+    seen = view_of(made_sources(12, M, 2))
+    torch.testing.assert_close(
+        SharedScorer(AsnSection(cut="none"))(seen), HedgeSelector(rate, share)(seen)
     )
-    torch.testing.assert_close(asn(seen)[..., order], asn(turned))
-    more = view(num_sources=5, seed=2)
-    assert asn(more).shape == (B, T, 5)
-    silent = SourceView(
-        torch.cat([seen.covered_BTM, torch.zeros(B, T, 1, dtype=torch.bool)], -1),
-        torch.cat([seen.features_BTMF, torch.randn(B, T, 1, len(FEATURES))], 2),
-        torch.cat([seen.source_bpb_BM, torch.full((B, 1), torch.inf)], 1),
-    )
-    torch.testing.assert_close(asn(silent)[..., :3], asn(seen))
 
 
 def test_asn_past_ignores_features_of_the_row() -> None:
     asn, seen = stirred(features="past"), view()
     changed = seen.features_BTMF.clone()
     changed[..., len(PAST_FEATURES) :] += 1.0
-    other = SourceView(seen.covered_BTM, changed, seen.source_bpb_BM)
+    other = SourceView(seen.covered_BTM, changed, seen.source_bpb_BM, seen.past_logprobs_BTM)
     assert torch.equal(asn(seen), asn(other))
 
 
-def test_asn_gradients_are_finite_where_nothing_is_covered() -> None:
-    asn, seen = stirred(), view()
+@pytest.mark.parametrize("kind", ["shared", "fusion-x", "constant"])
+def test_gradients_are_finite_where_nothing_is_covered(kind) -> None:
+    asn, seen = stirred(kind, cut="none"), view()
     asn(seen).square().sum().backward()
-    for parameter in asn.parameters():
-        assert parameter.grad is not None
-        assert bool(parameter.grad.isfinite().all())
+    for name, parameter in asn.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+
+
+@pytest.mark.parametrize("kind", ["shared", "fusion-x", "constant"])
+def test_a_step_down_the_feedback_gradient_balances_the_load(kind) -> None:
+    asn, seen = stirred(kind, cut="none"), view()
+    with torch.no_grad():
+        for parameter in asn.parameters():
+            parameter *= 0.3  # not so sure that the softmax is flat
+
+    def feedback() -> torch.Tensor:
+        return importance_cv2(asn(seen).sum((0, 1)))
+
+    before = feedback()
+    before.backward()
+    with torch.no_grad():
+        for parameter in asn.parameters():
+            parameter -= 1e-3 * parameter.grad / parameter.grad.norm().clamp(min=1e-9)
+    assert feedback().item() < before.item()
 
 
 def test_summary_leaves_out_sources_that_do_not_cover() -> None:
@@ -132,16 +283,40 @@ def test_summary_leaves_out_sources_that_do_not_cover() -> None:
     assert summary == [[1.0, -1.0, 2.0], [3.0, 1.0, 0.0]]
 
 
-def test_asn_saves_and_loads(tmp_path) -> None:
-    asn = stirred(hidden_size=8)
+@pytest.mark.parametrize("kind", ["shared", "fusion-x", "constant"])
+def test_saves_and_loads(kind, tmp_path) -> None:
+    asn = stirred(kind)
     asn.save(tmp_path)
-    other = AdaptiveSelector(AsnSection(hidden_size=8))
+    torch.manual_seed(9)
+    other = stirred(kind)
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
     other.load(tmp_path)
     assert torch.equal(asn(view()), other(view()))
-    with pytest.raises(MismatchError, match="built otherwise"):
-        AdaptiveSelector(AsnSection(hidden_size=9)).load(tmp_path)
     with pytest.raises(MissingError):
         other.load(tmp_path / "nowhere")
+    (tmp_path / "selector.safetensors").write_bytes(b"no")
+    with pytest.raises(CorruptionError, match="unreadable"):
+        other.load(tmp_path)
+
+
+def test_selectors_of_other_shape_are_refused(tmp_path) -> None:
+    stirred(hidden_size=8).save(tmp_path)
+    with pytest.raises(MismatchError, match=r"hidden_size 9.*hidden_size 8"):
+        SharedScorer(AsnSection(hidden_size=9)).load(tmp_path)
+    with pytest.raises(MismatchError, match="kind constant"):
+        ConstantGate(AsnSection(), 3).load(tmp_path)
+    stirred("constant").save(tmp_path)
+    with pytest.raises(MismatchError, match=r"num_sources 4.*num_sources 3"):
+        ConstantGate(AsnSection(), 4).load(tmp_path)
+
+
+def test_cut_is_no_part_of_what_was_trained(tmp_path) -> None:
+    """A trained network may be asked with another threshold: gates are the same."""
+    stirred().save(tmp_path)
+    other = SharedScorer(AsnSection(cut="none"))
+    other.load(tmp_path)
+    assert torch.equal(other.gates(view()), stirred().gates(view()))
 
 
 def test_static_weights_of_unknown_sources_are_refused() -> None:
@@ -151,3 +326,13 @@ def test_static_weights_of_unknown_sources_are_refused() -> None:
     section = TrainSection(selector="static", static_weights={"a": 1.0})
     built = build_selector(section, ["a", "b", "c"])
     assert built(view())[0, 1].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_build_selector_knows_the_fixed_ones() -> None:
+    section = TrainSection(selector="hedge", hedge=HedgeSection(rate=0.5, share=0.25))
+    hedge = build_selector(section, ["a"])
+    assert isinstance(hedge, HedgeSelector)
+    assert (hedge.rate, hedge.share) == (0.5, 0.25)
+    assert isinstance(build_selector(TrainSection(selector="avg_ce"), ["a"]), AvgCeSelector)
+    with pytest.raises(ValueError, match="asn"):
+        build_selector(TrainSection(), ["a"])

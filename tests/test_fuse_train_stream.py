@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from fuse_train.batch import predicting_positions
 from fuse_train.order import SampleOrder, SampleRef, process_slice
-from fuse_train.run import open_inputs, pretrain_stream
+from fuse_train.run import open_inputs
 from fuse_train.samples import AlignedSamples
+from fuse_train.selector_start import pretrain_stream
 from fuse_train.stream import SampleStream, StreamOptions
 from store_schema.errors import (
     ConfigError,
@@ -255,5 +256,5 @@ def test_stores_that_do_not_belong_are_refused(run, inputs, tmp_path) -> None:
 def test_missing_shard_is_named(tmp_path) -> None:
     made = make_run(tmp_path, segments_per_shard=3)
     (tmp_path / "run/aligned/prose/commits/00002.json").unlink()
-    with pytest.raises(MissingError, match=r"1 shard.*\(2\)"):
+    with pytest.raises(MissingError, match=r"prose 1 of 4 shards \(2\)"):
         open_inputs(made, made.sections["train"])

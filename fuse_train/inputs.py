@@ -1,0 +1,170 @@
+"""What the trainings of a run share: opened and checked before any model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fuse_train.config import TrainSection
+from fuse_train.models import identity
+from fuse_train.samples import AlignedSamples, domains_of
+from fuse_train.selector_start import saved_identity
+from fuse_train.stream import StreamOptions
+from launch.summary import logs_folder
+from store_schema.config import ModelRef, RunConfig
+from store_schema.errors import CorruptionError, InputError, ModelError
+from store_schema.fingerprint import fingerprint
+from store_schema.location import open_location, storage_errors
+from store_schema.plan import SEGMENTS_FILE, Plan
+from store_schema.reader import StoreReader
+from store_schema.tokenizer import SegmentTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Plan, stores and tokenizer of a run.
+
+    Args:
+        run: The run file.
+        plan: Of the data.
+        samples: The aligned stores, opened for one split.
+        tokenizer: The target's.
+        domains: All domains of the plan.
+    """
+
+    run: RunConfig
+    plan: Plan
+    samples: AlignedSamples
+    tokenizer: SegmentTokenizer
+    domains: tuple[str, ...]
+
+
+def output_folder(run: RunConfig) -> Path:
+    """Where models of a run go; they are always local."""
+    return logs_folder(run).parent
+
+
+def final_folder(run: RunConfig, label: str) -> Path:
+    """Final folder of the "fused" or the "control" training."""
+    root = output_folder(run)
+    return root / "final" if label == "fused" else root / "control" / "final"
+
+
+def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None) -> Inputs:
+    """Open plan and aligned stores for one split, checked against the target's tokenizer.
+
+    Args:
+        run: The run.
+        section: Its train section.
+        split: None takes `train_split`.
+    """
+    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    tokenizer = SegmentTokenizer.load(run.target, name="target")
+    stores = {name: StoreReader.open(open_location(run.aligned_url(name))) for name in run.sources}
+    samples = AlignedSamples(
+        plan,
+        stores,
+        tokenizer,
+        split=split or section.train_split,
+        append_eos=section.append_eos,
+        max_positions=_max_positions(run.target),
+        allow_partial=section.allow_partial,
+        with_spans=section.loss.span_weight > 0,
+    )
+    return Inputs(run, plan, samples, tokenizer, domains_of(plan))
+
+
+def _max_positions(ref: ModelRef) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelError(
+            "model of target cannot be loaded", where=ref.model, got=str(error)[:200]
+        ) from error
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def check_domains(inputs: Inputs, section: TrainSection) -> None:
+    """Refuse to train without text of a domain that the plan has.
+
+    Raises:
+        InputError: Names the domains; `allow_partial` goes on without them.
+    """
+    if section.allow_partial:
+        return
+    where = f"{inputs.plan.location.url}, split {section.train_split}"
+    sizes = split_bytes(inputs.plan, section.train_split)
+    empty = [domain for domain in inputs.domains if not sizes.get(domain)]
+    if empty:
+        raise InputError(
+            "domains without text to train on",
+            where=where,
+            expected=", ".join(inputs.domains),
+            got="no text of " + ", ".join(empty),
+            hint="add documents of theirs, or train without by `--allow-partial`",
+        )
+
+
+def split_bytes(plan: Plan, split: str) -> dict[str, int]:
+    """Bytes of text by domain in one split of the plan."""
+    columns = ["domain", "split", "byte_start", "byte_end"]
+    where = f"{plan.location.url}/{SEGMENTS_FILE}"
+    with storage_errors(plan.location.url), plan.location.open_read(SEGMENTS_FILE) as file:
+        try:
+            table = pq.read_table(file, columns=columns, pre_buffer=False)
+        except pa.ArrowException as error:
+            raise CorruptionError("segments unreadable", where=where, got=error) from error
+    chosen = table.filter(pc.equal(table["split"], split))
+    sizes = pc.subtract(chosen["byte_end"], chosen["byte_start"])
+    sums = pa.table({"domain": chosen["domain"], "bytes": sizes})
+    summed = sums.group_by("domain").aggregate([("bytes", "sum")])
+    return dict(
+        zip(summed["domain"].to_pylist(), map(int, summed["bytes_sum"].to_pylist()), strict=True)
+    )
+
+
+def stream_options(run: RunConfig, section: TrainSection) -> StreamOptions:
+    """How the training stream deals samples."""
+    return StreamOptions(
+        seed=run.seed,
+        batch_segments=section.batch_segments,
+        micro_batch_segments=section.micro_batch_segments,
+        shuffle_shards=section.shuffle_shards,
+        cache_gib=section.cache_gib,
+        prefetch_batches=section.prefetch_batches,
+        pack_tokens=section.pack_tokens,
+    )
+
+
+def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
+    """Of everything that shapes the weights. What sources say does not shape the control."""
+    run, samples = inputs.run, inputs.samples
+    content: dict[str, Any] = {
+        "label": label,
+        "train": section.content(),
+        "seed": run.seed,
+        "plan": inputs.plan.fingerprint,
+        "target": identity(run.target),
+        "tokenizer": inputs.tokenizer.fingerprint,
+    }
+    if samples.missing:
+        content["shards"] = [shard.index for shard in samples.shards]
+    if label == "fused":
+        content["stores"] = [
+            [name, reader.manifest.fingerprint()] for name, reader in samples.stores.items()
+        ]
+        if samples.missing:
+            content["missing"] = {name: sorted(found) for name, found in samples.missing.items()}
+        if section.selector in ("asn", "constant") and section.asn.start_from is not None:
+            content["selector"] = saved_identity(section, len(run.sources))
+    return fingerprint(content)

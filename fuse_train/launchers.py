@@ -1,0 +1,62 @@
+"""What started this training, and whether the trainer can work under it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fuse_train.config import TrainSection
+from store_schema.errors import ConfigError
+
+_SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+"""Variables by which `accelerate launch` hands its config down."""
+
+_PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")
+
+
+def check_launcher() -> None:
+    """Refuse launchers that shard the model, before accelerate sets anything up.
+
+    The loss reads the head's weight whole, and checkpoints hold whole tensors. On a CPU accelerate
+    would leave an FSDP config unheeded and train with plain data parallelism instead.
+
+    Raises:
+        ConfigError: DeepSpeed (ZeRO), FSDP or the like is asked for.
+    """
+    for variable, name in _SHARDING.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise _refusal(name)
+
+
+def check_accelerator(accelerator: Any, section: TrainSection) -> None:
+    """The same of what accelerate made of it, and a segment for every process.
+
+    Raises:
+        ConfigError: Parameters are sharded, or there are more processes than segments in a batch.
+    """
+    kind = str(accelerator.distributed_type.value)
+    if kind not in _PLAIN:
+        raise _refusal(kind)
+    if section.batch_segments < accelerator.num_processes:
+        raise ConfigError(
+            "fewer segments in a batch than processes",
+            where="train.batch_segments",
+            expected=f"at least {accelerator.num_processes}",
+            got=section.batch_segments,
+        )
+
+
+def _refusal(name: str) -> ConfigError:
+    return ConfigError(
+        "launcher shards the model or its optimizer, which this trainer does not support",
+        where="accelerate config",
+        expected="one process or plain data parallelism (distributed_type NO, MULTI_GPU or MULTI_CPU)",
+        got=name,
+        hint="train.lora, train.gradient_checkpointing and a smaller train.micro_batch_segments save "
+        "memory",
+    )

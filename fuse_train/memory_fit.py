@@ -1,0 +1,62 @@
+"""What to say when a micro-batch does not fit in memory: the size that would."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from store_schema.errors import ConfigError
+
+_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine refused memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(p in str(error).lower() for p in _PHRASES)
+
+
+@contextmanager
+def fits(what: str, *, where: str, hint: str) -> Iterator[None]:
+    """ConfigError in one line where the block runs out of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        told = str(error).partition("\n")[0][:160]
+        raise ConfigError(
+            f"{what} does not fit in memory", where=where, got=told or None, hint=hint
+        ) from error
+
+
+def free_memory() -> None:
+    """Give back what failed work held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def fitting_size(failed: int, attempt: Callable[[int], None]) -> int:
+    """The largest of failed / 2, failed / 4, ... that fits; 0 where not even 1 does.
+
+    Args:
+        failed: Segments that did not fit.
+        attempt: Forward and backward pass of so many segments; raises where they do not fit.
+    """
+    size = failed // 2
+    while size:
+        free_memory()
+        try:
+            attempt(size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return size
+        size //= 2
+    return 0

@@ -1,0 +1,122 @@
+"""The optimizer: by the names that transformers gives them, with its state as plain tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fuse_train.config import TrainSection
+from store_schema.errors import ConfigError, CorruptionError
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+_RECORD = "record"
+"""The one key of the metadata: safetensors writes several in an order of its own each time."""
+
+_BETAS: dict[str, Any] = {"betas": (0.9, 0.95)}
+
+
+def build_optimizer(
+    model: torch.nn.Module, selector: Iterable[torch.nn.Parameter], section: TrainSection
+) -> torch.optim.Optimizer:
+    """The optimizer of `train.optim`, weight decay on the target's matrices only, and the selector at
+    its own rate.
+
+    Source: FuseLLM's recipe (AdamW, betas 0.9, 0.95, weight decay 0.1). Departure: biases, norms and
+    the selector do not decay.
+
+    Raises:
+        ConfigError: `train.optim_kwargs` do not fit that optimizer.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {
+            "params": [p for p in trainable if p.ndim >= 2],
+            "peak_lr": section.lr,
+            "weight_decay": section.weight_decay,
+        },
+        {
+            "params": [p for p in trainable if p.ndim < 2],
+            "peak_lr": section.lr,
+            "weight_decay": 0.0,
+        },
+        {"params": list(selector), "peak_lr": section.asn.lr, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    kind, defaults = _kind(section.optim)
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in section.optim_kwargs.items()
+    }
+    try:
+        optimizer: torch.optim.Optimizer = kind(groups, lr=section.lr, **(defaults | given))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"do not fit optimizer {section.optim}", where="train.optim_kwargs", got=str(error)
+        ) from error
+    return optimizer
+
+
+def _kind(name: str) -> tuple[Any, dict[str, Any]]:
+    """Class and defaults of an optimizer by its name in transformers."""
+    if name == "adafactor":
+        from transformers import Adafactor
+
+        return Adafactor, {"scale_parameter": False, "relative_step": False}
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "adamw_torch": (torch.optim.AdamW, _BETAS),
+        "adamw_torch_fused": (torch.optim.AdamW, _BETAS | {"fused": True}),
+        "sgd": (torch.optim.SGD, {}),
+        "adagrad": (torch.optim.Adagrad, {}),
+        "rmsprop": (torch.optim.RMSprop, {}),
+    }
+    return kinds[name]
+
+
+def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Write the state of every parameter into an existing folder, by number, without pickle."""
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for name, value in entry.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                plain[f"{index}.{name}"] = value
+    record = json.dumps({"shapes": _shapes(optimizer), "plain": plain}, sort_keys=True)
+    save_file(tensors, folder / OPTIMIZER_FILE, {_RECORD: record})
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put saved state back into an optimizer over the same parameters.
+
+    Raises:
+        CorruptionError: The file is damaged, or speaks of other parameters.
+    """
+    where = folder / OPTIMIZER_FILE
+    try:
+        with safe_open(where, framework="pt") as file:
+            record = json.loads((file.metadata() or {})[_RECORD])
+            found: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        shapes, plain = record["shapes"], record["plain"]
+        found |= plain
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise CorruptionError("optimizer unreadable", where=where, got=error) from error
+    if shapes != _shapes(optimizer):
+        raise CorruptionError("optimizer of other parameters", where=where)
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in found.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def _shapes(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+    return [list(p.shape) for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,185 @@
+"""`logitfuse train selector`: a selector trained on the stores alone, kept; what its pool scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fuse_train.asn import AdaptiveSelector
+from fuse_train.config import TrainSection
+from fuse_train.folders import publish_folder, sweep
+from fuse_train.run import Inputs, open_inputs, output_folder, stream_options
+from fuse_train.selector_start import SelectorStart, kind_of, saved_identity
+from fuse_train.selector_training import PoolSums, pool_nll, split_batches
+from fuse_train.selectors import (
+    AvgCeSelector,
+    HedgeSelector,
+    MinCeSelector,
+    Selector,
+    StaticSelector,
+    UniformSelector,
+)
+from fuse_train.stream import SampleStream
+from launch.signals import stop_on_signals
+from store_schema import SCHEMA_VERSION, __version__
+from store_schema.config import RunConfig, StrictModel
+from store_schema.fingerprint import fingerprint
+from store_schema.sealed import seal, unseal
+
+TRAINED_FILE = "trained.json"
+
+
+class TrainedRecord(StrictModel):
+    """trained.json: what a saved selector was made from, and what pools score on the valid split."""
+
+    schema_version: int = SCHEMA_VERSION
+    fingerprint: str
+    """Of recipe, stores and seed."""
+    sources: tuple[str, ...]
+    """It was trained with."""
+    split: str
+    """That pools are scored on."""
+    bpb: dict[str, dict[str, float]]
+    """Bits per byte of each pool by domain, on the rows where every source knows the label."""
+    hindsight: tuple[str, ...]
+    """Pools whose weights saw the labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedSelector:
+    """A saved selector.
+
+    Args:
+        folder: For `asn.start_from`.
+        record: Of it.
+        fresh: False when it had been finished before.
+    """
+
+    folder: Path
+    record: TrainedRecord
+    fresh: bool
+
+
+def selector_folder(run: RunConfig, name: str) -> Path:
+    """Where the selector that is trained alone goes."""
+    return output_folder(run) / "selectors" / name
+
+
+def train_alone(run: RunConfig) -> TrainedSelector:
+    """Train the section's selector on the training split's stores and score pools on the valid split.
+
+    The target's tokenizer is needed, its weights are not.
+
+    Raises:
+        ConfigError: The section's selector does not learn, or a split is missing.
+        MissingError: Plan, stores or shards are not there yet.
+        ModelError: A loss that is not finite.
+        Stopped: A signal asked to stop; nothing is written.
+    """
+    section = run.section("train", TrainSection)
+    folder = selector_folder(run, kind_of(section))
+    inputs = open_inputs(run, section)
+    mark = _fingerprint(inputs, section)
+    sweep(folder.parent)
+    done = _read(folder)
+    if done is not None and done.fingerprint == mark:
+        return TrainedSelector(folder, done, fresh=False)
+    valid = open_inputs(run, section, section.valid_split)
+    stream = SampleStream(
+        inputs.samples, stream_options(run, section), inputs.domains, with_entries=False
+    )
+    with stop_on_signals() as stop:
+        start = SelectorStart(
+            section, run.seed, stream, lambda: valid.samples, best_device(), stop.check
+        )
+        selector = start.trained().cpu()
+    named = compared(section, inputs.samples.sources) | {section.selector: selector}
+    batches = list(split_batches(valid.samples, valid.domains))
+    record = TrainedRecord(
+        fingerprint=mark,
+        sources=inputs.samples.sources,
+        split=section.valid_split,
+        bpb={name: bits_per_byte(pool_nll(other, batches)) for name, other in named.items()},
+        hindsight=tuple(name for name, other in named.items() if other.hindsight),
+    )
+    publish_folder(folder, lambda path: _write(path, selector, record))
+    return TrainedSelector(folder, record, fresh=True)
+
+
+def compared(section: TrainSection, sources: tuple[str, ...]) -> dict[str, Selector]:
+    """Each source alone and what needs no training, by name."""
+    alone = {
+        f"{source} alone": StaticSelector([float(name == source) for name in sources])
+        for source in sources
+    }
+    simple: dict[str, Selector] = {
+        "uniform": UniformSelector(),
+        "hedge": HedgeSelector(section.hedge.rate, section.hedge.share),
+        "min_ce": MinCeSelector(),
+        "avg_ce": AvgCeSelector(),
+    }
+    return alone | simple
+
+
+def bits_per_byte(sums: Mapping[str, PoolSums]) -> dict[str, float]:
+    """By domain, for domains with a row that counts."""
+    return {
+        domain: one.nats / math.log(2) / one.num_bytes
+        for domain, one in sorted(sums.items())
+        if one.num_bytes
+    }
+
+
+def table(trained: TrainedSelector) -> str:
+    """Pools by domain for people; the last column is the mean of the domains."""
+    record = trained.record
+    domains = sorted({domain for values in record.bpb.values() for domain in values})
+    marks = {name: f"{name} (hindsight)" for name in record.hindsight}
+    width = max(len(marks.get(name, name)) for name in record.bpb)
+    title = f"pools, bits per byte, split {record.split}"
+    width = max(width, len(title))
+    lines = [title.ljust(width) + "".join(f"{d[:12]:>13}" for d in (*domains, "mean"))]
+    for name, values in record.bpb.items():
+        cells = [values[domain] for domain in domains if domain in values]
+        shown = [*cells, sum(cells) / len(cells)] if cells else []
+        lines.append(marks.get(name, name).ljust(width) + "".join(f"{c:>13.4f}" for c in shown))
+    lines.append(f"saved in {trained.folder}; reuse it with train.asn.start_from")
+    return "\n".join(lines)
+
+
+def best_device() -> torch.device:
+    """CUDA when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _fingerprint(inputs: Inputs, section: TrainSection) -> str:
+    run = inputs.run
+    content = {
+        "selector": section.selector,
+        "asn": section.asn.model_dump(mode="json"),
+        "hedge": section.hedge.model_dump(mode="json"),
+        "feedback_weight": section.feedback_weight,
+        "splits": [section.train_split, section.valid_split, section.shuffle_shards],
+        "seed": run.seed,
+        "stores": [[n, r.manifest.fingerprint()] for n, r in inputs.samples.stores.items()],
+        "by": __version__,
+    }
+    if section.asn.start_from is not None:
+        content["start"] = saved_identity(section, len(run.sources))
+    return fingerprint(content)
+
+
+def _read(folder: Path) -> TrainedRecord | None:
+    path = folder / TRAINED_FILE
+    if not path.exists():
+        return None
+    return unseal(TrainedRecord, path.read_bytes(), where=str(path))
+
+
+def _write(folder: Path, selector: AdaptiveSelector, record: TrainedRecord) -> None:
+    selector.save(folder)
+    (folder / TRAINED_FILE).write_bytes(seal(record))

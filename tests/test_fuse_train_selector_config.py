@@ -1,0 +1,54 @@
+"""Every constraint of the selectors' settings, broken once, and the paper's preset."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from fuse_train.config import AsnSection, HedgeSection, TrainSection
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"selector": "best"},
+        {"hedge": {"rate": 0}},
+        {"hedge": {"rate": float("inf")}},
+        {"hedge": {"share": -0.1}},
+        {"hedge": {"share": 1.0}},
+        {"bayes": {"trials": 0}},
+        {"asn": {"preset": "fusellm"}},
+        {"asn": {"cut": "top_k"}},
+        {"asn": {"top_p": 0}},
+        {"asn": {"top_p": 1.1}},
+        {"asn": {"granularity": "document"}},
+        {"asn": {"frozen": True}},
+        {"asn": {"start": "here"}},
+    ],
+)
+def test_wrong_values_are_refused(wrong) -> None:
+    with pytest.raises(ValidationError):
+        TrainSection.model_validate(wrong)
+
+
+def test_hedge_is_a_bayes_mixture_unless_told_otherwise() -> None:
+    assert TrainSection().hedge == HedgeSection(rate=1.0, share=0.0)
+
+
+def test_preset_is_the_papers_and_given_fields_win() -> None:
+    paper = AsnSection.model_validate({"preset": "fusion-x"})
+    assert (paper.cut, paper.threshold, paper.objective) == ("threshold", 0.15, "fusion")
+    assert paper.granularity == "segment"
+    other = AsnSection.model_validate({"preset": "fusion-x", "threshold": 0.3})
+    assert (other.threshold, other.objective) == (0.3, "fusion")
+    assert AsnSection.model_validate(other.model_dump()) == other
+
+
+def test_control_is_the_same_whatever_selects() -> None:
+    plain = TrainSection().control_section().content()
+    for fields in (
+        {"selector": "hedge", "hedge": {"share": 0.1}},
+        {"selector": "bayes", "bayes": {"trials": 3}},
+        {"asn": {"preset": "fusion-x"}},
+    ):
+        assert TrainSection.model_validate(fields).control_section().content() == plain
