@@ -96,9 +96,11 @@ lint: $(TOOLS)
 types: $(TOOLS)
 	$(BIN)/mypy
 
-# Passive waiting: OpenMP threads that spin on busy cores make small tests ten times slower.
+# Two processes of one thread each: small tensors gain nothing from more threads, and OpenMP threads
+# that spin on busy cores make small tests ten times slower.
 tests: $(TOOLS)
-	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 \
+		$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # `submit` on a real Slurm of this machine alone (as root; packages slurmctld slurmd slurm-client munge).
 test-slurm: $(TOOLS)

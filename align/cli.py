@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from align.report import build_report
-from align.report_page import missing_line, number, view_command, write_report
+from align.report_page import costly, missing_line, number, view_command, write_report
 from align.run import AlignSummary, align_source
 from align.run import dry_run as try_out
 from align.view import Row, Token, ViewedSegment, read_view, require_position
@@ -228,6 +228,8 @@ def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
     if not item["has_source_store"]:
         lines.append(f"{source}: no source store, so no mass as stored")
     head = "".join(f"{title:>{size}}" for _, title, size in REPORT_COLUMNS)
+    if item["method"]:
+        lines.append(f"{source}: aligned by method {item['method']}")
     lines.append(f"{padded(source, 18)}{head}")
     rows = list(item["domains"].items())
     if len(rows) > 1:
@@ -235,13 +237,13 @@ def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
     for name, part in rows:
         lines.append(_report_row(visible(name), part | {"share": part["coverage"]}))
         lines += [_report_row(f"  {origin}", of) for origin, of in part["origins"].items()]
-    lines.append(
-        "share: of a domain what is covered, of an origin its part; stored, kept: mean mass in "
-        "entries; aligned, source: bits per byte on the same bytes; nats/span: what alignment adds"
-    )
-    if item["worst"]:
+    lines += [
+        "share: of a domain what is covered, of an origin its part; stored, kept: mean mass in",
+        "entries; aligned, source: bits per byte on the same bytes; nats/span: what alignment adds",
+    ]
+    if costly(item["worst"]):
         lines.append("most excess, nats per byte:")
-    for worst in item["worst"]:
+    for worst in costly(item["worst"]):
         command = visible(view_command(view, source, worst))
         lines.append(f"{worst['excess_nats_per_byte']:>+9.4f}  {command}")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from align.view import LN2, open_store, open_stores
+from align.view import LN2, open_aligned, open_stores
 from launch.progress import Progress
 from store_schema.config import RunConfig
 from store_schema.errors import CorruptionError, MissingError
@@ -143,6 +143,7 @@ class SourceReport:
         num_shards: Of the plan.
         missing: Shards that are not aligned yet.
         has_source_store: Whether the masses stored could be read.
+        method: That made the aligned store; None without one.
         domains: By name.
         histogram: Segments by excess, in bins of BIN_BPB; the middle of bin i is i * BIN_BPB.
         worst: Segments of most excess per byte, worst first.
@@ -151,6 +152,7 @@ class SourceReport:
     num_shards: int
     missing: list[int]
     has_source_store: bool
+    method: str | None = None
     domains: dict[str, DomainSums] = field(default_factory=dict)
     histogram: Counter[int] = field(default_factory=Counter)
     worst: list[dict[str, Any]] = field(default_factory=list)
@@ -164,6 +166,7 @@ class SourceReport:
             "shards": self.num_shards,
             "missing_shards": self.missing,
             "has_source_store": self.has_source_store,
+            "method": self.method,
             "all": every.figures(),
             "domains": {name: self.domains[name].figures() for name in sorted(self.domains)},
             "histogram": {
@@ -317,6 +320,7 @@ def source_report(run: RunConfig, plan: Plan, source: str, *, num_worst: int) ->
     worst: list[tuple[float, int, dict[str, Any]]] = []
     if aligned is None:
         return report
+    report.method = aligned.manifest.settings.get("method")
     aligned.require_shards(done)
     with Progress(f"read {source}", len(done), unit="shard") as progress:
         for record in done:
@@ -341,7 +345,7 @@ def stores_of(
 ) -> tuple[StoreReader | None, StoreReader | None]:
     """The source store and the aligned store of a source, None for what is not there (any more)."""
     try:
-        aligned = open_store(run.aligned_url(source), "aligned", plan)
+        aligned = open_aligned(run, plan, source)
     except MissingError:
         return None, None
     try:

@@ -67,6 +67,8 @@ COLUMNS = (
     ("own_bpb", "own bpb"),
 )
 """Keys of a row's figures and what stands over them."""
+LEAST_EXCESS = 5e-5
+"""Nats per byte; less is shown as 0."""
 
 
 def write_report(run: RunConfig, report: Mapping[str, Any], view: str) -> str:
@@ -126,6 +128,11 @@ def missing_line(figures: Mapping[str, Any]) -> str:
     return f"not aligned yet: {len(missing)} of {total} shards ({some_shards(missing)})"
 
 
+def costly(worst: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Segments whose excess is not 0 to the digits that are shown."""
+    return [item for item in worst if item["excess_nats_per_byte"] >= LEAST_EXCESS]
+
+
 def view_command(view: str, source: str, worst: Mapping[str, Any]) -> str:
     """The command that shows a segment, by its row where its id cannot be pasted."""
     name = worst["segment_id"]
@@ -135,7 +142,8 @@ def view_command(view: str, source: str, worst: Mapping[str, Any]) -> str:
 
 def _section(source: str, figures: Mapping[str, Any], view: str) -> str:
     missing = missing_line(figures)
-    parts = [f"<section><h2>{escape(source)}</h2>"]
+    made = f", method {escape(figures['method'])}" if figures["method"] else ""
+    parts = [f"<section><h2>{escape(source)}{made}</h2>"]
     if missing:
         parts.append(f'<p class="missing">{escape(missing)}</p>')
     every, domains = figures["all"], figures["domains"]
@@ -205,8 +213,10 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _worst_table(source: str, worst: Sequence[Mapping[str, Any]], view: str) -> str:
+    if not costly(worst):
+        return "<p>No segment costs more than its source spends on it.</p>"
     rows = []
-    for item in worst:
+    for item in costly(worst):
         name = escape(visible(item["segment_id"]))
         keys = ("common_bytes", "excess_nats_per_byte", "aligned_bpb", "source_bpb")
         cells = "".join(f"<td>{number(key, item[key])}</td>" for key in keys)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from align.config import AlignSection
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, MissingError
 from store_schema.find_segment import find_shard, row_number
@@ -183,10 +184,10 @@ def open_stores(run: RunConfig, plan: Plan, source: str) -> tuple[StoreReader, S
 
     Raises:
         MissingError: One of them is not there (yet).
-        MismatchError: Other kinds, another plan, or aligned from another source store.
+        MismatchError: Other kinds, another plan, other settings, or aligned from another source store.
     """
     stored = open_store(run.store_url(source), "source", plan)
-    aligned = open_store(run.aligned_url(source), "aligned", plan)
+    aligned = open_aligned(run, plan, source)
     made_from = aligned.manifest.settings.get("source_store")
     if made_from is not None and made_from != stored.manifest.fingerprint():
         raise MismatchError(
@@ -197,6 +198,27 @@ def open_stores(run: RunConfig, plan: Plan, source: str) -> tuple[StoreReader, S
             hint="align again under another run name",
         )
     return stored, aligned
+
+
+def open_aligned(run: RunConfig, plan: Plan, source: str) -> StoreReader:
+    """The aligned store of a source.
+
+    Raises:
+        MissingError: There is none (yet).
+        MismatchError: Of another kind or plan, or made with other settings than the run file's.
+    """
+    aligned = open_store(run.aligned_url(source), "aligned", plan)
+    asked, made = run.section("align", AlignSection).content(), aligned.manifest.settings
+    other = [name for name in asked if name in made and made[name] != asked[name]]
+    if other:
+        raise MismatchError(
+            "aligned with other settings than the run file's",
+            where=aligned.location.url,
+            expected=", ".join(f"align.{name} {asked[name]}" for name in other),
+            got=", ".join(f"{name} {made[name]}" for name in other)[:200],
+            hint="put the settings back, or align again under another run name",
+        )
+    return aligned
 
 
 def open_store(url: str, kind: Kind, plan: Plan) -> StoreReader:

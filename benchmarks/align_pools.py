@@ -245,19 +245,20 @@ def show_pools(pools: Pools) -> None:
 
 
 def pools_summary(pools: Pools) -> dict[str, Any]:
-    """For programs."""
+    """For programs. `mass_kept` is of positions where a source token begins too, like for like: inside
+    a source token a row holds nearly all of its mass, whatever its store held."""
     return {
-        "mass_kept": pools.total("bytes").mean_mass / pools.held,
-        "mass_kept_by_target": {
+        "mass_kept": pools.total("bytes").kept_here,
+        "mass_per_position": pools.total("bytes").mean_mass / pools.held,
+        "mass_per_position_by_target": {
             name: p["bytes"].mean_mass / pools.held for name, p in pools.by_target.items()
         },
         "mass_held": pools.held,
-        "mass_kept_by_method": {m: pools.total(m).mean_mass / pools.held for m in pools.methods},
-        "mass_kept_at_starts_by_method": {m: pools.total(m).kept_here for m in pools.methods},
-        "mass_kept_at_starts": pools.total("bytes").kept_here,
-        "mass_kept_at_starts_by_target": {
-            name: p["bytes"].kept_here for name, p in pools.by_target.items()
+        "mass_per_position_by_method": {
+            m: pools.total(m).mean_mass / pools.held for m in pools.methods
         },
+        "mass_kept_by_method": {m: pools.total(m).kept_here for m in pools.methods},
+        "mass_kept_by_target": {name: p["bytes"].kept_here for name, p in pools.by_target.items()},
         "pool_bpb_excess": {m: pools.total(m).excess for m in pools.methods},
         "pool_bpb_excess_by_target": {
             name: {m: p.excess for m, p in found.items()} for name, found in pools.by_target.items()

@@ -19,7 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.report import Sums, mass_where_tokens_begin, token_starts
-from align.report_page import histogram_bars, missing_line, number, report_page, view_command
+from align.report_page import (
+    LEAST_EXCESS,
+    histogram_bars,
+    missing_line,
+    number,
+    report_page,
+    view_command,
+)
 from store_schema.config import load_run
 from store_schema.layout import Arrays, Origin
 from store_schema.location import open_location
@@ -175,13 +182,24 @@ def test_figures_are_those_of_a_plain_reading(run_file: Path) -> None:
 def test_the_command_that_is_printed_shows_the_segment(run_file: Path, tmp_path: Path) -> None:
     out = ok("report", run_file, "--source", "one", "--set", "seed=3")
     commands = [line.split(maxsplit=1)[1] for line in out.splitlines() if " align view " in line]
-    found = written(run_file)["sources"]["one"]["worst"]
-    assert len(commands) == len(found) >= 5
+    listed = written(run_file)["sources"]["one"]["worst"]
+    found = [item for item in listed if item["excess_nats_per_byte"] >= LEAST_EXCESS]
+    assert len(commands) == len(found) >= 2
+    assert len(listed) > len(found), "no segment is listed whose cost is shown as nothing"
     for command, worst in zip(commands, found, strict=True):
         words = shlex.split(command)
         assert words[:3] == ["logitfuse", "align", "view"]
         shown = ok(*words[2:], "--out", tmp_path / "page.html")
         assert f"(row {worst['row']}, " in shown
+
+
+def test_the_method_is_the_stores_and_another_one_is_refused(run_file: Path) -> None:
+    assert "one: aligned by method bytes" in ok("report", run_file, "--source", "one")
+    assert written(run_file)["sources"]["one"]["method"] == "bytes"
+    for command in (["report"], ["view", "--segment", IDS[0]]):
+        line = refused(command[0], run_file, *command[1:], "--set", "align.method=mined")
+        assert "align.method mined" in line
+        assert "method bytes" in line
 
 
 @pytest.mark.parametrize(

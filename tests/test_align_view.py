@@ -185,7 +185,7 @@ def make_run(
             if shard.index not in (leave_out or {}).get(source, ()):
                 aligned[shard.index] = made
         store = write_store(folder / "run/stores" / source, plan, source, "source", own, {})
-        settings = {"source_store": store.manifest.fingerprint()}
+        settings = {"source_store": store.manifest.fingerprint(), "method": "bytes"}
         write_store(folder / "run/aligned" / source, plan, "target", "aligned", aligned, settings)
     content = {
         "name": "t",
