@@ -51,3 +51,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             seed=3,
         ),
     }
+
+
+@pytest.fixture(autouse=True)
+def _width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are as wide as without a terminal, also in test processes that are told one's width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
