@@ -7,8 +7,10 @@ retrained on the target's own tokens, which needs no alignment (method exact). A
 
     (bpb of i - bpb of ii) / (bpb of i - bpb of iii)
 
-of the gain, on held-out facts. Specialists have the same text, steps and seed; their own bpb stands
-beside the result, since retraining on other tokens makes another model. Two pairs of tokenizers:
+of the gain, on held-out facts. Retraining on other tokens makes another model, better or worse by more
+than alignment may cost, so specialists are made equally good: both are trained on the same text for the
+same steps, then the better one anew for fewer, until its bpb of the valid split is within 2 % of the
+other's. Steps and bpb of both stand beside the result. Two pairs of tokenizers:
 
 ====== =========================================== ==============================================
 demo   Unigram, digits one by one (the demo's own) byte-level BPE, digits one by one
@@ -57,6 +59,8 @@ NATIVE = "native"
 """The specialist on the target's own tokens, and the variant that learns from it."""
 ALIGNED = "aligned"
 """The specialist on its own tokens."""
+EQUAL, MOST_TRIES = 0.02, 4
+"""Specialists are equally good within this share of bits per byte; trainings that look for it."""
 VARIANTS: dict[str, dict[str, str]] = {
     "bytes": {"method": "bytes"},
     "bytes-first_token": {"method": "bytes", "continuation": "first_token"},
@@ -119,26 +123,64 @@ class Trial:
 
     # ---- models --------------------------------------------------------------------------------
 
-    def make_inputs(self) -> None:
-        """Text and three models, each piece made whole or not at all."""
+    def make_inputs(self) -> dict[str, int]:
+        """Text, target and two specialists that are equally good, each piece whole or not at all.
+
+        Returns:
+            Training steps of each specialist.
+        """
         text = self.folder / "facts.jsonl"
         if not text.is_file():
             publish(text, partial(write_jsonl, self.documents[DOMAIN]))
-        models = self.folder / "models"
-        self._model(models / "target", "target", lambda: self._tokenizer(PAIRS[self.pair].target))
-        self._model(models / ALIGNED, "facts", lambda: self._tokenizer(PAIRS[self.pair].source))
-        self._model(models / NATIVE, "facts", lambda: _load_tokenizer(models / "target"))
+        target = self.settings("target")
+        self._model("target", target, lambda: self._tokenizer(PAIRS[self.pair].target))
+        steps = dict.fromkeys((ALIGNED, NATIVE), self.settings("facts").num_steps)
+        scores = {role: self._specialist(role, count) for role, count in steps.items()}
+        better, worse = sorted(scores, key=scores.__getitem__)
+        steps[better] = steps_to_reach(
+            scores[worse], steps[better], partial(self._specialist, better)
+        )
+        return steps
 
-    def _model(self, path: Path, name: str, tokenizer: Callable[[], Any]) -> None:
+    def specialist_folder(self, role: str, num_steps: int) -> Path:
+        """Of one specialist after so many steps."""
+        return self.folder / "models" / f"{role}-{num_steps}"
+
+    def _specialist(self, role: str, num_steps: int) -> float:
+        """Train one specialist unless it is there; its bits per byte of the valid split."""
+        folder = self.specialist_folder(role, num_steps)
+        settings = replace(self.settings("facts"), num_steps=num_steps)
+        make = {
+            ALIGNED: lambda: self._tokenizer(PAIRS[self.pair].source),
+            NATIVE: lambda: _load_tokenizer(self.folder / "models" / "target"),
+        }[role]
+        self._model(folder.name, settings, make)
+        path = folder / "valid_bpb.json"
+        if not path.is_file():
+            score = json.dumps(self._valid_bpb(folder))
+            publish(path, lambda temporary: _write(temporary, score))
+        found: float = json.loads(path.read_text())
+        print(f"{self.folder.name} {folder.name}: {found:.4f} bpb of valid text", file=sys.stderr)
+        return found
+
+    def _valid_bpb(self, folder: Path) -> float:
+        from demo_training import bits_per_byte
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        held_out = [d for d in self.documents[DOMAIN] if d.split == "valid"]
+        return bits_per_byte(model, _load_tokenizer(folder), held_out)
+
+    def _model(self, name: str, settings: ModelSettings, tokenizer: Callable[[], Any]) -> None:
+        path = self.folder / "models" / name
         if not path.is_dir():
-            publish(path, lambda temporary: self._train(name, tokenizer(), temporary))
+            publish(path, lambda temporary: self._train(settings, tokenizer(), temporary))
 
-    def _train(self, name: str, tokenizer: Any, path: Path) -> None:
+    def _train(self, settings: ModelSettings, tokenizer: Any, path: Path) -> None:
         import torch
         from demo_training import Recipe, build_model, keep_freed_memory, packed_rows, train
 
         keep_freed_memory()
-        settings = self.settings(name)
         recipe = Recipe(
             settings.architecture,
             settings.hidden_size,
@@ -155,7 +197,7 @@ class Trial:
         torch.manual_seed(self.seed)
         model = build_model(recipe, tokenizer)
         rows = packed_rows(text, tokenizer, recipe.num_steps * recipe.batch_rows, self.seed)
-        train(model, rows, recipe, f"{self.folder.name} {name}")
+        train(model, rows, recipe, f"{self.folder.name} {path.name}")
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
 
@@ -177,15 +219,18 @@ class Trial:
 
     # ---- stages --------------------------------------------------------------------------------
 
-    def write_run(self) -> Path:
+    def references(self, steps: Mapping[str, int]) -> dict[str, dict[str, str]]:
+        """The specialists as a run file names them."""
+        return {role: _reference(self.specialist_folder(role, n)) for role, n in steps.items()}
+
+    def write_run(self, steps: Mapping[str, int]) -> Path:
         """The run file of all variants; they differ by `--set` alone."""
-        models = self.folder / "models"
         content = {
             "name": f"student-{self.pair}",
             "run_dir": str(self.folder / "data"),
             "seed": self.seed,
-            "sources": {name: _reference(models / name) for name in (ALIGNED, NATIVE)},
-            "target": _reference(models / "target"),
+            "sources": self.references(steps),
+            "target": _reference(self.folder / "models/target"),
             "corpus": {
                 "inputs": [{"path": str(self.folder / "facts.jsonl")}],
                 "splits": ["train", "valid", "test"],
@@ -211,13 +256,13 @@ class Trial:
 
     def score(self, variants: Sequence[str]) -> dict[str, float]:
         """Bits per byte of held-out facts: before, control, each specialist and each variant."""
-        self.make_inputs()
-        run_file = self.write_run()
+        steps = self.make_inputs()
+        run_file = self.write_run(steps)
         for stage in ("corpus", "build"), ("extract", "plan"), ("extract", "run"):
             stage_of(*stage, run_file)
         found: dict[str, float] = {}
         for variant in (NATIVE, *variants):
-            bpb = self._variant(run_file, variant)
+            bpb = self._variant(run_file, variant, steps)
             found[variant] = bpb["fused"]
             if variant == NATIVE:
                 found |= {
@@ -225,11 +270,13 @@ class Trial:
                     "control": bpb["clm_control"],
                     "specialist, own tokens": bpb[ALIGNED],
                     "specialist, target's tokens": bpb[NATIVE],
+                    "steps, own tokens": steps[ALIGNED],
+                    "steps, target's tokens": steps[NATIVE],
                 }
             print(f"{self.folder.name} {variant}: {found[variant]:.4f} bpb", file=sys.stderr)
         return found
 
-    def _variant(self, run_file: Path, variant: str) -> dict[str, float]:
+    def _variant(self, run_file: Path, variant: str, steps: Mapping[str, int]) -> dict[str, float]:
         """Align, train and evaluate one variant in its own folder, on the one extraction."""
         native = variant == NATIVE
         source = NATIVE if native else ALIGNED
@@ -240,13 +287,48 @@ class Trial:
         align = {"method": "exact"} if native else VARIANTS[variant]
         common = {"run_dir": folder, **{f"align.{key}": value for key, value in align.items()}}
         common |= {"train.control": str(native).lower(), "evaluate.sources": str(native).lower()}
-        one = json.dumps({source: _reference(self.folder / "models" / source)})
+        one = json.dumps({source: self.references(steps)[source]})
         stage_of("align", "run", run_file, "--source", source, settings=common)
         stage_of("train", "run", run_file, settings=common | {"sources": one})
         # With both sources in the run file, all variants are scored on the same bytes.
         stage_of("eval", "run", run_file, settings=common)
         record = json.loads((folder / "report/evaluation.json").read_text())
         return {model: values[DOMAIN] for model, values in record["bpb"].items()}
+
+
+def steps_to_reach(goal: float, longest: int, score: Callable[[int], float]) -> int:
+    """Training steps, at most `longest`, after which a score that falls with them is near `goal`.
+
+    The first try takes the score to fall with the root of the steps; once there is one on either side,
+    tries lie on a line in the logarithm of the steps. `MOST_TRIES` at most.
+
+    Args:
+        goal: Bits per byte to be met within `EQUAL`.
+        longest: Steps after which the score is at or below the goal.
+        score: Bits per byte after so many steps of training.
+    """
+    tried = {longest: score(longest)}
+    while abs(tried[best := _nearest(tried, goal)] / goal - 1) > EQUAL and len(tried) <= MOST_TRIES:
+        above = [n for n, value in tried.items() if value > goal]
+        if not above:
+            fewest = min(tried)
+            steps = min(round(fewest * (tried[fewest] / goal) ** 2), fewest - 1)
+        else:
+            low, high = max(above), min(n for n, value in tried.items() if value <= goal)
+            place = (tried[low] - goal) / (tried[low] - tried[high])
+            steps = round(low * (high / low) ** place)
+        if steps in tried or steps < 1:
+            break
+        tried[steps] = score(steps)
+    return best
+
+
+def _nearest(tried: Mapping[int, float], goal: float) -> int:
+    return min(tried, key=lambda steps: abs(tried[steps] - goal))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def _reference(folder: Path) -> dict[str, str]:
@@ -312,6 +394,9 @@ def show(found: dict[str, Any]) -> None:
             f"\npair {pair} (source {rules.source}, target {rules.target}), bpb of held-out facts"
         )
         for name, value in bpb.items():
+            if name.startswith("steps"):
+                print(f"  {name:<30}{value:>8.0f}")
+                continue
             change = f"{value / bpb['control'] - 1:>+9.2%} to control"
             kept = found["gain_kept"][pair].get(name)
             each = ", ".join(f"{v:.0%}" for v in found["gain_kept_by_seed"][pair].get(name, ()))

@@ -28,7 +28,7 @@ from align_pairs import (  # noqa: E402
 )
 from align_pools import LEAST_TAIL, Pool, charged_nats, counted_rows, pool_of  # noqa: E402
 from align_speed import Work, plain_arguments, run, time_limit  # noqa: E402
-from align_student import gain_kept, summary  # noqa: E402
+from align_student import EQUAL, MOST_TRIES, gain_kept, steps_to_reach, summary  # noqa: E402
 
 from align.method import BytesAligner  # noqa: E402
 from store_schema.layout import Arrays, check_shard, row_sums  # noqa: E402
@@ -206,6 +206,20 @@ def test_gain_kept() -> None:
     assert gain_kept(bpb, "bytes") == pytest.approx(0.75)
     assert gain_kept(bpb, "bytes-tail") == pytest.approx(-0.25)
     assert math.isnan(gain_kept(bpb | {"native": 2.1}, "bytes"))
+
+
+@pytest.mark.parametrize("goal", [0.376, 0.41, 0.5, 0.7])
+def test_steps_after_which_specialists_are_equally_good(goal: float) -> None:
+    tried: list[int] = []
+
+    def score(steps: int) -> float:
+        tried.append(steps)
+        return 0.3 + 0.076 * (300 / steps) ** 1.3
+
+    found = steps_to_reach(goal, 300, score)
+    assert abs(score(found) / goal - 1) <= EQUAL
+    assert len(tried) <= MOST_TRIES + 2
+    assert (found == 300) == (goal == 0.376)
 
 
 def test_a_summary_is_of_the_mean_over_seeds() -> None:
