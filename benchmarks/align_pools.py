@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import is_normalized
 
 import numpy as np
 import numpy.typing as npt
@@ -187,7 +188,7 @@ def measure_pools(folder: Path, *, quick: bool) -> Pools:
     counted: list[str] = []
     limit = QUICK_COUNTED_BYTES if quick else COUNTED_BYTES
     for document in made.other_documents:
-        if sum(map(len, counted)) < limit:
+        if sum(map(len, counted)) < limit and is_normalized("NFC", document.text):
             counted.append(document.text)
     found = Pools()
     held = [1 - arrays["tail_mass"].astype(np.float64) for arrays, _ in shards]
