@@ -54,6 +54,7 @@ def measure_coverage(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
     }
     shares: dict[str, float] = {}
     left_out: dict[str, str] = {}
+    lost = 0
     for source in zoo:
         bigrams = Bigrams.of(zoo[source].encode(known[source]), zoo[source].vocab_size)
         for target in zoo:
@@ -64,12 +65,14 @@ def measure_coverage(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
                 common = both(asked[source, kind], asked[target, kind])
                 try:
                     if common:
-                        shares[key] = coverage_of(pair, mapping, bigrams, common)
+                        shares[key], outside = coverage_of(pair, mapping, bigrams, common)
+                        lost += outside
                     else:
                         left_out[key] = "a tokenizer refuses the text"
                 except LogitfuseError as error:
                     left_out[key] = error.line()
         print(f"  coverage from {source} done", file=sys.stderr, flush=True)
+    print(f"positions without information after a source's first token: {lost}")
     return shares, left_out
 
 
@@ -92,16 +95,24 @@ def segments_of(kind: str, size_bytes: int, *, held_out: bool) -> list[Segment]:
 
 def coverage_of(
     pair: Pair, mapping: VocabularyMap, bigrams: Bigrams, segments: Sequence[Segment]
-) -> float:
-    """Share of positions with information, but for first ones of a source without BOS."""
+) -> tuple[float, int]:
+    """Share of positions with information, but for first ones of a source without BOS.
+
+    Also how many positions have none though they begin after that first token, of which such a source
+    says nothing: all that alignment could be blamed for.
+    """
     aligner = BytesAligner(mapping, MAX_ENTRIES)
     encoded = pair.source.encode(segments)
     target = pair.target.encode(segments)
     arrays = aligner.align(bigrams.rows(encoded), [s.text.encode() for s in segments], target)
-    counted = np.ones(len(arrays["origin"]), bool)
-    for first, one in zip(arrays["token_offsets"][:-1], encoded, strict=True):
-        counted[first] = bool(one.context_ids)
-    return float((arrays["origin"][counted] != Origin.NONE).mean())
+    none = arrays["origin"] == Origin.NONE
+    counted, silent = np.ones(len(none), bool), np.zeros(len(none), bool)
+    for first, own, other in zip(arrays["token_offsets"][:-1], encoded, target, strict=True):
+        if not own.context_ids:
+            counted[first] = False
+            begins = np.concatenate(([0], other.byte_ends[:-1]))
+            silent[first : first + len(begins)] = begins < own.byte_ends[0]
+    return float(1 - none[counted].mean()), int((none & ~silent).sum())
 
 
 def show_coverage(shares: dict[str, float], left_out: dict[str, str]) -> None:
