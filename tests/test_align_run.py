@@ -184,8 +184,8 @@ def stored_bytes(folder: Path) -> dict[str, bytes]:
         for path in (place / commit.path).rglob("*"):
             if path.is_file():
                 found[f"{index}/{path.relative_to(place / commit.path)}"] = path.read_bytes()
-        content = commit.model_copy(update={"path": ""}).model_dump_json()
-        found[f"{index}/commit"] = content.encode()
+        content = commit.model_dump(mode="json", exclude={"path"})
+        found[f"{index}/commit"] = json.dumps(content, sort_keys=True).encode()
     return found
 
 
