@@ -61,8 +61,7 @@ def table(summaries: list[AlignSummary]) -> str:
     for summary in summaries:
         positions = max(summary.total("positions"), 1.0)
         covered = max(positions - summary.total("origin_none"), 1.0)
-        aligned = positions * summary.done / max(len(summary.commits), 1)
-        rate = f"{aligned / summary.seconds:,.0f}" if summary.done else "-"
+        rate = "-" if summary.tokens_per_s is None else f"{summary.tokens_per_s:,.0f}"
         lines.append(
             f"{summary.source:<14}{positions:>11,.0f}{summary.coverage:>10.2%}"
             f"{summary.total('origin_boundary') / positions:>10.2%}"
@@ -72,7 +71,8 @@ def table(summaries: list[AlignSummary]) -> str:
         )
     lines.append(
         "coverage: share of target tokens with a distribution; mass: mean probability in entries, "
-        "as stored and as aligned"
+        "as stored and as aligned; tok/s: of all shards of this run but the first, which waits for "
+        "code to be compiled"
     )
     return "\n".join(lines)
 

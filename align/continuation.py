@@ -52,12 +52,17 @@ class Continuation:
 
 
 class PairCounts:
-    """Counts of (source token, target token) that begin at the same byte of running text."""
+    """Counts of (source token, target token) that begin at the same byte of running text.
+
+    Args:
+        source_vocab_size: Ids of the source are below it.
+        target_vocab_size: Ids of the target are below it.
+    """
 
     def __init__(self, source_vocab_size: int, target_vocab_size: int) -> None:
         self._width = target_vocab_size
         self._height = source_vocab_size
-        self._pairs = DistinctPairs(target_vocab_size)
+        self.met = DistinctPairs(target_vocab_size)
 
     def add(
         self,
@@ -77,11 +82,7 @@ class PairCounts:
         )
         source = source_ids[last[here]].astype(np.int64)
         target = target_ids[target_last[there]].astype(np.int64)
-        self._pairs.note(source, target)
-
-    def merge(self) -> None:
-        """Fold what was added into the counts; memory is that of the distinct pairs."""
-        self._pairs.merge()
+        self.met.note(source, target)
 
     def continuation(self, first: npt.NDArray[np.int32], prior: float) -> Continuation:
         """The weights.
@@ -90,7 +91,7 @@ class PairCounts:
             first: [V] first target token of each source token, -1 for none.
             prior: Weight of the first token, in occurrences.
         """
-        source, target, counts = self._pairs.counts()
+        source, target, counts = self.met.counts()
         known = np.flatnonzero(first != NO_TOKEN)
         all_source = np.concatenate((source, known))
         all_target = np.concatenate((target, first[known].astype(np.int64)))

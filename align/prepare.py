@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from align.checked import CheckedAlignment
 from align.continuation import PairCounts, first_tokens
+from align.counting import Counting, count_once
+from align.dtw import BAND_BYTES
 from align.exact import ExactAligner
 from align.first_token import piece_table
 from align.method import Aligner, BytesAligner, SpansAligner
@@ -18,13 +20,18 @@ from align.project import VocabularyMap
 from align.stats import MatchCounts, StatsAligner
 from align.transport import NUM_CANDIDATES, TransportAligner
 from align.trie import TargetTrie
-from store_schema.layout import Arrays
-from store_schema.plan import Plan, ShardRecord
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from launch.signals import StopFlag
+from store_schema.tokenizer import SegmentTokenizer
 
 
-def make_aligner(checked: CheckedAlignment) -> Aligner:
-    """The method of the run file, ready for this source."""
+def make_aligner(checked: CheckedAlignment, stop: StopFlag) -> Aligner:
+    """The method of the run file, ready for this source.
+
+    Raises:
+        MissingError: A shard whose text is to be counted is not there.
+        StorageError: The disk or object store refused.
+        Stopped: On a signal, while text is counted.
+    """
     section, reader, target = checked.section, checked.reader, checked.target
     options = CarryOptions(max_entries=section.max_entries)
     match section.method:
@@ -35,13 +42,13 @@ def make_aligner(checked: CheckedAlignment) -> Aligner:
         case "mined":
             return MinedAligner(nearest(checked).token_map, target.vocab_size, options)
         case "stats":
-            return StatsAligner(met_most(checked), target.vocab_size, options)
+            return StatsAligner(met_most(checked, stop), target.vocab_size, options)
         case "ot":
             candidates = nearest(checked, NUM_CANDIDATES)
             return TransportAligner.of(
                 candidates, reader.vocabulary, target.vocabulary, options=options
             )
-    return BytesAligner(vocabulary_map(checked), section.max_entries)
+    return BytesAligner(vocabulary_map(checked, stop), section.max_entries)
 
 
 def eos_ids(checked: CheckedAlignment) -> tuple[int, int]:
@@ -63,47 +70,32 @@ def nearest(checked: CheckedAlignment, count: int = 1) -> NearestTokens:
     )
 
 
-def met_most(checked: CheckedAlignment) -> npt.NDArray[np.int32]:
+def met_most(checked: CheckedAlignment, stop: StopFlag) -> npt.NDArray[np.int32]:
     """[V] the target token that each source token met most often in training text."""
-    source, target = checked.reader.vocabulary, checked.target.vocabulary
-    counts = MatchCounts(len(source), len(target))
-    for tokens, segments, texts in counted(checked):
-        offsets, ends = tokens["token_offsets"], tokens["byte_ends"].astype(np.int64)
-        for d, (segment, text) in enumerate(zip(segments, texts, strict=True)):
-            rows = slice(offsets[d], offsets[d + 1])
-            counts.add(
-                text,
-                tokens["token_ids"][rows],
-                ends[rows],
-                segment.token_ids,
-                segment.byte_ends.astype(np.int64),
-            )
-        counts.merge()
-    return counts.token_map(nearest(checked).token_map, source, target)
+    counts, counting = count_matches(checked)
+    count_once(checked, counting, stop)
+    vocabularies = (checked.reader.vocabulary, checked.target.vocabulary)
+    return counts.token_map(nearest(checked).token_map, *vocabularies)
 
 
-def vocabulary_map(checked: CheckedAlignment) -> VocabularyMap:
+def count_matches(checked: CheckedAlignment) -> tuple[MatchCounts, Counting]:
+    """Counts for method `stats`, still empty, and how they are made."""
+    counts = MatchCounts(len(checked.reader.vocabulary), checked.target.vocab_size)
+    what = f"beside each other on warping paths, band {BAND_BYTES}"
+    return counts, Counting(what, counts.met, counts.add)
+
+
+def vocabulary_map(checked: CheckedAlignment, stop: StopFlag) -> VocabularyMap:
     """Build the map of method `bytes`, counting continuations on training text if asked to.
 
     The same plan and store give the same map in every worker: only shards of the plan's order enter,
     whatever is committed.
     """
-    section, reader, target = checked.section, checked.reader, checked.target
-    pieces = piece_table(reader.vocabulary, target)
-    counts = PairCounts(len(reader.vocabulary), target.vocab_size)
+    section, target = checked.section, checked.target
+    counts, counting = count_continuations(checked)
     if section.continuation != "first_token":
-        for source, segments, _ in counted(checked):
-            offsets = source["token_offsets"]
-            ends = source["byte_ends"].astype(np.int64)
-            for d, segment in enumerate(segments):
-                rows = slice(offsets[d], offsets[d + 1])
-                counts.add(
-                    source["token_ids"][rows],
-                    ends[rows],
-                    segment.token_ids,
-                    segment.byte_ends.astype(np.int64),
-                )
-            counts.merge()
+        count_once(checked, counting, stop)
+    pieces = piece_table(checked.reader.vocabulary, target)
     continuation = counts.continuation(first_tokens(pieces), section.continuation_prior)
     if section.continuation == "tail":
         continuation = continuation.only_sure()
@@ -117,34 +109,11 @@ def vocabulary_map(checked: CheckedAlignment) -> VocabularyMap:
     )
 
 
-def counted_shards(plan: Plan) -> tuple[ShardRecord, ...]:
-    """Shards whose text may be counted: the split "train", or the plan's first where there is none.
+def count_continuations(checked: CheckedAlignment) -> tuple[PairCounts, Counting]:
+    """Counts for method `bytes`, still empty, and how they are made."""
+    counts = PairCounts(len(checked.reader.vocabulary), checked.target.vocab_size)
 
-    Held-out text stays out, so that what is measured on it was not learnt from it.
-    """
-    splits = plan.splits()
-    return splits.get("train", next(iter(splits.values()), ()))
+    def note(text: bytes, *tokens: npt.NDArray[Any]) -> None:
+        counts.add(*tokens)
 
-
-def counted(
-    checked: CheckedAlignment,
-) -> Iterator[tuple[Arrays, list[EncodedSegment], list[bytes]]]:
-    """Tokens of the shards whose text may be counted, up to `statistics_tokens`.
-
-    Yields:
-        The source's token_offsets, token_ids and byte_ends; the segments in the target's tokens; their
-        UTF-8 text.
-    """
-    left = checked.section.statistics_tokens
-    for shard in counted_shards(checked.plan):
-        if left <= 0:
-            return
-        left -= shard.num_tokens["target"]
-        checked.reader.require_shards([shard])
-        names = ["token_offsets", "token_ids", "byte_ends"]
-        segments = checked.plan.segments(shard)
-        yield (
-            checked.reader.read(shard.index, names),
-            checked.target.encode(segments),
-            [segment.text.encode() for segment in segments],
-        )
+    return counts, Counting("begun together", counts.met, note)

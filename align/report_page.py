@@ -10,7 +10,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from align.report import BIN_BPB
+from align.report_sums import BIN_BPB
 from align.view_page import tile
 from launch.visible import visible
 from launch.work import some_shards

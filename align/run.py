@@ -31,14 +31,27 @@ class AlignSummary:
     Args:
         source: Name.
         commits: All commits of the aligned store.
-        done: Shards aligned by this run.
-        seconds: Of this run.
+        work: Target tokens and seconds of each shard that this run aligned, in their order.
     """
 
     source: str
     commits: tuple[Commit, ...]
-    done: int
-    seconds: float
+    work: tuple[tuple[int, float], ...]
+
+    @property
+    def done(self) -> int:
+        """Shards aligned by this run."""
+        return len(self.work)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Target tokens a second, reading and writing included; None where nothing was done.
+
+        The first shard may have waited for code to be compiled: it counts only if it is alone.
+        """
+        counted = self.work[1:] or self.work
+        seconds = sum(spent for _, spent in counted)
+        return sum(tokens for tokens, _ in counted) / seconds if seconds > 0 else None
 
     def total(self, name: str) -> float:
         """Sum of one statistic over the commits."""
@@ -64,20 +77,15 @@ def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> Ali
         MismatchError: Plan, store, tokenizer or settings changed since.
         Stopped: On a signal; committed shards stay.
     """
-    started = time.monotonic()
     checked = check_alignment(run, source)
     writer = checked.open_store()
     pending = part.pending(checked.plan.shards, writer.committed())
+    work: list[tuple[int, float]] = []
     if pending:
         with WorkLog(run, "align", source, part.worker).session(pending, "target") as log:
-            align_shards(checked, writer, pending, stop, log)
+            work = align_shards(checked, writer, pending, stop, log)
     commits = StoreReader.open(writer.location).commits
-    return AlignSummary(
-        source,
-        tuple(commits[index] for index in sorted(commits)),
-        len(pending),
-        time.monotonic() - started,
-    )
+    return AlignSummary(source, tuple(commits[index] for index in sorted(commits)), tuple(work))
 
 
 def dry_run(run: RunConfig, source: str, part: Part) -> str:
@@ -105,11 +113,16 @@ def align_shards(
     pending: list[ShardRecord],
     stop: StopFlag,
     log: Session,
-) -> None:
-    """Align and commit shards, one after the other."""
+) -> list[tuple[int, float]]:
+    """Align and commit shards, one after the other.
+
+    Returns:
+        Target tokens and seconds of each.
+    """
     checked.reader.require_shards(pending)
-    aligner = make_aligner(checked)
+    aligner = make_aligner(checked, stop)
     total, written = sum(shard.num_tokens["target"] for shard in pending), 0
+    work: list[tuple[int, float]] = []
     with Progress(f"align {checked.source}", total, unit="tok") as progress:
         for shard in pending:
             stop.check()
@@ -119,13 +132,11 @@ def align_shards(
             stop.progressed = True
             size_bytes = sum(file.size for file in commit.files.values())
             written += size_bytes
-            log.shard(
-                shard.index,
-                tokens=commit.counts.positions,
-                seconds=time.monotonic() - begun,
-                size_bytes=size_bytes,
-            )
+            tokens, seconds = commit.counts.positions, time.monotonic() - begun
+            work.append((tokens, seconds))
+            log.shard(shard.index, tokens=tokens, seconds=seconds, size_bytes=size_bytes)
             progress.add(shard.num_tokens["target"], f"{size_text(written)} written")
+    return work
 
 
 def align_shard(

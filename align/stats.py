@@ -40,7 +40,7 @@ class MatchCounts:
     ) -> None:
         self._height = source_vocab_size
         self._band_bytes = band_bytes
-        self._pairs = DistinctPairs(target_vocab_size)
+        self.met = DistinctPairs(target_vocab_size)
 
     def add(
         self,
@@ -74,17 +74,13 @@ class MatchCounts:
         steps = np.arange(beside.sum()) - np.repeat(np.cumsum(beside) - beside, beside)
         rows = np.repeat(first, beside) + steps
         source = source_ids[rows].astype(np.int64)
-        self._pairs.note(source, np.repeat(target_ids, beside).astype(np.int64))
-
-    def merge(self) -> None:
-        """Fold what was added into the counts; memory is that of the distinct pairs."""
-        self._pairs.merge()
+        self.met.note(source, np.repeat(target_ids, beside).astype(np.int64))
 
     def pairs(
         self,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Source tokens, target tokens and counts of the distinct pairs."""
-        return self._pairs.counts()
+        return self.met.counts()
 
     def token_map(
         self, nearest: npt.NDArray[np.int32], source: Vocabulary, target: Vocabulary

@@ -57,6 +57,13 @@ def warping_path(source: Sequence[bytes], target: Sequence[bytes]) -> list[list[
     return [rows[::-1] for rows in beside]
 
 
+def pair_distances(
+    source: Sequence[bytes], target: Sequence[bytes]
+) -> dict[tuple[bytes, bytes], int]:
+    """The distances that `warping_path` works out on its way, each once."""
+    return {(a, b): edit_distance(a, b) for a in set(source) for b in set(target)}
+
+
 def align_plain(
     source_ids: Sequence[int],
     source_texts: Sequence[bytes],

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from align_costs import MEMORY_SHARDS, measure_maps, measure_memory
+from align_costs import MEMORY_SHARDS, measure_counting, measure_maps, measure_memory
 from align_coverage import measure_coverage, show_coverage
 from align_pools import measure_pools, pools_summary, show_pools
 from align_speed import measure_speed, show_speed
@@ -47,6 +47,7 @@ def main(quick: bool, out: Path) -> None:
     summary |= pools_summary(pools)
     if not quick:
         summary["vocab_map_seconds"] = measure_maps(folder)
+        summary["counting_tokens_per_s"] = measure_counting(folder)
         memory = measure_memory(folder)
         few, many = (memory[str(count)] for count in MEMORY_SHARDS)
         print(

@@ -8,6 +8,7 @@ Shape suffixes: N positions, K entries.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,11 +24,16 @@ from fuse_train.stream import SampleStream, StreamOptions
 from store_schema.config import ModelRef
 from store_schema.layout import Arrays, Origin
 from store_schema.location import open_location
-from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan import Plan, Segment, write_plan
 from store_schema.reader import StoreReader
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.writer import StoreWriter
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tests.aligned_factory import aligned_manifest  # noqa: E402 - after the path
 
 SEGMENT_BYTES = 1_600
 """About 500 tokens of code in this vocabulary."""
@@ -71,7 +77,7 @@ def make_samples(folder: Path, cache: Path, num_sources: int, num_entries: int) 
     for number in range(num_sources):
         name = f"s{number}"
         location = open_location(str(folder / name))
-        manifest = _manifest(name, plan, tokenizer, num_entries)
+        manifest = aligned_manifest(name, plan, tokenizer, top_k=num_entries)
         writer = StoreWriter.open(location, manifest, tokenizer.vocabulary)
         for shard in plan.shards:
             segments = plan.segments(shard)
@@ -156,30 +162,6 @@ def _plan(folder: Path, tokenizer: SegmentTokenizer, texts: list[str]) -> Plan:
         request_fingerprint="r" * 32,
         tokenizers={"target": tokenizer.fingerprint},
         settings={},
-    )
-
-
-def _manifest(name: str, plan: Plan, tokenizer: SegmentTokenizer, num_entries: int) -> Manifest:
-    return Manifest(
-        kind="aligned",
-        source=name,
-        model=ModelIdentity(
-            name=f"made/{name}",
-            model_fingerprint="m" * 32,
-            tokenizer_fingerprint="s" * 32,
-            vocab_size=1000,
-        ),
-        target=ModelIdentity(
-            name="target",
-            model_fingerprint=None,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-        ),
-        corpus_fingerprint=plan.record.corpus_fingerprint,
-        plan_fingerprint=plan.fingerprint,
-        top_k=num_entries,
-        settings={},
-        vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
     )
 
 

@@ -226,18 +226,16 @@ def make_run(
     return run
 
 
-def write_aligned(
-    run: RunConfig,
+def aligned_manifest(
+    source: str,
     plan: Plan,
     tokenizer: SegmentTokenizer,
-    source: str,
     *,
-    good_at: str,
     top_k: int,
-    seed: int,
-) -> None:
-    """One aligned store of all the plan's shards."""
-    manifest = Manifest(
+    settings: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Manifest of a made-up source's aligned store; benchmarks use it too."""
+    return Manifest(
         kind="aligned",
         source=source,
         model=ModelIdentity(
@@ -255,9 +253,23 @@ def write_aligned(
         corpus_fingerprint=plan.record.corpus_fingerprint,
         plan_fingerprint=plan.fingerprint,
         top_k=top_k,
-        settings={"good_at": good_at},
+        settings=dict(settings or {}),
         vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
     )
+
+
+def write_aligned(
+    run: RunConfig,
+    plan: Plan,
+    tokenizer: SegmentTokenizer,
+    source: str,
+    *,
+    good_at: str,
+    top_k: int,
+    seed: int,
+) -> None:
+    """One aligned store of all the plan's shards."""
+    manifest = aligned_manifest(source, plan, tokenizer, top_k=top_k, settings={"good_at": good_at})
     location = open_location(run.aligned_url(source))
     writer = StoreWriter.open(location, manifest, tokenizer.vocabulary)
     for shard in plan.shards:

@@ -7,7 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from align.continuation import LEAST_SHARE, MAX_TARGETS, PairCounts, first_tokens
+from align.continuation import (
+    LEAST_SHARE,
+    MAX_TARGETS,
+    Continuation,
+    PairCounts,
+    first_tokens,
+)
 from align.first_token import piece_table
 from store_schema.tokenizer import SegmentTokenizer
 from tests.random_source import segments
@@ -124,3 +130,13 @@ def test_order_of_counting_does_not_matter() -> None:
     b = counted(source, target, DIGITS[::-1]).continuation(first, 4.0)
     np.testing.assert_array_equal(a.targets, b.targets)
     np.testing.assert_array_equal(a.weights, b.weights)
+
+
+def test_tail_keeps_what_is_sure_and_nothing_else() -> None:
+    going = Continuation(
+        np.array([0, 1, 3, 3, 4]), np.array([7, 1, 2, 5], np.uint32), np.array([0.9, 0.5, 0.4, 1.0])
+    )
+    sure = going.only_sure()
+    assert sure.offsets.tolist() == [0, 1, 1, 1, 2]
+    assert sure.targets.tolist() == [7, 5]
+    assert sure.weights.tolist() == [0.9, 1.0]

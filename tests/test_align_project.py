@@ -136,6 +136,12 @@ def test_entries_go_where_the_target_goes_on_and_what_is_left_is_tail() -> None:
     assert found == pytest.approx({b"c": 0.5, b"a": 0.2, b"ab": 0.2}, abs=1e-6)
 
 
+def test_less_than_one_in_a_hundred_thousand_is_spread_no_further() -> None:
+    tables = hand_tables(ABC, ABC, {A: {A: 0.99, AB: 1e-3, B: 5e-5}, C: {C: 1.0}})
+    _, found = by_hand(tables, b"cc", [C, C], [{C: 1.0}, {A: 0.1, C: 0.9}], [C, C])
+    assert found == pytest.approx({b"c": 0.9, b"a": 0.099, b"ab": 1e-4}, rel=1e-4)
+
+
 def test_at_the_start_of_a_text_entries_go_to_their_first_token() -> None:
     tables = hand_tables(ABC, ABC, {A: {A: 0.5, AB: 0.5}})
     [found] = by_hand(tables, b"c", [C], [{A: 0.4, C: 0.5}], [C])
@@ -149,6 +155,12 @@ def test_eos_goes_to_eos_and_other_roles_to_the_tail() -> None:
     assert by_hand(tables, b"a", [1], rows, [A]) == [pytest.approx({b"a": 0.5, b"</s>": 0.25})]
     tables = hand_tables(source, ABC, eos=(2, -1))
     assert by_hand(tables, b"a", [1], rows, [A]) == [pytest.approx({b"a": 0.5})]
+
+
+def test_where_the_source_may_end_inside_a_label_the_target_writes_what_it_has() -> None:
+    tables = hand_tables(ABC, ABC, eos=(EOS, EOS))
+    found = by_hand(tables, b"ab", [A, B], [{A: 1.0}, {B: 0.5, EOS: 0.5}], [AB])
+    assert found == [pytest.approx({b"ab": 0.5, b"a": 0.5})]
 
 
 def test_healing_does_not_look_ahead() -> None:
@@ -167,10 +179,13 @@ def test_a_boundary_of_the_source_is_not_known_before_it_is_read() -> None:
     target = vocabulary(b"a", b"b", b"c")
     tables = hand_tables(ABC, target)
     found = by_hand(tables, b"ac", [A, C], [{A: 0.25, AB: 0.75}, {C: 0.5, B: 0.5}], [0, 2])
-    assert found == [
+    expected = [
         pytest.approx({b"a": 1.0}),
         pytest.approx({b"b": 0.75 + 0.25 * 0.5, b"c": 0.25 * 0.5}),
     ]
+    assert found == expected
+    rows = [{C: 1.0}, {A: 0.25, AB: 0.75}, {C: 0.5, B: 0.5}]
+    assert by_hand(tables, b"cac", [C, A, C], rows, [2, 0, 2])[1:] == expected
 
 
 def test_a_label_of_several_source_tokens_has_their_product() -> None:
@@ -189,6 +204,13 @@ def test_an_entry_that_covers_the_rest_of_the_label_is_the_labels() -> None:
     assert found == pytest.approx({b"abc": 1.0}, abs=1e-6)
 
 
+def test_an_entry_that_ends_with_the_label_says_nothing_of_what_follows() -> None:
+    tables = hand_tables(ABC, ABC)
+    rows = [{A: 1.0}, {B: 0.5, BC: 0.5}, {C: 1.0}, {C: 1.0}]
+    found = by_hand(tables, b"abcc", [A, B, C, C], rows, [ABC_, C])
+    assert found == [pytest.approx({b"abc": 1.0}), pytest.approx({b"c": 0.5})]
+
+
 def test_what_the_bytes_so_far_do_not_decide_is_tail() -> None:
     """After "a" the entry "b" may become "ab" or "abc"."""
     tables = hand_tables(ABC, ABC)
@@ -204,6 +226,16 @@ def test_the_word_mark_of_the_source_takes_no_byte() -> None:
     found = masses(project(arrays, [b"ab"], [encoded], tables.mapping, max_entries=8))
     # " ab" and " a" + "b" are the text; "a" without a mark is followed by what is not known.
     assert found == [pytest.approx({AB: 0.75, A: 0.25}, abs=1e-6)]
+
+
+def test_only_the_first_token_of_a_segment_has_a_word_mark() -> None:
+    """The space of " bc" is a byte of the text: "c" is what is left of it after " b"."""
+    source, target = vocabulary(b" a", b" b", b" bc", b"c"), vocabulary(b"a", b" b", b"c")
+    tables = hand_tables(source, target)
+    arrays = hand_arrays([0, 1, 3], [1, 3, 4], [{0: 1.0}, {1: 0.5, 2: 0.5}, {3: 0.5, 0: 0.5}])
+    encoded = hand_segment([0, 1, 2], target)
+    found = masses(project(arrays, [b"a bc"], [encoded], tables.mapping, max_entries=8))
+    assert found == [pytest.approx({0: 1.0}), pytest.approx({1: 1.0}), pytest.approx({2: 0.75})]
 
 
 def test_the_word_mark_of_the_target_takes_no_byte() -> None:
@@ -240,6 +272,11 @@ def test_the_source_is_taken_up_inside_a_token_after_a_row_that_says_nothing() -
     assert found == [{}, pytest.approx({b"b": 0.5 / 0.6}, abs=1e-6)]
 
 
+def test_the_source_is_taken_up_where_a_token_begins_after_a_row_that_says_nothing() -> None:
+    found = by_hand(hand_tables(ABC, ABC), b"ab", [A, B], [None, {B: 0.5, C: 0.5}], [A, B])
+    assert found == [{}, pytest.approx({b"b": 0.5, b"c": 0.5}, abs=1e-6)]
+
+
 def test_entries_that_leave_the_label_no_room_are_scaled() -> None:
     tables = hand_tables(ABC, ABC)
     arrays = hand_arrays([A], [1], [{A: 0.5, B: 0.25, C: 0.25}])
@@ -247,6 +284,14 @@ def test_entries_that_leave_the_label_no_room_are_scaled() -> None:
     result = project(arrays, [b"a"], [hand_segment([A], ABC)], tables.mapping, max_entries=8)
     expected = {A: 0.75, B: 0.125, C: 0.125}
     assert masses(result) == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_entries_of_a_later_row_are_scaled_too() -> None:
+    tables = hand_tables(ABC, ABC)
+    arrays = hand_arrays([A, B], [1, 2], [{A: 1.0}, {B: 0.5, A: 0.25, C: 0.25}])
+    arrays["label_logprobs"] = np.log(np.array([1.0, 0.75], "<f4"))
+    result = project(arrays, [b"ab"], [hand_segment([AB], ABC)], tables.mapping, max_entries=8)
+    assert masses(result) == [pytest.approx({AB: 0.75, A: 0.25}, abs=1e-6)]
 
 
 def test_ties_are_cut_by_id_and_the_label_stays() -> None:
@@ -271,6 +316,18 @@ def test_look_ahead_takes_what_would_have_made_the_label_longer() -> None:
     tables = hand_tables(ABC, target, weights, look_ahead=False)
     found = by_hand(tables, b"cac", [C, A, C], rows, [4, 0, 4])[1:]
     assert found == [pytest.approx({b"a": 1.0}), pytest.approx({b"c": 0.25, b"b": 0.75})]
+
+
+def test_look_ahead_keeps_as_much_of_the_tail_as_of_the_entries() -> None:
+    """Half of the entries say that the target wrote "a": so may half of what is no entry."""
+    target = vocabulary(b"a", b"b", b"ab", b"x", b"c")
+    tables = hand_tables(ABC, target, {A: {0: 0.5, 2: 0.5}, B: {1: 1.0}, C: {4: 1.0}})
+    rows = [{C: 1.0}, {A: 1.0}, {B: 0.25, A: 0.25, C: 0.25}]
+    found = by_hand(tables, b"cac", [C, A, C], rows, [4, 0, 4])[1:]
+    assert found == [
+        pytest.approx({b"a": 0.25 + 0.25 + 0.125, b"ab": 0.25}),
+        pytest.approx({b"c": 0.4, b"a": 0.2, b"ab": 0.2}),
+    ]
 
 
 @cache

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.report import Sums, mass_where_tokens_begin, token_starts
+from align.report import mass_where_tokens_begin, token_starts
 from align.report_page import (
     LEAST_EXCESS,
     histogram_bars,
@@ -27,6 +27,7 @@ from align.report_page import (
     report_page,
     view_command,
 )
+from align.report_sums import Sums
 from store_schema.config import load_run
 from store_schema.layout import Arrays, Origin
 from store_schema.location import open_location

@@ -30,7 +30,7 @@ from align_pools import LEAST_TAIL, Pool, charged_nats, counted_rows, pool_of  #
 from align_speed import Work, plain_arguments, run, time_limit  # noqa: E402
 from align_student import EQUAL, MOST_TRIES, gain_kept, steps_to_reach, summary  # noqa: E402
 
-from align.method import BytesAligner  # noqa: E402
+from align.method import BytesAligner, SpansAligner  # noqa: E402
 from store_schema.layout import Arrays, check_shard, row_sums  # noqa: E402
 from store_schema.tokenizer import EncodedSegment  # noqa: E402
 from tests.tokenizer_zoo import zoo  # noqa: E402
@@ -136,6 +136,21 @@ def test_the_plain_way_is_given_the_same_segment() -> None:
     assert [sum(row.values()) for row in aligned] == pytest.approx([1] * len(target_ids))
 
 
+def test_the_part_of_edit_distances_is_what_the_plain_way_works_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, source, _, target, _ = plain_arguments(work().one(1))
+    plain, asked = align_fusellm.edit_distance, []
+    monkeypatch.setattr(
+        align_fusellm, "edit_distance", lambda a, b: asked.append((a, b)) or plain(a, b)
+    )
+    align_fusellm.warping_path(source, target)
+    on_the_way = sorted(asked)
+    asked.clear()
+    align_fusellm.pair_distances(source, target)
+    assert sorted(asked) == on_the_way
+
+
 def test_a_limit_leaves_the_block() -> None:
     start = time.monotonic()
     with time_limit(1) as limit:
@@ -185,6 +200,19 @@ def test_bytes_cost_what_the_source_costs(source: str, target: str) -> None:
         assert pool.own_nats == pytest.approx(-float(rows["label_logprobs"].sum()), rel=1e-5)
     assert -0.05 < pool.excess < 1e-5
     assert 0.5 < pool.mean_mass <= 1
+
+
+def test_silence_is_charged_as_the_uniform_distribution_and_told_apart() -> None:
+    here, segments = pair(), as_segments(TEXTS)
+    own, read = here.source.encode(segments), here.target.encode(segments)
+    texts = [s.text.encode() for s in segments]
+    size = here.target.vocab_size
+    silent = pool_of(SpansAligner(), bigrams().rows(own), own, read, texts, size)
+    assert silent.unlabelled == silent.positions
+    assert silent.nats == pytest.approx(silent.positions * math.log(size))
+    assert silent.silence == pytest.approx(1 + silent.excess)
+    spoken = BytesAligner(here.bytes_map(), MAX_ENTRIES)
+    assert pool_of(spoken, bigrams().rows(own), own, read, texts, size).silence == 0
 
 
 def test_pools_add_up() -> None:

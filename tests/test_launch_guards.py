@@ -81,7 +81,7 @@ def test_alignment_stops_between_commits(monkeypatch, asked_in, committed, kind)
     if asked_in is None:
         stop.ask(signal.SIGTERM)
     monkeypatch.setattr(align_run, "align_shard", align_shard)
-    monkeypatch.setattr(align_run, "make_aligner", lambda checked: Nothing())
+    monkeypatch.setattr(align_run, "make_aligner", lambda checked, stop: Nothing())
     monkeypatch.setattr(align_run, "Progress", lambda *args, **kwargs: Nothing())
     pending = [store_factory.shard_record(index) for index in range(3)]
     for shard in pending:
