@@ -1,8 +1,8 @@
 """What the ASN costs in a training step: parameters, FLOPs, share of the time.
 
-The step is a fused one as the trainer takes it (forward, backward, AdamW) of a target of 32k
-vocabulary, hidden size 512 and 8 layers, 2,048 positions, all sources of the benchmark; both parts are
-timed in turn, medians are divided. Features are made once per shard beside the loop, and told apart.
+The step is a fused one as the trainer takes it (forward, backward, AdamW) of the target that
+`make bench-train` has (32,000 ids, hidden size 512, 4 layers), 2,048 positions, all sources of the
+benchmark; both parts are timed in turn, medians are divided. Features are made once per shard beside the loop, and told apart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fuse_train.pools import pool_nats
 from fuse_train.selector_training import sources_of
 
 POSITIONS, ROUNDS = 2_048, 5
-VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 32_768, 512, 8
+VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 32_000, 512, 4
 
 
 def asn_cost(data: SeedData, asn: AdaptiveSelector, names: tuple[str, ...]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fuse_train.features import FEATURES
 from fuse_train.head_pass import ChunkSources, losses_to_gradient
 from fuse_train.heads import Head, default_chunk_rows
 from fuse_train.losses import SourceRows, head_loss, row_coefficients
-from fuse_train.objective import FusionObjective, StepTotals
+from fuse_train.objective import FusionObjective, StepTotals, importance
 from fuse_train.selector_training import new_selector
 
 CLM_WEIGHT = 0.3
@@ -223,11 +223,13 @@ def step_ways(size: Size, device: torch.device) -> dict[str, Way]:
     model = make_model(size, device)
     batch_cpu = make_batch(size)
     batch, stored = to_device(batch_cpu, device), stored_logits(batch_cpu)
-    section = TrainSection(selector="asn", clm_weight=CLM_WEIGHT, feedback_weight=0.0)
+    section = TrainSection(selector="asn", clm_weight=CLM_WEIGHT)
     selector = new_selector(section.asn, 0, num_sources=size.num_sources).to(device)
     objective = FusionObjective(model, selector, section, SOURCES)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
-    totals = StepTotals(size.num_rows, size.num_rows)
+
+    def totals(of: Batch) -> StepTotals:
+        return StepTotals(of.num_labels, of.num_labels, importance(selector, of))
 
     def finish(loss: torch.Tensor) -> float:
         loss.backward()
@@ -241,11 +243,11 @@ def step_ways(size: Size, device: torch.device) -> dict[str, Way]:
         return finish(cross_entropy(flat_RV, batch.labels_BT.flatten()))
 
     def fused() -> float:
-        return finish(objective(batch, totals)[0])
+        return finish(objective(batch, totals(batch))[0])
 
     def on(other: Batch) -> float:
-        counts = StepTotals(other.num_labels, other.num_labels)
-        return finish(objective(to_device(other, device), counts)[0])
+        moved = to_device(other, device)
+        return finish(objective(moved, totals(moved))[0])
 
     def prepare() -> None:
         for parameter in objective.parameters():
