@@ -111,7 +111,7 @@ def coverage_of(
         if not own.context_ids:
             counted[first] = False
             begins = np.concatenate(([0], other.byte_ends[:-1]))
-            silent[first : first + len(begins)] = begins < own.byte_ends[0]
+            silent[first : first + len(begins)] = begins < max(own.byte_ends[0], 1)
     return float(1 - none[counted].mean()), int((none & ~silent).sum())
 
 

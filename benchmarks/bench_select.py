@@ -45,17 +45,8 @@ GOALS = {
     "asn_step_share": 0.02,
 }
 SHAPES = (
-    *(
-        "asn",
-        "features",
-        "gates",
-        "hedge",
-        "past",
-        "pools",
-        "selector_training",
-        "selectors",
-        "bayes",
-    ),
+    *("asn", "batch", "bayes", "features", "gates", "hedge", "losses", "order", "past", "pools"),
+    *("samples", "schedule", "selector_training", "selectors", "stream"),
 )
 """Modules of fuse_train whose own code shapes the figures."""
 
@@ -64,7 +55,8 @@ def figures_fingerprint(held_out: bool) -> str:
     """Of all that shapes the figures of a seed, given its inputs."""
     digest = hashlib.sha256(SECTION.model_dump_json().encode() + bytes([held_out]))
     paths = [ROOT / "fuse_train" / f"{name}.py" for name in SHAPES]
-    for path in (*paths, *(ROOT / "benchmarks").glob("select_[dm]*.py")):
+    paths += [ROOT / "fuse_eval" / "intervals.py"]
+    for path in (*paths, *sorted((ROOT / "benchmarks").glob("select_[dm]*.py"))):
         digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()[:16]
 
@@ -74,9 +66,9 @@ def figures_of(inputs: Inputs, held_out: bool) -> dict[str, Any]:
     from benchmarks.select_data import SeedData
     from benchmarks.select_measure import measure
 
+    inputs.make()
     path = inputs.folder / f"figures-{figures_fingerprint(held_out)}.json"
     if not path.is_file():
-        inputs.make()
         print(f"\nseed {inputs.seed}", flush=True)
         record = measure(
             SeedData(inputs.run_file),

@@ -2,7 +2,8 @@
 
 The step is a fused one as the trainer takes it (forward, backward, AdamW) of the target that
 `make bench-train` has (32,000 ids, hidden size 512, 4 layers), 2,048 positions, all sources of the
-benchmark; both parts are timed in turn, medians are divided. Features are made once per shard beside the loop, and told apart.
+benchmark; both parts are timed in turn, medians are divided. Features are made once per shard beside
+the loop, and told apart.
 """
 
 from __future__ import annotations

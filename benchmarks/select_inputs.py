@@ -21,6 +21,7 @@ Every stage is the command line's own (corpus, extract, align). Pieces are publi
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import platform
@@ -113,6 +114,14 @@ def settings_fingerprint(seed: int, data: Path) -> str:
     shape = (SIZES, SOURCES, TARGET, NUM_LAYERS, BATCH_ROWS, LEARNING_RATE, PLAY_BYTES)
     versions = [version(package) for package in ("torch", "transformers", "tokenizers")]
     digest.update(repr((seed, shape, platform.python_version(), versions)).encode())
+    return digest.hexdigest()[:16]
+
+
+def stores_fingerprint() -> str:
+    """Of the code that decides what aligned stores hold."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "align").glob("*.py")):
+        digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()[:16]
 
 
@@ -248,13 +257,18 @@ class Inputs:
     def make_stores(self) -> None:
         """Plan, source stores and aligned stores."""
         self._write_run()
-        mark = self.folder / "stores.done"
+        mark, made_by = self.folder / "stores.done", stores_fingerprint()
         if mark.is_file():
-            return
+            if mark.read_text() == made_by:
+                return
+            mark.unlink()
+            shutil.rmtree(self.folder / "data")  # made by another alignment
+            for path in self.folder.glob("figures-*.json"):
+                path.unlink()
         for stage in ("corpus", "build"), ("extract", "plan"), ("extract", "run"), ("align", "run"):
             stage_of(*stage, self.run_file)
         shutil.rmtree(self.folder / "data" / "stores")  # aligned stores are all that is read
-        mark.write_text("done\n")
+        mark.write_text(made_by)
 
     def _make_model(self, settings: SourceSettings, path: Path) -> None:
         import torch

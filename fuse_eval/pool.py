@@ -25,6 +25,7 @@ from fuse_eval.config import EvaluateSection, PoolSelector
 from fuse_eval.findings import mean_of
 from fuse_train.batch import collate
 from fuse_train.config import TrainSection
+from fuse_train.features import shard_features
 from fuse_train.samples import AlignedSamples, DecodedShard
 from fuse_train.selector_start import SelectorStart
 from fuse_train.selector_training import PoolSums, pool_nll
@@ -186,6 +187,8 @@ def common_rows(
 ) -> tuple[DecodedShard, npt.NDArray[np.bool_]]:
     """The shard with labels unknown outside the rows that all figures are taken on, and those rows.
 
+    Unknown to every selector: features are made of what is left.
+
     Args:
         shard: With sources.
         target_N: The target's nats of each row, NaN where it has no distribution.
@@ -201,7 +204,9 @@ def common_rows(
         arrays | {"label_logprobs": np.where(known_N, arrays["label_logprobs"], np.float32("nan"))}
         for arrays in shard.sources
     )
-    return replace(shard, sources=hidden), known_N
+    texts = [segment.text.encode() for segment in shard.segments]
+    features_NMF = shard_features(hidden, shard.token_offsets, shard.byte_ends, texts)
+    return replace(shard, sources=hidden, features_NMF=features_NMF), known_N
 
 
 def _whole_spans(shard: DecodedShard, known_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

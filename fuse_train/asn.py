@@ -18,14 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fuse_train.checksums import file_record
 from fuse_train.config import AsnSection
 from fuse_train.features import FEATURES, HEDGE_START, PAST_FEATURES
 from fuse_train.past import HEDGE_SCALE, OF_SOURCE, SHARED
 from fuse_train.pools import held
 from fuse_train.selectors import Selector, SourceView, covered_softmax, normalised
-from store_schema.config import StrictModel
+from store_schema.config import StrictModel, validation_line
 from store_schema.errors import CorruptionError, MismatchError, MissingError
 from store_schema.location import storage_errors
+from store_schema.manifest import FileRecord
 
 WEIGHTS_FILE = "selector.safetensors"
 RECORD_FILE = "selector.json"
@@ -42,6 +44,8 @@ class SelectorRecord(StrictModel):
     hidden_size: int | None = None
     num_sources: int | None = None
     """None takes any number."""
+    weights: FileRecord | None = None
+    """Size and checksum of the weights beside it; not part of what must agree."""
 
 
 class AdaptiveSelector(Selector):
@@ -98,8 +102,6 @@ class AdaptiveSelector(Selector):
     def save(self, folder: Path) -> None:
         """Write weights and record into an existing folder."""
         with storage_errors(str(folder)):
-            text = json.dumps(self.record().model_dump(mode="json"), indent=1)
-            (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
             try:
                 save_file(
                     {name: t.detach().cpu() for name, t in self.state_dict().items()},
@@ -107,6 +109,10 @@ class AdaptiveSelector(Selector):
                 )
             except SafetensorError as error:
                 raise OSError(str(error)) from error
+            weights = {"weights": file_record(folder / WEIGHTS_FILE)}
+            record = self.record().model_copy(update=weights).model_dump(mode="json")
+            text = json.dumps(record, indent=1)
+            (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Take the weights that `save` wrote.
@@ -123,9 +129,18 @@ class AdaptiveSelector(Selector):
             text = (folder / RECORD_FILE).read_text(encoding="utf-8")
             theirs = SelectorRecord.model_validate_json(text)
             state = load_file(where)
-        except (ValidationError, SafetensorError, UnicodeDecodeError) as error:
+        except ValidationError as error:
+            got = validation_line(error)
+            raise CorruptionError("selector unreadable", where=folder, got=got) from error
+        except (SafetensorError, UnicodeDecodeError) as error:
             raise CorruptionError("selector unreadable", where=folder, got=error) from error
-        ours = self.record()
+        if theirs.weights != file_record(where):
+            raise CorruptionError(
+                "selector's weights changed since they were written",
+                where=where,
+                hint="train the selector anew",
+            )
+        theirs, ours = theirs.model_copy(update={"weights": None}), self.record()
         if ours != theirs:
             raise MismatchError(
                 "selector was built otherwise",

@@ -6,7 +6,8 @@
         trainer/state.json              sealed: step, stream position, best so far, fingerprint
         trainer/optimizer.safetensors   state by parameter number
         trainer/selector.safetensors    where the selector has weights
-    checkpoints/best-000150/            weights of the best evaluation so far
+        files.json                      sealed: size and CRC-32C of every file above
+    checkpoints/best-000150/            weights of the best evaluation so far, with files.json
 
 There is no pickle. Generators have no state to keep: each step seeds them from (seed, step, process).
 """
@@ -22,6 +23,7 @@ import torch
 from pydantic import Field
 
 from fuse_train.asn import AdaptiveSelector
+from fuse_train.checksums import check_files, with_checksums
 from fuse_train.folders import discard_folder, publish_folder
 from fuse_train.optimizer import save_optimizer
 from fuse_train.selectors import Selector
@@ -31,6 +33,7 @@ from store_schema.errors import CorruptionError, MismatchError
 from store_schema.sealed import seal, unseal
 
 STATE_FILE = "trainer/state.json"
+ONE_BEFORE = "delete the folder to go on from the checkpoint before, or from the start"
 _STEP_NAME = re.compile(r"^step-(\d+)$")
 _BEST_NAME = re.compile(r"^best-(\d+)$")
 
@@ -96,17 +99,16 @@ def latest_checkpoint(checkpoints: Path, fingerprint: str) -> tuple[Path, TrainS
 
     Raises:
         MismatchError: It was made from another config, plan, store or target.
-        CorruptionError: Its record is damaged.
+        CorruptionError: One of its files is damaged.
     """
     folders = step_folders(checkpoints)
     if not folders:
         return None
     path = folders[max(folders)]
     if not (path / STATE_FILE).exists():
-        raise CorruptionError(
-            "checkpoint without state", where=path, hint="delete the folder to use the one before"
-        )
-    state = unseal(TrainState, (path / STATE_FILE).read_bytes(), where=str(path / STATE_FILE))
+        raise CorruptionError("checkpoint without state", where=path, hint=ONE_BEFORE)
+    where = path / STATE_FILE
+    state = unseal(TrainState, where.read_bytes(), where=str(where), hint=ONE_BEFORE)
     if state.fingerprint != fingerprint:
         raise MismatchError(
             "checkpoint was made from another config, plan, store or target",
@@ -115,6 +117,7 @@ def latest_checkpoint(checkpoints: Path, fingerprint: str) -> tuple[Path, TrainS
             got=f"fingerprint {state.fingerprint}",
             hint="undo the change, or give the run another name (or delete checkpoints) to start anew",
         )
+    check_files(path, hint=ONE_BEFORE)
     return path, state
 
 
@@ -145,7 +148,7 @@ def save_checkpoint(
             selector.save(inner)
         (folder / STATE_FILE).write_bytes(seal(state))
 
-    publish_folder(path, write)
+    publish_folder(path, with_checksums(write))
     folders = step_folders(checkpoints)
     for step in list(folders)[:-limit]:
         if step != state.step:

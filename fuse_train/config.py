@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fuse_train.loss_config import WHOLE, LossSection
 from store_schema.config import SectionModel, StrictModel
+from store_schema.fingerprint import canonical_json
 
 SelectorName = Literal["uniform", "static", "min_ce", "avg_ce", "hedge", "asn", "constant", "bayes"]
 TailPolicy = Literal["bucket", "drop", "renormalise"]
@@ -31,9 +32,9 @@ TrackerName = Literal["tensorboard", "trackio", "wandb"]
 class HedgeSection(StrictModel):
     """Selector hedge: exponential weights on the log-loss of earlier tokens of the segment."""
 
-    rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """eta; 1 is the Bayes mixture of the sources."""
-    share: float = Field(default=0.0, ge=0, lt=1)
+    rate: float = Field(default=0.5, gt=0)
+    """eta; 1 is the Bayes mixture of the sources, less is better where none of them is the true one."""
+    share: float = Field(default=0.03, ge=0, lt=1)
     """Fixed share: how likely the best source changes before a token; 0 for one per segment."""
 
 
@@ -253,6 +254,12 @@ class TrainSection(SectionModel):
     """Whether that repository is private if it has to be made."""
     allow_partial: bool = False
     """Train although shards of a source, or text of a domain, are missing (docs/training.md)."""
+
+    @field_validator("optim_kwargs", "lr_scheduler_kwargs")
+    @classmethod
+    def _plain_values(cls, given: dict[str, Any]) -> dict[str, Any]:
+        canonical_json(given)  # ValueError for numbers that are not finite
+        return given
 
     @model_validator(mode="after")
     def _static_weights_fit(self) -> Self:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fuse_train.hedge import PROBABILITY_FLOOR
 from fuse_train.past import OF_SOURCE, SHARED, past_features, text_classes
 from store_schema.layout import Arrays, Origin, row_sums
 
@@ -103,7 +104,8 @@ def _of_row(sources: Sequence[Arrays], covered_NM: npt.NDArray[np.bool_]) -> Flo
         top_id[covered_NM[:, m]] = arrays["entry_ids"][first]
         tops.append(top_id)
         tail = arrays["tail_mass"].astype(np.float64)
-        entropy = -row_sums(np.exp(logprobs) * logprobs, offsets)
+        floored = logprobs.clip(min=PROBABILITY_FLOOR)  # an entry of no probability adds nothing
+        entropy = -row_sums(np.exp(floored) * floored, offsets)
         entropy -= tail * np.log(np.where(tail > 0, tail, 1.0))
         out[:, m, 0] = entropy / ENTROPY_SCALE
         out[covered_NM[:, m], m, 1] = np.exp(logprobs[first])

@@ -8,6 +8,7 @@ from typing import Any
 
 from fuse_train.adapters import copy_adapters
 from fuse_train.checkpoint import TrainState, best_folder, step_folder
+from fuse_train.checksums import check_files
 from fuse_train.folders import publish_folder
 from fuse_train.model_card import CardFacts, model_card
 from fuse_train.models import load_model, own_dtype
@@ -19,6 +20,7 @@ from store_schema.sealed import seal, unseal
 
 DONE_FILE = "done.json"
 CONFIG_FILE = "run.yaml"
+ANEW = "delete the checkpoints to train anew"
 
 
 class DoneRecord(StrictModel):
@@ -87,6 +89,7 @@ def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> Fi
 
     Raises:
         MissingError: Their folder was deleted by hand.
+        CorruptionError: One of their files is damaged.
     """
     best = state.best
     if best is None or not keep_best or best.step == state.step:
@@ -101,8 +104,10 @@ def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> Fi
         raise MissingError(
             "weights to publish are gone",
             where=choice.folder,
-            hint="delete the checkpoints to train anew",
+            hint=ANEW,
         )
+    if choice.folder is not None:
+        check_files(choice.folder, hint=ANEW)
     return choice
 
 

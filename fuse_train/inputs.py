@@ -17,10 +17,11 @@ from fuse_train.selector_start import saved_identity
 from fuse_train.stream import StreamOptions
 from launch.summary import logs_folder
 from store_schema.config import ModelRef, RunConfig
-from store_schema.errors import CorruptionError, InputError, ModelError
+from store_schema.errors import InputError, ModelError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import open_location, storage_errors
-from store_schema.plan import SEGMENTS_FILE, Plan
+from store_schema.parquet import parquet_errors
+from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan
 from store_schema.reader import StoreReader
 from store_schema.tokenizer import SegmentTokenizer
 
@@ -120,10 +121,8 @@ def split_bytes(plan: Plan, split: str) -> dict[str, int]:
     columns = ["domain", "split", "byte_start", "byte_end"]
     where = f"{plan.location.url}/{SEGMENTS_FILE}"
     with storage_errors(plan.location.url), plan.location.open_read(SEGMENTS_FILE) as file:
-        try:
+        with parquet_errors(where, RESTORE):
             table = pq.read_table(file, columns=columns, pre_buffer=False)
-        except pa.ArrowException as error:
-            raise CorruptionError("segments unreadable", where=where, got=error) from error
     chosen = table.filter(pc.equal(table["split"], split))
     sizes = pc.subtract(chosen["byte_end"], chosen["byte_start"])
     sums = pa.table({"domain": chosen["domain"], "bytes": sizes})
@@ -157,6 +156,8 @@ def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
         "target": identity(run.target),
         "tokenizer": inputs.tokenizer.fingerprint,
     }
+    if label == "fused" and section.loss.keep_share is not None:
+        content["micro_batch_segments"] = section.micro_batch_segments  # rows are chosen within one
     if samples.missing:
         content["shards"] = [shard.index for shard in samples.shards]
     if label == "fused":

@@ -37,7 +37,8 @@ def check_accelerator(accelerator: Any, section: TrainSection) -> None:
     """The same of what accelerate made of it, and a segment for every process.
 
     Raises:
-        ConfigError: Parameters are sharded, or there are more processes than segments in a batch.
+        ConfigError: Parameters are sharded, gradients accumulated or the loss compiled by the launcher,
+            or there are more processes than segments in a batch.
     """
     kind = str(accelerator.distributed_type.value)
     if kind not in _PLAIN:
@@ -48,6 +49,23 @@ def check_accelerator(accelerator: Any, section: TrainSection) -> None:
             where="train.batch_segments",
             expected=f"at least {accelerator.num_processes}",
             got=section.batch_segments,
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            "launcher accumulates gradients, which would divide the loss once more",
+            where="accelerate config, gradient_accumulation_steps",
+            expected=1,
+            got=accelerator.gradient_accumulation_steps,
+            hint="train.batch_segments and train.micro_batch_segments say how a step is divided",
+        )
+    backend = str(accelerator.state.dynamo_plugin.backend.value)
+    if backend not in ("NO", "no"):
+        raise ConfigError(
+            "launcher compiles the whole loss, which this trainer does not support",
+            where="accelerate config, dynamo_backend",
+            expected="no",
+            got=backend,
+            hint="train.torch_compile compiles the target's body",
         )
 
 

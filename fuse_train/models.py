@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
@@ -45,12 +46,12 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (*(OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError),) as error:
         raise ModelError(
             f"model of {where} cannot be loaded",
             where=ref.model,
             got=str(error)[:200],
-            hint="give a model folder, or a hub name that this machine can reach",
+            hint="give a whole model folder, or a hub name that this machine can reach",
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

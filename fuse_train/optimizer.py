@@ -53,9 +53,16 @@ def build_optimizer(
         name: tuple(value) if isinstance(value, list) else value
         for name, value in section.optim_kwargs.items()
     }
+    for name, field in (("weight_decay", "train.weight_decay"), ("lr", "train.lr")):
+        if name in given:
+            raise ConfigError(
+                "has a field of its own",
+                where=f"train.optim_kwargs.{name}",
+                hint=f"use {field}",
+            )
     try:
         optimizer: torch.optim.Optimizer = kind(groups, lr=section.lr, **(defaults | given))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError) as error:
         raise ConfigError(
             f"do not fit optimizer {section.optim}", where="train.optim_kwargs", got=str(error)
         ) from error

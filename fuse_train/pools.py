@@ -7,9 +7,10 @@ inside one of its tokens, its weights are those of its first row, and
 
     p(span) = sum_m w_m prod over rows of the span p_m(label)
 
-which is a true probability of the text. Row by row, a selector could hear one source where another
-pays and that one where it no longer costs: pools below what any of them can predict. With one
-tokenizer for all, every row is a span.
+Row by row, a selector could hear one source where another pays and that one where it no longer costs:
+pools below what any of them can predict. With one tokenizer for all, every row is a span and the pool
+is a true probability of the text. With several, a little is left of that: that a span begins tells that
+no source took a longer token, which one that hears another source next need not have paid for.
 
 Shape suffixes: B segments, T rows, M sources.
 """

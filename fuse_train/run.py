@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ __all__ = [
     "stream_options",
     "train_run",
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,10 @@ def _valid(inputs: Inputs, section: TrainSection) -> ValidSet | None:
             hint="name another split, or set "
             + " and ".join(f"train.{name} to {off[name]}" for name in needs),
         )
+    logger.warning(
+        "no shard of split %s (train.valid_split): nothing is evaluated while training",
+        section.valid_split,
+    )
     return None
 
 

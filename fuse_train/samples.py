@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fuse_train.features import shard_features
 from fuse_train.partial import incomplete, missing_shards, silent_arrays
-from store_schema.errors import ConfigError, CorruptionError, InputError, MismatchError
+from store_schema.errors import ConfigError, InputError, MismatchError
 from store_schema.layout import Arrays
 from store_schema.location import storage_errors
-from store_schema.plan import SEGMENTS_FILE, Plan, Segment, ShardRecord
+from store_schema.parquet import parquet_errors
+from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
 from store_schema.reader import StoreReader
 from store_schema.tokenizer import SegmentTokenizer
 
@@ -144,7 +144,7 @@ class AlignedSamples:
             raise ConfigError(
                 "no shard of the split",
                 where=plan.location.url,
-                expected=split,
+                expected=f"split {split}",
                 got=", ".join(plan.splits()),
                 hint="set train_split and valid_split, or add documents of that split",
             )
@@ -294,13 +294,10 @@ class AlignedSamples:
 
 def domains_of(plan: Plan) -> tuple[str, ...]:
     """Every domain of the plan, in alphabetical order."""
+    where = f"{plan.location.url}/{SEGMENTS_FILE}"
     with storage_errors(plan.location.url), plan.location.open_read(SEGMENTS_FILE) as file:
-        try:
+        with parquet_errors(where, RESTORE):
             column = pq.read_table(file, columns=["domain"], pre_buffer=False)["domain"]
-        except pa.ArrowException as error:
-            raise CorruptionError(
-                "segments unreadable", where=f"{plan.location.url}/{SEGMENTS_FILE}", got=error
-            ) from error
     return tuple(sorted(column.unique().to_pylist()))
 
 

@@ -27,6 +27,7 @@ from fuse_train.stream import SampleStream
 from launch.signals import stop_on_signals
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import RunConfig, StrictModel
+from store_schema.errors import ConfigError, MismatchError
 from store_schema.fingerprint import fingerprint
 from store_schema.sealed import seal, unseal
 
@@ -75,7 +76,9 @@ def train_alone(run: RunConfig) -> TrainedSelector:
     The target's tokenizer is needed, its weights are not.
 
     Raises:
-        ConfigError: The section's selector does not learn, or a split is missing.
+        ConfigError: The section's selector does not learn, or would start from its own output, or a
+            split is missing.
+        MismatchError: Another selector is there already.
         MissingError: Plan, stores or shards are not there yet.
         ModelError: A loss that is not finite.
         Stopped: A signal asked to stop; nothing is written.
@@ -83,11 +86,18 @@ def train_alone(run: RunConfig) -> TrainedSelector:
     section = run.section("train", TrainSection)
     folder = selector_folder(run, kind_of(section))
     inputs = open_inputs(run, section)
-    mark = _fingerprint(inputs, section)
     sweep(folder.parent)
+    _check_start(folder, section)
+    mark = _fingerprint(inputs, section)
     done = _read(folder)
     if done is not None and done.fingerprint == mark:
         return TrainedSelector(folder, done, fresh=False)
+    if done is not None:
+        raise MismatchError(
+            "a selector trained by another recipe, or on other stores, is there",
+            where=folder,
+            hint="undo the change, or give the run another name, or move or delete the folder",
+        )
     valid = open_inputs(run, section, section.valid_split)
     stream = SampleStream(
         inputs.samples, stream_options(run, section), inputs.domains, with_entries=False
@@ -171,6 +181,18 @@ def _fingerprint(inputs: Inputs, section: TrainSection) -> str:
     if section.asn.start_from is not None:
         content["start"] = saved_identity(section, len(run.sources))
     return fingerprint(content)
+
+
+def _check_start(folder: Path, section: TrainSection) -> None:
+    """Refuse to train a selector from the very one that it would replace."""
+    start = section.asn.start_from
+    if start is not None and Path(start).resolve() == folder.resolve():
+        raise ConfigError(
+            "selector would be trained from what it replaces",
+            where="train.asn.start_from",
+            got=start,
+            hint="move that folder and name its new place, or give the run another name",
+        )
 
 
 def _read(folder: Path) -> TrainedRecord | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fuse_train.hedge import PROBABILITY_FLOOR
 from fuse_train.samples import Sample
 
 NO_SPAN = -1
@@ -95,7 +96,8 @@ def span_rows(spans: SpanBatch, at: tuple[torch.Tensor, torch.Tensor]) -> SpanRo
     in_text_S = torch.bincount(number_BTM[number_BTM >= 0], minlength=size)
     labelled_S = torch.bincount(number_RM[number_RM >= 0], minlength=size)
     source_S = torch.full((size,), torch.nan, device=device)
-    source_S[number_RM[number_RM >= 0]] = spans.logprobs_BTM[at][number_RM >= 0]
+    nats_RM = spans.logprobs_BTM[at].clamp(min=PROBABILITY_FLOOR)
+    source_S[number_RM[number_RM >= 0]] = nats_RM[number_RM >= 0]
     counts_S = (in_text_S == labelled_S) & ~source_S.isnan()
     return SpanRows(number_RM, source_S, torch.where(counts_S, labelled_S, 0))
 

@@ -18,6 +18,7 @@ import torch
 from fuse_train.asn import AdaptiveSelector
 from fuse_train.batch import Batch, to_device
 from fuse_train.checkpoint import BestRecord, TrainState, best_folder, save_checkpoint
+from fuse_train.checksums import with_checksums
 from fuse_train.config import TrainSection
 from fuse_train.figures import CollapseWatch, readable, step_figures
 from fuse_train.folders import publish_folder
@@ -348,7 +349,8 @@ class TrainingLoop:
             return
         self._set(best=here, stale=0)
         if section.keep_best and here.step and self._accelerator.is_main_process:
-            publish_folder(best_folder(self.inputs.checkpoints, here.step), self.target.save)
+            place = best_folder(self.inputs.checkpoints, here.step)
+            publish_folder(place, with_checksums(self.target.save))
         self._accelerator.wait_for_everyone()
 
     def _save(self) -> None:

@@ -21,10 +21,15 @@ SECTION_GROUP = "logitfuse.sections"
 
 
 class StrictModel(BaseModel):
-    """Base of everything parsed: unknown keys are errors, values frozen, defaults checked."""
+    """Base of everything parsed: unknown keys and numbers that are not finite are errors, values
+    frozen, defaults checked."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 

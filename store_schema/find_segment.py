@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from store_schema.errors import CorruptionError, MissingError
+from store_schema.errors import MissingError
 from store_schema.location import storage_errors
+from store_schema.parquet import parquet_errors
 from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan, ShardRecord
 
 
@@ -45,13 +45,9 @@ def _segment_ids(plan: Plan, record: ShardRecord) -> list[str]:
     """Segment ids of a shard, without reading its texts; the shard found is checked when read."""
     where = f"{plan.location.url}/{SEGMENTS_FILE}, shard {record.index}"
     with storage_errors(where), plan.location.open_read(SEGMENTS_FILE) as file:
-        try:
+        with parquet_errors(where, RESTORE):
             table = pq.ParquetFile(file, pre_buffer=False).read_row_group(
                 record.index, columns=["segment_id"]
             )
             found: list[str] = table["segment_id"].to_pylist()
-        except (pa.ArrowException, ValueError, IndexError, KeyError) as error:
-            raise CorruptionError(
-                "not readable as Parquet", where=where, got=str(error)[:200], hint=RESTORE
-            ) from error
     return found

@@ -66,7 +66,7 @@ def storage_errors(where: str, *, writing: bool = False) -> Iterator[None]:
         if remotely:
             hint = "check its address and the credentials in the environment, then rerun"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free space and rerun: only the shard in hand is lost"
+            hint = "free space and rerun: what was published stands"
         got = error.strerror or str(error) or type(error).__name__
         raise StorageError("storage refused", where=where, got=got, hint=hint) from error
     except Exception as error:

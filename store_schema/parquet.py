@@ -6,6 +6,8 @@ small file repeats a million times is seen before it is spelt out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -66,6 +68,21 @@ def read_parquet(
     # Damaged bytes come out of the Parquet reader as any of these.
     except (pa.ArrowException, ValueError, TypeError, OSError, LookupError, OverflowError) as error:
         raise fault("not readable as Parquet", None, str(error)[:200]) from error
+
+
+@contextmanager
+def parquet_errors(where: str, hint: str) -> Iterator[None]:
+    """CorruptionError for what the Parquet reader makes of damaged bytes.
+
+    An OSError with a number is the disk's own and goes on as it is; the reader's has none.
+    """
+    try:
+        yield
+    except (pa.ArrowException, ValueError, IndexError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        got = str(error)[:200]
+        raise CorruptionError("not readable as Parquet", where=where, got=got, hint=hint) from error
 
 
 def _opened(source: bytes | BinaryIO, schema: pa.Schema) -> pq.ParquetFile:

@@ -9,6 +9,7 @@ import torch
 
 from fuse_train.cli import train
 from fuse_train.features import FEATURES
+from fuse_train.final import read_done
 from fuse_train.memory_fit import fitting_size, is_out_of_memory
 from fuse_train.objective import FusionObjective
 from fuse_train.partial import silent_arrays
@@ -286,6 +287,103 @@ def test_launchers_that_shard_are_refused(tmp_path, capsys, monkeypatch, variabl
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accumulates gradients"),
+        ("ACCELERATE_DYNAMO_BACKEND", "eager", "compiles the whole loss"),
+    ],
+)
+def test_what_a_launcher_would_do_to_the_loss_is_refused(
+    tmp_path, capsys, monkeypatch, variable, value, said
+) -> None:
+    from accelerate.state import AcceleratorState
+
+    make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
+    monkeypatch.setenv(variable, value)
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # the environment is read once a process
+    try:
+        line = refused(tmp_path, capsys)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert said in line
+    assert "train." in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.lr=.inf", "got lr"),
+        ("train.weight_decay=.nan", "got weight_decay"),
+        ("train.asn.lr=.nan", "got asn.lr"),
+        ("train.epochs=.inf", "got epochs"),
+        ("train.static_weights={code: .nan}", "got static_weights"),
+        ("train.optim_kwargs={eps: .inf}", "got optim_kwargs"),
+        ("train.optim_kwargs={betas: [0.9]}", "train.optim_kwargs"),
+        ("train.optim_kwargs={weight_decay: 0.2}", "use train.weight_decay"),
+        ("train.optim_kwargs={lr: 0.2}", "use train.lr"),
+    ],
+)
+def test_numbers_and_options_that_cannot_be(tmp_path, capsys, setting, said) -> None:
+    make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
+    assert said in refused(tmp_path, capsys, "--set", setting)
+
+
+def flip(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_changed_byte_in_a_checkpoint_is_found(tmp_path, capsys) -> None:
+    train_options = {"checkpoint_every": 1, "save_total_limit": 3, "max_steps": 2}
+    make_run(tmp_path, train=QUICK | train_options, shards={"train": 1, "valid": 1})
+    completed(tmp_path)
+    run = tmp_path / "run"
+    for path in (run / "final").iterdir():
+        path.unlink()
+    (run / "final").rmdir()
+    checkpoint = run / "checkpoints/step-000002"
+    paths = sorted(p for p in checkpoint.rglob("*") if p.is_file())
+    assert {"model.safetensors", "optimizer.safetensors", "state.json"} <= {p.name for p in paths}
+    for path in paths:
+        kept = path.read_bytes()
+        flip(path)
+        line = refused(tmp_path, capsys)
+        assert path.name in line or "files.json" in line
+        assert "delete the folder" in line
+        path.unlink()
+        assert "delete the folder" in refused(tmp_path, capsys)
+        path.write_bytes(kept)
+    completed(tmp_path)
+    assert (run / "final/done.json").is_file()
+
+
+def test_changed_weights_of_the_best_evaluation_are_not_published(tmp_path, capsys) -> None:
+    options = {"control": False, "max_steps": 8, "eval_every": 1, "trackers": [], "lr": 1e-2}
+    make_run(tmp_path, train=options | {"lr_scheduler_type": "constant"})
+    completed(tmp_path)
+    run = tmp_path / "run"
+    step = int(read_done(run / "final").step)
+    assert step > 0
+    (run / "final").rename(tmp_path / "old")
+    best = run / f"checkpoints/best-{step:06d}"
+    place = best if best.is_dir() else run / f"checkpoints/step-{step:06d}"
+    flip(place / "model.safetensors")
+    line = refused(tmp_path, capsys)
+    assert "changed since it was written" in line
+    assert place.name in line
+
+
+def test_a_damaged_target_is_one_line(tmp_path, capsys) -> None:
+    make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
+    weights_file = tmp_path / "target/model.safetensors"
+    weights_file.write_bytes(b"\xff" * 8 + weights_file.read_bytes()[8:])
+    assert "model of target cannot be loaded" in refused(tmp_path, capsys)
+
+
 def test_fingerprints_of_whole_stores_do_not_know_of_partial_ones(tmp_path) -> None:
     from fuse_train.run import job_fingerprint
 
@@ -309,7 +407,13 @@ def test_a_batch_smaller_than_the_processes_is_refused() -> None:
     from fuse_train.launchers import check_accelerator
 
     def accelerator(kind: str, count: int):
-        return SimpleNamespace(distributed_type=SimpleNamespace(value=kind), num_processes=count)
+        plain = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=SimpleNamespace(value="NO")))
+        return SimpleNamespace(
+            distributed_type=SimpleNamespace(value=kind),
+            num_processes=count,
+            gradient_accumulation_steps=1,
+            state=plain,
+        )
 
     check_accelerator(accelerator("MULTI_GPU", 4), TrainSection(batch_segments=4))
     with pytest.raises(ConfigError, match="fewer segments"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from fuse_train.config import AsnSection, HedgeSection, TrainSection
+from fuse_train.config import AsnSection, TrainSection
+from fuse_train.features import HEDGE_START
 
 
 @pytest.mark.parametrize(
@@ -31,8 +32,10 @@ def test_wrong_values_are_refused(wrong) -> None:
         TrainSection.model_validate(wrong)
 
 
-def test_hedge_is_a_bayes_mixture_unless_told_otherwise() -> None:
-    assert TrainSection().hedge == HedgeSection(rate=1.0, share=0.0)
+def test_hedge_has_a_fixed_share_unless_told_otherwise() -> None:
+    """The hedge that users compare with is the one that an untrained network is."""
+    hedge = TrainSection().hedge
+    assert f"hedge_{hedge.rate:g}_{hedge.share:g}" == HEDGE_START
 
 
 def test_preset_is_the_papers_and_given_fields_win() -> None:

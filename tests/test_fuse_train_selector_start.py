@@ -135,7 +135,14 @@ def test_train_selector_needs_no_target_weights_and_says_what_pools_score(folder
     assert "complete, nothing to do" in again.output
     saved = folder / "run" / "selectors" / "asn"
     assert json.loads((saved / "trained.json").read_text())["sources"] == ["code", "prose", "facts"]
-    further = invoke(folder, f"train.asn.start_from={saved}")
+    own = invoke(folder, f"train.asn.start_from={saved}")
+    assert own.exit_code == 2
+    assert "trained from what it replaces" in own.output
+    other = invoke(folder, "train.asn.hidden_size=8")
+    assert other.exit_code == 2
+    assert "by another recipe" in other.output
+    kept = saved.rename(folder / "kept")
+    further = invoke(folder, f"train.asn.start_from={kept}")
     assert further.exit_code == 0, further.output
     assert "nothing to do" not in further.output
 

@@ -295,9 +295,19 @@ def test_saves_and_loads(kind, tmp_path) -> None:
     assert torch.equal(asn(view()), other(view()))
     with pytest.raises(MissingError):
         other.load(tmp_path / "nowhere")
-    (tmp_path / "selector.safetensors").write_bytes(b"no")
+    weights = tmp_path / "selector.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CorruptionError, match="changed since they were written"):
+        other.load(tmp_path)
+    weights.write_bytes(b"no")
     with pytest.raises(CorruptionError, match="unreadable"):
         other.load(tmp_path)
+    (tmp_path / "selector.json").write_text('{"kind": 1}')
+    with pytest.raises(CorruptionError, match="unreadable") as refused:
+        other.load(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_selectors_of_other_shape_are_refused(tmp_path) -> None:
