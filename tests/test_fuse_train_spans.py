@@ -20,8 +20,8 @@ from fuse_train.hedge import PROBABILITY_FLOOR
 from fuse_train.objective import FusionObjective, StepTotals
 from fuse_train.pools import held, pool_nats
 from fuse_train.run import open_inputs
-from fuse_train.selector_training import known_rows, new_selector, train_selector
-from fuse_train.selectors import HedgeSelector
+from fuse_train.selector_training import known_rows, new_selector, pool_nll, train_selector
+from fuse_train.selectors import HedgeSelector, StaticSelector
 from fuse_train.stream import SampleStream, StreamOptions
 from store_schema.layout import Origin
 from tests.aligned_factory import make_run
@@ -103,6 +103,7 @@ def batch(opened):
     (found,) = SampleStream(opened.samples, options, opened.domains).step_batches(0)
     g = torch.Generator().manual_seed(3)
     begins = torch.rand(found.labels_BT.shape, generator=g) < 0.35
+    begins |= found.label_bytes_BT == 0  # as collate has it beyond a segment's end
     return replace(found, sources=replace(found.sources, begins_BT=begins))
 
 
@@ -140,6 +141,29 @@ def test_selectors_train_on_pools_of_spans(batch, opened) -> None:
     rows = known_rows(batch.sources)
     assert told == [pytest.approx(nats_of(selector, batch, batch.sources.begins_BT) / rows)]
     assert told != [pytest.approx(nats_of(selector, batch, None) / rows)]
+
+
+def test_pools_are_scored_by_spans(batch) -> None:
+    """Only spans whose labels every source knows, each with the weights of its first row."""
+    sources, weights = batch.sources, [0.5, 0.3, 0.2]
+    logs, begins = sources.label_logprobs_BTM.double(), sources.begins_BT
+    nats = dict.fromkeys(batch.domains, 0.0)
+    rows = dict.fromkeys(batch.domains, 0)
+    for b, length in enumerate((batch.label_bytes_BT > 0).sum(1).tolist()):
+        starts = [t for t in range(length) if t == 0 or begins[b, t]]
+        for start, stop in zip(starts, [*starts[1:], length], strict=True):
+            span = logs[b, start:stop].sum(0)
+            if span.isnan().any() or not sources.covered_BTM[b, start].any():
+                continue
+            heard = torch.tensor(weights) * sources.covered_BTM[b, start]
+            domain = batch.domains[batch.domains_B[b]]
+            nats[domain] -= float(torch.log((heard / heard.sum() * span.exp()).sum()))
+            rows[domain] += stop - start
+    found = pool_nll(StaticSelector(weights), [batch])
+    assert any(stop > 1 for stop in rows.values())
+    for domain, sums in found.items():
+        assert sums.nats == pytest.approx(nats[domain], rel=1e-5)
+        assert sums.num_rows == rows[domain]
 
 
 def test_the_targets_training_counts_pools_of_spans(batch, run) -> None:
