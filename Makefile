@@ -100,7 +100,7 @@ types: $(TOOLS)
 # that spin on busy cores make small tests ten times slower.
 tests: $(TOOLS)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 \
-		$(BIN)/python -m pytest -q -n 2 --dist loadfile
+		$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # `submit` on a real Slurm of this machine alone (as root; packages slurmctld slurmd slurm-client munge).
 test-slurm: $(TOOLS)

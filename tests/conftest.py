@@ -20,6 +20,19 @@ settings.register_profile(
 settings.load_profile("house")
 
 
+LONGEST = (
+    *("test_slurm_cluster.py", "test_extract_generate_vllm.py", "test_fuse_train_processes.py"),
+    *("test_extract_run.py", "test_end_to_end.py", "test_fuse_train_run.py"),
+)
+"""Files that take minutes: begun first, so that two test processes end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; the order within a file stays."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
