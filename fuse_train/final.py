@@ -101,11 +101,7 @@ def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> Fi
     else:
         choice = FinalChoice(best.step, best_folder(checkpoints, best.step), best.bpb)
     if choice.folder is not None and not choice.folder.is_dir():
-        raise MissingError(
-            "weights to publish are gone",
-            where=choice.folder,
-            hint=ANEW,
-        )
+        raise MissingError("weights to publish are gone", where=choice.folder, hint=ANEW)
     if choice.folder is not None:
         check_files(choice.folder, hint=ANEW)
     return choice

@@ -12,6 +12,9 @@ from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
 
+_UNLOADABLE = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
+"""What transformers raises for folders and names that hold no model, or a damaged one."""
+
 
 def load_model(
     ref: ModelRef, *, where: str, dtype: torch.dtype = torch.float32, **options: Any
@@ -46,7 +49,7 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    except (*(OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError),) as error:
+    except _UNLOADABLE as error:
         raise ModelError(
             f"model of {where} cannot be loaded",
             where=ref.model,
