@@ -1,0 +1,215 @@
+"""Every family of models with its published tokenizer, through every stage, as source and as target.
+
+Needs the tokenizers that `python -m tests.published_tokenizers` fetches; skipped where they are not
+there, an error where LOGITFUSE_REQUIRE_PUBLISHED is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from logitfuse import main
+from store_schema.location import open_location
+from store_schema.reader import StoreReader
+from tests.families import FAMILIES, save_family
+from tests.published_tokenizers import tokenizer_folder
+from tests.tiny import SAMPLE_TEXTS, tiny_model
+from tests.vllm_families import SOURCE
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+
+ENGINE_TOLERANCE_NATS = 2e-3
+"""Between two implementations of one model in float32; soft caps left out or a mask that is wrong show
+as more at these weights."""
+
+
+class VllmForks:
+    """The process of `tests.vllm_families`."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.vllm_families"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, config: Path) -> None:
+        """Begin with a run file's source."""
+        sink = self._pipe(self._process.stdin)
+        sink.write(f"{config}\n")
+        sink.flush()
+
+    def answer(self) -> tuple[int, str]:
+        """Exit code of what was asked last, and what it said."""
+        line = self._pipe(self._process.stdout).readline()
+        found = json.loads(line)
+        return found["code"], found["said"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe(self._process.stdin).close()
+        self._pipe(self._process.stdout).close()
+        self._process.wait()
+
+    @staticmethod
+    def _pipe(pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+
+@pytest.fixture(scope="module")
+def vllm_forks() -> Iterator[VllmForks]:
+    pytest.importorskip("vllm")
+    forks = VllmForks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("toy") / "model", seed=3)
+
+
+def published(name: str) -> Path:
+    """Folder of a family's tokenizer, or the test is skipped."""
+    folder = tokenizer_folder(FAMILIES[name].tokenizer)
+    if folder is None:
+        if os.environ.get("LOGITFUSE_REQUIRE_PUBLISHED"):
+            pytest.fail("published tokenizers are missing: python -m tests.published_tokenizers")
+        pytest.skip("published tokenizers: python -m tests.published_tokenizers")
+    return folder
+
+
+def write_run(folder: Path, model: Path, toy: Path) -> Path:
+    """A run file in which one model is a source and the target, beside a toy source."""
+    documents = [
+        {"id": f"{split}-{domain}-{i}", "text": text, "domain": domain, "split": split}
+        for split in ("train", "valid")
+        for domain, texts in SAMPLE_TEXTS.items()
+        for i, text in enumerate(texts)
+    ]
+    (folder / "text.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    config = {
+        "name": "family",
+        "run_dir": str(folder / "run"),
+        "sources": {
+            SOURCE: {"model": str(model), "dtype": "float32"},
+            "toy": {"model": str(toy), "dtype": "float32"},
+        },
+        "target": {"model": str(model), "dtype": "float32"},
+        "corpus": {"inputs": [{"path": str(folder / "text.jsonl")}], "splits": ["train", "valid"]},
+        "plan": {"max_tokens": 96, "shard_tokens": 100_000},
+        "extract": {"engine": "transformers", "top_k": 8, "device": "cpu"},
+        "train": {
+            "selector": "asn",
+            "asn": {"pretrain_steps": 2},
+            "max_steps": 3,
+            "batch_segments": 4,
+            "micro_batch_segments": 2,
+            "control": False,
+        },
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    through_vllm = config | {
+        "run_dir": str(folder / "vllm"),
+        "extract": {"engine": "vllm", "top_k": 8, "kv_cache_gib": 1},
+    }
+    (folder / "vllm.yaml").write_text(yaml.safe_dump(through_vllm))
+    return path
+
+
+def stage(config: Path, *words: str) -> None:
+    """Run one stage, which must succeed."""
+    result = CliRunner().invoke(main, [*words[:2], str(config), *words[2:]])
+    assert result.exit_code == 0, f"{words}: {result.stderr[-600:]}"
+
+
+def label_logprobs(url: Path) -> np.ndarray:
+    """Of all positions of a store, in the plan's order."""
+    reader = StoreReader.open(open_location(str(url)))
+    return np.concatenate(
+        [reader.read(index)["label_logprobs"] for index in sorted(reader.commits)]
+    )
+
+
+WORKING = [name for name, family in FAMILIES.items() if family.refused is None]
+REFUSED = [name for name, family in FAMILIES.items() if family.refused is not None]
+
+
+@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.filterwarnings("default")  # what model code of libraries warns of is theirs
+def test_a_family_goes_all_the_way(
+    name: str, toy: Path, vllm_forks: VllmForks, tmp_path: Path
+) -> None:
+    model = save_family(name, published(name), tmp_path / "model")
+    config = write_run(tmp_path, model, toy)
+    stage(config, "corpus", "build")
+    stage(config, "extract", "plan")
+    for part in ("corpus", "plan"):
+        (tmp_path / "vllm").mkdir(exist_ok=True)
+        (tmp_path / "vllm" / part).symlink_to(tmp_path / "run" / part)
+    vllm_forks.ask(tmp_path / "vllm.yaml")
+    stage(config, "extract", "run-source", "--source", SOURCE)
+    stage(config, "extract", "run-source", "--source", "toy")
+    stage(config, "align", "run")
+    stage(config, "train", "run")
+    code, said = vllm_forks.answer()
+    check_final(tmp_path / "run/final")
+    pattern = FAMILIES[name].vllm_refused
+    if pattern is not None and not torch.cuda.is_available():
+        assert code == 2, said
+        assert "Traceback" not in said
+        assert re.search(pattern, said)
+        return
+    assert code == 0, said
+    ours = label_logprobs(tmp_path / "run/stores" / SOURCE)
+    theirs = label_logprobs(tmp_path / "vllm/stores" / SOURCE)
+    np.testing.assert_allclose(ours, theirs, atol=ENGINE_TOLERANCE_NATS)
+
+
+def check_final(folder: Path) -> None:
+    """The fused model loads in plain transformers, tokenizer and all, and scores a text."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([tokenizer("def add(a, b):\n    return a + b").input_ids])
+    with torch.inference_mode():
+        assert torch.isfinite(model(input_ids=ids).logits).all()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("default")
+def test_what_cannot_be_supported_is_refused_before_the_plan(
+    name: str, toy: Path, tmp_path: Path
+) -> None:
+    model = save_family(name, published(name), tmp_path / "model")
+    config = write_run(tmp_path, model, toy)
+    stage(config, "corpus", "build")
+    result = CliRunner().invoke(main, ["extract", "plan", str(config)])
+    assert result.exit_code == 2, result.output
+    line = result.stderr.strip().splitlines()[-1]
+    assert re.search(FAMILIES[name].refused or "", line), line
+    assert not (tmp_path / "run/plan/plan.json").exists()
