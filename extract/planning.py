@@ -26,6 +26,7 @@ from store_schema.errors import (
     InputError,
     LogitfuseError,
     MismatchError,
+    NoRowError,
     TokenizerError,
 )
 from store_schema.fingerprint import fingerprint
@@ -187,16 +188,17 @@ def cut_corpus(
     for row, document in enumerate(iter_documents(table)):
         try:
             contexts = _context_sizes(document, tokenizers)
-        except TokenizerError:
+        except TokenizerError as error:
             if not drop_unreadable:
                 raise
-            found.dropped["chat_template_refuses"] += 1
+            found.dropped[_reason(error, "chat_template_refuses")] += 1
             continue
         if max_tokens - max(contexts) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue
-        if drop_unreadable and not _readable(document, tokenizers):
-            found.dropped["tokenizer_changes_text"] += 1
+        refusal = _refusal(document, tokenizers) if drop_unreadable else None
+        if refusal is not None:
+            found.dropped[_reason(refusal, "tokenizer_changes_text")] += 1
             continue
         batch.append((row, document, contexts))
         size += len(document.text)
@@ -208,14 +210,20 @@ def cut_corpus(
     return found
 
 
-def _readable(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> bool:
-    """Whether the tokens of every tokenizer join to the text."""
+def _refusal(
+    document: Document, tokenizers: Mapping[str, SegmentTokenizer]
+) -> TokenizerError | None:
+    """Why a tokenizer cannot represent the text, if one cannot."""
     try:
         for tokenizer in tokenizers.values():
             tokenizer.token_ends([document.text])
-    except TokenizerError:
-        return False
-    return True
+    except TokenizerError as error:
+        return error
+    return None
+
+
+def _reason(error: TokenizerError, otherwise: str) -> str:
+    return "token_without_row" if isinstance(error, NoRowError) else otherwise
 
 
 def _context_sizes(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[int]:

@@ -51,6 +51,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.spelt)
 
+    def first(self, size: int) -> Vocabulary:
+        """The table of ids below `size` alone."""
+        unknown = frozenset(i for i in self.unknown if i < size)
+        return Vocabulary(self.spelt[:size], self.special[:size], unknown, self.exact)
+
     @cached_property
     def tokens(self) -> tuple[bytes, ...]:
         """Bytes by id as a model means them: a special token stands for no text."""
