@@ -66,7 +66,9 @@ def _first_at_start(pieces: Sequence[bytes], target: SegmentTokenizer) -> npt.ND
     texts, rows = _as_text(pieces, range(len(pieces)))
     lengths = target.vocabulary.lengths
     for row, ids in zip(rows, target.encode_text(texts), strict=True):
-        found[row] = next((i for i in ids if lengths[i] > 0), NO_TOKEN)
+        first = next((i for i in ids if i >= len(lengths) or lengths[i] > 0), NO_TOKEN)
+        if first < len(lengths):  # else a token that the target has no row for
+            found[row] = first
     return found
 
 
@@ -101,9 +103,11 @@ def _token_after(ids: Sequence[int], anchor: str, piece: bytes, vocabulary: Voca
     read = b""
     wanted = (anchor.encode(), b" " + anchor.encode())
     for i, token in enumerate(ids[:-1]):
+        following = ids[i + 1]
+        if max(token, following) >= len(tokens):  # a token that the target has no row for
+            return NO_TOKEN
         read += tokens[token]
         if (read in wanted and not anchor.isspace()) or read == wanted[0]:
-            following = ids[i + 1]
             starts = tokens[following] and piece.startswith(tokens[following])
             return following if starts else NO_TOKEN
     return NO_TOKEN

@@ -186,7 +186,7 @@ def written_tokens(tokenizer: SegmentTokenizer) -> npt.NDArray[np.bool_]:
                 continue
             texts += [text, "a" + text, "\n" + text]
     for ids in tokenizer.encode_text(texts):
-        written[ids] = True
+        written[[i for i in ids if i < len(written)]] = True
     return written
 
 

@@ -86,6 +86,9 @@ class CorpusSection(SectionModel):
     """Shares of documents without a split, dealt by a seeded hash of their id."""
     on_bad: Literal["error", "drop"] = "error"
     """What to do with a document that cannot be used: stop, or drop it and count the reason."""
+    unicode: Literal["nfc", "keep"] | None = None
+    """Whether text is brought into Unicode's composed normal form, for all models alike. None: as soon
+    as a tokenizer of the run does so itself (Qwen's), else it is kept."""
 
     @field_validator("split_fractions")
     @classmethod

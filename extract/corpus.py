@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from pydantic import Field
 from extract.config import CorpusInput, CorpusSection
 from extract.documents import Document, columns_wanted, row_documents, row_id, row_split
 from extract.inputs import DocumentError, InputFile, content_digest, input_files, read_rows
+from extract.normal_form import NormalForm
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import RunConfig, StrictModel
 from store_schema.errors import (
@@ -67,6 +69,12 @@ class CorpusRecord(StrictModel):
     """Rows of splits that the run does not use, by split."""
     dropped: dict[str, int]
     """Documents that could not be used, by reason."""
+    unicode: Literal["nfc", "keep"] = "keep"
+    """What was done with documents that were not in Unicode's composed normal form."""
+    not_nfc: int | None = Field(default=None, ge=0)
+    """How many there were; None in corpora of earlier versions."""
+    nfc_readers: tuple[str, ...] = ()
+    """Models whose tokenizer normalises so, where that was asked."""
     inputs: tuple[InputRecord, ...]
     created_by: str = f"logitfuse {__version__}"
 
@@ -119,12 +127,14 @@ def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
     digests = [content_digest(file) for _, file in files]
     request = _request_fingerprint(run, section, files, digests)
     location = corpus_location(run)
+    form = NormalForm(run)
     if location.exists(CORPUS_FILE):
         record = open_corpus(location)
-        if record.request_fingerprint == request:
+        same = record.request_fingerprint == request
+        if same and form.is_met(record.unicode, record.not_nfc):
             return record, False
         _require_no_plan(run, record, request)
-    collected = _collect(section, files, run.seed)
+    collected = _collect(section, files, run.seed, form)
     inputs = tuple(
         InputRecord(name=file.name, sha256=digest, documents=collected.by_file[i])
         for i, ((_, file), digest) in enumerate(zip(files, digests, strict=True))
@@ -137,6 +147,7 @@ def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
         size_bytes=_nested(collected.size_bytes),
         left_out=dict(sorted(collected.left_out.items())),
         dropped=dict(sorted(collected.dropped.items())),
+        **form.record(),
         inputs=inputs,
     )
     _write(location, record, collected.batches, run.resolved())
@@ -202,7 +213,8 @@ def _request_fingerprint(
         [entry.model_dump(mode="json", exclude={"path"}), file.name, file.format, digest]
         for (entry, file), digest in zip(files, digests, strict=True)
     ]
-    settings = section.model_dump(mode="json", exclude={"inputs"})
+    # What `unicode` comes to is known when documents are read: NormalForm.is_met looks after it.
+    settings = section.model_dump(mode="json", exclude={"inputs", "unicode"})
     return fingerprint(["corpus", SCHEMA_VERSION, inputs, settings, run.seed])
 
 
@@ -219,12 +231,15 @@ def _require_no_plan(run: RunConfig, record: CorpusRecord, request: str) -> None
 
 
 def _collect(
-    section: CorpusSection, files: Sequence[tuple[CorpusInput, InputFile]], seed: int
+    section: CorpusSection,
+    files: Sequence[tuple[CorpusInput, InputFile]],
+    seed: int,
+    form: NormalForm,
 ) -> _Collected:
     collected = _Collected()
     pending: list[Document] = []
     for index, document in _checked(section, files, seed, collected):
-        pending.append(document)
+        pending.append(form.of(document))
         collected.by_file[index] += 1
         if len(pending) == BATCH_DOCUMENTS:
             collected.add(pending)

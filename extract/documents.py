@@ -31,6 +31,11 @@ class Document:
     text: str
 
 
+def context_json(context: Mapping[str, Any]) -> str:
+    """A prompt or messages as `Document.context` holds them."""
+    return json.dumps(context, ensure_ascii=False, sort_keys=True)
+
+
 def columns_wanted(entry: CorpusInput) -> set[str]:
     """Names of all columns that `row_documents` may look at."""
     roles = ("id", "text", "messages", "prompt", "response", "domain", "split")
@@ -100,7 +105,7 @@ def row_documents(
             document_id + suffix,
             domain,
             split,
-            None if context is None else json.dumps(context, ensure_ascii=False, sort_keys=True),
+            None if context is None else context_json(context),
             _clean(text, where + suffix),
         )
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 
 from store_schema.errors import ConfigError, ModelError
-from store_schema.models import max_positions, model_config, resolved_dtype
+from store_schema.models import max_positions, model_config, model_rows, resolved_dtype
 
 # For types only: an engine also runs where nothing but its own libraries is installed.
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class EngineSpec:
         ref: The model as the run file names it.
         section: The run file's `extract`.
         dtype: torch dtype by name.
-        vocab_size: Ids of the tokenizer.
+        vocab_size: Ids of the tokenizer that the model has rows for.
         model_vocab_size: Ids of the model's output, padding rows included.
         longest: Tokens of the longest input, context included.
         seed: Of whatever an engine draws.
@@ -193,7 +193,7 @@ def engine_spec(
         folder: Model folder.
         ref: The model as the run file names it.
         section: The run file's `extract`.
-        vocab_size: Ids of the tokenizer.
+        vocab_size: Ids of the tokenizer that the model has rows for.
         longest: Tokens of the longest input.
         seed: The run's.
         space_ids: [V] bool, ids that end a word, where an extra needs them.
@@ -212,9 +212,9 @@ def engine_spec(
             got=getattr(section, option),
         )
     config = model_config(folder)
-    size = config.get("vocab_size")
-    if not isinstance(size, int):
-        raise ModelError("model's config has no vocab_size", where=folder / "config.json")
+    size = model_rows(ref.model_copy(update={"model": str(folder)}))
+    if size is None:
+        raise ModelError("model folder has no config.json", where=folder)
     if size < vocab_size:
         raise ModelError(
             "the model's vocabulary is smaller than its tokenizer's",

@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from extract.config import MIN_TEXT_TOKENS, CorpusSection, PlanSection
-from extract.corpus import corpus_location, iter_documents, open_corpus, read_documents
-from extract.documents import Document
-from extract.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
+from extract.config import CorpusSection, PlanSection
+from extract.corpus import corpus_location, open_corpus, read_documents
+from extract.cutting import CutCorpus, cut_corpus
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig
-from store_schema.errors import (
-    ConfigError,
-    InputError,
-    LogitfuseError,
-    MismatchError,
-    TokenizerError,
-)
+from store_schema.errors import ConfigError, InputError, LogitfuseError, MismatchError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import Location, open_location
 from store_schema.models import max_positions, model_config, resolve_model
@@ -36,25 +27,6 @@ from store_schema.reader import MANIFEST_FILE
 from store_schema.tokenizer import SegmentTokenizer
 
 TARGET = "target"
-BATCH_BYTES = 1 << 22
-"""Text that is cut at a time: enough for tokenizers to use all cores."""
-
-
-@dataclass
-class CutCorpus:
-    """Segments of every document that is kept, without their text.
-
-    Args:
-        rows: Row in the documents table of each kept document.
-        cuts: Its segments.
-        dropped: Documents left out, by reason.
-        context_tokens: Context tokens that each model reads in all, by model.
-    """
-
-    rows: list[int] = field(default_factory=list)
-    cuts: list[list[Cut]] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    context_tokens: Counter[str] = field(default_factory=Counter)
 
 
 def plan_location(run: RunConfig) -> Location:
@@ -159,119 +131,6 @@ def _require_positions(run: RunConfig, section: PlanSection) -> None:
                 expected=f"at most {longest}",
                 got=section.max_tokens,
             )
-
-
-def cut_corpus(
-    table: pa.Table,
-    tokenizers: Mapping[str, SegmentTokenizer],
-    max_tokens: int,
-    *,
-    drop_unreadable: bool,
-) -> CutCorpus:
-    """Cut all documents, a few megabytes at a time.
-
-    Args:
-        table: Documents.
-        tokenizers: By model name.
-        max_tokens: Of a segment with its context, for every model.
-        drop_unreadable: Whether a document that a tokenizer cannot represent is dropped and counted
-            (`corpus.on_bad: drop`) instead of refused.
-
-    Raises:
-        TokenizerError: Names document, tokenizer and the first byte that it cannot represent.
-        InputError: A single character takes more tokens than a segment may have.
-    """
-    found = CutCorpus()
-    batch: list[tuple[int, Document, list[int]]] = []
-    size = 0
-    for row, document in enumerate(iter_documents(table)):
-        try:
-            contexts = _context_sizes(document, tokenizers)
-        except TokenizerError:
-            if not drop_unreadable:
-                raise
-            found.dropped["chat_template_refuses"] += 1
-            continue
-        if max_tokens - max(contexts) < MIN_TEXT_TOKENS:
-            found.dropped["context_too_long"] += 1
-            continue
-        if drop_unreadable and not _readable(document, tokenizers):
-            found.dropped["tokenizer_changes_text"] += 1
-            continue
-        batch.append((row, document, contexts))
-        size += len(document.text)
-        if size >= BATCH_BYTES:
-            _cut_batch(batch, tokenizers, max_tokens, found)
-            batch, size = [], 0
-    if batch:
-        _cut_batch(batch, tokenizers, max_tokens, found)
-    return found
-
-
-def _readable(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> bool:
-    """Whether the tokens of every tokenizer join to the text."""
-    try:
-        for tokenizer in tokenizers.values():
-            tokenizer.token_ends([document.text])
-    except TokenizerError:
-        return False
-    return True
-
-
-def _context_sizes(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[int]:
-    return [
-        len(
-            tokenizer.context_ids(
-                document.context, where=f"document {document.document_id}, tokenizer of {name}"
-            )
-        )
-        for name, tokenizer in tokenizers.items()
-    ]
-
-
-def _cut_batch(
-    batch: Sequence[tuple[int, Document, list[int]]],
-    tokenizers: Mapping[str, SegmentTokenizer],
-    max_tokens: int,
-    found: CutCorpus,
-) -> None:
-    ids = [document.document_id for _, document, _ in batch]
-    texts = [document.text.encode() for _, document, _ in batch]
-    budgets = [[max_tokens - context for context in contexts] for _, _, contexts in batch]
-    encoders = [encoder(tokenizer, ids) for tokenizer in tokenizers.values()]
-    try:
-        cuts = cut_documents(texts, budgets, encoders)
-    except UnfitCharacterError as error:
-        raise InputError(
-            "a single character takes more tokens than a segment may have",
-            where=f"document {ids[error.piece.document]}, byte {error.piece.start}",
-            expected=f"at most {budgets[error.piece.document]}",
-            got=dict(zip(tokenizers, error.num_tokens, strict=True)),
-            hint="raise plan.max_tokens",
-        ) from error
-    for (row, _, contexts), document_cuts in zip(batch, cuts, strict=True):
-        found.rows.append(row)
-        found.cuts.append(document_cuts)
-        for name, context in zip(tokenizers, contexts, strict=True):
-            found.context_tokens[name] += context * len(document_cuts)
-
-
-def encoder(tokenizer: SegmentTokenizer, ids: Sequence[str]) -> Encoder:
-    """A tokenizer as `cut_documents` uses it, every piece proved.
-
-    Args:
-        tokenizer: Of one model.
-        ids: Document ids of the batch, for messages.
-    """
-
-    def encode(pieces: Sequence[Piece]) -> list[Ends]:
-        where = [
-            f"document {ids[piece.document]} from byte {piece.start}, tokenizer of {tokenizer.name}"
-            for piece in pieces
-        ]
-        return [ends for _, ends in tokenizer.read_texts([piece.text for piece in pieces], where)]
-
-    return encode
 
 
 def deal(sizes: Sequence[Sequence[int]], shard_tokens: int) -> list[list[tuple[int, int]]]:

@@ -94,7 +94,10 @@ class UnfitCharacterError(ValueError):
 
 
 def cut_documents(
-    texts: Sequence[bytes], budgets: Sequence[Sequence[int]], encoders: Sequence[Encoder]
+    texts: Sequence[bytes],
+    budgets: Sequence[Sequence[int]],
+    encoders: Sequence[Encoder],
+    leads: Sequence[int | None] | None = None,
 ) -> list[list[Cut]]:
     """Cut documents so that each segment fits every tokenizer.
 
@@ -102,6 +105,9 @@ def cut_documents(
         texts: UTF-8 bytes of each document, not empty.
         budgets: [documents][tokenizers] most tokens of a segment's text.
         encoders: One for each tokenizer.
+        leads: For each document the one tokenizer by whose tokens it is cut where it does not fit
+            that one's budget, so that the others need not read what does not fit anyway. None reads
+            it with all of them and cuts by all their tokens.
 
     Returns:
         For each document its segments in order; they join to it.
@@ -111,6 +117,8 @@ def cut_documents(
     """
     done: list[list[Cut]] = [[] for _ in texts]
     work = [piece for i, data in enumerate(texts) for piece in _blocks(i, data)]
+    if leads is not None:
+        work = _cut_by_leads(work, budgets, encoders, leads)
     while work:
         ends_by_tokenizer = [encoder(work) for encoder in encoders]
         left = []
@@ -128,6 +136,23 @@ def cut_documents(
     for cuts in done:
         cuts.sort(key=lambda cut: cut.start)
     return done
+
+
+def _cut_by_leads(
+    pieces: Sequence[Piece],
+    budgets: Sequence[Sequence[int]],
+    encoders: Sequence[Encoder],
+    leads: Sequence[int | None],
+) -> list[Piece]:
+    """The pieces, those that do not fit their lead's budget cut into parts that about do."""
+    parts: dict[int, list[Piece]] = {}
+    for lead, encode in enumerate(encoders):
+        chosen = [i for i, piece in enumerate(pieces) if leads[piece.document] == lead]
+        for i, ends in zip(chosen, encode([pieces[i] for i in chosen]), strict=True):
+            most = budgets[pieces[i].document][lead]
+            if len(ends) > most:
+                parts[i] = list(_parts(pieces[i], cut_points(pieces[i].data, [ends], [most])))
+    return [part for i, piece in enumerate(pieces) for part in parts.get(i, [piece])]
 
 
 def _blocks(document: int, data: bytes) -> Iterator[Piece]:

@@ -55,8 +55,18 @@ def corpus_report(record: CorpusRecord) -> str:
     if record.dropped:
         shown = ", ".join(f"{name} {number:,}" for name, number in record.dropped.items())
         lines.append(f"dropped, by reason: {shown}")
+    if record.not_nfc:
+        lines.append(_normalised(record, record.not_nfc))
     lines.append(f"corpus {record.corpus_fingerprint}, {record.num_documents:,} documents")
     return "\n".join(lines)
+
+
+def _normalised(record: CorpusRecord, number: int) -> str:
+    readers = ", ".join(record.nfc_readers)
+    if record.unicode == "keep":
+        return f"{number:,} documents are not NFC and were kept so (corpus.unicode)"
+    reason = f", as the tokenizer of {readers} reads it" if readers else ""
+    return f"text of {number:,} documents was normalised to NFC{reason} (corpus.unicode)"
 
 
 def plan_report(record: PlanRecord, *, entries: int, tokens_per_s: float) -> str:

@@ -5,6 +5,7 @@ LogitfuseError
 |-- InputError              text or documents that cannot be used as they are
 |-- ModelError              a model folder or hub name that cannot be loaded, or that misbehaves
 |-- TokenizerError          a tokenizer whose bytes are unknown or do not join to the text
+|   `-- NoRowError          a text reaches a token that the model has no row for
 |-- StoreError              anything on disk that is not what the contract says
 |   |-- MissingError        not there (yet): run the stage before
 |   |-- MismatchError       made from another config, plan, model or tokenizer
@@ -78,6 +79,10 @@ class ModelError(LogitfuseError):
 
 class TokenizerError(LogitfuseError):
     """A tokenizer's bytes are unknown, or its tokens do not join to the text."""
+
+
+class NoRowError(TokenizerError):
+    """A text reaches a token of the tokenizer's that the model has no row for."""
 
 
 class StoreError(LogitfuseError):

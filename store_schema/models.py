@@ -58,8 +58,12 @@ def _from_hub(ref: ModelRef) -> Path:
         ) from error
 
 
-def model_config(folder: Path) -> dict[str, Any]:
+def model_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
     """config.json, the text part of a model with several.
+
+    Args:
+        folder: Of the model.
+        whole: Leave the text part where it is.
 
     Raises:
         ModelError: It is missing or not JSON.
@@ -74,7 +78,78 @@ def model_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError("model's config is not an object", where=path)
     text = config.get("text_config")
-    return config | text if isinstance(text, dict) else config
+    return config | text if isinstance(text, dict) and not whole else config
+
+
+def model_rows(ref: ModelRef) -> int | None:
+    """How many ids the model has rows for, in its embedding and its head.
+
+    config.json names them, a model of several parts in its `text_config`; where that says nothing the
+    number is the default of transformers' own class (Gemma 3 4B, 12B and 27B as published).
+
+    Returns:
+        The rows, padding included; None for a folder without config.json: a tokenizer alone.
+
+    Raises:
+        ModelError: config.json is unreadable, or neither it nor transformers knows the number.
+    """
+    folder = _config_folder(ref)
+    if folder is None:
+        return None
+    named = _named_rows(model_config(folder, whole=True))
+    return _class_rows(ref) if named is None else named
+
+
+def _config_folder(ref: ModelRef) -> Path | None:
+    """The folder that holds config.json; of a hub model no other file is fetched."""
+    folder = Path(ref.model)
+    if folder.is_dir():
+        return folder if (folder / "config.json").is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(ref.model, "config.json", revision=ref.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "model is neither a folder nor to be had from the hub",
+            where=ref.model,
+            got=str(error)[:160],
+            hint="check name, revision and network, or give a local folder",
+        ) from error
+    return None if found is None else Path(found).parent
+
+
+def _named_rows(config: dict[str, Any]) -> int | None:
+    """What config.json says; a text part beside others speaks for itself."""
+    text = config.get("text_config")
+    rows = (text if isinstance(text, dict) else config).get("vocab_size")
+    return rows if isinstance(rows, int) and not isinstance(rows, bool) and rows > 0 else None
+
+
+def _class_rows(ref: ModelRef) -> int:
+    from transformers import AutoConfig
+
+    where = f"{ref.model}, config.json"
+    try:
+        config = AutoConfig.from_pretrained(
+            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise ModelError(
+            "the model's config names no vocab_size, and transformers cannot read it",
+            where=where,
+            got=str(error)[:160],
+            hint="write vocab_size into it",
+        ) from error
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(rows, int):
+        raise ModelError(
+            "the model's config names no vocab_size",
+            where=where,
+            got=f"model_type {config.model_type or 'of no name'}, which has no default either",
+            hint="write vocab_size into it",
+        )
+    return rows
 
 
 def max_positions(config: dict[str, Any]) -> int | None:

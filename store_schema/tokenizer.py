@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from store_schema.config import ModelRef
-from store_schema.errors import ModelError, TokenizerError
+from store_schema.errors import ModelError, NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
+from store_schema.models import model_rows
 from store_schema.plan import Segment
 from store_schema.vocabulary import Vocabulary, vocabulary_of
 
@@ -86,6 +87,8 @@ class SegmentTokenizer:
             copy.no_truncation()
         self._text.encode_special_tokens = True
         self.vocabulary: Vocabulary = vocabulary_of(self.json, where=name, exact=not by_offsets)
+        self.beyond_rows: tuple[str, ...] = ()
+        """Tokens that the model has no row for: in no table, and refused where a text has them."""
 
     @classmethod
     def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
@@ -127,6 +130,7 @@ class SegmentTokenizer:
                 hint="give a model folder, or a hub name that this machine can reach",
             ) from error
         loaded = cls(tokenizer, name=name, by_offsets=ref.by_offsets)
+        loaded.end_at(model_rows(ref))
         if (folder / "tokenizer.json").exists():
             loaded._require_file(folder / "tokenizer.json")
         return loaded
@@ -152,6 +156,34 @@ class SegmentTokenizer:
                 hint="save model and tokenizer under an architecture that goes with this tokenizer",
             )
 
+    def end_at(self, rows: int | None) -> None:
+        """End the vocabulary where the model's rows end: ids beyond are no tokens of the model.
+
+        Published tokenizers have such ids (an image token, a padding token that someone added). All
+        that goes by the vocabulary, stores and alignment too, never sees them; a text that reaches
+        one is refused, with the token's name.
+
+        Args:
+            rows: Of the model; None where they are not known. More rows than ids are padding.
+        """
+        size = len(self.vocabulary)
+        if rows is not None and rows < size:
+            spelt = (self._template.id_to_token(i) for i in range(rows, size))
+            self.beyond_rows = tuple(token for token in spelt if token is not None)
+            self.vocabulary = self.vocabulary.first(rows)
+
+    def _require_rows(self, ids: Sequence[int], where: str) -> None:
+        if not self.beyond_rows or not ids or max(ids) < self.vocab_size:
+            return
+        reached = next(i for i in ids if i >= self.vocab_size)
+        raise NoRowError(
+            "the model has no row for a token of the text",
+            where=where,
+            expected=f"ids below {self.vocab_size}, the rows of the model",
+            got=f"token id {reached}, {self._template.id_to_token(reached)!r}",
+            hint="take it out of the text, or leave such documents out with `corpus.on_bad: drop`",
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of all that decides ids and byte ends (the serialised tokenizer)."""
@@ -163,14 +195,14 @@ class SegmentTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below it."""
+        """Ids that the model can be fed are below it."""
         return len(self.vocabulary)
 
     @property
     def eos_id(self) -> int | None:
         """End of sequence, if there is one."""
         eos = self.hf.eos_token_id
-        return None if eos is None else int(eos)
+        return None if eos is None or eos >= self.vocab_size else int(eos)
 
     @cached_property
     def bos_ids(self) -> tuple[int, ...]:
@@ -183,7 +215,10 @@ class SegmentTokenizer:
         return ()
 
     def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of plain texts, no special tokens added, specials in the text taken as text."""
+        """Ids of plain texts, no special tokens added, specials in the text taken as text.
+
+        Not proved, and `beyond_rows` not refused: what `read_texts` gives is both.
+        """
         batch = self._text.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in batch]
 
@@ -199,14 +234,20 @@ class SegmentTokenizer:
         Raises:
             TokenizerError: Tokens do not join to a text. With `by_offsets`, only where a part of the
                 text has no piece, or a text no token.
+            NoRowError: A text reaches a token of `beyond_rows`.
         """
         table = self.vocabulary
         if not self.by_offsets:
+            read_ids = self.encode_text(texts)
+            for ids, place in zip(read_ids, where, strict=True):
+                self._require_rows(ids, place)
             return [
                 (ids, table.byte_ends(ids, text.encode(), where=place))
-                for ids, text, place in zip(self.encode_text(texts), texts, where, strict=True)
+                for ids, text, place in zip(read_ids, texts, where, strict=True)
             ]
         batch = self._text.encode_batch(list(texts), add_special_tokens=False)
+        for read, place in zip(batch, where, strict=True):
+            self._require_rows(read.ids, place)
         return [
             (read.ids, table.offset_ends(read.ids, read.offsets, text, where=place))
             for read, text, place in zip(batch, texts, where, strict=True)
@@ -244,7 +285,13 @@ class SegmentTokenizer:
         Raises:
             TokenizerError: Messages without a chat template, or with one that refuses them or renders
                 them to nothing.
+            NoRowError: A token of `beyond_rows` among them.
         """
+        ids = self._context_ids(context, where)
+        self._require_rows(ids, f"what stands before the text, {where}")
+        return ids
+
+    def _context_ids(self, context: str | None, where: str) -> tuple[int, ...]:
         if context is None:
             return self.bos_ids
         parsed = json.loads(context)

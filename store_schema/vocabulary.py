@@ -51,6 +51,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.spelt)
 
+    def first(self, size: int) -> Vocabulary:
+        """The table of ids below `size` alone."""
+        unknown = frozenset(i for i in self.unknown if i < size)
+        return Vocabulary(self.spelt[:size], self.special[:size], unknown, self.exact)
+
     @cached_property
     def tokens(self) -> tuple[bytes, ...]:
         """Bytes by id as a model means them: a special token stands for no text."""
@@ -61,6 +66,11 @@ class Vocabulary:
     def lengths(self) -> npt.NDArray[np.int64]:
         """[V] bytes of each token."""
         return np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
+
+    @cached_property
+    def spelt_lengths(self) -> npt.NDArray[np.int64]:
+        """[V] bytes of each token as it is spelt."""
+        return np.fromiter(map(len, self.spelt), np.int64, len(self.spelt))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -93,19 +103,19 @@ class Vocabulary:
 
     def _joined_ends(self, ids: Sequence[int], text: bytes) -> npt.NDArray[np.uint32] | None:
         """As `byte_ends`; None where the joined bytes are not the text."""
-        table = self.tokens
+        table, lengths = self.tokens, self.lengths
         joined = b"".join([table[i] for i in ids])
         if joined not in (text, b" " + text):
             # Some tokenizers read "<s>" in a text as their BOS whatever they are told. An unknown
             # token is none of them: that its spelling stands in the text is chance.
             if not any(self.special[i] for i in ids) or not self.unknown.isdisjoint(ids):
                 return None
-            table = self.spelt
+            table, lengths = self.spelt, self.spelt_lengths
             joined = b"".join([table[i] for i in ids])
             if joined not in (text, b" " + text):
                 return None
         virtual = len(joined) - len(text)
-        ends = np.cumsum([len(table[i]) for i in ids], dtype=np.int64) - virtual
+        ends = np.cumsum(lengths[np.asarray(ids, np.int64)]) - virtual
         return np.maximum(ends, 0).astype(np.uint32)
 
     def offset_ends(

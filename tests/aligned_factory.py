@@ -20,7 +20,7 @@ from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan import Plan, Segment, write_plan
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from store_schema.writer import StoreWriter
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import add_beyond_rows, tiny_model, tiny_tokenizer
 
 WORDS = {
     "code": ["def", "return", "x", "=", "foo(a,", "b):", "if", "else:", "\n    ", "0", "12", "+"],
@@ -172,6 +172,7 @@ def make_run(
     segments_per_shard: int = 12,
     shards: Mapping[str, int] | None = None,
     seed: int = 0,
+    added: Sequence[str] = (),
 ) -> RunConfig:
     """A run folder with target, plan and aligned stores, and its run file `run.yaml`.
 
@@ -184,6 +185,7 @@ def make_run(
         segments_per_shard: Of the plan.
         shards: Number by split.
         seed: Of the run.
+        added: Tokens of the target's tokenizer that the model has no rows for.
     """
     sources = sources or {name: name for name in ("code", "prose", "facts")}
     hf = tiny_tokenizer(
@@ -191,6 +193,9 @@ def make_run(
     )
     target = tiny_model(folder / "target", "llama", hf, scale=0.05)
     tokenizer = SegmentTokenizer(hf, name="target")
+    if added:
+        add_beyond_rows(target, *added)
+        tokenizer = SegmentTokenizer.load(ModelRef(model=str(target)), name="target")
     run_folder = folder / "run"
     plan = make_plan(
         run_folder / "plan", tokenizer, segments_per_shard=segments_per_shard, shards=shards

@@ -15,6 +15,7 @@ from align.continuation import (
     first_tokens,
 )
 from align.first_token import piece_table
+from align.mined_vocabulary import nearest_tokens, written_tokens
 from store_schema.tokenizer import SegmentTokenizer
 from tests.random_source import segments
 from tests.tiny import tiny_tokenizer
@@ -40,6 +41,28 @@ def test_first_tokens_are_those_the_tokenizer_writes(kind: str) -> None:
         first = int(table.middle[table.offsets[ids[0]]])
         assert tokens[first], token
         assert token.encode().startswith(tokens[first]) or tokens[first].startswith(token.encode())
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "unigram", "metaspace_bpe"])
+def test_no_piece_begins_with_a_token_that_the_target_has_no_row_for(kind: str) -> None:
+    """A token that someone added is met in text: the source's pieces must not fall to it."""
+    source = of("byte_level", ["PAD =PAD= aPADb"] * 40, 330)
+    assert {b"PAD", b" PAD"} & set(source.vocabulary.tokens)
+    hf = tiny_tokenizer(kind, DIGITS, 380)
+    rows = len(hf)
+    hf.add_tokens(["PAD"])
+    target = SegmentTokenizer(hf, name=kind)
+    assert piece_table(source.vocabulary, target).start.max() >= rows
+    target.end_at(rows)
+    assert target.beyond_rows == ("PAD",)
+    table = piece_table(source.vocabulary, target)
+    for first in (table.middle, table.start):
+        assert first.min() >= 0
+        assert first.max() < rows
+    nearest = nearest_tokens(
+        source.vocabulary, target.vocabulary, written=written_tokens(target)
+    ).token_map
+    assert nearest.max() < rows
 
 
 def test_every_byte_has_a_token() -> None:

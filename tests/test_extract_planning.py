@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extract.planning import TARGET, deal, load_tokenizers, make_plan, plan_location, shuffled
+from extract.sources import check_source
 from store_schema.config import load_run
 from store_schema.plan import Plan
 from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import add_beyond_rows, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -216,3 +218,38 @@ def test_a_text_that_a_tokenizer_changes_is_refused_or_dropped(
     kept = {s.document_id for shard in plan.shards for s in plan.segments(shard)}
     assert "marked" not in kept
     assert len(kept) == len(documents) - 1
+
+
+@pytest.mark.parametrize("longer", ["code", "target"])
+def test_a_text_that_reaches_a_token_without_a_row_is_named_or_dropped(
+    tmp_path: Path, tiny_models: dict[str, Path], longer: str
+) -> None:
+    copied = tmp_path / longer
+    shutil.copytree(tiny_models[longer], copied)
+    add_beyond_rows(copied, "<image>", special=True)
+    add_beyond_rows(copied, "[PAD]")
+    models = {"code": tiny_models["code"], "target": tiny_models["target"]} | {longer: copied}
+    first = sample_documents()[0]
+    # A special token spelt out is text and stays.
+    documents = [*sample_documents(), first | {"id": "seen", "text": "an <image> here"}]
+    write_jsonl(tmp_path / "docs.jsonl", documents)
+    path = write_run(tmp_path, models)
+    ok("corpus", "build", path)
+    ok("extract", "plan", path)
+    checked = check_source(load_run(path), "code", open_plan(path))
+    assert checked.manifest.model.vocab_size == checked.spec.model_vocab_size
+    write_jsonl(tmp_path / "docs.jsonl", [*documents, first | {"id": "padded", "text": "a [PAD]"}])
+    path = write_run(tmp_path, models, run_dir=str(tmp_path / "other"))
+    ok("corpus", "build", path)
+    line = refused("extract", "plan", path)
+    assert "no row for a token of the text" in line
+    assert "document padded" in line
+    assert f"tokenizer of {longer}" in line
+    assert "'[PAD]'" in line
+    corpus = {"inputs": [{"path": str(tmp_path / "docs.jsonl")}], "on_bad": "drop"}
+    path = write_run(tmp_path, models, corpus=corpus, run_dir=str(tmp_path / "other"))
+    ok("corpus", "build", path)
+    assert "token_without_row 1" in ok("extract", "plan", path)
+    plan = open_plan(path)
+    kept = {s.document_id for shard in plan.shards for s in plan.segments(shard)}
+    assert kept == {d["id"] for d in documents}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.planning import encoder
+from extract.cutting import encoder
 from extract.segment import (
     BLOCK_BYTES,
     Cut,
@@ -90,13 +90,20 @@ def segments_of(text: str, cuts: list[Cut]) -> list[str]:
     return [data[cut.start : cut.end].decode() for cut in cuts]
 
 
-@given(texts=st.lists(TEXTS, min_size=1, max_size=3), budget=st.integers(8, 60))
+@given(
+    texts=st.lists(TEXTS, min_size=1, max_size=3),
+    budget=st.integers(8, 60),
+    leads=st.none() | st.tuples(*[st.none() | st.integers(0, 2)] * 3),
+)
 def test_segments_join_and_fit_every_tokenizer(
-    tokenizers: dict[str, SegmentTokenizer], texts: list[str], budget: int
+    tokenizers: dict[str, SegmentTokenizer],
+    texts: list[str],
+    budget: int,
+    leads: tuple[int | None, ...] | None,
 ) -> None:
     encoders = [encoder(t, [f"doc{i}" for i in range(3)]) for t in tokenizers.values()]
     budgets = [[budget, budget + 1, budget + 2]] * len(texts)
-    documents = cut_documents([text.encode() for text in texts], budgets, encoders)
+    documents = cut_documents([text.encode() for text in texts], budgets, encoders, leads)
     for text, cuts in zip(texts, documents, strict=True):
         parts = segments_of(text, cuts)  # decode() refuses a cut inside a character
         assert "".join(parts) == text
@@ -115,6 +122,14 @@ def test_segments_join_under_pure_encoders(text: str, budget: int) -> None:
     assert "".join(segments_of(text, cuts)) == text
     assert all(max(cut.num_tokens) <= budget for cut in cuts)
     assert cuts == cut_documents([text.encode()], [[budget, budget]], encoders)[0]
+
+
+def test_a_document_that_fits_its_lead_alone_is_measured_by_all() -> None:
+    text = b"ab cd ef gh"
+    for lead in (None, 0, 1):
+        encoders: list[Encoder] = [bytes_as_tokens, words_as_tokens]  # type: ignore[list-item]
+        [cuts] = cut_documents([text], [[6, 99]], encoders, [lead])
+        assert [(cut.start, cut.end) for cut in cuts] == [(0, 5), (5, 11)]
 
 
 def cut_bytes(text: str, budget: int) -> list[str]:

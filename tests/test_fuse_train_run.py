@@ -115,6 +115,23 @@ def test_final_folder_loads_plainly(trained) -> None:
     assert not same(weights(folder / "run/final"), weights(folder / "run/control/final"))
 
 
+def test_a_target_with_more_ids_than_rows_keeps_both(tmp_path: Path) -> None:
+    quick = {"control": False, "max_steps": 2, "eval_every": 1, "trackers": []}
+    shards = {"train": 1, "valid": 1}
+    run = make_run(tmp_path, train=quick, shards=shards, added=("<image>", "[PAD]"))
+    (outcome,) = train_run(run)
+    assert outcome.record.num_steps == 2
+    final = tmp_path / "run/final"
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(final),
+        SegmentTokenizer.load(run.target.model_copy(update={"model": str(final)}), name="final"),
+    )
+    rows = model.get_input_embeddings().weight.shape[0]
+    assert tokenizer.vocab_size == rows == len(tokenizer.hf) - 2
+    assert tokenizer.beyond_rows == ("<image>", "[PAD]")
+    assert tokenizer.fingerprint == SegmentTokenizer.load(run.target, name="t").fingerprint
+
+
 def test_rerun_does_nothing_and_a_changed_config_is_refused(trained) -> None:
     folder, run, _ = trained
     before = {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*") if p.is_file()}

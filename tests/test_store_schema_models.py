@@ -9,7 +9,13 @@ import pytest
 
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.models import max_positions, model_config, resolve_model, resolved_dtype
+from store_schema.models import (
+    max_positions,
+    model_config,
+    model_rows,
+    resolve_model,
+    resolved_dtype,
+)
 
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:
@@ -84,3 +90,53 @@ def test_dtype_is_never_left_to_an_engine() -> None:
     assert resolved_dtype(auto, {"torch_dtype": "torch.float16"}) == "float16"
     assert resolved_dtype(auto, {}) == "float32"
     assert resolved_dtype(given, {"dtype": "float32"}) == "bfloat16"
+
+
+GEMMA_3_DEFAULT = 262_208
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        ({"model_type": "llama", "vocab_size": 7}, 7),
+        # The text part speaks for itself, whatever stands beside it.
+        ({"model_type": "gemma3", "vocab_size": 9, "text_config": {"vocab_size": 7}}, 7),
+        ({"model_type": "gemma3", "text_config": {"hidden_size": 16}}, GEMMA_3_DEFAULT),
+        ({"model_type": "gemma3", "vocab_size": 9, "text_config": {}}, GEMMA_3_DEFAULT),
+        # transformers' own names for it.
+        ({"model_type": "xlnet", "n_token": 11}, 11),
+    ],
+)
+def test_rows_of_a_model(tmp_path: Path, config: dict[str, object], rows: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert model_rows(ModelRef(model=str(tmp_path))) == rows
+
+
+def test_rows_that_nothing_tells(tmp_path: Path) -> None:
+    ref = ModelRef(model=str(tmp_path))
+    assert model_rows(ref) is None
+    for config in ({}, {"model_type": "of nobody"}, {"model_type": "vit"}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match="names no vocab_size") as caught:
+            model_rows(ref)
+        assert "write vocab_size into it" in caught.value.line()
+
+
+def test_rows_of_a_hub_model_need_its_config_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.utils
+
+    (tmp_path / "config.json").write_text('{"vocab_size": 5}')
+    asked = []
+
+    def cached(name: str, file: str, *, revision: str | None) -> str:
+        asked.append((name, file, revision))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(transformers.utils, "cached_file", cached)
+    assert model_rows(ModelRef(model="some/model", revision="abc")) == 5
+    assert asked == [("some/model", "config.json", "abc")]
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match="neither a folder nor to be had from the hub"):
+        model_rows(ModelRef(model="some/model"))

@@ -14,11 +14,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from store_schema.config import ModelRef
-from store_schema.errors import CorruptionError, ModelError, TokenizerError
+from store_schema.errors import CorruptionError, ModelError, NoRowError, TokenizerError
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.vocabulary import Vocabulary, vocabulary_of
 from tests import store_factory
-from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
+from tests.tiny import SAMPLE_TEXTS, add_beyond_rows, tiny_model, tiny_tokenizer
 from tests.tokenizer_zoo import (
     CHANGING,
     CL100K,
@@ -517,3 +517,55 @@ def test_eos() -> None:
     backend = tiny_tokenizer("byte_level").backend_tokenizer
     without = PreTrainedTokenizerFast(tokenizer_object=backend)
     assert SegmentTokenizer(without, name="m").eos_id is None
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "unigram", "metaspace_bpe"])
+def test_the_vocabulary_ends_at_the_models_rows(tmp_path: Path, kind: Any) -> None:
+    folder = tiny_model(tmp_path / "m", tokenizer=tiny_tokenizer(kind, vocab_size=450))
+    ref = ModelRef(model=str(folder))
+    plain = SegmentTokenizer.load(ref, name="m")
+    assert plain.beyond_rows == ()
+    add_beyond_rows(folder, "<image>", special=True)
+    add_beyond_rows(folder, "[PAD]")
+    longer = SegmentTokenizer.load(ref, name="m")
+    assert longer.beyond_rows == ("<image>", "[PAD]")
+    assert longer.vocabulary.fingerprint == plain.vocabulary.fingerprint
+    assert longer.vocab_size == plain.vocab_size
+    assert longer.encode_text(ALL_TEXTS) == plain.encode_text(ALL_TEXTS)
+    # A special token spelt out is text; another added token is met in a text.
+    _check(longer, "an <image> in the text")
+    with pytest.raises(NoRowError) as caught:
+        longer.token_ends(["fine", "a [PAD] in the text"])
+    line = caught.value.line()
+    assert f"ids below {plain.vocab_size}, the rows of the model" in line
+    assert f"got token id {plain.vocab_size + 1}, '[PAD]'" in line
+
+
+def test_a_prompt_may_not_reach_beyond_the_rows(tmp_path: Path) -> None:
+    folder = add_beyond_rows(tiny_model(tmp_path / "m"), "<image>", special=True)
+    tokenizer = SegmentTokenizer.load(ModelRef(model=str(folder)), name="m")
+    tokenizer.hf.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    for content, fine in (("a picture", True), ("a <image>", False)):
+        context = json.dumps({"messages": [{"role": "user", "content": content}]})
+        if fine:
+            assert tokenizer.context_ids(context, where="segment s")
+            continue
+        with pytest.raises(NoRowError, match=r"stands before the text, segment s: .*'<image>'"):
+            tokenizer.context_ids(context, where="segment s")
+    # As text before the text it is none of the tokenizer's roles.
+    assert tokenizer.context_ids(json.dumps({"prompt": "a <image>"}), where="segment s")
+
+
+def test_an_end_of_sequence_beyond_the_rows_is_none(tmp_path: Path) -> None:
+    folder = add_beyond_rows(tiny_model(tmp_path / "m"), "<end>", special=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.eos_token = "<end>"
+    tokenizer.save_pretrained(folder)
+    assert SegmentTokenizer.load(ModelRef(model=str(folder)), name="m").eos_id is None
+
+
+def test_more_rows_than_ids_are_padding(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m", vocab_padding=61)
+    tokenizer = SegmentTokenizer.load(ModelRef(model=str(folder)), name="m")
+    assert tokenizer.vocab_size == len(tokenizer.hf)
+    assert tokenizer.beyond_rows == ()

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -198,5 +199,13 @@ def tiny_model(
     else:
         model = GPTNeoXForCausalLM(GPTNeoXConfig(**shape))
     model.to(torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def add_beyond_rows(folder: Path, *tokens: str, special: bool = False) -> Path:
+    """Add tokens to a saved model's tokenizer that the model has no rows for, and no more rows."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(token, special=special) for token in tokens], special)
     tokenizer.save_pretrained(folder)
     return folder
