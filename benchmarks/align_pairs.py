@@ -476,7 +476,7 @@ def stored_run(folder: Path, pair: Pair, bigrams: Bigrams, shards: Sequence[Sequ
     """A run whose source store is complete, its rows bigrams; returns the run file."""
     refs = {"one": pair.source, "target": pair.target}
     for name, tokenizer in refs.items():
-        tokenizer.hf.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
     models = {name: {"model": str(folder / name)} for name in refs}
     content = {
         "name": "bench",

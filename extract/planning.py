@@ -74,6 +74,8 @@ def make_plan(run: RunConfig) -> tuple[Plan, bool]:
             return plan, False
         _require_no_store(run, plan, request)
     _require_positions(run, section)
+    for tokenizer in tokenizers.values():
+        tokenizer.warn_of_class()
     table = read_documents(corpus_location(run), corpus)
     drop = run.section("corpus", CorpusSection).on_bad == "drop"
     cut = cut_corpus(table, tokenizers, section.max_tokens, drop_unreadable=drop)

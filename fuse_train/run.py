@@ -274,7 +274,7 @@ def _finish(
         root,
         choice,
         run.target,
-        inputs.tokenizer.hf,
+        inputs.tokenizer,
         record,
         facts,
         run.resolved(),

@@ -359,7 +359,7 @@ class TrainingLoop:
                 self.inputs.checkpoints,
                 self.state,
                 self.target.save,
-                self.inputs.tokenizer.hf,
+                self.inputs.tokenizer,
                 self._optimizer,
                 self.selector,
                 limit=self.inputs.section.save_total_limit,

@@ -10,12 +10,14 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from store_schema.errors import ConfigError
+
+BosRule = Literal["auto", "always", "never"]
 
 SECTION_GROUP = "logitfuse.sections"
 
@@ -58,6 +60,10 @@ class ModelRef(StrictModel):
     """torch dtype by name, 'auto' takes the checkpoint's."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
+    bos: BosRule = "auto"
+    """What stands before a text. 'auto': as the model's own files say (`add_bos_token` in
+    tokenizer_config.json, else tokenizer.json). 'always' and 'never' where they say it wrongly. What
+    a chat template writes itself is neither doubled nor taken away."""
     by_offsets: bool = False
     """Accept a tokenizer that changes text (WordPiece, lower case, NFKC): where its tokens do not join
     to the text, they end where the tokenizer's own offsets say. Such text is refused otherwise."""

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from store_schema.config import ModelRef
 
 _NOT_NEEDED = ["*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.pth", "original/*", "onnx/*"]
+_TOKENIZER_FILES = [
+    "tokenizer*", "*token*.json", "config.json", "chat_template*", "additional_chat_templates/*",
+    "tekken.json", "vocab.*", "merges.txt", "*.model", "*.py",
+]  # fmt: skip
 
 
 def resolve_model(ref: ModelRef) -> Path:
@@ -30,7 +34,25 @@ def resolve_model(ref: ModelRef) -> Path:
     return _from_hub(ref)
 
 
-def _from_hub(ref: ModelRef) -> Path:
+def resolve_tokenizer(ref: ModelRef, *, name: str) -> Path:
+    """The local folder of a model's tokenizer files; of a hub model these alone are fetched.
+
+    Args:
+        ref: Of the model.
+        name: Its name in the run, for messages.
+
+    Raises:
+        ModelError: There is no such folder, or the hub has or gives no such model.
+    """
+    folder = Path(ref.model)
+    if folder.is_dir():
+        return folder
+    if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
+        raise ModelError(f"folder of {name}'s tokenizer not found", where=ref.model)
+    return _from_hub(ref, only=_TOKENIZER_FILES)
+
+
+def _from_hub(ref: ModelRef, *, only: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -39,6 +61,7 @@ def _from_hub(ref: ModelRef) -> Path:
             snapshot_download(
                 ref.model,
                 revision=ref.revision,
+                allow_patterns=only,
                 ignore_patterns=_NOT_NEEDED,
                 local_files_only=local_files_only,
             )
@@ -46,9 +69,13 @@ def _from_hub(ref: ModelRef) -> Path:
 
     try:
         try:
-            return snapshot(local_files_only=True)
+            cached = snapshot(local_files_only=True)
+            # A snapshot in the cache may hold a few files of the model's only.
+            if only is None or any(cached.glob("tokenizer*")):
+                return cached
         except LocalEntryNotFoundError:
-            return snapshot(local_files_only=False)
+            pass
+        return snapshot(local_files_only=False)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             "model is neither a folder nor to be had from the hub",

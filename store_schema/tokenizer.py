@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
-from store_schema.config import ModelRef
-from store_schema.errors import ModelError, NoRowError, TokenizerError
+from store_schema.config import BosRule, ModelRef
+from store_schema.errors import NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
-from store_schema.models import model_rows
+from store_schema.models import model_rows, resolve_tokenizer
+from store_schema.piece_bytes import vocabulary_of
 from store_schema.plan import Segment
-from store_schema.vocabulary import Vocabulary, vocabulary_of
+from store_schema.tokenizer_class import Tokens, around_a_text
+from store_schema.tokenizer_files import TOKENIZER_FILE
+from store_schema.tokenizer_save import make_faithful, write_start
+from store_schema.tokenizer_source import FolderSource, ObjectSource, Source, converted, model_state
+from store_schema.vocabulary import Vocabulary
 
-_GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""What a folder states when tokenizer.json alone says how it splits."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +56,28 @@ class EncodedSegment:
 class SegmentTokenizer:
     """Tokenizer of one model.
 
-    The text of a segment is tokenised by itself, so that it starts at a token boundary for every
-    model whatever stands before it. Special tokens spelt out in the text are text.
+    Ids and bytes are those of tokenizer.json. The text of a segment is tokenised by itself, so that
+    it starts at a token boundary for every model whatever stands before it. Special tokens spelt out
+    in the text are text.
     """
 
-    def __init__(self, tokenizer: Any, *, name: str, by_offsets: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, *, name: str, by_offsets: bool = False, bos: BosRule = "auto"
+    ) -> None:
         """Wrap a Hugging Face tokenizer.
 
         Args:
-            tokenizer: With a `tokenizers` backend.
+            tokenizer: With a `tokenizers` backend, which is copied.
             name: Of the model, for messages.
             by_offsets: Accept that it changes text (lower case, NFKC, dropped white space): byte
                 ends come from its offsets where the tokens do not join to the text. Such text is
                 refused otherwise.
+            bos: As in `ModelRef`.
 
         Raises:
-            TokenizerError: It has no `tokenizers` backend, or its bytes are not known.
+            TokenizerError: It has no `tokenizers` backend, its bytes are not known, or `bos` asks for
+                a token that it does not have.
         """
-        from tokenizers import Tokenizer
-
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise TokenizerError(
@@ -76,19 +86,7 @@ class SegmentTokenizer:
                 got=type(tokenizer).__name__,
                 hint="save it as tokenizer.json first",
             )
-        self.name = name
-        self.hf = tokenizer
-        self.json = backend.to_str()
-        self.by_offsets = by_offsets
-        self._template = Tokenizer.from_str(self.json)
-        self._text = Tokenizer.from_str(_without_post_processor(_specials_out_of_reach(self.json)))
-        for copy in (self._template, self._text):
-            copy.no_padding()
-            copy.no_truncation()
-        self._text.encode_special_tokens = True
-        self.vocabulary: Vocabulary = vocabulary_of(self.json, where=name, exact=not by_offsets)
-        self.beyond_rows: tuple[str, ...] = ()
-        """Tokens that the model has no row for: in no table, and refused where a text has them."""
+        self._begin(ObjectSource(tokenizer), name=name, by_offsets=by_offsets, bos=bos)
 
     @classmethod
     def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
@@ -100,61 +98,47 @@ class SegmentTokenizer:
 
         Raises:
             ModelError: The folder or hub name has no tokenizer that loads.
+            TokenizerError: As for the constructor.
         """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-        from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-        folder = Path(ref.model)
-        tokenizer_files = [*folder.glob("tokenizer*"), *folder.glob("*.model")]
-        if folder.is_dir() and not tokenizer_files:
-            raise ModelError(
-                f"model of {name} has no tokenizer",
-                where=ref.model,
-                expected="tokenizer.json",
-                got=", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "empty folder",
-                hint="save the tokenizer beside the weights",
-            )
-        try:
-            stated = get_tokenizer_config(ref.model, revision=ref.revision).get("tokenizer_class")
-            # The auto class goes by the model's type first and puts that family's pre-tokenizer in
-            # place of the one in tokenizer.json, even where the folder names the generic class.
-            loader = PreTrainedTokenizerFast if stated in _GENERIC_CLASSES else AutoTokenizer
-            tokenizer = loader.from_pretrained(
-                ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
-            )
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise ModelError(
-                f"tokenizer of {name} cannot be loaded",
-                where=ref.model,
-                got=str(error)[:200],
-                hint="give a model folder, or a hub name that this machine can reach",
-            ) from error
-        loaded = cls(tokenizer, name=name, by_offsets=ref.by_offsets)
+        folder = resolve_tokenizer(ref, name=name)
+        if (folder / TOKENIZER_FILE).exists():
+            loaded = cls.__new__(cls)
+            source = FolderSource(folder, name=name, trust_remote_code=ref.trust_remote_code)
+            loaded._begin(source, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
+        else:
+            made = converted(folder, ref, name=name)
+            loaded = cls(made, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
         loaded.end_at(model_rows(ref))
-        if (folder / "tokenizer.json").exists():
-            loaded._require_file(folder / "tokenizer.json")
         return loaded
 
-    def _require_file(self, path: Path) -> None:
-        """Refuse a loader that rebuilt the tokenizer instead of reading its file.
+    def _begin(self, source: Source, *, name: str, by_offsets: bool, bos: BosRule) -> None:
+        backend = source.open()
+        self.name = name
+        self.by_offsets = by_offsets
+        self._bos = bos
+        self._source = source
+        self._around = around_a_text(backend)
+        self._whole = backend
+        self.bos_ids: tuple[int, ...] = tuple(index for _, index in self._start())
+        """What stands before every text."""
+        self.beyond_rows: tuple[str, ...] = ()
+        """Tokens that the model has no row for: in no table, and refused where a text has them."""
+        self.vocabulary: Vocabulary = vocabulary_of(backend, where=name, exact=not by_offsets)
+        is_bpe = type(backend.model).__name__ == "BPE"
+        self._text = backend if is_bpe else _specials_out_of_reach(backend)
+        # What it puts around a text may move offsets too.
+        self._text.post_processor = None
+        self._text.encode_special_tokens = True
 
-        transformers picks some tokenizers by the model's type alone: a Qwen2 model with a Unigram
-        tokenizer is read as byte-level BPE, with other ids than the model was trained on.
-        """
-        try:
-            written = json.loads(path.read_text(encoding="utf-8"))["model"]
-        except (OSError, ValueError, KeyError) as error:
-            raise TokenizerError("unreadable tokenizer", where=path, got=str(error)) from error
-        read = json.loads(self.json)["model"]
-        same = read["type"] == written.get("type") and read["vocab"] == written.get("vocab")
-        if not same:
-            raise TokenizerError(
-                "transformers does not read this tokenizer as it was saved",
-                where=path,
-                expected=f"{written.get('type')} with {len(written.get('vocab', ()))} pieces",
-                got=f"{read['type']} with {len(read['vocab'])} pieces ({type(self.hf).__name__})",
-                hint="save model and tokenizer under an architecture that goes with this tokenizer",
-            )
+    @cached_property
+    def _template(self) -> Tokenizer:
+        """Finds special tokens in a rendered chat; a run of plain text never needs it."""
+        return self._source.open() if self._whole is self._text else self._whole
+
+    @property
+    def roles(self) -> Any:
+        """transformers' object, for special tokens by role and chat template; not for ids."""
+        return self._source.roles
 
     def end_at(self, rows: int | None) -> None:
         """End the vocabulary where the model's rows end: ids beyond are no tokens of the model.
@@ -168,7 +152,7 @@ class SegmentTokenizer:
         """
         size = len(self.vocabulary)
         if rows is not None and rows < size:
-            spelt = (self._template.id_to_token(i) for i in range(rows, size))
+            spelt = (self._whole.id_to_token(i) for i in range(rows, size))
             self.beyond_rows = tuple(token for token in spelt if token is not None)
             self.vocabulary = self.vocabulary.first(rows)
 
@@ -180,18 +164,71 @@ class SegmentTokenizer:
             "the model has no row for a token of the text",
             where=where,
             expected=f"ids below {self.vocab_size}, the rows of the model",
-            got=f"token id {reached}, {self._template.id_to_token(reached)!r}",
+            got=f"token id {reached}, {self._whole.id_to_token(reached)!r}",
             hint="take it out of the text, or leave such documents out with `corpus.on_bad: drop`",
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of all that decides ids and byte ends (the serialised tokenizer)."""
-        spec = json.loads(self.json)
-        for runtime in ("padding", "truncation"):
-            spec.pop(runtime, None)
-        ends = ["offsets"] if self.by_offsets else []
-        return fingerprint([spec, getattr(self.hf, "chat_template", None), *ends])
+        """Fingerprint of all that decides ids, bytes and what stands before a text."""
+        backend = self._whole
+        rules = [
+            None if step is None else step.__getstate__().decode()
+            for step in (backend.normalizer, backend.pre_tokenizer, backend.decoder)
+        ]
+        added = sorted(backend.get_added_tokens_decoder().items())
+        tokens = [[index, token.__getstate__()] for index, token in added]
+        pieces = sorted(backend.get_vocab(with_added_tokens=False).items(), key=itemgetter(1))
+        template = getattr(self.roles, "chat_template", None)
+        options = [list(self.bos_ids), self._bos == "always", self.by_offsets]
+        state = model_state(self._source, backend)
+        return fingerprint([state, pieces, rules, tokens, template, options])
+
+    def warn_of_class(self) -> None:
+        """Say in one line what AutoTokenizer reads otherwise in the model's folder, if anything."""
+        picked, found = self._source.differences(self._start())
+        if found:
+            _log.warning(
+                "tokenizer of %s: transformers (%s) reads %s otherwise than %s and the run's BOS rule "
+                "say; the run goes by the latter",
+                self.name, picked, ", ".join(found), TOKENIZER_FILE,
+            )  # fmt: skip
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer so that AutoTokenizer reads it as here, BOS and all.
+
+        Args:
+            folder: Of the model; its config.json, where there is one, decides what AutoTokenizer
+                makes of tokenizer files.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._source.save(folder)
+        own, end = self._around
+        if self._start() != own:
+            write_start(folder, self._start(), end)
+        make_faithful(folder)
+
+    def _start(self) -> Tokens:
+        """What stands before a text: by the tokenizer's own rule, by its settings, or as asked."""
+        own, _ = self._around
+        wanted = {"always": True, "never": False}.get(self._bos, self._source.adds_bos)
+        if wanted is None or wanted == bool(own):
+            return own
+        if self._bos == "never":
+            return ()
+        token = str(getattr(self.roles, "bos_token", None))
+        index = self._whole.token_to_id(token)
+        if not wanted:
+            return () if own == ((token, index),) else own
+        if index is None and self._bos == "always":
+            raise TokenizerError(
+                "the tokenizer has no BOS token to put before a text",
+                where=self.name,
+                got="`bos: always`",
+                hint="take the option out, or name a `bos_token` in its tokenizer_config.json",
+            )
+        return () if index is None else ((token, index),)
 
     @property
     def vocab_size(self) -> int:
@@ -201,18 +238,9 @@ class SegmentTokenizer:
     @property
     def eos_id(self) -> int | None:
         """End of sequence, if there is one."""
-        eos = self.hf.eos_token_id
-        return None if eos is None or eos >= self.vocab_size else int(eos)
-
-    @cached_property
-    def bos_ids(self) -> tuple[int, ...]:
-        """What the tokenizer puts before every text by its own rule; () when it puts nothing."""
-        with_specials = self._template.encode("a").ids
-        plain = self._template.encode("a", add_special_tokens=False).ids
-        for start in range(len(with_specials) - len(plain) + 1):
-            if with_specials[start : start + len(plain)] == plain:
-                return tuple(with_specials[:start])
-        return ()
+        eos = getattr(self.roles, "eos_token", None)
+        found = None if eos is None else self._whole.token_to_id(str(eos))
+        return None if found is None or found >= self.vocab_size else int(found)
 
     def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain texts, no special tokens added, specials in the text taken as text.
@@ -297,14 +325,14 @@ class SegmentTokenizer:
         parsed = json.loads(context)
         if "prompt" in parsed:
             return (*self.bos_ids, *self.encode_text([parsed["prompt"]])[0])
-        if getattr(self.hf, "chat_template", None) is None:
+        if getattr(self.roles, "chat_template", None) is None:
             raise TokenizerError(
                 "messages need a chat template",
                 where=where,
                 hint="use a chat model, or map columns to prompt and response",
             )
         try:
-            rendered = self.hf.apply_chat_template(
+            rendered = self.roles.apply_chat_template(
                 parsed["messages"], tokenize=False, add_generation_prompt=True
             )
         except (
@@ -319,10 +347,11 @@ class SegmentTokenizer:
         ids = tuple(self._template.encode(rendered, add_special_tokens=False).ids)
         if not ids:
             raise TokenizerError("the chat template renders the messages to nothing", where=where)
-        return ids
+        written = ids[: len(self.bos_ids)] == self.bos_ids
+        return ids if written or self._bos != "always" else (*self.bos_ids, *ids)
 
 
-def _specials_out_of_reach(tokenizer_json: str) -> str:
+def _specials_out_of_reach(backend: Tokenizer) -> Tokenizer:
     """The same tokenizer, ids and all, whose model cannot find a special token in a text.
 
     Telling the backend to take special tokens as text is not enough where they are pieces of the
@@ -330,10 +359,9 @@ def _specials_out_of_reach(tokenizer_json: str) -> str:
     in a document as the end of the sequence. Their spelling here begins with NUL, which no document
     may hold. BPE reaches a piece by merges only, and special tokens have none.
     """
-    spec = json.loads(tokenizer_json)
+    spec = json.loads(backend.to_str())
+    spec["post_processor"] = None
     model = spec["model"]
-    if model["type"] == "BPE":
-        return tokenizer_json
     hidden = {t["content"]: f"\0{t['id']}" for t in spec.get("added_tokens", []) if t["special"]}
     for token in spec.get("added_tokens", []):
         token["content"] = hidden.get(token["content"], token["content"])
@@ -342,11 +370,4 @@ def _specials_out_of_reach(tokenizer_json: str) -> str:
         model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
     else:
         model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
-    return json.dumps(spec)
-
-
-def _without_post_processor(tokenizer_json: str) -> str:
-    """The same tokenizer without what it puts around a text: that may move offsets too."""
-    spec = json.loads(tokenizer_json)
-    spec["post_processor"] = None
-    return json.dumps(spec)
+    return Tokenizer.from_str(json.dumps(spec))

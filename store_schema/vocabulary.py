@@ -1,7 +1,6 @@
 """A vocabulary as a table id -> bytes: all that the rest of the project knows about a tokenizer.
 
-The table is found from what the tokenizer says of itself (its own serialised decoder), never from
-its class, and is proved on every text that is tokenised: the tokens' joined bytes are the text.
+The table is proved on every text that is tokenised: the tokens' joined bytes are the text.
 Where a run's file accepts a tokenizer that changes text, ends come from the tokenizer's own offsets
 instead, and the table says so of itself (`exact` is False).
 """
@@ -10,11 +9,9 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -253,170 +250,3 @@ class Vocabulary:
             )
         exact = (table.schema.metadata or {}).get(b"logitfuse.exact") != b"false"
         return cls(tuple(table["bytes"].to_pylist()), table["special"].to_numpy(), exact=exact)
-
-
-def vocabulary_of(tokenizer_json: str, *, where: str, exact: bool = True) -> Vocabulary:
-    """The byte table of a serialised `tokenizers` tokenizer (the content of tokenizer.json).
-
-    Understood: byte-level alphabets (GPT-2, Llama 3, Qwen), SentencePiece pieces with word marks
-    and byte fallback (Llama 2, Mistral, Gemma), WordPiece continuations, and plain characters.
-
-    Args:
-        tokenizer_json: As `Tokenizer.to_str()` gives it.
-        where: The model's name, for messages.
-        exact: As in `Vocabulary`.
-
-    Raises:
-        TokenizerError: The decoder is of a kind whose bytes are not known.
-    """
-    spec = json.loads(tokenizer_json)
-    pieces = _pieces(spec["model"])
-    added = {item["id"]: item for item in spec.get("added_tokens", [])}
-    size = max([*pieces.values(), *added], default=-1) + 1
-    to_bytes = _piece_decoder(spec, tokenizer_json, where)
-    tokens = [b""] * size
-    for piece, index in pieces.items():
-        if index not in added:
-            tokens[index] = to_bytes(piece)
-    special = np.ones(size, bool)
-    special[list(pieces.values())] = False
-    for index, item in added.items():
-        special[index] = item["special"]
-        tokens[index] = item["content"].encode()
-        if _MARK in item["content"] and _is_also_a_piece(item, spec["model"]):
-            tokens[index] = to_bytes(item["content"])
-    unknown = _unknown_ids(spec["model"], pieces)
-    special[unknown] = True
-    return Vocabulary(tuple(tokens), special, frozenset(unknown), exact)
-
-
-def _is_also_a_piece(item: dict[str, Any], model: dict[str, Any]) -> bool:
-    """Whether an added token is met in normalised text too, where a word mark is a space.
-
-    Gemma's runs of word marks are added tokens and pieces of the model: two spaces become one.
-    """
-    if item["special"] or model["type"] == "WordPiece":
-        return False
-    return item["normalized"] or item["content"] in _pieces(model)
-
-
-def _pieces(model: dict[str, Any]) -> dict[str, int]:
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        return vocab
-    return {piece: index for index, (piece, _score) in enumerate(vocab)}
-
-
-def _unknown_ids(model: dict[str, Any], pieces: dict[str, int]) -> list[int]:
-    if isinstance(model.get("unk_id"), int):
-        return [model["unk_id"]]
-    unknown = model.get("unk_token")
-    return [pieces[unknown]] if unknown in pieces else []
-
-
-def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The flat list of steps of a decoder or pre-tokenizer."""
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        return [step for inner in part[key] for step in _steps(inner, key)]
-    return [part]
-
-
-_MARK = "▁"
-"""SentencePiece's word mark."""
-
-
-def _piece_decoder(spec: dict[str, Any], tokenizer_json: str, where: str) -> Any:
-    decoders = _steps(spec.get("decoder"), "decoders")
-    if not decoders:
-        decoders = [
-            step
-            for step in _steps(spec.get("pre_tokenizer"), "pretokenizers")
-            if step["type"] == "ByteLevel"
-        ]
-    kinds = {step["type"] for step in decoders}
-    if "ByteLevel" in kinds:
-        return _byte_level
-    if "WordPiece" in kinds or (not kinds and spec["model"]["type"] == "WordPiece"):
-        return _word_pieces(spec["model"], tokenizer_json)
-    unknown = kinds - {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
-    if unknown:
-        raise TokenizerError(
-            "decoder of unknown kind",
-            where=where,
-            expected="ByteLevel, Metaspace, Replace, ByteFallback, Fuse, Strip or WordPiece",
-            got=", ".join(sorted(unknown)),
-        )
-    return _sentencepiece(decoders)
-
-
-def _word_pieces(model: dict[str, Any], tokenizer_json: str) -> Any:
-    """A piece that begins a word stands after white space, unless it may follow a letter.
-
-    The tokenizer is asked which pieces it sets apart from a letter right before them: punctuation
-    and CJK characters in BERT's, which stand in a text with or without a space; without is the rule.
-    """
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer_json)
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True
-    prefix, pieces = model["continuing_subword_prefix"], model["vocab"]
-    words = [piece for piece in pieces if not piece.startswith(prefix)]
-    read = backend.encode_batch([f"a{word}" for word in words], add_special_tokens=False)
-    apart = {
-        word
-        for word, encoding in zip(words, read, strict=True)
-        if (pieces[word], 1)
-        in [(i, begin) for i, (begin, _) in zip(encoding.ids, encoding.offsets, strict=True)]
-    }
-
-    def to_bytes(piece: str) -> bytes:
-        if piece.startswith(prefix):
-            return piece.removeprefix(prefix).encode()
-        return piece.encode() if piece in apart else b" " + piece.encode()
-
-    return to_bytes
-
-
-def _sentencepiece(decoders: list[dict[str, Any]]) -> Any:
-    replacements = [
-        (step["pattern"]["String"], step["content"])
-        for step in decoders
-        if step["type"] == "Replace" and "String" in step["pattern"]
-    ]
-    replacements += [(s["replacement"], " ") for s in decoders if s["type"] == "Metaspace"]
-    fallback = any(step["type"] == "ByteFallback" for step in decoders)
-
-    def to_bytes(piece: str) -> bytes:
-        if fallback and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            try:
-                return bytes([int(piece[3:5], 16)])
-            except ValueError:
-                pass
-        for mark, content in replacements:
-            piece = piece.replace(mark, content)
-        return piece.encode()
-
-    return to_bytes
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The printable stand-ins of byte-level BPE (Radford et al. 2019): character -> byte."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in printable}
-    others = (byte for byte in range(256) if byte not in set(printable))
-    alphabet.update({chr(256 + rank): byte for rank, byte in enumerate(others)})
-    return alphabet
-
-
-_ALPHABET = _byte_alphabet()
-
-
-def _byte_level(piece: str) -> bytes:
-    try:
-        return bytes([_ALPHABET[character] for character in piece])
-    except KeyError:
-        return piece.encode()  # an added token kept as it is

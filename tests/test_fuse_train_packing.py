@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fuse_train.batch import pack, padded_inputs
 from fuse_train.objective import FusionObjective, StepTotals
@@ -72,7 +72,9 @@ def test_packed_loss_and_gradients_equal_single_ones(tmp_path, opened, arch, att
     packed = SampleStream(
         inputs.samples, replace(options, pack_tokens=64), inputs.domains, cache=plain.cache
     )
-    folder = tiny_model(tmp_path / "m", arch, inputs.tokenizer.hf, scale=0.1)
+    folder = tiny_model(
+        tmp_path / "m", arch, AutoTokenizer.from_pretrained(run.target.model), scale=0.1
+    )
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
     model = model.to(torch.float64)
     check_packing(model, where="model")

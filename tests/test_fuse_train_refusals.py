@@ -170,7 +170,7 @@ def test_domain_of_which_no_byte_is_scored(tmp_path) -> None:
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM
 
-    folder = tiny_model(tmp_path / "m", "llama", tokenizer.hf)
+    folder = tiny_model(tmp_path / "m", "llama", tokenizer.roles)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(InputError, match="prose"):
         valid_bpb(model, cut, Accelerator(), batch_segments=4, head_chunk_rows=64)

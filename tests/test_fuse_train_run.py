@@ -127,7 +127,7 @@ def test_a_target_with_more_ids_than_rows_keeps_both(tmp_path: Path) -> None:
         SegmentTokenizer.load(run.target.model_copy(update={"model": str(final)}), name="final"),
     )
     rows = model.get_input_embeddings().weight.shape[0]
-    assert tokenizer.vocab_size == rows == len(tokenizer.hf) - 2
+    assert tokenizer.vocab_size == rows == len(AutoTokenizer.from_pretrained(final)) - 2
     assert tokenizer.beyond_rows == ("<image>", "[PAD]")
     assert tokenizer.fingerprint == SegmentTokenizer.load(run.target, name="t").fingerprint
 

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from store_schema.config import ModelRef
 from store_schema.errors import CorruptionError, ModelError, NoRowError, TokenizerError
+from store_schema.piece_bytes import vocabulary_of
 from store_schema.tokenizer import SegmentTokenizer
-from store_schema.vocabulary import Vocabulary, vocabulary_of
+from store_schema.vocabulary import Vocabulary
 from tests import store_factory
 from tests.tiny import SAMPLE_TEXTS, add_beyond_rows, tiny_model, tiny_tokenizer
 from tests.tokenizer_zoo import (
@@ -119,7 +120,7 @@ def test_bos_is_context_and_never_a_row(tokenizers: dict[str, SegmentTokenizer],
     assert encoded.context_ids == tokenizer.bos_ids
     assert encoded.input_ids == [*encoded.context_ids, *encoded.token_ids.tolist()]
     # What the model's own tokenizer gives is what the model is fed.
-    assert encoded.input_ids == tokenizer.hf("some text")["input_ids"]
+    assert encoded.input_ids == tokenizer.roles("some text")["input_ids"]
     assert not tokenizer.vocabulary.special[encoded.token_ids].any()
 
 
@@ -135,7 +136,7 @@ def test_specials_and_unused_ids_are_roles_without_bytes() -> None:
     backend = tiny_tokenizer("byte_level").backend_tokenizer
     spec = json.loads(backend.to_str())
     spec["model"]["vocab"]["zz"] = len(spec["model"]["vocab"]) + 5  # a hole of five ids
-    table = vocabulary_of(json.dumps(spec), where="m")
+    table = vocabulary_of(Tokenizer.from_str(json.dumps(spec)), where="m")
     assert len(table) == max(spec["model"]["vocab"].values()) + 1
     assert table.special[-6:-1].all()
     assert table.tokens[-6:-1] == (b"",) * 5
@@ -164,7 +165,7 @@ def test_byte_fallback_pieces_are_bytes_and_only_there(
     assert set(singles) == {bytes([i]) for i in range(256)}
     plain = Tokenizer(models.WordLevel({"<0x41>": 0, "a": 1}, unk_token="a"))
     plain.decoder = decoders.Fuse()
-    assert vocabulary_of(plain.to_str(), where="m").tokens[0] == b"<0x41>"
+    assert vocabulary_of(plain, where="m").tokens[0] == b"<0x41>"
 
 
 def test_wordpiece_has_bytes_but_loses_text() -> None:
@@ -300,7 +301,7 @@ def test_wordpiece_by_offsets() -> None:
     assert any(part.startswith(b"\n\ts") for part in parts)
     assert parts[-1] == b") "
     table = tokenizer.vocabulary
-    vocab = tokenizer.hf.get_vocab()
+    vocab = tokenizer.roles.get_vocab()
     assert table.tokens[vocab["the"]] == b" the"
     assert table.tokens[vocab["##ing"]] == b"ing"
     assert table.tokens[vocab[","]] == b","
@@ -360,7 +361,7 @@ def test_a_table_that_may_differ_says_so_wherever_it_goes() -> None:
 def test_added_tokens_of_word_marks_are_spaces() -> None:
     """Gemma's runs of word marks: pieces of the model, met in text as spaces."""
     tokenizer = zoo("gemma")
-    run = tokenizer.hf.convert_tokens_to_ids("▁▁▁▁")
+    run = tokenizer.roles.convert_tokens_to_ids("▁▁▁▁")
     assert tokenizer.vocabulary.tokens[run] == b"    "
     assert run in tokenizer.encode_text(["x\n    y"])[0]
     _check(tokenizer, "x\n    y")
@@ -370,7 +371,7 @@ def test_bos_of_each_family_is_context() -> None:
     for name in FAMILIES:
         tokenizer = zoo(name)
         [encoded] = tokenizer.encode(store_factory.segments(["some text"]))
-        whole = tokenizer.hf("some text")["input_ids"]
+        whole = tokenizer.roles("some text")["input_ids"]
         assert encoded.input_ids == whole[: len(encoded.input_ids)]
         assert tokenizer.vocabulary.special[list(encoded.context_ids)].all()
         after = whole[len(encoded.input_ids) :]
@@ -390,7 +391,7 @@ def test_decoder_of_unknown_kind_is_refused() -> None:
     backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     backend.decoder = decoders.CTC()
     with pytest.raises(TokenizerError, match="CTC"):
-        vocabulary_of(backend.to_str(), where="speech")
+        vocabulary_of(backend, where="speech")
 
 
 def test_byte_level_without_decoder_is_known_by_its_pre_tokenizer() -> None:
@@ -400,8 +401,8 @@ def test_byte_level_without_decoder_is_known_by_its_pre_tokenizer() -> None:
     spec["pre_tokenizer"] = json.loads(Tokenizer.from_str(_with_pre_tokenizer(backend)).to_str())[
         "pre_tokenizer"
     ]
-    found = vocabulary_of(json.dumps(spec), where="m")
-    assert found.tokens == vocabulary_of(backend.to_str(), where="m").tokens
+    found = vocabulary_of(Tokenizer.from_str(json.dumps(spec)), where="m")
+    assert found.tokens == vocabulary_of(backend, where="m").tokens
 
 
 def _with_pre_tokenizer(backend: Tokenizer) -> str:
@@ -416,7 +417,7 @@ def _with_pre_tokenizer(backend: Tokenizer) -> str:
 
 
 def test_table_comes_back_from_parquet_and_damage_never_goes_unseen() -> None:
-    table = vocabulary_of(tiny_tokenizer("unigram").backend_tokenizer.to_str(), where="m")
+    table = vocabulary_of(tiny_tokenizer("unigram").backend_tokenizer, where="m")
     data = table.to_parquet()
     back = Vocabulary.from_parquet(data, where="v")
     assert back.tokens == table.tokens
@@ -544,7 +545,7 @@ def test_the_vocabulary_ends_at_the_models_rows(tmp_path: Path, kind: Any) -> No
 def test_a_prompt_may_not_reach_beyond_the_rows(tmp_path: Path) -> None:
     folder = add_beyond_rows(tiny_model(tmp_path / "m"), "<image>", special=True)
     tokenizer = SegmentTokenizer.load(ModelRef(model=str(folder)), name="m")
-    tokenizer.hf.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.roles.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     for content, fine in (("a picture", True), ("a <image>", False)):
         context = json.dumps({"messages": [{"role": "user", "content": content}]})
         if fine:
@@ -567,5 +568,5 @@ def test_an_end_of_sequence_beyond_the_rows_is_none(tmp_path: Path) -> None:
 def test_more_rows_than_ids_are_padding(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "m", vocab_padding=61)
     tokenizer = SegmentTokenizer.load(ModelRef(model=str(folder)), name="m")
-    assert tokenizer.vocab_size == len(tokenizer.hf)
+    assert tokenizer.vocab_size == len(PreTrainedTokenizerFast.from_pretrained(folder))
     assert tokenizer.beyond_rows == ()
