@@ -27,7 +27,7 @@ from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema import SCHEMA_VERSION
 from store_schema.config import ModelRef, RunConfig, StrictModel
-from store_schema.errors import ConfigError, MismatchError, ModelError
+from store_schema.errors import ConfigError, MismatchError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import Location
 from store_schema.plan import Plan, Segment
@@ -159,19 +159,8 @@ def device_of(name: str | None) -> torch.device:
 
 
 def score_dtype(ref: ModelRef) -> Any:
-    """dtype to load in: the one asked for, or 'auto' (the checkpoint's own).
-
-    Raises:
-        ModelError: No floating dtype of that name.
-    """
-    if ref.dtype == "auto":
-        return "auto"
-    dtype = getattr(torch, ref.dtype, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ModelError(
-            "unknown dtype", where=ref.model, got=ref.dtype, expected="float32 or the like"
-        )
-    return dtype
+    """dtype to load in: the one asked for, or 'auto' (the checkpoint's own)."""
+    return ref.dtype if ref.dtype == "auto" else getattr(torch, ref.dtype)
 
 
 def model_rows(

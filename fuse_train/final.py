@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from fuse_train.adapters import copy_adapters
 from fuse_train.checkpoint import TrainState, best_folder, step_folder
 from fuse_train.checksums import check_files
 from fuse_train.folders import publish_folder
+from fuse_train.generation_config import mend_generation_config
 from fuse_train.model_card import CardFacts, model_card
 from fuse_train.models import load_model, own_dtype
 from fuse_train.target import load_trained
@@ -107,16 +109,34 @@ def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> Fi
     return choice
 
 
+@dataclass(frozen=True, slots=True)
+class FinalFiles:
+    """All of a final folder beside the weights.
+
+    Args:
+        tokenizer: The target's, of transformers.
+        record: Sealed into the folder.
+        facts: For the model card.
+        resolved_config: The run file.
+    """
+
+    tokenizer: Any
+    record: DoneRecord
+    facts: CardFacts
+    resolved_config: str
+
+    def write(self, place: Path, save_weights: Callable[[Path], object]) -> None:
+        """Fill a final folder, given what writes weights and configs into it."""
+        tokenizer = self.tokenizer
+        save_weights(place)
+        tokenizer.save_pretrained(place)
+        (place / "README.md").write_text(model_card(self.facts), encoding="utf-8")
+        (place / CONFIG_FILE).write_text(self.resolved_config, encoding="utf-8")
+        (place / DONE_FILE).write_bytes(seal(self.record))
+
+
 def publish_trained(
-    root: Path,
-    choice: FinalChoice,
-    target: ModelRef,
-    tokenizer: Any,
-    record: DoneRecord,
-    facts: CardFacts,
-    resolved_config: str,
-    *,
-    adapters: bool,
+    root: Path, choice: FinalChoice, target: ModelRef, files: FinalFiles, *, adapters: bool
 ) -> None:
     """Write the final folder whole, adapters merged, and the adapters themselves beside it.
 
@@ -124,10 +144,7 @@ def publish_trained(
         root: `final/` and `adapter/` go below it.
         choice: Which weights.
         target: The untrained model.
-        tokenizer: Its own, of transformers.
-        record: Sealed into the folder.
-        facts: For the model card.
-        resolved_config: The run file.
+        files: What goes beside them.
         adapters: Whether checkpoints hold LoRA adapters alone.
 
     Raises:
@@ -138,16 +155,9 @@ def publish_trained(
         model = load_model(target, where="target")
     else:
         model = load_trained(target, choice.folder, adapters=adapters)
-    model = model.to(own_dtype(target, model))
-
-    def write(place: Path) -> None:
-        model.save_pretrained(place)
-        tokenizer.save_pretrained(place)
-        (place / "README.md").write_text(model_card(facts), encoding="utf-8")
-        (place / CONFIG_FILE).write_text(resolved_config, encoding="utf-8")
-        (place / DONE_FILE).write_bytes(seal(record))
-
+    mend_generation_config(model, where=target.model)
+    model = model.to(own_dtype(target))
     if adapters and choice.folder is not None:
         source = choice.folder
         publish_folder(root / "adapter", lambda place: copy_adapters(source, place))
-    publish_folder(root / "final", write)
+    publish_folder(root / "final", lambda place: files.write(place, model.save_pretrained))

@@ -59,6 +59,22 @@ def publish_folder(final: Path, write: Callable[[Path], object]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def trial_folder(final: Path) -> Iterator[Path]:
+    """A folder beside `final` that is deleted at the end; what a kill leaves of it, `sweep` removes.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    temporary = _aside(final, "tmp")
+    with write_errors(final):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def discard_folder(folder: Path) -> None:
     """Remove a folder; a kill midway leaves nothing under its name."""
     doomed = _aside(folder, "tmp")

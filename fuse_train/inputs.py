@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuse_train.config import TrainSection
-from fuse_train.models import identity
+from fuse_train.models import identity, load_config, own_dtype
 from fuse_train.samples import AlignedSamples, domains_of
 from fuse_train.selector_start import saved_identity
 from fuse_train.stream import StreamOptions
 from launch.summary import logs_folder
 from store_schema.config import ModelRef, RunConfig
-from store_schema.errors import InputError, ModelError
+from store_schema.errors import InputError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import open_location, storage_errors
 from store_schema.parquet import parquet_errors
@@ -81,16 +81,7 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
 
 
 def _max_positions(ref: ModelRef) -> int | None:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelError(
-            "model of target cannot be loaded", where=ref.model, got=str(error)[:200]
-        ) from error
+    config = load_config(ref, where="target")
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit)
 
@@ -146,14 +137,16 @@ def stream_options(run: RunConfig, section: TrainSection) -> StreamOptions:
 
 
 def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
-    """Of everything that shapes the weights. What sources say does not shape the control."""
+    """Of everything that shapes the weights. What sources say does not shape the control, and the
+    dtype that they are saved in at last does not shape the training."""
     run, samples = inputs.run, inputs.samples
+    target = {name: value for name, value in identity(run.target).items() if name != "dtype"}
     content: dict[str, Any] = {
         "label": label,
         "train": section.content(),
         "seed": run.seed,
         "plan": inputs.plan.fingerprint,
-        "target": identity(run.target),
+        "target": target,
         "tokenizer": inputs.tokenizer.fingerprint,
     }
     if label == "fused" and section.loss.keep_share is not None:
@@ -169,3 +162,8 @@ def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
         if section.selector in ("asn", "constant") and section.asn.start_from is not None:
             content["selector"] = saved_identity(section, len(run.sources))
     return fingerprint(content)
+
+
+def final_fingerprint(run: RunConfig, job: str) -> str:
+    """Of a final folder: the training it came from, and the dtype it is saved in."""
+    return fingerprint({"job": job, "dtype": str(own_dtype(run.target))})

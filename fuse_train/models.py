@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
-
-_UNLOADABLE = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
-"""What transformers raises for folders and names that hold no model, or a damaged one."""
+from store_schema.models import model_config, resolved_dtype
+from store_schema.weight_files import require_weights
 
 
 def load_model(
@@ -40,6 +38,8 @@ def load_model(
             where=ref.model,
             hint="give a folder that save_pretrained wrote",
         )
+    if folder.is_dir():
+        require_weights(folder)
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             ref.model,
@@ -49,13 +49,8 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    except _UNLOADABLE as error:
-        raise ModelError(
-            f"model of {where} cannot be loaded",
-            where=ref.model,
-            got=str(error)[:200],
-            hint="give a whole model folder, or a hub name that this machine can reach",
-        ) from error
+    except Exception as error:  # what a damaged folder raises, no library's list of errors names
+        raise _unloadable(ref, where, error) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ModelError(
@@ -67,27 +62,50 @@ def load_model(
     return model
 
 
+def load_config(ref: ModelRef, *, where: str) -> Any:
+    """The config of a model, as transformers reads it.
+
+    Raises:
+        ModelError: There is none, or transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
+        )
+    except Exception as error:  # as in load_model
+        raise _unloadable(ref, where, error) from error
+
+
+def _unloadable(ref: ModelRef, where: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"model of {where} cannot be loaded",
+        where=ref.model,
+        got=f"{type(error).__name__}: {str(error)[:200]}",
+        hint="give a whole model folder, or a hub name that this machine can reach",
+    )
+
+
 def identity(ref: ModelRef) -> dict[str, Any]:
-    """What fixes a model's weights: a folder's fingerprint, or a hub name and its revision."""
+    """What fixes a model's weights: a folder's fingerprint, or a hub name and its revision, and the
+    dtype that its numbers are rounded to, by its full name where a config is at hand."""
     folder = Path(ref.model)
     if (folder / "config.json").exists():
-        return {"fingerprint": model_fingerprint(folder), "dtype": ref.dtype}
+        dtype = resolved_dtype(ref, model_config(folder))
+        return {"fingerprint": model_fingerprint(folder), "dtype": dtype}
     return {"name": ref.model, "revision": ref.revision, "dtype": ref.dtype}
 
 
-def own_dtype(ref: ModelRef, model: Any) -> torch.dtype:
+def own_dtype(ref: ModelRef) -> torch.dtype:
     """The dtype that the trained model is saved in: the one asked for, else the checkpoint's.
 
     Raises:
-        ModelError: No floating dtype of that name.
+        ModelError: The checkpoint's is no floating dtype.
     """
     name = ref.dtype
     if name == "auto":
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(
-            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
-        )
+        config = load_config(ref, where="target")
         name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

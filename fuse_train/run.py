@@ -11,12 +11,21 @@ from fuse_train.adapters import check_lora
 from fuse_train.asn import AdaptiveSelector
 from fuse_train.checkpoint import TrainState, latest_checkpoint
 from fuse_train.config import TrainSection
-from fuse_train.final import DoneRecord, final_choice, publish_trained, read_done
+from fuse_train.dry_save import dry_save
+from fuse_train.final import (
+    DoneRecord,
+    FinalChoice,
+    FinalFiles,
+    final_choice,
+    publish_trained,
+    read_done,
+)
 from fuse_train.folders import publish_folder, sweep
 from fuse_train.hub import push_final
 from fuse_train.inputs import (
     Inputs,
     check_domains,
+    final_fingerprint,
     final_folder,
     job_fingerprint,
     open_inputs,
@@ -25,12 +34,13 @@ from fuse_train.inputs import (
 )
 from fuse_train.launchers import check_accelerator, check_launcher
 from fuse_train.model_card import CardFacts
+from fuse_train.models import own_dtype
 from fuse_train.processes import quiet_beside_main
 from fuse_train.selector_start import SelectorStart
 from fuse_train.selectors import Selector
 from fuse_train.step_log import StepLog
 from fuse_train.stream import SampleStream
-from fuse_train.target import load_target
+from fuse_train.target import Target, load_target
 from fuse_train.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
 from fuse_train.trainer import LoopInputs, TrainingLoop
 from fuse_train.validation import ValidSet, check_valid, load_valid
@@ -105,7 +115,8 @@ def train_run(run: RunConfig) -> list[Outcome]:
 
 def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag) -> Outcome:
     run, root = inputs.run, final_folder(inputs.run, label).parent
-    checkpoints, mark = root / "checkpoints", job_fingerprint(inputs, label, section)
+    checkpoints, job = root / "checkpoints", job_fingerprint(inputs, label, section)
+    mark = final_fingerprint(run, job)
     accelerator = _accelerator(run, label, section)
     check_accelerator(accelerator, section)
     if accelerator.is_main_process:
@@ -114,7 +125,7 @@ def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag
     accelerator.wait_for_everyone()
     done = read_done(root / "final", mark)
     if done is None:
-        _train_and_publish(inputs, label, section, stop, accelerator, mark)
+        _train_and_publish(inputs, label, section, stop, accelerator, job)
     accelerator.wait_for_everyone()
     record = read_done(root / "final", mark)
     if record is None:
@@ -142,12 +153,12 @@ def _train_and_publish(
     section: TrainSection,
     stop: StopFlag,
     accelerator: Any,
-    mark: str,
+    job: str,
 ) -> None:
     run, root = inputs.run, final_folder(inputs.run, label).parent
     checkpoints = root / "checkpoints"
-    found = latest_checkpoint(checkpoints, mark)
-    path, state = found if found else (None, TrainState(fingerprint=mark, step=0, next_sample=0))
+    found = latest_checkpoint(checkpoints, job)
+    path, state = found if found else (None, TrainState(fingerprint=job, step=0, next_sample=0))
     target = load_target(
         run.target,
         inputs.tokenizer,
@@ -159,6 +170,9 @@ def _train_and_publish(
     valid = _valid(inputs, section)
     if valid is not None:
         check_valid(target.model, valid)
+    if accelerator.is_main_process:
+        _dry_save(inputs, label, section, target, state, root)
+    accelerator.wait_for_everyone()
     stream = SampleStream(
         inputs.samples,
         stream_options(run, section),
@@ -175,13 +189,13 @@ def _train_and_publish(
         label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log
     )
     loop = TrainingLoop(loop_inputs, target, selector, state, accelerator, path)
-    start_trackers(accelerator, run.name, label, mark, step=state.step)
+    start_trackers(accelerator, run.name, label, job, step=state.step)
     try:
         loop.run(stop)
     finally:
         stop_trackers(accelerator)
     if accelerator.is_main_process:
-        _finish(inputs, label, section, loop, root, mark)
+        _finish(inputs, label, section, loop, root)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
 
@@ -235,12 +249,35 @@ def _selector(
     return start.make(None if checkpoint is None else checkpoint / "trainer")
 
 
+def _dry_save(
+    inputs: Inputs, label: str, section: TrainSection, target: Target, state: TrainState, root: Path
+) -> None:
+    """Try the last save, with made-up figures where there are none yet."""
+    ref = inputs.run.target
+    bpb = dict.fromkeys(inputs.domains, 1.0)
+    files = _final_files(
+        inputs, label, section, state.model_copy(update={"before": bpb}), FinalChoice(0, None, bpb)
+    )
+    dry_save(root, target.model, ref, own_dtype(ref), section.lora, files.write)
+
+
 def _finish(
-    inputs: Inputs, label: str, section: TrainSection, loop: TrainingLoop, root: Path, mark: str
+    inputs: Inputs, label: str, section: TrainSection, loop: TrainingLoop, root: Path
 ) -> None:
     """Publish what was trained, read back from its checkpoint."""
-    run, state = inputs.run, loop.state
+    state = loop.state
     choice = final_choice(state, root / "checkpoints", keep_best=section.keep_best)
+    files = _final_files(inputs, label, section, state, choice)
+    if isinstance(loop.selector, AdaptiveSelector):
+        # Not in final/: engines load every safetensors file that lies beside a model.
+        publish_folder(root / "selector", loop.selector.save)
+    publish_trained(root, choice, inputs.run.target, files, adapters=section.lora is not None)
+
+
+def _final_files(
+    inputs: Inputs, label: str, section: TrainSection, state: TrainState, choice: FinalChoice
+) -> FinalFiles:
+    run = inputs.run
     sources = {name: ref.model for name, ref in run.sources.items()} if label == "fused" else {}
     facts = CardFacts(
         run_name=run.name,
@@ -259,7 +296,7 @@ def _finish(
         num_steps=state.step,
     )
     record = DoneRecord(
-        fingerprint=mark,
+        fingerprint=final_fingerprint(run, state.fingerprint),
         label=label,
         num_steps=state.step,
         step=choice.step,
@@ -267,16 +304,4 @@ def _finish(
         after=choice.bpb,
         seconds=state.seconds,
     )
-    if isinstance(loop.selector, AdaptiveSelector):
-        # Not in final/: engines load every safetensors file that lies beside a model.
-        publish_folder(root / "selector", loop.selector.save)
-    publish_trained(
-        root,
-        choice,
-        run.target,
-        inputs.tokenizer,
-        record,
-        facts,
-        run.resolved(),
-        adapters=section.lora is not None,
-    )
+    return FinalFiles(inputs.tokenizer, record, facts, run.resolved())

@@ -10,6 +10,7 @@ import torch
 
 from fuse_train.adapters import add_adapters, four_bit_config, load_adapters, merged
 from fuse_train.config import TrainSection
+from fuse_train.generation_config import mend_generation_config
 from fuse_train.heads import check_head
 from fuse_train.models import load_model
 from fuse_train.packing import check_packing
@@ -70,6 +71,7 @@ def load_target(
         )
     else:
         model = load_model(ref, where="target")
+    mend_generation_config(model, where=ref.model)
     _check_rows(model, tokenizer, ref)
     check_head(model, where=ref.model)
     if section.pack_tokens is not None:

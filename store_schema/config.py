@@ -49,6 +49,20 @@ class SectionModel(StrictModel):
 Section = TypeVar("Section", bound=SectionModel)
 
 
+_DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
+_DTYPE_ALIASES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+    "fp64": "float64",
+    "double": "float64",
+}
+
+
 class ModelRef(StrictModel):
     """A model to load: a local folder, or a hub name with a pinned revision."""
 
@@ -57,7 +71,8 @@ class ModelRef(StrictModel):
     revision: str | None = None
     """Commit of a hub model. None takes the folder, or the hub's default branch."""
     dtype: str = "auto"
-    """torch dtype by name, 'auto' takes the checkpoint's."""
+    """bfloat16, float16, float32 or float64, also by their usual short names (bf16, half, fp32,
+    torch.bfloat16); 'auto' takes the checkpoint's."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
     bos: BosRule = "auto"
@@ -67,6 +82,15 @@ class ModelRef(StrictModel):
     by_offsets: bool = False
     """Accept a tokenizer that changes text (WordPiece, lower case, NFKC): where its tokens do not join
     to the text, they end where the tokenizer's own offsets say. Such text is refused otherwise."""
+
+    @field_validator("dtype")
+    @classmethod
+    def _one_name_each(cls, given: str) -> str:
+        plain = given.strip().lower().removeprefix("torch.")
+        name = _DTYPE_ALIASES.get(plain, plain)
+        if name not in _DTYPES:
+            raise ValueError("must be one of " + ", ".join(_DTYPES))
+        return name
 
 
 class RunConfig(StrictModel):

@@ -194,6 +194,6 @@ def resolved_dtype(ref: ModelRef, config: dict[str, Any]) -> str:
     Engines must not choose by themselves: 'auto' means another type to each of them.
     """
     if ref.dtype != "auto":
-        return ref.dtype.removeprefix("torch.")
+        return ref.dtype
     found = config.get("dtype") or config.get("torch_dtype") or "float32"
     return str(found).removeprefix("torch.")

@@ -381,7 +381,7 @@ def test_a_damaged_target_is_one_line(tmp_path, capsys) -> None:
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
     weights_file = tmp_path / "target/model.safetensors"
     weights_file.write_bytes(b"\xff" * 8 + weights_file.read_bytes()[8:])
-    assert "model of target cannot be loaded" in refused(tmp_path, capsys)
+    assert "file of weights is damaged" in refused(tmp_path, capsys)
 
 
 def test_fingerprints_of_whole_stores_do_not_know_of_partial_ones(tmp_path) -> None:

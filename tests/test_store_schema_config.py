@@ -198,3 +198,27 @@ def test_section_asked_as_another_is_a_mistake_of_ours() -> None:
     with_it = run.model_copy(update={"sections": {"small": SectionModel()}})
     with pytest.raises(TypeError, match="small"):
         with_it.section("small", Small)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("auto", "auto"),
+        ("bf16", "bfloat16"),
+        ("torch.bfloat16", "bfloat16"),
+        ("BF16", "bfloat16"),
+        ("half", "float16"),
+        ("fp16", "float16"),
+        ("float", "float32"),
+        ("fp32", "float32"),
+        ("double", "float64"),
+    ],
+)
+def test_dtypes_by_their_usual_names(given: str, read: str) -> None:
+    assert ModelRef(model="m", dtype=given).dtype == read
+
+
+@pytest.mark.parametrize("given", ["int8", "b16", "", "bfloat", "torch", "float8_e4m3fn"])
+def test_other_dtypes_are_refused(given: str) -> None:
+    with pytest.raises(ValidationError, match="must be one of auto, bfloat16"):
+        ModelRef(model="m", dtype=given)
