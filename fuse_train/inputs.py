@@ -20,6 +20,7 @@ from store_schema.config import ModelRef, RunConfig
 from store_schema.errors import InputError, ModelError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import open_location, storage_errors
+from store_schema.models import local_ref
 from store_schema.parquet import parquet_errors
 from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan
 from store_schema.reader import StoreReader
@@ -83,6 +84,7 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
 def _max_positions(ref: ModelRef) -> int | None:
     from transformers import AutoConfig
 
+    ref = local_ref(ref)
     try:
         config = AutoConfig.from_pretrained(
             ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
+from store_schema.models import local_ref
 
 _UNLOADABLE = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
 """What transformers raises for folders and names that hold no model, or a damaged one."""
@@ -33,6 +34,7 @@ def load_model(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    ref = local_ref(ref)
     folder = Path(ref.model)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ModelError(
@@ -69,6 +71,7 @@ def load_model(
 
 def identity(ref: ModelRef) -> dict[str, Any]:
     """What fixes a model's weights: a folder's fingerprint, or a hub name and its revision."""
+    ref = local_ref(ref)
     folder = Path(ref.model)
     if (folder / "config.json").exists():
         return {"fingerprint": model_fingerprint(folder), "dtype": ref.dtype}
@@ -81,6 +84,7 @@ def own_dtype(ref: ModelRef, model: Any) -> torch.dtype:
     Raises:
         ModelError: No floating dtype of that name.
     """
+    ref = local_ref(ref)
     name = ref.dtype
     if name == "auto":
         from transformers import AutoConfig

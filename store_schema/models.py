@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from store_schema.errors import ModelError
+from store_schema.gguf_file import unpack
 
 if TYPE_CHECKING:
     from store_schema.config import ModelRef
@@ -15,22 +16,61 @@ _NOT_NEEDED = ["*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.pth", "original/*", "
 
 
 def resolve_model(ref: ModelRef) -> Path:
-    """The local folder of a model; a hub model is taken from the cache, else downloaded.
+    """The local folder of a model; a hub model is taken from the cache, else downloaded. A GGUF file
+    is unpacked on the first call.
 
     Raises:
         ModelError: There is no such folder, or the hub has or gives no such model.
     """
+    if is_gguf(ref):
+        return _unpacked(ref)
     folder = Path(ref.model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError("model folder has no config.json", where=ref.model)
+            ggufs = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))[:4])
+            raise ModelError(
+                "model folder has no config.json",
+                where=ref.model,
+                got=ggufs or None,
+                hint="name the GGUF file with gguf_file" if ggufs else None,
+            )
         return folder
     if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
         raise ModelError("model folder not found", where=ref.model)
     return _from_hub(ref)
 
 
-def _from_hub(ref: ModelRef) -> Path:
+def is_gguf(ref: ModelRef) -> bool:
+    """Whether the model is a GGUF file."""
+    return ref.gguf_file is not None or ref.model.endswith(".gguf")
+
+
+def local_ref(ref: ModelRef) -> ModelRef:
+    """The reference that loaders of transformers can take: for a GGUF file that of its unpacked
+    folder, for all else `ref` itself.
+
+    Raises:
+        ModelError: The GGUF file is missing or cannot be unpacked.
+    """
+    if not is_gguf(ref):
+        return ref
+    return ref.model_copy(
+        update={"model": str(_unpacked(ref)), "revision": None, "gguf_file": None}
+    )
+
+
+def _unpacked(ref: ModelRef) -> Path:
+    if ref.gguf_file is None:
+        return unpack(Path(ref.model), ref.dtype)
+    folder = Path(ref.model)
+    if not folder.is_dir():
+        if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
+            raise ModelError("model folder not found", where=ref.model)
+        folder = _from_hub(ref, only=(ref.gguf_file, "tokenizer*", "*.jinja", "special_tokens*"))
+    return unpack(folder / ref.gguf_file, ref.dtype, tokenizer_folder=folder)
+
+
+def _from_hub(ref: ModelRef, only: tuple[str, ...] = ()) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -39,7 +79,8 @@ def _from_hub(ref: ModelRef) -> Path:
             snapshot_download(
                 ref.model,
                 revision=ref.revision,
-                ignore_patterns=_NOT_NEEDED,
+                allow_patterns=list(only) or None,
+                ignore_patterns=None if only else _NOT_NEEDED,
                 local_files_only=local_files_only,
             )
         )

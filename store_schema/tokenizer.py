@@ -15,6 +15,7 @@ import numpy.typing as npt
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError, TokenizerError
 from store_schema.fingerprint import fingerprint
+from store_schema.models import local_ref
 from store_schema.plan import Segment
 from store_schema.vocabulary import Vocabulary, vocabulary_of
 
@@ -101,6 +102,7 @@ class SegmentTokenizer:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
         from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+        ref = local_ref(ref)
         folder = Path(ref.model)
         tokenizer_files = [*folder.glob("tokenizer*"), *folder.glob("*.model")]
         if folder.is_dir() and not tokenizer_files:

@@ -84,3 +84,28 @@ def test_dtype_is_never_left_to_an_engine() -> None:
     assert resolved_dtype(auto, {"torch_dtype": "torch.float16"}) == "float16"
     assert resolved_dtype(auto, {}) == "float32"
     assert resolved_dtype(given, {"dtype": "float32"}) == "bfloat16"
+
+
+def test_one_gguf_file_of_a_hub_repository_is_fetched_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    from store_schema import models
+
+    asked: list[dict[str, object]] = []
+
+    def snapshot(_: str, **options: object) -> str:
+        asked.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(models, "unpack", lambda file, dtype, tokenizer_folder: file)
+    ref = ModelRef(model="some/model-GGUF", revision="abc", gguf_file="q4.gguf")
+    assert resolve_model(ref) == tmp_path / "q4.gguf"
+    patterns = asked[0]["allow_patterns"]
+    assert isinstance(patterns, list)
+    assert patterns[0] == "q4.gguf"
+    assert asked[0]["revision"] == "abc"
+    with pytest.raises(ModelError, match="model folder not found"):
+        resolve_model(ModelRef(model="./gone", gguf_file="q4.gguf"))
