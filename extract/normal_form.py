@@ -20,6 +20,8 @@ from tokenizers.normalizers import NFC
 from extract.config import CorpusSection
 from extract.documents import Document, context_json
 from store_schema.config import ModelRef, RunConfig
+from store_schema.errors import ModelError
+from store_schema.models import local_ref
 
 _NORMALISER = NFC()
 _UNDECIDED = re.compile(
@@ -70,11 +72,12 @@ def reads_nfc(ref: ModelRef) -> bool | None:
         if content is None or found is None:
             return None
         return _composes(json.JSONDecoder().raw_decode(content, found.end())[0])
-    except (OSError, ValueError):
+    except (OSError, ValueError, ModelError):
         return None
 
 
 def _tokenizer_file(ref: ModelRef) -> Path | None:
+    ref = local_ref(ref)
     folder = Path(ref.model)
     if folder.is_dir() or ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
         return folder / "tokenizer.json"

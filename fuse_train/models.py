@@ -10,7 +10,7 @@ import torch
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
-from store_schema.models import model_config, resolved_dtype
+from store_schema.models import local_ref, model_config, resolved_dtype
 from store_schema.weight_files import require_weights
 
 
@@ -31,6 +31,7 @@ def load_model(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    ref = local_ref(ref)
     folder = Path(ref.model)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ModelError(
@@ -70,6 +71,7 @@ def load_config(ref: ModelRef, *, where: str) -> Any:
     """
     from transformers import AutoConfig
 
+    ref = local_ref(ref)
     try:
         return AutoConfig.from_pretrained(
             ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
@@ -90,6 +92,7 @@ def _unloadable(ref: ModelRef, where: str, error: Exception) -> ModelError:
 def identity(ref: ModelRef) -> dict[str, Any]:
     """What fixes a model's weights: a folder's fingerprint, or a hub name and its revision, and the
     dtype that its numbers are rounded to, by its full name where a config is at hand."""
+    ref = local_ref(ref)
     folder = Path(ref.model)
     if (folder / "config.json").exists():
         dtype = resolved_dtype(ref, model_config(folder))

@@ -107,7 +107,7 @@ def load_trained(ref: ModelRef, folder: Path, *, adapters: bool) -> Any:
 
 def in_folder(ref: ModelRef, folder: Path) -> ModelRef:
     """The same model with weights from a folder: what the run file says of it still holds."""
-    return ref.model_copy(update={"model": str(folder), "revision": None})
+    return ref.model_copy(update={"model": str(folder), "revision": None, "gguf_file": None})
 
 
 def _check_rows(model: Any, tokenizer: SegmentTokenizer, ref: ModelRef) -> None:

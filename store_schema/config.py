@@ -64,10 +64,12 @@ _DTYPE_ALIASES = {
 
 
 class ModelRef(StrictModel):
-    """A model to load: a local folder, or a hub name with a pinned revision."""
+    """A model to load: a local folder, a GGUF file, or a hub name with a pinned revision."""
 
     model: str = Field(min_length=1)
-    """Folder or hub name."""
+    """Folder, hub name, or a GGUF file (unpacked once into a cached folder: docs/real.md)."""
+    gguf_file: str | None = Field(default=None, min_length=1)
+    """Name of a GGUF file in that folder or hub repository, which is then the model."""
     revision: str | None = None
     """Commit of a hub model. None takes the folder, or the hub's default branch."""
     dtype: str = "auto"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from store_schema.errors import ModelError
+from store_schema.gguf_file import unpack
 
 if TYPE_CHECKING:
     from store_schema.config import ModelRef
@@ -18,16 +19,28 @@ _TOKENIZER_FILES = [
 ]  # fmt: skip
 
 
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
 def resolve_model(ref: ModelRef) -> Path:
-    """The local folder of a model; a hub model is taken from the cache, else downloaded.
+    """The local folder of a model; a hub model is taken from the cache, else downloaded. A GGUF file
+    is unpacked on the first call.
 
     Raises:
         ModelError: There is no such folder, or the hub has or gives no such model.
     """
+    if is_gguf(ref):
+        return _unpacked(ref)
     folder = Path(ref.model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError("model folder has no config.json", where=ref.model)
+            ggufs = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))[:4])
+            raise ModelError(
+                "model folder has no config.json",
+                where=ref.model,
+                got=ggufs or None,
+                hint="name the GGUF file with gguf_file" if ggufs else None,
+            )
         return folder
     if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
         raise ModelError("model folder not found", where=ref.model)
@@ -44,15 +57,49 @@ def resolve_tokenizer(ref: ModelRef, *, name: str) -> Path:
     Raises:
         ModelError: There is no such folder, or the hub has or gives no such model.
     """
+    ref = local_ref(ref)
     folder = Path(ref.model)
     if folder.is_dir():
         return folder
     if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
         raise ModelError(f"folder of {name}'s tokenizer not found", where=ref.model)
-    return _from_hub(ref, only=_TOKENIZER_FILES)
+    return _from_hub(ref, only=_TOKENIZER_FILES, needed=("tokenizer*", "tekken.json"))
 
 
-def _from_hub(ref: ModelRef, *, only: list[str] | None = None) -> Path:
+def is_gguf(ref: ModelRef) -> bool:
+    """Whether the model is a GGUF file."""
+    return ref.gguf_file is not None or ref.model.endswith(".gguf")
+
+
+def local_ref(ref: ModelRef) -> ModelRef:
+    """The reference that loaders of transformers can take: for a GGUF file that of its unpacked
+    folder, for all else `ref` itself.
+
+    Raises:
+        ModelError: The GGUF file is missing or cannot be unpacked.
+    """
+    if not is_gguf(ref):
+        return ref
+    return ref.model_copy(
+        update={"model": str(_unpacked(ref)), "revision": None, "gguf_file": None}
+    )
+
+
+def _unpacked(ref: ModelRef) -> Path:
+    if ref.gguf_file is None:
+        return unpack(Path(ref.model), ref.dtype)
+    folder = Path(ref.model)
+    if not folder.is_dir():
+        if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
+            raise ModelError("model folder not found", where=ref.model)
+        files = [ref.gguf_file, "tokenizer*", "*.jinja", "special_tokens*"]
+        folder = _from_hub(ref, only=files, needed=(ref.gguf_file,))
+    return unpack(folder / ref.gguf_file, ref.dtype, tokenizer_folder=folder)
+
+
+def _from_hub(
+    ref: ModelRef, *, only: list[str] | None = None, needed: tuple[str, ...] = _WEIGHTS
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -62,7 +109,7 @@ def _from_hub(ref: ModelRef, *, only: list[str] | None = None) -> Path:
                 ref.model,
                 revision=ref.revision,
                 allow_patterns=only,
-                ignore_patterns=_NOT_NEEDED,
+                ignore_patterns=None if only else _NOT_NEEDED,
                 local_files_only=local_files_only,
             )
         )
@@ -71,7 +118,7 @@ def _from_hub(ref: ModelRef, *, only: list[str] | None = None) -> Path:
         try:
             cached = snapshot(local_files_only=True)
             # A snapshot in the cache may hold a few files of the model's only.
-            if only is None or any(cached.glob("tokenizer*")):
+            if any(True for pattern in needed for _ in cached.glob(pattern)):
                 return cached
         except LocalEntryNotFoundError:
             pass
@@ -129,6 +176,7 @@ def model_rows(ref: ModelRef) -> int | None:
 
 def _config_folder(ref: ModelRef) -> Path | None:
     """The folder that holds config.json; of a hub model no other file is fetched."""
+    ref = local_ref(ref)
     folder = Path(ref.model)
     if folder.is_dir():
         return folder if (folder / "config.json").is_file() else None
@@ -156,6 +204,7 @@ def _named_rows(config: dict[str, Any]) -> int | None:
 def _class_rows(ref: ModelRef) -> int:
     from transformers import AutoConfig
 
+    ref = local_ref(ref)
     where = f"{ref.model}, config.json"
     try:
         config = AutoConfig.from_pretrained(

@@ -27,6 +27,7 @@ from fuse_train.final import read_done
 from fuse_train.run import train_run
 from store_schema.config import ModelRef
 from store_schema.errors import MismatchError, ModelError, StorageError
+from store_schema.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_refusals import completed, refused
 from tests.test_fuse_train_run import lines_of, weights, with_train
@@ -133,14 +134,12 @@ def test_whatever_is_raised_ends_in_one_line(tmp_path, raised, told) -> None:
 def test_a_tokenizer_that_cannot_be_saved_is_refused_before_the_first_step(
     tmp_path, capsys, monkeypatch
 ) -> None:
-    from transformers import PreTrainedTokenizerFast
-
     made = make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
 
     def fail(self: object, *_: object, **__: object) -> None:
         raise NotImplementedError("no way to save this")
 
-    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", fail)
+    monkeypatch.setattr(SegmentTokenizer, "save_pretrained", fail)
     line = refused(tmp_path, capsys)
     assert "could not be saved, so training was not begun" in line
     assert made.target.model in line

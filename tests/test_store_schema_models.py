@@ -43,6 +43,8 @@ def test_a_hub_name_is_taken_from_the_cache_first(
         asked.append((name, revision, local_files_only))
         if local_files_only and len(asked) == 1:
             raise LocalEntryNotFoundError("not in the cache")
+        if not local_files_only:
+            (tmp_path / "model.safetensors").touch()
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -51,6 +53,10 @@ def test_a_hub_name_is_taken_from_the_cache_first(
     assert asked == [("some/model", "abc", True), ("some/model", "abc", False)]
     assert resolve_model(ref) == tmp_path
     assert asked[2:] == [("some/model", "abc", True)]
+    # A snapshot that was fetched for its tokenizer alone has no weights yet.
+    (tmp_path / "model.safetensors").unlink()
+    assert resolve_model(ref) == tmp_path
+    assert asked[3:] == [("some/model", "abc", True), ("some/model", "abc", False)]
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_error(
@@ -140,3 +146,28 @@ def test_rows_of_a_hub_model_need_its_config_alone(
     monkeypatch.undo()
     with pytest.raises(ModelError, match="neither a folder nor to be had from the hub"):
         model_rows(ModelRef(model="some/model"))
+
+
+def test_one_gguf_file_of_a_hub_repository_is_fetched_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    from store_schema import models
+
+    asked: list[dict[str, object]] = []
+
+    def snapshot(_: str, **options: object) -> str:
+        asked.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(models, "unpack", lambda file, dtype, tokenizer_folder: file)
+    ref = ModelRef(model="some/model-GGUF", revision="abc", gguf_file="q4.gguf")
+    assert resolve_model(ref) == tmp_path / "q4.gguf"
+    patterns = asked[0]["allow_patterns"]
+    assert isinstance(patterns, list)
+    assert patterns[0] == "q4.gguf"
+    assert asked[0]["revision"] == "abc"
+    with pytest.raises(ModelError, match="model folder not found"):
+        resolve_model(ModelRef(model="./gone", gguf_file="q4.gguf"))
