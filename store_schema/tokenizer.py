@@ -101,11 +101,12 @@ class SegmentTokenizer:
             TokenizerError: As for the constructor.
         """
         folder = resolve_tokenizer(ref, name=name)
-        if not (folder / TOKENIZER_FILE).exists():
-            made = converted(folder, ref, name=name)
-            return cls(made, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
+        source: Source
+        if (folder / TOKENIZER_FILE).exists():
+            source = FolderSource(folder, name=name, trust_remote_code=ref.trust_remote_code)
+        else:
+            source = converted(folder, ref, name=name)
         loaded = cls.__new__(cls)
-        source = FolderSource(folder, name=name, trust_remote_code=ref.trust_remote_code)
         loaded._begin(source, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
         return loaded
 

@@ -131,8 +131,9 @@ def _add_configured(backend: Tokenizer, folder: Path, *, name: str) -> None:
     from tokenizers import AddedToken
 
     beyond: dict[int, Any] = {}
+    size = backend.get_vocab_size()
     for index, entry in _added_entries(folder, name=name).items():
-        if str(index).isdecimal() and int(index) >= backend.get_vocab_size():
+        if str(index).isdecimal() and int(index) >= size:
             beyond[int(index)] = entry
     for index, entry in sorted(beyond.items()):
         fields = dict(entry) if isinstance(entry, dict) else {"content": entry}
