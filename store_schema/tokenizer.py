@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +24,15 @@ from store_schema.models import model_rows, resolve_tokenizer
 from store_schema.piece_bytes import vocabulary_of
 from store_schema.plan import Segment
 from store_schema.tokenizer_class import Tokens, around_a_text
-from store_schema.tokenizer_files import TOKENIZER_FILE
+from store_schema.tokenizer_files import TOKENIZER_FILE, files_signature
 from store_schema.tokenizer_save import make_faithful, write_start
 from store_schema.tokenizer_source import FolderSource, ObjectSource, Source, converted, model_state
 from store_schema.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
+
+_OPEN: WeakValueDictionary[Any, SegmentTokenizer] = WeakValueDictionary()
+"""Tokenizers in use in this process by what they were read from: a stage may ask for one again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class SegmentTokenizer:
 
     @classmethod
     def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
-        """Load the tokenizer of `ref`.
+        """Load the tokenizer of `ref`; one that is in use and unchanged is not read again.
 
         Args:
             ref: Folder or hub name.
@@ -101,15 +106,25 @@ class SegmentTokenizer:
             TokenizerError: As for the constructor.
         """
         folder = resolve_tokenizer(ref, name=name)
-        if (folder / TOKENIZER_FILE).exists():
-            loaded = cls.__new__(cls)
-            source = FolderSource(folder, name=name, trust_remote_code=ref.trust_remote_code)
-            loaded._begin(source, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
-        else:
-            made = converted(folder, ref, name=name)
-            loaded = cls(made, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
-        loaded.end_at(model_rows(ref))
-        return loaded
+        rows = model_rows(ref)
+        asked = (ref.bos, ref.by_offsets, ref.trust_remote_code, rows)
+        key = (folder.resolve(), files_signature(folder), asked)
+        known = _OPEN.get(key)
+        if known is None:
+            source: Source
+            if (folder / TOKENIZER_FILE).exists():
+                source = FolderSource(folder, name=name, trust_remote_code=ref.trust_remote_code)
+            else:
+                source = converted(folder, ref, name=name)
+            known = cls.__new__(cls)
+            known._begin(source, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
+            known.end_at(rows)
+            _OPEN[key] = known
+        if known.name == name:
+            return known
+        other = copy.copy(known)
+        other.name = name
+        return other
 
     def _begin(self, source: Source, *, name: str, by_offsets: bool, bos: BosRule) -> None:
         backend = source.open()

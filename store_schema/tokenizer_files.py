@@ -15,6 +15,7 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TEKKEN_FILE = "tekken.json"
 
+_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -33,6 +34,13 @@ def require_tokenizer_files(folder: Path, *, name: str) -> None:
             got=", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "empty folder",
             hint="save the tokenizer beside the weights",
         )
+
+
+def files_signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of every file that a tokenizer may be read from."""
+    files = [p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file()]
+    stats = [(path.name, path.stat()) for path in sorted(files)]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def read_backend(path: Path, *, name: str) -> Tokenizer:
@@ -131,8 +139,9 @@ def _add_configured(backend: Tokenizer, folder: Path, *, name: str) -> None:
     from tokenizers import AddedToken
 
     beyond: dict[int, Any] = {}
+    size = backend.get_vocab_size()
     for index, entry in _added_entries(folder, name=name).items():
-        if str(index).isdecimal() and int(index) >= backend.get_vocab_size():
+        if str(index).isdecimal() and int(index) >= size:
             beyond[int(index)] = entry
     for index, entry in sorted(beyond.items()):
         fields = dict(entry) if isinstance(entry, dict) else {"content": entry}

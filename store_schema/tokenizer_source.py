@@ -96,12 +96,12 @@ class ObjectSource:
 
     Args:
         tokenizer: With a `tokenizers` backend.
+        adds_bos: Whether its model was trained with BOS before a text; None where the object says.
     """
 
-    adds_bos: bool | None = None
-
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, adds_bos: bool | None = None) -> None:
         self.roles = tokenizer
+        self.adds_bos = adds_bos
 
     def open(self) -> Tokenizer:
         """A copy of its backend."""
@@ -138,7 +138,7 @@ def _merges(tokenizer_json: str) -> list[str]:
     return [m.replace(" ", "\0") if isinstance(m, str) else "\0".join(m) for m in merges]
 
 
-def converted(folder: Path, ref: ModelRef, *, name: str) -> Any:
+def converted(folder: Path, ref: ModelRef, *, name: str) -> ObjectSource:
     """transformers' own conversion of files that are no tokenizer.json.
 
     Args:
@@ -149,17 +149,14 @@ def converted(folder: Path, ref: ModelRef, *, name: str) -> Any:
     Raises:
         ModelError: There are no such files, or transformers cannot convert them.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     require_tokenizer_files(folder, name=name)
-    named = tokenizer_config(folder, name=name).get("tokenizer_class")
-    tekken = folder / TEKKEN_FILE
-    for path in [*folder.glob("*.model"), *([tekken] if tekken.exists() else [])]:
+    tekken = is_tekken_alone(folder)
+    for path in [*folder.glob("*.model"), *([folder / TEKKEN_FILE] if tekken else [])]:
         require_content(path, name=name)
-    generic = named in _GENERIC_CLASSES or is_tekken_alone(folder)
-    loader = PreTrainedTokenizerFast if generic else AutoTokenizer
     try:
-        return loader.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
+        made = _of_tekken(folder) if tekken else _of_class(folder, ref, name=name)
+    except ModelError:
+        raise
     except (
         Exception
     ) as error:  # sentencepiece, tiktoken and a model's own code raise what they like
@@ -170,6 +167,29 @@ def converted(folder: Path, ref: ModelRef, *, name: str) -> Any:
             got=f"{type(error).__name__}: {str(error)[:200]}",
             hint=f"save it as {TOKENIZER_FILE} beside the weights",
         ) from error
+    if not isinstance(getattr(made, "backend_tokenizer", None), Tokenizer):
+        raise ModelError(
+            f"tokenizer of {name} has no fast backend",
+            where=ref.model,
+            got=type(made).__name__,
+            hint=f"save it as {TOKENIZER_FILE} beside the weights",
+        )
+    # tekken.json says nothing of BOS; the library that it belongs to always begins with it.
+    return ObjectSource(made, adds_bos=True if tekken else None)
+
+
+def _of_class(folder: Path, ref: ModelRef, *, name: str) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    named = tokenizer_config(folder, name=name).get("tokenizer_class")
+    loader = PreTrainedTokenizerFast if named in _GENERIC_CLASSES else AutoTokenizer
+    return loader.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
+
+
+def _of_tekken(folder: Path) -> Any:
+    from transformers.integrations.mistral import convert_tekken_tokenizer
+
+    return convert_tekken_tokenizer(str(folder / TEKKEN_FILE))
 
 
 def is_tekken_alone(folder: Path) -> bool:

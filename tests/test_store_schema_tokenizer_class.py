@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from pathlib import Path
@@ -16,7 +17,7 @@ from store_schema.errors import LogitfuseError, ModelError, TokenizerError
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.tokenizer_class import PROBES
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
-from tests.tokenizer_zoo import zoo
+from tests.tokenizer_zoo import CL100K, house_texts, trained_ranks, zoo
 
 TEXTS = [*PROBES.values(), *(text for texts in SAMPLE_TEXTS.values() for text in texts)]
 
@@ -266,3 +267,55 @@ def test_opening_reads_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tokenizer.fingerprint
     tokenizer.warn_of_class()
     assert len(times) == 1
+    other = SegmentTokenizer.load(ModelRef(model=str(tmp_path)), name="target")
+    assert (other.name, tokenizer.name) == ("target", "m")
+    assert other.fingerprint == tokenizer.fingerprint
+    assert len(times) == 1
+    assert load(tmp_path, bos="never").bos_ids == ()
+    edit(tmp_path / "tokenizer_config.json", {"add_bos_token": False})
+    assert load(tmp_path).bos_ids == ()
+    assert len(times) == 3
+
+
+def tekken_file(path: Path) -> None:
+    """tekken.json as Mistral's folders have it, over a small vocabulary trained here."""
+    ranks = trained_ranks(house_texts(), 700)
+    longer = [piece for piece in sorted(ranks, key=ranks.__getitem__) if len(piece) > 1]
+    pieces = [
+        {"rank": rank, "token_bytes": base64.b64encode(piece).decode(), "token_str": None}
+        for rank, piece in enumerate([*(bytes([i]) for i in range(256)), *longer])
+    ]
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>"]
+    specials = [{"rank": i, "token_str": n, "is_control": True} for i, n in enumerate(names)]
+    sizes = {"default_vocab_size": len(pieces) + 10, "default_num_special_tokens": 10}
+    config = {"pattern": CL100K, "num_vocab_tokens": len(pieces), "version": "v3", **sizes}
+    path.write_text(json.dumps({"config": config, "vocab": pieces, "special_tokens": specials}))
+
+
+def test_tekken_alone_is_read_as_its_own_library_reads_it(tmp_path: Path) -> None:
+    tekken_file(tmp_path / "tekken.json")
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    tokenizer = load(tmp_path)
+    assert (tokenizer.bos_ids, tokenizer.eos_id) == ((1,), 2)
+    texts = [text for text in TEXTS if text]
+    assert [ends[-1] for ends in tokenizer.token_ends(texts)] == [len(t.encode()) for t in texts]
+    (tmp_path / "final").mkdir()
+    tokenizer.save_pretrained(tmp_path / "final")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "final")
+    read = tokenizer.encode_text(texts)
+    plain = [i for i, text in enumerate(texts) if "<s>" not in text]
+    assert [loaded(texts[i])["input_ids"] for i in plain] == [[1, *read[i]] for i in plain]
+    tekken = pytest.importorskip("mistral_common.tokens.tokenizers.tekken")
+    theirs = tekken.Tekkenizer.from_file(tmp_path / "tekken.json")
+    assert read == [theirs.encode(text, bos=False, eos=False) for text in texts]
+
+
+def test_tekken_beside_the_file_is_not_looked_at(tmp_path: Path) -> None:
+    folder = published(tmp_path, "mistral")
+    alone = load(folder).fingerprint
+    (folder / "tekken.json").write_text("{}")
+    assert load(folder).fingerprint == alone
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="cannot be converted") as caught:
+        load(folder)
+    assert "save it as tokenizer.json" in caught.value.line()
