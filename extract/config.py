@@ -132,8 +132,10 @@ class ExtractSection(SectionModel):
         }
     )
 
-    engine: Literal["vllm", "transformers"] = "vllm"
-    """What runs the model. Both give the same to about 1e-5 nats, not to the last bit."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """What runs the model. Both give the same to about 1e-5 nats, not to the last bit. auto: what a
+    store was begun with; else transformers where only it will do (draws, extras, `device: cpu`) and
+    for bf16 and fp16 models with a float32 head on a machine without a GPU, and vLLM for the rest."""
     top_k: int = Field(default=64, ge=1, le=1 << 17)
     """topk: entries the engine gives at each position; the section `store` says which are kept."""
     estimator: Literal["topk", "sampled"] = "topk"
@@ -180,7 +182,7 @@ class ExtractSection(SectionModel):
 
     @model_validator(mode="after")
     def _whole_distribution(self) -> Self:
-        if self.estimator == "sampled" and self.engine != "transformers":
+        if self.estimator == "sampled" and self.engine == "vllm":
             raise ValueError(
                 "estimator sampled needs engine transformers: vLLM hands out whole distributions as "
                 "Python lists, with 4,096 ids at a ninth of its speed, with more at less"
@@ -194,14 +196,33 @@ class ExtractSection(SectionModel):
 
     @model_validator(mode="after")
     def _extras_need_all(self) -> Self:
-        if self.extras and self.engine != "transformers":
+        if self.extras and self.engine == "vllm":
             raise ValueError(
                 f"extras {', '.join(self.extras)} need engine transformers: vLLM hands out the best "
                 "log-probabilities only, never the whole distribution"
             )
-        if self.quantization is not None and self.engine != "vllm":
+        if self.quantization is not None and (self.engine == "transformers" or self.needs_all):
             raise ValueError("quantization needs engine vllm")
         return self
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether whole distributions are needed, which the transformers engine alone has."""
+        return self.estimator == "sampled" or bool(self.extras)
+
+    def settled(self, *, on_cpu: bool, fp32_head: bool) -> Self:
+        """The same with an engine chosen where it is left open.
+
+        Args:
+            on_cpu: Whether the machine has no GPU.
+            fp32_head: Whether logits are computed in float32 though the model is not: on a CPU vLLM
+                then converts the whole output weight in every step, twice.
+        """
+        if self.engine != "auto":
+            return self
+        serves = self.needs_all or self.device == "cpu" or (on_cpu and fp32_head)
+        engine = "transformers" if serves and self.quantization is None else "vllm"
+        return self.model_copy(update={"engine": engine})
 
     def step_tokens(self, *, on_cpu: bool) -> int:
         """vllm: most tokens of one step."""

@@ -172,7 +172,7 @@ class EngineSpec:
     @property
     def fp32_head(self) -> bool:
         """Whether logits are computed in another type than the rest."""
-        return self.section.fp32_head and self.dtype != "float32"
+        return _has_fp32_head(self.section, self.dtype)
 
 
 def engine_spec(
@@ -230,18 +230,38 @@ def engine_spec(
             expected=f"at most {most}",
             got=longest,
         )
+    dtype = resolved_dtype(ref, config)
     return EngineSpec(
         source=name,
         folder=folder,
         ref=ref,
-        section=section,
-        dtype=resolved_dtype(ref, config),
+        section=settled_section(section, dtype),
+        dtype=dtype,
         vocab_size=vocab_size,
         model_vocab_size=size,
         longest=longest,
         seed=seed,
         space_ids=space_ids,
     )
+
+
+def settled_section(section: ExtractSection, dtype: str) -> ExtractSection:
+    """The section with an engine chosen for this machine where the run file leaves it open.
+
+    Args:
+        section: The run file's `extract`.
+        dtype: Of the model, by name.
+    """
+    if section.engine != "auto":
+        return section
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    return section.settled(on_cpu=on_cpu, fp32_head=_has_fp32_head(section, dtype))
+
+
+def _has_fp32_head(section: ExtractSection, dtype: str) -> bool:
+    return section.fp32_head and dtype != "float32"
 
 
 def open_engine(spec: EngineSpec) -> Engine:

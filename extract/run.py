@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from extract.bos_probe import probe_bos
 from extract.children import SMALLER_STEPS, check_leash, run_children
 from extract.engine import Engine, EngineMemoryError, EngineSpec, open_engine
 from extract.memory import check_memory
@@ -32,7 +33,8 @@ LEAST_STEP_TOKENS = 16
 
 
 def score(engine: Engine, job: Job) -> None:
-    """Score the shards of a job."""
+    """Score the shards of a job; before a source's first one, see whether BOS is as it wants it."""
+    probe_bos(engine, job)
     name, plan = job.source.name, job.source.plan
     total, left = (
         sum(shard.num_tokens[name] for shard in shards)

@@ -89,7 +89,9 @@ def check_source(
         ConfigError: An option does not fit the model.
     """
     ref = run.sources[name]
-    section = run.section("extract", ExtractSection)
+    url = run.store_url(name) if kind == "source" else run.generated_url(name)
+    location = open_location(url)
+    section = begun_section(run.section("extract", ExtractSection), location)
     folder = resolve_model(ref)
     if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise ModelError("model folder has no weights", where=folder, expected="*.safetensors")
@@ -133,8 +135,22 @@ def check_source(
         settings=shaping_settings(spec),
         vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
     )
-    url = run.store_url(name) if kind == "source" else run.generated_url(name)
-    return CheckedSource(name, run, plan, tokenizer, spec, manifest, open_location(url))
+    return CheckedSource(name, run, plan, tokenizer, spec, manifest, location)
+
+
+def begun_section(section: ExtractSection, location: Location) -> ExtractSection:
+    """The section with the engine that a store was begun with, where the run file leaves it open.
+
+    Args:
+        section: The run file's `extract`.
+        location: Of the store.
+    """
+    if section.engine != "auto" or not location.exists(MANIFEST_FILE):
+        return section
+    engine = StoreReader.open(location).manifest.settings.get("engine")
+    if engine == "transformers" or (engine == "vllm" and not section.needs_all):
+        return section.model_copy(update={"engine": engine})
+    return section
 
 
 def shaping_settings(spec: EngineSpec) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from extract.bos_probe import BosFigures, read_figures
 from extract.corpus import CorpusRecord
 from extract.planning import plan_location
 from launch.quantities import size_text
@@ -131,6 +132,7 @@ class SourceFigures:
         tail_mass: Mean over positions.
         bpb: Bits per byte by split and domain, over the bytes that have a probability.
         size_bytes: On disk.
+        bos: What it gave with and without BOS, where that was asked; see `extract.bos_probe`.
     """
 
     name: str
@@ -140,12 +142,14 @@ class SourceFigures:
     tail_mass: float
     bpb: dict[tuple[str, str], float]
     size_bytes: int
+    bos: BosFigures | None = None
 
     @classmethod
     def read(cls, run: RunConfig, name: str) -> SourceFigures:
         """Read the commits of a source's store."""
         plan = Plan.open(plan_location(run))
-        commits = StoreReader.open(open_location(run.store_url(name))).commits
+        store = StoreReader.open(open_location(run.store_url(name)))
+        commits, model = store.commits, store.manifest.model
         total: Counter[str] = Counter()
         nats: Counter[tuple[str, str]] = Counter()
         covered: Counter[tuple[str, str]] = Counter()
@@ -171,6 +175,7 @@ class SourceFigures:
             tail_mass=tail / max(tokens, 1),
             bpb={key: nats[key] / math.log(2) / covered[key] for key in sorted(nats)},
             size_bytes=total["size"],
+            bos=read_figures(run, name, model.tokenizer_fingerprint),
         )
 
 
@@ -204,5 +209,10 @@ def source_report(sources: Sequence[SourceFigures]) -> str:
             "",
             "bits per byte of each source (a first token with nothing before it is not counted):",
             table(["split", "domain", *(source.name for source in sources)], bits),
+            *(
+                f"{source.bos.told(source.name)}{'; THE OTHER WAY IS MUCH BETTER' * source.bos.wrong}"
+                for source in sources
+                if source.bos is not None
+            ),
         ]
     )

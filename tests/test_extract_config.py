@@ -42,7 +42,8 @@ BAD: list[tuple[type, dict[str, Any], str]] = [
     (ExtractSection, SAMPLED | {"draws": 1025}, "less than or equal"),
     (ExtractSection, SAMPLED | {"sampled_head": -1}, "greater than or equal"),
     (ExtractSection, SAMPLED | {"sampled_head": 2**17 + 1}, "less than or equal"),
-    (ExtractSection, {"estimator": "sampled"}, "needs engine transformers"),
+    (ExtractSection, {"estimator": "sampled", "engine": "vllm"}, "needs engine transformers"),
+    (ExtractSection, {"estimator": "sampled", "quantization": "fp8"}, "quantization needs"),
     (ExtractSection, {"head_rows": 0}, "greater than or equal"),
     (ExtractSection, {"batch_tokens": 0}, "greater than or equal"),
     (ExtractSection, {"queue_mib": 0}, "greater than or equal"),
@@ -86,3 +87,25 @@ def test_extras_need_whole_distributions_and_stand_in_one_order() -> None:
         ExtractSection(engine="vllm", extras=("entropy",))
     with pytest.raises(ValidationError, match="quantization needs engine vllm"):
         ExtractSection(engine="transformers", quantization="fp8")
+
+
+@pytest.mark.parametrize(
+    ("values", "on_cpu", "fp32_head", "engine"),
+    [
+        ({}, False, True, "vllm"),
+        ({}, True, True, "transformers"),
+        ({}, True, False, "vllm"),
+        ({"device": "cpu"}, False, False, "transformers"),
+        ({"estimator": "sampled"}, False, False, "transformers"),
+        ({"extras": ["entropy"]}, False, False, "transformers"),
+        ({"quantization": "fp8", "device": "cpu"}, True, True, "vllm"),
+        ({"engine": "vllm"}, True, True, "vllm"),
+        ({"engine": "transformers"}, False, False, "transformers"),
+    ],
+)
+def test_the_engine_that_serves(
+    values: dict[str, Any], on_cpu: bool, fp32_head: bool, engine: str
+) -> None:
+    settled = ExtractSection(**values).settled(on_cpu=on_cpu, fp32_head=fp32_head)
+    assert settled.engine == engine
+    assert settled.settled(on_cpu=not on_cpu, fp32_head=not fp32_head) == settled

@@ -119,6 +119,25 @@ def test_bf16_with_a_float32_head(tiny_models: dict[str, Path]) -> None:
     assert max(tied) < 0.01
 
 
+@pytest.mark.parametrize(("dtype", "has_units", "told"), [
+    ("bfloat16", False, True), ("bfloat16", True, False), ("float32", False, False),
+])  # fmt: skip
+def test_a_type_that_the_cpu_crawls_on_is_named(
+    tiny_models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    dtype: str,
+    has_units: bool,
+    told: bool,
+) -> None:
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_units, raising=False
+    )
+    TransformersEngine(spec_of(tiny_models["prose"], "transformers", dtype=dtype, device="cpu"))
+    found = [r.getMessage() for r in caplog.records if r.name == "extract.transformers_engine"]
+    assert ["`dtype: float32` under sources.m" in line for line in found] == [True] * told
+
+
 def test_nan_names_segment_and_position() -> None:
     logprobs = np.log(np.full((3, 2), 0.5, np.float32))
     logprobs[1, 0] = np.nan

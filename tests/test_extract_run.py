@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from extract.planning import plan_location
 from extract.run import run_source
+from extract.sources import CheckedSource, check_source
 from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.location import open_location
@@ -342,3 +344,28 @@ def test_an_object_store_holds_a_run_as_well(
     remote = write_run(tmp_path, two_models, run_dir=f"memory://{tmp_path.name}/run")
     assert contents(remote, "prose") == stored
     assert ok("extract", "run", remote) == "extract complete, nothing to do\n"
+
+
+def test_an_open_engine_is_the_one_a_store_was_begun_with(
+    tmp_path: Path, two_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever would be chosen for the machine that goes on; the manifest says which it was."""
+    path = planned(tmp_path, two_models, repeat=1)
+    run = yaml.safe_load(path.read_text())
+    del run["extract"]["engine"]
+    path.write_text(yaml.safe_dump(run))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def checked() -> CheckedSource:
+        loaded = load_run(path)
+        return check_source(loaded, "prose", Plan.open(plan_location(loaded)))
+
+    chosen = checked()  # float32 on a CPU
+    assert chosen.spec.section.engine == chosen.manifest.settings["engine"] == "vllm"
+    run["sources"]["prose"]["dtype"] = "bfloat16"
+    path.write_text(yaml.safe_dump(run))
+    begun = checked()
+    assert begun.spec.section.engine == begun.manifest.settings["engine"] == "transformers"
+    begun.open_store()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert checked().manifest == begun.manifest
