@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -104,7 +104,7 @@ def probe_bos(engine: Engine, job: Job) -> BosFigures | None:
     """
     source = job.source
     tokenizer = source.tokenizer
-    if job.part.worker.index or getattr(source.spec.ref, "bos", "auto") != "auto":
+    if job.part.worker.index or source.spec.ref.bos != "auto":
         return None
     bos_ids = tokenizer.bos_ids or bos_token(tokenizer)
     if not bos_ids or job.writer.committed():
@@ -130,8 +130,7 @@ def probe_bos(engine: Engine, job: Job) -> BosFigures | None:
 
 def bos_token(tokenizer: SegmentTokenizer) -> tuple[int, ...]:
     """The BOS token that a tokenizer names without putting it before a text; () for none."""
-    roles: Any = getattr(tokenizer, "roles", None) or getattr(tokenizer, "hf", None)
-    index = getattr(roles, "bos_token_id", None)
+    index = tokenizer.roles.bos_token_id
     return () if index is None else (int(index),)
 
 

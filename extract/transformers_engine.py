@@ -40,6 +40,7 @@ from extract.memory import LEAST_ROWS, changes_logits, is_out_of_memory
 from extract.sampling import sampled_rows, segment_uniforms, systematic_points
 from extract.scored_batch import KeptRows, ScoredBatch
 from store_schema.errors import ConfigError, ModelError
+from store_schema.models import keep_soft_cap
 
 if TYPE_CHECKING:
     from extract.ending import AnswerRules
@@ -389,6 +390,7 @@ def _load(spec: EngineSpec, device: torch.device) -> Any:
             trust_remote_code=spec.ref.trust_remote_code,
             output_loading_info=True,
         )
+        keep_soft_cap(model)
         model = model.to(device).eval()
     except (*LOAD_ERRORS, MemoryError) as error:
         kind = EngineMemoryError if is_out_of_memory(error) else ModelError

@@ -10,7 +10,7 @@ import torch
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
-from store_schema.models import local_ref, model_config, resolved_dtype
+from store_schema.models import keep_soft_cap, local_ref, model_config, resolved_dtype
 from store_schema.weight_files import require_weights
 
 
@@ -52,6 +52,7 @@ def load_model(
         )
     except Exception as error:  # what a damaged folder raises, no library's list of errors names
         raise _unloadable(ref, where, error) from error
+    keep_soft_cap(model)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ModelError(

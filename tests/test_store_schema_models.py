@@ -171,3 +171,37 @@ def test_one_gguf_file_of_a_hub_repository_is_fetched_alone(
     assert asked[0]["revision"] == "abc"
     with pytest.raises(ModelError, match="model folder not found"):
         resolve_model(ModelRef(model="./gone", gguf_file="q4.gguf"))
+
+
+def test_the_soft_cap_of_attention_is_kept(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+    from fuse_train.models import load_model
+
+    config = Gemma2Config(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=1,
+        attn_logit_softcapping=0.5,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    ids = torch.arange(30)[None]
+    with torch.inference_mode():
+        loaded, eager, fused = (
+            model(input_ids=ids).logits
+            for model in (
+                load_model(ModelRef(model=str(tmp_path)), where="target"),
+                AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager"),
+                AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa"),
+            )
+        )
+    assert torch.equal(loaded, eager)
+    assert (fused - eager).abs().max() > 0.01  # where this fails, the cap needs no care any more
