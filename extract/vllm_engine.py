@@ -80,7 +80,9 @@ class VllmEngine:
                 hint="VLLM_LOGGING_LEVEL=INFO tells more; extract.engine: transformers may do",
             ) from error
         self._engine = self.llm.llm_engine
-        self.tap = self._probed_tap() if spec.section.tap else None
+        few = [i % spec.vocab_size for i in range(min(8, spec.longest))]
+        rows = self._first_rows(few)
+        self.tap = self._probed_tap(few, rows) if spec.section.tap else None
         """What takes rows as arrays; None: they come as lists."""
 
     @property
@@ -161,13 +163,28 @@ class VllmEngine:
             raise ModelError("vLLM's first column is not the label", where=self._spec.folder)
         return DenseRows(ids[:, 1:], logprobs[:, 1:], logprobs[:, 0])
 
-    def _probed_tap(self) -> Tap | None:
-        """The tap, if it gives what the public lists give on a few tokens."""
+    def _first_rows(self, few: list[int]) -> tuple[Any, Any]:
+        """Rows of a few tokens by the public way: a model that loads may still not run (layers that
+        vLLM has no kernels for on this machine, models that give no next token)."""
+        try:
+            [(_, ids, logprobs)] = self._prompt_rows([few], None)
+        except Exception as error:  # kernels and models fail in ways of their own
+            self.close()
+            if is_out_of_memory(error):
+                raise _out_of_memory(self._spec, error) from error
+            raise ModelError(
+                "vLLM loads the model but cannot run it on this machine",
+                where=self._spec.folder,
+                got=f"{type(error).__name__}: {str(error)[:300]}",
+                hint="set extract.engine to transformers",
+            ) from error
+        return ids, logprobs
+
+    def _probed_tap(self, few: list[int], public: tuple[Any, Any]) -> Tap | None:
+        """The tap, if it gives what the public lists gave on a few tokens."""
         try:
             tap = Tap(self._engine.output_processor)
-            inputs = [[i % self._spec.vocab_size for i in range(min(8, self._spec.longest))]]
-            [(_, *public)] = self._prompt_rows(inputs, None)
-            [(_, *tapped)] = self._prompt_rows(inputs, tap)
+            [(_, *tapped)] = self._prompt_rows([few], tap)
         except Exception as error:  # internals that are not as expected fail in unexpected ways
             logger.warning("vLLM's arrays cannot be taken (%s): its lists are used", error)
             return None

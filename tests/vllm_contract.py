@@ -57,7 +57,13 @@ def check_tap(engine: Any, samples: list[EncodedSegment]) -> None:
     for i, rows in listed.items():
         for name in ("ids", "logprobs", "label_logprobs"):
             assert np.array_equal(getattr(rows, name), getattr(tapped[i], name)), name
-    probed = engine._probed_tap  # what it does where the internals are not as expected
+    few = [1, 2, 3]
+    rows = engine._first_rows(few)
+
+    def probed() -> Tap | None:  # what it does where the internals are not as expected
+        found: Tap | None = engine._probed_tap(few, rows)
+        return found
+
     take = Tap.take
     for spoilt in (
         lambda ids, logprobs: (np.zeros(2), np.zeros(2)),
@@ -71,6 +77,13 @@ def check_tap(engine: Any, samples: list[EncodedSegment]) -> None:
             Tap.take = take  # type: ignore[method-assign]
     del engine.llm.llm_engine.output_processor.process_outputs  # the taps' own
     assert probed() is not None
+    whole = engine._prompt_rows
+    engine._prompt_rows = lambda inputs, tap: (_ for _ in ()).throw(AttributeError("no kernel"))
+    closed = engine.close
+    engine.close = lambda: None
+    with pytest.raises(ModelError, match="cannot run it on this machine .*got AttributeError"):
+        engine._first_rows(few)
+    engine._prompt_rows, engine.close = whole, closed
 
 
 def check_refusals(engine: Any, sample: EncodedSegment) -> None:
