@@ -7,6 +7,7 @@ the parts that its tokens are cut into are measured by every model (`extract.seg
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from extract.normal_form import nfc
 from extract.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
 from store_schema.errors import InputError, NoRowError, TokenizerError
 from store_schema.tokenizer import SegmentTokenizer
+
+logger = logging.getLogger(__name__)
 
 BATCH_BYTES = 1 << 22
 """Text that is cut at a time: enough for tokenizers to use all cores."""
@@ -67,6 +70,9 @@ def cut_corpus(
         TokenizerError: Names document, tokenizer and the first byte that it cannot represent.
         InputError: A single character takes more tokens than a segment may have.
     """
+    for tokenizer in tokenizers.values():
+        if tokenizer.beyond_rows:
+            logger.warning("%s", _rowless(tokenizer))
     found = CutCorpus()
     batch: list[tuple[int, Document, list[int]]] = []
     size = 0
@@ -89,6 +95,15 @@ def cut_corpus(
     if batch:
         _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
     return found
+
+
+def _rowless(tokenizer: SegmentTokenizer) -> str:
+    beyond = tokenizer.beyond_rows
+    shown = ", ".join(beyond[:3]) + (", ..." if len(beyond) > 3 else "")
+    return (
+        f"{tokenizer.name}: the model has no row for {len(beyond):,} of its tokenizer's tokens "
+        f"({shown}): text that reaches one is not taken"
+    )
 
 
 def _reason(error: TokenizerError, otherwise: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from dataclasses import astuple
@@ -100,6 +101,19 @@ def test_what_is_dropped_changes_nothing_else(tokenizers: dict[str, SegmentToken
     alone = cut_corpus(table_of(*good), tokenizers, 64, drop_unreadable=False)
     assert cut.cuts == alone.cuts
     assert cut.context_tokens == alone.context_tokens
+
+
+def test_tokens_without_rows_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    hf = tiny_tokenizer()
+    rows = len(hf)
+    hf.add_tokens(["[A]", "[B]", "[C]", "[D]"])
+    tokenizer = SegmentTokenizer(hf, name="padded")
+    tokenizer.end_at(rows)
+    with caplog.at_level(logging.WARNING, "extract"):
+        cut_corpus(table_of("text"), {"padded": tokenizer}, 64, drop_unreadable=False)
+    [line] = caplog.messages
+    assert "padded: the model has no row for 4" in line
+    assert "([A], [B], [C], ...)" in line
 
 
 def test_the_benchmark_measures_the_real_thing(tmp_path: Path) -> None:
