@@ -2,10 +2,10 @@
 
 The fused side is the product's own training loop (objective, optimizer, clipping, figures), given
 batches of two made-up sources; the plain side is the loop a user would write: forward with all logits,
-cross-entropy, backward, clipping, AdamW, zero_grad. Same model, tokens, precision. Times: both take turns in one process, in
-rounds; CPU time of all threads, since other jobs do not change it, and wall time beside it; ratio of
-medians. Memory: each in a process of its own, peak of two steps above what stood there before the model
-was loaded.
+cross-entropy, backward, clipping, AdamW, zero_grad. Same model, tokens, precision. Times: both take
+turns in one process, in rounds; CPU time of all threads, since other jobs do not change it, and wall
+time beside it; ratios of medians. Memory: each in a process of its own, peak of two steps above what
+stood there before the model was loaded.
 
     python benchmarks/real_train.py MODEL_FOLDER --rounds 3
 """
