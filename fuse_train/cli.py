@@ -74,6 +74,16 @@ def run_command(run: RunConfig, allow_partial: bool) -> None:
     print(_table(outcomes))
 
 
+@train.command("check")
+@run_options
+def check_command(run: RunConfig) -> None:
+    """Check recipe and target without data: before extraction, what would stop training after it."""
+    from fuse_train.recipe import check_recipe
+
+    check_recipe(run)
+    print("train check: the target loads, its optimizer fits, and it can be saved")
+
+
 @train.command("selector")
 @run_options
 def selector_command(run: RunConfig) -> None:

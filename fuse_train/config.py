@@ -202,8 +202,9 @@ class TrainSection(SectionModel):
     """Segments of one optimizer step, over all processes."""
     micro_batch_segments: int = Field(default=32, gt=0)
     """Segments one process holds on its device at a time."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products; weights and sums are float32 either way."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; weights and sums are float32 either way. auto takes bfloat16 where the device
+    is measured to be faster in it, once for all trainings of the run (`precision.json`)."""
     append_eos: bool = False
     """Train the end-of-sequence token, on ground truth alone, where a document ends."""
 

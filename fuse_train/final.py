@@ -151,12 +151,13 @@ def publish_trained(
         StorageError: The disk refused; nothing is published.
         ModelError: The weights cannot be read back.
     """
+    dtype = own_dtype(target)
     if choice.folder is None:
-        model = load_model(target, where="target")
+        model = load_model(target, where="target", dtype=dtype)
     else:
-        model = load_trained(target, choice.folder, adapters=adapters)
+        model = load_trained(target, choice.folder, adapters=adapters, dtype=dtype)
     mend_generation_config(model, where=target.model)
-    model = model.to(own_dtype(target))
+    model = model.to(dtype)
     if adapters and choice.folder is not None:
         source = choice.folder
         publish_folder(root / "adapter", lambda place: copy_adapters(source, place))

@@ -33,8 +33,10 @@ from fuse_train.inputs import (
     stream_options,
 )
 from fuse_train.launchers import check_accelerator, check_launcher
+from fuse_train.memory_fit import free_memory
 from fuse_train.model_card import CardFacts
-from fuse_train.models import own_dtype
+from fuse_train.models import load_config, own_dtype
+from fuse_train.precision import settled_precision
 from fuse_train.processes import quiet_beside_main
 from fuse_train.selector_start import SelectorStart
 from fuse_train.selectors import Selector
@@ -117,6 +119,7 @@ def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag
     run, root = inputs.run, final_folder(inputs.run, label).parent
     checkpoints, job = root / "checkpoints", job_fingerprint(inputs, label, section)
     mark = final_fingerprint(run, job)
+    section = _with_precision(run, section)
     accelerator = _accelerator(run, label, section)
     check_accelerator(accelerator, section)
     if accelerator.is_main_process:
@@ -135,6 +138,19 @@ def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag
             root / "final", section.push_to_hub, private=section.hub_private, fingerprint=mark
         )
     return Outcome(record, root / "final", fresh=done is None)
+
+
+def _with_precision(run: RunConfig, section: TrainSection) -> TrainSection:
+    """The section with a precision that is settled, the same for all processes and trainings."""
+    if section.precision != "auto":
+        return section
+    from accelerate import PartialState
+
+    state, folder = PartialState(), output_folder(run)
+    config = load_config(run.target, where="target")
+    with state.main_process_first():
+        record = settled_precision(folder, config, state.device, writes=state.is_main_process)
+    return section.model_copy(update={"precision": record.precision})
 
 
 def _accelerator(run: RunConfig, label: str, section: TrainSection) -> Any:
@@ -189,15 +205,22 @@ def _train_and_publish(
         label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log
     )
     loop = TrainingLoop(loop_inputs, target, selector, state, accelerator, path)
+    del target, selector  # the loop's, and gone with it before the final weights are loaded
     start_trackers(accelerator, run.name, label, job, step=state.step)
     try:
         loop.run(stop)
     finally:
         stop_trackers(accelerator)
-    if accelerator.is_main_process:
-        _finish(inputs, label, section, loop, root)
-    accelerator.wait_for_everyone()
+    state = loop.state
+    if accelerator.is_main_process and isinstance(loop.selector, AdaptiveSelector):
+        # Not in final/: engines load every safetensors file that lies beside a model.
+        publish_folder(root / "selector", loop.selector.save)
+    del loop, loop_inputs, stream
     accelerator.free_memory()
+    free_memory()
+    if accelerator.is_main_process:
+        _finish(inputs, label, section, state, root)
+    accelerator.wait_for_everyone()
 
 
 def _valid(inputs: Inputs, section: TrainSection) -> ValidSet | None:
@@ -262,15 +285,11 @@ def _dry_save(
 
 
 def _finish(
-    inputs: Inputs, label: str, section: TrainSection, loop: TrainingLoop, root: Path
+    inputs: Inputs, label: str, section: TrainSection, state: TrainState, root: Path
 ) -> None:
     """Publish what was trained, read back from its checkpoint."""
-    state = loop.state
     choice = final_choice(state, root / "checkpoints", keep_best=section.keep_best)
     files = _final_files(inputs, label, section, state, choice)
-    if isinstance(loop.selector, AdaptiveSelector):
-        # Not in final/: engines load every safetensors file that lies beside a model.
-        publish_folder(root / "selector", loop.selector.save)
     publish_trained(root, choice, inputs.run.target, files, adapters=section.lora is not None)
 
 

@@ -91,16 +91,17 @@ def load_target(
     return Target(model, peft)
 
 
-def load_trained(ref: ModelRef, folder: Path, *, adapters: bool) -> Any:
-    """The plain causal model of a checkpoint, adapters merged.
+def load_trained(ref: ModelRef, folder: Path, *, adapters: bool, dtype: torch.dtype) -> Any:
+    """The plain causal model of a checkpoint, adapters merged (in float32).
 
     Args:
         ref: Of the untrained model.
         folder: Of the checkpoint.
         adapters: Whether it holds adapters alone.
+        dtype: To load it in; with adapters it is left in float32.
     """
     if not adapters:
-        return load_model(in_folder(ref, folder), where=f"checkpoint {folder.name}")
+        return load_model(in_folder(ref, folder), where=f"checkpoint {folder.name}", dtype=dtype)
     base = load_model(ref, where="target")
     return merged(load_adapters(base, folder, trainable=False))
 

@@ -44,6 +44,25 @@ def test_softcap_and_scales_are_followed() -> None:
     check_head(divided, where="test")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_of_half_precision_is_no_habit(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    capped = Gemma2ForCausalLM(Gemma2Config(**SHAPE, final_logit_softcapping=30.0)).to(dtype)
+    check_head(capped, where="test")
+    divided = GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=6.0)).to(dtype)
+    check_head(divided, where="test")
+    plain = divided.forward
+
+    def other(*args, **kwargs):
+        output = plain(*args, **kwargs)
+        output.logits = output.logits * 1.2
+        return output
+
+    divided.forward = other
+    with pytest.raises(ModelError, match="not supported"):
+        check_head(divided, where="test")
+
+
 def test_tied_head() -> None:
     tied = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True))
     assert head_of(tied, where="test").weight_VH is tied.get_input_embeddings().weight

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fuse_train.likelihood import row_nats, segment_nll
+from fuse_train import head_pass, likelihood
+from fuse_train.heads import Head
+from fuse_train.likelihood import label_nats, row_nats, score_dtype, segment_nll
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.plan import Segment
@@ -23,6 +25,16 @@ def encoded_by(folder, sample_texts) -> list[EncodedSegment]:
         for i, text in enumerate(texts)
     ]
     return tokenizer.encode(segments)
+
+
+def test_a_cpu_with_bfloat16_uses_it(monkeypatch) -> None:
+    hidden_RH = torch.zeros(1, 4)
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(head_pass, "cpu_multiplies_bfloat16", lambda has=has: has)
+        assert score_dtype(hidden_RH.bfloat16()) == dtype
+        assert score_dtype(hidden_RH) == torch.float32
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert score_dtype(hidden_RH) == dtype
 
 
 @pytest.mark.parametrize("name", ["code", "prose", "facts", "target"])
@@ -47,6 +59,67 @@ def test_rows_equal_plain_logits(tiny_models, sample_texts, name) -> None:
         skipped = int(segment.byte_ends[0]) if first else 0
         assert total.num_bytes == int(segment.byte_ends[-1]) - skipped
         assert total.nats == pytest.approx(np.nansum(nats), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("chunk_rows", [None, 1, 7])
+def test_slices_of_the_head_add_up(monkeypatch, dtype, chunk_rows) -> None:
+    monkeypatch.setattr(head_pass, "cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(
+        likelihood, "CHUNK_BYTES_CPU", 4 * 7 * 32
+    )  # several slices, the last uneven
+    g = torch.Generator().manual_seed(3)
+    hidden_RH = torch.randn(19, 8, generator=g).to(dtype)
+    weight_VH = torch.randn(101, 8, generator=g).to(dtype)
+    bias_V = torch.randn(101, generator=g).to(dtype)
+    labels_R = torch.randint(101, (19,), generator=g)
+    labels_R[:2] = torch.tensor([0, 100])
+    for head in (Head(weight_VH), Head(weight_VH, bias_V, scale=0.5, softcap=3.0)):
+        got = label_nats(hidden_RH, head, labels_R, chunk_rows)
+        exact = Head(weight_VH.double(), bias_V.double(), head.scale, head.softcap)
+        if head.bias_V is None:
+            exact = Head(weight_VH.double())
+        logits = exact.logits(hidden_RH.double())
+        expected = torch.nn.functional.cross_entropy(logits, labels_R, reduction="none")
+        assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_a_half_precision_head_is_never_copied_whole(monkeypatch) -> None:
+    monkeypatch.setattr(likelihood, "CHUNK_BYTES_CPU", 1 << 16)
+    sizes = []
+    plain = Head.part
+
+    def noted(self: Head, ids: slice, dtype: torch.dtype) -> Head:
+        part = plain(self, ids, dtype)
+        sizes.append(len(part.weight_VH))
+        return part
+
+    monkeypatch.setattr(Head, "part", noted)
+    weight_VH = torch.randn(5_000, 4, dtype=torch.bfloat16)
+    labels_R = torch.arange(600)
+    label_nats(torch.randn(600, 4, dtype=torch.bfloat16), Head(weight_VH), labels_R)
+    assert sum(sizes) == 5_000
+    assert max(sizes) <= (1 << 16) // (4 * 600)
+
+
+def test_logits_of_an_unknown_head_exist_for_one_segment(
+    tiny_models, sample_texts, monkeypatch
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["code"])
+    encoded = encoded_by(tiny_models["code"], sample_texts)
+    expected = segment_nll(model, encoded)
+    monkeypatch.setattr(likelihood, "_head_known", lambda _: False)
+    plain, batches = model.forward, []
+
+    def noted(*args, **kwargs):
+        batches.append(len(kwargs["input_ids"]))
+        return plain(*args, **kwargs)
+
+    model.forward = noted
+    got = segment_nll(model, encoded, batch_segments=16)
+    assert batches == [1] * len(encoded)
+    assert [n.nats for n in got] == pytest.approx([n.nats for n in expected], rel=1e-5)
 
 
 def test_batches_and_chunks_do_not_matter(tiny_models, sample_texts) -> None:

@@ -1,0 +1,63 @@
+"""`train check`: what training would refuse of run file and target, before there is any data."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fuse_train.adapters import check_lora
+from fuse_train.config import TrainSection
+from fuse_train.dry_save import dry_save
+from fuse_train.launchers import check_launcher
+from fuse_train.models import own_dtype
+from fuse_train.objective import reference_index
+from fuse_train.optimizer import build_optimizer
+from fuse_train.schedule import rate_schedule
+from fuse_train.selectors import FIXED, build_selector
+from fuse_train.target import load_target
+from fuse_train.trackers import tracker_names
+from store_schema.config import RunConfig
+from store_schema.tokenizer import SegmentTokenizer
+
+_SOME_STEPS = 100
+"""Where the number of steps is not known yet: arguments of a schedule fit any number or none."""
+
+
+def check_recipe(run: RunConfig) -> None:
+    """Load the target as `train run` would, and try optimizer, schedule, adapters, packing, last save.
+
+    Needs neither plan nor stores; one step is not tried.
+
+    Raises:
+        ConfigError: Options that cannot work, here or with this target.
+        ModelError: The target cannot be loaded, trained or saved.
+        TokenizerError: Its tokenizer cannot be used.
+    """
+    section = run.section("train", TrainSection)
+    check_launcher()
+    tracker_names(section)
+    if section.lora is not None:
+        check_lora(section.lora)
+    sources = list(run.sources)
+    reference_index(section, sources)
+    if section.selector in FIXED:
+        build_selector(section, sources)
+    for recipe in [section] + ([section.control_section()] if section.control else []):
+        rate_schedule(recipe, recipe.max_steps or _SOME_STEPS)
+    tokenizer = SegmentTokenizer.load(run.target, name="target")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    target = load_target(
+        run.target, tokenizer, section, checkpoint=None, seed=run.seed, device=device
+    )
+    build_optimizer(target.model, [], section)
+
+    def write(place: Path, save_weights: Any) -> None:
+        save_weights(place)
+        tokenizer.hf.save_pretrained(place)
+
+    with tempfile.TemporaryDirectory() as place:
+        dtype = own_dtype(run.target)
+        dry_save(Path(place), target.model, run.target, dtype, section.lora, write)
