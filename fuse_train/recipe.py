@@ -56,7 +56,7 @@ def check_recipe(run: RunConfig) -> None:
 
     def write(place: Path, save_weights: Any) -> None:
         save_weights(place)
-        tokenizer.hf.save_pretrained(place)
+        tokenizer.save_pretrained(place)
 
     with tempfile.TemporaryDirectory() as place:
         dtype = own_dtype(run.target)

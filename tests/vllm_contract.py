@@ -81,7 +81,7 @@ def check_tap(engine: Any, samples: list[EncodedSegment]) -> None:
     engine._prompt_rows = lambda inputs, tap: (_ for _ in ()).throw(AttributeError("no kernel"))
     closed = engine.close
     engine.close = lambda: None
-    with pytest.raises(ModelError, match="cannot run it on this machine .*got AttributeError"):
+    with pytest.raises(ModelError, match=r"cannot run it on this machine .*got AttributeError"):
         engine._first_rows(few)
     engine._prompt_rows, engine.close = whole, closed
 
