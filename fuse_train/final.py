@@ -124,7 +124,7 @@ def publish_trained(
         root: `final/` and `adapter/` go below it.
         choice: Which weights.
         target: The untrained model.
-        tokenizer: Its own, of transformers.
+        tokenizer: Its own; written by its `save_pretrained`.
         record: Sealed into the folder.
         facts: For the model card.
         resolved_config: The run file.
