@@ -114,7 +114,7 @@ class FinalFiles:
     """All of a final folder beside the weights.
 
     Args:
-        tokenizer: The target's, of transformers.
+        tokenizer: The target's; written by its `save_pretrained`.
         record: Sealed into the folder.
         facts: For the model card.
         resolved_config: The run file.

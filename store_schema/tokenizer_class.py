@@ -21,7 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from store_schema.errors import ModelError
-from store_schema.tokenizer_files import TOKENIZER_FILE
+from store_schema.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE
 
 PROBES = {
     "a space before the text": " Once upon a time",
@@ -114,6 +114,7 @@ def read_class(
     *,
     name: str,
     trust_remote_code: bool = False,
+    with_added: bool = True,
 ) -> ClassReading:
     """Ask transformers about the tokenizer files of a folder.
 
@@ -123,13 +124,17 @@ def read_class(
         post_processor: Its own, whether or not it has one at present.
         name: Of the model, for messages.
         trust_remote_code: Run a tokenizer class that comes with the model.
+        with_added: Tell it of all added tokens, thousands in some models; roles need none of them.
 
     Raises:
         ModelError: transformers cannot read the files beside tokenizer.json.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    with _stand_in(folder, _few_pieces(backend, post_processor)) as place, _without_warnings():
+    stand_in = _stand_in(folder, _few_pieces(backend, post_processor, with_added=with_added))
+    with stand_in as place, _without_warnings():
+        if not with_added:
+            _drop_added(place / TOKENIZER_CONFIG)
         try:
             picked = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
             theirs = getattr(picked, "backend_tokenizer", None)
@@ -164,9 +169,17 @@ def _stand_in(folder: Path, tokenizer_json: str) -> Iterator[Path]:
         yield place
 
 
-def _few_pieces(backend: Tokenizer, post_processor: Any) -> str:
+def _drop_added(path: Path) -> None:
+    """Empty the list of added tokens: as long as it is there, it is the only one looked at."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if content.get("added_tokens_decoder"):
+        path.write_text(json.dumps(content | {"added_tokens_decoder": {}}), encoding="utf-8")
+
+
+def _few_pieces(backend: Tokenizer, post_processor: Any, *, with_added: bool) -> str:
     """tokenizer.json with the same rules and added tokens over hardly any pieces."""
-    added = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]
+    listed = backend.get_added_tokens_decoder() if with_added else {}
+    added = [token for _, token in sorted(listed.items())]
     model = model_rules(backend)
     unknown = model.get("unk_token")
     names = list(dict.fromkeys([*([unknown] if unknown else []), *(t.content for t in added)]))

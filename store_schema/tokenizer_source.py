@@ -61,30 +61,29 @@ class FolderSource:
         return value if isinstance(value, bool) else None
 
     @cached_property
-    def _reading(self) -> ClassReading:
-        backend = self._backend or self.open()
+    def roles(self) -> Any:
+        """transformers' object for special tokens and chat template."""
+        return self._read(with_added=False).roles
+
+    def _read(self, *, with_added: bool) -> ClassReading:
         return read_class(
             self._folder,
-            backend,
+            self._backend or self.open(),
             self._post_processor,
             name=self._name,
             trust_remote_code=self._trust,
+            with_added=with_added,
         )
 
-    @property
-    def roles(self) -> Any:
-        """transformers' object for special tokens and chat template."""
-        return self._reading.roles
-
-    def merges(self) -> list[str]:
-        """BPE's merges in order, parts joined by NUL."""
+    def merges(self) -> list[list[str]]:
+        """BPE's merges in order."""
         return _merges((self._folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
 
     def differences(self, start: Tokens) -> tuple[str, list[str]]:
         """The class that transformers takes, and what it reads otherwise."""
         assert self._backend is not None
-        found = self._reading.differences(self._backend, start, self.open)
-        return self._reading.class_name, found
+        reading = self._read(with_added=True)
+        return reading.class_name, reading.differences(self._backend, start, self.open)
 
     def save(self, folder: Path) -> None:
         """Write the files into another folder."""
@@ -110,8 +109,8 @@ class ObjectSource:
         backend.no_truncation()
         return backend
 
-    def merges(self) -> list[str]:
-        """BPE's merges in order, parts joined by NUL."""
+    def merges(self) -> list[list[str]]:
+        """BPE's merges in order."""
         return _merges(self.roles.backend_tokenizer.to_str())
 
     def differences(self, start: Tokens) -> tuple[str, list[str]]:
@@ -133,9 +132,12 @@ def model_state(source: Source, backend: Tokenizer) -> list[Any]:
     return [sorted(model_rules(backend).items()), source.merges()]
 
 
-def _merges(tokenizer_json: str) -> list[str]:
+def _merges(tokenizer_json: str) -> list[list[str]]:
     merges = json.loads(tokenizer_json)["model"].get("merges", [])
-    return [m.replace(" ", "\0") if isinstance(m, str) else "\0".join(m) for m in merges]
+    if merges and isinstance(merges[0], str):
+        return [merge.split(" ") for merge in merges]
+    found: list[list[str]] = merges
+    return found
 
 
 def converted(folder: Path, ref: ModelRef, *, name: str) -> ObjectSource:
