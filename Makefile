@@ -1,4 +1,5 @@
 # make demo: the whole pipeline on real models made on the spot.  make test: lint, types, tests.
+# make real: the whole pipeline on published models.  make real-smoke: a few minutes of it.
 # One stage on your own run file: make extract CONFIG=run.yaml (align, train, evaluate, report alike).
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint types tests test-slurm corpus plan extract align pool train evaluate report bench-demo bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
+.PHONY: demo real real-smoke test check lint types tests test-slurm corpus plan extract align pool train evaluate report bench-demo bench-real-rates bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -54,6 +55,37 @@ endif
 	$(RUN) train run $(DEMO_CONFIG)
 	$(RUN) eval run $(DEMO_CONFIG)
 	$(RUN) report $(DEMO_CONFIG)
+
+# ---- published models --------------------------------------------------------------------------------
+
+REAL := examples/real.yaml
+REAL_INPUTS := $(BIN)/python examples/make_real.py --out runs/real/inputs
+SMOKE := $(REAL) --set name=real-smoke --set 'corpus.inputs=[{path: runs/real/inputs/text/smoke.jsonl}]' \
+	--set plan.max_tokens=256 --set train.epochs=100 --set train.max_steps=10 \
+	--set train.batch_segments=1 --set train.micro_batch_segments=1 --set train.asn.pretrain_steps=20
+
+real: $(READY)
+	$(REAL_INPUTS)
+	$(RUN) corpus build $(REAL)
+	$(RUN) extract plan $(REAL)
+	$(RUN) extract run $(REAL)
+	$(RUN) align run $(REAL)
+	$(RUN) eval pool $(REAL)
+	$(RUN) train run $(REAL)
+	$(RUN) eval run $(REAL)
+	$(RUN) report $(REAL)
+
+# All stages on one small shard of each split, ten steps. Where the packages cannot be had, says why and ends well (exit code 3).
+real-smoke: $(READY)
+	@$(REAL_INPUTS); code=$$?; if [ $$code -eq 3 ]; then echo "real-smoke skipped: see the line above"; \
+	elif [ $$code -ne 0 ]; then exit $$code; else set -ex; \
+	$(RUN) corpus build $(SMOKE); \
+	$(RUN) extract plan $(SMOKE); \
+	$(RUN) extract run $(SMOKE); \
+	$(RUN) align run $(SMOKE); \
+	$(RUN) train run $(SMOKE); \
+	$(RUN) eval run $(SMOKE); \
+	$(RUN) report $(SMOKE); fi
 
 # ---- one stage on CONFIG ---------------------------------------------------------------------------
 
@@ -111,7 +143,12 @@ test-slurm: $(TOOLS)
 
 # Learning rates for the demo's fused model and its control, after `make demo`.
 bench-demo: $(READY)
-	$(BIN)/python benchmarks/demo_learning_rates.py
+	$(BIN)/python benchmarks/learning_rates.py
+
+# The same for the run on published models, after `make real`.
+bench-real-rates: $(READY)
+	$(BIN)/python benchmarks/learning_rates.py --config examples/real.yaml --data runs/real \
+		--out runs/real-rates --lr 3e-5 --lr 1e-4 --lr 3e-4
 
 # Bytes and fidelity of the store beside other recipes, decoding and encoding speed (makes a model first).
 bench-store: $(READY)

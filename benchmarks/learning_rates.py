@@ -1,6 +1,6 @@
-"""Train the demo's fused model and its control at several learning rates, on one extraction.
+"""Train a run's fused model and its control at several learning rates, on one extraction.
 
-    python benchmarks/demo_learning_rates.py --data runs/demo --lr 1e-3 --lr 2.5e-3 --lr 5e-3
+    python benchmarks/learning_rates.py --config examples/demo.yaml --data runs/demo --lr 1e-3 --lr 5e-3
 
 Both runs of a rate see the same tokens in the same order. What is chosen is chosen on the valid split.
 Prints a table for people and, as its last line, one JSON object for programs.
@@ -23,7 +23,7 @@ def trained(config: str, data: Path, out: Path, lr: str) -> dict[str, dict[str, 
         [
             *(sys.executable, "-m", "fuse_train", "run", config),
             *("--set", f"run_dir={folder}", "--set", f"data_dir={data}"),
-            *("--set", f"train.lr={lr}"),
+            *("--set", f"train.lr={lr}", "--set", f"train.control_overrides.lr={lr}"),
         ],
         check=True,
         stdout=subprocess.DEVNULL,
