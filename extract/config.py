@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from store_schema.config import SectionModel, StrictModel
+from store_schema.paths import PathText
 
 CPU_STEP_TOKENS, GPU_STEP_TOKENS = 256, 2_048
 """Tokens of one step of vLLM where the run file leaves them open."""
@@ -52,7 +53,7 @@ class Columns(StrictModel):
 class CorpusInput(StrictModel):
     """One file, glob of files, or saved `datasets` folder."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     """File, glob ("data/**/*.jsonl") or folder of `Dataset.save_to_disk`."""
     format: Literal["auto", "jsonl", "parquet", "text", "datasets"] = "auto"
     """How to read it; auto goes by the name's ending."""

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from store_schema.errors import ConfigError
+from store_schema.paths import PathText
 
 SECTION_GROUP = "logitfuse.sections"
 
@@ -50,7 +51,7 @@ Section = TypeVar("Section", bound=SectionModel)
 class ModelRef(StrictModel):
     """A model to load: a local folder, or a hub name with a pinned revision."""
 
-    model: str = Field(min_length=1)
+    model: PathText = Field(min_length=1)
     """Folder or hub name."""
     revision: str | None = None
     """Commit of a hub model. None takes the folder, or the hub's default branch."""
@@ -68,9 +69,9 @@ class RunConfig(StrictModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Names the run and its folder."""
-    run_dir: str | None = None
+    run_dir: PathText | None = None
     """Where everything of the run goes, a path or URL for stores; None means runs/<name>."""
-    data_dir: str | None = None
+    data_dir: PathText | None = None
     """Folder or URL whose corpus, plan and stores are used; None means the run's own. One
     extraction serves any number of trainings."""
     seed: int = Field(default=0, ge=0, lt=2**31)
