@@ -74,6 +74,13 @@ class CorpusInput(StrictModel):
         return self
 
 
+KNOWN_SPLITS = {
+    "training": "train",
+    **dict.fromkeys(("validation", "val", "dev", "eval"), "valid"),
+}
+"""What data sets call the splits that are train and valid here."""
+
+
 class CorpusSection(SectionModel):
     """How text becomes documents."""
 
@@ -81,12 +88,24 @@ class CorpusSection(SectionModel):
     """What to read, in order."""
     splits: tuple[str, ...] = Field(default=("train", "valid", "test"), min_length=1)
     """Documents of other splits are left out (and counted)."""
+    split_names: dict[str, str] = Field(default=KNOWN_SPLITS)
+    """Names that are taken for another wherever a split is named, in the data and in this section
+    (counted and said). {} takes every name as it is."""
     split_fractions: dict[str, float] = Field(
         default={"train": 0.9, "valid": 0.05, "test": 0.05}, min_length=1
     )
     """Shares of documents without a split, dealt by a seeded hash of their id."""
     on_bad: Literal["error", "drop"] = "error"
     """What to do with a document that cannot be used: stop, or drop it and count the reason."""
+
+    def split_name(self, name: str) -> str:
+        """What a split is called in the corpus."""
+        return self.split_names.get(name, name)
+
+    @property
+    def wanted_splits(self) -> frozenset[str]:
+        """Splits of the corpus."""
+        return frozenset(map(self.split_name, self.splits))
 
     @field_validator("split_fractions")
     @classmethod

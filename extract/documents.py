@@ -40,7 +40,8 @@ def columns_wanted(entry: CorpusInput) -> set[str]:
 def row_split(
     record: Mapping[str, Any], entry: CorpusInput, corpus: CorpusSection, *, doc: str, seed: int
 ) -> str:
-    """Split of a row: the input's constant, its column, or dealt by a seeded hash of its id."""
+    """Split of a row as it is named there: the input's constant, its column, or dealt by a seeded
+    hash of its id."""
     if entry.split is not None:
         return entry.split
     mapped = entry.columns.split

@@ -88,7 +88,7 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
     sources = [stage.check(run, name, plan) for name in names]
     # Stores that are there are looked at first, so that a mismatch leaves no new one behind.
     sources.sort(key=lambda source: not source.location.exists(MANIFEST_FILE))
-    committed = {source.name: source.open_store().committed() for source in sources}
+    committed = {s.name: s.open_store().committed(plan.shards) for s in sources}
     pending = {name: part.pending(plan.shards, committed[name]) for name in names}
     # A child that is started again after memory ran out must not count its limit anew.
     parts = {
@@ -149,7 +149,7 @@ def run_source(
         plan = Plan.open(plan_location(run))
         source = stage.check(run, name, plan)
         writer = source.open_store()
-        pending = part.pending(plan.shards, writer.committed())
+        pending = part.pending(plan.shards, writer.committed(plan.shards))
         if not pending:
             return
         spec = halved(source.spec, halvings)

@@ -19,7 +19,7 @@ from store_schema.plan import Plan
 from store_schema.presets import StoreSection
 from store_schema.reader import MANIFEST_FILE, StoreReader
 from store_schema.tokenizer import SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.writer import StoreWriter, require_same_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,13 @@ class CheckedSource:
         Raises:
             MismatchError: The store there was made from something else.
         """
-        begun = self.location.exists(MANIFEST_FILE) and StoreReader.open(self.location).commits
-        return self.open_store().committed() if begun else set()
+        if not self.location.exists(MANIFEST_FILE):
+            return set()
+        reader = StoreReader.open(self.location)
+        if not reader.commits:
+            return set()
+        require_same_store(reader, self.manifest)
+        return reader.committed(self.plan.shards)
 
 
 def check_source(
@@ -96,12 +101,13 @@ def check_source(
     tokenizer = SegmentTokenizer.load(ref, name=name)
     planned = plan.record.tokenizers.get(name)
     if planned != tokenizer.fingerprint:
+        other = f"the plan was made with another vocabulary than that of the model given for {name}"
         raise MismatchError(
-            f"the plan was made with another vocabulary than that of the model given for {name}",
+            other if planned else f"the plan was made without {name}",
             where=f"{plan.location.url}, {ref.model}",
-            expected=f"tokenizer {planned}",
+            expected=f"tokenizer {planned}" if planned else "a source of the plan",
             got=f"tokenizer {tokenizer.fingerprint}",
-            hint="give the model that was planned with, or plan anew under another run name",
+            hint="run `logitfuse extract plan`: it keeps the segments if they fit the new model",
         )
     wants_spaces = "space_mass" in section.extras
     spec = engine_spec(

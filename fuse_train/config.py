@@ -256,6 +256,13 @@ class TrainSection(SectionModel):
     allow_partial: bool = False
     """Train although shards of a source, or text of a domain, are missing (docs/training.md)."""
 
+    def splits_needed(self) -> dict[str, str]:
+        """The one trained on, and the one of the evaluations where weights are chosen by them."""
+        needed = {"train.train_split": self.train_split}
+        if self.keep_best or self.early_stopping_patience is not None:
+            needed["train.valid_split"] = self.valid_split
+        return needed
+
     @field_validator("optim_kwargs", "lr_scheduler_kwargs")
     @classmethod
     def _plain_values(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,10 @@ class SectionModel(StrictModel):
         """The fields that shape the output, for fingerprints."""
         return self.model_dump(mode="json", exclude=set(self.runtime_fields))
 
+    def splits_needed(self) -> dict[str, str]:
+        """Splits that the stage cannot do without, by the option that names them."""
+        return {}
+
 
 Section = TypeVar("Section", bound=SectionModel)
 
@@ -73,7 +77,7 @@ class RunConfig(StrictModel):
     """Where everything of the run goes, a path or URL for stores; None means runs/<name>."""
     data_dir: PathText | None = None
     """Folder or URL whose corpus, plan and stores are used; None means the run's own. One
-    extraction serves any number of trainings."""
+    extraction serves any number of targets, alignments and trainings."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of shuffles and initialisations."""
     sources: dict[str, ModelRef] = Field(min_length=1)
@@ -121,8 +125,13 @@ class RunConfig(StrictModel):
         return f"{self.data_folder}/generated/{source}"
 
     def aligned_url(self, source: str) -> str:
-        """Where the aligned store of `source` lies."""
-        return f"{self.data_folder}/aligned/{source}"
+        """Where the aligned store of `source` lies: see `aligned_place`. Looks at the disk where
+        the run uses another's data."""
+        if self.folder == self.data_folder:
+            return f"{self.folder}/aligned/{source}"
+        from store_schema.aligned_place import aligned_store_url  # storage libraries take time
+
+        return aligned_store_url(self, source)
 
     def resolved(self) -> str:
         """The whole file as YAML with every default filled in."""
