@@ -63,6 +63,9 @@ class CorpusInput(StrictModel):
     """Domain of every document of this input, instead of a column."""
     split: str | None = Field(default=None, min_length=1)
     """Split of every document of this input, instead of a column."""
+    ids: Literal["column", "file", "place"] = "column"
+    """What names a document: its id column; that after the file's name, for files that each count
+    from 0; or its place (file name and row), whatever the column says."""
     prompt_as: Literal["text", "chat"] = "text"
     """Whether a prompt is plain text before the response or a user's turn of each model's chat."""
 
@@ -71,6 +74,8 @@ class CorpusInput(StrictModel):
         for name in ("domain", "split"):
             if getattr(self, name) is not None and getattr(self.columns, name) is not None:
                 raise ValueError(f"{name} is given both as a constant and as a column")
+        if self.ids == "place" and self.columns.id is not None:
+            raise ValueError("ids: place leaves the column of ids out: map none")
         return self
 
 

@@ -18,7 +18,14 @@ from pydantic import Field
 
 from extract.config import CorpusInput, CorpusSection
 from extract.documents import Document, columns_wanted, row_documents, row_id, row_split
-from extract.inputs import DocumentError, InputFile, content_digest, input_files, read_rows
+from extract.inputs import (
+    DocumentError,
+    InputFile,
+    content_digest,
+    input_files,
+    packed_as,
+    read_rows,
+)
 from extract.splits import require_splits
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import RunConfig, StrictModel
@@ -48,6 +55,8 @@ class InputRecord(StrictModel):
     sha256: str
     documents: int = Field(ge=0)
     """Documents kept."""
+    packed: str | None = None
+    """How it is compressed."""
 
 
 class CorpusRecord(StrictModel):
@@ -135,7 +144,12 @@ def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
             return record, False
     collected = _collect(section, files, run.seed)
     inputs = tuple(
-        InputRecord(name=file.name, sha256=digest, documents=collected.by_file[i])
+        InputRecord(
+            name=file.name,
+            sha256=digest,
+            documents=collected.by_file[i],
+            packed=packed_as(file.path),
+        )
         for i, ((_, file), digest) in enumerate(zip(files, digests, strict=True))
     )
     record = CorpusRecord(
@@ -263,7 +277,9 @@ def _checked(
             try:
                 if isinstance(row, DocumentError):
                     raise row
-                document_id = row_id(row, entry, automatic=automatic, place=place)
+                document_id = row_id(
+                    row, entry, automatic=automatic, file_name=file.name, place=place
+                )
                 named = row_split(row, entry, section, doc=document_id, seed=seed)
                 split = section.split_name(named)
                 if split not in section.wanted_splits:
@@ -292,7 +308,8 @@ def _require_new_ids(documents: Iterable[Document], place: str, places: dict[str
                 reason="duplicate_id",
                 where=place,
                 got=f"the same id in {places[document.document_id]}",
-                hint="make ids unique, or map another column to id",
+                hint="map another column under columns: id, or give the inputs `ids: file`, which "
+                "puts the file's name before each id, or `ids: place`, which counts rows",
             )
     places.update((document.document_id, place) for document in documents)
 

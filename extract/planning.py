@@ -23,6 +23,7 @@ from extract.kept_plan import KeptPlan, begun_stores, documents_of, keep_plan, s
 from extract.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
 from extract.splits import require_splits
 from store_schema import SCHEMA_VERSION
+from store_schema.causal_config import require_causal_config
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, InputError, LogitfuseError, TokenizerError
 from store_schema.fingerprint import fingerprint
@@ -30,6 +31,7 @@ from store_schema.location import Location, open_location
 from store_schema.models import max_positions, model_config, resolve_model
 from store_schema.plan import PLAN_FILE, SEGMENTS_FILE, Plan, Segment, write_plan
 from store_schema.tokenizer import SegmentTokenizer
+from store_schema.weight_files import require_no_adapter
 
 TARGET = "target"
 BATCH_BYTES = 1 << 22
@@ -86,6 +88,7 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
     """
     section = run.section("plan", PlanSection)
     corpus = open_corpus(corpus_location(run))
+    _require_models(run, section)
     tokenizers = load_tokenizers(run)
     request = fingerprint(
         [
@@ -104,7 +107,6 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
         if cut_for_this or not recut:
             require_splits(run, plan.splits(), where=location.url, left_out={})
             return plan, False
-    _require_positions(run, section)
     table = read_documents(corpus_location(run), corpus)
     digests = split_digests(table)
     stores = begun_stores(run)
@@ -156,10 +158,15 @@ def _figures(run: RunConfig, cut: CutCorpus, kept: KeptPlan | None) -> dict[str,
     return figures if kept is None else figures | {"kept": True}
 
 
-def _require_positions(run: RunConfig, section: PlanSection) -> None:
-    """Refuse segments longer than a model reads, before anything is tokenised."""
+def _require_models(run: RunConfig, section: PlanSection) -> None:
+    """Refuse models that cannot be used, and segments longer than they read, before anything is
+    tokenised. Weights need not be there yet."""
     for name, ref in {**run.sources, TARGET: run.target}.items():
-        longest = max_positions(model_config(resolve_model(ref)))
+        folder = resolve_model(ref)
+        config = model_config(folder)
+        require_no_adapter(folder)
+        require_causal_config(config, name=name, folder=folder)
+        longest = max_positions(config)
         if longest is not None and section.max_tokens > longest:
             raise ConfigError(
                 f"segments are longer than {name} can read",

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from extract.config import ExtractSection
 from extract.engine import EngineSpec, engine_spec
 from extract.space_ids import space_initial_ids
+from store_schema.causal_config import require_causal_config
 from store_schema.config import RunConfig
-from store_schema.errors import MismatchError, ModelError
+from store_schema.errors import MismatchError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.frequency import token_counts
 from store_schema.location import Location, open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.models import resolve_model
+from store_schema.models import model_config, resolve_model
 from store_schema.plan import Plan
 from store_schema.presets import StoreSection
 from store_schema.reader import MANIFEST_FILE, StoreReader
 from store_schema.tokenizer import SegmentTokenizer
+from store_schema.weight_files import require_weights
 from store_schema.writer import StoreWriter, require_same_store
 
 
@@ -95,9 +98,7 @@ def check_source(
     """
     ref = run.sources[name]
     section = run.section("extract", ExtractSection)
-    folder = resolve_model(ref)
-    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise ModelError("model folder has no weights", where=folder, expected="*.safetensors")
+    folder = model_folder(run, name)
     tokenizer = SegmentTokenizer.load(ref, name=name)
     planned = plan.record.tokenizers.get(name)
     if planned != tokenizer.fingerprint:
@@ -141,6 +142,18 @@ def check_source(
     )
     url = run.store_url(name) if kind == "source" else run.generated_url(name)
     return CheckedSource(name, run, plan, tokenizer, spec, manifest, open_location(url))
+
+
+def model_folder(run: RunConfig, name: str) -> Path:
+    """The folder of a source's model, as far as files alone show that it can be run.
+
+    Raises:
+        ModelError: It is not there or not whole, or no causal language model.
+    """
+    folder = resolve_model(run.sources[name])
+    require_weights(folder)
+    require_causal_config(model_config(folder), name=name, folder=folder)
+    return folder
 
 
 def shaping_settings(spec: EngineSpec) -> dict[str, Any]:

@@ -49,6 +49,10 @@ def corpus_report(record: CorpusRecord) -> str:
         for domain, number in domains.items()
     ]
     lines = [table(["split", "domain", "documents", "bytes"], rows)]
+    packed = Counter(entry.packed for entry in record.inputs if entry.packed)
+    if packed:
+        shown = ", ".join(f"{number:,} in {name}" for name, number in sorted(packed.items()))
+        lines.append(f"compressed inputs, read as they are: {shown}")
     if record.taken_as:
         shown = ", ".join(
             f"{name} taken as {split} ({number:,} documents)"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from store_schema.errors import ModelError
+from store_schema.weight_files import require_no_adapter
 
 if TYPE_CHECKING:
     from store_schema.config import ModelRef
@@ -23,6 +24,7 @@ def resolve_model(ref: ModelRef) -> Path:
     folder = Path(ref.model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            require_no_adapter(folder)
             raise ModelError("model folder has no config.json", where=ref.model)
         return folder
     if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
