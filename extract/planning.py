@@ -90,16 +90,9 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
     corpus = open_corpus(corpus_location(run))
     _require_models(run, section)
     tokenizers = load_tokenizers(run)
-    request = fingerprint(
-        [
-            "plan",
-            SCHEMA_VERSION,
-            corpus.corpus_fingerprint,
-            section.content(),
-            {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()},
-            run.seed,
-        ]
-    )
+    fingerprints = {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()}
+    made_from = [corpus.corpus_fingerprint, section.content(), fingerprints, run.seed]
+    request = fingerprint(["plan", SCHEMA_VERSION, *made_from])
     location = plan_location(run)
     plan = Plan.open(location) if location.exists(PLAN_FILE) else None
     if plan is not None and plan.record.request_fingerprint == request:
@@ -114,17 +107,10 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
     if plan is not None and stores and not recut:
         kept = keep_plan(plan, corpus.corpus_fingerprint, digests, tokenizers, section, stores)
         table = documents_of(table, kept.new_splits)
-    drop = run.section("corpus", CorpusSection).on_bad == "drop"
-    cut = cut_corpus(table, tokenizers, section.max_tokens, drop_unreadable=drop)
-    if not cut.rows and kept is None:
-        raise InputError("no document is left", where="plan", got=f"dropped {dict(cut.dropped)}")
-    present = set(table["split"].take(pa.array(cut.rows, pa.int64())).to_pylist())
-    present |= set() if kept is None else set(kept.plan.splits())
-    require_splits(run, sorted(present), where=location.url, left_out={})
-    location.write_atomic("config.yaml", run.resolved().encode())
+    cut = _cut(run, table, tokenizers, section, kept)
     start = 0 if kept is None else kept.plan.record.num_segments
     shards = _shards(table, cut, list(tokenizers), section.shard_tokens, run.seed, start)
-    fingerprints = {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()}
+    location.write_atomic("config.yaml", run.resolved().encode())
     try:
         plan = write_plan(
             location,
@@ -142,6 +128,24 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
                 location.delete(SEGMENTS_FILE)
         raise
     return plan, True
+
+
+def _cut(
+    run: RunConfig,
+    table: pa.Table,
+    tokenizers: Mapping[str, SegmentTokenizer],
+    section: PlanSection,
+    kept: KeptPlan | None,
+) -> CutCorpus:
+    """Cut the documents of a table; there is text, also of every split that is needed later."""
+    drop = run.section("corpus", CorpusSection).on_bad == "drop"
+    cut = cut_corpus(table, tokenizers, section.max_tokens, drop_unreadable=drop)
+    if not cut.rows and kept is None:
+        raise InputError("no document is left", where="plan", got=f"dropped {dict(cut.dropped)}")
+    present = set(table["split"].take(pa.array(cut.rows, pa.int64())).to_pylist())
+    present |= set() if kept is None else set(kept.plan.splits())
+    require_splits(run, sorted(present), where=plan_location(run).url, left_out={})
+    return cut
 
 
 def _figures(run: RunConfig, cut: CutCorpus, kept: KeptPlan | None) -> dict[str, Any]:

@@ -193,6 +193,13 @@ def _brought_up_to(found: Manifest, wanted: Manifest, location: Location) -> Man
     return now
 
 
+_ANOTHER_STORE = "undo the change, or give the run another name (or delete the store) to start anew"
+_ANOTHER_ALIGNMENT = (
+    "undo the change, or put this alignment beside it: give the run another name, and `data_dir` the "
+    "folder that the sources' stores lie in"
+)
+
+
 def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
     have, want = _leaves(found.request()), _leaves(wanted.request())
     different = [key for key in {**want, **have} if have.get(key) != want.get(key)]
@@ -201,7 +208,7 @@ def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
         where=where,
         expected=", ".join(f"{key} {_shown(want.get(key))}" for key in different[:3]),
         got=", ".join(f"{key} {_shown(have.get(key))}" for key in different[:3]),
-        hint="undo the change, or give the run another name (or delete the store) to start anew",
+        hint=_ANOTHER_ALIGNMENT if wanted.kind == "aligned" else _ANOTHER_STORE,
     )
 
 
