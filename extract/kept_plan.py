@@ -161,7 +161,7 @@ def _count(
         return {}
     with Progress("fit segments", total, unit="B") as progress:
         return {
-            name: plan_tokens(plan, tokenizer, keep=True, on_shard=progress.add)
+            name: plan_tokens(plan, tokenizer, keep=False, on_shard=progress.add)
             for name, tokenizer in unknown.items()
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from extract.planning import plan_location
 from extract.sources import check_source
-from store_schema.config import load_run
+from store_schema.config import ModelRef, load_run
 from store_schema.errors import MismatchError, StorageError
 from store_schema.location import LocalLocation, open_location
 from store_schema.plan import PLAN_FILE, SEGMENTS_FILE, Plan
@@ -232,23 +233,27 @@ def test_a_model_that_needs_more_tokens_is_named(
     small.save_pretrained(tmp_path / "small")
     (tmp_path / "small/config.json").write_text('{"max_position_embeddings": 600}')
     models = tiny_models | {"small": tmp_path / "small"}
-    files = files_of(tmp_path / "run/stores") | {
-        PLAN_FILE: (tmp_path / "run/plan" / PLAN_FILE).read_bytes()
-    }
+    files = files_of(tmp_path / "run")
     line = refused("extract", "plan", again(begun, models, *TWO, "small"))
-    counted = json.loads(next((tmp_path / "run/plan/tokens").iterdir()).read_text())
-    assert counted["longest"] > 96
-    assert f"up to small {counted['longest']} (segment {counted['longest_segment']})" in line
-    assert f"set plan.max_tokens to {counted['longest']} or more, which keeps all" in line
-    assert files == files_of(tmp_path / "run/stores") | {
-        PLAN_FILE: (tmp_path / "run/plan" / PLAN_FILE).read_bytes()
+    found = re.search(r"got up to small (\d+) \(segment (\S+)\)", line)
+    assert found is not None
+    longest, before = int(found[1]), open_plan(begun)
+    assert f"set plan.max_tokens to {longest} or more, which keeps all" in line
+    assert files_of(tmp_path / "run") == files
+    tokenizer = SegmentTokenizer.load(ModelRef(model=str(tmp_path / "small")), name="small")
+    lengths = {
+        segment.segment_id: len(encoded.input_ids)
+        for shard in before.shards
+        for segment, encoded in zip(
+            before.segments(shard), tokenizer.encode(before.segments(shard)), strict=True
+        )
     }
-    before = open_plan(begun).fingerprint
-    ok("extract", "plan", begun, "--set", f"plan.max_tokens={counted['longest']}")
-    assert open_plan(begun).fingerprint == before
+    assert max(lengths.values()) == lengths[found[2]] == longest > 96
+    ok("extract", "plan", begun, "--set", f"plan.max_tokens={longest}")
+    assert open_plan(begun).fingerprint == before.fingerprint
     # Back to fewer, without that model: every model is measured, and all fit.
     ok("extract", "plan", again(begun, models, *TWO))
-    assert open_plan(begun).fingerprint == before
+    assert open_plan(begun).fingerprint == before.fingerprint
     assert open_plan(begun).record.settings["max_tokens"] == 96
     assert "too long" in refused("extract", "plan", begun, "--set", "plan.max_tokens=64")
 
