@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from extract.planning import plan_location
 from extract.sources import check_source
@@ -19,6 +20,7 @@ from store_schema.plan import PLAN_FILE, SEGMENTS_FILE, Plan
 from store_schema.plan_tokens import plan_for
 from store_schema.reader import StoreReader
 from store_schema.tokenizer import SegmentTokenizer
+from store_tools.cli import store
 from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
 from tests.random_source import random_source
 from tests.tiny import tiny_tokenizer
@@ -125,7 +127,15 @@ def test_a_split_is_taken_in_later(
     assert [s.index for shard in grown.shards for s in grown.segments(shard)] == list(
         range(grown.record.num_segments)
     )
+    copied = str(tmp_path / "copy")
+    for _ in range(2):
+        said = CliRunner().invoke(store, ["verify", str(begun)]).stdout
+        assert f"{count} shards sound, 0 damaged, {more} missing" in said
+        assert CliRunner().invoke(store, ["copy", str(tmp_path / "run/stores/code"), copied]).output
     assert fill(begun, "code") == set(range(count, count + more))
+    assert CliRunner().invoke(store, ["copy", str(tmp_path / "run/stores/code"), copied]).output
+    assert set(StoreReader.open(open_location(copied)).commits) == set(range(count + more))
+    assert "0 missing" in CliRunner().invoke(store, ["verify", str(begun)]).stdout
     reader = StoreReader.open(open_location(tmp_path / "run/stores/code"))
     assert reader.committed(grown.shards) == set(range(count + more))
     for shard in reader.commits:
