@@ -107,9 +107,19 @@ class _Collected:
 
 
 def later_splits(run: RunConfig, record: CorpusRecord) -> list[str]:
-    """As `require_splits`, of a corpus."""
+    """As `require_splits`, of a corpus; a line more where a split lacks domains."""
     where = corpus_location(run).url
-    return require_splits(run, record.documents, where=where, left_out=record.left_out)
+    lines = require_splits(run, record.documents, where=where, left_out=record.left_out)
+    domains = {domain for found in record.documents.values() for domain in found}
+    for section in run.sections.values():
+        split = section.split_of_all_domains()
+        lacking = sorted(domains - record.documents.get(split, {}).keys()) if split else []
+        if split in record.documents and lacking:
+            lines.append(
+                f"no text of {', '.join(lacking)} in split {split}: training wants every domain "
+                "there, or --allow-partial"
+            )
+    return lines
 
 
 def corpus_location(run: RunConfig) -> Location:

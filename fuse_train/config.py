@@ -263,6 +263,10 @@ class TrainSection(SectionModel):
             needed["train.valid_split"] = self.valid_split
         return needed
 
+    def split_of_all_domains(self) -> str | None:
+        """The one trained on, unless text may be missing."""
+        return None if self.allow_partial else self.train_split
+
     @field_validator("optim_kwargs", "lr_scheduler_kwargs")
     @classmethod
     def _plain_values(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class SectionModel(StrictModel):
         """Splits that the stage cannot do without, by the option that names them."""
         return {}
 
+    def split_of_all_domains(self) -> str | None:
+        """A split in which the stage wants text of every domain, unless it is told otherwise."""
+        return None
+
 
 Section = TypeVar("Section", bound=SectionModel)
 

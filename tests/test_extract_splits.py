@@ -112,6 +112,17 @@ def test_what_nobody_asked_for_is_only_said(tmp_path: Path) -> None:
     assert "train.valid_split" not in ok("corpus", "build", path)
 
 
+def test_a_domain_that_training_will_miss_is_said(tmp_path: Path) -> None:
+    rows = documents("train", "valid", "test")
+    for row in rows:
+        row["domain"] = "law" if row["split"] == "valid" else "code"
+    write_jsonl(tmp_path / "docs.jsonl", rows)
+    path = write_run(tmp_path, NO_MODELS, **TRAIN)
+    assert "no text of law in split train" in ok("corpus", "build", path)
+    write_run(tmp_path, NO_MODELS, train={"allow_partial": True})
+    assert "no text of law" not in ok("corpus", "build", path)
+
+
 def test_a_split_without_segments_is_missed_by_the_plan(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
