@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from align.config import AlignSection
+from align.counted_text import counts_text, planned_count, text_fingerprint
 from align.exact import require_same_vocabulary
+from launch.progress import Progress
 from store_schema import SCHEMA_VERSION
+from store_schema.aligned_place import aligned_store_url
 from store_schema.config import RunConfig
-from store_schema.errors import MismatchError
 from store_schema.frequency import token_counts
 from store_schema.location import Location, open_location
 from store_schema.manifest import Manifest, ModelIdentity
+from store_schema.models import max_positions, model_config
 from store_schema.plan import Plan
+from store_schema.plan_tokens import plan_for
 from store_schema.presets import StoreSection
-from store_schema.reader import StoreReader
+from store_schema.reader import MANIFEST_FILE, StoreReader
 from store_schema.tokenizer import SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.writer import StoreWriter, require_same_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class CheckedAlignment:
         target: The target's tokenizer.
         section: How to align.
         manifest: Of the aligned store.
+        location: Where the aligned store lies.
     """
 
     run: RunConfig
@@ -40,11 +46,7 @@ class CheckedAlignment:
     target: SegmentTokenizer
     section: AlignSection
     manifest: Manifest
-
-    @property
-    def location(self) -> Location:
-        """Where the aligned store lies."""
-        return open_location(self.run.aligned_url(self.source))
+    location: Location
 
     def open_store(self) -> StoreWriter:
         """Create the aligned store, or go on with it.
@@ -60,40 +62,63 @@ class CheckedAlignment:
             count_tokens=lambda: token_counts(self.plan, self.target),
         )
 
+    def committed(self) -> set[int]:
+        """Finished shards, told without writing anything.
 
-def check_alignment(run: RunConfig, source: str) -> CheckedAlignment:
-    """Open and check what one source's alignment is made from. Writes nothing.
+        Raises:
+            MismatchError: The store there was made from something else.
+        """
+        if not self.location.exists(MANIFEST_FILE):
+            return set()
+        reader = StoreReader.open(self.location)
+        if not reader.commits:
+            return set()
+        require_same_store(reader, self.manifest)
+        return reader.committed(self.plan.shards)
+
+
+def check_alignment(run: RunConfig, source: str, *, keep: bool = True) -> CheckedAlignment:
+    """Open and check what one source's alignment is made from.
+
+    Writes nothing but, for a target that the plan was not cut for, how many tokens its text has.
+
+    Args:
+        run: The run file.
+        source: Name of the source.
+        keep: Whether that is written.
 
     Raises:
         MissingError: The plan or the source store is not there.
         MismatchError: Plan, store, tokenizer or method do not belong together.
+        TokenizerError: The target's tokenizer cannot represent a segment.
     """
     section = run.section("align", AlignSection)
     plan = Plan.open(open_location(f"{run.data_folder}/plan"))
     reader = StoreReader.open(open_location(run.store_url(source)))
     reader.require_plan(plan)
     target = SegmentTokenizer.load(run.target, name="target")
-    require_tokenizer(plan, target)
-    manifest = aligned_manifest(reader, len(plan.shards), target, run, section)
-    return CheckedAlignment(run, source, plan, reader, target, section, manifest)
+    plan = planned_for_target(run, plan, target, keep=keep)
+    manifest = aligned_manifest(reader, plan, target, run, section)
+    location = open_location(aligned_store_url(run, source, manifest))
+    return CheckedAlignment(run, source, plan, reader, target, section, manifest, location)
 
 
-def require_tokenizer(plan: Plan, target: SegmentTokenizer) -> None:
-    """Refuse a target whose tokenizer is not the one the plan was cut for."""
-    planned = plan.record.tokenizers["target"]
-    if target.fingerprint != planned:
-        raise MismatchError(
-            "the target's tokenizer is not the plan's",
-            where=plan.location.url,
-            expected=f"tokenizer {planned}",
-            got=f"tokenizer {target.fingerprint}",
-            hint="plan again under another run name",
+def planned_for_target(run: RunConfig, plan: Plan, target: SegmentTokenizer, *, keep: bool) -> Plan:
+    """The plan with this target's tokens, counted now if it was cut for another target."""
+    if plan.record.tokenizers.get("target") == target.fingerprint:
+        return plan
+    total = sum(shard.num_bytes for shard in plan.shards)
+    folder = Path(run.target.model)
+    longest = max_positions(model_config(folder)) if (folder / "config.json").is_file() else None
+    with Progress("count the target's tokens", total, unit="B") as progress:
+        return plan_for(
+            plan, "target", target, keep=keep, max_positions=longest, on_shard=progress.add
         )
 
 
 def aligned_manifest(
     reader: StoreReader,
-    num_shards: int,
+    plan: Plan,
     target: SegmentTokenizer,
     run: RunConfig,
     section: AlignSection,
@@ -106,6 +131,9 @@ def aligned_manifest(
     source = reader.manifest
     if section.method == "exact":
         require_same_vocabulary(reader.vocabulary, target.vocabulary, where=reader.location.url)
+    settings = section.content() | {"source_store": source.fingerprint()}
+    if counts_text(section):
+        settings["counted_text"] = text_fingerprint(planned_count(plan, section))
     identity = ModelIdentity(
         name=run.target.model,
         model_fingerprint=None,
@@ -118,9 +146,11 @@ def aligned_manifest(
             "target": identity,
             "extras": (),
             "top_k": source.top_k if section.method == "exact" else section.max_entries,
-            "settings": section.content() | {"source_store": source.fingerprint()},
+            "settings": settings,
+            "corpus_fingerprint": plan.record.corpus_fingerprint,
+            "plan_fingerprint": plan.fingerprint,
             "encoding": run.section("store", StoreSection).encoding(source.estimator),
-            "num_shards": num_shards,
+            "num_shards": len(plan.shards),
             "schema_version": SCHEMA_VERSION,  # the source store may be older
             "top_p": None,
             "logprob_codec": None,

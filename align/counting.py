@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from align.checked import CheckedAlignment
+from align.counted_text import planned_count, text_fingerprint
 from align.kept_counts import COUNTS_FILE, KeptCounts
 from align.pair_counts import DistinctPairs
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.errors import StoreError
-from store_schema.plan import Plan, ShardRecord
+from store_schema.plan import ShardRecord
 
 logger = logging.getLogger(__name__)
 
@@ -48,24 +49,9 @@ class Counting:
     note: Note
 
 
-def counted_shards(plan: Plan) -> tuple[ShardRecord, ...]:
-    """Shards whose text may be counted: the split "train", or the plan's first where there is none.
-
-    Held-out text stays out, so that what is measured on it was not learnt from it.
-    """
-    splits = plan.splits()
-    return splits.get("train", next(iter(splits.values()), ()))
-
-
 def shards_to_count(checked: CheckedAlignment) -> list[ShardRecord]:
-    """The first of them, up to `statistics_tokens`."""
-    left, chosen = checked.section.statistics_tokens, []
-    for shard in counted_shards(checked.plan):
-        if left <= 0:
-            break
-        left -= shard.num_tokens["target"]
-        chosen.append(shard)
-    return chosen
+    """The shards whose text is counted."""
+    return planned_count(checked.plan, checked.section)
 
 
 def count_once(checked: CheckedAlignment, counting: Counting, stop: StopFlag) -> None:
@@ -104,7 +90,7 @@ def _kept(checked: CheckedAlignment, what: str, shards: list[ShardRecord]) -> Ke
         {
             "what": what,
             "counting_version": COUNTING_VERSION,
-            "plan": checked.plan.fingerprint,
+            "text": text_fingerprint(shards),
             "source_store": checked.reader.manifest.fingerprint(),
             "target_tokenizer": checked.target.fingerprint,
             "statistics_tokens": checked.section.statistics_tokens,

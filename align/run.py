@@ -19,7 +19,7 @@ from store_schema.layout import Arrays
 from store_schema.manifest import Commit
 from store_schema.plan import ShardRecord
 from store_schema.presets import Encoding
-from store_schema.reader import MANIFEST_FILE, StoreReader
+from store_schema.reader import StoreReader
 from store_schema.selection import select_entries
 from store_schema.writer import StoreWriter
 
@@ -79,13 +79,14 @@ def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> Ali
     """
     checked = check_alignment(run, source)
     writer = checked.open_store()
-    pending = part.pending(checked.plan.shards, writer.committed())
+    pending = part.pending(checked.plan.shards, writer.committed(checked.plan.shards))
     work: list[tuple[int, float]] = []
     if pending:
         with WorkLog(run, "align", source, part.worker).session(pending, "target") as log:
             work = align_shards(checked, writer, pending, stop, log)
-    commits = StoreReader.open(writer.location).commits
-    return AlignSummary(source, tuple(commits[index] for index in sorted(commits)), tuple(work))
+    reader = StoreReader.open(writer.location)
+    finished = sorted(reader.committed(checked.plan.shards))
+    return AlignSummary(source, tuple(reader.commits[index] for index in finished), tuple(work))
 
 
 def dry_run(run: RunConfig, source: str, part: Part) -> str:
@@ -97,12 +98,8 @@ def dry_run(run: RunConfig, source: str, part: Part) -> str:
         MissingError: The plan or a shard of the source store is not there.
         MismatchError: Plan, store, tokenizer or settings changed since.
     """
-    checked = check_alignment(run, source)
-    location = checked.location
-    committed: set[int] = set()
-    if location.exists(MANIFEST_FILE) and StoreReader.open(location).commits:
-        committed = checked.open_store().committed()  # creates nothing where there are commits
-    pending = part.pending(checked.plan.shards, committed)
+    checked = check_alignment(run, source, keep=False)
+    pending = part.pending(checked.plan.shards, checked.committed())
     checked.reader.require_shards(pending)
     return work_line(f"align {source}", pending, "target")
 

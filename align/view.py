@@ -195,7 +195,7 @@ def open_stores(run: RunConfig, plan: Plan, source: str) -> tuple[StoreReader, S
             where=aligned.location.url,
             expected=f"store {stored.manifest.fingerprint()}",
             got=f"store {str(made_from)[:64]!r}",
-            hint="align again under another run name",
+            hint="align again under another run name, with `data_dir` the folder of the stores",
         )
     return stored, aligned
 
@@ -216,7 +216,8 @@ def open_aligned(run: RunConfig, plan: Plan, source: str) -> StoreReader:
             where=aligned.location.url,
             expected=", ".join(f"align.{name} {asked[name]}" for name in other),
             got=", ".join(f"{name} {made[name]}" for name in other)[:200],
-            hint="put the settings back, or align again under another run name",
+            hint="put the settings back, or align again under another run name, with `data_dir` the "
+            "folder of the stores",
         )
     return aligned
 

@@ -52,7 +52,8 @@ class AnswerFigures:
     def read(cls, run: RunConfig, name: str) -> AnswerFigures:
         """Read the commits of a source's generated store."""
         plan = Plan.open(plan_location(run))
-        commits = StoreReader.open(open_location(run.generated_url(name))).commits
+        reader = StoreReader.open(open_location(run.generated_url(name)))
+        commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
         total: Counter[str] = Counter()
         seconds = tail = 0.0
         for commit in commits.values():

@@ -34,35 +34,46 @@ def child_options(function: Callable[..., None]) -> Callable[..., None]:
 @run_options
 def build(run: RunConfig) -> None:
     """Read the inputs, check every document and write the corpus."""
-    from extract.corpus import build_corpus
+    from extract.corpus import build_corpus, later_splits, plan_lines
     from extract.tables import corpus_report
 
     with timed_stage(run, "corpus") as figures:
         record, changed = build_corpus(run)
         figures |= {"documents": record.num_documents, "dropped": sum(record.dropped.values())}
-    if not changed:
-        click.echo("corpus complete, nothing to do")
-        return
-    click.echo(corpus_report(record))
+    click.echo(corpus_report(record) if changed else "corpus complete, nothing to do")
+    for line in (*later_splits(run, record), *plan_lines(run, record)):
+        click.echo(line)
 
 
 @extract.command("plan")
+@click.option(
+    "--recut",
+    is_flag=True,
+    help="Cut all text again, although stores were made of the present segments, and take back what "
+    "does not fit the new ones.",
+)
 @run_options
-def plan(run: RunConfig) -> None:
+def plan(run: RunConfig, recut: bool) -> None:
     """Cut documents for all tokenizers, deal them into shards, and tell what scoring will cost."""
     from extract.config import ExtractSection, PlanSection
+    from extract.kept_plan import begun_stores, store_lines, take_back
     from extract.planning import make_plan
     from extract.tables import plan_report
 
     with timed_stage(run, "plan") as figures:
-        made, changed = make_plan(run)
+        made, changed = make_plan(run, recut=recut)
+        taken_back = take_back(made, begun_stores(run)) if recut else []
         figures |= {"segments": made.record.num_segments, "shards": len(made.shards)}
+    if taken_back:
+        click.echo("\n".join(taken_back))
     if not changed:
         click.echo("plan complete, nothing to do")
         return
     section = run.section("extract", ExtractSection)
     speed = run.section("plan", PlanSection).assumed_tokens_per_s
-    click.echo(plan_report(made.record, entries=section.max_entries, tokens_per_s=speed))
+    models = (*run.sources, "target")
+    report = plan_report(made.record, models, entries=section.max_entries, tokens_per_s=speed)
+    click.echo("\n".join([report, *store_lines(run, made)]))
 
 
 @extract.command("run")

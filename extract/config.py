@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from store_schema.config import SectionModel, StrictModel
+from store_schema.paths import PathText
 
 CPU_STEP_TOKENS, GPU_STEP_TOKENS = 256, 2_048
 """Tokens of one step of vLLM where the run file leaves them open."""
@@ -52,7 +53,7 @@ class Columns(StrictModel):
 class CorpusInput(StrictModel):
     """One file, glob of files, or saved `datasets` folder."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     """File, glob ("data/**/*.jsonl") or folder of `Dataset.save_to_disk`."""
     format: Literal["auto", "jsonl", "parquet", "text", "datasets"] = "auto"
     """How to read it; auto goes by the name's ending."""
@@ -62,6 +63,9 @@ class CorpusInput(StrictModel):
     """Domain of every document of this input, instead of a column."""
     split: str | None = Field(default=None, min_length=1)
     """Split of every document of this input, instead of a column."""
+    ids: Literal["column", "file", "place"] = "column"
+    """What names a document: its id column; that after the file's name, for files that each count
+    from 0; or its place (file name and row), whatever the column says."""
     prompt_as: Literal["text", "chat"] = "text"
     """Whether a prompt is plain text before the response or a user's turn of each model's chat."""
 
@@ -70,7 +74,16 @@ class CorpusInput(StrictModel):
         for name in ("domain", "split"):
             if getattr(self, name) is not None and getattr(self.columns, name) is not None:
                 raise ValueError(f"{name} is given both as a constant and as a column")
+        if self.ids == "place" and self.columns.id is not None:
+            raise ValueError("ids: place leaves the column of ids out: map none")
         return self
+
+
+KNOWN_SPLITS = {
+    "training": "train",
+    **dict.fromkeys(("validation", "val", "dev", "eval"), "valid"),
+}
+"""What data sets call the splits that are train and valid here."""
 
 
 class CorpusSection(SectionModel):
@@ -80,6 +93,9 @@ class CorpusSection(SectionModel):
     """What to read, in order."""
     splits: tuple[str, ...] = Field(default=("train", "valid", "test"), min_length=1)
     """Documents of other splits are left out (and counted)."""
+    split_names: dict[str, str] = Field(default=KNOWN_SPLITS)
+    """Names that are taken for another wherever a split is named, in the data and in this section
+    (counted and said). {} takes every name as it is."""
     split_fractions: dict[str, float] = Field(
         default={"train": 0.9, "valid": 0.05, "test": 0.05}, min_length=1
     )
@@ -89,6 +105,15 @@ class CorpusSection(SectionModel):
     unicode: Literal["nfc", "keep"] | None = None
     """Whether text is brought into Unicode's composed normal form, for all models alike. None: as soon
     as a tokenizer of the run does so itself (Qwen's), else it is kept."""
+
+    def split_name(self, name: str) -> str:
+        """What a split is called in the corpus."""
+        return self.split_names.get(name, name)
+
+    @property
+    def wanted_splits(self) -> frozenset[str]:
+        """Splits of the corpus."""
+        return frozenset(map(self.split_name, self.splits))
 
     @field_validator("split_fractions")
     @classmethod

@@ -19,8 +19,16 @@ from pydantic import Field
 
 from extract.config import CorpusInput, CorpusSection
 from extract.documents import Document, columns_wanted, row_documents, row_id, row_split
-from extract.inputs import DocumentError, InputFile, content_digest, input_files, read_rows
+from extract.inputs import (
+    DocumentError,
+    InputFile,
+    content_digest,
+    input_files,
+    packed_as,
+    read_rows,
+)
 from extract.normal_form import NormalForm
+from extract.splits import require_splits
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import RunConfig, StrictModel
 from store_schema.errors import (
@@ -28,12 +36,11 @@ from store_schema.errors import (
     CorruptionError,
     InputError,
     LogitfuseError,
-    MismatchError,
     MissingError,
 )
-from store_schema.fingerprint import canonical_json, fingerprint
+from store_schema.fingerprint import bytes_digest, canonical_json, fingerprint
 from store_schema.location import Location, open_location, storage_errors
-from store_schema.plan import PLAN_FILE
+from store_schema.plan import PLAN_FILE, Plan
 from store_schema.sealed import seal, unseal
 
 CORPUS_FILE = "corpus.json"
@@ -50,6 +57,8 @@ class InputRecord(StrictModel):
     sha256: str
     documents: int = Field(ge=0)
     """Documents kept."""
+    packed: str | None = None
+    """How it is compressed."""
 
 
 class CorpusRecord(StrictModel):
@@ -65,6 +74,8 @@ class CorpusRecord(StrictModel):
     """Number by split and domain."""
     size_bytes: dict[str, dict[str, int]]
     """UTF-8 bytes of text by split and domain."""
+    taken_as: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Documents whose split has another name in the data, by split and that name."""
     left_out: dict[str, int]
     """Rows of splits that the run does not use, by split."""
     dropped: dict[str, int]
@@ -89,6 +100,7 @@ class _Collected:
     size_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    taken_as: Counter[tuple[str, str]] = field(default_factory=Counter)
     by_file: Counter[int] = field(default_factory=Counter)
     places: dict[str, str] = field(default_factory=dict)
 
@@ -100,6 +112,22 @@ class _Collected:
             key = (document.split, document.domain)
             self.documents[key] += 1
             self.size_bytes[key] += len(document.text.encode())
+
+
+def later_splits(run: RunConfig, record: CorpusRecord) -> list[str]:
+    """As `require_splits`, of a corpus; a line more where a split lacks domains."""
+    where = corpus_location(run).url
+    lines = require_splits(run, record.documents, where=where, left_out=record.left_out)
+    domains = {domain for found in record.documents.values() for domain in found}
+    for section in run.sections.values():
+        split = section.split_of_all_domains()
+        lacking = sorted(domains - record.documents.get(split, {}).keys()) if split else []
+        if split in record.documents and lacking:
+            lines.append(
+                f"no text of {', '.join(lacking)} in split {split}: training wants every domain "
+                "there, or --allow-partial"
+            )
+    return lines
 
 
 def corpus_location(run: RunConfig) -> Location:
@@ -117,8 +145,8 @@ def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
         The record, and whether anything had to be done.
 
     Raises:
-        InputError: An input or document cannot be used; nothing was written.
-        MismatchError: Inputs changed after the plan was made; nothing was written.
+        InputError: An input or document cannot be used, or a split is missing that a section of
+            the run file needs; nothing was written.
     """
     section = run.section("corpus", CorpusSection)
     if not section.inputs:
@@ -132,11 +160,16 @@ def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
         record = open_corpus(location)
         same = record.request_fingerprint == request
         if same and form.is_met(record.unicode, record.not_nfc):
+            later_splits(run, record)
             return record, False
-        _require_no_plan(run, record, request)
     collected = _collect(section, files, run.seed, form)
     inputs = tuple(
-        InputRecord(name=file.name, sha256=digest, documents=collected.by_file[i])
+        InputRecord(
+            name=file.name,
+            sha256=digest,
+            documents=collected.by_file[i],
+            packed=packed_as(file.path),
+        )
         for i, ((_, file), digest) in enumerate(zip(files, digests, strict=True))
     )
     record = CorpusRecord(
@@ -145,11 +178,13 @@ def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
         num_documents=sum(collected.documents.values()),
         documents=_nested(collected.documents),
         size_bytes=_nested(collected.size_bytes),
+        taken_as=_nested(collected.taken_as),
         left_out=dict(sorted(collected.left_out.items())),
         dropped=dict(sorted(collected.dropped.items())),
         **form.record(),
         inputs=inputs,
     )
+    later_splits(run, record)
     _write(location, record, collected.batches, run.resolved())
     return record, True
 
@@ -218,16 +253,17 @@ def _request_fingerprint(
     return fingerprint(["corpus", SCHEMA_VERSION, inputs, settings, run.seed])
 
 
-def _require_no_plan(run: RunConfig, record: CorpusRecord, request: str) -> None:
-    plan = open_location(run.data_folder).child("plan")
-    if plan.exists(PLAN_FILE):
-        raise MismatchError(
-            "the corpus was changed after the plan was made",
-            where=corpus_location(run).url,
-            expected=f"request {record.request_fingerprint}",
-            got=f"request {request}",
-            hint=f"undo the change, give the run another name, or delete {plan.url} to plan anew",
-        )
+def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:
+    """What is to do about a plan that was made from another corpus; [] where there is none."""
+    location = open_location(run.data_folder).child("plan")
+    if not location.exists(PLAN_FILE):
+        return []
+    if Plan.open(location).record.corpus_fingerprint == record.corpus_fingerprint:
+        return []
+    return [
+        f"the plan in {location.url} is of another corpus: run `logitfuse extract plan`, which keeps "
+        "the splits whose documents are the same and takes new ones in"
+    ]
 
 
 def _collect(
@@ -266,15 +302,20 @@ def _checked(
             try:
                 if isinstance(row, DocumentError):
                     raise row
-                document_id = row_id(row, entry, automatic=automatic, place=place)
-                split = row_split(row, entry, section, doc=document_id, seed=seed)
-                if split not in section.splits:
+                document_id = row_id(
+                    row, entry, automatic=automatic, file_name=file.name, place=place
+                )
+                named = row_split(row, entry, section, doc=document_id, seed=seed)
+                split = section.split_name(named)
+                if split not in section.wanted_splits:
                     collected.left_out[split] += 1
                     continue
                 documents = row_documents(
                     row, entry, document_id=document_id, split=split, place=place
                 )
                 _require_new_ids(documents, place, collected.places)
+                if split != named:
+                    collected.taken_as[split, named] += len(documents)
             except DocumentError as error:
                 if section.on_bad == "error":
                     raise
@@ -292,13 +333,19 @@ def _require_new_ids(documents: Iterable[Document], place: str, places: dict[str
                 reason="duplicate_id",
                 where=place,
                 got=f"the same id in {places[document.document_id]}",
-                hint="make ids unique, or map another column to id",
+                hint="map another column under columns: id, or give the inputs `ids: file`, which "
+                "puts the file's name before each id, or `ids: place`, which counts rows",
             )
     places.update((document.document_id, place) for document in documents)
 
 
 def _document_bytes(document: Document) -> bytes:
     return canonical_json(list(astuple(document))) + b"\n"
+
+
+def document_digest(document: Document) -> str:
+    """Digest of all fields of a document."""
+    return bytes_digest(_document_bytes(document))
 
 
 def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:

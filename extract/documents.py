@@ -45,7 +45,8 @@ def columns_wanted(entry: CorpusInput) -> set[str]:
 def row_split(
     record: Mapping[str, Any], entry: CorpusInput, corpus: CorpusSection, *, doc: str, seed: int
 ) -> str:
-    """Split of a row: the input's constant, its column, or dealt by a seeded hash of its id."""
+    """Split of a row as it is named there: the input's constant, its column, or dealt by a seeded
+    hash of its id."""
     if entry.split is not None:
         return entry.split
     mapped = entry.columns.split
@@ -69,8 +70,12 @@ def deal_split(document_id: str, fractions: Mapping[str, float], seed: int) -> s
     return names[-1]
 
 
-def row_id(record: Mapping[str, Any], entry: CorpusInput, *, automatic: str, place: str) -> str:
-    """Id of a row: its column, or file name and row number."""
+def row_id(
+    record: Mapping[str, Any], entry: CorpusInput, *, automatic: str, file_name: str, place: str
+) -> str:
+    """Id of a row: its column, also after the file's name, or file name and row number."""
+    if entry.ids == "place":
+        return automatic
     mapped = entry.columns.id
     value = record.get(mapped or "id")
     if value is None:
@@ -79,7 +84,8 @@ def row_id(record: Mapping[str, Any], entry: CorpusInput, *, automatic: str, pla
         return automatic
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    return _clean(value, f"{place}, column {mapped or 'id'}")
+    own = _clean(value, f"{place}, column {mapped or 'id'}")
+    return f"{file_name}/{own}" if entry.ids == "file" else own
 
 
 def row_documents(
@@ -133,6 +139,9 @@ def row_documents(
     return [document(record[columns.response or "response"], context)]
 
 
+_ANY_FORM = "text, messages, or prompt and response"
+
+
 def _form(record: Mapping[str, Any], entry: CorpusInput, where: str) -> str:
     columns = entry.columns
     forms = {
@@ -145,12 +154,14 @@ def _form(record: Mapping[str, Any], entry: CorpusInput, where: str) -> str:
         if all(record.get(name) is not None for name in forms[form]):
             return form
     names = [name for form in asked for name in forms[form]]
-    raise _missing(" and ".join(names) or "text, messages, or prompt and response", where, record)
+    raise _missing(" and ".join(names) or _ANY_FORM, where, record)
 
 
 def _domain(record: Mapping[str, Any], entry: CorpusInput, where: str) -> str:
     name = entry.columns.domain or "domain"
     value = record.get(name)
+    if value is None and name in record:
+        raise _missing(name, where, record)
     if value is None:
         raise DocumentError(
             f"missing column {name}",
@@ -213,6 +224,19 @@ def _turns(messages: Any, where: str) -> list[tuple[list[dict[str, str]], str]]:
 
 
 def _missing(name: str, where: str, record: Mapping[str, Any]) -> DocumentError:
+    empty = [column for column in name.split(" and ") if column in record]
+    empty += [role for role in ("text", "messages", "prompt", "response") if role in record] * (
+        name == _ANY_FORM
+    )
+    if empty:
+        return DocumentError(
+            f"no value in column {' and '.join(empty)}",
+            reason="no_value",
+            where=where,
+            expected="text",
+            got="null",
+            hint="leave such rows out with `corpus.on_bad: drop`, which counts them",
+        )
     return DocumentError(
         f"missing column {name}",
         reason="missing_column",

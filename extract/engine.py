@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 
 from store_schema.errors import ConfigError, ModelError
 from store_schema.models import max_positions, model_config, model_rows, resolved_dtype
@@ -30,17 +29,9 @@ if TYPE_CHECKING:
     from store_schema.layout import Finish
     from store_schema.tokenizer import EncodedSegment
 
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    ImportError,
-    AttributeError,
-    SafetensorError,
-)
-"""What model libraries raise on a folder they cannot load."""
+LOAD_ERRORS = (Exception,)
+"""What model libraries raise on a folder they cannot load: no list names it all (pickle's own errors, a
+bare Exception of a Rust library, whatever a model's code raises)."""
 
 
 class EngineMemoryError(ModelError):

@@ -6,11 +6,13 @@ import glob
 import gzip
 import hashlib
 import importlib
+import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +20,23 @@ import pyarrow.parquet as pq
 from extract.config import CorpusInput
 from store_schema.errors import ConfigError, InputError
 
-JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
-UNREADABLE_ENDINGS = (".json", ".csv", ".tsv", ".gz", ".zip", ".zst", ".arrow", ".bin")
+JSONL_ENDINGS = tuple(
+    name + packed for name in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst")
+)
+UNREADABLE_ENDINGS = (
+    *(".json", ".csv", ".tsv", ".gz", ".zip", ".zst", ".xz", ".bz2", ".lz4", ".7z", ".tar"),
+    *(".arrow", ".bin"),
+)
 """Taken as plain text these would become one document of punctuation."""
+_PACKED = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x1f\x8b": "gzip",
+    b"\xfd7zXZ\x00": "xz",
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
+    b"PK\x03\x04": "zip",
+    b"version https://git-lfs.github.com/spec/": "pointer of git-lfs",
+}
+"""First bytes of files that hold others, packed or elsewhere."""
 
 
 class DocumentError(InputError):
@@ -116,7 +132,7 @@ def _format(path: Path, entry: CorpusInput) -> str:
         raise ConfigError(
             "format of an input cannot be told by its name",
             where="corpus.inputs",
-            expected=".jsonl, .jsonl.gz, .parquet or a plain text file",
+            expected=".jsonl (also .gz, .zst), .parquet or a plain text file",
             got=path,
             hint="convert it, or give `format:`",
         )
@@ -157,19 +173,53 @@ def read_rows(file: InputFile, columns: Iterable[str]) -> Iterator[Row]:
             yield from _parquet(file, set(columns))
         else:
             yield from _datasets(file, set(columns))
-    except (OSError, EOFError, pa.ArrowException) as error:
-        raise InputError("input cannot be read", where=file.path, got=str(error)[:200]) from error
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise InputError(
+            "input cannot be read",
+            where=file.path,
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            hint="the file may be damaged or cut short: fetch it again",
+        ) from error
 
 
 def _jsonl(file: InputFile) -> Iterator[Row]:
-    opener: Any = gzip.open if file.path.name.endswith(".gz") else open
-    with opener(file.path, "rb") as opened:
-        stream: BinaryIO = opened
+    with _unpacked(file) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             place = f"{file.path}:{number}"
             yield place, f"{file.name}/{number}", _json_record(line, place)
+
+
+def packed_as(path: Path) -> str | None:
+    """How a file is compressed, by its first bytes: "gzip", "zstd" or another; None where it is not."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as opened:
+        head = opened.read(64)
+    return next((name for mark, name in _PACKED.items() if head.startswith(mark)), None)
+
+
+def _unpacked(file: InputFile) -> BinaryIO:
+    """A file opened for reading, gzip and zstd undone.
+
+    Raises:
+        InputError: It is packed in another way, or only points to what it should hold.
+    """
+    packed = packed_as(file.path)
+    if packed == "zstd":
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(file.path, compression="zstd")))
+    if packed == "gzip":
+        return cast(BinaryIO, gzip.GzipFile(file.path, "rb"))
+    if packed is None:
+        return file.path.open("rb")
+    pointer = "git-lfs" in packed
+    raise InputError(
+        f"input is a {packed}" if pointer else f"input is packed: {packed}",
+        where=file.path,
+        expected="text, as it is or in gzip or zstd",
+        hint="fetch it with `git lfs pull`" if pointer else "unpack it first",
+    )
 
 
 def _json_record(line: bytes, place: str) -> dict[str, Any] | DocumentError:
@@ -187,7 +237,8 @@ def _json_record(line: bytes, place: str) -> dict[str, Any] | DocumentError:
 def _text(file: InputFile) -> Iterator[Row]:
     try:
         # Bytes, not text mode: line ends are content.
-        record: dict[str, Any] | DocumentError = {"text": file.path.read_bytes().decode("utf-8")}
+        with _unpacked(file) as stream:
+            record: dict[str, Any] | DocumentError = {"text": stream.read().decode("utf-8")}
     except UnicodeDecodeError as error:
         record = DocumentError(
             f"not UTF-8 at byte {error.start}", reason="bad_utf8", where=file.path, got=error.reason

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +18,18 @@ import pyarrow as pa
 from extract.config import CorpusSection, PlanSection
 from extract.corpus import corpus_location, open_corpus, read_documents
 from extract.cutting import CutCorpus, cut_corpus
+from extract.kept_plan import KeptPlan, begun_stores, documents_of, keep_plan, split_digests
+from extract.splits import require_splits
 from store_schema import SCHEMA_VERSION
+from store_schema.causal_config import require_causal_config
 from store_schema.config import RunConfig
-from store_schema.errors import ConfigError, InputError, LogitfuseError, MismatchError
+from store_schema.errors import ConfigError, InputError, LogitfuseError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import Location, open_location
 from store_schema.models import max_positions, model_config, resolve_model
 from store_schema.plan import PLAN_FILE, SEGMENTS_FILE, Plan, Segment, write_plan
-from store_schema.reader import MANIFEST_FILE
 from store_schema.tokenizer import SegmentTokenizer
+from store_schema.weight_files import require_no_adapter
 
 TARGET = "target"
 
@@ -40,61 +45,63 @@ def load_tokenizers(run: RunConfig) -> dict[str, SegmentTokenizer]:
     return {name: SegmentTokenizer.load(ref, name=name) for name, ref in refs.items()}
 
 
-def make_plan(run: RunConfig) -> tuple[Plan, bool]:
-    """Make the plan of a run, or find that it is made.
+def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
+    """Make the plan of a run, go on with the one that is there, or find that it is made.
+
+    Once stores were begun from a plan its segments stay, if they fit what is asked for now.
 
     Args:
         run: The run file.
+        recut: Cut all text again even so. The stores' shards that do not fit the new plan are then
+            for `take_back`.
 
     Returns:
         The plan, and whether anything had to be done.
 
     Raises:
         MissingError: There is no corpus.
-        MismatchError: Another plan was asked for after extraction began; nothing was written.
+        MismatchError: What is asked for does not fit the segments that stores were made from;
+            nothing was written.
         TokenizerError: A tokenizer cannot represent a document.
+        InputError: No text, or none of a split that a section of the run file needs.
     """
     section = run.section("plan", PlanSection)
     corpus = open_corpus(corpus_location(run))
+    _require_models(run, section)
     tokenizers = load_tokenizers(run)
-    request = fingerprint(
-        [
-            "plan",
-            SCHEMA_VERSION,
-            corpus.corpus_fingerprint,
-            section.content(),
-            {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()},
-            run.seed,
-        ]
-    )
+    fingerprints = {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()}
+    made_from = [corpus.corpus_fingerprint, section.content(), fingerprints, run.seed]
+    request = fingerprint(["plan", SCHEMA_VERSION, *made_from])
     location = plan_location(run)
-    if location.exists(PLAN_FILE):
-        plan = Plan.open(location)
-        if plan.record.request_fingerprint == request:
+    plan = Plan.open(location) if location.exists(PLAN_FILE) else None
+    if plan is not None and plan.record.request_fingerprint == request:
+        cut_for_this = not plan.record.settings.get("kept")
+        if cut_for_this or not recut:
+            require_splits(run, plan.splits(), where=location.url, left_out={})
             return plan, False
-        _require_no_store(run, plan, request)
-    _require_positions(run, section)
     for tokenizer in tokenizers.values():
         tokenizer.warn_of_class()
     table = read_documents(corpus_location(run), corpus)
-    drop = run.section("corpus", CorpusSection).on_bad == "drop"
-    cut = cut_corpus(table, tokenizers, section.max_tokens, drop_unreadable=drop)
-    if not cut.rows:
-        raise InputError("no document is left", where="plan", got=f"dropped {dict(cut.dropped)}")
+    digests = split_digests(table)
+    stores = begun_stores(run)
+    kept = None
+    if plan is not None and stores and not recut:
+        kept = keep_plan(plan, corpus.corpus_fingerprint, digests, tokenizers, section, stores)
+        table = documents_of(table, kept.new_splits)
+    cut = _cut(run, table, tokenizers, section, kept)
+    start = 0 if kept is None else kept.plan.record.num_segments
+    shards = _shards(table, cut, list(tokenizers), section.shard_tokens, run.seed, start)
     location.write_atomic("config.yaml", run.resolved().encode())
     try:
         plan = write_plan(
             location,
-            _shards(table, cut, list(tokenizers), section.shard_tokens, run.seed),
+            shards,
             corpus_fingerprint=corpus.corpus_fingerprint,
             request_fingerprint=request,
-            tokenizers={name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()},
-            settings=section.content()
-            | {
-                "seed": run.seed,
-                "dropped": dict(sorted(cut.dropped.items())),
-                "context_tokens": dict(cut.context_tokens),
-            },
+            tokenizers=fingerprints if kept is None else kept.tokenizers,
+            settings=section.content() | _figures(run, cut, kept),
+            documents=digests if kept is None else kept.documents,
+            kept=None if kept is None else kept.plan,
         )
     except BaseException:
         with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
@@ -104,28 +111,47 @@ def make_plan(run: RunConfig) -> tuple[Plan, bool]:
     return plan, True
 
 
-def _require_no_store(run: RunConfig, plan: Plan, request: str) -> None:
-    root = open_location(run.data_folder)
-    begun = [
-        f"{kind}/{name}"
-        for kind in ("stores", "generated", "aligned")
-        for name in root.names(kind)
-        if root.exists(f"{kind}/{name}/{MANIFEST_FILE}")
-    ]
-    if begun:
-        raise MismatchError(
-            "the plan was changed after extraction began",
-            where=f"{plan.location.url} ({', '.join(begun)} were made from it)",
-            expected=f"request {plan.record.request_fingerprint}",
-            got=f"request {request}",
-            hint="undo the change, give the run another name, or delete these stores to plan anew",
-        )
+def _cut(
+    run: RunConfig,
+    table: pa.Table,
+    tokenizers: Mapping[str, SegmentTokenizer],
+    section: PlanSection,
+    kept: KeptPlan | None,
+) -> CutCorpus:
+    """Cut the documents of a table; there is text, also of every split that is needed later."""
+    drop = run.section("corpus", CorpusSection).on_bad == "drop"
+    cut = cut_corpus(table, tokenizers, section.max_tokens, drop_unreadable=drop)
+    if not cut.rows and kept is None:
+        raise InputError("no document is left", where="plan", got=f"dropped {dict(cut.dropped)}")
+    present = set(table["split"].take(pa.array(cut.rows, pa.int64())).to_pylist())
+    present |= set() if kept is None else set(kept.plan.splits())
+    require_splits(run, sorted(present), where=plan_location(run).url, left_out={})
+    return cut
 
 
-def _require_positions(run: RunConfig, section: PlanSection) -> None:
-    """Refuse segments longer than a model reads, before anything is tokenised."""
+def _figures(run: RunConfig, cut: CutCorpus, kept: KeptPlan | None) -> dict[str, Any]:
+    """What the record says beside the section: seed, what was dropped, context that is read."""
+    dropped, context = Counter(cut.dropped), Counter(cut.context_tokens)
+    if kept is not None:
+        dropped.update(kept.plan.record.settings.get("dropped", {}))
+        context.update(kept.context_tokens)
+    figures = {
+        "seed": run.seed,
+        "dropped": dict(sorted(dropped.items())),
+        "context_tokens": dict(context),
+    }
+    return figures if kept is None else figures | {"kept": True}
+
+
+def _require_models(run: RunConfig, section: PlanSection) -> None:
+    """Refuse models that cannot be used, and segments longer than they read, before anything is
+    tokenised. Weights need not be there yet."""
     for name, ref in {**run.sources, TARGET: run.target}.items():
-        longest = max_positions(model_config(resolve_model(ref)))
+        folder = resolve_model(ref)
+        config = model_config(folder)
+        require_no_adapter(folder)
+        require_causal_config(config, name=name, folder=folder)
+        longest = max_positions(config)
         if longest is not None and section.max_tokens > longest:
             raise ConfigError(
                 f"segments are longer than {name} can read",
@@ -178,13 +204,13 @@ def shuffled(ids: Sequence[str], seed: int) -> list[int]:
 
 
 def _shards(
-    table: pa.Table, cut: CutCorpus, models: list[str], shard_tokens: int, seed: int
+    table: pa.Table, cut: CutCorpus, models: list[str], shard_tokens: int, seed: int, start: int
 ) -> Iterator[tuple[list[Segment], dict[str, int]]]:
     """Shards as `write_plan` takes them: splits one after the other, texts read when needed."""
     target = models.index(TARGET)
-    splits = table["split"].take(pa.array(cut.rows)).to_pylist()
-    ids = table["document_id"].take(pa.array(cut.rows)).to_pylist()
-    index = 0
+    splits = table["split"].take(pa.array(cut.rows, pa.int64())).to_pylist()
+    ids = table["document_id"].take(pa.array(cut.rows, pa.int64())).to_pylist()
+    index = start
     for split in dict.fromkeys(sorted(splits, key=_split_order)):
         members = [i for i, name in enumerate(splits) if name == split]
         order = [members[i] for i in shuffled([ids[i] for i in members], seed)]

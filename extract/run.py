@@ -11,12 +11,13 @@ from dataclasses import replace
 import torch
 
 from extract.bos_probe import probe_bos
+from extract.causality import require_causal
 from extract.children import SMALLER_STEPS, check_leash, run_children
 from extract.engine import Engine, EngineMemoryError, EngineSpec, open_engine
 from extract.memory import check_memory
 from extract.pipeline import Pipeline
 from extract.planning import plan_location
-from extract.sources import CheckedSource, check_source
+from extract.sources import CheckedSource, check_source, model_folder
 from extract.stage import Job, Stage
 from launch.progress import Progress
 from launch.quantities import size_text
@@ -28,6 +29,8 @@ from store_schema.errors import Stopped
 from store_schema.plan import Plan, ShardRecord
 from store_schema.reader import MANIFEST_FILE
 
+PROBED_SEGMENTS = 8
+"""Among so many of the first shard one is sought to try a model on."""
 LEAST_STEP_TOKENS = 16
 """Steps of vLLM are not halved below it."""
 
@@ -86,11 +89,13 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
         LogitfuseError: A source cannot be used; nothing was written.
         SystemExit: A child failed; it has told why, its exit code is passed on.
     """
+    for name in names:
+        model_folder(run, name)  # what is wrong with a model is so whatever the plan
     plan = Plan.open(plan_location(run))
     sources = [stage.check(run, name, plan) for name in names]
     # Stores that are there are looked at first, so that a mismatch leaves no new one behind.
     sources.sort(key=lambda source: not source.location.exists(MANIFEST_FILE))
-    committed = {source.name: source.open_store().committed() for source in sources}
+    committed = {s.name: s.open_store().committed(plan.shards) for s in sources}
     pending = {name: part.pending(plan.shards, committed[name]) for name in names}
     # A child that is started again after memory ran out must not count its limit anew.
     parts = {
@@ -112,6 +117,8 @@ def dry_run(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> l
     Raises:
         LogitfuseError: A source cannot be used, or memory would not do.
     """
+    for name in names:
+        model_folder(run, name)
     plan = Plan.open(plan_location(run))
     lines = []
     for name in names:
@@ -151,7 +158,7 @@ def run_source(
         plan = Plan.open(plan_location(run))
         source = stage.check(run, name, plan)
         writer = source.open_store()
-        pending = part.pending(plan.shards, writer.committed())
+        pending = part.pending(plan.shards, writer.committed(plan.shards))
         if not pending:
             return
         spec = halved(source.spec, halvings)
@@ -164,12 +171,21 @@ def run_source(
                 with closing(open_engine(spec)) as engine:
                     seconds = time.monotonic() - start
                     print(f"{name}: {engine.description} ready in {seconds:.1f} s", file=sys.stderr)
+                    _require_causal(engine, spec, source, pending[0])
                     stage.work(engine, Job(source, writer, part, pending, session, flag, leash))
         except EngineMemoryError as error:
             if halved(spec, 1) == spec:
                 raise
             print(f"{name}: {error.what}; going on with half of that", file=sys.stderr)
             raise SystemExit(SMALLER_STEPS) from error
+
+
+def _require_causal(
+    engine: Engine, spec: EngineSpec, source: CheckedSource, shard: ShardRecord
+) -> None:
+    if not spec.generates:
+        segments = source.plan.segments(shard)[:PROBED_SEGMENTS]
+        require_causal(engine, spec, source.tokenizer.encode(segments))
 
 
 def halved(spec: EngineSpec, times: int) -> EngineSpec:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from extract.config import ExtractSection
 from extract.engine import EngineSpec, engine_spec
 from extract.space_ids import space_initial_ids
+from store_schema.causal_config import require_causal_config
 from store_schema.config import RunConfig
-from store_schema.errors import MismatchError, ModelError
+from store_schema.errors import MismatchError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.frequency import token_counts
 from store_schema.location import Location, open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.models import resolve_model
+from store_schema.models import model_config, resolve_model
 from store_schema.plan import Plan
 from store_schema.presets import StoreSection
 from store_schema.reader import MANIFEST_FILE, StoreReader
 from store_schema.tokenizer import SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.weight_files import require_weights
+from store_schema.writer import StoreWriter, require_same_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,13 @@ class CheckedSource:
         Raises:
             MismatchError: The store there was made from something else.
         """
-        begun = self.location.exists(MANIFEST_FILE) and StoreReader.open(self.location).commits
-        return self.open_store().committed() if begun else set()
+        if not self.location.exists(MANIFEST_FILE):
+            return set()
+        reader = StoreReader.open(self.location)
+        if not reader.commits:
+            return set()
+        require_same_store(reader, self.manifest)
+        return reader.committed(self.plan.shards)
 
 
 def check_source(
@@ -92,18 +100,17 @@ def check_source(
     url = run.store_url(name) if kind == "source" else run.generated_url(name)
     location = open_location(url)
     section = begun_section(run.section("extract", ExtractSection), location)
-    folder = resolve_model(ref)
-    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise ModelError("model folder has no weights", where=folder, expected="*.safetensors")
+    folder = model_folder(run, name)
     tokenizer = SegmentTokenizer.load(ref, name=name)
     planned = plan.record.tokenizers.get(name)
     if planned != tokenizer.fingerprint:
+        other = f"the plan was made with another vocabulary than that of the model given for {name}"
         raise MismatchError(
-            f"the plan was made with another vocabulary than that of the model given for {name}",
+            other if planned else f"the plan was made without {name}",
             where=f"{plan.location.url}, {ref.model}",
-            expected=f"tokenizer {planned}",
+            expected=f"tokenizer {planned}" if planned else "a source of the plan",
             got=f"tokenizer {tokenizer.fingerprint}",
-            hint="give the model that was planned with, or plan anew under another run name",
+            hint="run `logitfuse extract plan`: it keeps the segments if they fit the new model",
         )
     wants_spaces = "space_mass" in section.extras
     spec = engine_spec(
@@ -151,6 +158,18 @@ def begun_section(section: ExtractSection, location: Location) -> ExtractSection
     if engine == "transformers" or (engine == "vllm" and not section.needs_all):
         return section.model_copy(update={"engine": engine})
     return section
+
+
+def model_folder(run: RunConfig, name: str) -> Path:
+    """The folder of a source's model, as far as files alone show that it can be run.
+
+    Raises:
+        ModelError: It is not there or not whole, or no causal language model.
+    """
+    folder = resolve_model(run.sources[name])
+    require_weights(folder)
+    require_causal_config(model_config(folder), name=name, folder=folder)
+    return folder
 
 
 def shaping_settings(spec: EngineSpec) -> dict[str, Any]:

@@ -50,6 +50,17 @@ def corpus_report(record: CorpusRecord) -> str:
         for domain, number in domains.items()
     ]
     lines = [table(["split", "domain", "documents", "bytes"], rows)]
+    packed = Counter(entry.packed for entry in record.inputs if entry.packed)
+    if packed:
+        shown = ", ".join(f"{number:,} in {name}" for name, number in sorted(packed.items()))
+        lines.append(f"compressed inputs, read as they are: {shown}")
+    if record.taken_as:
+        shown = ", ".join(
+            f"{name} taken as {split} ({number:,} documents)"
+            for split, names in record.taken_as.items()
+            for name, number in names.items()
+        )
+        lines.append(f"splits by other names: {shown} (corpus.split_names)")
     if record.left_out:
         shown = ", ".join(f"{name} {number:,}" for name, number in record.left_out.items())
         lines.append(f"left out, by split: {shown}")
@@ -70,15 +81,17 @@ def _normalised(record: CorpusRecord, number: int) -> str:
     return f"text of {number:,} documents was normalised to NFC{reason} (corpus.unicode)"
 
 
-def plan_report(record: PlanRecord, *, entries: int, tokens_per_s: float) -> str:
+def plan_report(
+    record: PlanRecord, models: Sequence[str], *, entries: int, tokens_per_s: float
+) -> str:
     """Tokens by split and model, and what scoring each source will cost.
 
     Args:
         record: The plan.
+        models: Names of the run's sources and "target"; the plan may know more.
         entries: To be kept at each position, at most.
         tokens_per_s: Speed to reckon with.
     """
-    models = list(record.tokenizers)
     splits = list(dict.fromkeys(shard.split for shard in record.shards))
     rows: list[list[object]] = []
     for split in splits:
@@ -89,7 +102,7 @@ def plan_report(record: PlanRecord, *, entries: int, tokens_per_s: float) -> str
         rows.append([split, len(shards), segments, num_bytes, *tokens])
     rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(rows[0])))])  # type: ignore[misc]
     lines = [table(["split", "shards", "segments", "bytes", *(f"tok {m}" for m in models)], rows)]
-    lines += ["", _costs(record, entries, tokens_per_s)]
+    lines += ["", _costs(record, models, entries, tokens_per_s)]
     dropped = record.settings.get("dropped", {})
     if dropped:
         shown = ", ".join(f"{name} {number:,}" for name, number in dropped.items())
@@ -97,10 +110,10 @@ def plan_report(record: PlanRecord, *, entries: int, tokens_per_s: float) -> str
     return "\n".join(lines)
 
 
-def _costs(record: PlanRecord, entries: int, tokens_per_s: float) -> str:
+def _costs(record: PlanRecord, models: Sequence[str], entries: int, tokens_per_s: float) -> str:
     context = record.settings.get("context_tokens", {})
     costs = []
-    for name in record.tokenizers:
+    for name in models:
         if name == "target":
             continue
         positions = sum(shard.num_tokens[name] for shard in record.shards)
@@ -148,8 +161,9 @@ class SourceFigures:
     def read(cls, run: RunConfig, name: str) -> SourceFigures:
         """Read the commits of a source's store."""
         plan = Plan.open(plan_location(run))
-        store = StoreReader.open(open_location(run.store_url(name)))
-        commits, model = store.commits, store.manifest.model
+        reader = StoreReader.open(open_location(run.store_url(name)))
+        commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
+        model = reader.manifest.model
         total: Counter[str] = Counter()
         nats: Counter[tuple[str, str]] = Counter()
         covered: Counter[tuple[str, str]] = Counter()

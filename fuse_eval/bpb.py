@@ -80,16 +80,18 @@ def split_segments(plan: Plan, split: str) -> tuple[Segment, ...]:
 
 
 def run_tokenizers(run: RunConfig, plan: Plan) -> dict[str, SegmentTokenizer]:
-    """Tokenizers of all sources and of the target, checked against the plan.
+    """Tokenizers of all sources, checked against the plan, and of the target.
+
+    The target need not be the one that the plan was made with: its aligned stores say which it is.
 
     Raises:
-        MismatchError: A tokenizer was changed after planning.
+        MismatchError: A source's tokenizer was changed after planning.
     """
     found = {}
     for name, ref in {**run.sources, "target": run.target}.items():
         tokenizer = SegmentTokenizer.load(ref, name=name)
         planned = plan.record.tokenizers.get(name)
-        if tokenizer.fingerprint != planned:
+        if name != "target" and tokenizer.fingerprint != planned:
             raise MismatchError(
                 f"tokenizer of {name} is not the plan's",
                 where=ref.model,
@@ -116,14 +118,16 @@ def counted_segments(text: ScoredText, tokenizer: SegmentTokenizer) -> list[Enco
     return [counted_from(e, int(start)) for e, start in zip(encoded, text.starts, strict=True)]
 
 
-def score_request(ref: ModelRef, plan: Plan, split: str) -> str:
+def score_request(
+    ref: ModelRef, plan: Plan, split: str, tokenizers: Mapping[str, SegmentTokenizer]
+) -> str:
     """Fingerprint of all that a score depends on: model, text, and every tokenizer of the run,
     since they choose the bytes that count."""
     return fingerprint(
         {
             "model": identity(ref),
-            "plan": plan.fingerprint,
-            "tokenizers": plan.record.tokenizers,
+            "text": [[s.start, s.fingerprint] for s in plan.splits().get(split, ())],
+            "tokenizers": {name: t.fingerprint for name, t in tokenizers.items()},
             "split": split,
         }
     )

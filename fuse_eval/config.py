@@ -35,6 +35,10 @@ class EvaluateSection(SectionModel):
     device: str | None = None
     """torch device by name; None takes CUDA when there is one, else the CPU."""
 
+    def splits_needed(self) -> dict[str, str]:
+        """The one that is scored."""
+        return {"evaluate.split": self.split}
+
     @field_validator("pool_selectors")
     @classmethod
     def _each_once(cls, selectors: tuple[PoolSelector, ...]) -> tuple[PoolSelector, ...]:

@@ -60,8 +60,10 @@ def evaluate(run: RunConfig, stop: StopFlag) -> StageResult:
     section = run.section("evaluate", EvaluateSection)
     plan = open_plan(run)
     models = models_to_score(run, section)
+    tokenizers = bpb.run_tokenizers(run, plan)
     requests = {
-        name: bpb.score_request(ref, plan, section.split) for name, (ref, _) in models.items()
+        name: bpb.score_request(ref, plan, section.split, tokenizers)
+        for name, (ref, _) in models.items()
     }
     request = fingerprint(
         {"requests": requests, "section": section.content(), "seed": run.seed, "by": __version__}
@@ -70,7 +72,6 @@ def evaluate(run: RunConfig, stop: StopFlag) -> StageResult:
     before = read_json(report, EVALUATION_FILE)
     if before is not None and before.get("fingerprint") == request:
         return StageResult(before, fresh=False)
-    tokenizers = bpb.run_tokenizers(run, plan)
     text = bpb.scored_text(bpb.split_segments(plan, section.split), tokenizers)
     nats = {}
     for name, (ref, tokenizer) in models.items():

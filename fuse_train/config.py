@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from fuse_train.loss_config import WHOLE, LossSection
 from store_schema.config import SectionModel, StrictModel
 from store_schema.fingerprint import canonical_json
+from store_schema.paths import PathText
 
 SelectorName = Literal["uniform", "static", "min_ce", "avg_ce", "hedge", "asn", "constant", "bayes"]
 TailPolicy = Literal["bucket", "drop", "renormalise"]
@@ -85,7 +86,7 @@ class AsnSection(StrictModel):
     """Steps on the stores alone before the target is trained; 0 starts it untrained."""
     pretrain_batch_segments: int = Field(default=32, gt=0)
     """Segments of one such step."""
-    start_from: str | None = None
+    start_from: PathText | None = None
     """Folder of a trained selector to start from instead of pretraining."""
     frozen: bool = False
     """Whether the selector of `start_from` stays as it is while the target is trained."""
@@ -255,6 +256,17 @@ class TrainSection(SectionModel):
     """Whether that repository is private if it has to be made."""
     allow_partial: bool = False
     """Train although shards of a source, or text of a domain, are missing (docs/training.md)."""
+
+    def splits_needed(self) -> dict[str, str]:
+        """The one trained on, and the one of the evaluations where weights are chosen by them."""
+        needed = {"train.train_split": self.train_split}
+        if self.keep_best or self.early_stopping_patience is not None:
+            needed["train.valid_split"] = self.valid_split
+        return needed
+
+    def split_of_all_domains(self) -> str | None:
+        """The one trained on, unless text may be missing."""
+        return None if self.allow_partial else self.train_split
 
     @field_validator("optim_kwargs", "lr_scheduler_kwargs")
     @classmethod

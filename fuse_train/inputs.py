@@ -145,7 +145,11 @@ def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
         "label": label,
         "train": section.content(),
         "seed": run.seed,
-        "plan": inputs.plan.fingerprint,
+        "text": [
+            [shard.start, shard.fingerprint]
+            for split in (section.train_split, section.valid_split)
+            for shard in inputs.plan.splits().get(split, ())
+        ],
         "target": target,
         "tokenizer": inputs.tokenizer.fingerprint,
     }

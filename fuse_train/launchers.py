@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from fuse_train.config import TrainSection
+from launch.work import step_task
 from store_schema.errors import ConfigError
 
 _SHARDING = {
@@ -20,14 +21,24 @@ _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")
 
 
 def check_launcher() -> None:
-    """Refuse launchers that shard the model, before accelerate sets anything up.
+    """Refuse launchers that the trainer does not work under, before accelerate sets anything up.
 
     The loss reads the head's weight whole, and checkpoints hold whole tensors. On a CPU accelerate
     would leave an FSDP config unheeded and train with plain data parallelism instead.
 
     Raises:
-        ConfigError: DeepSpeed (ZeRO), FSDP or the like is asked for.
+        ConfigError: DeepSpeed (ZeRO), FSDP or the like is asked for, or srun started several
+            processes that do not know of one another.
     """
+    tasks = step_task().count
+    if tasks > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+        raise ConfigError(
+            f"srun started {tasks} tasks, and each would do the same training by itself",
+            where="SLURM_NTASKS",
+            expected="1 task, or a launcher that tells each process its rank (WORLD_SIZE)",
+            got=tasks,
+            hint="`srun -n 1 logitfuse train run ...`, or on each node one `accelerate launch`",
+        )
     for variable, name in _SHARDING.items():
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise _refusal(name)

@@ -244,9 +244,10 @@ class AlignedSamples:
 
     def _check_plan_lengths(self) -> None:
         """Before any training: every segment fits, unless the plan was made to fit anyway."""
-        planned = self.plan.record.settings.get("max_tokens")
-        limit = self._max_positions
-        if limit is None or (isinstance(planned, int) and planned <= limit):
+        record, limit = self.plan.record, self._max_positions
+        planned = record.settings.get("max_tokens")
+        own = record.tokenizers.get("target") == self.tokenizer.fingerprint
+        if limit is None or (own and isinstance(planned, int) and planned <= limit):
             return
         for position in range(len(self.shards)):
             self._check_shard_lengths(position)
@@ -322,7 +323,8 @@ def check_store(reader: StoreReader, plan: Plan, tokenizer: SegmentTokenizer) ->
             where=reader.location.url,
             expected=f"tokenizer {tokenizer.fingerprint}",
             got=f"tokenizer {target.tokenizer_fingerprint}",
-            hint="run align again under another run name, or give the target it was made for",
+            hint="run `logitfuse align run` for this target (another target goes under another run "
+            "name, with data_dir the folder of the run that has the sources' stores)",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from launch.signals import stopped_in_one_line
-from launch.work import Part, chosen_sources, parse_shards, parse_worker
+from launch.work import Part, chosen_sources, parse_shards, parse_worker, step_task
 from store_schema.config import RunConfig, load_run
 from store_schema.errors import ConfigError, LogitfuseError, StorageError
 
@@ -101,8 +101,8 @@ def work_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--worker",
         metavar="I/N",
-        help="Every N-th shard, from shard I (from 0) on. Default: as Slurm's array task or an "
-        "indexed job says, else all.",
+        help="Every N-th shard, from shard I (from 0) on. Default: as srun's tasks, Slurm's array "
+        "task or an indexed job say, else all.",
     )
     @click.option("--shards", metavar="A-B", help="Only these shards, such as 3-7 or 0-2,9.")
     @click.option(
@@ -121,6 +121,12 @@ def work_options(function: Callable[..., None]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         part = Part(parse_worker(worker), None if shards is None else parse_shards(shards), limit)
+        if worker is None and (step := step_task()).count > 1:
+            click.echo(
+                f"task {step.index} of {step.count} that srun started: worker {part.worker} of the "
+                "shards (--worker 0/1 would do them all)",
+                err=True,
+            )
         function(run=run, sources=chosen_sources(run, names), part=part, **options)
 
     return _with_options_of(command, function)

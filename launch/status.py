@@ -171,11 +171,15 @@ def _read_commits(url: str, plan: Plan) -> tuple[Mapping[int, Commit] | None, st
     except StoreError as error:
         return {}, error.line()
     commits, faults = reader.scan()
+    shards = {shard.index: shard for shard in plan.shards}
+    own = {i: commit for i, commit in commits.items() if i in shards and commit.is_of(shards[i])}
     problem = None
     if faults:
         first = next(iter(faults.values()))
         problem = f"{len(faults)} commit(s) cannot be used: {first.line()}"
-    return commits, problem
+    elif len(own) < len(commits):
+        problem = f"{len(commits) - len(own)} commit(s) are of other segments than the plan's"
+    return own, problem
 
 
 def work_status(

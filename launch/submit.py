@@ -63,7 +63,8 @@ def _pending(plan: Plan, url: str) -> tuple[int, ...]:
     except MissingError:
         return tuple(shard.index for shard in plan.shards)
     reader.require_plan(plan)
-    return tuple(shard.index for shard in plan.shards if shard.index not in reader.commits)
+    committed = reader.committed(plan.shards)
+    return tuple(shard.index for shard in plan.shards if shard.index not in committed)
 
 
 def _trained(run: RunConfig) -> bool:

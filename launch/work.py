@@ -154,23 +154,38 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
     Args:
         text: "i/n" from the command line, i from 0; None asks the scheduler's variables.
         environment: SLURM_ARRAY_TASK_ID with _COUNT, _MIN, _MAX and _STEP, or JOB_COMPLETION_INDEX
-            with JOB_COMPLETION_COUNT.
+            with JOB_COMPLETION_COUNT; and what `step_task` asks for.
 
     Raises:
         ConfigError: Not "i/n" with 0 <= i < n, or variables that do not tell which worker it is.
     """
     if text is None:
+        job = Worker()
         if "SLURM_ARRAY_TASK_ID" in environment:
-            return _array_task(environment)
-        if "JOB_COMPLETION_INDEX" in environment:
-            return _indexed_job(environment)
-        return Worker()
+            job = _array_task(environment)
+        elif "JOB_COMPLETION_INDEX" in environment:
+            job = _indexed_job(environment)
+        step = step_task(environment)
+        return Worker(job.index * step.count + step.index, job.count * step.count)
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or int(match[1]) >= int(match[2]):
         raise ConfigError(
             "worker refused", where="--worker", expected="i/n with i from 0 to n-1", got=text
         )
     return Worker(int(match[1]), int(match[2]))
+
+
+def step_task(environment: Mapping[str, str] = os.environ) -> Worker:
+    """Which task of how many that one `srun` has started; 0/1 outside a step of several.
+
+    A batch script stands in no step, but has SLURM_NTASKS and may have inherited the variables of a
+    step that it was submitted from; its own number of tasks is then seldom the step's.
+    """
+    names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
+    given = [environment.get(name, "") for name in names]
+    task, tasks, of_step = (int(text) if text.isdecimal() else 0 for text in given)
+    in_step = of_step == tasks or (task > 0 and not of_step)
+    return Worker(task, tasks) if in_step and task < tasks else Worker()
 
 
 def _array_task(environment: Mapping[str, str]) -> Worker:

@@ -6,5 +6,5 @@ arrays), then `plan`, `manifest`, `writer` and `reader`.
 
 __version__ = "0.1.0"
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of everything written to disk. A reader refuses a newer one and reads every older one."""

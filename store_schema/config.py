@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from store_schema.errors import ConfigError
+from store_schema.paths import PathText
 
 BosRule = Literal["auto", "always", "never"]
 
@@ -45,6 +46,14 @@ class SectionModel(StrictModel):
         """The fields that shape the output, for fingerprints."""
         return self.model_dump(mode="json", exclude=set(self.runtime_fields))
 
+    def splits_needed(self) -> dict[str, str]:
+        """Splits that the stage cannot do without, by the option that names them."""
+        return {}
+
+    def split_of_all_domains(self) -> str | None:
+        """A split in which the stage wants text of every domain, unless it is told otherwise."""
+        return None
+
 
 Section = TypeVar("Section", bound=SectionModel)
 
@@ -66,7 +75,7 @@ _DTYPE_ALIASES = {
 class ModelRef(StrictModel):
     """A model to load: a local folder, a GGUF file, or a hub name with a pinned revision."""
 
-    model: str = Field(min_length=1)
+    model: PathText = Field(min_length=1)
     """Folder, hub name, or a GGUF file (unpacked once into a cached folder: docs/real.md)."""
     gguf_file: str | None = Field(default=None, min_length=1)
     """Name of a GGUF file in that folder or hub repository, which is then the model."""
@@ -100,11 +109,11 @@ class RunConfig(StrictModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Names the run and its folder."""
-    run_dir: str | None = None
+    run_dir: PathText | None = None
     """Where everything of the run goes, a path or URL for stores; None means runs/<name>."""
-    data_dir: str | None = None
+    data_dir: PathText | None = None
     """Folder or URL whose corpus, plan and stores are used; None means the run's own. One
-    extraction serves any number of trainings."""
+    extraction serves any number of targets, alignments and trainings."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of shuffles and initialisations."""
     sources: dict[str, ModelRef] = Field(min_length=1)
@@ -152,8 +161,13 @@ class RunConfig(StrictModel):
         return f"{self.data_folder}/generated/{source}"
 
     def aligned_url(self, source: str) -> str:
-        """Where the aligned store of `source` lies."""
-        return f"{self.data_folder}/aligned/{source}"
+        """Where the aligned store of `source` lies: see `aligned_place`. Looks at the disk where
+        the run uses another's data."""
+        if self.folder == self.data_folder:
+            return f"{self.folder}/aligned/{source}"
+        from store_schema.aligned_place import aligned_store_url  # storage libraries take time
+
+        return aligned_store_url(self, source)
 
     def resolved(self) -> str:
         """The whole file as YAML with every default filled in."""

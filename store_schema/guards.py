@@ -188,6 +188,7 @@ FORMS = {
     1: Form(("bytes", "blosc", "crc32c"), _unblosc, 262_144),
     2: _PCO_FORM,
     3: _PCO_FORM,
+    4: _PCO_FORM,
 }
 """By schema version: the only codecs there are. A store's names are compared with these, never
 looked up."""

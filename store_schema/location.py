@@ -133,6 +133,10 @@ class Location(Protocol):
         """A file to stream into. Not atomic: for files that a later record makes valid."""
         ...
 
+    def replace(self, key: str, final: str) -> None:
+        """Give a whole file another name in one step, in place of what had it."""
+        ...
+
     def exists(self, key: str) -> bool:
         """Whether the file is there; a folder is none."""
         ...
@@ -202,6 +206,11 @@ class LocalLocation:
         with storage_errors(str(self.path / key), writing=True):
             _make_folders((self.path / key).parent)
             return (self.path / key).open("wb")
+
+    def replace(self, key: str, final: str) -> None:
+        with storage_errors(str(self.path / final), writing=True):
+            (self.path / key).replace(self.path / final)
+            self._sync_way((self.path / final).parent)
 
     def exists(self, key: str) -> bool:
         with storage_errors(str(self.path / key)):
@@ -314,6 +323,13 @@ class RemoteLocation:
         filesystem, root = remote.open_filesystem(self.url)
         with storage_errors(f"{self.url}/{key}", writing=True):
             return cast(BinaryIO, filesystem.open(f"{root}/{key}", "wb"))
+
+    def replace(self, key: str, final: str) -> None:
+        filesystem, root = remote.open_filesystem(self.url)
+        filesystem.invalidate_cache()
+        with storage_errors(f"{self.url}/{final}", writing=True):  # a server-side copy is one put
+            remote.call(filesystem, "cp_file", f"{root}/{key}", f"{root}/{final}")
+        self.delete(key)
 
     def exists(self, key: str) -> bool:
         filesystem, root = remote.open_filesystem(self.url)

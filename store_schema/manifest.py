@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,16 @@ from store_schema.fingerprint import fingerprint
 from store_schema.layout import EXTRAS, Arrays, Extra, Kind, check_shard
 from store_schema.presets import Encoding
 
-_LAST_VERSION = {"top_p": 1, "logprob_codec": 1}
+if TYPE_CHECKING:  # the plan is read through the guards, which know commits
+    from store_schema.plan import ShardRecord
+
+_LAST_VERSION = {
+    **{"top_p": 1, "logprob_codec": 1},
+    # Since version 4 each commit says which segments it is of: a plan may grow, and be used for other
+    # models, without a store becoming another one.
+    **{"corpus_fingerprint": 3, "plan_fingerprint": 3, "num_shards": 3},
+}
+"""Last versions in which a field is part of what makes a store this one."""
 _FIRST_VERSION = {"num_shards": 2, "encoding": 2, "ranking_fingerprint": 2, "extras": 3}
 
 COMMIT_PATH = r"^data/\d{5,}-[0-9a-f]{16}$"
@@ -51,9 +60,11 @@ class Manifest(StrictModel):
     target: ModelIdentity | None = None
     """The target whose tokens an aligned store speaks; None in stores of other kinds."""
     corpus_fingerprint: str
+    """Of the corpus that the plan was made from."""
     plan_fingerprint: str
+    """Of the plan when the store was last opened for writing; up to version 3 of its only one."""
     num_shards: int | None = Field(default=None, ge=0)
-    """Shards of the plan, so that commits are found without a listing; None in version 1."""
+    """Shards of that plan, so that commits are found without a listing; None in version 1."""
     extras: tuple[Extra, ...] = ()
     """Figures kept beside each position, in layout order; none before version 3."""
     estimator: Literal["topk", "sampled"] = "topk"
@@ -164,6 +175,8 @@ class Commit(StrictModel):
     """The manifest's fingerprint when the shard was written."""
     shard_fingerprint: str
     """The plan's fingerprint of the shard: its segments and their text."""
+    first_segment: int | None = Field(default=None, ge=0)
+    """Row of the plan's segment table where the shard begins; None before version 4."""
     content_sha256: str
     """Digest of the arrays on disk before compression (version 1: of the arrays of the layout):
     equal for equal content, however it was compressed."""
@@ -172,3 +185,8 @@ class Commit(StrictModel):
     stats: dict[str, float] = Field(default_factory=dict)
     """Figures of the shard for people and reports (nats, tokens/s); never compared."""
     created_by: str = f"logitfuse {__version__}"
+
+    def is_of(self, shard: ShardRecord) -> bool:
+        """Whether it was written from the segments that the plan has for this shard."""
+        begins = self.first_segment in (None, shard.start)
+        return self.shard_fingerprint == shard.fingerprint and begins

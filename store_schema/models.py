@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from store_schema.errors import ModelError
 from store_schema.gguf_file import unpack
+from store_schema.weight_files import require_no_adapter
 
 if TYPE_CHECKING:
     from store_schema.config import ModelRef
@@ -34,6 +35,7 @@ def resolve_model(ref: ModelRef) -> Path:
     folder = Path(ref.model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            require_no_adapter(folder)
             ggufs = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))[:4])
             raise ModelError(
                 "model folder has no config.json",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 import pyarrow as pa
@@ -28,6 +29,8 @@ RESTORE = "restore the file from a copy or plan again"
 MAX_SHARD_TEXT_BYTES = 1 << 30
 PLAN_FILE = "plan.json"
 SEGMENTS_FILE = "segments.parquet"
+GROWN_FILE = "segments.next.parquet"
+"""A longer plan's segments until they are whole."""
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -107,6 +110,8 @@ class PlanRecord(StrictModel):
     settings: dict[str, Any]
     """The plan section of the run file, as it shaped the plan."""
     num_segments: int = Field(ge=0)
+    documents: dict[str, str] = Field(default_factory=dict)
+    """Digest of all documents of each split, in whatever order; none before version 4."""
     shards: tuple[ShardRecord, ...]
     created_by: str = f"logitfuse {__version__}"
 
@@ -123,8 +128,13 @@ class PlanRecord(StrictModel):
         return self
 
     def fingerprint(self) -> str:
-        """Fingerprint of the plan's content; stores carry it."""
-        return fingerprint(self.model_dump(mode="json", exclude={"created_by"}))
+        """Fingerprint of the segments in their shards, whatever models they are for.
+
+        Up to version 3 of everything in the record: stores of those versions are tied to that.
+        """
+        if self.schema_version <= 3:
+            return fingerprint(self.model_dump(mode="json", exclude={"created_by", "documents"}))
+        return fingerprint([[s.split, s.start, s.stop, s.fingerprint] for s in self.shards])
 
 
 def shard_fingerprint(segments: Sequence[Segment]) -> str:
@@ -138,9 +148,19 @@ def shard_fingerprint(segments: Sequence[Segment]) -> str:
 class Plan:
     """A finished plan, opened for reading."""
 
-    def __init__(self, location: Location, record: PlanRecord) -> None:
+    def __init__(
+        self, location: Location, record: PlanRecord, fingerprint: str | None = None
+    ) -> None:
+        """A plan that was read.
+
+        Args:
+            location: Its folder.
+            record: plan.json, or the same with the tokens of another model.
+            fingerprint: That of plan.json, where the record is not as it stands there.
+        """
         self.location = location
         self.record = record
+        self._fingerprint = fingerprint
 
     @classmethod
     def open(cls, location: Location) -> Plan:
@@ -166,7 +186,7 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the plan."""
-        return self.record.fingerprint()
+        return self._fingerprint or self.record.fingerprint()
 
     def splits(self) -> dict[str, tuple[ShardRecord, ...]]:
         """Shards by split, in order of first appearance."""
@@ -219,8 +239,12 @@ def write_plan(
     request_fingerprint: str,
     tokenizers: dict[str, str],
     settings: dict[str, Any],
+    documents: dict[str, str] | None = None,
+    kept: Plan | None = None,
 ) -> Plan:
     """Write a plan whole: segments first, plan.json last.
+
+    Killed at any instruction, it leaves no plan, or with `kept` that plan as it was.
 
     Args:
         location: The plan's folder.
@@ -230,31 +254,65 @@ def write_plan(
         request_fingerprint: Of everything the plan was made from.
         tokenizers: Tokenizer fingerprints by model name.
         settings: The plan section.
+        documents: Digest of the documents of each split.
+        kept: The plan that is there, whose shards stay; `shards` come after them.
 
     Raises:
         ConfigError: More shards than one plan.json can hold.
     """
-    location.delete(PLAN_FILE)
-    records = []
-    where = f"{location.url}/{SEGMENTS_FILE}"
-    with storage_errors(where), location.open_write(SEGMENTS_FILE) as sink:
-        with pq.ParquetWriter(
-            sink, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True
-        ) as writer:
-            for index, (segments, num_tokens) in enumerate(shards):
-                writer.write_table(_segment_table(segments), row_group_size=len(segments))
-                records.append(_shard_record(index, segments, num_tokens))
-    location.make_durable(SEGMENTS_FILE)
+    if kept is None:
+        location.delete(PLAN_FILE)
+        records = _write_segments(location, SEGMENTS_FILE, shards, None)
+    else:
+        records = _grow(location, shards, kept)
     record = PlanRecord(
         corpus_fingerprint=corpus_fingerprint,
         request_fingerprint=request_fingerprint,
         tokenizers=tokenizers,
         settings=settings,
         num_segments=records[-1].stop if records else 0,
+        documents=documents or {},
         shards=tuple(records),
     )
     location.write_atomic(PLAN_FILE, _readable(record, location.url))
     return Plan(location, record)
+
+
+Dealt = tuple[Sequence[Segment], dict[str, int]]
+
+
+def _grow(location: Location, shards: Iterable[Dealt], kept: Plan) -> list[ShardRecord]:
+    """Put shards after those of a plan; all of them.
+
+    The longer file takes the place of the other in one step and begins with the same row groups, so
+    whoever reads by the plan that was there finds what it speaks of.
+    """
+    shards = iter(shards)
+    first = next(shards, None)
+    if first is None:
+        return list(kept.shards)
+    records = _write_segments(location, GROWN_FILE, chain([first], shards), kept)
+    location.replace(GROWN_FILE, SEGMENTS_FILE)
+    return records
+
+
+def _write_segments(
+    location: Location, key: str, shards: Iterable[Dealt], kept: Plan | None
+) -> list[ShardRecord]:
+    """Write the segments of `kept`, then of `shards`; the records of all."""
+    records = [] if kept is None else list(kept.shards)
+    with storage_errors(f"{location.url}/{key}"), location.open_write(key) as sink:
+        with pq.ParquetWriter(
+            sink, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True
+        ) as writer:
+            for shard in records:
+                stays = kept.segments(shard) if kept is not None else []
+                writer.write_table(_segment_table(stays), row_group_size=len(stays))
+            for index, (segments, num_tokens) in enumerate(shards, len(records)):
+                writer.write_table(_segment_table(segments), row_group_size=len(segments))
+                records.append(_shard_record(index, segments, num_tokens))
+    location.make_durable(key)
+    return records
 
 
 def _readable(record: PlanRecord, where: str) -> bytes:

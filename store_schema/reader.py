@@ -210,17 +210,36 @@ class StoreReader:
     def require_plan(self, plan: Plan) -> None:
         """Refuse to read a store together with a plan it was not made from.
 
+        A store of version 4 goes with any plan that has the segments of one of its shards;
+        `require_shards` says of each shard whether it does.
+
         Raises:
             MismatchError: Shows both fingerprints.
         """
-        if self.manifest.plan_fingerprint != plan.fingerprint:
-            raise MismatchError(
-                "store and plan do not belong together",
-                where=self.location.url,
-                expected=f"plan {plan.fingerprint}",
-                got=f"plan {self.manifest.plan_fingerprint}",
-                hint="the plan was changed after the store was begun; rerun under another name",
-            )
+        if self.manifest.plan_fingerprint == plan.fingerprint:
+            return
+        if self.manifest.schema_version > 3:
+            commits, _ = self.scan()
+            shards = {shard.index: shard for shard in plan.shards}
+            if not commits or any(c.is_of(shards[i]) for i, c in commits.items() if i in shards):
+                return
+        raise MismatchError(
+            "store and plan do not belong together",
+            where=self.location.url,
+            expected=f"plan {plan.fingerprint}",
+            got=f"plan {self.manifest.plan_fingerprint}",
+            hint="the plan was changed after the store was begun; rerun under another name",
+        )
+
+    def committed(self, shards: Iterable[ShardRecord]) -> set[int]:
+        """Which of the plan's shards are finished.
+
+        Raises:
+            MismatchError: A shard was written from other segments; shows both fingerprints.
+        """
+        there = [shard for shard in shards if shard.index in self.commits]
+        self.require_shards(there)
+        return {shard.index for shard in there}
 
     def require_shards(self, shards: Iterable[ShardRecord]) -> None:
         """Refuse to go on without some of the shards, or with others than the plan's.
@@ -239,13 +258,14 @@ class StoreReader:
                 hint="rerun the stage that writes this store",
             )
         for shard in shards:
-            found = self.commits[shard.index].shard_fingerprint
-            if found != shard.fingerprint:
+            commit = self.commits[shard.index]
+            if not commit.is_of(shard):
+                found = repr(commit.shard_fingerprint[:64])
                 raise MismatchError(
                     f"shard {shard.index} was written from other segments than the plan's",
                     where=self.location.url,
-                    expected=shard.fingerprint,
-                    got=repr(found[:64]),
+                    expected=f"{shard.fingerprint} from row {shard.start}",
+                    got=f"{found} from row {commit.first_segment}",
                     hint=REPAIR,
                 )
 

@@ -30,13 +30,7 @@ def require_weights(folder: Path) -> None:
         ModelError: An adapter without its model, a pointer of git-lfs in place of a file, no weights, a
             missing shard, or a safetensors file that is cut short.
     """
-    if (folder / _ADAPTER).is_file():
-        raise ModelError(
-            "folder holds an adapter, not a model",
-            where=folder,
-            got=_ADAPTER,
-            hint="merge it into its base model (peft's merge_and_unload) and give the merged folder",
-        )
+    require_no_adapter(folder)
     found = _weight_files(folder)
     for path in found:
         require_no_pointer(path)
@@ -52,6 +46,21 @@ def require_weights(folder: Path) -> None:
     for path in found:
         if path.suffix == ".safetensors":
             _require_whole(path)
+
+
+def require_no_adapter(folder: Path) -> None:
+    """Refuse a folder of adapter weights, which are not a model.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if (folder / _ADAPTER).is_file():
+        raise ModelError(
+            "folder holds an adapter, not a model",
+            where=folder,
+            got=_ADAPTER,
+            hint="merge it into its base model (peft's merge_and_unload) and give the merged folder",
+        )
 
 
 def require_no_pointer(path: Path) -> None:

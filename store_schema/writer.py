@@ -77,7 +77,7 @@ class StoreWriter:
         if location.exists(MANIFEST_FILE):
             reader = StoreReader.open(location)
             if reader.manifest.request() == manifest.request():
-                return cls(location, reader.manifest)
+                return cls(location, _brought_up_to(reader.manifest, manifest, location))
             if any(reader.scan()):
                 raise _mismatch(reader.manifest, manifest, location.url)
             # Begun from something else but nothing is finished: nothing is lost by starting anew.
@@ -91,9 +91,17 @@ class StoreWriter:
         location.write_atomic(MANIFEST_FILE, seal(manifest))
         return cls(location, manifest)
 
-    def committed(self) -> set[int]:
-        """Shards that are finished now."""
-        return set(StoreReader.open(self.location).commits)
+    def committed(self, shards: Iterable[ShardRecord] | None = None) -> set[int]:
+        """Shards that are finished now.
+
+        Args:
+            shards: Of the plan: only these, proved to be of its segments. None: all there are.
+
+        Raises:
+            MismatchError: A shard was written from other segments.
+        """
+        reader = StoreReader.open(self.location)
+        return set(reader.commits) if shards is None else reader.committed(shards)
 
     def write(
         self, shard: ShardRecord, arrays: Arrays, stats: Mapping[str, float] | None = None
@@ -129,6 +137,7 @@ class StoreWriter:
             path=path,
             store_fingerprint=self._fingerprint,
             shard_fingerprint=shard.fingerprint,
+            first_segment=shard.start,
             content_sha256=arrays_digest(stored, [spec.name for spec in specs]),
             files=files,
             counts=Counts(
@@ -165,6 +174,32 @@ class StoreWriter:
         return files
 
 
+def require_same_store(reader: StoreReader, manifest: Manifest) -> None:
+    """Refuse a store with commits that was made from something else. Writes nothing.
+
+    Raises:
+        MismatchError: Names what differs.
+    """
+    if reader.manifest.request() != manifest.request():
+        raise _mismatch(reader.manifest, manifest, reader.location.url)
+
+
+def _brought_up_to(found: Manifest, wanted: Manifest, location: Location) -> Manifest:
+    """The manifest of a store whose plan may have grown; written where that is so."""
+    names = ("corpus_fingerprint", "plan_fingerprint", "num_shards")
+    now = found.model_copy(update={name: getattr(wanted, name) for name in names})
+    if now != found:
+        location.write_atomic(MANIFEST_FILE, seal(now))
+    return now
+
+
+_ANOTHER_STORE = "undo the change, or give the run another name (or delete the store) to start anew"
+_ANOTHER_ALIGNMENT = (
+    "undo the change, or put this alignment beside it: give the run another name, and `data_dir` the "
+    "folder that the sources' stores lie in"
+)
+
+
 def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
     have, want = _leaves(found.request()), _leaves(wanted.request())
     different = [key for key in {**want, **have} if have.get(key) != want.get(key)]
@@ -173,7 +208,7 @@ def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
         where=where,
         expected=", ".join(f"{key} {_shown(want.get(key))}" for key in different[:3]),
         got=", ".join(f"{key} {_shown(have.get(key))}" for key in different[:3]),
-        hint="undo the change, or give the run another name (or delete the store) to start anew",
+        hint=_ANOTHER_ALIGNMENT if wanted.kind == "aligned" else _ANOTHER_STORE,
     )
 
 

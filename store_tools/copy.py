@@ -144,9 +144,10 @@ def _copy_head(reader: StoreReader, target: Location) -> None:
         data = _table(reader.location, key)
         if data is not None and _table(target, key) != data:
             target.write_atomic(key, data)
-    if not target.exists(MANIFEST_FILE):
-        manifest = read_record(reader.location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE)
-        target.write_atomic(MANIFEST_FILE, manifest or b"")
+    manifest = read_record(reader.location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE) or b""
+    # The store may have grown with its plan: a reader looks for as many commits as this says.
+    if _table(target, MANIFEST_FILE) != manifest:
+        target.write_atomic(MANIFEST_FILE, manifest)
 
 
 def _table(location: Location, key: str) -> bytes | None:

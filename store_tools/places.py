@@ -179,7 +179,11 @@ def _run_places(
     plan = plan or open_location(f"{run.data_folder}/plan")
     return [
         StorePlace(
-            url.removeprefix(f"{run.data_folder}/"), open_location(url), plan, True, run_file
+            url.removeprefix(f"{run.data_folder}/").removeprefix(f"{run.folder}/"),
+            open_location(url),
+            plan,
+            True,
+            run_file,
         )
         for url in found
     ]

@@ -137,7 +137,8 @@ def _plan_of(place: StorePlace, reader: SoundReader, report: StoreReport) -> Pla
 
 def _require_number(reader: SoundReader, plan: Plan) -> None:
     found = reader.manifest.num_shards
-    if found is not None and found != len(plan.shards):
+    grown = reader.manifest.schema_version > 3  # a plan may grow after a store was begun
+    if found is not None and found != len(plan.shards) and not (grown and found < len(plan.shards)):
         raise MismatchError(
             "manifest and plan differ in the number of shards",
             where=reader.location.url,
@@ -200,9 +201,7 @@ def stored_bytes(commit: Commit) -> int:
 
 
 def _missing(reader: SoundReader, plan: Plan | None, report: StoreReport) -> list[int] | None:
-    num_shards = reader.manifest.num_shards
-    if num_shards is None and plan is not None:
-        num_shards = len(plan.shards)
+    num_shards = reader.manifest.num_shards if plan is None else len(plan.shards)
     if num_shards is None:
         return None
     there = reader.commits.keys() | {shard_of(key) for key in reader.faults}

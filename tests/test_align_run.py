@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerFast
 
 from align.cli import align
-from align.counting import counted_shards
+from align.counted_text import counted_shards
 from align.kept_counts import COUNTS_FILE
 from align.run import AlignSummary, align_source
 from launch.signals import StopFlag
@@ -396,3 +396,76 @@ def test_figures_are_of_what_the_store_keeps(tmp_path: Path) -> None:
         kept = 1.0 - reader.read(shard, ["tail_mass"])["tail_mass"].astype(np.float64)
         assert commit.stats["mass_out"] == pytest.approx(kept.sum(), rel=0.02)
         assert commit.stats["tail_mass_mean"] == pytest.approx(1 - kept.mean(), abs=1e-6)
+
+
+# ---- another target, another method: side by side ----------------------------------------------------
+
+
+def beside(folder: Path, name: str, **changes: object) -> Path:
+    """A run that uses the data of the run in `folder`."""
+    content = yaml.safe_load((folder / "run.yaml").read_text())
+    content |= {"name": name, "run_dir": str(folder / name), "data_dir": str(folder / "run")}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    code, _, err = invoke(str(make_run(folder)))
+    assert code == 0, err
+    trained("byte_level", 330).save_pretrained(folder / "models/other")
+    return folder
+
+
+def test_another_target_and_method_have_their_own_stores(shared: Path) -> None:
+    first = {p: p.read_bytes() for p in (shared / "run/aligned").rglob("*") if p.is_file()}
+    other = beside(shared, "other", target={"model": str(shared / "models/other")})
+    code, out, err = invoke(str(other), "--dry-run")
+    assert (code, "would do" in out) == (0, True), err
+    assert not (shared / "run/plan/tokens").exists()
+    assert not (shared / "other").exists()
+    for path in (other, beside(shared, "spans", align={"method": "spans"})):
+        code, out, err = invoke(str(path))
+        assert code == 0, err
+        assert "coverage" in out
+        run = load_run(path)
+        assert run.aligned_url("one") == f"{run.folder}/aligned/one"
+        reader = StoreReader.open(open_location(run.aligned_url("one")))
+        plan = Plan.open(open_location(shared / "run/plan"))
+        assert reader.committed(plan.shards) == set(range(NUM_SHARDS))
+        target = SegmentTokenizer.load(run.target, name="target")
+        assert reader.manifest.target is not None
+        assert reader.manifest.target.tokenizer_fingerprint == target.fingerprint
+        for index in reader.commits:
+            reader.verify(index)
+            expected = sum(
+                len(e.token_ids) for e in target.encode(plan.segments(plan.shards[index]))
+            )
+            assert reader.commits[index].counts.positions == expected
+        assert CliRunner().invoke(store, ["verify", str(path)]).exit_code == 0
+    again = {p: p.read_bytes() for p in (shared / "run/aligned").rglob("*") if p.is_file()}
+    assert again == first
+
+
+def test_a_run_that_asks_for_the_same_alignment_uses_the_same(shared: Path) -> None:
+    path = beside(shared, "same")
+    assert load_run(path).aligned_url("one") == str(shared / "run/aligned/one")
+    code, out, err = invoke(str(path))
+    assert code == 0, err
+    assert "nothing to do" in out + err
+    assert not (shared / "same/aligned").exists()
+    # Before it is aligned, a run with other settings does not take the data's store for its own.
+    asked = load_run(beside(shared, "asked", align={"max_entries": 7}))
+    assert asked.aligned_url("one") == str(shared / "asked/aligned/one")
+
+
+def test_a_target_that_cannot_read_the_segments_is_refused(shared: Path) -> None:
+    folder = shared / "models/short"
+    trained("byte_level", 330).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 16}))
+    code, _, err = invoke(str(beside(shared, "short", target={"model": str(folder)})))
+    assert code == 2
+    assert "a segment of the plan is longer than target can read" in err
+    assert not (shared / "short/aligned").exists()

@@ -97,7 +97,7 @@ def test_plan_can_change_until_extraction_begins(planned: Path, tmp_path: Path, 
     assert open_plan(planned).fingerprint != old
     store = tmp_path / "run" / kind / "code"
     store.mkdir(parents=True)
-    (store / "manifest.json").write_text("{}")
+    (store / "manifest.json").write_text("{}")  # nobody knows which plan it is of
     before = files_of(tmp_path / "run")
     line = refused("extract", "plan", planned)
     assert "changed after extraction began" in line

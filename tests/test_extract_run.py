@@ -254,7 +254,7 @@ def test_changed_options_or_weights_are_a_mismatch(
     assert "another settings" in line
     assert files_of(tmp_path / "run") == before  # no store of `code` was begun either
     plan_line = refused("extract", "plan", path, "--set", "plan.max_tokens=64")
-    assert "the plan was changed after extraction began" in plan_line
+    assert "segments of the plan are too long" in plan_line
 
 
 def test_nan_commits_nothing(tmp_path: Path, tiny_models: dict[str, Path]) -> None:

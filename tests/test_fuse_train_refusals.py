@@ -287,6 +287,19 @@ def test_launchers_that_shard_are_refused(tmp_path, capsys, monkeypatch, variabl
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+def test_tasks_of_srun_do_not_each_train_the_same(tmp_path, capsys, monkeypatch) -> None:
+    make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
+    step = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    line = refused(tmp_path, capsys)
+    assert "srun started 2 tasks, and each would do the same training" in line
+    monkeypatch.setenv("WORLD_SIZE", "2")  # a launcher has told them of one another
+    from fuse_train.launchers import check_launcher
+
+    check_launcher()
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [

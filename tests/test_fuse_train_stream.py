@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from store_schema.errors import (
     MismatchError,
     MissingError,
 )
+from store_schema.plan import Plan
 from store_schema.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 from tests.tiny import tiny_tokenizer
@@ -251,6 +254,21 @@ def test_stores_that_do_not_belong_are_refused(run, inputs, tmp_path) -> None:
         AlignedSamples(
             samples.plan, samples.stores, samples.tokenizer, split="train", max_positions=4
         ).load(0, with_sources=False)
+
+
+def test_what_the_plan_fits_is_its_own_target(inputs) -> None:
+    """Another target's segments may be longer than plan.max_tokens says: they are measured."""
+    samples = inputs.samples
+    record = samples.plan.record
+    for target, fits in ((samples.tokenizer.fingerprint, True), ("another", False)):
+        update = {"settings": {"max_tokens": 4}, "tokenizers": {"target": target}}
+        plan = Plan(samples.plan.location, record.model_copy(update=update))
+        made = partial(AlignedSamples, plan, samples.stores, samples.tokenizer, split="train")
+        if fits:
+            made(max_positions=4)
+            continue
+        with pytest.raises(InputError, match="longer than the target"):
+            made(max_positions=4)
 
 
 def test_missing_shard_is_named(tmp_path) -> None:

@@ -62,11 +62,13 @@ class Made:
         )
         open_location(f"{self.url}/plan").write_atomic("plan.json", seal(self.plan))
 
-    def commit(self, shards: Iterable[int], store: str = "stores/code", plan: str = "") -> None:
-        """Commits without data, each of 2 MB."""
+    def commit(
+        self, shards: Iterable[int], store: str = "stores/code", segments: str = "f" * 32
+    ) -> None:
+        """Commits without data, each of 2 MB, written from segments of a fingerprint."""
         manifest = store_factory.manifest().model_copy(
             update={
-                "plan_fingerprint": plan or self.plan.fingerprint(),
+                "plan_fingerprint": "as it was when the store was begun",
                 "num_shards": len(self.plan.shards),
                 "ranking_fingerprint": "r",
             }
@@ -78,7 +80,7 @@ class Made:
                 shard=shard,
                 path=f"data/{shard:05d}-{'0' * 16}",
                 store_fingerprint=manifest.fingerprint(),
-                shard_fingerprint="f" * 32,
+                shard_fingerprint=segments,
                 content_sha256="0" * 64,
                 files={name: FileRecord(size=10**6, crc32c=1) for name in "ab"},
                 counts=Counts(segments=3, positions=TOKENS, entries=5),
@@ -279,7 +281,7 @@ def test_a_worker_with_shards_is_measured_by_its_own(made: Made) -> None:
 
 def test_stores_that_cannot_be_used_are_named(made: Made) -> None:
     made.commit([0, 1, 2])
-    made.commit([0], "stores/prose", plan="another")
+    made.commit([0], "stores/prose", segments="e" * 32)
     key = made.root / "stores/code" / commit_key(1)
     key.write_bytes(key.read_bytes()[:-9])
     code, prose = made.work(), made.work(source="prose")

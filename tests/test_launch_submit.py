@@ -26,8 +26,6 @@ from launch.slurm_options import (
 from launch.work import Worker, parse_worker
 from store_schema.config import load_run
 from store_schema.errors import LogitfuseError, MissingError
-from store_schema.location import open_location
-from store_schema.plan import Plan
 from tests import planned_store
 from tests.fake_slurm import calls, fake_tools
 from tests.test_launch_slurm import directives_of
@@ -317,12 +315,10 @@ def test_bad_requests_are_one_line(tmp_path: Path, slurm: Path) -> None:
 
 
 def test_a_store_of_another_plan_is_refused(tmp_path: Path, slurm: Path) -> None:
-    run_file = planned_store.make_run(tmp_path, kinds=())
     plan = planned_store.make_plan(tmp_path / "run/plan")
-    changed = plan.record.model_copy(update={"corpus_fingerprint": "d" * 32})
-    location = open_location(tmp_path / "run/stores/s")
-    planned_store.make_writer(location, Plan(plan.location, changed))
-    assert "do not belong together" in refused("extract", run_file)
+    others = {s.index: s.model_copy(update={"fingerprint": "d" * 32}) for s in plan.shards}
+    run_file = planned_store.make_run(tmp_path, records={0: others[0]})
+    assert "shard 0 was written from other segments" in refused("extract", run_file)
     assert submissions(slurm) == []
 
 

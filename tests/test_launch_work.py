@@ -213,3 +213,36 @@ def test_named_shards_do_not_count_a_limit_anew() -> None:
     named = part.only(part.pending(shards, set()))
     assert named.arguments() == ["--worker", "1/2", "--shards", "1,3"]
     assert _indices(named.pending(shards, {1})) == [3]
+
+
+BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+STEP = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+ARRAY = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "worker"),
+    [
+        (BATCH, Worker()),  # the batch script itself
+        (STEP, Worker(0, 4)),
+        (STEP | {"SLURM_PROCID": "3"}, Worker(3, 4)),
+        (BATCH | {"SLURM_PROCID": "1"}, Worker(1, 4)),  # no batch script is task 1
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, Worker()),
+        (STEP | {"SLURM_NTASKS": "1"}, Worker()),  # a batch script that was submitted from a step
+        (STEP | {"SLURM_PROCID": "2"} | ARRAY, Worker(6, 12)),
+        (BATCH | ARRAY, Worker(1, 3)),
+        ({"SLURM_PROCID": "x", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, Worker(0, 4)),
+    ],
+)
+def test_tasks_of_srun_share_the_shards(environment: dict[str, str], worker: Worker) -> None:
+    assert parse_worker(None, environment) == worker
+    assert parse_worker("1/2", environment) == Worker(1, 2)
+
+
+def test_all_tasks_of_an_array_of_steps_share_the_shards() -> None:
+    workers = [
+        parse_worker(None, STEP | ARRAY | {"SLURM_ARRAY_TASK_ID": str(i), "SLURM_PROCID": str(j)})
+        for i in range(3)
+        for j in range(4)
+    ]
+    assert [worker.index for worker in workers] == list(range(12))

@@ -265,3 +265,20 @@ def test_what_sbatch_refuses_is_told_and_leaves_nothing_queued(
         assert done.stderr.count("\n") == 1
         cluster.wait_until_idle()
     assert not (tmp_path / "run/stores").exists() or contents(path, "stores", "code") == {}
+
+
+def test_tasks_of_srun_share_the_shards_and_a_batch_script_does_all(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    say = f"{sys.executable} -c 'from launch.work import parse_worker; print(parse_worker(None))'"
+    said, script = tmp_path / "said.txt", tmp_path / "batch.sh"
+    script.write_text(f"#!/bin/bash\n{say}\nsrun -n2 {say}\n")
+    options = ["-n2", f"--output={said}", f"--chdir={Path(__file__).parent.parent}"]
+    done = subprocess.run(
+        ["sbatch", *options, str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    cluster.wait_until_idle(60)
+    batch, *tasks = said.read_text().splitlines()
+    assert batch == "0/1"
+    assert sorted(tasks) == ["0/2", "1/2"]

@@ -13,7 +13,7 @@ from store_schema.location import open_location
 from store_schema.reader import StoreReader
 
 GOLDEN = Path(__file__).parent / "golden"
-KINDS = {1: ("source", "aligned"), 2: ("source", "aligned"), 3: layout.KINDS}
+KINDS = {1: ("source", "aligned"), 2: ("source", "aligned"), 3: layout.KINDS, 4: layout.KINDS}
 """By the version that had them."""
 
 

@@ -76,6 +76,18 @@ def test_files(location: Location) -> None:
     assert location.names("a") == []
 
 
+def test_a_file_takes_the_place_of_another(location: Location) -> None:
+    for replaced in (b"old", None):
+        if replaced is not None:
+            location.write_atomic("a/final", replaced)
+        with location.open_write("a/next") as file:
+            file.write(b"new" * 1000)
+        location.replace("a/next", "a/final")
+        assert location.read_bytes("a/final") == b"new" * 1000
+        assert location.names("a") == ["final"]
+        location.delete("a/final")
+
+
 def test_missing_file(location: Location) -> None:
     with pytest.raises(MissingError, match="nothing"):
         location.read_bytes("nothing")

@@ -132,11 +132,9 @@ def test_names_and_versions_do_not_make_another_store(tmp_path: Path) -> None:
 
 def test_plan_and_missing_shards_are_told(tmp_path: Path) -> None:
     plan = store_factory.plan(open_location(tmp_path / "plan"), [["a"], ["b"]])
-    reader = StoreReader.open(_writer(tmp_path / "store").location)
-    with pytest.raises(MismatchError) as caught:
-        reader.require_plan(plan)
-    assert plan.fingerprint in caught.value.line()
-    assert "p" * 32 in caught.value.line()
+    writer = _writer(tmp_path / "store")
+    reader = StoreReader.open(writer.location)
+    reader.require_plan(plan)  # nothing is written yet: it goes with any
     with pytest.raises(MissingError, match=r"2 shard\(s\) not there yet \(0, 1\)"):
         reader.require_shards(plan.shards)
 

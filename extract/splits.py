@@ -1,0 +1,45 @@
+"""What splits are called, and which of them later stages will ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from store_schema.config import RunConfig
+from store_schema.errors import InputError
+
+
+def require_splits(
+    run: RunConfig, present: Collection[str], *, where: str, left_out: Mapping[str, int]
+) -> list[str]:
+    """Look now for the splits that later stages need, before anything is scored.
+
+    Args:
+        run: The run file.
+        present: Splits that have text.
+        where: What was looked at, for messages.
+        left_out: Documents of splits that the run does not use.
+
+    Returns:
+        A line for each split that only a stage without a section in the run file would need.
+
+    Raises:
+        InputError: A section of the run file needs a split that has no text.
+    """
+    lines = []
+    for section in run.sections.values():
+        for option, split in section.splits_needed().items():
+            if split in present:
+                continue
+            shown = ", ".join(f"{name} (left out)" for name in left_out)
+            got = ", ".join(filter(None, [*present, shown]))
+            if section.model_fields_set:
+                raise InputError(
+                    f"no text of split {split}, which {option} asks for",
+                    where=where,
+                    expected=split,
+                    got=got or "no split",
+                    hint=f"add documents of it, map names by corpus.split_names, or set {option} to "
+                    "a split that is there",
+                )
+            lines.append(f"no text of split {split}: the stage that {option} is of will miss it")
+    return lines

@@ -1,0 +1,315 @@
+"""A plan goes on: what fits stays, what does not is named, and nothing is thrown away unasked."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from extract.planning import plan_location
+from extract.sources import check_source
+from store_schema.config import ModelRef, load_run
+from store_schema.errors import MismatchError, StorageError
+from store_schema.location import LocalLocation, open_location
+from store_schema.plan import PLAN_FILE, SEGMENTS_FILE, Plan
+from store_schema.plan_tokens import plan_for
+from store_schema.reader import StoreReader
+from store_schema.tokenizer import SegmentTokenizer
+from store_tools.cli import store
+from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
+from tests.random_source import random_source
+from tests.tiny import tiny_tokenizer
+
+TWO = ("code", "prose")
+
+
+def open_plan(path: Path) -> Plan:
+    return Plan.open(plan_location(load_run(path)))
+
+
+def fill(path: Path, name: str, **settings: Any) -> set[int]:
+    """Write what is pending of a source, as `extract run` would; which shards."""
+    run = load_run(path)
+    source = check_source(run, name, open_plan(path))
+    writer = source.open_store()
+    committed = writer.committed(source.plan.shards)
+    done = set()
+    for shard in source.plan.shards:
+        if shard.index not in committed:
+            encoded = source.tokenizer.encode(source.plan.segments(shard))
+            arrays = random_source(encoded, source.tokenizer.vocab_size, shard.index, k=8)
+            arrays["segment_ids"] = np.arange(shard.start, shard.stop, dtype="<i8")
+            writer.write(shard, arrays, {"seconds": 1.0})
+            done.add(shard.index)
+    return done
+
+
+@pytest.fixture
+def begun(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
+    """A run of two sources, the first of them extracted."""
+    path = write_run(tmp_path, {name: tiny_models[name] for name in (*TWO, "target")})
+    ok("corpus", "build", path)
+    ok("extract", "plan", path)
+    assert fill(path, "code") == {shard.index for shard in open_plan(path).shards}
+    return path
+
+
+def again(path: Path, models: dict[str, Path], *names: str, **sections: Any) -> Path:
+    return write_run(path.parent, {name: models[name] for name in (*names, "target")}, **sections)
+
+
+def test_sources_come_and_go(begun: Path, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    before = open_plan(begun)
+    stores = files_of(tmp_path / "run/stores")
+    segments = (tmp_path / "run/plan" / SEGMENTS_FILE).read_bytes()
+    room = {"plan": {"max_tokens": 110, "shard_tokens": 256}}  # facts takes more tokens
+    said = ok("extract", "plan", again(begun, tiny_models, *TWO, "facts", **room)).splitlines()
+    count = len(before.shards)
+    assert f"code: {count} of {count} shards kept" in said
+    assert f"facts: nothing there, {count} to extract" in said
+    grown = open_plan(begun)
+    assert grown.fingerprint == before.fingerprint
+    facts = SegmentTokenizer.load(load_run(begun).sources["facts"], name="facts")
+    assert grown.record.tokenizers["facts"] == facts.fingerprint
+    for shard in grown.shards:
+        tokens = sum(len(e.token_ids) for e in facts.encode(grown.segments(shard)))
+        assert shard.num_tokens["facts"] == tokens
+    assert grown.record.settings["context_tokens"]["facts"] == grown.record.num_segments
+    fill(begun, "facts")
+    assert fill(begun, "code") == set()
+    # Fewer, and the first two again: no segment is read, no store touched.
+    for names in (("code",), TWO):
+        ok("extract", "plan", again(begun, tiny_models, *names, **room))
+        assert open_plan(begun).fingerprint == before.fingerprint
+        assert "nothing to do" in ok("extract", "plan", begun)
+    assert (tmp_path / "run/plan" / SEGMENTS_FILE).read_bytes() == segments
+    now = files_of(tmp_path / "run/stores")
+    assert {name: data for name, data in now.items() if name in stores} == stores
+
+
+def documents(**splits: int) -> list[dict[str, str]]:
+    """The documents of the tests, some of splits of their own beside them."""
+    more = [
+        {"id": f"{split}-{i}", "text": f"{split} number {i}. " * 9, "domain": "d", "split": split}
+        for split, count in splits.items()
+        for i in range(count)
+    ]
+    return [*more, *sample_documents()]  # first, so that rows of the corpus move
+
+
+SPLITS = {"splits": ["train", "valid", "test", "extra"]}
+
+
+def with_splits(path: Path) -> dict[str, Any]:
+    return {"corpus": {"inputs": [{"path": str(path.parent / "docs.jsonl")}], **SPLITS}}
+
+
+def test_a_split_is_taken_in_later(
+    begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    before = open_plan(begun)
+    write_jsonl(tmp_path / "docs.jsonl", documents(extra=5))
+    again(begun, tiny_models, *TWO, **with_splits(begun))
+    assert "another corpus" in ok("corpus", "build", begun)
+    said = ok("extract", "plan", begun)
+    grown = open_plan(begun)
+    count, more = len(before.shards), len(grown.shards) - len(before.shards)
+    assert [shard.fingerprint for shard in grown.shards[:count]] == [
+        shard.fingerprint for shard in before.shards
+    ]
+    assert {shard.split for shard in grown.shards[count:]} == {"extra"}
+    assert f"code: {count} of {count + more} shards kept, {more} to extract" in said
+    assert [s.index for shard in grown.shards for s in grown.segments(shard)] == list(
+        range(grown.record.num_segments)
+    )
+    copied = str(tmp_path / "copy")
+    for _ in range(2):
+        said = CliRunner().invoke(store, ["verify", str(begun)]).stdout
+        assert f"{count} shards sound, 0 damaged, {more} missing" in said
+        assert CliRunner().invoke(store, ["copy", str(tmp_path / "run/stores/code"), copied]).output
+    assert fill(begun, "code") == set(range(count, count + more))
+    assert CliRunner().invoke(store, ["copy", str(tmp_path / "run/stores/code"), copied]).output
+    assert set(StoreReader.open(open_location(copied)).commits) == set(range(count + more))
+    assert "0 missing" in CliRunner().invoke(store, ["verify", str(begun)]).stdout
+    reader = StoreReader.open(open_location(tmp_path / "run/stores/code"))
+    assert reader.committed(grown.shards) == set(range(count + more))
+    for shard in reader.commits:
+        reader.verify(shard)
+    assert not (tmp_path / "run/plan/segments.next.parquet").exists()
+    # Left out again, it stays: its shards are made.
+    again(begun, tiny_models, *TWO)
+    ok("corpus", "build", begun)
+    ok("extract", "plan", begun)
+    assert open_plan(begun).fingerprint == grown.fingerprint
+
+
+@pytest.mark.parametrize("key", [SEGMENTS_FILE, PLAN_FILE, "config.yaml"])
+def test_a_killed_plan_goes_on_as_if_nothing_had_happened(
+    begun: Path,
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+) -> None:
+    before = open_plan(begun)
+    write_jsonl(tmp_path / "docs.jsonl", documents(extra=5))
+    again(begun, tiny_models, *TWO, **with_splits(begun))
+    ok("corpus", "build", begun)
+
+    def refuse(name: str) -> None:
+        if name == key:
+            raise StorageError("killed")
+
+    with monkeypatch.context() as patch:
+        replace, write = LocalLocation.replace, LocalLocation.write_atomic
+        patch.setattr(LocalLocation, "replace", lambda s, a, b: (refuse(b), replace(s, a, b)))
+        patch.setattr(LocalLocation, "write_atomic", lambda s, k, d: (refuse(k), write(s, k, d)))
+        assert "killed" in refused("extract", "plan", begun)
+    left = open_plan(begun)
+    assert left.fingerprint == before.fingerprint
+    for shard in left.shards:  # readers of the old plan find its segments
+        left.segments(shard)
+    ok("extract", "plan", begun)
+    killed = {k: v for k, v in files_of(tmp_path / "run/plan").items() if k != "config.yaml"}
+    for name in killed:
+        (tmp_path / "run/plan" / name).unlink()
+    (tmp_path / "run/plan" / PLAN_FILE).write_bytes(seal_of(before))
+    assert open_plan(begun).fingerprint == before.fingerprint
+    (tmp_path / "run/plan" / SEGMENTS_FILE).write_bytes(killed[SEGMENTS_FILE])
+    ok("extract", "plan", begun)
+    assert files_of(tmp_path / "run/plan")[PLAN_FILE] == killed[PLAN_FILE]
+
+
+def seal_of(plan: Plan) -> bytes:
+    from store_schema.sealed import seal
+
+    return seal(plan.record)
+
+
+def test_changed_documents_are_refused_until_recut(begun: Path, tmp_path: Path) -> None:
+    before = open_plan(begun)
+    changed = documents()
+    last = next(d for d in changed if d["split"] == "test")
+    last["text"] += " and more"
+    write_jsonl(tmp_path / "docs.jsonl", changed)
+    ok("corpus", "build", begun)
+    files = files_of(tmp_path / "run")
+    line = refused("extract", "plan", begun)
+    assert "documents were changed after extraction began: split test" in line
+    assert "extract plan --recut" in line
+    assert files_of(tmp_path / "run") == files
+    said = ok("extract", "plan", begun, "--recut")
+    recut = open_plan(begun)
+    kept = [s.index for s in recut.shards if s in before.shards]
+    assert "stores/code: " in said
+    assert "shards taken back" in said
+    assert "nothing to do" in ok("extract", "plan", begun, "--recut")
+    assert {s.split for s in recut.shards if s.index in kept} >= {"train", "valid"}
+    assert fill(begun, "code") == {s.index for s in recut.shards} - set(kept)
+
+
+def test_shards_of_other_segments_are_never_gone_on_with(begun: Path, tmp_path: Path) -> None:
+    """As after a kill between the new plan and the taking back."""
+    changed = [d | {"text": d["text"] + "!"} for d in sample_documents()]
+    write_jsonl(tmp_path / "docs.jsonl", changed)
+    ok("corpus", "build", begun)
+    from extract.planning import make_plan
+
+    make_plan(load_run(begun), recut=True)
+    with pytest.raises(MismatchError, match="written from other segments"):
+        fill(begun, "code")
+    assert "written from other segments" in refused("extract", "run", begun, "--source", "code")
+    assert "taken back" in ok("extract", "plan", begun, "--recut")
+    assert fill(begun, "code")
+
+
+def test_the_same_shard_further_down_is_another_one(begun: Path) -> None:
+    plan = open_plan(begun)
+    shard = plan.shards[1]
+    reader = StoreReader.open(open_location(load_run(begun).store_url("code")))
+    assert reader.commits[1].is_of(shard)
+    assert not reader.commits[1].is_of(shard.model_copy(update={"start": shard.start + 1}))
+
+
+def test_a_model_that_needs_more_tokens_is_named(
+    begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    small = tiny_tokenizer("byte_level", vocab_size=262)
+    small.save_pretrained(tmp_path / "small")
+    (tmp_path / "small/config.json").write_text('{"max_position_embeddings": 600}')
+    models = tiny_models | {"small": tmp_path / "small"}
+    files = files_of(tmp_path / "run")
+    line = refused("extract", "plan", again(begun, models, *TWO, "small"))
+    found = re.search(r"got up to small (\d+) \(segment (\S+)\)", line)
+    assert found is not None
+    longest, before = int(found[1]), open_plan(begun)
+    assert f"set plan.max_tokens to {longest} or more, which keeps all" in line
+    assert files_of(tmp_path / "run") == files
+    tokenizer = SegmentTokenizer.load(ModelRef(model=str(tmp_path / "small")), name="small")
+    lengths = {
+        segment.segment_id: len(encoded.input_ids)
+        for shard in before.shards
+        for segment, encoded in zip(
+            before.segments(shard), tokenizer.encode(before.segments(shard)), strict=True
+        )
+    }
+    assert max(lengths.values()) == lengths[found[2]] == longest > 96
+    ok("extract", "plan", begun, "--set", f"plan.max_tokens={longest}")
+    assert open_plan(begun).fingerprint == before.fingerprint
+    # Back to fewer, without that model: every model is measured, and all fit.
+    ok("extract", "plan", again(begun, models, *TWO))
+    assert open_plan(begun).fingerprint == before.fingerprint
+    assert open_plan(begun).record.settings["max_tokens"] == 96
+    assert "too long" in refused("extract", "plan", begun, "--set", "plan.max_tokens=64")
+
+
+def test_text_that_a_new_model_cannot_represent(
+    begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    words = tiny_tokenizer("wordpiece", ["plain words only"], 60)
+    words.save_pretrained(tmp_path / "words")
+    (tmp_path / "words/config.json").write_text("{}")
+    models = tiny_models | {"words": tmp_path / "words"}
+    line = refused("extract", "plan", again(begun, models, *TWO, "words"))
+    assert "tokenizer of words" in line
+    assert "segment " in line
+
+
+def test_stores_of_an_earlier_version_keep_their_plan(
+    begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    golden = Path(__file__).parent / "golden/v3-source-exact/store/manifest.json"
+    (tmp_path / "run/stores/code/manifest.json").write_bytes(golden.read_bytes())
+    line = refused("extract", "plan", again(begun, tiny_models, *TWO, "facts"))
+    assert "the plan was changed after extraction began" in line
+    assert "stores/code" in line
+
+
+def test_a_plan_for_another_model_counts_its_tokens_once(
+    begun: Path, tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = open_plan(begun)
+    run = load_run(begun)
+    own = SegmentTokenizer.load(run.target, name="target")
+    assert plan_for(plan, "target", own) is plan
+    other = SegmentTokenizer.load(run.sources["prose"], name="target")
+    planned = plan_for(plan, "target", other)
+    assert planned.fingerprint == plan.fingerprint
+    for shard, as_source in zip(planned.shards, plan.shards, strict=True):
+        assert shard.num_tokens["target"] == as_source.num_tokens["prose"]
+        assert planned.segments(shard) == plan.segments(as_source)
+    kept = tmp_path / "run/plan/tokens" / f"{other.fingerprint}.json"
+    monkeypatch.setattr(SegmentTokenizer, "encode", None)
+    assert plan_for(plan, "target", other).record == planned.record
+    monkeypatch.undo()
+    kept.write_bytes(kept.read_bytes()[:-9])  # damaged: counted again
+    assert plan_for(plan, "target", other).record == planned.record
+    longest = json.loads(kept.read_text())["longest"]
+    with pytest.raises(MismatchError, match="longer than target can read"):
+        plan_for(plan, "target", other, max_positions=longest - 1)
+    plan_for(plan, "target", other, max_positions=longest)
