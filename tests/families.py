@@ -33,7 +33,8 @@ class Family:
 
     Args:
         config: Name of its config class in transformers.
-        tokenizer: Key of `published_tokenizers.PACKAGES`.
+        tokenizer: Key of `published_tokenizers.PACKAGES`: its own where that is to be had, else the
+            smallest.
         settings: Of the config, over `sizes`.
         sizes: Small sizes under the family's own names.
         text_config: Settings of the nested text model, for folders that hold more than text.
@@ -100,13 +101,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma2": Family(
         "Gemma2Config",
-        "gemma3",
+        "llama2",
         {
             "final_logit_softcapping": 30.0,
             "attn_logit_softcapping": 50.0,
             "query_pre_attn_scalar": 32,
             "sliding_window": 32,
-            "vocab_size": 262_208,
         },
     ),
     "gemma3_text": Family(
@@ -130,11 +130,11 @@ FAMILIES: dict[str, Family] = {
         "MixtralConfig", "llama2", {"num_local_experts": 4, "num_experts_per_tok": 2}
     ),
     "phi2": Family(
-        "PhiConfig", "qwen3", {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}
+        "PhiConfig", "llama2", {"partial_rotary_factor": 0.5, "tie_word_embeddings": False}
     ),
     "phi3": Family("Phi3Config", "llama2", {"pad_token_id": 0, "sliding_window": 32}),
-    "olmo": Family("OlmoConfig", "llama3_1", {"clip_qkv": 8.0}),
-    "olmo2": Family("Olmo2Config", "llama3_1"),
+    "olmo": Family("OlmoConfig", "llama2", {"clip_qkv": 8.0}),
+    "olmo2": Family("Olmo2Config", "llama2"),
     "deepseek_v3": Family(
         "DeepseekV3Config",
         "deepseek_v3",
@@ -177,9 +177,9 @@ FAMILIES: dict[str, Family] = {
             "attention_multiplier": 0.18,
         },
     ),
-    "cohere": Family("CohereConfig", "llama3_1", {"logit_scale": 0.0625}),
-    "gpt2": Family("GPT2Config", "gptoss", sizes=GPT2_SIZES),
-    "gpt_neox": Family("GPTNeoXConfig", "llama3_1", {"rotary_pct": 0.25}),
+    "cohere": Family("CohereConfig", "llama2", {"logit_scale": 0.0625}),
+    "gpt2": Family("GPT2Config", "llama2", sizes=GPT2_SIZES),
+    "gpt_neox": Family("GPTNeoXConfig", "llama2", {"rotary_pct": 0.25}),
     "mamba": Family(
         "MambaConfig",
         "llama2",
@@ -188,7 +188,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "bamba": Family(
         "BambaConfig",
-        "llama3_1",
+        "llama2",
         {
             "attn_layer_indices": [1],
             "mamba_n_heads": 4,

@@ -101,8 +101,12 @@ def published(name: str) -> Path:
     return folder
 
 
-def write_run(folder: Path, model: Path, toy: Path) -> Path:
-    """A run file in which one model is a source and the target, beside a toy source."""
+def write_runs(folder: Path, model: Path, toy: Path) -> Path:
+    """Run files of a family as a source (run.yaml, vllm.yaml) and as the target (target.yaml).
+
+    The other side is a toy model each time: tables from one vocabulary to another take seconds where
+    both are large, and alignment's own tests go through all pairs of kinds.
+    """
     documents = [
         {"id": f"{split}-{domain}-{i}", "text": text, "domain": domain, "split": split}
         for split in ("train", "valid")
@@ -110,34 +114,36 @@ def write_run(folder: Path, model: Path, toy: Path) -> Path:
         for i, text in enumerate(texts)
     ]
     (folder / "text.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    config = {
+    this, other = ({"model": str(path), "dtype": "float32"} for path in (model, toy))
+    as_source = {
         "name": "family",
         "run_dir": str(folder / "run"),
-        "sources": {
-            SOURCE: {"model": str(model), "dtype": "float32"},
-            "toy": {"model": str(toy), "dtype": "float32"},
-        },
-        "target": {"model": str(model), "dtype": "float32"},
+        "sources": {SOURCE: this, "toy": other},
+        "target": other,
         "corpus": {"inputs": [{"path": str(folder / "text.jsonl")}], "splits": ["train", "valid"]},
         "plan": {"max_tokens": 96, "shard_tokens": 100_000},
         "extract": {"engine": "transformers", "top_k": 8, "device": "cpu"},
+    }
+    through_vllm = as_source | {
+        "run_dir": str(folder / "vllm"),
+        "extract": {"engine": "vllm", "top_k": 8, "kv_cache_gib": 1},
+    }
+    as_target = as_source | {
+        "run_dir": str(folder / "target"),
+        "data_dir": str(folder / "run"),
+        "sources": {"toy": other},
+        "target": this,
         "train": {
-            "selector": "asn",
-            "asn": {"pretrain_steps": 2},
+            "selector": "uniform",
             "max_steps": 3,
             "batch_segments": 4,
             "micro_batch_segments": 2,
             "control": False,
         },
     }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(config))
-    through_vllm = config | {
-        "run_dir": str(folder / "vllm"),
-        "extract": {"engine": "vllm", "top_k": 8, "kv_cache_gib": 1},
-    }
-    (folder / "vllm.yaml").write_text(yaml.safe_dump(through_vllm))
-    return path
+    for name, config in (("run", as_source), ("vllm", through_vllm), ("target", as_target)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder / "run.yaml"
 
 
 def stage(config: Path, *words: str) -> None:
@@ -164,7 +170,7 @@ def test_a_family_goes_all_the_way(
     name: str, toy: Path, vllm_forks: VllmForks, tmp_path: Path
 ) -> None:
     model = save_family(name, published(name), tmp_path / "model")
-    config = write_run(tmp_path, model, toy)
+    config, as_target = write_runs(tmp_path, model, toy), tmp_path / "target.yaml"
     stage(config, "corpus", "build")
     stage(config, "extract", "plan")
     for part in ("corpus", "plan"):
@@ -173,10 +179,11 @@ def test_a_family_goes_all_the_way(
     vllm_forks.ask(tmp_path / "vllm.yaml")
     stage(config, "extract", "run-source", "--source", SOURCE)
     stage(config, "extract", "run-source", "--source", "toy")
-    stage(config, "align", "run")
-    stage(config, "train", "run")
+    stage(config, "align", "run", "--source", SOURCE)
+    stage(as_target, "align", "run")
+    stage(as_target, "train", "run")
     code, said = vllm_forks.answer()
-    check_final(tmp_path / "run/final")
+    check_final(tmp_path / "target/final")
     pattern = FAMILIES[name].vllm_refused
     if pattern is not None and not torch.cuda.is_available():
         assert code == 2, said
@@ -206,7 +213,7 @@ def test_what_cannot_be_supported_is_refused_before_the_plan(
     name: str, toy: Path, tmp_path: Path
 ) -> None:
     model = save_family(name, published(name), tmp_path / "model")
-    config = write_run(tmp_path, model, toy)
+    config = write_runs(tmp_path, model, toy)
     stage(config, "corpus", "build")
     result = CliRunner().invoke(main, ["extract", "plan", str(config)])
     assert result.exit_code == 2, result.output
