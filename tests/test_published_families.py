@@ -1,6 +1,6 @@
 """Every family of models with its published tokenizer, through every stage, as source and as target.
 
-Needs the tokenizers that `python -m tests.published_tokenizers` fetches; skipped where they are not
+Needs the tokenizers that `python tests/published_tokenizers.py` fetches; skipped where they are not
 there, an error where LOGITFUSE_REQUIRE_PUBLISHED is set.
 """
 
@@ -96,8 +96,8 @@ def published(name: str) -> Path:
     folder = tokenizer_folder(FAMILIES[name].tokenizer)
     if folder is None:
         if os.environ.get("LOGITFUSE_REQUIRE_PUBLISHED"):
-            pytest.fail("published tokenizers are missing: python -m tests.published_tokenizers")
-        pytest.skip("published tokenizers: python -m tests.published_tokenizers")
+            pytest.fail("published tokenizers are missing: python tests/published_tokenizers.py")
+        pytest.skip("published tokenizers: python tests/published_tokenizers.py")
     return folder
 
 
