@@ -106,7 +106,7 @@ def probe_bos(engine: Engine, job: Job) -> BosFigures | None:
     tokenizer = source.tokenizer
     if job.part.worker.index or source.spec.ref.bos != "auto":
         return None
-    bos_ids = tokenizer.bos_ids or bos_token(tokenizer)
+    bos_ids = tokenizer.bos_ids or tuple(i for i in [tokenizer.bos_id] if i is not None)
     if not bos_ids or job.writer.committed():
         return None
     if read_figures(source.run, source.name, tokenizer.fingerprint) is not None:
@@ -126,12 +126,6 @@ def probe_bos(engine: Engine, job: Job) -> BosFigures | None:
     else:
         logger.info("%s", figures.told(source.name))
     return figures
-
-
-def bos_token(tokenizer: SegmentTokenizer) -> tuple[int, ...]:
-    """The BOS token that a tokenizer names without putting it before a text; () for none."""
-    index = tokenizer.roles.bos_token_id
-    return () if index is None else (int(index),)
 
 
 def probe_segments(segments: Sequence[Segment]) -> list[Segment]:

@@ -106,8 +106,7 @@ class SegmentTokenizer:
             TokenizerError: As for the constructor.
         """
         folder = resolve_tokenizer(ref, name=name)
-        rows = model_rows(ref)
-        asked = (ref.bos, ref.by_offsets, ref.trust_remote_code, rows)
+        asked = (ref.bos, ref.by_offsets, ref.trust_remote_code)
         key = (folder.resolve(), files_signature(folder), asked)
         known = _OPEN.get(key)
         if known is None:
@@ -118,7 +117,7 @@ class SegmentTokenizer:
                 source = converted(folder, ref, name=name)
             known = cls.__new__(cls)
             known._begin(source, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
-            known.end_at(rows)
+            known.end_at(model_rows(ref))
             _OPEN[key] = known
         if known.name == name:
             return known
@@ -253,8 +252,15 @@ class SegmentTokenizer:
     @property
     def eos_id(self) -> int | None:
         """End of sequence, if there is one."""
-        eos = getattr(self.roles, "eos_token", None)
-        found = None if eos is None else self._whole.token_to_id(str(eos))
+        return self._id_of(getattr(self.roles, "eos_token", None))
+
+    @property
+    def bos_id(self) -> int | None:
+        """Begin of sequence, if there is one, whether or not it stands before every text."""
+        return self._id_of(getattr(self.roles, "bos_token", None))
+
+    def _id_of(self, token: object) -> int | None:
+        found = None if token is None else self._whole.token_to_id(str(token))
         return None if found is None or found >= self.vocab_size else int(found)
 
     def encode_text(self, texts: Sequence[str]) -> list[list[int]]:

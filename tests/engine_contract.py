@@ -14,6 +14,7 @@ from extract.engine import DenseRows, Engine, EngineSpec, engine_spec, first_kno
 from extract.rows import scored_segment
 from extract.space_ids import space_initial_ids
 from store_schema.config import ModelRef
+from store_schema.models import keep_soft_cap
 from store_schema.plan import Segment
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.tiny import SAMPLE_TEXTS
@@ -65,6 +66,7 @@ def reference_logprobs(folder: Path, segments: list[EncodedSegment]) -> list[Ref
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    keep_soft_cap(model)
     found = []
     with torch.inference_mode():
         for segment in segments:

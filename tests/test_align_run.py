@@ -464,7 +464,9 @@ def test_a_run_that_asks_for_the_same_alignment_uses_the_same(shared: Path) -> N
 def test_a_target_that_cannot_read_the_segments_is_refused(shared: Path) -> None:
     folder = shared / "models/short"
     trained("byte_level", 330).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 16}))
+    (folder / "config.json").write_text(
+        json.dumps({"max_position_embeddings": 16, "vocab_size": 330})
+    )
     code, _, err = invoke(str(beside(shared, "short", target={"model": str(folder)})))
     assert code == 2
     assert "a segment of the plan is longer than target can read" in err

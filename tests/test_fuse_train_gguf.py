@@ -26,7 +26,7 @@ def test_a_gguf_target_loads_is_told_apart_and_goes_on_from_a_checkpoint(
     write_gguf(folder, tmp_path / "m.gguf")
     ref = ModelRef(model=str(tmp_path), gguf_file="m.gguf")
     model = load_model(ref, where="target")
-    assert own_dtype(ref, model) == torch.bfloat16
+    assert own_dtype(ref) == torch.bfloat16
     assert identity(ref)["fingerprint"] == model_fingerprint(resolve_model(ref))
     (tmp_path / "step").mkdir()
     model.save_pretrained(tmp_path / "step")
