@@ -145,8 +145,11 @@ def _with_precision(run: RunConfig, section: TrainSection) -> TrainSection:
     if section.precision != "auto":
         return section
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state, folder = PartialState(), output_folder(run)
+    # The first state of a process is that of all its accelerators, and does not ask by itself.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    folder = output_folder(run)
     config = load_config(run.target, where="target")
     with state.main_process_first():
         record = settled_precision(folder, config, state.device, writes=state.is_main_process)
