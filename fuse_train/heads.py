@@ -147,7 +147,9 @@ def check_head(model: Any, *, where: str) -> None:
     was_training = model.training
     model.eval()
     try:
-        ids = torch.arange(4, device=model.device)[None] % int(model.config.vocab_size)
+        ids = torch.arange(4, device=model.device)[None] % int(
+            model.config.get_text_config().vocab_size
+        )
         made = model(input_ids=ids, use_cache=False).logits
         own, own_dtype = widen(made)[0], made.dtype
         ours = head_of(model, where=where).logits(hidden_states(model, ids)[0])

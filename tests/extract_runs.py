@@ -34,12 +34,13 @@ def write_run(folder: Path, models: Mapping[str, Path], **sections: Any) -> Path
     """A run file in `folder`; the model named 'target' is the target, the others are sources."""
     if not (folder / "docs.jsonl").exists():
         write_jsonl(folder / "docs.jsonl", sample_documents())
+    place = str(folder).replace("$", "$$")  # a dollar in a path is no variable
     content = {
         "name": "t",
-        "run_dir": str(folder / "run"),
+        "run_dir": f"{place}/run",
         "sources": {n: {"model": str(p)} for n, p in models.items() if n != "target"},
         "target": {"model": str(models["target"])},
-        "corpus": {"inputs": [{"path": str(folder / "docs.jsonl")}]},
+        "corpus": {"inputs": [{"path": f"{place}/docs.jsonl"}]},
         "plan": {"max_tokens": 96, "shard_tokens": 256},
         "extract": {"engine": "transformers", "top_k": 8},
         "store": {"preset": "exact"},

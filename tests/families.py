@@ -146,13 +146,13 @@ FAMILIES: dict[str, Family] = {
             "n_shared_experts": 1,
             "moe_intermediate_size": 32,
             "first_k_dense_replace": 1,
-            "kv_lora_rank": 32,
+            "kv_lora_rank": 512,  # with the next but one, what vLLM has kernels for
             "q_lora_rank": 48,
-            "qk_rope_head_dim": 32,
+            "qk_rope_head_dim": 64,
             "qk_nope_head_dim": 32,
             "v_head_dim": 32,
             "num_key_value_heads": 2,
-            "head_dim": 32,
+            "head_dim": 64,
             "vocab_size": 129_280,
             "topk_method": "noaux_tc",  # vLLM makes the routers' bias only where it is told
         },
