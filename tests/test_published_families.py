@@ -189,7 +189,7 @@ def test_a_family_goes_all_the_way(
     if pattern is not None and not torch.cuda.is_available():
         assert code == 2, said
         line = said.strip().splitlines()[-1]
-        assert re.search(f"^error: vLLM .*({pattern})", line), line
+        assert re.search(f"^error: .*({pattern})", line), line
         return
     assert code == 0, said
     ours = label_logprobs(tmp_path / "run/stores" / SOURCE)
