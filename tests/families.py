@@ -162,7 +162,7 @@ FAMILIES: dict[str, Family] = {
             "topk_method": "noaux_tc",
             "scoring_func": "sigmoid",
         },
-        vllm_refused="later text changes",  # its rows depend on what else is in the batch: seen when an engine opens
+        vllm_refused="later text changes",  # rows that depend on what else is in the batch
     ),
     "gpt_oss": Family(
         "GptOssConfig",
