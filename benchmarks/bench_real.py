@@ -72,8 +72,8 @@ def quality(run: RunConfig) -> dict[str, Any]:
     aligned = build_report(run, list(run.sources), num_worst=0)["sources"]
     return {
         "fused_minus_control": {
-            **{domain: change["change"] for domain, change in found["domains"].items()},
-            "mean": [found["mean"][key] for key in ("change", "low", "high")],
+            **{domain: change["value"] for domain, change in found["domains"].items()},
+            "mean": [found["mean"][key] for key in ("value", "low", "high")],
         },
         "pool_minus_best_source": mean(pools["asn"]) / best - 1,
         "aligned_over_own": {
