@@ -51,5 +51,6 @@ def require_causal(engine: Engine, spec: EngineSpec, segments: Sequence[EncodedS
             where=spec.folder,
             expected=f"at most {MAX_NATS} nats a token, for rounding",
             got=f"{moved.mean():.3g}",
-            hint="its attention is bidirectional; give the causal model of that family",
+            hint="its attention is bidirectional: give the causal model of that family; or the engine "
+            "does not compute it rightly on this machine: set extract.engine to the other one",
         )

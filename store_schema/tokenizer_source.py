@@ -81,9 +81,9 @@ class FolderSource:
 
     def differences(self, start: Tokens) -> tuple[str, list[str]]:
         """The class that transformers takes, and what it reads otherwise."""
-        assert self._backend is not None
+        backend = self._backend or self.open()
         reading = self._read(with_added=True)
-        return reading.class_name, reading.differences(self._backend, start, self.open)
+        return reading.class_name, reading.differences(backend, start, self.open)
 
     def save(self, folder: Path) -> None:
         """Write the files into another folder."""
