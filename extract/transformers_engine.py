@@ -39,7 +39,7 @@ from extract.logit_rows import best, row_sums
 from extract.memory import LEAST_ROWS, changes_logits, is_out_of_memory
 from extract.sampling import sampled_rows, segment_uniforms, systematic_points
 from extract.scored_batch import KeptRows, ScoredBatch
-from store_schema.errors import ConfigError, ModelError, Stopped
+from store_schema.errors import ConfigError, ModelError
 from store_schema.models import keep_soft_cap
 
 if TYPE_CHECKING:
@@ -392,8 +392,6 @@ def _load(spec: EngineSpec, device: torch.device) -> Any:
         )
         keep_soft_cap(model)
         model = model.to(device).eval()
-    except Stopped:
-        raise
     except (*LOAD_ERRORS, MemoryError) as error:
         kind = EngineMemoryError if is_out_of_memory(error) else ModelError
         raise kind(

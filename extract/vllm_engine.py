@@ -35,7 +35,7 @@ from extract.engine import (
 )
 from extract.memory import is_out_of_memory
 from extract.vllm_tap import Tap
-from store_schema.errors import ConfigError, ModelError, Stopped
+from store_schema.errors import ConfigError, ModelError
 from store_schema.tokenizer import EncodedSegment
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,6 @@ class VllmEngine:
         try:
             with _out_of_sight("llvmlite.binding.ffi"):
                 self.llm = self.vllm.LLM(**_engine_arguments(spec, on_cpu))
-        except Stopped:
-            raise
         except LOAD_ERRORS as error:
             if is_out_of_memory(error):
                 raise _out_of_memory(spec, error) from error
@@ -170,8 +168,6 @@ class VllmEngine:
         vLLM has no kernels for on this machine, models that give no next token)."""
         try:
             [(_, ids, logprobs)] = self._prompt_rows([few], None)
-        except Stopped:
-            raise
         except Exception as error:  # kernels and models fail in ways of their own
             self.close()
             if is_out_of_memory(error):
@@ -189,8 +185,6 @@ class VllmEngine:
         try:
             tap = Tap(self._engine.output_processor)
             [(_, *tapped)] = self._prompt_rows([few], tap)
-        except Stopped:
-            raise
         except Exception as error:  # internals that are not as expected fail in unexpected ways
             logger.warning("vLLM's arrays cannot be taken (%s): its lists are used", error)
             return None

@@ -10,7 +10,7 @@ import click
 from fuse_train.processes import is_main, process_count, quiet_beside_main, tells
 from launch.command import StageGroup, run_options, timed_stage
 from store_schema.config import RunConfig
-from store_schema.errors import LogitfuseError
+from store_schema.errors import LogitfuseError, Stopped
 
 if TYPE_CHECKING:
     from fuse_train.run import Outcome
@@ -22,7 +22,7 @@ class TrainGroup(StageGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except LogitfuseError as error:
+        except (LogitfuseError, Stopped) as error:
             if not tells(error.line()):
                 sys.exit(error.exit_code)
             raise

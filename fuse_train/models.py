@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from store_schema.config import ModelRef
-from store_schema.errors import ModelError, Stopped
+from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.models import keep_soft_cap, local_ref, model_config, resolved_dtype
 from store_schema.weight_files import require_weights
@@ -50,8 +50,6 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    except Stopped:
-        raise
     except Exception as error:  # what a damaged folder raises, no library's list of errors names
         raise _unloadable(ref, where, error) from error
     keep_soft_cap(model)
@@ -79,8 +77,6 @@ def load_config(ref: ModelRef, *, where: str) -> Any:
         return AutoConfig.from_pretrained(
             ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
         )
-    except Stopped:
-        raise
     except Exception as error:  # as in load_model
         raise _unloadable(ref, where, error) from error
 

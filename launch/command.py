@@ -14,7 +14,7 @@ import click
 from launch.signals import stopped_in_one_line
 from launch.work import Part, chosen_sources, parse_shards, parse_worker, step_task
 from store_schema.config import RunConfig, load_run
-from store_schema.errors import ConfigError, LogitfuseError, StorageError
+from store_schema.errors import ConfigError, LogitfuseError, Stopped, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class StageGroup(click.Group):
         except click.ClickException as error:
             print(f"error: {error.format_message()}", file=sys.stderr)
             sys.exit(error.exit_code)
-        except LogitfuseError as error:
+        except (LogitfuseError, Stopped) as error:
             print(f"error: {error.line()}", file=sys.stderr)
             sys.exit(error.exit_code)
         except OSError as error:  # files of ours raise StorageError: this is standard output

@@ -170,7 +170,7 @@ def error_line(error: BaseException | None) -> str | None:
     """An error on one line of bounded length."""
     if error is None:
         return None
-    if isinstance(error, LogitfuseError):
+    if isinstance(error, LogitfuseError | Stopped):
         text = error.line()
     else:
         text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,6 +1,6 @@
 """The one error tree. Each error a user can cause ends in one clear line and exit code 2.
 
-LogitfuseError
+LogitfuseError                an Exception
 |-- ConfigError             the run file, an option, or an environment that cannot work
 |-- InputError              text or documents that cannot be used as they are
 |-- ModelError              a model folder or hub name that cannot be loaded, or that misbehaves
@@ -11,16 +11,20 @@ LogitfuseError
 |   |-- MismatchError       made from another config, plan, model or tokenizer
 |   |-- SchemaVersionError  written by a newer logitfuse
 |   `-- CorruptionError     bytes changed, missing or cut
-|-- StorageError            the disk or the object store refused (full, denied, gone)
-`-- Stopped                 asked to stop by a signal; exit code 143, rerun to go on
-    `-- StoppedMidway       the same after something was finished; exit code 75
+`-- StorageError            the disk or the object store refused (full, denied, gone)
+
+Stopped                       asked to stop by a signal; exit code 143, rerun to go on
+`-- StoppedMidway             the same after something was finished; exit code 75
+
+A stop is no Exception, as KeyboardInterrupt is none: a signal that comes while a library's code runs
+must not be taken for whatever that code raises when a file is damaged.
 """
 
 from __future__ import annotations
 
 
-class LogitfuseError(Exception):
-    """An error that is told in one line: what, where, expected, got, what to do next.
+class OneLine(BaseException):
+    """What is told in one line: what, where, expected, got, what to do next.
 
     Args:
         what: The fact that is wrong, as a short clause.
@@ -63,6 +67,10 @@ class LogitfuseError(Exception):
         if self.hint is not None:
             text += f"; {self.hint}"
         return " ".join(text.split())
+
+
+class LogitfuseError(OneLine, Exception):
+    """An error that a user can cause or mend."""
 
 
 class ConfigError(LogitfuseError):
@@ -109,7 +117,7 @@ class StorageError(LogitfuseError):
     """The disk or object store refused: full, denied or gone."""
 
 
-class Stopped(LogitfuseError):  # noqa: N818 - it is not a failure
+class Stopped(OneLine):
     """A signal asked the stage to stop; what was in hand is dropped, what is committed stays."""
 
     exit_code = 143

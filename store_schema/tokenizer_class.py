@@ -20,7 +20,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from store_schema.errors import ModelError, Stopped
+from store_schema.errors import ModelError
 from store_schema.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE
 
 PROBES = {
@@ -141,14 +141,10 @@ def read_class(
             if isinstance(theirs, Tokenizer):
                 return ClassReading(picked, theirs, type(picked).__name__)
             fault = f"{type(picked).__name__}, which has no tokenizers backend"
-        except Stopped:
-            raise
         except Exception as error:  # any class of any model's raises what it likes
             fault = f"{type(error).__name__}: {str(error)[:120]}"
         try:
             generic = PreTrainedTokenizerFast.from_pretrained(place)
-        except Stopped:
-            raise
         except Exception as error:  # as above
             raise ModelError(
                 f"tokenizer of {name} cannot be loaded: the files beside {TOKENIZER_FILE} are wrong",

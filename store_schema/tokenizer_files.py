@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from store_schema.errors import ModelError, Stopped
+from store_schema.errors import ModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,8 +58,6 @@ def read_backend(path: Path, *, name: str) -> Tokenizer:
     require_content(path, name=name)
     try:
         backend = Tokenizer.from_file(str(path))
-    except Stopped:
-        raise
     except Exception as error:  # the library raises a bare Exception for whatever it cannot read
         _read_json(path, name=name)
         raise ModelError(

@@ -19,7 +19,6 @@ from store_schema.errors import (
     LogitfuseError,
     MismatchError,
     SchemaVersionError,
-    Stopped,
     StorageError,
 )
 from store_schema.manifest import Commit
@@ -79,7 +78,7 @@ def verify_store(
     report = StoreReport(place.name)
     try:
         reader = place.open()
-    except (StorageError, Stopped):
+    except StorageError:
         raise
     except LogitfuseError as error:
         report.broken.append(error)
@@ -126,7 +125,7 @@ def _plan_of(place: StorePlace, reader: SoundReader, report: StoreReport) -> Pla
         if plan is not None:
             reader.require_plan(plan)
             _require_number(reader, plan)
-    except (StorageError, Stopped):
+    except StorageError:
         raise
     except LogitfuseError as error:
         report.broken.append(error)
@@ -178,7 +177,7 @@ def _look_at_shards(
             reader.verify(shard)
             if plan is not None:
                 _compare(reader, plan, shard, speller, plan_faults)
-        except (StorageError, Stopped):
+        except StorageError:
             raise
         except LogitfuseError as error:
             return error

@@ -18,8 +18,8 @@ from store_schema import SCHEMA_VERSION
 from store_schema.errors import (
     ConfigError,
     CorruptionError,
-    LogitfuseError,
     MissingError,
+    OneLine,
     SchemaVersionError,
     Stopped,
     StoppedMidway,
@@ -282,7 +282,7 @@ def test_error_is_one_line_with_all_its_facts() -> None:
 
 
 def test_exit_codes() -> None:
-    pending = [LogitfuseError]
+    pending: list[type[OneLine]] = [OneLine]
     while pending:
         cls = pending.pop()
         pending += cls.__subclasses__()
