@@ -1,0 +1,78 @@
+"""Train one run's target by several recipes, on one extraction: what each setting is worth.
+
+    python benchmarks/recipes.py --config examples/real.yaml --data runs/real \
+        --recipe fused: --recipe 'control:clm_weight=1' --recipe 'fused, lr 3e-4:lr=3e-4'
+
+A recipe is NAME:KEY=VALUE,KEY=VALUE with keys of the `train` section (`clm_weight=1` is training on
+ground truth alone). All see the same tokens in the same order. A recipe that was trained before is
+read and not trained again, one that was stopped goes on. Scores are on the valid split, at the best
+of the evaluations. Prints a table for people and, as its last line, one JSON object for programs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+Score = dict[str, float]
+
+
+def recipe_of(text: str) -> tuple[str, list[str]]:
+    """Name and overrides of NAME:KEY=VALUE,KEY=VALUE."""
+    name, _, settings = text.partition(":")
+    return name.strip(), [f"train.{s.strip()}" for s in settings.split(",") if s.strip()]
+
+
+def trained(
+    config: str, data: Path, out: Path, name: str, overrides: list[str]
+) -> list[tuple[int, Score]]:
+    """Valid bits per byte by domain at each evaluation of one recipe: (step, scores)."""
+    folder = out / re.sub(r"[^\w.-]+", "-", name)
+    done, command = folder / "recipe.json", [sys.executable, "-m", "fuse_train", "run", config]
+    if not done.exists() or json.loads(done.read_text()) != overrides:
+        settings = [f"run_dir={folder}", f"data_dir={data}", "train.control=false", *overrides]
+        for setting in settings:
+            command += ["--set", setting]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        done.write_text(json.dumps(overrides))
+        for left in "checkpoints", "final":  # of no use here, and large
+            shutil.rmtree(folder / left, ignore_errors=True)
+    lines = map(json.loads, (folder / "logs/train_steps.jsonl").read_text().splitlines())
+    return [(line["step"], line["valid_bpb"]) for line in lines if "valid_bpb" in line]
+
+
+def mean(score: Score) -> float:
+    """Mean of the domains."""
+    return sum(score.values()) / len(score)
+
+
+@click.command()
+@click.option("--config", default="examples/real.yaml", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), default="runs/real", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="runs/real-recipes", show_default=True
+)
+@click.option("--recipe", "recipes", multiple=True, required=True, help="NAME:KEY=VALUE,KEY=VALUE")
+def main(config: str, data: Path, out: Path, recipes: tuple[str, ...]) -> None:
+    """Compare recipes."""
+    results: dict[str, Any] = {}
+    for name, overrides in map(recipe_of, recipes):
+        evaluations = trained(config, data, out, name, overrides)
+        step, best = min(evaluations, key=lambda found: mean(found[1]))
+        results[name] = {"before": evaluations[0][1], "best_step": step, "valid_bpb": best}
+        if len(results) == 1:
+            print(f"{'recipe':<32}" + "".join(f"{d:>12}" for d in sorted(best)) + f"{'mean':>9}")
+        cells = "".join(f"{best[d]:>12.4f}" for d in sorted(best))
+        print(f"{name:<32}{cells}{mean(best):>9.4f}", flush=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
