@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from extract.config import KNOWN_SPLITS
 from store_schema.config import RunConfig
 from store_schema.errors import InputError
 
@@ -33,13 +34,16 @@ def require_splits(
             shown = ", ".join(f"{name} (left out)" for name in left_out)
             got = ", ".join(filter(None, [*present, shown]))
             if section.model_fields_set:
+                known = KNOWN_SPLITS.get(split)
+                hint = f"add documents of it, map names by corpus.split_names, or set {option} to "
                 raise InputError(
                     f"no text of split {split}, which {option} asks for",
                     where=where,
                     expected=split,
                     got=got or "no split",
-                    hint=f"add documents of it, map names by corpus.split_names, or set {option} to "
-                    "a split that is there",
+                    hint=f"set {option} to {known}, as that split is called here"
+                    if known in present
+                    else hint + "a split that is there",
                 )
             lines.append(f"no text of split {split}: the stage that {option} is of will miss it")
     return lines

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,7 @@ def learned_selectors(
     *,
     seed: int,
     device: torch.device,
+    kept_in: Path | None,
     stop: StopFlag,
 ) -> dict[str, Selector]:
     """Those of the asked selectors that learn or are searched for, by the run's own recipe.
@@ -132,6 +134,7 @@ def learned_selectors(
         valid: Opens the stores for the split that `bayes` searches on.
         seed: Of the run.
         device: To train on.
+        kept_in: As in `SelectorStart`.
         stop: Asked between steps.
     """
     made: dict[str, Selector] = {}
@@ -143,7 +146,7 @@ def learned_selectors(
             asn = asn.model_copy(update={"start_from": None, "frozen": False})
         asn = asn.model_copy(update={"pretrain_steps": asn.pretrain_steps or DEFAULT_ASN_STEPS})
         recipe = train.model_copy(update={"selector": name, "asn": asn})
-        start = SelectorStart(recipe, seed, stream, valid, device, stop.check)
+        start = SelectorStart(recipe, seed, stream, valid, device, stop.check, kept_in)
         given = name == "bayes" or asn.start_from is not None
         made[name] = (start.make() if given else start.trained()).eval().cpu()
     return made

@@ -13,6 +13,7 @@ from fuse_eval.evaluation import evaluation_record
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
 from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
 from fuse_train.config import TrainSection
+from fuse_train.inputs import kept_selectors
 from fuse_train.models import identity
 from fuse_train.run import final_folder, stream_options
 from fuse_train.samples import AlignedSamples, domains_of
@@ -190,6 +191,7 @@ def _pool_content(
             lambda: AlignedSamples(plan, stores, tokenizer, split=train.valid_split),
             seed=run.seed,
             device=device,
+            kept_in=kept_selectors(run),
             stop=stop,
         )
     target_nats = bpb.model_rows(

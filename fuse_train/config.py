@@ -244,8 +244,9 @@ class TrainSection(SectionModel):
     """Backend that torch.compile translates the model's body with; None does not compile."""
     log_every: int = Field(default=10, gt=0)
     """Steps between lines for people; the step log has every step."""
-    checkpoint_every: int = Field(default=100, gt=0)
-    """Steps between checkpoints."""
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Steps between checkpoints: what a killed run loses at most. None saves at each tenth of the
+    training, every 100 steps at the least."""
     save_total_limit: int = Field(default=2, gt=0)
     """Checkpoints kept, newest first."""
     trackers: tuple[TrackerName, ...] | None = None

@@ -50,6 +50,11 @@ def output_folder(run: RunConfig) -> Path:
     return logs_folder(run).parent
 
 
+def kept_selectors(run: RunConfig) -> Path:
+    """Where selectors that were trained on the stores alone are kept for later stages."""
+    return output_folder(run) / "selectors" / "kept"
+
+
 def final_folder(run: RunConfig, label: str) -> Path:
     """Final folder of the "fused" or the "control" training."""
     root = output_folder(run)

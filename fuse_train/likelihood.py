@@ -5,7 +5,7 @@ Shape suffixes: B segments, L input positions, T rows, R rows with a label and l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ def segment_nll(
     *,
     batch_segments: int = 16,
     head_chunk_rows: int | None = None,
+    on_scored: Callable[[int], None] | None = None,
 ) -> list[SegmentNll]:
     """NLL of each segment under any causal model.
 
@@ -62,6 +63,7 @@ def segment_nll(
         encoded: Segments as the model's own SegmentTokenizer gives them.
         batch_segments: Segments per forward pass.
         head_chunk_rows: Rows whose logits exist at one time; None chooses.
+        on_scored: Told the segments of each batch when it is scored.
 
     Returns:
         In the order of `encoded`.
@@ -69,7 +71,13 @@ def segment_nll(
     Raises:
         ModelError: Ids beyond the vocabulary, too many tokens, or NLLs that are not finite.
     """
-    rows = row_nats(model, encoded, batch_segments=batch_segments, head_chunk_rows=head_chunk_rows)
+    rows = row_nats(
+        model,
+        encoded,
+        batch_segments=batch_segments,
+        head_chunk_rows=head_chunk_rows,
+        on_scored=on_scored,
+    )
     found = []
     for segment, nats in zip(encoded, rows, strict=True):
         known = ~np.isnan(nats)
@@ -87,6 +95,7 @@ def row_nats(
     *,
     batch_segments: int = 16,
     head_chunk_rows: int | None = None,
+    on_scored: Callable[[int], None] | None = None,
 ) -> list[npt.NDArray[np.float64]]:
     """NLL of each row of each segment.
 
@@ -95,6 +104,7 @@ def row_nats(
         encoded: As in `segment_nll`.
         batch_segments: Segments per forward pass.
         head_chunk_rows: Rows whose logits exist at one time; None chooses.
+        on_scored: As in `segment_nll`.
 
     Returns:
         For each segment [N] float64 nats, NaN for a first token that nothing predicts.
@@ -119,6 +129,8 @@ def row_nats(
                 chosen, _batch_nats(model, batch, direct, head_chunk_rows), strict=True
             ):
                 found[i] = nats
+            if on_scored is not None:
+                on_scored(len(chosen))
     finally:
         model.train(was_training)
     return found

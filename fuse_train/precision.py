@@ -7,7 +7,7 @@ the control beside the fused one, go on in the precision that the first began wi
 
 from __future__ import annotations
 
-import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,6 @@ from store_schema import SCHEMA_VERSION
 from store_schema.config import StrictModel
 from store_schema.location import open_location
 from store_schema.sealed import seal, unseal
-
-logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -62,7 +60,7 @@ def settled_precision(
     record = choose_precision(config, device)
     if writes:
         location.write_atomic(PRECISION_FILE, seal(record))
-        logger.warning("train.precision is %s: %s", record.precision, record.reason)
+        print(f"train.precision: {record.precision} ({record.reason})", file=sys.stderr)
     return record
 
 

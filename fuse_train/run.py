@@ -28,6 +28,7 @@ from fuse_train.inputs import (
     final_fingerprint,
     final_folder,
     job_fingerprint,
+    kept_selectors,
     open_inputs,
     output_folder,
     stream_options,
@@ -271,6 +272,7 @@ def _selector(
         lambda: open_inputs(inputs.run, section, section.valid_split).samples,
         accelerator.device,
         stop.check,
+        kept_selectors(inputs.run),
     )
     return start.make(None if checkpoint is None else checkpoint / "trainer")
 

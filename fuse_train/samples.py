@@ -171,6 +171,7 @@ class AlignedSamples:
             lacking = self.missing.get(name, ())
             reader.require_shards(s for s in self.shards if s.index not in lacking)
         self._eos_id = tokenizer.eos_id if append_eos else None
+        self.append_eos = append_eos
         self._max_positions = max_positions
         self._unused = {*TOKEN_ARRAYS, *(() if with_spans else SPAN_ARRAYS)}
         self._check_plan_lengths()

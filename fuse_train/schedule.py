@@ -11,6 +11,14 @@ import torch
 from fuse_train.config import TrainSection
 from store_schema.errors import ConfigError
 
+MOST_STEPS_UNSAVED = 100
+"""Between checkpoints, where the run file does not say."""
+
+
+def steps_between_checkpoints(section: TrainSection, num_steps: int) -> int:
+    """A tenth of the training, 100 at most, unless `checkpoint_every` says so."""
+    return section.checkpoint_every or min(math.ceil(num_steps / 10), MOST_STEPS_UNSAVED)
+
 
 def rate_factor(step: int, num_steps: int, *, warmup_ratio: float, floor: float) -> float:
     """Share of the peak rate at `step` (from 0): linear warm-up, then cosine to `floor`."""

@@ -12,8 +12,8 @@ import torch
 from fuse_train.asn import AdaptiveSelector
 from fuse_train.config import TrainSection
 from fuse_train.folders import publish_folder, sweep
-from fuse_train.run import Inputs, open_inputs, output_folder, stream_options
-from fuse_train.selector_start import SelectorStart, kind_of, saved_identity
+from fuse_train.run import open_inputs, output_folder, stream_options
+from fuse_train.selector_start import SelectorStart, kind_of, selector_fingerprint
 from fuse_train.selector_training import PoolSums, pool_nll, split_batches
 from fuse_train.selectors import (
     AvgCeSelector,
@@ -25,10 +25,9 @@ from fuse_train.selectors import (
 )
 from fuse_train.stream import SampleStream
 from launch.signals import stop_on_signals
-from store_schema import SCHEMA_VERSION, __version__
+from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig, StrictModel
 from store_schema.errors import ConfigError, MismatchError
-from store_schema.fingerprint import fingerprint
 from store_schema.sealed import seal, unseal
 
 TRAINED_FILE = "trained.json"
@@ -88,7 +87,7 @@ def train_alone(run: RunConfig) -> TrainedSelector:
     inputs = open_inputs(run, section)
     sweep(folder.parent)
     _check_start(folder, section)
-    mark = _fingerprint(inputs, section)
+    mark = selector_fingerprint(section, run.seed, inputs.samples)
     done = _read(folder)
     if done is not None and done.fingerprint == mark:
         return TrainedSelector(folder, done, fresh=False)
@@ -164,23 +163,6 @@ def table(trained: TrainedSelector) -> str:
 def best_device() -> torch.device:
     """CUDA when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _fingerprint(inputs: Inputs, section: TrainSection) -> str:
-    run = inputs.run
-    content = {
-        "selector": section.selector,
-        "asn": section.asn.model_dump(mode="json"),
-        "hedge": section.hedge.model_dump(mode="json"),
-        "feedback_weight": section.feedback_weight,
-        "splits": [section.train_split, section.valid_split, section.shuffle_shards],
-        "seed": run.seed,
-        "stores": [[n, r.manifest.fingerprint()] for n, r in inputs.samples.stores.items()],
-        "by": __version__,
-    }
-    if section.asn.start_from is not None:
-        content["start"] = saved_identity(section, len(run.sources))
-    return fingerprint(content)
 
 
 def _check_start(folder: Path, section: TrainSection) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fuse_train.asn import AdaptiveSelector
 from fuse_train.bayes import known_logprobs, search_weights
 from fuse_train.config import TrainSection
-from fuse_train.processes import progress_stream
+from fuse_train.folders import publish_folder
+from fuse_train.processes import is_main, progress_stream
 from fuse_train.samples import AlignedSamples
 from fuse_train.selector_training import Kind, new_selector, split_batches, train_selector
 from fuse_train.selectors import FIXED, Selector, SourceView, StaticSelector, build_selector
 from fuse_train.stream import SampleStream, StreamOptions
 from launch.progress import Progress
+from store_schema import __version__
 from store_schema.errors import ConfigError
 from store_schema.fingerprint import fingerprint
 
@@ -60,6 +63,8 @@ class SelectorStart:
         valid: Opens the stores for the split that `bayes` searches on.
         device: To train on.
         on_step: Called between steps and trials, for signals.
+        kept_in: Folder where selectors that were trained on the stores alone are kept, by what they
+            were made from; None keeps none.
     """
 
     section: TrainSection
@@ -68,6 +73,7 @@ class SelectorStart:
     valid: Callable[[], AlignedSamples]
     device: torch.device
     on_step: Callable[[], None]
+    kept_in: Path | None = None
 
     def make(self, checkpoint: Path | None = None) -> Selector:
         """The selector, trained or searched for where the section says so.
@@ -101,7 +107,25 @@ class SelectorStart:
         return selector
 
     def trained(self) -> AdaptiveSelector:
-        """A selector that learns, trained on the stores alone, from `start_from` if given."""
+        """A selector that learns, trained on the stores alone, from `start_from` if given.
+
+        One that was made from the same before, by this run's pool estimate or by a training that was
+        stopped, is taken from `kept_in`.
+        """
+        section, kept = self.section, None
+        if self.kept_in is not None:
+            mark = selector_fingerprint(section, self.seed, self.stream.samples)
+            kept = self.kept_in / mark[:16]
+            if kept.exists():
+                found = untrained(section, self.seed, len(self.stream.samples.sources))
+                found.load(kept)
+                return found.to(self.device).eval()
+        selector = self._newly_trained()
+        if kept is not None and is_main():
+            publish_folder(kept, selector.save)
+        return selector
+
+    def _newly_trained(self) -> AdaptiveSelector:
         section = self.section
         alone = pretrain_stream(self.stream, section.asn.pretrain_batch_segments)
         start = None
@@ -160,6 +184,25 @@ def kind_of(section: TrainSection) -> Kind:
 def untrained(section: TrainSection, seed: int, num_sources: int) -> AdaptiveSelector:
     """The selector that the section names, one that learns."""
     return new_selector(section.asn, seed, kind_of(section), num_sources)
+
+
+def selector_fingerprint(section: TrainSection, seed: int, samples: AlignedSamples) -> str:
+    """Of what a selector that is trained alone is made from: recipe, stores, seed."""
+    content: dict[str, Any] = {
+        "selector": section.selector,
+        "asn": section.asn.model_dump(mode="json"),
+        "hedge": section.hedge.model_dump(mode="json"),
+        "feedback_weight": section.feedback_weight,
+        "splits": [section.train_split, section.valid_split, section.shuffle_shards],
+        "append_eos": samples.append_eos,
+        "seed": seed,
+        "stores": [[n, reader.manifest.fingerprint()] for n, reader in samples.stores.items()],
+        "missing": {name: sorted(found) for name, found in samples.missing.items()},
+        "by": __version__,
+    }
+    if section.asn.start_from is not None:
+        content["start"] = saved_identity(section, len(samples.sources))
+    return fingerprint(content)
 
 
 def saved_identity(section: TrainSection, num_sources: int) -> str:

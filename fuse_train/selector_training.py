@@ -182,6 +182,7 @@ def train_selector(
         optimizer.step()
         if on_step is not None:
             on_step(step, loss_sum / max(num_rows, 1))
+    optimizer.zero_grad(set_to_none=True)  # else the training beside the target would begin with it
     return selector.eval()
 
 

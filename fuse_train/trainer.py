@@ -26,7 +26,7 @@ from fuse_train.memory_fit import fits, fitting_size, free_memory, is_out_of_mem
 from fuse_train.objective import FusionObjective, StepTotals, Sums, importance
 from fuse_train.optimizer import build_optimizer, load_optimizer
 from fuse_train.processes import progress_stream
-from fuse_train.schedule import rate_schedule, set_rate
+from fuse_train.schedule import rate_schedule, set_rate, steps_between_checkpoints
 from fuse_train.selectors import Selector
 from fuse_train.step_log import StepLog
 from fuse_train.stream import SampleStream
@@ -103,6 +103,7 @@ class TrainingLoop:
         self._objective, self._optimizer = accelerator.prepare(self._plain_objective, optimizer)
         self._learned = learned
         self._watch = CollapseWatch()
+        self._saved_every = steps_between_checkpoints(inputs.section, inputs.num_steps)
         self._rate = rate_schedule(inputs.section, inputs.num_steps)
         if resume_from is not None:
             load_optimizer(resume_from / "trainer", self._optimizer)
@@ -160,7 +161,7 @@ class TrainingLoop:
         if self._accelerator.is_main_process and (done % section.log_every == 0 or self.over):
             print(readable(line, inputs.num_steps), flush=True)
         stopping = self._stopping(stop)
-        if stopping or self.over or done % section.checkpoint_every == 0:
+        if stopping or self.over or done % self._saved_every == 0:
             self._save()
             stop.progressed = True
         if stopping and not self.over:
@@ -339,6 +340,7 @@ class TrainingLoop:
                 self._accelerator,
                 batch_segments=size,
                 head_chunk_rows=section.head_chunk_rows,
+                label=None if line["step"] else f"evaluate {self.inputs.label} untrained",
             )
         line["valid_bpb"] = bpb
         here = BestRecord(step=line["step"], bpb=bpb)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 
 from fuse_train.likelihood import check_inputs, segment_nll
+from fuse_train.processes import progress_stream
+from launch.progress import Progress
 from store_schema.errors import InputError
 from store_schema.plan import Plan, ShardRecord
 from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
@@ -58,8 +61,9 @@ def valid_bpb(
     *,
     batch_segments: int,
     head_chunk_rows: int | None,
+    label: str | None = None,
 ) -> dict[str, float]:
-    """Bits per byte by domain; each process scores its share.
+    """Bits per byte by domain; each process scores its share, with a bar where it has a label.
 
     A first token without context is in neither nats nor bytes.
 
@@ -68,12 +72,17 @@ def valid_bpb(
     """
     names = sorted(set(valid.domains))
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    with accelerator.autocast():
+    segments = valid.encoded[share]
+    bar = None
+    if label is not None:
+        bar = Progress(label, len(segments), unit="segment", stream=progress_stream())
+    with accelerator.autocast(), bar or nullcontext():
         found = segment_nll(
             model,
-            valid.encoded[share],
+            segments,
             batch_segments=batch_segments,
             head_chunk_rows=head_chunk_rows,
+            on_scored=None if bar is None else bar.add,
         )
     sums = torch.zeros((len(names), 2), dtype=torch.float64)
     for domain, nll in zip(valid.domains[share], found, strict=True):

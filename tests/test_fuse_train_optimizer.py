@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from fuse_train.config import OptimizerName, ScheduleName, TrainSection
 from fuse_train.optimizer import OPTIMIZER_FILE, build_optimizer, load_optimizer, save_optimizer
-from fuse_train.schedule import rate_factor, rate_schedule, set_rate, warmup_steps
+from fuse_train.schedule import (
+    rate_factor,
+    rate_schedule,
+    set_rate,
+    steps_between_checkpoints,
+    warmup_steps,
+)
 from store_schema.errors import ConfigError, CorruptionError
 
 
@@ -169,3 +175,12 @@ def test_optimizer_of_other_parameters_is_refused(tmp_path) -> None:
             load_optimizer(tmp_path, build_optimizer(other, [], TrainSection()))
     with pytest.raises(CorruptionError, match="unreadable"):
         load_optimizer(tmp_path / "nowhere", optimizer)
+
+
+@pytest.mark.parametrize(
+    ("given", "num_steps", "expected"),
+    [(None, 1, 1), (None, 79, 8), (None, 5_000, 100), (7, 5_000, 7)],
+)
+def test_steps_between_checkpoints(given: int | None, num_steps: int, expected: int) -> None:
+    section = TrainSection(checkpoint_every=given)
+    assert steps_between_checkpoints(section, num_steps) == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 import torch
@@ -55,14 +54,14 @@ def test_measuring_leaves_threads_and_generators_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_was_chosen_stays_and_is_said_once(tmp_path, monkeypatch, caplog) -> None:
+def test_what_was_chosen_stays_and_is_said_once(tmp_path, monkeypatch, capsys) -> None:
     measured(monkeypatch, 3.0, 1.0)
-    with caplog.at_level(logging.WARNING):
-        first = settled_precision(tmp_path, WIDE, CPU, writes=True)
-        measured(monkeypatch, 1.0, 3.0)
-        assert settled_precision(tmp_path, WIDE, CPU, writes=True) == first
+    first = settled_precision(tmp_path, WIDE, CPU, writes=True)
+    measured(monkeypatch, 1.0, 3.0)
+    assert settled_precision(tmp_path, WIDE, CPU, writes=True) == first
     assert first.precision == "bfloat16"
-    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["train.precision is bfloat16"]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.precision: bfloat16 (")
     path = tmp_path / PRECISION_FILE
     path.write_text(path.read_text().replace("bfloat16", "float32", 1))
     with pytest.raises(CorruptionError):

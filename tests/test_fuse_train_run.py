@@ -179,6 +179,14 @@ def test_best_weights_are_kept(tmp_path) -> None:
     assert same(weights(outcome.folder), start) == (best == 0)
 
 
+def test_a_short_training_is_saved_on_the_way(tmp_path, capsys) -> None:
+    """Without `checkpoint_every` a kill costs a tenth of the steps at most, and no wait is silent."""
+    train_run(make_run(tmp_path, train={"max_steps": 20, "control": False}))
+    saved = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert saved == ["step-000018", "step-000020"]
+    assert "evaluate fused untrained: " in capsys.readouterr().err
+
+
 def wait_for_step(process: subprocess.Popen, log: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -246,7 +254,8 @@ def test_stop_saves_a_checkpoint_and_resumes(tmp_path, monkeypatch, trained) -> 
     monkeypatch.setattr(FusionObjective, "forward", counted)
     with pytest.raises(Stopped):
         train_run(made)
-    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-000002"]
+    saved = (tmp_path / "run/checkpoints").glob("step-*")
+    assert max(path.name for path in saved) == "step-000002"
     train_run(made)
     assert same(weights(tmp_path / "run/final"), weights(folder / "run/final"))
     assert timeless(lines_of(tmp_path, "train")) == timeless(lines_of(folder, "train"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from fuse_train import selector_start
 from fuse_train.asn import AdaptiveSelector, SharedScorer
 from fuse_train.bayes import known_logprobs, mixture_nats, search_weights
 from fuse_train.cli import train
@@ -104,6 +106,25 @@ def test_frozen_selector_has_nothing_to_train_and_gives_the_same(run, tmp_path) 
     further = start_of(run, asn={"start_from": str(tmp_path)}).make()
     assert torch.equal(further(view), trained(view))
     assert list(further.parameters())
+
+
+def test_one_that_was_made_from_the_same_before_is_not_trained_again(
+    run, tmp_path, monkeypatch
+) -> None:
+    """The pool estimate's serves the training, and a training that was killed before its first step."""
+    start = replace(start_of(run), kept_in=tmp_path / "kept")
+    made = start.trained()
+    monkeypatch.setattr(selector_start, "train_selector", lambda *_, **__: pytest.fail("trained"))
+    again = start.make()
+    for a, b in zip(made.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert b.requires_grad
+        assert a.grad is None
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        replace(start, seed=1).make()
+    other = start_of(run, asn={"pretrain_steps": 5})
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        replace(other, kept_in=start.kept_in).make()
 
 
 def test_saved_selectors_that_do_not_fit_are_refused(run, tmp_path) -> None:
