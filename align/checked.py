@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from align.config import AlignSection
 from align.counted_text import counts_text, planned_count, text_fingerprint
@@ -15,7 +14,7 @@ from store_schema.config import RunConfig
 from store_schema.frequency import token_counts
 from store_schema.location import Location, open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.models import max_positions, model_config
+from store_schema.models import config_folder, max_positions, model_config
 from store_schema.plan import Plan
 from store_schema.plan_tokens import plan_for
 from store_schema.presets import StoreSection
@@ -108,8 +107,8 @@ def planned_for_target(run: RunConfig, plan: Plan, target: SegmentTokenizer, *, 
     if plan.record.tokenizers.get("target") == target.fingerprint:
         return plan
     total = sum(shard.num_bytes for shard in plan.shards)
-    folder = Path(run.target.model)
-    longest = max_positions(model_config(folder)) if (folder / "config.json").is_file() else None
+    folder = config_folder(run.target)
+    longest = None if folder is None else max_positions(model_config(folder))
     with Progress("count the target's tokens", total, unit="B") as progress:
         return plan_for(
             plan, "target", target, keep=keep, max_positions=longest, on_shard=progress.add

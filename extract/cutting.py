@@ -100,10 +100,11 @@ def cut_corpus(
 def _rowless(tokenizer: SegmentTokenizer) -> str:
     beyond = tokenizer.beyond_rows
     shown = ", ".join(beyond[:3]) + (", ..." if len(beyond) > 3 else "")
-    return (
+    told = (
         f"{tokenizer.name}: the model has no row for {len(beyond):,} of its tokenizer's tokens "
         f"({shown}): text that reaches one is not taken"
     )
+    return told + ("; it seems to belong to another model" if tokenizer.seems_anothers else "")
 
 
 def _reason(error: TokenizerError, otherwise: str) -> str:

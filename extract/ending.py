@@ -16,6 +16,7 @@ from typing import Any
 from extract.config import GenerateSection
 from store_schema.errors import ModelError
 from store_schema.layout import Finish
+from store_schema.lfs_pointer import require_no_pointer
 from store_schema.models import model_config
 from store_schema.tokenizer import SegmentTokenizer
 
@@ -109,6 +110,7 @@ def end_ids(folder: Path, tokenizer: SegmentTokenizer) -> frozenset[int]:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
+    require_no_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from extract.config import CorpusInput
 from store_schema.errors import ConfigError, InputError
+from store_schema.lfs_pointer import is_pointer
 
 JSONL_ENDINGS = tuple(
     name + packed for name in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst")
@@ -34,9 +35,8 @@ _PACKED = {
     b"\xfd7zXZ\x00": "xz",
     **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
     b"PK\x03\x04": "zip",
-    b"version https://git-lfs.github.com/spec/": "pointer of git-lfs",
 }
-"""First bytes of files that hold others, packed or elsewhere."""
+"""First bytes of files that hold others."""
 
 
 class DocumentError(InputError):
@@ -141,11 +141,8 @@ def _format(path: Path, entry: CorpusInput) -> str:
 
 def content_digest(file: InputFile) -> str:
     """SHA-256 of a file, or of all files of a dataset folder with their names."""
-    paths = [file.path]
-    if file.format == "datasets":
-        paths = sorted(path for path in file.path.rglob("*") if path.is_file())
     digest = hashlib.sha256()
-    for path in paths:
+    for path in _files_of(file):
         try:
             with path.open("rb") as opened:
                 whole = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -167,6 +164,7 @@ def read_rows(file: InputFile, columns: Iterable[str]) -> Iterator[Row]:
     """
     readers = {"jsonl": _jsonl, "text": _text}
     try:
+        _require_fetched(file)
         if file.format in readers:
             yield from readers[file.format](file)
         elif file.format == "parquet":
@@ -180,6 +178,23 @@ def read_rows(file: InputFile, columns: Iterable[str]) -> Iterator[Row]:
             got=f"{type(error).__name__}: {str(error)[:200]}",
             hint="the file may be damaged or cut short: fetch it again",
         ) from error
+
+
+def _require_fetched(file: InputFile) -> None:
+    for path in _files_of(file):
+        if is_pointer(path):
+            raise InputError(
+                "input is a pointer of git-lfs, its content was not fetched",
+                where=path,
+                hint="fetch it with `git lfs pull`",
+            )
+
+
+def _files_of(file: InputFile) -> list[Path]:
+    """Itself, or all files of a dataset folder in order."""
+    if file.format != "datasets":
+        return [file.path]
+    return sorted(path for path in file.path.rglob("*") if path.is_file())
 
 
 def _jsonl(file: InputFile) -> Iterator[Row]:
@@ -204,7 +219,7 @@ def _unpacked(file: InputFile) -> BinaryIO:
     """A file opened for reading, gzip and zstd undone.
 
     Raises:
-        InputError: It is packed in another way, or only points to what it should hold.
+        InputError: It is packed in another way.
     """
     packed = packed_as(file.path)
     if packed == "zstd":
@@ -213,12 +228,11 @@ def _unpacked(file: InputFile) -> BinaryIO:
         return cast(BinaryIO, gzip.GzipFile(file.path, "rb"))
     if packed is None:
         return file.path.open("rb")
-    pointer = "git-lfs" in packed
     raise InputError(
-        f"input is a {packed}" if pointer else f"input is packed: {packed}",
+        f"input is packed: {packed}",
         where=file.path,
         expected="text, as it is or in gzip or zstd",
-        hint="fetch it with `git lfs pull`" if pointer else "unpack it first",
+        hint="unpack it first",
     )
 
 

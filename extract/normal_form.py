@@ -21,7 +21,7 @@ from extract.config import CorpusSection
 from extract.documents import Document, context_json
 from store_schema.config import ModelRef, RunConfig
 from store_schema.errors import ModelError
-from store_schema.models import local_ref
+from store_schema.models import local_ref, own_folder
 
 _NORMALISER = NFC()
 _UNDECIDED = re.compile(
@@ -78,8 +78,8 @@ def reads_nfc(ref: ModelRef) -> bool | None:
 
 def _tokenizer_file(ref: ModelRef) -> Path | None:
     ref = local_ref(ref)
-    folder = Path(ref.model)
-    if folder.is_dir() or ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
+    folder = own_folder(ref)
+    if folder is not None:
         return folder / "tokenizer.json"
     from transformers.utils import cached_file
 

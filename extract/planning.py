@@ -81,6 +81,7 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
             return plan, False
     for tokenizer in tokenizers.values():
         tokenizer.warn_of_class()
+        tokenizer.warn_of_missing_bos()
     table = read_documents(corpus_location(run), corpus)
     digests = split_digests(table)
     stores = begun_stores(run)

@@ -20,9 +20,9 @@ from fuse_train.config import LoraSection
 from fuse_train.folders import trial_folder
 from fuse_train.heads import plain_model
 from fuse_train.models import load_config
-from fuse_train.target import in_folder
 from store_schema.config import ModelRef
 from store_schema.errors import LogitfuseError, ModelError
+from store_schema.models import in_folder
 from store_schema.weight_files import require_weights
 
 LARGEST_BYTES = 512 << 20

@@ -10,7 +10,13 @@ import torch
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
-from store_schema.models import keep_soft_cap, local_ref, model_config, resolved_dtype
+from store_schema.models import (
+    keep_soft_cap,
+    local_ref,
+    model_config,
+    own_folder,
+    resolved_dtype,
+)
 from store_schema.weight_files import require_weights
 
 
@@ -32,14 +38,14 @@ def load_model(
 
     transformers.utils.logging.disable_progress_bar()
     ref = local_ref(ref)
-    folder = Path(ref.model)
-    if folder.is_dir() and not (folder / "config.json").exists():
+    folder = own_folder(ref)
+    if folder is not None and not (folder / "config.json").exists():
         raise ModelError(
             f"model of {where} has no config.json",
             where=ref.model,
             hint="give a folder that save_pretrained wrote",
         )
-    if folder.is_dir():
+    if folder is not None:
         require_weights(folder)
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(

@@ -16,6 +16,7 @@ from fuse_train.models import load_model
 from fuse_train.packing import check_packing
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
+from store_schema.models import in_folder
 from store_schema.tokenizer import SegmentTokenizer
 
 
@@ -104,11 +105,6 @@ def load_trained(ref: ModelRef, folder: Path, *, adapters: bool, dtype: torch.dt
         return load_model(in_folder(ref, folder), where=f"checkpoint {folder.name}", dtype=dtype)
     base = load_model(ref, where="target")
     return merged(load_adapters(base, folder, trainable=False))
-
-
-def in_folder(ref: ModelRef, folder: Path) -> ModelRef:
-    """The same model with weights from a folder: what the run file says of it still holds."""
-    return ref.model_copy(update={"model": str(folder), "revision": None, "gguf_file": None})
 
 
 def _check_rows(model: Any, tokenizer: SegmentTokenizer, ref: ModelRef) -> None:

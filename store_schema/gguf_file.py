@@ -26,6 +26,7 @@ from typing import Any
 
 from store_schema.errors import ConfigError, ModelError, StorageError
 from store_schema.gguf_tokenizer import adds_bos, as_trained
+from store_schema.lfs_pointer import require_no_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def _require_magic(file: Path) -> None:
     except OSError as error:
         raise ModelError("GGUF file cannot be read", where=file, got=str(error)) from error
     if start != b"GGUF":
+        require_no_pointer(file)
         raise ModelError(
             "not a GGUF file", where=file, expected="GGUF first", got=repr(start)[1:] or "nothing"
         )

@@ -183,7 +183,10 @@ def _template(spec: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, An
         return None
     token = next((t["content"] for t in spec["added_tokens"] if t["id"] == bos), None)
     if token is None:
-        token = next(piece for piece, index in spec["model"]["vocab"].items() if index == bos)
+        pieces = spec["model"]["vocab"].items()
+        token = next((piece for piece, index in pieces if index == bos), None)
+    if token is None:
+        return None
 
     def sequence(name: str, number: int) -> list[dict[str, Any]]:
         return [

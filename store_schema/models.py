@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from store_schema.errors import ModelError
 from store_schema.gguf_file import unpack
+from store_schema.lfs_pointer import require_no_pointer
 from store_schema.weight_files import require_no_adapter
 
 if TYPE_CHECKING:
@@ -32,21 +33,52 @@ def resolve_model(ref: ModelRef) -> Path:
     """
     if is_gguf(ref):
         return _unpacked(ref)
+    folder = own_folder(ref)
+    if folder is None:
+        return _from_hub(ref)
+    if not (folder / "config.json").is_file():
+        require_no_adapter(folder)
+        ggufs = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))[:4])
+        raise ModelError(
+            "model folder has no config.json",
+            where=ref.model,
+            got=ggufs or None,
+            hint="name the GGUF file with gguf_file" if ggufs else None,
+        )
+    return folder
+
+
+def own_folder(ref: ModelRef, *, name: str | None = None) -> Path | None:
+    """The local folder that `ref.model` names; None where it can only be a name on the hub.
+
+    Args:
+        ref: Of the model.
+        name: Its name in the run, for messages.
+
+    Raises:
+        ModelError: It is written as a path, and there is no such folder, or it is a file.
+    """
     folder = Path(ref.model)
+    of = "" if name is None else f" of {name}"
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            require_no_adapter(folder)
-            ggufs = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))[:4])
-            raise ModelError(
-                "model folder has no config.json",
-                where=ref.model,
-                got=ggufs or None,
-                hint="name the GGUF file with gguf_file" if ggufs else None,
-            )
         return folder
+    if folder.is_file():
+        raise ModelError(
+            f"`model`{of} is a file, not a model folder",
+            where=ref.model,
+            hint=_instead_of_file(folder, ref),
+        )
     if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
-        raise ModelError("model folder not found", where=ref.model)
-    return _from_hub(ref)
+        raise ModelError(f"model folder{of} not found", where=ref.model)
+    return None
+
+
+def _instead_of_file(file: Path, ref: ModelRef) -> str:
+    if ref.gguf_file is None:
+        return f"give the folder that holds config.json and weights: {file.parent}"
+    if file.suffix == ".gguf":
+        return f"take gguf_file ({ref.gguf_file}) out, or give the folder as model: {file.parent}"
+    return f"give the folder that holds {ref.gguf_file}, such as {file.parent}"
 
 
 def resolve_tokenizer(ref: ModelRef, *, name: str) -> Path:
@@ -60,12 +92,8 @@ def resolve_tokenizer(ref: ModelRef, *, name: str) -> Path:
         ModelError: There is no such folder, or the hub has or gives no such model.
     """
     ref = local_ref(ref)
-    folder = Path(ref.model)
-    if folder.is_dir():
-        return folder
-    if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
-        raise ModelError(f"folder of {name}'s tokenizer not found", where=ref.model)
-    return _from_hub(ref, only=_TOKENIZER_FILES, needed=("tokenizer*", "tekken.json"))
+    needed = ("tokenizer*", "tekken.json")
+    return own_folder(ref, name=name) or _from_hub(ref, only=_TOKENIZER_FILES, needed=needed)
 
 
 def is_gguf(ref: ModelRef) -> bool:
@@ -82,18 +110,23 @@ def local_ref(ref: ModelRef) -> ModelRef:
     """
     if not is_gguf(ref):
         return ref
-    return ref.model_copy(
-        update={"model": str(_unpacked(ref)), "revision": None, "gguf_file": None}
-    )
+    return in_folder(ref, _unpacked(ref))
+
+
+def in_folder(ref: ModelRef, folder: Path) -> ModelRef:
+    """The same model with its files from a folder: what the run file says of it still holds.
+
+    The one way from a reference to where its files are: no name of a GGUF file and no revision go
+    along, which would be looked for in the folder.
+    """
+    return ref.model_copy(update={"model": str(folder), "revision": None, "gguf_file": None})
 
 
 def _unpacked(ref: ModelRef) -> Path:
     if ref.gguf_file is None:
         return unpack(Path(ref.model), ref.dtype)
-    folder = Path(ref.model)
-    if not folder.is_dir():
-        if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
-            raise ModelError("model folder not found", where=ref.model)
+    folder = own_folder(ref)
+    if folder is None:
         files = [ref.gguf_file, "tokenizer*", "*.jinja", "special_tokens*"]
         folder = _from_hub(ref, only=files, needed=(ref.gguf_file,))
     return unpack(folder / ref.gguf_file, ref.dtype, tokenizer_folder=folder)
@@ -142,10 +175,12 @@ def model_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
         whole: Leave the text part where it is.
 
     Raises:
-        ModelError: It is missing or not JSON.
+        ModelError: It is missing, a pointer of git-lfs, or not JSON.
     """
     path = folder / "config.json"
     try:
+        if path.exists():
+            require_no_pointer(path)
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -169,18 +204,25 @@ def model_rows(ref: ModelRef) -> int | None:
     Raises:
         ModelError: config.json is unreadable, or neither it nor transformers knows the number.
     """
-    folder = _config_folder(ref)
+    folder = config_folder(ref)
     if folder is None:
         return None
     named = _named_rows(model_config(folder, whole=True))
     return _class_rows(ref) if named is None else named
 
 
-def _config_folder(ref: ModelRef) -> Path | None:
-    """The folder that holds config.json; of a hub model no other file is fetched."""
+def config_folder(ref: ModelRef) -> Path | None:
+    """The folder that holds config.json; of a hub model no other file is fetched.
+
+    Returns:
+        None for a folder without config.json: a tokenizer alone.
+
+    Raises:
+        ModelError: There is no such folder, or the hub has or gives no such model.
+    """
     ref = local_ref(ref)
-    folder = Path(ref.model)
-    if folder.is_dir():
+    folder = own_folder(ref)
+    if folder is not None:
         return folder if (folder / "config.json").is_file() else None
     from transformers.utils import cached_file
 

@@ -23,6 +23,7 @@ from store_schema.fingerprint import fingerprint
 from store_schema.models import model_rows, resolve_tokenizer
 from store_schema.piece_bytes import vocabulary_of
 from store_schema.plan import Segment
+from store_schema.specials import specials_out_of_reach
 from store_schema.tokenizer_class import Tokens, around_a_text
 from store_schema.tokenizer_files import TOKENIZER_FILE, files_signature
 from store_schema.tokenizer_save import make_faithful, write_start
@@ -30,6 +31,10 @@ from store_schema.tokenizer_source import FolderSource, ObjectSource, Source, co
 from store_schema.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
+
+_MOST_BEYOND = 0.05
+"""Share of a tokenizer's tokens that published models have no row for, at the very most: those that
+someone added, a handful."""
 
 _OPEN: WeakValueDictionary[Any, SegmentTokenizer] = WeakValueDictionary()
 """Tokenizers in use in this process by what they were read from: a stage may ask for one again."""
@@ -139,7 +144,7 @@ class SegmentTokenizer:
         """Tokens that the model has no row for: in no table, and refused where a text has them."""
         self.vocabulary: Vocabulary = vocabulary_of(backend, where=name, exact=not by_offsets)
         is_bpe = type(backend.model).__name__ == "BPE"
-        self._text = backend if is_bpe else _specials_out_of_reach(backend)
+        self._text = backend if is_bpe else specials_out_of_reach(backend)
         # What it puts around a text may move offsets too.
         self._text.post_processor = None
         self._text.encode_special_tokens = True
@@ -174,13 +179,25 @@ class SegmentTokenizer:
         if not self.beyond_rows or not ids or max(ids) < self.vocab_size:
             return
         reached = next(i for i in ids if i >= self.vocab_size)
+        hint = "take it out of the text, or leave such documents out with `corpus.on_bad: drop`"
+        if self.seems_anothers:
+            hint = (
+                f"{len(self.beyond_rows):,} of the tokenizer's tokens have no row, it seems to belong "
+                "to another model: put the model's own tokenizer files into its folder"
+            )
         raise NoRowError(
             "the model has no row for a token of the text",
             where=where,
             expected=f"ids below {self.vocab_size}, the rows of the model",
             got=f"token id {reached}, {self._whole.id_to_token(reached)!r}",
-            hint="take it out of the text, or leave such documents out with `corpus.on_bad: drop`",
+            hint=hint,
         )
+
+    @property
+    def seems_anothers(self) -> bool:
+        """Whether so many tokens have no row that the tokenizer cannot be the model's own."""
+        beyond = len(self.beyond_rows)
+        return beyond > _MOST_BEYOND * (self.vocab_size + beyond)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -231,18 +248,30 @@ class SegmentTokenizer:
             return own
         if self._bos == "never":
             return ()
-        token = str(getattr(self.roles, "bos_token", None))
-        index = self._whole.token_to_id(token)
+        # None is no token, whatever its spelling is: "None" is a piece of many vocabularies.
+        token = getattr(self.roles, "bos_token", None)
+        index = None if token is None else self._whole.token_to_id(str(token))
+        bos = () if index is None else ((str(token), index),)
         if not wanted:
-            return () if own == ((token, index),) else own
-        if index is None and self._bos == "always":
+            return () if own == bos else own
+        if not bos and self._bos == "always":
             raise TokenizerError(
                 "the tokenizer has no BOS token to put before a text",
                 where=self.name,
-                got="`bos: always`",
+                expected="a `bos_token` for `bos: always`",
+                got="none" if token is None else f"{str(token)!r}, which is no token of it",
                 hint="take the option out, or name a `bos_token` in its tokenizer_config.json",
             )
-        return () if index is None else ((token, index),)
+        return bos
+
+    def warn_of_missing_bos(self) -> None:
+        """Say in one line that the model's files ask for BOS before a text and name no such token."""
+        if self._bos == "auto" and self._source.adds_bos and not self.bos_ids:
+            _log.warning(
+                "tokenizer of %s: its files say `add_bos_token: true` but name no `bos_token` that it "
+                "has: nothing is put before a text",
+                self.name,
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -370,25 +399,3 @@ class SegmentTokenizer:
             raise TokenizerError("the chat template renders the messages to nothing", where=where)
         written = ids[: len(self.bos_ids)] == self.bos_ids
         return ids if written or self._bos != "always" else (*self.bos_ids, *ids)
-
-
-def _specials_out_of_reach(backend: Tokenizer) -> Tokenizer:
-    """The same tokenizer, ids and all, whose model cannot find a special token in a text.
-
-    Telling the backend to take special tokens as text is not enough where they are pieces of the
-    model too: Unigram, WordPiece and WordLevel look pieces up by their spelling and would read "</s>"
-    in a document as the end of the sequence. Their spelling here begins with NUL, which no document
-    may hold. BPE reaches a piece by merges only, and special tokens have none.
-    """
-    spec = json.loads(backend.to_str())
-    spec["post_processor"] = None
-    model = spec["model"]
-    hidden = {t["content"]: f"\0{t['id']}" for t in spec.get("added_tokens", []) if t["special"]}
-    for token in spec.get("added_tokens", []):
-        token["content"] = hidden.get(token["content"], token["content"])
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {hidden.get(piece, piece): i for piece, i in model["vocab"].items()}
-        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
-    else:
-        model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
-    return Tokenizer.from_str(json.dumps(spec))

@@ -21,6 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from store_schema.errors import ModelError
+from store_schema.lfs_pointer import require_no_pointer
 from store_schema.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE
 
 PROBES = {
@@ -161,6 +162,9 @@ def _stand_in(folder: Path, tokenizer_json: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="logitfuse-") as made:
         place = Path(made)
         for path in [*(folder / companion for companion in _COMPANIONS), *folder.glob("*.py")]:
+            for file in [path, *path.glob("*")]:
+                if file.is_file():
+                    require_no_pointer(file)
             if path.is_dir():
                 shutil.copytree(path, place / path.name)
             elif path.exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from store_schema.errors import ModelError
+from store_schema.lfs_pointer import is_pointer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,7 +17,6 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 TEKKEN_FILE = "tekken.json"
 
 _SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py"}
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def require_tokenizer_files(folder: Path, *, name: str) -> None:
@@ -80,19 +80,18 @@ def require_content(path: Path, *, name: str) -> None:
         ModelError: It is empty, unreadable, or a pointer of git-lfs.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(len(_LFS_POINTER))
+        pointer, size = is_pointer(path), path.stat().st_size
     except OSError as error:
         raise ModelError(
             f"tokenizer of {name} cannot be read", where=path, got=str(error)[:200]
         ) from error
-    if head == _LFS_POINTER:
+    if pointer:
         raise ModelError(
             f"tokenizer of {name} is not there: the file is a pointer of git-lfs",
             where=path,
             hint="run `git lfs pull` in the model's folder, or download it anew",
         )
-    if not head:
+    if not size:
         raise ModelError(
             f"tokenizer of {name} is an empty file", where=path, hint="download it anew"
         )

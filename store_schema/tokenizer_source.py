@@ -153,7 +153,8 @@ def converted(folder: Path, ref: ModelRef, *, name: str) -> ObjectSource:
     """
     require_tokenizer_files(folder, name=name)
     tekken = is_tekken_alone(folder)
-    for path in [*folder.glob("*.model"), *([folder / TEKKEN_FILE] if tekken else [])]:
+    merges = [*folder.glob("vocab.*"), *folder.glob("merges.txt")]
+    for path in [folder / TEKKEN_FILE] if tekken else [*folder.glob("*.model")] or merges:
         require_content(path, name=name)
     try:
         made = _of_tekken(folder) if tekken else _of_class(folder, ref, name=name)

@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 
 from store_schema.errors import ModelError
+from store_schema.lfs_pointer import FETCH, require_no_pointer
 
-_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt")
 _INDEX = "*.index.json"
 _ADAPTER = "adapter_config.json"
+_CONFIGS = ("config.json", "generation_config.json")
 _SAFETENSORS_HEAD_BYTES = 8
-_FETCH = "fetch the whole folder again (with git: `git lfs pull`)"
 
 
 def require_weights(folder: Path) -> None:
@@ -32,7 +32,8 @@ def require_weights(folder: Path) -> None:
     """
     require_no_adapter(folder)
     found = _weight_files(folder)
-    for path in found:
+    beside = [folder / name for name in _CONFIGS if (folder / name).is_file()]
+    for path in [*beside, *found]:
         require_no_pointer(path)
     for index in sorted(folder.glob(_INDEX)):
         _require_shards(index)
@@ -41,7 +42,7 @@ def require_weights(folder: Path) -> None:
             "model folder has no weights",
             where=folder,
             expected="model.safetensors, or shards with their index",
-            hint=_FETCH,
+            hint=FETCH,
         )
     for path in found:
         if path.suffix == ".safetensors":
@@ -63,23 +64,6 @@ def require_no_adapter(folder: Path) -> None:
         )
 
 
-def require_no_pointer(path: Path) -> None:
-    """Refuse a file that is only git-lfs's pointer to its content.
-
-    Raises:
-        ModelError: It is one.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_LFS_HEAD))
-    except OSError as error:
-        raise ModelError("file cannot be read", where=path, got=error.strerror) from error
-    if head == _LFS_HEAD:
-        raise ModelError(
-            "file is a pointer of git-lfs, its content was not fetched", where=path, hint=_FETCH
-        )
-
-
 def _weight_files(folder: Path) -> list[Path]:
     found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
     return sorted(path for path in found if path.name not in _NOT_WEIGHTS)
@@ -91,7 +75,7 @@ def _require_shards(index: Path) -> None:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            "index of weights is unreadable", where=index, got=str(error)[:160], hint=_FETCH
+            "index of weights is unreadable", where=index, got=str(error)[:160], hint=FETCH
         ) from error
     missing = sorted(str(name) for name in names if not (index.parent / str(name)).is_file())
     if missing:
@@ -99,7 +83,7 @@ def _require_shards(index: Path) -> None:
             f"{len(missing)} of {len(names)} files of weights are missing",
             where=index.parent,
             got=", ".join(missing[:3]) + (" and more" if len(missing) > 3 else ""),
-            hint=_FETCH,
+            hint=FETCH,
         )
 
 
@@ -118,7 +102,7 @@ def _require_whole(path: Path) -> None:
             "file of weights is damaged or cut short",
             where=path,
             got=f"{size} bytes ({str(error)[:120]})",
-            hint=_FETCH,
+            hint=FETCH,
         ) from error
     expected = _SAFETENSORS_HEAD_BYTES + length + max(ends, default=0)
     if size != expected:
@@ -127,5 +111,5 @@ def _require_whole(path: Path) -> None:
             where=path,
             expected=f"{expected} bytes",
             got=size,
-            hint=_FETCH,
+            hint=FETCH,
         )

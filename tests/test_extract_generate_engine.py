@@ -222,6 +222,9 @@ def test_end_tokens_of_a_model(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ModelError, match=r"unreadable in .*generation_config\.json"):
         end_ids(folder, tokenizer)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    with pytest.raises(ModelError, match=r"pointer of git-lfs.*generation_config\.json"):
+        end_ids(folder, tokenizer)
     path.unlink()
     config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": [4, 6]}
     (folder / "config.json").write_text(json.dumps(config))

@@ -6,9 +6,11 @@ import bz2
 import gzip
 import json
 import lzma
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from extract.corpus import corpus_location, iter_documents, open_corpus, read_do
 from store_schema.config import load_run
 from tests.extract_runs import ok, refused, write_run
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
 NO_MODELS = {"code": Path("m/code"), "target": Path("m/target")}
 ROWS = [
     {"id": i, "text": f"text {i} \u00e4 \u6f22", "domain": "d", "split": split}
@@ -85,10 +88,7 @@ def zipped(data: bytes) -> bytes:
         (lambda data: gzip.compress(data)[:-20], "EOFError"),
         (lambda data: gzip.compress(data)[:20] + b"\0" * 40, "input cannot be read"),
         (lambda data: zstd(data)[:-9], "input cannot be read"),
-        (
-            lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n",
-            "input is a pointer of git-lfs",
-        ),
+        (lambda data: POINTER, "input is a pointer of git-lfs"),
     ],
 )
 def test_what_cannot_be_unpacked_is_one_line(
@@ -99,6 +99,23 @@ def test_what_cannot_be_unpacked_is_one_line(
     line = refused("corpus", "build", run_of(tmp_path, {"path": "a.jsonl"}, on_bad="drop"))
     assert said in line
     assert "a.jsonl" in line
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt", "saved/train/data-0.arrow"])
+def test_a_pointer_is_named_whatever_the_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(POINTER)
+    given = path
+    if name.endswith(".arrow"):
+        given = tmp_path / "saved"
+        (given / "dataset_dict.json").write_text("{}")
+    line = refused("corpus", "build", run_of(tmp_path, {"path": str(given)}, on_bad="drop"))
+    assert "input is a pointer of git-lfs" in line
+    assert str(path) in line
 
 
 def test_a_column_that_is_there_without_a_value(tmp_path: Path) -> None:

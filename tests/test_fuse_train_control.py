@@ -17,10 +17,10 @@ from fuse_train.objective import FusionObjective, StepTotals, cv2_slope
 from fuse_train.run import open_inputs, stream_options, train_run
 from fuse_train.selectors import UniformSelector
 from fuse_train.stream import SampleStream
-from fuse_train.target import in_folder
 from fuse_train.trackers import numbers, tracker_names
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, MissingError, StorageError
+from store_schema.models import in_folder
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_run import lines_of, same, timeless, weights, with_train
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from fuse_train.models import identity, load_model, own_dtype
-from fuse_train.target import in_folder
 from store_schema.config import ModelRef
 from store_schema.fingerprint import model_fingerprint
-from store_schema.models import resolve_model
+from store_schema.models import in_folder, resolve_model
 from tests.tiny import tiny_model
 from tests.tiny_gguf import write_gguf
 

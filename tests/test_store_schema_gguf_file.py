@@ -89,6 +89,19 @@ def test_the_tokenizer_keeps_bos_rule_template_and_special_tokens(
     assert plain == [*read.bos_ids, *read.encode_text(["12 a"])[0]]
 
 
+def test_a_file_that_asks_for_bos_and_has_none_puts_nothing_before_a_text(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_gguf(model, tmp_path / "m.gguf", bos=True, bos_id=None)
+    ref = ModelRef(model=str(tmp_path / "m.gguf"))
+    tokenizer = SegmentTokenizer.load(ref, name="m")
+    assert (tokenizer.bos_ids, tokenizer.bos_id) == ((), None)
+    tokenizer.warn_of_missing_bos()
+    assert "nothing is put before a text" in caplog.messages[-1]
+    with pytest.raises(TokenizerError, match="no BOS token"):
+        SegmentTokenizer.load(ref.model_copy(update={"bos": "always"}), name="m")
+
+
 @given(st.text(max_size=40))
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_text_is_cut_by_the_rule_that_the_file_names(text: str) -> None:
@@ -143,6 +156,8 @@ def test_runs_that_are_read_whole_come_before_other_merges_the_longest_first() -
     tokenizer = Tokenizer.from_str(json.dumps(made))
     assert tokenizer.encode("       a").tokens == ["▁▁▁▁", "▁▁▁", "a"]
     assert tokenizer.decode(tokenizer.encode("  a a").ids) == "  a a"
+    no_such = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 2**32 - 1}
+    assert as_trained(spec, metadata | no_such, where="m")["post_processor"] is None
 
 
 @pytest.mark.parametrize(
@@ -262,6 +277,9 @@ def test_what_is_no_gguf_of_a_known_model_is_one_line(
     with pytest.raises(ModelError, match="GGUF file not found"):
         resolve_model(ModelRef(model=str(tmp_path / "gone.gguf")))
     (tmp_path / "text.gguf").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelError, match=r"pointer of git-lfs.*text\.gguf"):
+        unpack(tmp_path / "text.gguf")
+    (tmp_path / "text.gguf").write_text("some text")
     with pytest.raises(ModelError, match="not a GGUF file"):
         unpack(tmp_path / "text.gguf")
     write_gguf(model, tmp_path / "m.gguf", architecture="clip")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from store_schema.models import (
     model_config,
     model_rows,
     resolve_model,
+    resolve_tokenizer,
     resolved_dtype,
 )
 
@@ -29,6 +32,33 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
 def test_a_path_that_is_not_there_never_asks_the_hub(name: str) -> None:
     with pytest.raises(ModelError, match="model folder not found"):
         resolve_model(ModelRef(model=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "gguf", "hint"),
+    [
+        ("model.safetensors", None, r"config\.json and weights: {folder}"),
+        ("m.gguf", "m.gguf", r"take gguf_file \(m\.gguf\) out, or give the folder .*: {folder}"),
+        ("model.safetensors", "m.gguf", r"the folder that holds m\.gguf, such as {folder}"),
+    ],
+)
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_file_in_place_of_a_folder_is_told_what_to_give(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    gguf: str | None,
+    hint: str,
+    relative: bool,
+) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    folder = "." if relative else str(tmp_path)
+    ref = ModelRef(model=name if relative else str(tmp_path / name), gguf_file=gguf)
+    for resolve in (resolve_model, partial(resolve_tokenizer, name="m"), model_rows):
+        with pytest.raises(ModelError, match="is a file, not a model folder") as caught:
+            resolve(ref)
+        assert re.search(hint.format(folder=re.escape(folder)) + "$", caught.value.line())
 
 
 def test_a_hub_name_is_taken_from_the_cache_first(
@@ -81,6 +111,12 @@ def test_config_of_a_model_with_several_parts(tmp_path: Path) -> None:
     assert max_positions(config) == 9
     assert max_positions({"n_positions": 5}) == 5
     assert max_positions({"max_position_embeddings": None}) is None
+
+
+def test_a_config_that_is_a_pointer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid a\n")
+    with pytest.raises(ModelError, match=r"pointer of git-lfs.*config\.json.*git lfs pull"):
+        model_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])

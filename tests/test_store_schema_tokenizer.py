@@ -542,6 +542,19 @@ def test_the_vocabulary_ends_at_the_models_rows(tmp_path: Path, kind: Any) -> No
     assert f"got token id {plain.vocab_size + 1}, '[PAD]'" in line
 
 
+def test_a_tokenizer_of_another_model_is_told() -> None:
+    tokenizer = SegmentTokenizer(tiny_tokenizer("byte_level"), name="m")
+    for rows, another in ((tokenizer.vocab_size - 9, False), (300, True)):
+        tokenizer.end_at(rows)
+        assert tokenizer.seems_anothers is another
+        for text in (token for token in tokenizer.beyond_rows if token.isascii()):
+            with pytest.raises(NoRowError) as caught:
+                tokenizer.token_ends([text])
+            line = caught.value.line()
+            assert ("it seems to belong to another model" in line) is another
+            assert ("take it out of the text" in line) is not another
+
+
 def test_a_prompt_may_not_reach_beyond_the_rows(tmp_path: Path) -> None:
     folder = add_beyond_rows(tiny_model(tmp_path / "m"), "<image>", special=True)
     tokenizer = SegmentTokenizer.load(ModelRef(model=str(folder)), name="m")

@@ -165,6 +165,34 @@ def test_bos_without_a_bos_token(tmp_path: Path) -> None:
     assert "`bos: always`" in caught.value.line()
 
 
+@pytest.mark.parametrize("named", [None, "<begin>"])
+@pytest.mark.parametrize("stated", [True, False, None])
+def test_a_bos_token_that_is_none_is_no_word(
+    tmp_path: Path, named: str | None, stated: bool | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`bos_token: null` beside a piece "None", as Qwen's vocabulary has it."""
+    hf = tiny_tokenizer("byte_level", ["None None None"] * 9)
+    assert "None" in hf.get_vocab()
+    hf.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = {"bos_token": named, "add_bos_token": stated}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    tokenizer = load(tmp_path)
+    tokenizer.warn_of_missing_bos()
+    assert (tokenizer.bos_ids, tokenizer.bos_id) == ((), None)
+    assert len(caplog.messages) == int(stated is True)
+    if stated:
+        [line] = caplog.messages
+        assert "tokenizer of m: its files say `add_bos_token: true`" in line
+        assert "nothing is put before a text" in line
+    got = "none" if named is None else "'<begin>', which is no token of it"
+    with pytest.raises(TokenizerError, match=f"no BOS token to put before a text.*got {got}"):
+        load(tmp_path, bos="always")
+    caplog.clear()
+    load(tmp_path, bos="never").warn_of_missing_bos()
+    assert not caplog.messages
+
+
 def test_a_chat_that_begins_with_bos_gets_no_second_one(tmp_path: Path) -> None:
     hf = tiny_tokenizer("byte_level")
     chat = json.dumps({"messages": [{"role": "user", "content": "Why?"}]})
@@ -216,6 +244,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "merges": (
         lambda f: _set(f, model={"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b", "c"]]}),
         "cannot be read"),
+    "pointer for template": (
+        lambda f: (f / "chat_template.jinja").write_text(POINTER), "pointer of git-lfs"),
+    "pointer for config": (
+        lambda f: (f / "config.json").write_text(POINTER), "pointer of git-lfs"),
     "settings": (lambda f: (f / "tokenizer_config.json").write_text("[1]"), "not a JSON object"),
     "extra tokens": (
         lambda f: edit(f / "tokenizer_config.json", {"extra_special_tokens": "<x>"}),
@@ -246,6 +278,10 @@ def test_files_that_cannot_be_converted_are_told_in_one_line(tmp_path: Path) -> 
     with pytest.raises(ModelError, match="cannot be converted"):
         load(tmp_path)
     (tmp_path / "tokenizer.model").write_text(POINTER)
+    with pytest.raises(ModelError, match="pointer of git-lfs"):
+        load(tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    (tmp_path / "vocab.json").write_text(POINTER)
     with pytest.raises(ModelError, match="pointer of git-lfs"):
         load(tmp_path)
 

@@ -60,6 +60,14 @@ def _pointer_for_index(place: Path) -> None:
     (place / "model.safetensors.index.json").write_text(POINTER)
 
 
+def _pointer_for_config(place: Path) -> None:
+    (place / "config.json").write_text(POINTER)
+
+
+def _pointer_for_generation_config(place: Path) -> None:
+    (place / "generation_config.json").write_text(POINTER)
+
+
 def _cut_short(place: Path) -> None:
     path = place / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -82,6 +90,8 @@ def _other_bytes(place: Path) -> None:
         (_missing_shard, "1 of 2 files of weights are missing.*model-00002-of-00002"),
         (_index_of_nothing, "index of weights is unreadable"),
         (_pointer_for_index, "pointer of git-lfs"),
+        (_pointer_for_config, "pointer of git-lfs.*/config.json"),
+        (_pointer_for_generation_config, "pointer of git-lfs.*/generation_config.json"),
         (_cut_short, "cut short.*expected [0-9]+ bytes"),
         (_empty_file, "cut short"),
         (_other_bytes, "cut short"),

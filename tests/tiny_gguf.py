@@ -40,6 +40,7 @@ def write_gguf(
     bos: bool | None = True,
     architecture: str = "llama",
     template: str | None = TEMPLATE,
+    bos_id: int | None = 1,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Write the model of `tiny.tiny_model(folder)`, its tokenizer byte-level BPE, as a GGUF file.
 
@@ -51,6 +52,7 @@ def write_gguf(
         bos: The flag for BOS; None leaves it out.
         architecture: As the file states it.
         template: Chat template; None leaves it out.
+        bos_id: Id of BOS, 1 in the model; None leaves it out.
 
     Returns:
         What the format's library makes of each written tensor, by the name in the model.
@@ -69,7 +71,7 @@ def write_gguf(
     writer.add_rope_freq_base(10_000.0)
     writer.add_rope_dimension_count(config.hidden_size // heads)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, folder, pre=pre, bos=bos, template=template)
+    _add_tokenizer(writer, folder, pre=pre, bos=bos, template=template, bos_id=bos_id)
 
     kind = gguf.GGMLQuantizationType[quantization]
     written = {}
@@ -92,7 +94,13 @@ def write_gguf(
 
 
 def _add_tokenizer(
-    writer: Any, folder: Path, *, pre: str | None, bos: bool | None, template: str | None
+    writer: Any,
+    folder: Path,
+    *,
+    pre: str | None,
+    bos: bool | None,
+    template: str | None,
+    bos_id: int | None,
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -104,7 +112,8 @@ def _add_tokenizer(
     writer.add_token_list([by_id[i] for i in range(len(by_id))])
     writer.add_token_types([3 if i in special else 1 for i in range(len(by_id))])
     writer.add_token_merges([" ".join(merge) for merge in spec["model"]["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
+    if bos_id is not None:
+        writer.add_bos_token_id(bos_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     if bos is not None:
         writer.add_add_bos_token(bos)
