@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 _PUT_BACK = (
     "put the model back into the run file, or extract the new one under another run name (or remove "
-    "the source's stores and run `logitfuse extract run` and `align run` again)"
+    "the source's stores and run {stages} again)"
 )
 _SHOW_EQUAL = (
-    "; if it is the same model at another place, `logitfuse extract run` and `align run` on a machine "
-    "that has it write the new place into the stores"
+    "; if it is the same model at another place, run {stages} on a machine that has it, to write the "
+    "new place into the stores"
 )
+_STAGES = {"generated": "`logitfuse extract generate`"}
+"""What makes a store of a kind, where it is not the following."""
+_EXTRACT_ALIGN = "`logitfuse extract run` and `align run`"
 
 
 def source_identity(
@@ -152,5 +155,5 @@ def _another(
         where=reader.location.url,
         expected=expected,
         got=got,
-        hint=hint,
+        hint=hint.format(stages=_STAGES.get(reader.manifest.kind, _EXTRACT_ALIGN)),
     )

@@ -147,7 +147,7 @@ def test_where_the_model_is_not_at_hand(
         {"bos": "never"},
     ):
         line = refusal(made, **changed)
-        assert "if it is the same model at another place, `logitfuse extract run`" in line
+        assert "if it is the same model at another place, run `logitfuse extract run`" in line
         assert " ".join(map(str, changed.values())) in line
 
 
