@@ -13,12 +13,13 @@ from store_schema.aligned_place import aligned_store_url
 from store_schema.config import RunConfig
 from store_schema.frequency import token_counts
 from store_schema.location import Location, open_location
-from store_schema.manifest import Manifest, ModelIdentity
+from store_schema.manifest import Manifest
 from store_schema.models import config_folder, max_positions, model_config
 from store_schema.plan import Plan
 from store_schema.plan_tokens import plan_for
 from store_schema.presets import StoreSection
 from store_schema.reader import MANIFEST_FILE, StoreReader
+from store_schema.same_source import require_same_source, source_identity
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.writer import StoreWriter, require_same_store
 
@@ -88,13 +89,14 @@ def check_alignment(run: RunConfig, source: str, *, keep: bool = True) -> Checke
 
     Raises:
         MissingError: The plan or the source store is not there.
-        MismatchError: Plan, store, tokenizer or method do not belong together.
+        MismatchError: Plan, store, model, tokenizer or method do not belong together.
         TokenizerError: The target's tokenizer cannot represent a segment.
     """
     section = run.section("align", AlignSection)
     plan = Plan.open(open_location(f"{run.data_folder}/plan"))
     reader = StoreReader.open(open_location(run.store_url(source)))
     reader.require_plan(plan)
+    require_same_source(run, source, reader, plan)
     target = SegmentTokenizer.load(run.target, name="target")
     plan = planned_for_target(run, plan, target, keep=keep)
     manifest = aligned_manifest(reader, plan, target, run, section)
@@ -133,16 +135,10 @@ def aligned_manifest(
     settings = section.content() | {"source_store": source.fingerprint()}
     if counts_text(section):
         settings["counted_text"] = text_fingerprint(planned_count(plan, section))
-    identity = ModelIdentity(
-        name=run.target.model,
-        model_fingerprint=None,
-        tokenizer_fingerprint=target.fingerprint,
-        vocab_size=target.vocab_size,
-    )
     return source.model_copy(
         update={
             "kind": "aligned",
-            "target": identity,
+            "target": source_identity(run.target, target, folder=None),
             "extras": (),
             "top_k": source.top_k if section.method == "exact" else section.max_entries,
             "settings": settings,

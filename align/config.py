@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from store_schema.config import SectionModel
+from store_schema.config import RunConfig, SectionModel
 
 Method = Literal["bytes", "exact", "mined", "stats", "ot", "spans"]
 
@@ -33,3 +33,8 @@ class AlignSection(SectionModel):
     """Target tokens of the first split that are counted, at most (`statistics`, method stats)."""
     max_entries: int = Field(default=64, gt=0)
     """Entries kept at each position, at most; the rest is tail."""
+
+    def finished_shards(self, run: RunConfig, source: str) -> set[int]:
+        from align.checked import check_alignment  # which imports this file
+
+        return check_alignment(run, source, keep=False).committed()

@@ -17,6 +17,7 @@ from store_schema.layout import Arrays, Kind, Origin
 from store_schema.location import open_location
 from store_schema.plan import Plan, Segment, ShardRecord
 from store_schema.reader import StoreReader
+from store_schema.same_source import require_same_source
 from store_schema.vocabulary import Vocabulary
 
 LN2 = math.log(2)
@@ -205,9 +206,11 @@ def open_aligned(run: RunConfig, plan: Plan, source: str) -> StoreReader:
 
     Raises:
         MissingError: There is none (yet).
-        MismatchError: Of another kind or plan, or made with other settings than the run file's.
+        MismatchError: Of another kind, plan or model, or made with other settings than the run
+            file's.
     """
     aligned = open_store(run.aligned_url(source), "aligned", plan)
+    require_same_source(run, source, aligned, plan)
     asked, made = run.section("align", AlignSection).content(), aligned.manifest.settings
     other = [name for name in asked if name in made and made[name] != asked[name]]
     if other:

@@ -505,7 +505,7 @@ def stored_run(folder: Path, pair: Pair, bigrams: Bigrams, shards: Sequence[Sequ
         kind="source",
         source="one",
         model=ModelIdentity(
-            name="one",
+            name=models["one"]["model"],
             model_fingerprint="m",
             tokenizer_fingerprint=pair.source.fingerprint,
             vocab_size=pair.source.vocab_size,

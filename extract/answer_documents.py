@@ -18,6 +18,7 @@ from store_schema.layout import Finish
 from store_schema.location import open_location
 from store_schema.plan import Plan, Segment, ShardRecord
 from store_schema.reader import StoreReader
+from store_schema.same_source import require_same_source
 from store_schema.tokenizer import SegmentTokenizer
 
 WRITTEN = "written"
@@ -73,6 +74,7 @@ def _open(run: RunConfig, name: str, plan: Plan) -> tuple[StoreReader, bool]:
     """A source's finished store, and whether its tokenizer puts a space before every text."""
     reader = StoreReader.open(open_location(run.generated_url(name)))
     reader.require_plan(plan)
+    require_same_source(run, name, reader, plan)
     reader.require_shards(plan.shards)
     tokenizer = SegmentTokenizer.load(run.sources[name], name=name)
     stored = reader.manifest.model.tokenizer_fingerprint

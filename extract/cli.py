@@ -56,7 +56,8 @@ def build(run: RunConfig) -> None:
 def plan(run: RunConfig, recut: bool) -> None:
     """Cut documents for all tokenizers, deal them into shards, and tell what scoring will cost."""
     from extract.config import ExtractSection, PlanSection
-    from extract.kept_plan import begun_stores, store_lines, take_back
+    from extract.kept_plan import begun_stores, take_back
+    from extract.outlook import store_lines
     from extract.planning import make_plan
     from extract.tables import plan_report
 
@@ -67,7 +68,8 @@ def plan(run: RunConfig, recut: bool) -> None:
     if taken_back:
         click.echo("\n".join(taken_back))
     if not changed:
-        click.echo("plan complete, nothing to do")
+        refused = store_lines(run, made, only_refused=True)
+        click.echo("\n".join(["plan complete, nothing to do", *refused]))
         return
     section = run.section("extract", ExtractSection)
     speed = run.section("plan", PlanSection).assumed_tokens_per_s

@@ -213,30 +213,3 @@ def take_back(plan: Plan, stores: Mapping[str, Location]) -> list[str]:
         if stale:
             lines.append(f"{name}: {len(stale)} shards taken back ({some_shards(stale)})")
     return lines
-
-
-def store_lines(run: RunConfig, plan: Plan) -> list[str]:
-    """What is there of each source for this plan, and what is to do; nothing before extraction."""
-    lines = []
-    for what, url_of, todo in (
-        ("", run.store_url, "to extract"),
-        ("aligned ", run.aligned_url, "to align"),
-    ):
-        there = {name: _finished(url_of(name), plan) for name in run.sources}
-        if not any(there.values()):
-            continue
-        for name, finished in there.items():
-            left = len(plan.shards) - finished
-            kept = f"{finished} of {len(plan.shards)} shards kept" if finished else "nothing there"
-            lines.append(f"{what}{name}: {kept}" + (f", {left} {todo}" if left else ""))
-    return lines
-
-
-def _finished(url: str, plan: Plan) -> int:
-    location = open_location(url)
-    if not location.exists(MANIFEST_FILE):
-        return 0
-    try:
-        return len(StoreReader.open(location).committed(plan.shards))
-    except StoreError:
-        return 0  # told by the stage that goes on with it

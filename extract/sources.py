@@ -12,14 +12,14 @@ from extract.space_ids import space_initial_ids
 from store_schema.causal_config import require_causal_config
 from store_schema.config import RunConfig
 from store_schema.errors import MismatchError
-from store_schema.fingerprint import model_fingerprint
 from store_schema.frequency import token_counts
 from store_schema.location import Location, open_location
-from store_schema.manifest import Manifest, ModelIdentity
+from store_schema.manifest import Manifest
 from store_schema.models import model_config, resolve_model
 from store_schema.plan import Plan
 from store_schema.presets import StoreSection
 from store_schema.reader import MANIFEST_FILE, StoreReader
+from store_schema.same_source import source_identity
 from store_schema.tokenizer import SegmentTokenizer
 from store_schema.weight_files import require_weights
 from store_schema.writer import StoreWriter, require_same_store
@@ -126,12 +126,7 @@ def check_source(
     manifest = Manifest(
         kind=kind,
         source=name,
-        model=ModelIdentity(
-            name=ref.model,
-            model_fingerprint=model_fingerprint(folder),
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-        ),
+        model=source_identity(ref, tokenizer, folder=folder),
         corpus_fingerprint=plan.record.corpus_fingerprint,
         plan_fingerprint=plan.fingerprint,
         num_shards=len(plan.shards),

@@ -27,6 +27,7 @@ from store_schema.fingerprint import fingerprint
 from store_schema.location import open_location
 from store_schema.plan import Plan
 from store_schema.reader import StoreReader
+from store_schema.same_source import require_run_sources, require_same_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,13 @@ def evaluate(run: RunConfig, stop: StopFlag) -> StageResult:
 
     Raises:
         MissingError: Nothing planned or trained yet.
-        MismatchError: A tokenizer is not the plan's.
+        MismatchError: A tokenizer is not the plan's, or a store is of another model than the run
+            file's source.
         Stopped: On a signal; models that are scored stay scored.
     """
     section = run.section("evaluate", EvaluateSection)
     plan = open_plan(run)
+    require_run_sources(run, plan)
     models = models_to_score(run, section)
     tokenizers = bpb.run_tokenizers(run, plan)
     requests = {
@@ -142,6 +145,8 @@ def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
     train = run.section("train", TrainSection)
     plan = open_plan(run)
     stores = {s: StoreReader.open(open_location(run.aligned_url(s))) for s in run.sources}
+    for source, reader in stores.items():
+        require_same_source(run, source, reader, plan)
     request = fingerprint(
         {
             "stores": {source: store.manifest.fingerprint() for source, store in stores.items()},

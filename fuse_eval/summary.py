@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from store_schema.errors import CorruptionError, MissingError
 from store_schema.location import Location, open_location
 from store_schema.plan import Plan
 from store_schema.reader import StoreReader
+from store_schema.same_source import require_run_sources
 
 REPORT_FOLDER = "report"
 EVALUATION_FILE = "evaluation.json"
@@ -67,7 +69,12 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
         {domain: value}}, `coverage` {source: share of positions with a distribution}, `seconds`
         {stage: value over all its runs}, `peak_rss_bytes` of the largest stage, `evaluation`,
         `pool` and `alignment` in full, `fingerprints`, `versions` and `settings`.
+
+    Raises:
+        MismatchError: A store is of another model than the run file's source.
     """
+    with contextlib.suppress(MissingError):  # nothing is planned yet: no store either
+        require_run_sources(run, Plan.open(open_location(run.data_folder).child("plan")))
     report = report_location(run)
     evaluation = read_json(report, EVALUATION_FILE) or {}
     pool = read_json(report, POOL_FILE) or {}

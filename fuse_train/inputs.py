@@ -23,6 +23,7 @@ from store_schema.location import open_location, storage_errors
 from store_schema.parquet import parquet_errors
 from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan
 from store_schema.reader import StoreReader
+from store_schema.same_source import require_same_source
 from store_schema.tokenizer import SegmentTokenizer
 
 
@@ -68,10 +69,16 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
         run: The run.
         section: Its train section.
         split: None takes `train_split`.
+
+    Raises:
+        MismatchError: A store is of another model than the run file's source, of another plan, or of
+            another target.
     """
     plan = Plan.open(open_location(f"{run.data_folder}/plan"))
     tokenizer = SegmentTokenizer.load(run.target, name="target")
     stores = {name: StoreReader.open(open_location(run.aligned_url(name))) for name in run.sources}
+    for name, reader in stores.items():
+        require_same_source(run, name, reader, plan)
     samples = AlignedSamples(
         plan,
         stores,

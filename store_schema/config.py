@@ -54,6 +54,21 @@ class SectionModel(StrictModel):
         """A split in which the stage wants text of every domain, unless it is told otherwise."""
         return None
 
+    def finished_shards(self, run: RunConfig, source: str) -> set[int] | None:
+        """Shards of a source that the stage has and would go on with. Writes nothing.
+
+        Args:
+            run: The run file that the section is of.
+            source: Name of the source.
+
+        Returns:
+            None for a stage that keeps no store of a source.
+
+        Raises:
+            LogitfuseError: What the stage itself would refuse with.
+        """
+        return None
+
 
 Section = TypeVar("Section", bound=SectionModel)
 

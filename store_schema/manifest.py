@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from store_schema import SCHEMA_VERSION, __version__
-from store_schema.config import StrictModel
+from store_schema.config import BosRule, StrictModel
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import EXTRAS, Arrays, Extra, Kind, check_shard
 from store_schema.presets import Encoding
@@ -24,6 +24,9 @@ _LAST_VERSION = {
 """Last versions in which a field is part of what makes a store this one."""
 _FIRST_VERSION = {"num_shards": 2, "encoding": 2, "ranking_fingerprint": 2, "extras": 3}
 
+_AS_WRITTEN = ("name", "revision", "gguf_file", "bos", "by_offsets")
+"""What a model's identity says of the run file: no part of what makes a store this one."""
+
 COMMIT_PATH = r"^data/\d{5,}-[0-9a-f]{16}$"
 """Data paths are relative and never '..': a hostile commit cannot point elsewhere."""
 
@@ -32,7 +35,13 @@ class ModelIdentity(StrictModel):
     """Which model and tokenizer, in a way that a copy elsewhere has too."""
 
     name: str
-    """Folder or hub name as the config gave it: for people, not compared."""
+    """Folder or hub name as the config gave it: no part of the store's identity, nor are the next
+    four. `same_source` compares them where the model itself is not at hand."""
+    revision: str | None = None
+    gguf_file: str | None = None
+    bos: BosRule | None = None
+    """None in stores that were made before these four were kept."""
+    by_offsets: bool | None = None
     model_fingerprint: str | None
     """Config and weights; None where only the tokenizer matters (the target of an alignment)."""
     tokenizer_fingerprint: str
@@ -125,7 +134,7 @@ class Manifest(StrictModel):
         content = self.model_dump(mode="json", exclude={"created_by", *foreign})
         for key in ("model", "target"):
             if content[key] is not None:
-                del content[key]["name"]
+                content[key] = {k: v for k, v in content[key].items() if k not in _AS_WRITTEN}
         return content
 
     def fingerprint(self) -> str:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from store_schema.errors import ModelError
+from store_schema.errors import LogitfuseError, ModelError
 from store_schema.gguf_file import unpack
 from store_schema.lfs_pointer import require_no_pointer
-from store_schema.weight_files import require_no_adapter
+from store_schema.weight_files import require_no_adapter, require_weights
 
 if TYPE_CHECKING:
     from store_schema.config import ModelRef
@@ -79,6 +79,43 @@ def _instead_of_file(file: Path, ref: ModelRef) -> str:
     if file.suffix == ".gguf":
         return f"take gguf_file ({ref.gguf_file}) out, or give the folder as model: {file.parent}"
     return f"give the folder that holds {ref.gguf_file}, such as {file.parent}"
+
+
+def present_model(ref: ModelRef) -> Path | None:
+    """The folder of a model that this machine has whole, weights included; nothing is downloaded.
+
+    Args:
+        ref: Of the model; a GGUF file that is here is unpacked on the first call.
+
+    Returns:
+        None for a model that is not here, or not in a state to be compared.
+    """
+    try:
+        if is_gguf(ref):
+            is_here = Path(ref.model, ref.gguf_file or "").is_file()
+        else:
+            is_here = Path(ref.model).is_dir()
+        folder = resolve_model(ref) if is_here else _cached(ref)
+        if folder is None or not (folder / "config.json").is_file():
+            return None
+        require_weights(folder)
+        model_config(folder)
+    except LogitfuseError:
+        return None
+    return folder
+
+
+def _cached(ref: ModelRef) -> Path | None:
+    """The snapshot of a hub model as far as it is in the cache."""
+    if is_gguf(ref):
+        return None  # to unpack what may be a part of the file's repository is not worth it
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(ref.model, revision=ref.revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
 
 
 def resolve_tokenizer(ref: ModelRef, *, name: str) -> Path:

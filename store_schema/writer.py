@@ -185,8 +185,9 @@ def require_same_store(reader: StoreReader, manifest: Manifest) -> None:
 
 
 def _brought_up_to(found: Manifest, wanted: Manifest, location: Location) -> Manifest:
-    """The manifest of a store whose plan may have grown; written where that is so."""
-    names = ("corpus_fingerprint", "plan_fingerprint", "num_shards")
+    """The manifest of a store whose plan may have grown, or whose models may be named otherwise now;
+    written where that is so."""
+    names = ("corpus_fingerprint", "plan_fingerprint", "num_shards", "model", "target")
     now = found.model_copy(update={name: getattr(wanted, name) for name in names})
     if now != found:
         location.write_atomic(MANIFEST_FILE, seal(now))

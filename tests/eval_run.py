@@ -15,6 +15,7 @@ from align.run import align_source
 from launch.signals import StopFlag
 from launch.work import Part
 from store_schema.config import ModelRef, RunConfig, load_run
+from store_schema.fingerprint import model_fingerprint
 from store_schema.layout import Arrays
 from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
@@ -106,8 +107,8 @@ def _plan(
 
 def _score(run: RunConfig, plan: Plan, source: str, tokenizer: SegmentTokenizer) -> None:
     identity = ModelIdentity(
-        name=source,
-        model_fingerprint="m" * 32,
+        name=run.sources[source].model,
+        model_fingerprint=model_fingerprint(Path(run.sources[source].model)),
         tokenizer_fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
     )

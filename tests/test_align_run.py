@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def make_run(
         kind="source",
         source="one",
         model=ModelIdentity(
-            name="one",
+            name=str(folder / "models/one"),
             model_fingerprint="m",
             tokenizer_fingerprint=source.fingerprint,
             vocab_size=source.vocab_size,
@@ -162,6 +163,20 @@ def test_a_second_run_does_nothing(finished: Path) -> None:
     assert code == 0
     assert "nothing to do" in out
     assert contents(finished) == before
+
+
+def test_a_source_that_became_another_model(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "all")
+    path = tmp_path / "all/run.yaml"
+    text = path.read_text().replace(str(finished / "run"), str(tmp_path / "all/run"))
+    path.write_text(text.replace("models/one", "models/target", 1))
+    for options in ([], ["--dry-run"]):
+        code, _, err = invoke(str(path), *options)
+        assert code == 2, err
+        assert "made from another model than the run file's source one" in err
+        assert f"got {finished / 'models/one'}" in err
+    path.write_text(text)
+    assert invoke(str(path))[0] == 0
 
 
 def test_workers_make_what_one_process_makes(finished: Path, tmp_path: Path) -> None:

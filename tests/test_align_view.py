@@ -190,7 +190,7 @@ def make_run(
     content = {
         "name": "t",
         "run_dir": str(folder / "run"),
-        "sources": {"one": {"model": "made/one"}, "two": {"model": "made/two"}},
+        "sources": {"one": {"model": "m"}, "two": {"model": "m"}},
         "target": {"model": "made/target"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(content))

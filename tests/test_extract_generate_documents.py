@@ -186,7 +186,8 @@ def test_answers_of_an_unfinished_store_are_refused(
     other = tiny_model(tmp_path / "other", tokenizer=tiny_tokenizer(vocab_size=310))
     words = ["--set", f"sources.coder.model={other}"]
     line = refused("extract", "answers", path, "--out", tmp_path / "b.jsonl", *words)
-    assert "made with another tokenizer" in line
+    assert "made from another model than the run file's source coder" in line
+    assert "run `logitfuse extract generate` again" in line
 
 
 def test_messages_and_a_response_are_one_document(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from align.cli import align
 from extract.planning import plan_location
 from extract.sources import check_source
 from store_schema.config import ModelRef, load_run
@@ -90,6 +92,73 @@ def test_sources_come_and_go(begun: Path, tmp_path: Path, tiny_models: dict[str,
     assert (tmp_path / "run/plan" / SEGMENTS_FILE).read_bytes() == segments
     now = files_of(tmp_path / "run/stores")
     assert {name: data for name, data in now.items() if name in stores} == stores
+
+
+def refusals(said: str) -> list[str]:
+    return [line for line in said.splitlines() if "refused by" in line]
+
+
+def other_weights(model: Path, copy: Path) -> Path:
+    shutil.copytree(model, copy)
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    return copy
+
+
+def test_what_extraction_will_refuse_is_said(
+    begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    count = len(open_plan(begun).shards)
+    assert not refusals(ok("extract", "plan", begun))
+    changes = {
+        "model_fingerprint": f"sources.code.model={other_weights(tiny_models['code'], tmp_path / 'w')}",
+        "dtype": "sources.code.dtype=float64",
+        "tokenizer_fingerprint": f"sources.code.model={tiny_models['prose']}",
+    }
+    for what, change in changes.items():
+        said = ok("extract", "plan", begun, "--set", change)
+        assert ("nothing to do" in said) == (what != "tokenizer_fingerprint")
+        [line] = refusals(said)
+        assert line.startswith(f"code: {count} of {count} shards, refused by `extract run`: ")
+        assert what in line
+        assert f"code: {count} of {count} shards kept" not in said
+        assert line.endswith(refused("extract", "run", begun, "--set", change)[len("error: ") :])
+
+
+def test_planning_needs_no_weights_to_say_it(
+    begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    """As on a login node: config and tokenizer are there."""
+    bare = shutil.copytree(tiny_models["code"], tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    said = ok("extract", "plan", begun, "--set", f"sources.code.model={bare}")
+    [line] = refusals(said)
+    assert "another model than the run file's source code" in line
+    assert f"expected {bare}, got {tiny_models['code']};" in line
+
+
+def test_what_alignment_will_refuse_is_said(
+    begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    only = again(begun, tiny_models, "code")
+    count = len(open_plan(begun).shards)
+    ok("extract", "plan", only)
+    assert CliRunner().invoke(align, ["run", str(only)]).exit_code == 0
+    assert not refusals(ok("extract", "plan", only))
+    other = ["--set", f"target.model={tiny_models['prose']}"]
+    for change in (other, ["--set", "align.max_entries=9"]):
+        said = ok("extract", "plan", only, *change)
+        [line] = refusals(said)
+        start = f"aligned code: {count} of {count} shards, refused by `align run`: "
+        assert line.startswith(start)
+        assert (
+            f"error: {line[len(start) :]}"
+            in CliRunner().invoke(align, ["run", str(only), *change]).stderr
+        )
+    # A run of its own that uses the data has its own place for another target's alignment.
+    own = ["--set", f"run_dir={tmp_path / 'own'}", "--set", f"data_dir={tmp_path / 'run'}"]
+    assert not refusals(ok("extract", "plan", only, *other, *own))
 
 
 def documents(**splits: int) -> list[dict[str, str]]:

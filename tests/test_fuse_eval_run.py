@@ -287,10 +287,28 @@ def test_another_tokenizer_than_the_plans_is_refused(
     run: RunConfig, tiny_models: dict[str, Path]
 ) -> None:
     other = load_run(f"{run.folder}/run.yaml", (f"sources.prose.model={tiny_models['code']}",))
+    for kind in ("stores", "aligned"):  # else it is the store's model that is told of
+        shutil.rmtree(Path(run.folder) / kind)
     with pytest.raises(MismatchError, match="tokenizer of prose is not the plan's"):
         evaluate(other, StopFlag())
     summary = build_summary(other)
     assert summary["bpb"] == {}
+
+
+def test_a_source_that_became_another_model(run: RunConfig, tiny_models: dict[str, Path]) -> None:
+    """All the same when the stages had been through: a report names no model that was not heard."""
+    file = Path(run.folder) / "run.yaml"
+    for command in (("eval", "pool"), ("eval", "run"), ("report",)):
+        assert _invoke(run, *command).exit_code == 0
+    before = (Path(run.folder) / "report/summary.json").read_bytes()
+    text = file.read_text()
+    file.write_text(text.replace(str(tiny_models["prose"]), str(tiny_models["facts"])))
+    for command in (("eval", "pool"), ("eval", "run"), ("report",)):
+        done = _invoke(run, *command)
+        assert done.exit_code == 2, done.output
+        assert "made from another model than the run file's source prose" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert (Path(run.folder) / "report/summary.json").read_bytes() == before
 
 
 def test_stop_is_heard(run: RunConfig) -> None:

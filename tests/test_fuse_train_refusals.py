@@ -55,6 +55,14 @@ def test_store_of_another_vocabulary(tmp_path, capsys) -> None:
     assert made.target.model not in line or "expected" in line
 
 
+def test_a_source_that_became_another_model(tmp_path, capsys) -> None:
+    make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
+    line = refused(tmp_path, capsys, "--set", "sources.prose.model=made/other")
+    assert "made from another model than the run file's source prose" in line
+    assert "aligned/prose: expected made/other, got made/prose;" in line
+    assert not (tmp_path / "run/final").exists()
+
+
 def without(folder, source: str, *shards: int) -> None:
     for shard in shards:
         (folder / f"run/aligned/{source}/commits/{shard:05d}.json").unlink()
