@@ -249,6 +249,13 @@ class ExtractSection(SectionModel):
         engine = "transformers" if serves and self.quantization is None else "vllm"
         return self.model_copy(update={"engine": engine})
 
+    @property
+    def loader(self) -> Literal["transformers", "vllm", "auto"]:
+        """What loads a model, as far as the run file alone decides it; auto: the machine's choice."""
+        if self.engine == "auto" and self.quantization is None and self.needs_all:
+            return "transformers"
+        return self.engine
+
     def step_tokens(self, *, on_cpu: bool) -> int:
         """vllm: most tokens of one step."""
         default = CPU_STEP_TOKENS if on_cpu else GPU_STEP_TOKENS

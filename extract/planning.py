@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from extract.config import CorpusSection, PlanSection
+from extract.config import CorpusSection, ExtractSection, PlanSection
 from extract.corpus import corpus_location, open_corpus, read_documents
 from extract.cutting import CutCorpus, cut_corpus
 from extract.kept_plan import KeptPlan, begun_stores, documents_of, keep_plan, split_digests
 from extract.splits import require_splits
 from store_schema import SCHEMA_VERSION
-from store_schema.causal_config import require_causal_config
 from store_schema.config import RunConfig
-from store_schema.errors import ConfigError, InputError, LogitfuseError
+from store_schema.errors import ConfigError, InputError, LogitfuseError, ModelError
 from store_schema.fingerprint import fingerprint
 from store_schema.location import Location, open_location
+from store_schema.model_check import Loader, require_language_model, require_packages
 from store_schema.models import max_positions, model_config, resolve_model
 from store_schema.plan import PLAN_FILE, SEGMENTS_FILE, Plan, Segment, write_plan
 from store_schema.tokenizer import SegmentTokenizer
-from store_schema.weight_files import require_no_adapter
+from store_schema.weight_files import absent_weights, require_no_damage
+
+_log = logging.getLogger(__name__)
 
 TARGET = "target"
 
@@ -146,13 +150,18 @@ def _figures(run: RunConfig, cut: CutCorpus, kept: KeptPlan | None) -> dict[str,
 
 def _require_models(run: RunConfig, section: PlanSection) -> None:
     """Refuse models that cannot be used, and segments longer than they read, before anything is
-    tokenised. Weights need not be there yet."""
+    tokenised. Weights need not be there yet, but what is there is whole."""
+    loader = run.section("extract", ExtractSection).loader
     for name, ref in {**run.sources, TARGET: run.target}.items():
         folder = resolve_model(ref)
-        config = model_config(folder)
-        require_no_adapter(folder)
-        require_causal_config(config, name=name, folder=folder)
-        longest = max_positions(config)
+        absent = absent_weights(folder)
+        require_no_damage(folder)
+        by = "transformers" if name == TARGET else loader
+        require_language_model(ref, folder, name=name, loader=by)
+        _look_for_packages(folder, name, by)
+        if absent is not None:
+            _log.warning("%s can be planned for, not run yet: %s", name, absent.line())
+        longest = max_positions(model_config(folder))
         if longest is not None and section.max_tokens > longest:
             raise ConfigError(
                 f"segments are longer than {name} can read",
@@ -160,6 +169,19 @@ def _require_models(run: RunConfig, section: PlanSection) -> None:
                 expected=f"at most {longest}",
                 got=section.max_tokens,
             )
+
+
+def _look_for_packages(folder: Path, name: str, loader: Loader) -> None:
+    """Refuse quantised weights that transformers lacks a package for, and warn where the machine that
+    runs them may take vLLM, which has kernels of its own."""
+    if loader == "vllm":
+        return
+    try:
+        require_packages(folder, name=name)
+    except ModelError as error:
+        if loader == "transformers":
+            raise
+        _log.warning("%s needs vLLM in an environment like this one: %s", name, error.line())
 
 
 def deal(sizes: Sequence[Sequence[int]], shard_tokens: int) -> list[list[tuple[int, int]]]:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from extract.config import ExtractSection
 from extract.engine import EngineSpec, engine_spec
 from extract.space_ids import space_initial_ids
-from store_schema.causal_config import require_causal_config
 from store_schema.config import RunConfig
 from store_schema.errors import MismatchError
 from store_schema.frequency import token_counts
 from store_schema.location import Location, open_location
 from store_schema.manifest import Manifest
-from store_schema.models import model_config, resolve_model
+from store_schema.model_check import require_language_model, require_packages
+from store_schema.models import resolve_model
 from store_schema.plan import Plan
 from store_schema.presets import StoreSection
 from store_schema.reader import MANIFEST_FILE, StoreReader
@@ -123,6 +123,8 @@ def check_source(
         seed=run.seed,
         space_ids=space_initial_ids(tokenizer.vocabulary) if wants_spaces else None,
     )
+    if spec.section.engine == "transformers":
+        require_packages(folder, name=name)
     manifest = Manifest(
         kind=kind,
         source=name,
@@ -159,11 +161,14 @@ def model_folder(run: RunConfig, name: str) -> Path:
     """The folder of a source's model, as far as files alone show that it can be run.
 
     Raises:
-        ModelError: It is not there or not whole, or no causal language model.
+        ModelError: It is not there or not whole, no causal language model, or of a type that the
+            engine does not know.
     """
-    folder = resolve_model(run.sources[name])
+    ref = run.sources[name]
+    folder = resolve_model(ref)
     require_weights(folder)
-    require_causal_config(model_config(folder), name=name, folder=folder)
+    loader = run.section("extract", ExtractSection).loader
+    require_language_model(ref, folder, name=name, loader=loader)
     return folder
 
 

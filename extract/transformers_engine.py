@@ -39,6 +39,7 @@ from extract.logit_rows import best, row_sums
 from extract.memory import LEAST_ROWS, changes_logits, is_out_of_memory
 from extract.sampling import sampled_rows, segment_uniforms, systematic_points
 from extract.scored_batch import KeptRows, ScoredBatch
+from store_schema.causal_model import load_causal_model
 from store_schema.errors import ConfigError, ModelError
 from store_schema.models import keep_soft_cap
 
@@ -376,22 +377,20 @@ def multiplies(dtype: str) -> bool:
 
 
 def _load(spec: EngineSpec, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     dtype = getattr(torch, spec.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError("no such floating-point type", where="dtype of a model", got=spec.dtype)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            spec.folder,
+        model = load_causal_model(
+            str(spec.folder),
+            of=spec.source,
             dtype=dtype,
             trust_remote_code=spec.ref.trust_remote_code,
-            output_loading_info=True,
         )
         keep_soft_cap(model)
-        model = model.to(device).eval()
+        return model.to(device).eval()
+    except ModelError:
+        raise
     except (*LOAD_ERRORS, MemoryError) as error:
         kind = EngineMemoryError if is_out_of_memory(error) else ModelError
         raise kind(
@@ -399,11 +398,3 @@ def _load(spec: EngineSpec, device: torch.device) -> Any:
             where=spec.folder,
             got=f"{type(error).__name__}: {str(error)[:200]}",
         ) from error
-    missing = sorted(map(str, report["missing_keys"]))
-    if missing:  # transformers would go on with random numbers in their place
-        raise ModelError(
-            f"{len(missing)} weight(s) are not in the checkpoint",
-            where=spec.folder,
-            got=", ".join(missing[:4]),
-        )
-    return model

@@ -37,6 +37,7 @@ from extract.memory import is_out_of_memory
 from extract.vllm_tap import Tap
 from store_schema.errors import ConfigError, ModelError
 from store_schema.tokenizer import EncodedSegment
+from store_schema.weight_shapes import require_shapes_of_class
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,9 @@ class VllmEngine:
         except LOAD_ERRORS as error:
             if is_out_of_memory(error):
                 raise _out_of_memory(spec, error) from error
+            # vLLM's message of weights of another shape names neither weight nor shapes.
+            ref = spec.ref.model_copy(update={"model": str(spec.folder)})
+            require_shapes_of_class(ref, name=spec.source)
             raise ModelError(
                 "vLLM cannot start with the model",
                 where=spec.folder,

@@ -161,6 +161,13 @@ def check_head(model: Any, *, where: str) -> None:
         ) from error
     finally:
         model.train(was_training)
+    if not bool(own.isfinite().all()):
+        raise ModelError(
+            "model gives logits that are not finite",
+            where=where,
+            got=_not_finite(model),
+            hint="fetch the weights again, or give another checkpoint",
+        )
     same_shape = own.shape == ours.shape
     spread = own.std().clamp(min=1e-6)
     worst = float((own - ours).abs().max() / spread) if same_shape else None
@@ -174,3 +181,11 @@ def check_head(model: Any, *, where: str) -> None:
             got=f"relative difference {worst:.2g}" if same_shape else f"shape {tuple(own.shape)}",
             hint="train another architecture",
         )
+
+
+def _not_finite(model: Any) -> str:
+    """The first of a model's weights that are not finite, with how many there are."""
+    names = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    if not names:
+        return "NaN or infinity, though all its weights are finite"
+    return f"NaN or infinity in {len(names)} of its weights: {', '.join(names[:3])}"

@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 
+from store_schema.causal_model import load_causal_model
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
+from store_schema.model_check import require_language_model
 from store_schema.models import (
     keep_soft_cap,
     local_ref,
     model_config,
     own_folder,
     resolved_dtype,
+    transformers_config,
 )
 from store_schema.weight_files import require_weights
 
@@ -34,9 +37,6 @@ def load_model(
     Raises:
         ModelError: It cannot be loaded, or the checkpoint lacks weights.
     """
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
     ref = local_ref(ref)
     folder = own_folder(ref)
     if folder is not None and not (folder / "config.json").exists():
@@ -47,26 +47,21 @@ def load_model(
         )
     if folder is not None:
         require_weights(folder)
+        require_language_model(ref, folder, name=where, loader="transformers")
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model = load_causal_model(
             ref.model,
+            of=where,
             revision=ref.revision,
             trust_remote_code=ref.trust_remote_code,
             dtype=dtype,
-            output_loading_info=True,
             **options,
         )
+    except ModelError:
+        raise
     except Exception as error:  # what a damaged folder raises, no library's list of errors names
         raise _unloadable(ref, where, error) from error
     keep_soft_cap(model)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ModelError(
-            f"model of {where} lacks {len(missing)} weights",
-            where=ref.model,
-            got=", ".join(missing[:3]),
-            hint="they would be random; give a complete checkpoint",
-        )
     return model
 
 
@@ -76,15 +71,7 @@ def load_config(ref: ModelRef, *, where: str) -> Any:
     Raises:
         ModelError: There is none, or transformers cannot read it.
     """
-    from transformers import AutoConfig
-
-    ref = local_ref(ref)
-    try:
-        return AutoConfig.from_pretrained(
-            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
-        )
-    except Exception as error:  # as in load_model
-        raise _unloadable(ref, where, error) from error
+    return transformers_config(ref, of=where)
 
 
 def _unloadable(ref: ModelRef, where: str, error: Exception) -> ModelError:

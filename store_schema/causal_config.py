@@ -1,8 +1,9 @@
-"""Models whose own config says that they read what comes later: no distribution of theirs is one OF a
-token given those before it."""
+"""Models whose own config says that they are no causal language models: they read what comes later, or
+were made for another task. No distribution of theirs is one of a token given those before it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 from store_schema.errors import ModelError
 
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_FOR_A_TASK = re.compile("For[A-Z]|Reward|EncoderModel$")
+"""Classes are named for what they were trained to do; a plain `...Model` may be anything."""
 
 
 def require_causal_config(config: Mapping[str, Any], *, name: str, folder: Path) -> None:
-    """Refuse encoders, encoder-decoders and models with bidirectional attention.
+    """Refuse encoders, encoder-decoders, models with bidirectional attention, and those whose class
+    is named for another task: classifiers, reward models.
 
     A config that says nothing of it passes: engines look at what the model does.
 
@@ -28,7 +32,7 @@ def require_causal_config(config: Mapping[str, Any], *, name: str, folder: Path)
     said = _why(config)
     if said is not None:
         raise ModelError(
-            f"{name} is no causal language model: it would see the text that it is to predict",
+            f"{name} is no causal language model",
             where=folder / "config.json",
             expected="a model that generates text from left to right",
             got=said,
@@ -47,6 +51,9 @@ def _why(config: Mapping[str, Any]) -> str | None:
     architectures = [str(a) for a in named] if isinstance(named, list) else []
     if any(mark in a for a in architectures for mark in _GENERATES):
         return None
-    if any(a.endswith("ForMaskedLM") for a in architectures):
+    own_code = config.get("auto_map")
+    if isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code:
+        return None
+    if any(_FOR_A_TASK.search(a) for a in architectures):
         return f"architectures: {', '.join(architectures)}"
     return None

@@ -283,30 +283,85 @@ def _named_rows(config: dict[str, Any]) -> int | None:
 
 
 def _class_rows(ref: ModelRef) -> int:
-    from transformers import AutoConfig
-
-    ref = local_ref(ref)
-    where = f"{ref.model}, config.json"
     try:
-        config = AutoConfig.from_pretrained(
-            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
-        )
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        config = transformers_config(ref, of=ref.model)
+    except ModelError as error:
+        if "vocab_size" in str(error.got):  # it names one, of the wrong type
+            raise
         raise ModelError(
             "the model's config names no vocab_size, and transformers cannot read it",
-            where=where,
-            got=str(error)[:160],
+            where=error.where,
+            got=error.got,
             hint="write vocab_size into it",
         ) from error
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
         raise ModelError(
             "the model's config names no vocab_size",
-            where=where,
+            where=f"{ref.model}, config.json",
             got=f"model_type {config.model_type or 'of no name'}, which has no default either",
             hint="write vocab_size into it",
         )
     return rows
+
+
+def transformers_config(ref: ModelRef, *, of: str) -> Any:
+    """A model's config as transformers reads it: checked, with the defaults of the model's class.
+
+    Args:
+        ref: Of the model.
+        of: What the model is in the run, for messages.
+
+    Raises:
+        ModelError: There is none, or transformers cannot read it: a field of the wrong type, a
+            model_type that it does not know, code of the model's own that it may not run.
+    """
+    from transformers import AutoConfig
+
+    ref = local_ref(ref)
+    try:
+        return AutoConfig.from_pretrained(
+            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
+        )
+    except Exception as error:  # classes of transformers, and a model's own, raise what they like
+        what, got, hint = _config_fault(ref, error)
+        raise ModelError(
+            what.format(of=of), where=f"{ref.model}, config.json", got=got, hint=hint
+        ) from error
+
+
+def _config_fault(ref: ModelRef, error: Exception) -> tuple[str, str, str]:
+    """What was wrong, what was found and what to do, as far as config.json itself tells."""
+    try:
+        config = model_config(Path(ref.model), whole=True)
+    except ModelError:
+        config = {}
+    kind = config.get("model_type")
+    known = isinstance(kind, str) and knows_type(kind)
+    if config.get("auto_map") and not known and not ref.trust_remote_code:
+        return (
+            "model of {of} is code of its own, which is not run unasked",
+            f"auto_map, model_type {kind}",
+            "`trust_remote_code: true` beside its name in the run file runs that code: read it first",
+        )
+    if isinstance(kind, str) and not known:
+        return (
+            "transformers does not know the model of {of}",
+            f"model_type {kind}",
+            "a newer transformers may; a source that only vLLM knows needs `extract.engine: vllm`",
+        )
+    return (
+        "transformers cannot read the config of {of}",
+        f"{type(error).__name__}: {str(error)[:200]}",
+        "mend config.json, or fetch it again",
+    )
+
+
+def knows_type(model_type: str) -> bool:
+    """Whether the installed transformers has a config class for a `model_type`."""
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
 
 
 def keep_soft_cap(model: Any) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from store_schema.errors import ModelError
-from store_schema.lfs_pointer import FETCH, require_no_pointer
+from store_schema.lfs_pointer import FETCH, is_pointer, require_no_pointer
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt")
@@ -31,22 +32,51 @@ def require_weights(folder: Path) -> None:
             missing shard, or a safetensors file that is cut short.
     """
     require_no_adapter(folder)
+    for name in _CONFIGS:
+        if (folder / name).is_file():
+            require_no_pointer(folder / name)
+    absent = absent_weights(folder)
+    if absent is not None:
+        raise absent
+    require_no_damage(folder)
+
+
+def absent_weights(folder: Path) -> ModelError | None:
+    """What of a folder's weights was not fetched, if anything: all, a shard, or a file's content.
+
+    Args:
+        folder: A local model folder.
+
+    Returns:
+        What says so, to be raised where the weights are needed.
+    """
     found = _weight_files(folder)
-    beside = [folder / name for name in _CONFIGS if (folder / name).is_file()]
-    for path in [*beside, *found]:
-        require_no_pointer(path)
-    for index in sorted(folder.glob(_INDEX)):
-        _require_shards(index)
-    if not found:
-        raise ModelError(
-            "model folder has no weights",
-            where=folder,
-            expected="model.safetensors, or shards with their index",
-            hint=FETCH,
-        )
-    for path in found:
-        if path.suffix == ".safetensors":
-            _require_whole(path)
+    try:
+        for path in found:
+            require_no_pointer(path)
+        for index in sorted(folder.glob(_INDEX)):
+            _require_shards(index)
+    except ModelError as error:
+        return error
+    if found:
+        return None
+    return ModelError(
+        "model folder has no weights",
+        where=folder,
+        expected="model.safetensors, or shards with their index",
+        hint=FETCH,
+    )
+
+
+def require_no_damage(folder: Path) -> None:
+    """Refuse safetensors files that were begun and are not whole; files that are not there pass.
+
+    Raises:
+        ModelError: One is damaged or cut short.
+    """
+    for path in _weight_files(folder):
+        if path.suffix == ".safetensors" and not is_pointer(path):
+            safetensors_head(path)
 
 
 def require_no_adapter(folder: Path) -> None:
@@ -87,8 +117,14 @@ def _require_shards(index: Path) -> None:
         )
 
 
-def _require_whole(path: Path) -> None:
-    """safetensors: 8 bytes that say how long the JSON head is, the head, and then all its tensors."""
+def safetensors_head(path: Path) -> dict[str, dict[str, Any]]:
+    """What a whole file says of its tensors, by name: dtype, shape, data_offsets.
+
+    8 bytes say how long the JSON head is; then the head, and then all its tensors.
+
+    Raises:
+        ModelError: The file is damaged or cut short.
+    """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -96,7 +132,8 @@ def _require_whole(path: Path) -> None:
             if not 0 < length <= size - _SAFETENSORS_HEAD_BYTES:
                 raise ValueError(f"its head would be {length} bytes long")
             head = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"]
+        head.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in head.values()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(
             "file of weights is damaged or cut short",
@@ -113,3 +150,5 @@ def _require_whole(path: Path) -> None:
             got=size,
             hint=FETCH,
         )
+    found: dict[str, dict[str, Any]] = head
+    return found

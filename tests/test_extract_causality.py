@@ -101,8 +101,8 @@ def test_refused_before_the_plan_and_before_anything_is_scored(
     assert "use_bidirectional_attention: true" in line
     assert not (tmp_path / "run/plan").exists()
     assert "both_ways is no causal" in refused("extract", "run", path)
-    for module in ("extract.planning", "extract.sources"):  # as if the config said nothing
-        monkeypatch.setattr(f"{module}.require_causal_config", lambda *_, **__: None)
+    saying_nothing = "store_schema.model_check.require_causal_config"
+    monkeypatch.setattr(saying_nothing, lambda *_, **__: None)
     ok("extract", "plan", path)
     with pytest.raises(ModelError, match="both_ways is no causal language model"):
         run_source(load_run(path), "both_ways", Part())
@@ -119,6 +119,11 @@ def test_refused_before_the_plan_and_before_anything_is_scored(
         ({"architectures": ["ModernBertForMaskedLM"]}, "architectures: ModernBertForMaskedLM"),
         ({"use_bidirectional_attention": "vision"}, None),
         ({"use_bidirectional_attention": False, "is_causal": True}, None),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        ({"architectures": ["Qwen2ForRewardModel"]}, "architectures: Qwen2ForRewardModel"),
+        ({"architectures": ["LlamaForTokenClassification", "LlamaForCausalLM"]}, None),
+        ({"architectures": ["ChatGLMModel"]}, None),
+        ({"architectures": ["FooForMany"], "auto_map": {"AutoModelForCausalLM": "foo.Foo"}}, None),
         ({"architectures": ["LlamaForCausalLM"]}, None),
         ({"architectures": ["GPT2LMHeadModel"]}, None),
         ({"architectures": ["Gemma3ForConditionalGeneration"]}, None),

@@ -109,3 +109,16 @@ def test_the_engine_that_serves(
     settled = ExtractSection(**values).settled(on_cpu=on_cpu, fp32_head=fp32_head)
     assert settled.engine == engine
     assert settled.settled(on_cpu=not on_cpu, fp32_head=not fp32_head) == settled
+
+
+@pytest.mark.parametrize(
+    ("values", "loader"),
+    [
+        ({}, "auto"),
+        ({"engine": "vllm"}, "vllm"),
+        ({"engine": "transformers"}, "transformers"),
+        ({"estimator": "sampled"}, "transformers"),
+    ],
+)
+def test_what_the_run_file_alone_says_of_the_engine(values: dict[str, Any], loader: str) -> None:
+    assert ExtractSection(**values).loader == loader

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,8 +252,28 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"not in the checkpoint.*lm_head\.weight"):
+    with pytest.raises(ModelError, match=r"lacks 1 weights.*lm_head\.weight"):
         open_engine(spec_of(folder, "transformers"))
+
+
+def test_weights_that_vllm_trips_over_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from extract import vllm_engine
+
+    def refuse(**_: object) -> None:
+        raise RuntimeError("start (0) + length (130) exceeds dimension size (128).")
+
+    folder = tiny_model(tmp_path / "m")
+    monkeypatch.setattr(vllm_engine, "_import_vllm", lambda: SimpleNamespace(LLM=refuse))
+    with pytest.raises(ModelError, match="vLLM cannot start with the model"):
+        open_engine(spec_of(folder, "vllm"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 130}))
+    with pytest.raises(
+        ModelError, match=r"do not fit its config.*down_proj\.weight of \[64, 130\]"
+    ):
+        open_engine(spec_of(folder, "vllm"))
 
 
 class NamedBatches(TransformersEngine):

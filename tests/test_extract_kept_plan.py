@@ -311,7 +311,7 @@ def test_a_model_that_needs_more_tokens_is_named(
     small = tiny_tokenizer("byte_level", vocab_size=262)
     small.save_pretrained(tmp_path / "small")
     (tmp_path / "small/config.json").write_text(
-        '{"max_position_embeddings": 600, "vocab_size": 262}'
+        '{"model_type": "llama", "max_position_embeddings": 600, "vocab_size": 262}'
     )
     models = tiny_models | {"small": tmp_path / "small"}
     files = files_of(tmp_path / "run")
@@ -344,7 +344,7 @@ def test_text_that_a_new_model_cannot_represent(
 ) -> None:
     words = tiny_tokenizer("wordpiece", ["plain words only"], 60)
     words.save_pretrained(tmp_path / "words")
-    (tmp_path / "words/config.json").write_text('{"vocab_size": 60}')
+    (tmp_path / "words/config.json").write_text('{"model_type": "llama", "vocab_size": 60}')
     models = tiny_models | {"words": tmp_path / "words"}
     line = refused("extract", "plan", again(begun, models, *TWO, "words"))
     assert "tokenizer of words" in line

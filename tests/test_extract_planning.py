@@ -114,10 +114,56 @@ def test_bad_models_end_in_one_line(tmp_path: Path, tiny_models: dict[str, Path]
     assert "longer than code can read" in line
     bare = tmp_path / "bare"
     bare.mkdir()
-    (bare / "config.json").write_text("{}")
+    (bare / "config.json").write_text('{"model_type": "llama"}')
     line = refused("extract", "plan", path, "--set", f"sources.code.model={bare}")
     assert "has no tokenizer" in line
     assert "plan" not in {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_models_are_looked_at_before_the_plan(
+    tmp_path: Path, tiny_models: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Path(shutil.copytree(tiny_models["code"], tmp_path / "broken"))
+    models = {"code": broken, "target": tiny_models["target"]}
+    path = write_run(tmp_path, models)
+    ok("corpus", "build", path)
+    config = json.loads((broken / "config.json").read_text())
+
+    def said(*options: str, **changes: object) -> str:
+        (broken / "config.json").write_text(json.dumps(config | changes))
+        line = refused("extract", "plan", path, *options)
+        assert not (tmp_path / "run/plan").exists()
+        return line
+
+    assert "expected int, got str" in said(vocab_size="400")
+    assert "expected int, got str" in said(num_attention_heads="2")
+    assert "does not know the model of code" in said(model_type="llama9")
+    assert "do not fit its config" in said(vocab_size=500)
+    assert "no causal language model" in said(architectures=["LlamaForSequenceClassification"])
+    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    assert "lacks a package" in said("--set", "extract.engine=transformers", **quantised)
+    as_target = (
+        "--set",
+        f"target.model={broken}",
+        "--set",
+        f"sources.code.model={models['target']}",
+    )
+    assert "lacks a package" in said(*as_target, **quantised)
+    weights = broken / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:5000])
+    assert "damaged or cut short" in said()
+    weights.unlink()  # a login node needs none
+    ok("extract", "plan", path)
+    assert "code can be planned for, not run yet: model folder has no weights" in caplog.text
+    assert "no weights" in refused("extract", "run", path, "--dry-run")
+    weights.write_bytes(whole)
+    (broken / "config.json").write_text(json.dumps(config | quantised))
+    engine = ("--set", "extract.engine=transformers")
+    assert "lacks a package" in refused("extract", "run", path, "--dry-run", *engine)
+    (tmp_path / "run/plan/plan.json").unlink()
+    ok("extract", "plan", path, "--set", "extract.engine=auto")
+    assert "code needs vLLM in an environment like this one" in caplog.text
 
 
 def test_text_that_a_tokenizer_cannot_represent(

@@ -80,6 +80,21 @@ def test_unknown_habit_is_refused() -> None:
         check_head(Doubling(LlamaConfig(**SHAPE)), where="test")
 
 
+def test_weights_that_are_not_finite_are_said_to_be_so() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(
+        ModelError, match=r"not finite.*NaN.*in 1 of its weights: model\.norm\.weight"
+    ):
+        check_head(model, where="test")
+    with torch.no_grad():  # finite, and too large to multiply
+        model.model.norm.weight.fill_(1e38)
+        model.lm_head.weight.fill_(1e38)
+    with pytest.raises(ModelError, match=r"not finite.*though all its weights are finite"):
+        check_head(model, where="test")
+
+
 def test_model_without_linear_head_is_refused() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SHAPE))
     model.lm_head = torch.nn.Identity()
