@@ -147,14 +147,18 @@ test-families: $(TOOLS)
 
 # ---- measurements ----------------------------------------------------------------------------------
 
+RATES = $(foreach lr,$(1),--recipe 'fused $(lr):lr=$(lr)' \
+	--recipe 'control $(lr):lr=$(lr),selector=uniform,clm_weight=1')
+
 # Learning rates for the demo's fused model and its control, after `make demo`.
 bench-demo: $(READY)
-	$(BIN)/python benchmarks/learning_rates.py
+	$(BIN)/python benchmarks/recipes.py --config examples/demo.yaml --data runs/demo \
+		--out runs/demo-rates $(call RATES,1e-3 2.5e-3 5e-3)
 
 # The same for the run on published models, after `make real`.
 bench-real-rates: $(READY)
-	$(BIN)/python benchmarks/learning_rates.py --config examples/real.yaml --data runs/real \
-		--out runs/real-rates --lr 3e-5 --lr 1e-4 --lr 3e-4
+	$(BIN)/python benchmarks/recipes.py --config examples/real.yaml --data runs/real \
+		--out runs/real-rates $(call RATES,3e-5 1e-4 3e-4)
 
 # Bytes and fidelity of the store beside other recipes, decoding and encoding speed (makes a model first).
 bench-store: $(READY)

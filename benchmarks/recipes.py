@@ -1,12 +1,13 @@
 """Train one run's target by several recipes, on one extraction: what each setting is worth.
 
-    python benchmarks/recipes.py --config examples/real.yaml --data runs/real \
-        --recipe fused: --recipe 'control:clm_weight=1' --recipe 'fused, lr 3e-4:lr=3e-4'
+    python benchmarks/recipes.py --config examples/real.yaml --data runs/real --recipe fused: \
+        --recipe 'fused 1e-4:lr=1e-4' --recipe 'control 1e-4:lr=1e-4,selector=uniform,clm_weight=1'
 
-A recipe is NAME:KEY=VALUE,KEY=VALUE with keys of the `train` section (`clm_weight=1` is training on
-ground truth alone). All see the same tokens in the same order. A recipe that was trained before is
-read and not trained again, one that was stopped goes on. Scores are on the valid split, at the best
-of the evaluations. Prints a table for people and, as its last line, one JSON object for programs.
+A recipe is NAME:KEY=VALUE,KEY=VALUE with keys of the `train` section (`selector=uniform,clm_weight=1`
+is training on ground truth alone, as the control does). All see the same tokens in the same order. A
+recipe that was trained before is read and not trained again, one that was stopped goes on. Scores are
+on the valid split, at the best of the evaluations. Prints a table for people and, as its last line,
+one JSON object for programs.
 """
 
 from __future__ import annotations
@@ -35,17 +36,22 @@ def trained(
 ) -> list[tuple[int, Score]]:
     """Valid bits per byte by domain at each evaluation of one recipe: (step, scores)."""
     folder = out / re.sub(r"[^\w.-]+", "-", name)
-    done, command = folder / "recipe.json", [sys.executable, "-m", "fuse_train", "run", config]
-    if not done.exists() or json.loads(done.read_text()) != overrides:
-        settings = [f"run_dir={folder}", f"data_dir={data}", "train.control=false", *overrides]
-        for setting in settings:
+    recipe, scores = folder / "recipe.json", folder / "valid.json"
+    if recipe.exists() and json.loads(recipe.read_text()) != overrides:
+        raise click.ClickException(f"{folder} is of another recipe: give this one another name")
+    if not scores.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(json.dumps(overrides))
+        command = [sys.executable, "-m", "fuse_train", "run", config]
+        for setting in (f"run_dir={folder}", f"data_dir={data}", "train.control=false", *overrides):
             command += ["--set", setting]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        done.write_text(json.dumps(overrides))
+        lines = map(json.loads, (folder / "logs/train_steps.jsonl").read_text().splitlines())
+        found = [(line["step"], line["valid_bpb"]) for line in lines if "valid_bpb" in line]
+        scores.write_text(json.dumps(found))
         for left in "checkpoints", "final":  # of no use here, and large
             shutil.rmtree(folder / left, ignore_errors=True)
-    lines = map(json.loads, (folder / "logs/train_steps.jsonl").read_text().splitlines())
-    return [(line["step"], line["valid_bpb"]) for line in lines if "valid_bpb" in line]
+    return [(step, score) for step, score in json.loads(scores.read_text())]
 
 
 def mean(score: Score) -> float:
