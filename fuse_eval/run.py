@@ -13,21 +13,21 @@ from fuse_eval.evaluation import evaluation_record
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
 from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
 from fuse_train.config import TrainSection
+from fuse_train.data.samples import AlignedSamples, domains_of
+from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import kept_selectors
-from fuse_train.models import identity
+from fuse_train.model.models import identity
 from fuse_train.run import final_folder, stream_options
-from fuse_train.samples import AlignedSamples, domains_of
-from fuse_train.selectors import FIXED, Selector
-from fuse_train.stream import SampleStream
+from fuse_train.selectors.selectors import FIXED, Selector
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig
+from store_schema.disk.location import open_location
 from store_schema.errors import MissingError
 from store_schema.fingerprint import fingerprint
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
-from store_schema.same_source import require_run_sources, require_same_source
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+from store_schema.store.same_source import require_run_sources, require_same_source
 
 
 @dataclass(frozen=True, slots=True)

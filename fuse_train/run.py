@@ -7,21 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fuse_train.adapters import check_lora
-from fuse_train.asn import AdaptiveSelector
-from fuse_train.checkpoint import TrainState, latest_checkpoint
 from fuse_train.config import TrainSection
-from fuse_train.dry_save import dry_save
-from fuse_train.final import (
-    DoneRecord,
-    FinalChoice,
-    FinalFiles,
-    final_choice,
-    publish_trained,
-    read_done,
-)
-from fuse_train.folders import publish_folder, sweep
-from fuse_train.hub import push_final
+from fuse_train.data.stream import SampleStream
+from fuse_train.disk.folders import publish_folder, sweep
 from fuse_train.inputs import (
     Inputs,
     check_domains,
@@ -33,20 +21,32 @@ from fuse_train.inputs import (
     output_folder,
     stream_options,
 )
-from fuse_train.launchers import check_accelerator, check_launcher
-from fuse_train.memory_fit import free_memory
-from fuse_train.model_card import CardFacts
-from fuse_train.models import load_config, own_dtype
-from fuse_train.precision import settled_precision
-from fuse_train.processes import quiet_beside_main
-from fuse_train.selector_start import SelectorStart
-from fuse_train.selectors import Selector
-from fuse_train.step_log import StepLog
-from fuse_train.stream import SampleStream
-from fuse_train.target import Target, load_target
-from fuse_train.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
-from fuse_train.trainer import LoopInputs, TrainingLoop
-from fuse_train.validation import ValidSet, check_valid, load_valid
+from fuse_train.loop.checkpoint import TrainState, latest_checkpoint
+from fuse_train.loop.step_log import StepLog
+from fuse_train.loop.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
+from fuse_train.loop.trainer import LoopInputs, TrainingLoop
+from fuse_train.loop.validation import ValidSet, check_valid, load_valid
+from fuse_train.machine.launchers import check_accelerator, check_launcher
+from fuse_train.machine.memory_fit import free_memory
+from fuse_train.machine.precision import settled_precision
+from fuse_train.machine.processes import quiet_beside_main
+from fuse_train.model.adapters import check_lora
+from fuse_train.model.models import load_config, own_dtype
+from fuse_train.model.target import Target, load_target
+from fuse_train.publish.dry_save import dry_save
+from fuse_train.publish.final import (
+    DoneRecord,
+    FinalChoice,
+    FinalFiles,
+    final_choice,
+    publish_trained,
+    read_done,
+)
+from fuse_train.publish.hub import push_final
+from fuse_train.publish.model_card import CardFacts
+from fuse_train.selector_fit.selector_start import SelectorStart
+from fuse_train.selectors.asn import AdaptiveSelector
+from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag, stop_on_signals
 from launch.summary import logs_folder
 from store_schema.config import RunConfig

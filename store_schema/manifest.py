@@ -13,7 +13,7 @@ from store_schema.layout import EXTRAS, Arrays, Extra, Kind, check_shard
 from store_schema.presets import Encoding
 
 if TYPE_CHECKING:  # the plan is read through the guards, which know commits
-    from store_schema.plan import ShardRecord
+    from store_schema.plan.plan import ShardRecord
 
 _LAST_VERSION = {
     **{"top_p": 1, "logprob_codec": 1},

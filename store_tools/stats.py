@@ -21,7 +21,7 @@ from launch.signals import StopFlag
 from store_schema.errors import MissingError
 from store_schema.layout import Arrays, Finish, Kind, Origin, row_sums
 from store_schema.manifest import Commit
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from store_tools.places import SoundReader, StorePlace, planned_shard
 from store_tools.shard_work import for_each_shard
 

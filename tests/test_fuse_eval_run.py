@@ -19,12 +19,12 @@ from fuse_eval.summary import build_summary
 from launch.signals import StopFlag
 from logitfuse import main
 from store_schema.config import RunConfig, load_run
+from store_schema.disk.location import open_location
 from store_schema.errors import MismatchError, MissingError, Stopped
 from store_schema.layout import Origin
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests import eval_run
 
 FAST = {

@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fuse_train.cli import train
 from fuse_train.config import TrainSection
-from fuse_train.final import read_done
-from fuse_train.objective import FusionObjective
+from fuse_train.loop.objective import FusionObjective
+from fuse_train.publish.final import read_done
 from fuse_train.run import train_run
 from launch.signals import StopFlag
 from store_schema.errors import ConfigError, MismatchError, MissingError, ModelError, Stopped
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 
 TIMED = ("tokens_per_s", "seconds", "wait_seconds")

@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 
 ONLY_IN = {
-    "vllm": {"extract/vllm_engine.py"},
+    "vllm": {"extract/engines/vllm_engine.py"},
     "accelerate": {"fuse_train", "fuse_eval"},
     "numba": {"store_schema/compiled.py"},
     "jinja2": {"fuse_eval"},

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from store_schema.disk.location import open_location
 from store_schema.layout import KINDS, Kind, Origin
-from store_schema.location import open_location
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from store_schema.presets import Preset
 from store_tools import stats
 from store_tools.places import find_places
