@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from align.chain.project import statistics
 from align.methods.method import Aligner
+from align.methods.shard_arrays import statistics
 from align.prepare.checked import CheckedAlignment, check_alignment
 from align.prepare.prepare import make_aligner
 from launch.progress import Progress

@@ -18,8 +18,7 @@ from align_pairs import (
     text_of,
 )
 
-from align.chain.project import VocabularyMap
-from align.methods.method import BytesAligner
+from align.chain.project import BytesAligner, VocabularyMap
 from store_schema.errors import LogitfuseError
 from store_schema.layout import Origin
 from store_schema.plan.plan import Segment

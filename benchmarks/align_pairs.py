@@ -41,9 +41,9 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from align.chain.continuation import PairCounts, first_tokens  # noqa: E402
 from align.chain.first_token import piece_table  # noqa: E402
-from align.chain.project import VocabularyMap  # noqa: E402
+from align.chain.project import BytesAligner, VocabularyMap  # noqa: E402
 from align.chain.trie import TargetTrie  # noqa: E402
-from align.methods.method import Aligner, BytesAligner  # noqa: E402
+from align.methods.method import Aligner  # noqa: E402
 from align.papers.mined import MinedAligner  # noqa: E402
 from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens  # noqa: E402
 from align.papers.stats import MatchCounts, StatsAligner  # noqa: E402

@@ -33,7 +33,8 @@ from align_pairs import (
     trained,
 )
 
-from align.methods.method import Aligner, BytesAligner
+from align.chain.project import BytesAligner
+from align.methods.method import Aligner
 from align.papers.mined_vocabulary import NearestTokens
 from store_schema.layout import Arrays
 from store_schema.text.tokenizer import EncodedSegment

@@ -39,7 +39,7 @@ from extract_ways import (
 )
 from store_model import BenchModel, make_model
 
-from extract.engines.protocol import open_engine
+from extract.engines.registry import open_engine
 from extract.plan.planning import plan_location
 from extract.run import score
 from extract.scoring.sources import CheckedSource, check_source

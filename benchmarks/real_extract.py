@@ -34,7 +34,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from extract.engines.protocol import Engine, open_engine
+from extract.engines.protocol import Engine
+from extract.engines.registry import open_engine
 from extract.plan.planning import plan_location
 from extract.run import score
 from extract.scoring.sources import CheckedSource, check_source

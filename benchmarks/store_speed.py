@@ -20,7 +20,8 @@ from store_model import BenchModel
 from store_rows import ROW_TOKENS, BenchRows, text_tokens
 
 from extract.config import ExtractSection
-from extract.engines.protocol import engine_spec, open_engine
+from extract.engines.protocol import engine_spec
+from extract.engines.registry import open_engine
 from store_schema.config import ModelRef
 from store_schema.disk.location import open_location
 from store_schema.encoding.trial import engine_arrays

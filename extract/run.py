@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 
 from extract.engines.memory import check_memory
-from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec, open_engine
+from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec
+from extract.engines.registry import open_engine
 from extract.plan.planning import plan_location
 from extract.scoring.bos_probe import probe_bos
 from extract.scoring.causality import require_causal

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from extract.config import ExtractSection
-from extract.engines.protocol import DenseRows, EngineSpec, open_engine
+from extract.engines.protocol import DenseRows, EngineSpec
+from extract.engines.registry import open_engine
 from extract.plan.planning import plan_location
 from extract.scoring.sources import check_source
 from launch.progress import Progress

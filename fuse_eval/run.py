@@ -15,9 +15,9 @@ from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_loca
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of
 from fuse_train.data.stream import SampleStream
-from fuse_train.inputs import kept_selectors
+from fuse_train.inputs import kept_selectors, stream_options
 from fuse_train.model.models import identity
-from fuse_train.run import final_folder, stream_options
+from fuse_train.run import final_folder
 from fuse_train.selectors.selectors import FIXED, Selector
 from launch.signals import StopFlag
 from store_schema import __version__

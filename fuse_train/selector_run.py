@@ -12,7 +12,7 @@ import torch
 from fuse_train.config import TrainSection
 from fuse_train.data.stream import SampleStream
 from fuse_train.disk.folders import publish_folder, sweep
-from fuse_train.run import open_inputs, output_folder, stream_options
+from fuse_train.inputs import open_inputs, output_folder, stream_options
 from fuse_train.selector_fit.selector_start import SelectorStart, kind_of, selector_fingerprint
 from fuse_train.selector_fit.selector_training import PoolSums, pool_nll, split_batches
 from fuse_train.selectors.asn import AdaptiveSelector

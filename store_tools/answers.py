@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from store_schema.disk.guards import REPAIR
 from store_schema.errors import CorruptionError
 from store_schema.layout import Arrays, Finish
 from store_schema.plan.plan import Segment
+from store_schema.store.guards import REPAIR
 from store_schema.text.vocabulary import Vocabulary
 
 ANSWERS_SETTING = "answers"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from extract.engines.protocol import open_engine
+from extract.engines.registry import open_engine
 from extract.run import run_source
 from extract.scoring.causality import require_causal
 from launch.work import Part

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extract.config import ExtractSection
-from extract.engines.protocol import DenseRows, EngineSpec, engine_spec, open_engine
+from extract.engines.protocol import DenseRows, EngineSpec, engine_spec
+from extract.engines.registry import open_engine
 from extract.engines.scored_batch import KeptRows, ScoredBatch
 from extract.engines.transformers_engine import Pieces, TransformersEngine, longest_first
 from extract.scoring.rows import scored_segment

@@ -12,11 +12,12 @@ import yaml
 
 from fuse_train.config import TrainSection
 from fuse_train.data.stream import SampleStream
+from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.loop.objective import FusionObjective, StepTotals, cv2_slope
 from fuse_train.loop.trackers import numbers, tracker_names
 from fuse_train.publish.final import final_choice
 from fuse_train.publish.hub import hub_card, push_final
-from fuse_train.run import open_inputs, stream_options, train_run
+from fuse_train.run import train_run
 from fuse_train.selectors.selectors import UniformSelector
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, MissingError, StorageError

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from fuse_train.config import TrainSection
 from fuse_train.data.stream import SampleStream, StreamOptions
+from fuse_train.inputs import open_inputs
 from fuse_train.loop.objective import FusionObjective, StepTotals, importance
 from fuse_train.losses.loss_schedule import weights_at
 from fuse_train.losses.losses import row_coefficients, with_tail_policy, with_temperature
 from fuse_train.losses.span_likelihood import SpanBatch
-from fuse_train.run import open_inputs
 from fuse_train.selector_fit.selector_training import known_rows, new_selector
 from fuse_train.selectors.asn import AdaptiveSelector
 from fuse_train.selectors.selectors import build_selector

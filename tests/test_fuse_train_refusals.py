@@ -11,11 +11,12 @@ from fuse_train.cli import train
 from fuse_train.data.partial import silent_arrays
 from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream
+from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.loop.validation import load_valid, valid_bpb
 from fuse_train.machine.memory_fit import fitting_size, is_out_of_memory
 from fuse_train.publish.final import read_done
-from fuse_train.run import open_inputs, stream_options, train_run
+from fuse_train.run import train_run
 from fuse_train.selectors.features import FEATURES
 from store_schema.errors import ConfigError, InputError
 from store_schema.fingerprint import fingerprint

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from fuse_train.cli import train
 from fuse_train.config import AsnSection, TrainSection
 from fuse_train.data.stream import SampleStream
-from fuse_train.run import open_inputs, stream_options
+from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.selector_fit import selector_start
 from fuse_train.selector_fit.bayes import known_logprobs, mixture_nats, search_weights
 from fuse_train.selector_fit.selector_start import FrozenSelector, SelectorStart

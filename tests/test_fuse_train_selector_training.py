@@ -9,7 +9,7 @@ import torch
 
 from fuse_train.config import AsnSection
 from fuse_train.data.stream import SampleStream, StreamOptions
-from fuse_train.run import open_inputs
+from fuse_train.inputs import open_inputs
 from fuse_train.selector_fit.selector_training import (
     new_selector,
     pool_nll,

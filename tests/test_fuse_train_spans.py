@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from fuse_train.config import AsnSection, TrainSection
 from fuse_train.data.batch import collate
 from fuse_train.data.stream import SampleStream, StreamOptions
+from fuse_train.inputs import open_inputs
 from fuse_train.loop.figures import COLLAPSE_SHARE, COLLAPSE_STEPS, CollapseWatch
 from fuse_train.loop.objective import FusionObjective, StepTotals
-from fuse_train.run import open_inputs
 from fuse_train.selector_fit.selector_training import (
     known_rows,
     new_selector,

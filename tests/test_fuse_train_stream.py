@@ -14,7 +14,7 @@ from fuse_train.data.batch import predicting_positions
 from fuse_train.data.order import SampleOrder, SampleRef, process_slice
 from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream, StreamOptions
-from fuse_train.run import open_inputs
+from fuse_train.inputs import open_inputs
 from fuse_train.selector_fit.selector_start import pretrain_stream
 from store_schema.errors import (
     ConfigError,

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from store_schema import errors
-from store_schema.disk.guards import MAX_COMMIT_BYTES, check_commit
 from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError
 from store_schema.manifest import FileRecord
+from store_schema.store.guards import MAX_COMMIT_BYTES, check_commit
 from store_schema.store.reader import StoreReader, commit_key
 from tests import store_damage, store_factory
 from tests.hostile_readers import Readers

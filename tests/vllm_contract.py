@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import extract.run  # noqa: F401 - vLLM must start beside all that `extract run` loads
-from extract.engines.protocol import open_engine
+from extract.engines.registry import open_engine
 from extract.engines.vllm_tap import Tap
 from store_schema.errors import ModelError
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer

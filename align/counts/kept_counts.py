@@ -18,7 +18,7 @@ from pydantic import Field
 from align.counts.pair_counts import DistinctPairs, Ids
 from store_schema import SCHEMA_VERSION
 from store_schema.config import StrictModel
-from store_schema.disk.guards import read_bounded
+from store_schema.disk.bounded import read_bounded
 from store_schema.disk.location import Location
 from store_schema.disk.sealed import seal, unseal
 from store_schema.errors import CorruptionError, MismatchError

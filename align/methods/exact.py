@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.chain.project import join_segments, span_arrays
+from align.methods.shard_arrays import join_segments, span_arrays
 from store_schema.errors import MismatchError
 from store_schema.layout import Arrays, Origin, array_names, row_sums
 from store_schema.text.tokenizer import EncodedSegment

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from align.chain.project import VocabularyMap, project, without_entries
+from align.methods.shard_arrays import without_entries
 from store_schema.layout import Arrays
 from store_schema.text.tokenizer import EncodedSegment
 
@@ -27,20 +26,6 @@ class Aligner(Protocol):
         Returns:
             Arrays of an aligned shard (`store_schema.layout`); entries + tail = 1 at every position.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class BytesAligner:
-    """The chain rule on bytes (docs/alignment.md)."""
-
-    mapping: VocabularyMap
-    max_entries: int
-
-    def align(
-        self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
-    ) -> Arrays:
-        """As `Aligner` says."""
-        return project(source, texts, target, self.mapping, max_entries=self.max_entries)
 
 
 class SpansAligner:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from align.chain.project import join_segments, span_arrays
+from align.methods.shard_arrays import join_segments, span_arrays
 from align.papers.dtw import BAND_BYTES, match_segments
 from store_schema.compiled import compiled
 from store_schema.errors import MismatchError

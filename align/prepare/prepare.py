@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from align.chain.continuation import PairCounts, first_tokens
 from align.chain.first_token import piece_table
-from align.chain.project import VocabularyMap
+from align.chain.project import BytesAligner, VocabularyMap
 from align.chain.trie import TargetTrie
 from align.methods.exact import ExactAligner
-from align.methods.method import Aligner, BytesAligner, SpansAligner
+from align.methods.method import Aligner, SpansAligner
 from align.papers.dtw import BAND_BYTES
 from align.papers.mined import CarryOptions, MinedAligner
 from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens

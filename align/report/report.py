@@ -18,11 +18,11 @@ from align.report.report_sums import BIN_BPB, DomainSums, SourceReport, Sums
 from align.report.view import LN2, open_aligned, open_stores
 from launch.progress import Progress
 from store_schema.config import RunConfig
-from store_schema.disk.guards import REPAIR
 from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError, MissingError
 from store_schema.layout import Arrays, Origin
 from store_schema.plan.plan import Plan, Segment
+from store_schema.store.guards import REPAIR
 from store_schema.store.reader import StoreReader
 
 _MOST_BINS = 1000

@@ -10,12 +10,12 @@ import numpy as np
 
 from align.config import AlignSection
 from store_schema.config import RunConfig
-from store_schema.disk.guards import REPAIR
 from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, MissingError
 from store_schema.layout import Arrays, Kind, Origin
 from store_schema.plan.find_segment import find_shard, row_number
 from store_schema.plan.plan import Plan, Segment, ShardRecord
+from store_schema.store.guards import REPAIR
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source
 from store_schema.text.vocabulary import Vocabulary

@@ -261,22 +261,6 @@ def _has_fp32_head(section: ExtractSection, dtype: str) -> bool:
     return section.fp32_head and dtype != "float32"
 
 
-def open_engine(spec: EngineSpec) -> Engine:
-    """Load the model in the engine that the run file asks for.
-
-    Raises:
-        ConfigError: The engine is not installed.
-        ModelError: The model does not load.
-    """
-    if spec.section.engine == "vllm":
-        from extract.engines.vllm_engine import VllmEngine
-
-        return VllmEngine(spec)
-    from extract.engines.transformers_engine import TransformersEngine
-
-    return TransformersEngine(spec)
-
-
 def first_known(segment: EncodedSegment) -> int:
     """First row that has something before it: 1 where there is no context, else 0."""
     return 0 if segment.context_ids else 1

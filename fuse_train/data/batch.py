@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 
 from fuse_train.data.samples import Sample
+from fuse_train.data.span_batch import collate_spans, has_spans
 from fuse_train.losses.losses import SourceRows
-from fuse_train.losses.span_likelihood import SpanBatch, collate_spans, has_spans
+from fuse_train.losses.span_likelihood import SpanBatch
 from fuse_train.selectors.features import FEATURES
 from fuse_train.selectors.hedge import past_of
 from fuse_train.selectors.selectors import SourceView

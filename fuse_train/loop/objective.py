@@ -28,7 +28,6 @@ from fuse_train.losses.losses import (
     HeadLoss,
     head_loss,
     importance_cv2,
-    label_pool_nll,
     row_coefficients,
     with_tail_policy,
     with_temperature,
@@ -36,9 +35,9 @@ from fuse_train.losses.losses import (
 from fuse_train.losses.span_likelihood import span_loss, span_rows
 from fuse_train.losses.token_selection import row_factors
 from fuse_train.model.heads import head_of, hidden_states
-from fuse_train.selector_fit.selector_training import PROBABILITY_FLOOR
 from fuse_train.selectors.asn import AdaptiveSelector
-from fuse_train.selectors.pools import pool_nats
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from fuse_train.selectors.pools import label_pool_nll, pool_nats
 from fuse_train.selectors.selectors import Selector, SourceView
 from store_schema.errors import ConfigError
 

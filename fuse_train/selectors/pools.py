@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import torch
 
-from fuse_train.losses.losses import label_pool_nll
-
 Begins = torch.Tensor | None
 """Rows [B, T] where a span begins; None is every row."""
 
@@ -70,3 +68,26 @@ def pool_nats(
     nats_BT = totals_BTM.new_zeros(begins_BT.shape)
     nats_BT[at_BT] = label_pool_nll(weights_BTM[at_BT], totals_BTM[at_BT])
     return nats_BT
+
+
+def label_pool_nll(weights_RM: torch.Tensor, label_logprobs_RM: torch.Tensor) -> torch.Tensor:
+    """NLL of the label under the weighted pool, -log sum_m w_m p_m(label), row by row.
+
+    Only sources that know the label's probability take part, their weights scaled to 1: nothing can
+    be said about the others. This is a proper score of the weights.
+
+    Args:
+        weights_RM: Positive somewhere on the known sources of every row that counts.
+        label_logprobs_RM: Nats, NaN where not known.
+
+    Returns:
+        [R] nats; 0 where no source with a weight knows the label.
+    """
+    known_RM = ~label_logprobs_RM.isnan() & (weights_RM > 0)
+    usable_R1 = known_RM.any(-1, keepdim=True)
+    # Inputs are replaced, not outputs: a masked NaN or log(0) would still poison the gradient.
+    safe_RM = torch.where(known_RM, label_logprobs_RM, 0.0)
+    log_w_RM = torch.where(known_RM, weights_RM, 1.0).log()
+    log_w_RM = log_w_RM.masked_fill(~known_RM & usable_R1, float("-inf"))
+    nll_R = torch.logsumexp(log_w_RM, -1) - torch.logsumexp(log_w_RM + safe_RM, -1)
+    return torch.where(usable_R1[:, 0], nll_R, torch.zeros_like(nll_R))

@@ -13,18 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from store_schema.disk.guards import (
-    MAX_COMMIT_BYTES,
-    MAX_METADATA_BYTES,
-    MAX_SHARDS,
-    MAX_VOCAB_SIZE,
-    MAX_VOCABULARY_BYTES,
-    REPAIR,
-    CommittedShard,
-    check_commit,
-    read_bounded,
-    read_record,
-)
+from store_schema.disk.bounded import read_bounded, read_record
 from store_schema.disk.location import LocalLocation, Location
 from store_schema.disk.parquet import read_parquet
 from store_schema.disk.sealed import MAX_RECORD_BYTES, unseal
@@ -36,6 +25,16 @@ from store_schema.fingerprint import arrays_digest
 from store_schema.layout import Arrays, ArraySpec, array_names, array_specs
 from store_schema.manifest import Commit, Manifest
 from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.store.guards import (
+    MAX_COMMIT_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_SHARDS,
+    MAX_VOCAB_SIZE,
+    MAX_VOCABULARY_BYTES,
+    REPAIR,
+    CommittedShard,
+    check_commit,
+)
 from store_schema.text.vocabulary import VOCABULARY_SCHEMA, Vocabulary
 
 MANIFEST_FILE = "manifest.json"

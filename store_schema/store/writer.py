@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from store_schema.disk.guards import check_commit
 from store_schema.disk.location import Location, storage_errors
 from store_schema.disk.sealed import seal
 from store_schema.encoding.encoding import decode, encode, stored_specs
@@ -24,6 +23,7 @@ from store_schema.layout import Arrays, axis_lengths
 from store_schema.manifest import Commit, Counts, FileRecord, Manifest
 from store_schema.plan.plan import ShardRecord
 from store_schema.presets import Encoding
+from store_schema.store.guards import check_commit
 from store_schema.store.reader import (
     MANIFEST_FILE,
     RANKING_FILE,
