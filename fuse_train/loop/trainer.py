@@ -5,7 +5,6 @@ Shape suffixes: M sources.
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -25,7 +24,13 @@ from fuse_train.loop.checkpoint import BestRecord, TrainState, best_folder, save
 from fuse_train.loop.figures import CollapseWatch, readable, step_figures
 from fuse_train.loop.objective import FusionObjective, StepTotals, Sums, importance
 from fuse_train.loop.optimizer import build_optimizer, load_optimizer
-from fuse_train.loop.schedule import rate_schedule, set_rate, steps_between_checkpoints
+from fuse_train.loop.schedule import (
+    progress_at,
+    rate_schedule,
+    set_rate,
+    steps_between_checkpoints,
+    steps_in_all,
+)
 from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trackers import numbers
 from fuse_train.loop.validation import ValidSet, valid_scores
@@ -69,9 +74,7 @@ class LoopInputs:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        section = self.section
-        per_epoch = self.stream.num_samples / section.batch_segments
-        return section.max_steps or max(1, math.ceil(section.epochs * per_epoch - 1e-9))
+        return steps_in_all(self.section, self.stream.num_samples)
 
 
 class TrainingLoop:
@@ -183,7 +186,7 @@ class TrainingLoop:
         waited = time.monotonic() - asked
         _seed_step(self.inputs.seed, step, accelerator.process_index)
         batches = [to_device(batch, accelerator.device) for batch in batches]
-        self._plain_objective.at_progress(step / max(1, self.inputs.num_steps - 1))
+        self._plain_objective.at_progress(progress_at(step, self.inputs.num_steps))
         self._plain_objective.fusion_shares = self.state.fusion_shares
         totals = self._totals(batches)
         parts = self._gradients(step, batches, totals)
