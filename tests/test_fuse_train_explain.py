@@ -214,7 +214,7 @@ def test_labels_ahead_change_no_weight(run, name: str) -> None:
     for m, arrays in enumerate(shard.sources):
         labels = arrays["label_logprobs"].copy()
         known = ~np.isnan(labels[at : sample.rows.stop])
-        labels[at : sample.rows.stop][known] = -rng.exponential(1 + 4 * m, known.sum())
+        labels[at : sample.rows.stop][known] = -rng.exponential(9 - 4 * m, known.sum())
         nats = arrays["source_nats"].copy()
         nats[sample.index] = -np.nansum(labels[sample.rows])
         sources.append(arrays | {"label_logprobs": labels, "source_nats": nats})

@@ -209,7 +209,8 @@ def _selector(
         on_step,
         kept_selectors(run),
     )
-    saved, words = None, section.selector
+    saved: Path | None = None
+    words: str = section.selector
     if section.selector not in (*FIXED, "bayes"):
         finished = output_folder(run) / "selector"
         if section.asn.frozen:

@@ -92,7 +92,7 @@ def explained_text(found: Explained, columns: int, *, top: int | None) -> str:
     token_columns = max((width(quoted(p.data)) for p in listed), default=0)
     token_columns = max(min(token_columns, _TOKEN_COLUMNS), len("token"))
     lines.append(
-        f"{'row':>5} {padded('token', token_columns)} {'target':>8} {'pool':>8} {'ahead':>8} "
+        f"{'pos':>5} {padded('token', token_columns)} {'target':>8} {'pool':>8} {'ahead':>8} "
         f"{'fusion':>7}  weights"
     )
     for position in listed:

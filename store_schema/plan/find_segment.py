@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from heapq import nlargest
 from itertools import takewhile
 from operator import eq
@@ -18,6 +18,9 @@ from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardR
 
 _COMPARED = 500
 """Names that are compared letter by letter with one that is not there: the comparison is slow."""
+
+_ALIKE = 0.6
+"""Least share of two names' characters in common, in order, for one to be taken for the other."""
 
 _LONGEST = 200
 """Characters of a name that are compared and told."""
@@ -120,8 +123,12 @@ def nearest_name(wanted: str, names: Iterable[str]) -> str | None:
         ends = map(eq, wanted, name), map(eq, reversed(wanted), reversed(name))
         return sum(sum(takewhile(bool, same)) for same in ends)
 
+    def likeness(name: str) -> tuple[float, int]:
+        return SequenceMatcher(None, name, wanted).ratio(), shared_ends(name)
+
     likely = nlargest(_COMPARED, (name for name in names if len(name) <= _LONGEST), shared_ends)
-    return next(iter(get_close_matches(wanted, likely, 1)), None)
+    best = max(likely, key=likeness, default=None)
+    return None if best is None or likeness(best)[0] < _ALIKE else best
 
 
 def _told(name: str) -> str:
