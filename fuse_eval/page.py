@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -29,6 +28,7 @@ from fuse_eval.findings import (
     CONTROL,
     FUSED,
     comparison,
+    document_line,
     headline,
     interference_line,
     mean_of,
@@ -36,53 +36,10 @@ from fuse_eval.findings import (
     specialist_lines,
     title_of,
 )
+from fuse_eval.interference_section import interference_section
+from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, table_head
 from fuse_eval.palette import colours_of
 from fuse_eval.summary import STAGES
-
-Panels = list[tuple[str, Markup]]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One figure of a table."""
-
-    text: str
-    note: str = ""
-    best: bool = False
-    mean: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row: its name and its cells; `own` sets it off."""
-
-    label: str
-    cells: Sequence[Cell]
-    own: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of the page."""
-
-    caption: str
-    head: Sequence[Mapping[str, Any]]
-    rows: Sequence[Row]
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A heading and what stands under it.
-
-    The first table has the other tables and the charts of `beside` at its side.
-    """
-
-    title: str
-    texts: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    beside: Panels = field(default_factory=list)
-    panels: Panels = field(default_factory=list)
-    missing: bool = False
 
 
 def render_page(
@@ -100,7 +57,11 @@ def render_page(
     evaluation = summary["evaluation"] or None
     notes = []
     if evaluation:
-        notes = [interference_line(evaluation), *specialist_lines(evaluation)]
+        notes = [
+            interference_line(evaluation),
+            document_line(evaluation),
+            *specialist_lines(evaluation),
+        ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     folder = files("fuse_eval")
     template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
@@ -112,6 +73,7 @@ def render_page(
         tiles=_tiles(summary),
         sections=[
             _bpb_section(evaluation),
+            interference_section(evaluation),
             *training_sections(summary, steps),
             _pool_section(summary["pool"]),
             _alignment_section(summary["alignment"]),
@@ -181,12 +143,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _head(first: str, names: Sequence[str], *, mean: bool = True) -> list[dict[str, Any]]:
-    head: list[dict[str, Any]] = [{"text": first, "mean": False}]
-    head += [{"text": name, "mean": False} for name in names]
-    return [*head, {"text": "mean", "mean": True}] if mean else head
-
-
 def figure_table(
     caption: str,
     first: str,
@@ -226,7 +182,7 @@ def figure_table(
             cells.append(Cell(text, note, value is not None and value == best[domain], not domain))
         label = f"{name} (source)" if name in sources else title_of(name)
         shown.append(Row(label, cells, name == own))
-    return Table(caption, _head(first, domains), shown)
+    return Table(caption, table_head(first, domains), shown)
 
 
 def _bpb_section(evaluation: Mapping[str, Any] | None) -> Section:
@@ -334,7 +290,7 @@ def _without_table(without: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
         for source in sources
     ]
     caption = "Change of the pool's mean bits per byte when a source is left out (− means: drop it)"
-    return Table(caption, _head("", [f"{name} pool" for name in without], mean=False), rows)
+    return Table(caption, table_head("", [f"{name} pool" for name in without], mean=False), rows)
 
 
 def _alignment_section(alignment: Mapping[str, Mapping[str, float]]) -> Section:
@@ -360,7 +316,7 @@ def _alignment_section(alignment: Mapping[str, Mapping[str, float]]) -> Section:
     table = Table(
         "Target positions with a distribution, and mean probability mass of the entries: as stored "
         "in the source's tokens, as aligned in the target's",
-        _head("source", ["positions", "covered", "mass stored", "mass aligned"], mean=False),
+        table_head("source", ["positions", "covered", "mass stored", "mass aligned"], mean=False),
         [
             Row(
                 source,
@@ -406,4 +362,4 @@ def _identity_table(summary: Mapping[str, Any]) -> Table:
         for part in ("fingerprints", "versions")
         for name, value in summary[part].items()
     ]
-    return Table("What went in", _head("", ["value"], mean=False), rows)
+    return Table("What went in", table_head("", ["value"], mean=False), rows)
