@@ -51,7 +51,7 @@ class Blocks:
     domains: tuple[str, ...]
     numbers: npt.NDArray[np.int32]
     num_bytes: npt.NDArray[np.int64]
-    nats: Mapping[str, Floats]
+    nats: dict[str, Floats]
 
 
 def text_blocks(

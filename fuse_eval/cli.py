@@ -71,13 +71,21 @@ def run_command(run: RunConfig, as_json: bool) -> None:
     metavar="RUN",
     help="Another evaluated run, by its run file or folder: how much it interferes beside this one.",
 )
+@click.option(
+    "--control",
+    metavar="RUN",
+    help="The run whose control is measured against, for runs without one of their own. Where it "
+    "has none itself, its fused model is taken.",
+)
 @JSON_OPTION
 @run_options
-def interference_command(run: RunConfig, against: str | None, as_json: bool) -> None:
+def interference_command(
+    run: RunConfig, against: str | None, control: str | None, as_json: bool
+) -> None:
     """Say which documents and domains fusing makes worse than the control, and by how much."""
     from fuse_eval.compare_runs import run_interference
 
-    content = run_interference(run, against)
+    content = run_interference(run, against=against, control=control)
     click.echo(as_json_text(content) if as_json else interference_report(content))
 
 

@@ -13,6 +13,9 @@ from fuse_eval.interference import DocumentDifferences
 from store_schema.errors import MismatchError
 
 Floats = npt.NDArray[np.float64]
+SAME_TEXT = (
+    "compare runs of one plan with the same sources and target tokenizer (`data_dir` shares one)"
+)
 _DRAWS_AT_ONCE = 1 << 21
 
 
@@ -59,8 +62,7 @@ def require_same_documents(
         where=where,
         expected=f"the same {len(here)} documents with the same bytes counted",
         got=f"{len(there)} documents, {len(shared)} of the same names, {same} of the same bytes",
-        hint="compare runs of one plan with the same sources and target tokenizer "
-        "(`data_dir` lets runs share it)",
+        hint=SAME_TEXT,
     )
 
 

@@ -10,6 +10,7 @@ Shape suffixes: K blocks, U documents.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ class DocumentDifferences:
         model_nats: [U] NLL of the model looked at.
         against_nats: [U] NLL of the model it is measured against.
         p_values: [U] of "not worse", one-sided; NaN where there are too few blocks to say.
+        correlation: Of neighbouring blocks, which the p-values make allowance for.
     """
 
     document_ids: tuple[str, ...]
@@ -49,6 +51,7 @@ class DocumentDifferences:
     model_nats: Floats
     against_nats: Floats
     p_values: Floats
+    correlation: float
 
     @property
     def excess_nats(self) -> Floats:
@@ -81,50 +84,123 @@ def document_differences(blocks: Blocks, model: str, against: str) -> DocumentDi
     place = {name: i for i, name in enumerate(documents)}
     unit_K = np.asarray([place[name] for name in names], np.int64)
     nats = [np.bincount(unit_K, blocks.nats[m]).astype(np.float64) for m in (model, against)]
-    order = np.argsort(unit_K, kind="stable")
+    sized_K = np.flatnonzero(blocks.num_bytes > 0)
+    order = sized_K[np.argsort(unit_K[sized_K], kind="stable")]
     edges = np.searchsorted(unit_K[order], np.arange(1, len(documents)))
     difference_K = blocks.nats[model] - blocks.nats[against]
-    p_values = [
-        p_not_worse(difference_K[rows], blocks.num_bytes[rows]) for rows in np.split(order, edges)
+    noises = [
+        document_noise(difference_K[rows], blocks.num_bytes[rows])
+        for rows in np.split(order, edges)
     ]
+    correlation = block_correlation([noise.residuals for noise in noises if noise.decided])
     return DocumentDifferences(
         document_ids=tuple(document for _, document in documents),
         domains=tuple(domain for domain, _ in documents),
         num_bytes=np.bincount(unit_K, blocks.num_bytes).astype(np.int64),
         model_nats=nats[0],
         against_nats=nats[1],
-        p_values=np.asarray(p_values, np.float64),
+        p_values=np.asarray([p_not_worse(noise, correlation) for noise in noises], np.float64),
+        correlation=correlation,
     )
 
 
-def p_not_worse(nats: Floats, num_bytes: npt.NDArray[np.int64]) -> float:
-    """One-sided p-value of a document's difference in bits per byte being 0 or below.
+@dataclass(frozen=True, slots=True)
+class DocumentNoise:
+    """How a document's difference varies over its blocks.
 
-    The difference is the ratio of two sums over blocks, nats and bytes, so its noise is taken from
-    the residuals of each block's nats against its share of the bytes. Blocks of unequal size count
+    Args:
+        total: Difference of the document in nats.
+        residuals: [K] of each block against its share of the bytes.
+        blocks: Blocks of equal size that they are as good as.
+    """
+
+    total: float
+    residuals: Floats
+    blocks: int
+
+    @property
+    def decided(self) -> bool:
+        """Whether there are blocks enough to test the document."""
+        return self.blocks >= MIN_BLOCKS
+
+
+def document_noise(nats: Floats, num_bytes: npt.NDArray[np.int64]) -> DocumentNoise:
+    """Residuals of a document's blocks.
+
+    The difference in bits per byte is the ratio of two sums over blocks, nats and bytes, so its
+    noise is that of each block's nats against its share of the bytes. Blocks of unequal size count
     as (sum of bytes)^2 / (sum of bytes^2) equal ones.
 
     Args:
-        nats: [K] difference of the document's blocks.
-        num_bytes: [K] bytes of each.
+        nats: [K] difference of the document's blocks, in the order of the text.
+        num_bytes: [K] bytes of each, above 0.
+
+    Source:
+        Cochran, Sampling Techniques (1977), chapter 6, variance of a ratio estimate.
+    """
+    if not len(nats):
+        return DocumentNoise(0.0, np.empty(0), 0)
+    sizes = num_bytes.astype(np.float64)
+    total = math.fsum(nats)
+    blocks = round(sizes.sum() ** 2 / (sizes**2).sum())
+    return DocumentNoise(total, nats - total / sizes.sum() * sizes, blocks)
+
+
+def block_correlation(residuals: Sequence[Floats]) -> float:
+    """Correlation of a block with the next one, over all documents together.
+
+    One document alone is too short to tell it. Residuals from a document's own mean make it too low
+    by (1 + 4 x correlation) / K on average: that is given back.
+
+    Args:
+        residuals: [K] of each document, in the order of the text; K of 5 at least.
+
+    Source:
+        Marriott and Pope (1954), Bias in the Estimation of Autocorrelations.
+    """
+    seen = share = 0.0
+    for one in residuals:
+        if (one != 0).any():
+            pairs = len(one) - 1
+            seen += pairs * float(one[1:] @ one[:-1] / (one @ one) + 1 / len(one))
+            share += pairs * (1 - 4 / len(one))
+    return seen / share if share else 0.0
+
+
+def p_not_worse(noise: DocumentNoise, correlation: float = 0.0) -> float:
+    """One-sided p-value of a document's difference in bits per byte being 0 or below.
+
+    Neighbouring blocks that go together widen the noise by 1 + 2 x correlation in variance; it is
+    never narrowed. Where the residuals lean to one side, as when great gains on a few blocks stand
+    against small losses on many, Student's t names too many: the smaller of t and its form
+    corrected for skewness is taken.
+
+    Args:
+        noise: Of the document.
+        correlation: From `block_correlation`.
 
     Returns:
         NaN with fewer than MIN_BLOCKS blocks.
 
     Source:
-        Cochran, Sampling Techniques (1977), chapter 6, variance of a ratio estimate.
+        Hall (1992), On the Removal of Skewness by Transformation, for the corrected form.
     """
-    sizes = num_bytes[num_bytes > 0].astype(np.float64)
-    blocks = round(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0
-    if blocks < MIN_BLOCKS:
+    if not noise.decided:
         return math.nan
-    values = nats[num_bytes > 0]
-    total = math.fsum(values)
-    residuals = values - total / sizes.sum() * sizes
-    error = math.sqrt(len(sizes) / (len(sizes) - 1) * float(residuals @ residuals))
-    if error == 0:
-        return float(total <= 0)
-    return student_tail(total / error, blocks - 1)
+    n = len(noise.residuals)
+    variance = n / (n - 1) * float(noise.residuals @ noise.residuals)
+    if variance == 0:
+        return float(noise.total <= 0)
+    t = noise.total / math.sqrt(variance * max(1.0, 1 + 2 * correlation))
+    return student_tail(min(t, _without_skew(t, noise.residuals)), noise.blocks - 1)
+
+
+def _without_skew(t: float, residuals: Floats) -> float:
+    """Hall's transformation of t, with the sample skewness corrected for its bias."""
+    n = len(residuals)
+    skew = float((residuals**3).mean() / (residuals**2).mean() ** 1.5)
+    lean = skew * math.sqrt(n * (n - 1)) / (n - 2) / math.sqrt(n)
+    return t + lean * t**2 / 3 + lean**2 * t**3 / 27 + lean / 6
 
 
 def student_tail(t: float, freedom: int) -> float:
@@ -185,6 +261,7 @@ def interference_record(
         "against": against,
         "confidence": confidence,
         "min_blocks": MIN_BLOCKS,
+        "block_correlation": found.correlation,
         **_figures(found, worse, every),
         "domains": {
             domain: _figures(found, worse, domain_of == domain)

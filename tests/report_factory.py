@@ -82,6 +82,7 @@ def interference(domains: tuple[str, ...]) -> dict[str, Any]:
         "against": "clm_control",
         "confidence": 0.95,
         "min_blocks": 8,
+        "block_correlation": 0.04,
         "documents": {key: value * len(domains) for key, value in counts.items()},
         "excess": {key: value * len(domains) for key, value in excess.items()},
         "domains": {d: {"documents": dict(counts), "excess": dict(excess)} for d in domains},

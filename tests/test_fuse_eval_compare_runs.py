@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,37 @@ def test_other_documents_are_refused(runs: tuple[Path, Path], tmp_path: Path) ->
     assert "got 6 documents, 6 of the same names, 5 of the same bytes" in line
 
 
+def test_runs_without_a_control_are_measured_against_anothers(tmp_path: Path) -> None:
+    def alone(name: str, excess: float) -> Path:
+        blocks = _documents(excess)
+        del blocks.nats[CONTROL]
+        return _evaluated(tmp_path / name, blocks, control=False)
+
+    clm = _documents(0.0)
+    plain = {FUSED: clm.nats[CONTROL]}  # a run that is itself the control
+    third = _evaluated(tmp_path / "third", replace(clm, nats=plain), control=False)
+    ours, other = alone("ours", 0.1), alone("other", 0.3)
+    assert "--control" in _refused(ours)
+    assert "--control" in _refused(ours, "--against", other)
+    done = _invoke(ours, "--against", other, "--control", third, "--json")
+    assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    assert content["other_run"]["worse_by_point"]["value"] == pytest.approx(1 / 3)
+    assert content["interference"]["documents"]["worse"] == 5
+    (comparison,) = content["comparisons"]
+    expected = (clm.nats[CONTROL].sum() + 15 - 50) / clm.nats[CONTROL].sum() - 1
+    assert comparison["domains"]["x"]["value"] == pytest.approx(expected)
+    fewer = _evaluated(tmp_path / "fewer", _documents(0.3, count=5))
+    line = _refused(ours, "--control", fewer)
+    assert "the control was not evaluated on the same text" in line
+    assert "expected 60 blocks" in line
+
+
 def test_what_is_missing_is_told_in_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
     ours, other = runs
-    without = _evaluated(tmp_path / "without", _documents(0.3), control=False)
+    blocks = _documents(0.3)
+    del blocks.nats[CONTROL]
+    without = _evaluated(tmp_path / "without", blocks, control=False)
     assert "no CLM control was evaluated" in _refused(ours, "--against", without)
     assert "no CLM control was evaluated" in _refused(without)
     assert "nowhere.yaml" in _refused(ours, "--against", tmp_path / "nowhere.yaml")
@@ -180,7 +209,7 @@ def test_what_is_missing_is_told_in_one_line(runs: tuple[Path, Path], tmp_path: 
     content = json.loads(evaluation.read_text())
     del content["blocks"]
     evaluation.write_text(json.dumps(content))
-    assert "holds no interference by document" in _refused(ours, "--against", other)
+    assert "no NLL of single blocks was kept" in _refused(ours, "--against", other)
     evaluation.write_text("[")
     assert "not valid JSON" in _refused(ours, "--against", other)
     shutil.rmtree(other.parent / "report")
