@@ -98,7 +98,7 @@ def document_line(evaluation: Mapping[str, Any]) -> str | None:
     line = (
         f"Documents: {named} of {counts['total']:,} {verb} worse than the control beyond the noise"
     )
-    line += f" ({sums} in sum)" if counts["worse"] else ""
+    line += f" (in sum {sums})" if counts["worse"] else ""
     if counts["undecided"]:
         line += f", {counts['undecided']:,} are too short to tell"
     return (

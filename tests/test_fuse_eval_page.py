@@ -137,8 +137,8 @@ def test_interference_names_the_worst_documents_and_counts_domains(page: str) ->
     section = page[start : page.index("<h2>Training</h2>")]
     _tags(section.removesuffix("<section>\n").rpartition("</section>")[0])
     for words in (
-        "6 of 270 are worse than the control beyond the noise (24.8 nats, 0.0000660 bits per byte "
-        "of the split in sum), 33 are too short to tell; 93 score worse at all",
+        "6 of 270 are worse than the control beyond the noise (in sum 24.8 nats, 6.60e-05 bits per "
+        "byte of the split), 33 are too short to tell; 93 score worse at all",
         'title="code/file 0.txt"',
         '<td class=" ">1.250<small>+4.2\u202f%</small></td>',
         '<td class=" ">71.0</td>',
