@@ -6,8 +6,8 @@ from bisect import bisect_right
 
 import pyarrow.parquet as pq
 
-from store_schema.disk.location import storage_errors
 from store_schema.disk.parquet import parquet_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import MissingError
 from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan, ShardRecord
 
