@@ -93,6 +93,13 @@ def training_sections(
     if weights:
         text = "Mean weight that the selector gives to each source where it has a distribution."
         sections.append(Section("Source weights", [text], panels=weights))
+    fusion = training_charts.fusion_panels(steps)
+    if fusion:
+        text = (
+            "How much the fusion loss counts beside ground truth. It falls in a domain as the target "
+            "learns what the sources know there, and to zero where it has overtaken them."
+        )
+        sections.append(Section("Fusing", [text], panels=fusion))
     return sections
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fuse_train.config import TrainSection
 from fuse_train.data.stream import SampleStream
 from fuse_train.disk.folders import publish_folder, sweep
+from fuse_train.gate.held_out import HeldOutText
 from fuse_train.inputs import (
     Inputs,
     check_domains,
@@ -45,6 +46,7 @@ from fuse_train.publish.final import (
 from fuse_train.publish.hub import push_final
 from fuse_train.publish.model_card import CardFacts
 from fuse_train.selector_fit.selector_start import SelectorStart
+from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors.asn import AdaptiveSelector
 from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag, stop_on_signals
@@ -205,8 +207,11 @@ def _train_and_publish(
         selector = _selector(inputs, section, stream, path, accelerator, stop)
     log_name = "train_steps.jsonl" if label == "fused" else "control_steps.jsonl"
     log = StepLog(logs_folder(run) / log_name if accelerator.is_main_process else None)
+    held_out = None
+    if label == "fused" and section.fusion_gate.kind == "held_out":
+        held_out = _held_out(inputs, section, valid)
     loop_inputs = LoopInputs(
-        label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log
+        label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log, held_out
     )
     loop = TrainingLoop(loop_inputs, target, selector, state, accelerator, path)
     del target, selector  # the loop's, and gone with it before the final weights are loaded
@@ -254,6 +259,24 @@ def _valid(inputs: Inputs, section: TrainSection) -> ValidSet | None:
         section.valid_split,
     )
     return None
+
+
+def _held_out(inputs: Inputs, section: TrainSection, valid: ValidSet | None) -> HeldOutText:
+    """The evaluated segments with what the sources say of their labels.
+
+    Raises:
+        ConfigError: Nothing is evaluated.
+        MissingError: The stores have no shard of that split.
+    """
+    if valid is None:
+        raise ConfigError(
+            "the fusion gate needs evaluations on the way",
+            where="train.fusion_gate",
+            expected="text of split " + section.valid_split,
+            hint="give the corpus such a split, or set train.fusion_gate.kind to none",
+        )
+    samples = open_inputs(inputs.run, section, section.valid_split).samples
+    return HeldOutText.of(split_batches(samples, inputs.domains), valid.segment_ids)
 
 
 def _selector(

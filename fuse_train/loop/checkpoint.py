@@ -67,6 +67,8 @@ class TrainState(StrictModel):
     """None while nothing was evaluated."""
     stale: int = Field(default=0, ge=0)
     """Evaluations since the best one."""
+    fusion_shares: dict[str, float] = Field(default_factory=dict)
+    """What the fusion loss keeps of its weight by domain, from the last evaluation."""
     seconds: float = Field(default=0.0, ge=0)
     """Training time so far, over all starts."""
 

@@ -78,14 +78,14 @@ def segment_nll(
         head_chunk_rows=head_chunk_rows,
         on_scored=on_scored,
     )
-    found = []
-    for segment, nats in zip(encoded, rows, strict=True):
-        known = ~np.isnan(nats)
-        sizes = np.diff(segment.byte_ends.astype(np.int64), prepend=0)
-        found.append(
-            SegmentNll(float(nats[known].sum()), int(sizes[known].sum()), int(known.sum()))
-        )
-    return found
+    return [segment_nll_of(segment, nats) for segment, nats in zip(encoded, rows, strict=True)]
+
+
+def segment_nll_of(segment: EncodedSegment, nats: npt.NDArray[np.float64]) -> SegmentNll:
+    """The sums over a segment's rows from `row_nats`."""
+    known = ~np.isnan(nats)
+    sizes = np.diff(segment.byte_ends.astype(np.int64), prepend=0)
+    return SegmentNll(float(nats[known].sum()), int(sizes[known].sum()), int(known.sum()))
 
 
 @torch.no_grad()

@@ -86,6 +86,8 @@ class FusionObjective(nn.Module):
         self.section = section
         self._reference = reference_index(section, sources)
         self.weights = weights_at(section, 0.0)
+        self.fusion_shares: dict[str, float] = {}
+        """What the fusion loss keeps of its weight, by domain; 1 where nothing is said."""
 
     def at_progress(self, progress: float) -> None:
         """Set what is scheduled, before a step: 0 at the run's first step, 1 at its last."""
@@ -152,6 +154,11 @@ class FusionObjective(nn.Module):
         shares = by_domain(weights_RM.detach(), covered_RM, domain_R, len(batch.domains))
         return loss, detached({"loss": target} | of_target | of_sources | shares)
 
+    def clm_weights(self, domains: Sequence[str]) -> list[float]:
+        """lambda in each domain: what the gate takes from the fusion loss goes to ground truth."""
+        least = self.weights.clm_weight
+        return [least + (1.0 - least) * (1.0 - self.fusion_shares.get(d, 1.0)) for d in domains]
+
     def _target_loss(
         self,
         hidden_RH: torch.Tensor,
@@ -167,7 +174,8 @@ class FusionObjective(nn.Module):
             raise TypeError("a fused batch needs sources")
         rows = with_tail_policy(sources.rows(at), self.section.tail)
         rows = with_temperature(rows, options.source_temperature)
-        clm_R, fusion_RM = row_coefficients(weights_RM, covered_RM, self.weights.clm_weight)
+        clm_G = weights_RM.new_tensor(self.clm_weights(batch.domains))
+        clm_R, fusion_RM = row_coefficients(weights_RM, covered_RM, clm_G[batch.domains_B[at[0]]])
         beside = weights_RM.new_zeros(())
         sums: Sums = {}
         if options.needs_labels_first:

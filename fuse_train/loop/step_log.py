@@ -9,9 +9,12 @@ Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the C
      "weights": {source: mean weight}, "weights_by_domain": {domain: {source: mean weight}},
      "load_by_domain": {domain: {source: share of rows it is heard at}},
      "entropy_by_domain": {domain: mean entropy of the weights, nats},
-     "valid_bpb": {domain: bits per byte}}
+     "fusion_weights": {domain: weight of the fusion loss, 1 - lambda there},
+     "valid_bpb": {domain: bits per byte},
+     "fusion_shares": {domain: weight of the pool in its best mixture with the target}}
 
-Steps count from 1; `valid_bpb` is there when that step was evaluated, and the line of step 0 (before
+Steps count from 1; `valid_bpb` is there when that step was evaluated, `fusion_shares` too where the
+fusion gate measures them (fuse_train/gate/held_out.py), and the line of step 0 (before
 training) has nothing else. clm, fusion and pool are nats per row of theirs; `fusion` is over covered
 rows; `spans` is there where train.loss.span_weight is. The control has no fusion, feedback, pool,
 uncovered and weights.

@@ -20,6 +20,7 @@ from fuse_train.data.batch import Batch, to_device
 from fuse_train.data.stream import SampleStream
 from fuse_train.disk.checksums import with_checksums
 from fuse_train.disk.folders import publish_folder
+from fuse_train.gate.held_out import HeldOutText
 from fuse_train.loop.checkpoint import BestRecord, TrainState, best_folder, save_checkpoint
 from fuse_train.loop.figures import CollapseWatch, readable, step_figures
 from fuse_train.loop.objective import FusionObjective, StepTotals, Sums, importance
@@ -27,7 +28,7 @@ from fuse_train.loop.optimizer import build_optimizer, load_optimizer
 from fuse_train.loop.schedule import rate_schedule, set_rate, steps_between_checkpoints
 from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trackers import numbers
-from fuse_train.loop.validation import ValidSet, valid_bpb
+from fuse_train.loop.validation import ValidSet, valid_scores
 from fuse_train.machine.memory_fit import fits, fitting_size, free_memory, is_out_of_memory
 from fuse_train.machine.processes import progress_stream
 from fuse_train.model.target import Target
@@ -52,6 +53,7 @@ class LoopInputs:
         tokenizer: The target's.
         checkpoints: Folder.
         log: Step log.
+        held_out: The evaluated segments as the sources see them, where the fusion gate asks for it.
     """
 
     label: str
@@ -62,6 +64,7 @@ class LoopInputs:
     tokenizer: SegmentTokenizer
     checkpoints: Path
     log: StepLog
+    held_out: HeldOutText | None = None
 
     @property
     def num_steps(self) -> int:
@@ -181,6 +184,7 @@ class TrainingLoop:
         _seed_step(self.inputs.seed, step, accelerator.process_index)
         batches = [to_device(batch, accelerator.device) for batch in batches]
         self._plain_objective.at_progress(step / max(1, self.inputs.num_steps - 1))
+        self._plain_objective.fusion_shares = self.state.fusion_shares
         totals = self._totals(batches)
         parts = self._gradients(step, batches, totals)
         sums = _added(parts)
@@ -213,6 +217,10 @@ class TrainingLoop:
         done = step + 1
         self._set(step=done, next_sample=done * section.batch_segments)
         line = {"step": done, "num_steps": self.inputs.num_steps} | self._figures(sums, totals)
+        if "fusion" in line:
+            clm_weights = self._plain_objective.clm_weights(self.inputs.stream.domains)
+            named = zip(self.inputs.stream.domains, clm_weights, strict=True)
+            line["fusion_weights"] = {domain: 1.0 - weight for domain, weight in named}
         return line | {
             "lr": section.lr * factor,
             "tokens_per_s": totals.labels / seconds,
@@ -325,7 +333,7 @@ class TrainingLoop:
 
     def _evaluate(self, line: dict[str, Any]) -> None:
         """Score the valid split, note it in the line, and keep the weights if they are the best."""
-        section, valid = self.inputs.section, self.inputs.valid
+        inputs, section, valid = self.inputs, self.inputs.section, self.inputs.valid
         if valid is None:
             return
         size = section.micro_batch_segments
@@ -334,7 +342,7 @@ class TrainingLoop:
             where=f"train {self.inputs.label}, step {line['step']}",
             hint=f"set train.micro_batch_segments to {max(size // 2, 1)} or less",
         ):
-            bpb = valid_bpb(
+            scores = valid_scores(
                 self._model,
                 valid,
                 self._accelerator,
@@ -342,10 +350,14 @@ class TrainingLoop:
                 head_chunk_rows=section.head_chunk_rows,
                 label=None if line["step"] else f"evaluate {self.inputs.label} untrained",
             )
-        line["valid_bpb"] = bpb
-        here = BestRecord(step=line["step"], bpb=bpb)
+        line["valid_bpb"] = scores.bpb
+        if inputs.held_out is not None and self.selector is not None:
+            shares = inputs.held_out.shares(self.selector, scores.row_nats, self._accelerator)
+            line["fusion_shares"] = shares
+            self._set(fusion_shares=shares)
+        here = BestRecord(step=line["step"], bpb=scores.bpb)
         if here.step == 0:
-            self._set(before=bpb)
+            self._set(before=scores.bpb)
         if self.state.best is not None and here.mean >= self.state.best.mean:
             self._set(stale=self.state.stale + 1)
             return

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from fuse_train.loop.likelihood import check_inputs, segment_nll
+from fuse_train.loop.likelihood import check_inputs, row_nats, segment_nll_of
 from fuse_train.machine.processes import progress_stream
 from launch.progress import Progress
 from store_schema.errors import InputError
@@ -26,10 +27,25 @@ class ValidSet:
     Args:
         encoded: As the target reads them.
         domains: Domain of each.
+        segment_ids: Name of each.
     """
 
     encoded: tuple[EncodedSegment, ...]
     domains: tuple[str, ...]
+    segment_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidScores:
+    """One evaluation.
+
+    Args:
+        bpb: Bits per byte by domain, over all processes.
+        row_nats: NLL of each row of this process's segments, by segment; NaN where nothing predicts it.
+    """
+
+    bpb: dict[str, float]
+    row_nats: dict[str, npt.NDArray[np.float64]]
 
 
 def load_valid(
@@ -46,7 +62,11 @@ def load_valid(
             segments = plan.segments(shard)
             chosen += [s for i, s in enumerate(segments, start=number) if i in wanted]
         number += size
-    return ValidSet(tuple(tokenizer.encode(chosen)), tuple(s.domain for s in chosen))
+    return ValidSet(
+        tuple(tokenizer.encode(chosen)),
+        tuple(s.domain for s in chosen),
+        tuple(s.segment_id for s in chosen),
+    )
 
 
 def check_valid(model: Any, valid: ValidSet) -> None:
@@ -54,7 +74,7 @@ def check_valid(model: Any, valid: ValidSet) -> None:
     check_inputs(model, valid.encoded)
 
 
-def valid_bpb(
+def valid_scores(
     model: Any,
     valid: ValidSet,
     accelerator: Any,
@@ -62,8 +82,8 @@ def valid_bpb(
     batch_segments: int,
     head_chunk_rows: int | None,
     label: str | None = None,
-) -> dict[str, float]:
-    """Bits per byte by domain; each process scores its share, with a bar where it has a label.
+) -> ValidScores:
+    """Scores by domain; each process scores its share, with a bar where it has a label.
 
     A first token without context is in neither nats nor bytes.
 
@@ -77,7 +97,7 @@ def valid_bpb(
     if label is not None:
         bar = Progress(label, len(segments), unit="segment", stream=progress_stream())
     with accelerator.autocast(), bar or nullcontext():
-        found = segment_nll(
+        rows = row_nats(
             model,
             segments,
             batch_segments=batch_segments,
@@ -85,7 +105,9 @@ def valid_bpb(
             on_scored=None if bar is None else bar.add,
         )
     sums = torch.zeros((len(names), 2), dtype=torch.float64)
-    for domain, nll in zip(valid.domains[share], found, strict=True):
+    scored = zip(valid.domains[share], segments, rows, strict=True)
+    for domain, segment, nats in scored:
+        nll = segment_nll_of(segment, nats)
         sums[names.index(domain)] += torch.tensor([nll.nats, nll.num_bytes], dtype=torch.float64)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
@@ -97,7 +119,8 @@ def valid_bpb(
             got="no bytes of " + ", ".join(silent),
             hint="add documents of theirs to that split; a text of one token without BOS has none",
         )
-    return {
+    bpb = {
         name: nats / math.log(2) / size
         for name, (nats, size) in zip(names, sums.tolist(), strict=True)
     }
+    return ValidScores(bpb, dict(zip(valid.segment_ids[share], rows, strict=True)))

@@ -97,7 +97,7 @@ def with_temperature(rows: SourceRows, temperature: float) -> SourceRows:
 
 
 def row_coefficients(
-    weights_RM: torch.Tensor, covered_RM: torch.Tensor, clm_weight: float
+    weights_RM: torch.Tensor, covered_RM: torch.Tensor, clm_weight: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients of ground truth and of the sources at each row.
 
@@ -107,14 +107,14 @@ def row_coefficients(
     Args:
         weights_RM: Selector's weights, sum 1 on covered sources.
         covered_RM: bool.
-        clm_weight: lambda.
+        clm_weight: lambda, one for all rows or [R].
 
     Returns:
         clm_R and fusion_RM.
     """
-    any_R = covered_RM.any(-1)
-    clm_R = torch.where(any_R, clm_weight, 1.0).to(weights_RM.dtype)
-    return clm_R, (1.0 - clm_weight) * weights_RM
+    clm_R = torch.as_tensor(clm_weight, dtype=weights_RM.dtype, device=weights_RM.device)
+    clm_R = torch.where(covered_RM.any(-1), clm_R, 1.0)
+    return clm_R, (1.0 - clm_R)[:, None] * weights_RM
 
 
 def importance_cv2(importance_M: torch.Tensor) -> torch.Tensor:
