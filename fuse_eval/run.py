@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fuse_eval import bpb, pool
 from fuse_eval.config import EvaluateSection
 from fuse_eval.evaluation import evaluation_record
@@ -15,9 +17,11 @@ from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_loca
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of
 from fuse_train.data.stream import SampleStream
+from fuse_train.gate.held_out import span_nats
 from fuse_train.inputs import kept_selectors, stream_options
 from fuse_train.model.models import identity
 from fuse_train.run import final_folder
+from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors.selectors import FIXED, Selector
 from launch.signals import StopFlag
 from store_schema import __version__
@@ -211,4 +215,11 @@ def _pool_content(
     named = pool.pool_selectors(section, train, sources, made)
     asked = pool.asked_selectors(named, sources)
     found = pool.estimate(samples, domains, sources, asked, target_nats, stop)
-    return pool.estimate_record(found, named, sources)
+    record = pool.estimate_record(found, named, sources)
+    if train.selector in named:
+        rows = {s.segment_id: n for s, n in zip(segments, target_nats, strict=True)}
+        batches = split_batches(samples, domains)
+        spans = span_nats(batches, named[train.selector], rows, torch.device("cpu"))
+        sizes = {domain: sums["common_bytes"] for domain, sums in record["domains"].items()}
+        record["mixture"] = pool.mixtures(spans, sizes)
+    return record
