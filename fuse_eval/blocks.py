@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store_schema import SCHEMA_VERSION
+from store_schema.disk.location import Location
+from store_schema.disk.parquet import read_parquet
 from store_schema.errors import CorruptionError, MissingError, SchemaVersionError
 from store_schema.fingerprint import bytes_digest
-from store_schema.location import Location
-from store_schema.parquet import read_parquet
-from store_schema.plan import Segment
+from store_schema.plan.plan import Segment
 
 BLOCKS_FILE = "blocks.parquet"
 _MAX_BYTES = 1 << 32

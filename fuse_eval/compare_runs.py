@@ -16,8 +16,8 @@ from fuse_eval.interference import DocumentDifferences, document_differences, in
 from fuse_eval.intervals import DomainUnits, compare, units_by_domain
 from fuse_eval.summary import EVALUATION_FILE, REPORT_FOLDER, read_json, report_location
 from store_schema.config import RunConfig, load_run
+from store_schema.disk.location import Location, open_location
 from store_schema.errors import MismatchError, MissingError
-from store_schema.location import Location, open_location
 
 EVALUATE_FIRST = "run `logitfuse eval run` on it first"
 

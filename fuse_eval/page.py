@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -31,13 +30,12 @@ from fuse_eval.findings import (
     document_line,
     headline,
     interference_line,
-    mean_of,
     pool_lines,
     specialist_lines,
     title_of,
 )
 from fuse_eval.interference_section import interference_section
-from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, table_head
+from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, figure_table, table_head
 from fuse_eval.palette import colours_of
 from fuse_eval.summary import STAGES
 
@@ -102,6 +100,13 @@ def training_sections(
     if weights:
         text = "Mean weight that the selector gives to each source where it has a distribution."
         sections.append(Section("Source weights", [text], panels=weights))
+    fusion = training_charts.fusion_panels(steps)
+    if fusion:
+        text = (
+            "How much the fusion loss counts beside ground truth. It falls in a domain as the target "
+            "learns what the sources know there, and to zero where it has overtaken them."
+        )
+        sections.append(Section("Fusing", [text], panels=fusion))
     return sections
 
 
@@ -141,48 +146,6 @@ def duration(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def figure_table(
-    caption: str,
-    first: str,
-    rows: Mapping[str, Mapping[str, float]],
-    *,
-    own: str | None = None,
-    against: str | None = None,
-    sources: Collection[str] = (),
-) -> Table:
-    """Models or selectors as rows, domains and their mean as columns, the best of each marked.
-
-    Args:
-        caption: Over the table.
-        first: Heading of the row names.
-        rows: {name: {domain: bits per byte}}.
-        own: Row that is set off.
-        against: Row that the small figures compare with.
-        sources: Rows that are sources; domains often have the same names.
-    """
-    domains = sorted({domain for values in rows.values() for domain in values})
-    filled = {name: {**values, "": mean_of(values)} for name, values in rows.items() if values}
-    best = {
-        domain: min(values.get(domain, math.inf) for values in filled.values())
-        for domain in [*domains, ""]
-        if filled
-    }
-    base = filled.get(against or "", {})
-    shown = []
-    for name, values in filled.items():
-        cells = []
-        for domain in [*domains, ""]:
-            value = values.get(domain)
-            text = "–" if value is None else significant(value, 4)
-            note = ""
-            if value is not None and base.get(domain) and name != against:
-                note = percent(value / base[domain] - 1)
-            cells.append(Cell(text, note, value is not None and value == best[domain], not domain))
-        label = f"{name} (source)" if name in sources else title_of(name)
-        shown.append(Row(label, cells, name == own))
-    return Table(caption, table_head(first, domains), shown)
 
 
 def _bpb_section(evaluation: Mapping[str, Any] | None) -> Section:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from fuse_eval.blocks import BLOCKS_FILE, by_segment, read_blocks, text_blocks, write_blocks
 from fuse_eval.common_bytes import block_ends, nats_by_block
 from store_schema import SCHEMA_VERSION
+from store_schema.disk.location import Location, open_location
 from store_schema.errors import CorruptionError, MissingError, SchemaVersionError
-from store_schema.location import Location, open_location
 from tests import store_factory
 
 NATS = {"fused": [1.5, 2.5, 0.0, 4.0], "clm_control": [1.0, 3.0, 0.0, 0.125], "a b": [9.0] * 4}

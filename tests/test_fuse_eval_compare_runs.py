@@ -19,7 +19,7 @@ from fuse_eval.findings import CONTROL, FUSED
 from fuse_eval.interference import document_differences, interference_record
 from fuse_eval.summary import write_json
 from logitfuse import main
-from store_schema.location import open_location
+from store_schema.disk.location import open_location
 from tests.test_fuse_eval_interference import make_blocks
 
 

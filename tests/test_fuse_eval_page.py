@@ -70,6 +70,7 @@ def test_page_is_whole_and_loads_nothing(page: str) -> None:
         "Interference",
         "Training",
         "Source weights",
+        "Fusing",
         "What the pools would score",
         "Alignment",
         "Time and memory",
