@@ -141,8 +141,8 @@ def test_interference_names_the_worst_documents_and_counts_domains(page: str) ->
         "6 of 270 are worse than the control beyond the noise (in sum 24.8 nats, 6.60e-05 bits per "
         "byte of the split), 33 are too short to tell; 93 score worse at all",
         'title="code/file 0.txt"',
-        '<td class=" ">1.250<small>+4.2\u202f%</small></td>',
-        '<td class=" ">71.0</td>',
+        ">1.250<small>+4.2\u202f%</small></td>",
+        ">71.0</td>",
         "too short to tell</td>",
         ">2 of 90<",
         "Summed excess by domain",
