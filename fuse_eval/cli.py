@@ -83,7 +83,7 @@ def interference_command(
     run: RunConfig, against: str | None, control: str | None, as_json: bool
 ) -> None:
     """Say which documents and domains fusing makes worse than the control, and by how much."""
-    from fuse_eval.compare_runs import run_interference
+    from fuse_eval.interference.compare_runs import run_interference
 
     content = run_interference(run, against=against, control=control)
     click.echo(as_json_text(content) if as_json else interference_report(content))

@@ -34,7 +34,7 @@ from fuse_eval.findings import (
     specialist_lines,
     title_of,
 )
-from fuse_eval.interference_section import interference_section
+from fuse_eval.interference.section import interference_section
 from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, figure_table, table_head
 from fuse_eval.palette import colours_of
 from fuse_eval.summary import STAGES

@@ -11,11 +11,17 @@ import numpy as np
 import torch
 
 from fuse_eval import bpb, pool
-from fuse_eval.blocks import BLOCKS_FILE, block_sizes, by_segment, text_blocks, write_blocks
 from fuse_eval.config import EvaluateSection
 from fuse_eval.evaluation import evaluation_record
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
-from fuse_eval.interference import document_differences, interference_record
+from fuse_eval.interference.blocks import (
+    BLOCKS_FILE,
+    block_sizes,
+    by_segment,
+    text_blocks,
+    write_blocks,
+)
+from fuse_eval.interference.documents import document_differences, interference_record
 from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of

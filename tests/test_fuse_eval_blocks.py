@@ -11,8 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse_eval.blocks import BLOCKS_FILE, by_segment, read_blocks, text_blocks, write_blocks
 from fuse_eval.common_bytes import block_ends, nats_by_block
+from fuse_eval.interference.blocks import (
+    BLOCKS_FILE,
+    by_segment,
+    read_blocks,
+    text_blocks,
+    write_blocks,
+)
 from store_schema import SCHEMA_VERSION
 from store_schema.disk.location import Location, open_location
 from store_schema.errors import CorruptionError, MissingError, SchemaVersionError

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from fuse_eval.blocks import Blocks, write_blocks
-from fuse_eval.excess import excess_ratio
 from fuse_eval.findings import CONTROL, FUSED
-from fuse_eval.interference import document_differences, interference_record
+from fuse_eval.interference.blocks import Blocks, write_blocks
+from fuse_eval.interference.documents import document_differences, interference_record
+from fuse_eval.interference.excess import excess_ratio
 from fuse_eval.summary import write_json
 from logitfuse import main
 from store_schema.disk.location import open_location
-from tests.test_fuse_eval_interference import make_blocks
+from tests.test_fuse_eval_documents import make_blocks
 
 
 def _ratio(ours: list[float], theirs: list[float], **given: Any) -> Any:

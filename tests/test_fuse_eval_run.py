@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from fuse_eval import bpb
-from fuse_eval.blocks import read_blocks
+from fuse_eval.interference.blocks import read_blocks
 from fuse_eval.run import estimate_pools, evaluate
 from fuse_eval.summary import build_summary
 from launch.signals import StopFlag

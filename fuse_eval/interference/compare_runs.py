@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from fuse_eval.blocks import Blocks, read_blocks
 from fuse_eval.config import EvaluateSection
-from fuse_eval.excess import SAME_TEXT, excess_ratio, require_same_documents
 from fuse_eval.findings import CONTROL, FUSED
-from fuse_eval.interference import DocumentDifferences, document_differences, interference_record
+from fuse_eval.interference.blocks import Blocks, read_blocks
+from fuse_eval.interference.documents import (
+    DocumentDifferences,
+    document_differences,
+    interference_record,
+)
+from fuse_eval.interference.excess import SAME_TEXT, excess_ratio, require_same_documents
 from fuse_eval.intervals import DomainUnits, compare, units_by_domain
 from fuse_eval.summary import EVALUATION_FILE, REPORT_FOLDER, read_json, report_location
 from store_schema.config import RunConfig, load_run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fuse_eval.interference import DocumentDifferences
+from fuse_eval.interference.documents import DocumentDifferences
 from store_schema.errors import MismatchError
 
 Floats = npt.NDArray[np.float64]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fuse_eval.blocks import Blocks
+from fuse_eval.interference.blocks import Blocks
 
 MIN_BLOCKS = 8
 """Below this a document's noise cannot be told from its own blocks."""
