@@ -28,6 +28,7 @@ from fuse_train.config import TrainSection
 from fuse_train.data.batch import collate
 from fuse_train.data.samples import AlignedSamples, DecodedShard
 from fuse_train.data.stream import SampleStream
+from fuse_train.gate.mixture import mixture_nats, mixture_weight
 from fuse_train.selector_fit.selector_start import SelectorStart
 from fuse_train.selector_fit.selector_training import PoolSums, pool_nll
 from fuse_train.selectors.features import shard_features
@@ -314,6 +315,24 @@ def estimate_record(
         },
         "without": without,
     }
+
+
+def mixtures(
+    spans: Mapping[str, npt.NDArray[np.float64]], num_bytes: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """Best mixture of a pool with the target by domain: the pool's weight, bits per byte.
+
+    Args:
+        spans: {domain: [2, S] nats of target and pool}, from fuse_train's `span_nats`.
+        num_bytes: Of these spans by domain.
+    """
+    found = {}
+    for domain, (target_S, pool_S) in spans.items():
+        if num_bytes.get(domain):
+            weight = mixture_weight(target_S, pool_S)
+            nats = float(mixture_nats(target_S, pool_S, weight).sum())
+            found[domain] = {"pool_weight": weight, "bpb": _bpb(nats, num_bytes[domain])}
+    return found
 
 
 def _bpb(nats: float, num_bytes: float) -> float:

@@ -17,8 +17,9 @@ from fuse_train.model.models import identity, load_config, own_dtype
 from fuse_train.selector_fit.selector_start import saved_identity
 from launch.summary import logs_folder
 from store_schema.config import ModelRef, RunConfig
-from store_schema.disk.location import open_location, storage_errors
+from store_schema.disk.location import open_location
 from store_schema.disk.parquet import parquet_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import InputError
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan

@@ -16,7 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 from store_schema.disk import remote
-from store_schema.disk.location import LocalLocation, Location, storage_errors
+from store_schema.disk.location import LocalLocation, Location
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MissingError
 from store_schema.store.reader import StoreReader, commit_key
 from store_tools.places import SoundReader, StorePlace

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.papers.mined import CarryOptions, MinedAligner
+from align.papers.carry import CarryOptions
+from align.papers.mined import MinedAligner
 from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
 from store_schema.errors import MismatchError
 from store_schema.layout import Arrays, Origin, check_shard, row_sums

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.papers.mined import CarryOptions, MinedAligner
+from align.papers.carry import CarryOptions
+from align.papers.mined import MinedAligner
 from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
 from align.papers.transport import NUM_CANDIDATES, TransportAligner, transport_shares
 from store_schema.layout import check_shard, row_sums

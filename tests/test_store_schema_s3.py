@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from store_schema.disk import remote
-from store_schema.disk.location import Location, NamedStore, open_location
+from store_schema.disk.location import Location, open_location
+from store_schema.disk.storage_errors import NamedStore
 from store_schema.errors import CorruptionError, MissingError, StorageError
 from store_schema.layout import Arrays
 from store_schema.store.reader import StoreReader, commit_key

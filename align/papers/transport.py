@@ -32,8 +32,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from align.papers.carry import LOSSLESS, CarryOptions
 from align.papers.dtw import BAND_BYTES
-from align.papers.mined import LOSSLESS, CarryOptions, align_rows
+from align.papers.mined import align_rows
 from align.papers.mined_vocabulary import NearestTokens
 from store_schema.layout import Arrays
 from store_schema.text.tokenizer import EncodedSegment

@@ -13,8 +13,9 @@ from align.chain.project import BytesAligner, VocabularyMap
 from align.chain.trie import TargetTrie
 from align.methods.exact import ExactAligner
 from align.methods.method import Aligner, SpansAligner
+from align.papers.carry import CarryOptions
 from align.papers.dtw import BAND_BYTES
-from align.papers.mined import CarryOptions, MinedAligner
+from align.papers.mined import MinedAligner
 from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
 from align.papers.stats import MatchCounts, StatsAligner
 from align.papers.transport import NUM_CANDIDATES, TransportAligner

@@ -31,8 +31,9 @@ from extract.corpus.normal_form import NormalForm
 from extract.corpus.splits import require_splits
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import RunConfig, StrictModel
-from store_schema.disk.location import Location, open_location, storage_errors
+from store_schema.disk.location import Location, open_location
 from store_schema.disk.sealed import seal, unseal
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import (
     ConfigError,
     CorruptionError,

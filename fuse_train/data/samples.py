@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from fuse_train.data.partial import incomplete, missing_shards, silent_arrays
 from fuse_train.selectors.features import shard_features
-from store_schema.disk.location import storage_errors
 from store_schema.disk.parquet import parquet_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, InputError, MismatchError
 from store_schema.layout import Arrays
 from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord

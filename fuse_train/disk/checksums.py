@@ -12,8 +12,8 @@ import google_crc32c
 
 from store_schema import SCHEMA_VERSION
 from store_schema.config import StrictModel
-from store_schema.disk.location import storage_errors
 from store_schema.disk.sealed import seal, unseal
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import CorruptionError
 from store_schema.manifest import FileRecord
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from store_schema.disk.location import storage_errors
+from store_schema.disk.storage_errors import storage_errors
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fuse_train.data.batch import collate, to_device
+from fuse_train.data.batch import collate, sources_of, to_device
 from fuse_train.data.samples import Sample
 from fuse_train.loop.likelihood import label_nats
 from fuse_train.loop.objective import FusionObjective, label_reference, select
 from fuse_train.losses.losses import SourceRows, row_coefficients
 from fuse_train.model.heads import Head, default_chunk_rows, head_of, hidden_states
-from fuse_train.selector_fit.selector_training import PROBABILITY_FLOOR, sources_of
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from store_schema.text.vocabulary import Vocabulary
 
 SHOWN = 3

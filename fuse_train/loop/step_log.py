@@ -26,7 +26,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from store_schema.disk.location import storage_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import StorageError
 
 

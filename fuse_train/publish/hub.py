@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from store_schema.disk.location import storage_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import StorageError
 
 PUSHED_FILE = "pushed.json"

@@ -25,7 +25,7 @@ from fuse_train.selectors.past import HEDGE_SCALE, OF_SOURCE, SHARED
 from fuse_train.selectors.pools import held
 from fuse_train.selectors.selectors import Selector, SourceView, covered_softmax, normalised
 from store_schema.config import StrictModel, validation_line
-from store_schema.disk.location import storage_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import CorruptionError, MismatchError, MissingError
 from store_schema.manifest import FileRecord
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
-from store_schema.disk.location import LocalLocation, Location, storage_errors
+from store_schema.disk.location import LocalLocation, Location
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import CorruptionError, MissingError
 
 

@@ -8,105 +8,24 @@ object store may give late. Credentials come from the environment, never from a 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol
 
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
 
-from store_schema.disk import remote
-from store_schema.errors import ConfigError, MissingError, StorageError
+from store_schema.disk.remote_location import RemoteLocation
+from store_schema.disk.storage_errors import NamedStore, storage_errors
+from store_schema.errors import ConfigError, MissingError
 
-_CLIENT_LIBRARIES = {
-    "botocore",
-    "aiobotocore",
-    "aiohttp",
-    "s3fs",
-    "gcsfs",
-    "adlfs",
-    "google",
-    "http",
-}
-"""Object-store clients whose errors are not OSErrors."""
-
-_KEYS_AT_ONCE = 1024
-"""Keys of one round of `read_many`: bounds memory and what a deadline spans."""
 _SYNC_THREADS = 16
-
-
-@contextmanager
-def storage_errors(where: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn what disks and object stores raise into a StorageError that names the place.
-
-    Args:
-        where: File or folder, for the message.
-        writing: Whether a thing not found is the bucket or folder that was to be written to.
-    """
-    remotely = "://" in where
-    try:
-        yield
-    except FileNotFoundError as error:
-        if writing:
-            hint = "make the bucket first" if remotely else "check the path, then rerun"
-            raise StorageError("no such place", where=where, got=error, hint=hint) from error
-        raise MissingError("file not found", where=where, hint="run the stage before") from error
-    except OSError as error:
-        hint = "check the path and its permissions, then rerun"
-        if remotely:
-            hint = "check its address and the credentials in the environment, then rerun"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free space and rerun: what was published stands"
-        got = error.strerror or str(error) or type(error).__name__
-        raise StorageError("storage refused", where=where, got=got, hint=hint) from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _CLIENT_LIBRARIES:
-            raise
-        raise StorageError(
-            "object store refused",
-            where=where,
-            got=f"{type(error).__name__}: {error}",
-            hint="check its address and the credentials in the environment, then rerun",
-        ) from error
-
-
-class NamedStore(WrapperStore[Store]):
-    """A Zarr store whose faults are StorageErrors, so that none is ever taken for damage."""
-
-    def __init__(self, store: Store, where: str, deadline_s: float | None = None) -> None:
-        super().__init__(store)
-        self._where = where
-        self._deadline_s = deadline_s
-
-    def _with_store(self, store: Store) -> NamedStore:
-        return NamedStore(store, self._where, self._deadline_s)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        with storage_errors(f"{self._where}/{key}"):
-            async with asyncio.timeout(self._deadline_s):
-                return await self._store.get(key, prototype, byte_range)
-
-    async def set(self, key: str, value: Buffer) -> None:
-        with storage_errors(f"{self._where}/{key}", writing=True):
-            async with asyncio.timeout(self._deadline_s):
-                await self._store.set(key, value)
-
-    async def exists(self, key: str) -> bool:
-        with storage_errors(f"{self._where}/{key}"):
-            async with asyncio.timeout(self._deadline_s):
-                return await self._store.exists(key)
 
 
 class Location(Protocol):
@@ -279,108 +198,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteLocation:
-    """An fsspec URL such as s3://bucket/prefix. One put is atomic; there are no renames."""
-
-    url: str
-
-    def read_bytes(self, key: str, limit: int | None = None) -> bytes:
-        filesystem, root = remote.open_filesystem(self.url)
-        part = {} if limit is None else {"start": 0, "end": limit}
-        with storage_errors(f"{self.url}/{key}"):
-            try:
-                return bytes(remote.call(filesystem, "cat_file", f"{root}/{key}", **part))
-            except OSError as error:
-                if part and "not satisfiable" in str(error):
-                    return b""  # S3's word for a range of an empty file
-                raise
-
-    def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
-        filesystem, root = remote.open_filesystem(self.url)
-        found = {}
-        for start in range(0, len(keys), _KEYS_AT_ONCE):
-            part = keys[start : start + _KEYS_AT_ONCE]
-            with storage_errors(self.url):
-                paths = [f"{root}/{key}" for key in part]
-                answers = remote.call_each(filesystem, "cat_file", paths)
-            for key, answer in zip(part, answers, strict=True):
-                if isinstance(answer, BaseException) and not isinstance(answer, FileNotFoundError):
-                    with storage_errors(f"{self.url}/{key}"):
-                        raise answer
-                if not isinstance(answer, BaseException):
-                    found[key] = bytes(answer)
-        return found
-
-    def write_atomic(self, key: str, data: bytes) -> None:
-        filesystem, root = remote.open_filesystem(self.url)
-        with storage_errors(f"{self.url}/{key}", writing=True):
-            remote.call(filesystem, "pipe_file", f"{root}/{key}", data)
-
-    def open_write(self, key: str) -> BinaryIO:
-        filesystem, root = remote.open_filesystem(self.url)
-        with storage_errors(f"{self.url}/{key}", writing=True):
-            return cast(BinaryIO, filesystem.open(f"{root}/{key}", "wb"))
-
-    def replace(self, key: str, final: str) -> None:
-        filesystem, root = remote.open_filesystem(self.url)
-        filesystem.invalidate_cache()
-        with storage_errors(f"{self.url}/{final}", writing=True):  # a server-side copy is one put
-            remote.call(filesystem, "cp_file", f"{root}/{key}", f"{root}/{final}")
-        self.delete(key)
-
-    def exists(self, key: str) -> bool:
-        filesystem, root = remote.open_filesystem(self.url)
-        filesystem.invalidate_cache()
-        with storage_errors(f"{self.url}/{key}"):
-            try:
-                found = remote.call(filesystem, "info", f"{root}/{key}")
-            except FileNotFoundError:
-                return False
-        return bool(found["type"] == "file")
-
-    def names(self, prefix: str) -> list[str]:
-        filesystem, root = remote.open_filesystem(self.url)
-        filesystem.invalidate_cache()
-        folder = f"{root}/{prefix}".rstrip("/")
-        with storage_errors(f"{self.url}/{prefix}"):
-            try:
-                listed = remote.call(filesystem, "ls", folder, detail=False)
-            except FileNotFoundError:
-                return []
-        paths = {str(path).strip("/") for path in listed}
-        # Consoles mark folders by an empty object of the folder's own name.
-        return sorted(path.rsplit("/", 1)[-1] for path in paths - {folder.strip("/")})
-
-    def delete(self, key: str) -> None:
-        filesystem, root = remote.open_filesystem(self.url)
-        filesystem.invalidate_cache()
-        path = f"{root}/{key}"
-        with storage_errors(f"{self.url}/{key}"):
-            below = [name for name in remote.call(filesystem, "find", path) if name != path]
-            # One by one: a bulk delete of S3 does not say what it could not delete.
-            for answer in remote.call_each(filesystem, "rm_file", [path, *below]):
-                if isinstance(answer, BaseException) and not isinstance(answer, FileNotFoundError):
-                    raise answer
-
-    def make_durable(self, key: str) -> None:
-        """A put that was answered is durable."""
-
-    def open_read(self, key: str) -> BinaryIO:
-        filesystem, root = remote.open_filesystem(self.url)
-        with storage_errors(f"{self.url}/{key}"):
-            opened = filesystem.open(f"{root}/{key}", "rb", block_size=remote.READ_BLOCK)
-            return cast(BinaryIO, opened)
-
-    def child(self, key: str) -> Location:
-        return RemoteLocation(f"{self.url.rstrip('/')}/{key}")
-
-    def zarr_store(self, key: str, *, read_only: bool) -> Store:
-        url = f"{self.url.rstrip('/')}/{key}"
-        store = remote.open_zarr_store(url, read_only=read_only)
-        return NamedStore(store, url, remote.CALL_DEADLINE_S)
 
 
 def open_location(url: str | Path) -> Location:

@@ -11,8 +11,8 @@ from operator import eq
 
 import pyarrow.parquet as pq
 
-from store_schema.disk.location import storage_errors
 from store_schema.disk.parquet import parquet_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, MissingError
 from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
 

@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import StrictModel
 from store_schema.disk.bounded import read_record
-from store_schema.disk.location import Location, storage_errors
+from store_schema.disk.location import Location
 from store_schema.disk.parquet import read_parquet
 from store_schema.disk.sealed import MAX_RECORD_BYTES, seal, unseal
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MissingError
 from store_schema.fingerprint import bytes_digest, fingerprint
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from store_schema.disk.location import Location, storage_errors
+from store_schema.disk.location import Location
 from store_schema.disk.sealed import seal
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.encoding.encoding import decode, encode, stored_specs
 from store_schema.encoding.frequency import ids_by_rank, ranking_bytes, ranking_fingerprint
 from store_schema.encoding.group import Coder, StoredSpec

@@ -22,6 +22,7 @@ from store_schema.errors import NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.models import model_rows, resolve_tokenizer
 from store_schema.plan.plan import Segment
+from store_schema.text.chat import rendered_chat
 from store_schema.text.piece_bytes import vocabulary_of
 from store_schema.text.specials import specials_out_of_reach
 from store_schema.text.tokenizer_class import Tokens, around_a_text
@@ -381,25 +382,7 @@ class SegmentTokenizer:
         parsed = json.loads(context)
         if "prompt" in parsed:
             return (*self.bos_ids, *self.encode_text([parsed["prompt"]])[0])
-        if getattr(self.roles, "chat_template", None) is None:
-            raise TokenizerError(
-                "messages need a chat template",
-                where=where,
-                hint="use a chat model, or map columns to prompt and response",
-            )
-        try:
-            rendered = self.roles.apply_chat_template(
-                parsed["messages"], tokenize=False, add_generation_prompt=True
-            )
-        except (
-            Exception
-        ) as error:  # a template is a program of the model's: it raises what it likes
-            raise TokenizerError(
-                "the chat template refuses the messages",
-                where=where,
-                got=f"{type(error).__name__}: {str(error)[:160]}",
-                hint="change the messages, or leave such documents out with `corpus.on_bad: drop`",
-            ) from error
+        rendered = rendered_chat(self.roles, parsed["messages"], where=where)
         ids = tuple(self._template.encode(rendered, add_special_tokens=False).ids)
         if not ids:
             raise TokenizerError("the chat template renders the messages to nothing", where=where)
