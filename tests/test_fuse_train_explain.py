@@ -31,7 +31,7 @@ from fuse_train.gate.held_out import HeldOutText
 from fuse_train.inputs import open_inputs
 from fuse_train.loop.checkpoint import STATE_FILE, TrainState, step_folders
 from fuse_train.loop.objective import FusionObjective, StepTotals
-from fuse_train.loop.schedule import progress_at
+from fuse_train.loop.schedule import progress_at, steps_in_all
 from fuse_train.losses.losses import SourceRows
 from fuse_train.run import train_run
 from fuse_train.selector_fit.selector_start import untrained
@@ -359,6 +359,12 @@ def test_adapters_of_a_checkpoint_are_in_the_numbers(tmp_path: Path) -> None:
     }
     assert nats[None] == pytest.approx(nats["final"], rel=1e-4)
     assert nats[None] != pytest.approx(nats["target"], rel=1e-3)
+
+
+def test_steps_of_a_training() -> None:
+    section = TrainSection(epochs=1.5, batch_segments=8)
+    assert [steps_in_all(section, count) for count in (1, 48, 49)] == [1, 9, 10]
+    assert steps_in_all(section.model_copy(update={"max_steps": 4}), 48) == 4
 
 
 # --------------------------------------------------------------------------- what is printed
