@@ -90,7 +90,7 @@ class TestText:
             model=folder.name,
             request_fingerprint=self._request,
             nats=tuple(float(nats) for segment in values for nats in segment),
-            num_bytes=tuple(block_sizes(self.text).tolist()),
+            num_bytes=tuple(block_sizes(self.text.block_ends).tolist()),
             seconds=0,
         )
         bpb.save_score(open_location(str(folder)), SCORES_FILE, score)
@@ -160,7 +160,8 @@ def see(setting: Setting, data: Data, *, quick: bool = False) -> Seen:
             err=True,
         )
     pool = read_json(report_location(load_run(setting.run_file(data))), POOL_FILE) or {}
-    return Seen(valid, text_blocks(text.text, nats), pool["alone_bpb"], pool.get("forecast"))
+    blocks = text_blocks(text.text.segments, text.text.block_ends, nats)
+    return Seen(valid, blocks, pool["alone_bpb"], pool.get("forecast"))
 
 
 def measure(
