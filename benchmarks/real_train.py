@@ -34,8 +34,9 @@ from train_steps import SOURCES, Size, make_batch
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch
 from fuse_train.loop.checkpoint import TrainState
+from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.step_log import StepLog
-from fuse_train.loop.trainer import LoopInputs, TrainingLoop
+from fuse_train.loop.trainer import TrainingLoop
 from fuse_train.machine.precision import choose_precision
 from fuse_train.model.models import load_config, load_model
 from fuse_train.model.target import Target

@@ -17,10 +17,9 @@ import torch
 
 from benchmarks.select_data import SeedData
 from fuse_train.config import TrainSection
-from fuse_train.data.batch import Batch, collate
+from fuse_train.data.batch import Batch, collate, sources_of
 from fuse_train.loop.objective import FusionObjective, StepTotals, importance
 from fuse_train.losses.losses import importance_cv2
-from fuse_train.selector_fit.selector_training import sources_of
 from fuse_train.selectors.asn import AdaptiveSelector
 from fuse_train.selectors.features import shard_features
 from fuse_train.selectors.pools import pool_nats

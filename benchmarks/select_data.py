@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 
 from fuse_eval.intervals import DomainUnits, units_by_domain
-from fuse_train.data.batch import Batch
+from fuse_train.data.batch import Batch, sources_of, whole_spans
 from fuse_train.data.samples import AlignedSamples, DecodedShard, domains_of
 from fuse_train.data.stream import SampleStream, StreamOptions
-from fuse_train.selector_fit.selector_training import sources_of, split_batches, whole_spans
+from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors.features import shard_features
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.pools import pool_nats, span_sums

@@ -23,9 +23,10 @@ from fuse_train.inputs import (
     stream_options,
 )
 from fuse_train.loop.checkpoint import TrainState, latest_checkpoint
+from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
-from fuse_train.loop.trainer import LoopInputs, TrainingLoop
+from fuse_train.loop.trainer import TrainingLoop
 from fuse_train.loop.validation import ValidSet, check_valid, load_valid
 from fuse_train.machine.launchers import check_accelerator, check_launcher
 from fuse_train.machine.memory_fit import free_memory

@@ -13,7 +13,7 @@ from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.loop.objective import FusionObjective
-from fuse_train.loop.validation import load_valid, valid_bpb
+from fuse_train.loop.validation import load_valid, valid_scores
 from fuse_train.machine.memory_fit import fitting_size, is_out_of_memory
 from fuse_train.publish.final import read_done
 from fuse_train.run import train_run
@@ -182,7 +182,7 @@ def test_domain_of_which_no_byte_is_scored(tmp_path) -> None:
     folder = tiny_model(tmp_path / "m", "llama", tokenizer.roles)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(InputError, match="prose"):
-        valid_bpb(model, cut, Accelerator(), batch_segments=4, head_chunk_rows=64)
+        valid_scores(model, cut, Accelerator(), batch_segments=4, head_chunk_rows=64)
 
 
 def test_nothing_that_can_be_trained(tmp_path, capsys, monkeypatch) -> None:
@@ -242,7 +242,7 @@ def test_a_batch_that_does_not_fit(tmp_path, capsys, monkeypatch, limit, said) -
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("fuse_train.loop.trainer.valid_bpb", "evaluation of 8 segments at a time does not fit"),
+        ("fuse_train.loop.trainer.valid_scores", "evaluation of 8 segments at a time does not fit"),
         ("torch.optim.AdamW.step", "state of optimizer adamw_torch_fused does not fit"),
     ],
 )

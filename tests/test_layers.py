@@ -39,9 +39,9 @@ ORDER = {
         *("run", "cli", "__main__"),
     ),
     "fuse_train": (
-        *("loss_config", "config", "disk", "machine", "model", "selectors", "losses"),
-        *("data", "loop", "selector_fit", "publish", "inputs", "recipe", "run", "selector_run"),
-        *("cli", "__main__"),
+        *("loss_config", "gate_config", "config", "disk", "machine", "model", "selectors"),
+        *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "recipe"),
+        *("run", "selector_run", "cli", "__main__"),
     ),
 }
 """Files and folders at the root of a room: each may import what stands before it, when it is loaded."""

@@ -20,6 +20,7 @@ from fuse_train.losses.losses import SourceRows
 from fuse_train.losses.span_likelihood import SpanBatch
 from fuse_train.selectors.features import FEATURES
 from fuse_train.selectors.hedge import past_of
+from fuse_train.selectors.pools import span_sums
 from fuse_train.selectors.selectors import SourceView
 from store_schema.layout import Origin
 
@@ -298,6 +299,26 @@ def _entries(
         ids_BTMK[:, :, m][filled_BTK] = np.concatenate(ids)
         probs_BTMK[:, :, m][filled_BTK] = np.exp(np.concatenate(logprobs))
     return ids_BTMK, probs_BTMK
+
+
+def whole_spans(batch: Batch) -> torch.Tensor:
+    """First rows [B, T] of the spans that pools are scored on.
+
+    Every source knows the probability of every label, and one covers the first row: a row that nobody
+    covers has no pool.
+    """
+    sources = sources_of(batch)
+    unknown_BT = sources.label_logprobs_BTM.isnan().any(-1)
+    whole_BT = span_sums(unknown_BT.long(), sources.begins_BT) == 0
+    some_BT = span_sums(batch.label_bytes_BT, sources.begins_BT) > 0
+    return whole_BT & some_BT & sources.covered_BTM.any(-1)
+
+
+def sources_of(batch: Batch) -> SourceBatch:
+    """The sources of a batch that has some."""
+    if batch.sources is None:
+        raise TypeError("batches of ground truth alone have no pool")
+    return batch.sources
 
 
 Moved = TypeVar("Moved", bound=Batch | SourceBatch | Packs | SpanBatch)

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fuse_train.data.batch import Batch, to_device
+from fuse_train.data.batch import Batch, sources_of, to_device, whole_spans
 from fuse_train.gate.mixture import mixture_weight
-from fuse_train.selector_fit.selector_training import PROBABILITY_FLOOR, sources_of, whole_spans
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.pools import pool_nats, span_sums
 from fuse_train.selectors.selectors import Selector
 

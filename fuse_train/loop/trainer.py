@@ -5,30 +5,25 @@ Shape suffixes: M sources.
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch, to_device
-from fuse_train.data.stream import SampleStream
 from fuse_train.disk.checksums import with_checksums
 from fuse_train.disk.folders import publish_folder
-from fuse_train.gate.held_out import HeldOutText
 from fuse_train.loop.checkpoint import BestRecord, TrainState, best_folder, save_checkpoint
 from fuse_train.loop.figures import CollapseWatch, readable, step_figures
+from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.objective import FusionObjective, StepTotals, Sums, importance
 from fuse_train.loop.optimizer import build_optimizer, load_optimizer
 from fuse_train.loop.schedule import rate_schedule, set_rate, steps_between_checkpoints
-from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trackers import numbers
-from fuse_train.loop.validation import ValidSet, valid_scores
+from fuse_train.loop.validation import valid_scores
 from fuse_train.machine.memory_fit import fits, fitting_size, free_memory, is_out_of_memory
 from fuse_train.machine.processes import progress_stream
 from fuse_train.model.target import Target
@@ -37,41 +32,6 @@ from fuse_train.selectors.selectors import Selector
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.errors import ConfigError, ModelError
-from store_schema.text.tokenizer import SegmentTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class LoopInputs:
-    """What a loop is made of.
-
-    Args:
-        label: "fused" or "control", for people.
-        section: The recipe.
-        seed: Of the run.
-        stream: Of the training split.
-        valid: Segments evaluated on the way, None for no evaluation.
-        tokenizer: The target's.
-        checkpoints: Folder.
-        log: Step log.
-        held_out: The evaluated segments as the sources see them, where the fusion gate asks for it.
-    """
-
-    label: str
-    section: TrainSection
-    seed: int
-    stream: SampleStream
-    valid: ValidSet | None
-    tokenizer: SegmentTokenizer
-    checkpoints: Path
-    log: StepLog
-    held_out: HeldOutText | None = None
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        section = self.section
-        per_epoch = self.stream.num_samples / section.batch_segments
-        return section.max_steps or max(1, math.ceil(section.epochs * per_epoch - 1e-9))
 
 
 class TrainingLoop:

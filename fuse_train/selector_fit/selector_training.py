@@ -16,15 +16,15 @@ from typing import Literal
 import torch
 
 from fuse_train.config import AsnSection
-from fuse_train.data.batch import Batch, SourceBatch, collate, to_device
+from fuse_train.data.batch import Batch, SourceBatch, collate, sources_of, to_device, whole_spans
 from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream
 from fuse_train.loop.schedule import rate_factor
 from fuse_train.losses.losses import importance_cv2
 from fuse_train.selectors.asn import AdaptiveSelector, SharedScorer
 from fuse_train.selectors.gates import ConstantGate, RewardNetwork
-from fuse_train.selectors.hedge import PROBABILITY_FLOOR as PROBABILITY_FLOOR
-from fuse_train.selectors.pools import held, pool_nats, span_sums
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from fuse_train.selectors.pools import held, pool_nats
 from fuse_train.selectors.selectors import Selector
 from store_schema.errors import ModelError
 
@@ -186,19 +186,6 @@ def train_selector(
     return selector.eval()
 
 
-def whole_spans(batch: Batch) -> torch.Tensor:
-    """First rows [B, T] of the spans that pools are scored on.
-
-    Every source knows the probability of every label, and one covers the first row: a row that nobody
-    covers has no pool.
-    """
-    sources = sources_of(batch)
-    unknown_BT = sources.label_logprobs_BTM.isnan().any(-1)
-    whole_BT = span_sums(unknown_BT.long(), sources.begins_BT) == 0
-    some_BT = span_sums(batch.label_bytes_BT, sources.begins_BT) > 0
-    return whole_BT & some_BT & sources.covered_BTM.any(-1)
-
-
 def new_selector(
     section: AsnSection, seed: int, kind: Kind = "asn", num_sources: int = 0
 ) -> AdaptiveSelector:
@@ -223,10 +210,3 @@ def known_rows(sources: SourceBatch) -> int:
     """Rows where at least one covered source knows the label: those that the pool loss counts."""
     known_BTM = ~sources.label_logprobs_BTM.isnan() & sources.covered_BTM
     return int(known_BTM.any(-1).sum())
-
-
-def sources_of(batch: Batch) -> SourceBatch:
-    """The sources of a batch that has some."""
-    if batch.sources is None:
-        raise TypeError("batches of ground truth alone have no pool")
-    return batch.sources
