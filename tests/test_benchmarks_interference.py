@@ -11,7 +11,6 @@ import click
 import numpy as np
 import pytest
 import yaml
-from fuse_eval.blocks import Blocks
 
 from benchmarks import bench_interference as bench
 from benchmarks import interference_settings as asked
@@ -33,6 +32,7 @@ from benchmarks.interference_figures import (
 )
 from benchmarks.interference_settings import CONTROL, METHODS, OURS, TODAY, Data, Recipe, Setting
 from benchmarks.interference_steps import median_step
+from fuse_eval.blocks import Blocks
 from fuse_train.cli import train
 from fuse_train.config import TrainSection
 from logitfuse import main
@@ -89,7 +89,7 @@ def test_every_method_has_the_same_three_recipes() -> None:
     assert set(asked.REAL_RATES) <= {lr for lr, _ in asked.GRIDS["real"]}
 
 
-def test_every_recipe_is_one_that_training_takes(tmp_path: Path, ungated: tuple[str, ...]) -> None:
+def test_every_recipe_is_one_that_training_takes(tmp_path: Path) -> None:
     for setting in asked.all_settings(tmp_path).values():
         file = tmp_path / "run.yaml"
         file.write_text(yaml.safe_dump(setting.run(setting.data[0])))
@@ -99,6 +99,10 @@ def test_every_recipe_is_one_that_training_takes(tmp_path: Path, ungated: tuple[
         }
         control = sections[CONTROL]
         assert (control.selector, control.clm_weight) == ("uniform", 1.0)
+        gates = {name: section.fusion_gate.kind for name, section in sections.items()}
+        ours = gates.pop(OURS)
+        assert ours != "none"
+        assert set(gates.values()) == {"none"}
         assert sections[OURS].clm_weight == setting.data[0].run["train"]["clm_weight"]
         if "fusion_x" in sections:
             published = sections["fusion_x"]
@@ -292,21 +296,10 @@ def test_step_times_leave_the_first_steps_out() -> None:
 # --------------------------------------------------------------------------------------- a toy pass
 
 
-@pytest.fixture
-def ungated(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Methods as this version of training takes them."""
-    gate = asked.UNGATED.removeprefix("train.").partition(".")[0]
-    if gate not in TrainSection.model_fields:
-        for name, words in METHODS.items():
-            monkeypatch.setitem(METHODS, name, tuple(w for w in words if w != asked.UNGATED))
-    return METHODS[TODAY]
-
-
 def test_toy_pass_and_resume(
     tmp_path: Path,
     tiny_models: dict[str, Path],
     sample_texts: dict[str, list[str]],
-    ungated: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
