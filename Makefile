@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
+.PHONY: demo real real-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -159,6 +159,11 @@ bench-demo: $(READY)
 bench-real-rates: $(READY)
 	$(BIN)/python benchmarks/recipes.py --config examples/real.yaml --data runs/real \
 		--out runs/real-rates $(call RATES,3e-5 1e-4 3e-4)
+
+# Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
+# and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.
+bench-interference: $(READY)
+	$(BIN)/python benchmarks/bench_interference.py $(if $(SETTINGS),--settings $(SETTINGS))
 
 # Bytes and fidelity of the store beside other recipes, decoding and encoding speed (makes a model first).
 bench-store: $(READY)
