@@ -12,10 +12,11 @@ import click
 from align.report.report import build_report
 from align.report.report_page import costly, missing_line, number, view_command, write_report
 from align.report.view import Row, Token, ViewedSegment, read_view, require_position
-from align.report.view_page import ORIGINS, figures, page, share, shown
+from align.report.view_page import ORIGINS, figures, page, shown
 from align.run import AlignSummary, align_source
 from align.run import dry_run as try_out
 from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
+from launch.quantities import share_text
 from launch.signals import stop_on_signals
 from launch.visible import cut, padded, quoted, visible
 from launch.work import Part, chosen_sources
@@ -159,13 +160,13 @@ def _column(title: str, row: Row, names: Mapping[int, Token]) -> list[str]:
     lines = [f"{title}: {_nats(row.logprob)}"]
     for token, logprob in row.entries:
         mark = "*" if token == row.token_id else " "
-        lines.append(f"{mark}{padded(shown(names[token]), 22)} {share(math.exp(logprob)):>7}")
+        lines.append(f"{mark}{padded(shown(names[token]), 22)} {share_text(math.exp(logprob)):>7}")
     if row.logprob is not None and row.token_id not in {token for token, _ in row.entries}:
         name = padded(shown(names[row.token_id]), 22)
-        lines.append(f"*{name} {share(math.exp(row.logprob)):>7}")
+        lines.append(f"*{name} {share_text(math.exp(row.logprob)):>7}")
     if row.left_out:
-        lines.append(f" {padded(f'{row.left_out} more', 22)} {share(row.left_out_mass):>7}")
-    lines.append(f" {padded('tail', 22)} {share(row.tail_mass):>7}")
+        lines.append(f" {padded(f'{row.left_out} more', 22)} {share_text(row.left_out_mass):>7}")
+    lines.append(f" {padded('tail', 22)} {share_text(row.tail_mass):>7}")
     return lines
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,14 @@ import click
 from fuse_train.machine.processes import is_main, process_count, quiet_beside_main, tells
 from launch.command import StageGroup, run_options, timed_stage
 from store_schema.config import RunConfig
-from store_schema.errors import LogitfuseError, Stopped
+from store_schema.errors import ConfigError, LogitfuseError, Stopped
 
 if TYPE_CHECKING:
     from fuse_train.run import Outcome
+
+
+LISTED_POSITIONS = 20
+"""Of `train explain`, unless told how many."""
 
 
 class TrainGroup(StageGroup):
@@ -96,6 +102,50 @@ def selector_command(run: RunConfig) -> None:
     print(table(trained))
     if not trained.fresh:
         print("train selector: complete, nothing to do")
+
+
+@train.command("explain")
+@click.option("--segment", metavar="ID", help="Segment id, or its row number.")
+@click.option(
+    "--document", metavar="ID", help="Document of the segment, whose number there is then enough."
+)
+@click.option(
+    "--model",
+    metavar="target|final|control|FOLDER",
+    help="Whose NLL; default: the newest checkpoint, the final model, or the target as it is.",
+)
+@click.option(
+    "--top", type=click.IntRange(1), metavar="N", help="Positions that are listed; default: 20."
+)
+@click.option("--all", "every", is_flag=True, help="List every position, in order.")
+@click.option("--json", "as_object", is_flag=True, help="One JSON object, for programs.")
+@run_options
+def explain_command(
+    run: RunConfig,
+    segment: str | None,
+    document: str | None,
+    model: str | None,
+    top: int | None,
+    every: bool,
+    as_object: bool,
+) -> None:
+    """Show a segment with what target and pool say at each position, and who is in the pool.
+
+    Lists the positions where the two differ most.
+    """
+    if every and top is not None:
+        raise ConfigError(
+            "two ways to say which positions are listed", where="--all and --top", expected="one"
+        )
+    from fuse_train.explain.segment import explain_segment
+    from fuse_train.explain.text import as_json, explained_text
+
+    found = explain_segment(run, segment=segment, document=document, model=model)
+    if as_object:
+        click.echo(json.dumps(as_json(found), allow_nan=False))
+        return
+    columns = shutil.get_terminal_size((120, 24)).columns
+    click.echo(explained_text(found, columns, top=None if every else top or LISTED_POSITIONS))
 
 
 def _with_train(run: RunConfig, **changes: Any) -> RunConfig:

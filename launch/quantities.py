@@ -33,3 +33,10 @@ def duration_text(seconds: float) -> str:
         return f"{hours} h {minutes:02d} min"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours:02d} h"
+
+
+def share_text(probability: float) -> str:
+    """Such as "12.3%", "1.23%", "<0.01%"."""
+    if probability >= 0.0995:
+        return f"{probability:.1%}"
+    return f"{probability:.2%}" if probability >= 1e-4 or probability <= 0 else "<0.01%"

@@ -11,7 +11,7 @@ import numpy as np
 from launch.visible import visible
 from store_schema.errors import ConfigError, MissingError
 from store_schema.layout import Arrays, Finish, Origin
-from store_schema.plan.find_segment import find_shard, row_number
+from store_schema.plan.find_segment import find_segment, row_number
 from store_schema.plan.plan import Plan, Segment
 from store_schema.store.answers import TEXT_ARRAYS, StoredAnswer, read_answers
 from store_schema.text.vocabulary import Vocabulary
@@ -198,11 +198,7 @@ def _located(
             )
         return _shard_of_row(reader, row), row, None
     reader.require_plan(plan)
-    record = find_shard(plan, wanted)
-    row = row_number(wanted)
-    segments = plan.segments(record)
-    chosen = (s for s in segments if (s.segment_id == wanted if row is None else s.index == row))
-    segment = next(chosen)
+    record, segment = find_segment(plan, wanted)
     if record.index not in reader.commits:
         raise MissingError(
             f"shard {record.index}, which holds the segment, is not committed",
@@ -264,7 +260,7 @@ def positions_of(
         label = float(arrays["label_logprobs"][i])
         first, last = map(int, arrays["entry_offsets"][i : i + 2])
         best = [
-            Expected(int(e), spelt(vocabulary, int(e)), float(logprob))
+            Expected(int(e), vocabulary.spelling(int(e)), float(logprob))
             for e, logprob in zip(
                 arrays["entry_ids"][first : min(last, first + top)],
                 arrays["entry_logprobs"][first : min(last, first + top)],
@@ -274,24 +270,17 @@ def positions_of(
         positions.append(
             Position(
                 i - start,
-                spelt(vocabulary, token) if text is None else text[begin:end],
+                vocabulary.spelling(token) if text is None else text[begin:end],
                 token,
                 None if math.isnan(label) else label,
                 float(arrays["tail_mass"][i]),
                 tuple(best),
                 Origin(int(arrays["origin"][i])) if "origin" in arrays else None,
-                spelt(vocabulary, token) if "finish" in arrays and end == begin else b"",
+                vocabulary.spelling(token) if "finish" in arrays and end == begin else b"",
             )
         )
         begin = end
     return tuple(positions)
-
-
-def spelt(vocabulary: Vocabulary, token_id: int) -> bytes:
-    """How a token is written; models may have ids that their tokenizer does not know."""
-    if token_id < len(vocabulary) and vocabulary.spelt[token_id]:
-        return vocabulary.spelt[token_id]
-    return f"<id {token_id}>".encode()
 
 
 def list_segments(place: StorePlace, count: int = LISTED) -> list[Listed]:
@@ -322,7 +311,7 @@ def _listed_without_plan(reader: SoundReader, shard: int, count: int) -> list[Li
     rows, offsets = arrays["segment_ids"][:count], arrays["token_offsets"]
     ids = arrays["token_ids"].tolist()
     return [
-        Listed(int(row), None, b"".join(spelt(reader.vocabulary, i) for i in ids[start:stop]))
+        Listed(int(row), None, b"".join(reader.vocabulary.spelling(i) for i in ids[start:stop]))
         for row, start, stop in zip(rows, offsets, offsets[1:], strict=False)
     ]
 

@@ -6,6 +6,7 @@ import math
 
 import click
 
+from launch.quantities import share_text
 from launch.visible import cut, padded, quoted, visible, width
 from store_schema.layout import Finish
 from store_tools.show import Listed, Position, ShownAnswer, ShownSegment
@@ -16,10 +17,7 @@ _GAP = "  "
 
 def share(logprob: float) -> str:
     """A probability as people read it."""
-    probability = math.exp(logprob)
-    if probability >= 0.0995:
-        return f"{probability:.1%}"
-    return f"{probability:.2%}" if probability >= 1e-4 else "<0.01%"
+    return share_text(math.exp(logprob))
 
 
 def heading(shown: ShownSegment) -> str:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from align.cli import align
 from align.report.view import Row, Span, Token, ViewedSource, read_view
-from align.report.view_page import clusters, cut_text, share, text_html
+from align.report.view_page import clusters, cut_text, text_html
+from launch.quantities import share_text
 from launch.visible import padded, quoted, visible, width
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
@@ -513,9 +514,9 @@ def test_one_position_as_a_table(run_file: Path, tmp_path: Path) -> None:
         assert block.startswith(f"{quoted(text[row.start : row.end])}, bytes {row.start} to")
         assert f"source token {covering}: " in block
         for item in (row, token):
-            assert f"{'tail':<22} {share(item.tail_mass):>7}" in block
+            assert f"{'tail':<22} {share_text(item.tail_mass):>7}" in block
             for _, logprob in item.entries:
-                assert f" {share(np.exp(logprob)):>7}" in block
+                assert f" {share_text(np.exp(logprob)):>7}" in block
         assert block.count("*") == sum(r.logprob is not None for r in (row, token))
     default = tmp_path / "here"
     assert f"{default}/report/view-0.html" in ok(

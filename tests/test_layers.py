@@ -41,7 +41,7 @@ ORDER = {
     "fuse_train": (
         *("loss_config", "gate_config", "config", "disk", "machine", "model", "selectors"),
         *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "recipe"),
-        *("run", "selector_run", "cli", "__main__"),
+        *("run", "selector_run", "explain", "cli", "__main__"),
     ),
 }
 """Files and folders at the root of a room: each may import what stands before it, when it is loaded."""

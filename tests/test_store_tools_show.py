@@ -23,7 +23,6 @@ from store_tools.show import (
     Position,
     ShownSegment,
     read_segment,
-    spelt,
 )
 from store_tools.show_page import level, page
 from store_tools.show_text import segment_text, share
@@ -278,7 +277,7 @@ def test_a_mark_does_not_join_the_quote() -> None:
 def test_ids_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     """Models may have more ids than their tokenizer, and give them probability."""
     table = Vocabulary((b"<s>", b"a", b""), np.array([True, False, True]))
-    assert [spelt(table, i) for i in range(4)] == [b"<s>", b"a", b"<id 2>", b"<id 3>"]
+    assert [table.spelling(i) for i in range(4)] == [b"<s>", b"a", b"<id 2>", b"<id 3>"]
 
 
 def test_a_plan_that_lies_about_ids_is_found(tmp_path: Path) -> None:

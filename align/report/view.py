@@ -13,7 +13,7 @@ from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, MissingError
 from store_schema.layout import Arrays, Kind, Origin
-from store_schema.plan.find_segment import find_shard, row_number
+from store_schema.plan.find_segment import find_segment
 from store_schema.plan.plan import Plan, Segment, ShardRecord
 from store_schema.store.guards import REPAIR
 from store_schema.store.reader import StoreReader
@@ -169,13 +169,7 @@ def read_view(run: RunConfig, sources: Iterable[str], wanted: str, *, top: int) 
         CorruptionError: Something that was read is damaged.
     """
     plan = Plan.open(open_location(f"{run.data_folder}/plan"))
-    record = find_shard(plan, wanted)
-    row = row_number(wanted)
-    segment = next(
-        s
-        for s in plan.segments(record)
-        if (s.segment_id == wanted if row is None else s.index == row)
-    )
+    record, segment = find_segment(plan, wanted)
     viewed = [view_source(run, plan, record, segment, source, top=top) for source in sources]
     return ViewedSegment(segment, record.index, tuple(viewed))
 

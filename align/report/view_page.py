@@ -330,13 +330,6 @@ def _number(nats: float | None) -> float | None:
     return None if nats is None else max(min(round(nats, 4), 9999.0), -9999.0)
 
 
-def share(probability: float) -> str:
-    """A probability as people read it."""
-    if probability >= 0.0995:
-        return f"{probability:.1%}"
-    return f"{probability:.2%}" if probability >= 1e-4 or probability <= 0 else "<0.01%"
-
-
 def shown(token: Token) -> str:
     """A token in quotes, a special one by its bare name."""
     return visible(token.spelt) if token.special else quoted(token.spelt)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from fuse_train.config import TrainSection
 from fuse_train.data.stream import SampleStream
 from fuse_train.gate.held_out import HeldOutText
+from fuse_train.loop.schedule import steps_in_all
 from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.validation import ValidSet
 from store_schema.text.tokenizer import SegmentTokenizer
@@ -43,6 +43,4 @@ class LoopInputs:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        section = self.section
-        per_epoch = self.stream.num_samples / section.batch_segments
-        return section.max_steps or max(1, math.ceil(section.epochs * per_epoch - 1e-9))
+        return steps_in_all(self.section, self.stream.num_samples)

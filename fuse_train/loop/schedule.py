@@ -20,6 +20,17 @@ def steps_between_checkpoints(section: TrainSection, num_steps: int) -> int:
     return section.checkpoint_every or min(math.ceil(num_steps / 10), MOST_STEPS_UNSAVED)
 
 
+def steps_in_all(section: TrainSection, num_samples: int) -> int:
+    """Optimizer steps of a whole training, given the samples of an epoch."""
+    per_epoch = num_samples / section.batch_segments
+    return section.max_steps or max(1, math.ceil(section.epochs * per_epoch - 1e-9))
+
+
+def progress_at(step: int, num_steps: int) -> float:
+    """Place of a step (from 0) in the training: 0 at the first, 1 at the last."""
+    return min(step / max(1, num_steps - 1), 1.0)
+
+
 def rate_factor(step: int, num_steps: int, *, warmup_ratio: float, floor: float) -> float:
     """Share of the peak rate at `step` (from 0): linear warm-up, then cosine to `floor`."""
     warmup = warmup_steps(num_steps, warmup_ratio)

@@ -21,7 +21,12 @@ from fuse_train.loop.figures import CollapseWatch, readable, step_figures
 from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.objective import FusionObjective, StepTotals, Sums, importance
 from fuse_train.loop.optimizer import build_optimizer, load_optimizer
-from fuse_train.loop.schedule import rate_schedule, set_rate, steps_between_checkpoints
+from fuse_train.loop.schedule import (
+    progress_at,
+    rate_schedule,
+    set_rate,
+    steps_between_checkpoints,
+)
 from fuse_train.loop.trackers import numbers
 from fuse_train.loop.validation import valid_scores
 from fuse_train.machine.memory_fit import fits, fitting_size, free_memory, is_out_of_memory
@@ -143,7 +148,7 @@ class TrainingLoop:
         waited = time.monotonic() - asked
         _seed_step(self.inputs.seed, step, accelerator.process_index)
         batches = [to_device(batch, accelerator.device) for batch in batches]
-        self._plain_objective.at_progress(step / max(1, self.inputs.num_steps - 1))
+        self._plain_objective.at_progress(progress_at(step, self.inputs.num_steps))
         self._plain_objective.fusion_shares = self.state.fusion_shares
         totals = self._totals(batches)
         parts = self._gradients(step, batches, totals)

@@ -59,6 +59,12 @@ class Vocabulary:
         pairs = zip(self.spelt, self.special.tolist(), strict=True)
         return tuple(b"" if special else token for token, special in pairs)
 
+    def spelling(self, token_id: int) -> bytes:
+        """How a token is written; models may have ids that their tokenizer does not know."""
+        if token_id < len(self.spelt) and self.spelt[token_id]:
+            return self.spelt[token_id]
+        return f"<id {token_id}>".encode()
+
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """[V] bytes of each token."""

@@ -1,0 +1,1 @@
+"""One segment looked at as the loss sees it (`train explain`)."""

@@ -1,0 +1,192 @@
+"""An explained segment for a terminal, and as one JSON object for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from fuse_train.explain.positions import Likely, Position
+from fuse_train.explain.segment import Explained
+from launch.quantities import share_text
+from launch.visible import cut, padded, quoted, visible, width
+
+_TOKEN_COLUMNS = 18
+_INDENT = 8
+_AHEAD = (("{+", "+}", "green"), ("[-", "-]", "red"))
+"""Marks of tokens that the pool knows better than the target, and the other way round."""
+
+
+def as_json(found: Explained) -> dict[str, Any]:
+    """One object; `positions` has one array for each figure, all as long as the segment has tokens."""
+    rows = found.positions
+    segment = found.segment
+    return {
+        "segment": segment.segment_id,
+        "document": segment.document_id,
+        "row": segment.index,
+        "shard": found.shard,
+        "domain": segment.domain,
+        "split": segment.split,
+        "text": segment.text,
+        "model": found.model,
+        "model_folder": found.model_folder,
+        "selector": found.selector,
+        "hindsight": found.hindsight,
+        "clm_weight": found.clm_weight,
+        "fusion_share": found.fusion_share,
+        "fusion_share_from": found.share_from,
+        "sources": list(found.sources),
+        "positions": {
+            "token_ids": [p.token_id for p in rows],
+            "tokens": [_plain(p.data) for p in rows],
+            "byte_starts": [p.start for p in rows],
+            "byte_ends": [p.end for p in rows],
+            "begins_span": [p.begins for p in rows],
+            "target_nats": [p.target_nats for p in rows],
+            "pool_nats": [p.pool_nats for p in rows],
+            "weights": [list(p.weights) for p in rows],
+            "fusion_weights": [p.fusion_weight for p in rows],
+            **_top_arrays("target", [p.target_top for p in rows]),
+            **_top_arrays("pool", [p.pool_top for p in rows]),
+        },
+    }
+
+
+def _top_arrays(name: str, top: Sequence[tuple[Likely, ...]]) -> dict[str, list[list[Any]]]:
+    return {
+        f"{name}_top_ids": [[one.token_id for one in row] for row in top],
+        f"{name}_top_tokens": [[_plain(one.data) for one in row] for row in top],
+        f"{name}_top_probabilities": [[one.probability for one in row] for row in top],
+    }
+
+
+def _plain(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
+
+
+# ------------------------------------------------------------------------------- for a terminal
+
+
+def explained_text(found: Explained, columns: int, *, top: int | None) -> str:
+    """Heading, the text with the positions that are listed, and the list.
+
+    Args:
+        found: The segment.
+        columns: Of the terminal.
+        top: How many positions, those where target and pool differ most; None is all, in order.
+    """
+    lines = [*_heading(found), ""]
+    listed: Sequence[Position] = found.positions
+    if top is not None:
+        listed = found.most_different(top)
+        fused = sum(p.fused for p in found.positions)
+        lines += [
+            marked_text(found.segment.text, listed),
+            "",
+            f"the {len(listed)} of {fused} fused positions where target and pool differ most "
+            "({+the pool is ahead+}, [-the target is ahead-]):",
+        ]
+    token_columns = max((width(quoted(p.data)) for p in listed), default=0)
+    token_columns = max(min(token_columns, _TOKEN_COLUMNS), len("token"))
+    lines.append(
+        f"{'pos':>5} {padded('token', token_columns)} {'target':>8} {'pool':>8} {'ahead':>8} "
+        f"{'fusion':>7}  weights"
+    )
+    for position in listed:
+        lines += _position_lines(position, found.sources, token_columns, columns)
+    lines += [
+        "",
+        "target, pool: NLL of the token, nats; ahead: target - pool; fusion: weight of the fusion loss",
+        "there, the rest is ground truth; below, the most probable tokens, * the one that stands there",
+    ]
+    if any(not p.begins for p in listed):
+        lines.append("(inside): a source is inside one of its tokens, so that it paid before")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _heading(found: Explained) -> list[str]:
+    segment = found.segment
+    size = len(segment.text.encode())
+    known = [p for p in found.positions if p.fused and p.ahead_nats is not None]
+    hindsight = ", whose weights saw the labels (hindsight)" if found.hindsight else ""
+    weight = (1 - found.clm_weight) * found.fusion_share
+    lines = [
+        f"segment {visible(segment.segment_id)} (row {segment.index}, shard {found.shard}, domain "
+        f"{visible(segment.domain)}, split {visible(segment.split)}): {size:,} bytes, "
+        f"{len(found.positions):,} positions, {sum(p.fused for p in found.positions):,} fused",
+        f"target: {visible(found.model)}",
+        f"pool: selector {visible(found.selector)}{hindsight}, over {', '.join(found.sources)}",
+        f"fusion loss: weight {weight:.3f} = (1 - {found.clm_weight:g}) * {found.fusion_share:.3f}, "
+        f"the gate's share of domain {visible(segment.domain)} ({visible(found.share_from)})",
+    ]
+    if known:
+        target, pool = (
+            math.fsum(getattr(p, name) for p in known) / len(known)
+            for name in ("target_nats", "pool_nats")
+        )
+        lines.append(
+            f"mean NLL where both are known, nats a position: target {target:.3f}, pool {pool:.3f}"
+        )
+    return lines
+
+
+def _position_lines(
+    position: Position, sources: Sequence[str], token_columns: int, columns: int
+) -> list[str]:
+    """The figures of a position, and below them what target and pool expected."""
+    ahead = position.ahead_nats
+    line = (
+        f"{position.index:>5} {padded(quoted(position.data), token_columns)} "
+        f"{_nats(position.target_nats)} {_nats(position.pool_nats)} "
+        f"{'-' if ahead is None else f'{ahead:+.3f}':>8} {position.fusion_weight:>7.3f}  "
+    )
+    pairs = sorted(zip(position.weights, sources, strict=True), key=lambda pair: -pair[0])
+    weights = "  ".join(f"{visible(name)} {weight:.2f}" for weight, name in pairs if weight > 0)
+    if not position.begins:
+        weights += "  (inside)"
+    lines = [line + (cut(weights, max(columns - width(line), 24)) or "no source")]
+    for name, top in (("target", position.target_top), ("pool", position.pool_top)):
+        if top:
+            lines.append(_top_line(name, top, position.token_id, columns))
+    return lines
+
+
+def _top_line(name: str, top: tuple[Likely, ...], label: int, columns: int) -> str:
+    line = f"{'':<{_INDENT}}{name:<6}"
+    room = max((columns - width(line)) // len(top) - 12, 8)
+    for one in top:
+        mark = "*" if one.token_id == label else " "
+        line += f"  {mark}{cut(quoted(one.data), room)} {share_text(one.probability)}"
+    return line
+
+
+def _nats(nats: float | None) -> str:
+    return f"{'-' if nats is None else f'{nats:.3f}':>8}"
+
+
+def marked_text(text: str, positions: Iterable[Position]) -> str:
+    """The text with some of its tokens marked; characters that tokens share are marked whole."""
+    data, done, parts = text.encode(), 0, []
+    for position in sorted(positions, key=lambda p: p.start):
+        start, end = _whole_characters(data, position.start, position.end)
+        if start < done or start == end:
+            continue
+        opened, closed, colour = _AHEAD[(position.ahead_nats or 0.0) < 0]
+        parts += [
+            visible(data[done:start], keep="\n\t", backslash="\\"),
+            click.style(opened + visible(data[start:end], backslash="\\") + closed, fg=colour),
+        ]
+        done = end
+    return "".join([*parts, visible(data[done:], keep="\n\t", backslash="\\")])
+
+
+def _whole_characters(data: bytes, start: int, end: int) -> tuple[int, int]:
+    """The bytes of the characters that a token has a part of."""
+    while start and start < len(data) and data[start] & 0xC0 == 0x80:
+        start -= 1
+    while end < len(data) and data[end] & 0xC0 == 0x80:
+        end += 1
+    return start, end
