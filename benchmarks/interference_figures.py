@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from fuse_eval.blocks import Blocks
 
 from benchmarks.interference_settings import (
     CONTROL,
@@ -18,7 +19,6 @@ from benchmarks.interference_settings import (
     TODAY,
     Recipe,
 )
-from fuse_eval.blocks import Blocks
 from fuse_eval.interference import document_differences
 from fuse_eval.intervals import resampled_bpb, units_by_domain
 
