@@ -7,6 +7,7 @@ the parts that its tokens are cut into are measured by every model (`extract.seg
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from extract.corpus import iter_documents
 from extract.documents import Document
 from extract.normal_form import nfc
 from extract.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
-from store_schema.errors import InputError, NoRowError, TokenizerError
+from store_schema.errors import InputError, NoRowError, NoSpanError, TokenizerError
 from store_schema.tokenizer import SegmentTokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,12 +43,14 @@ class CutCorpus:
         cuts: Its segments.
         dropped: Documents left out, by reason.
         context_tokens: Context tokens that each model reads in all, by model.
+        unwritten: What of chats a model's template leaves out, by model and kind.
     """
 
     rows: list[int] = field(default_factory=list)
     cuts: list[list[Cut]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     context_tokens: Counter[str] = field(default_factory=Counter)
+    unwritten: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def cut_corpus(
@@ -87,6 +90,7 @@ def cut_corpus(
         if max_tokens - max(contexts) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue
+        _count_unwritten(document, tokenizers, found)
         batch.append((row, document, contexts))
         size += len(document.text)
         if size >= BATCH_BYTES:
@@ -108,18 +112,32 @@ def _rowless(tokenizer: SegmentTokenizer) -> str:
 
 
 def _reason(error: TokenizerError, otherwise: str) -> str:
+    if isinstance(error, NoSpanError):
+        return "no_response_in_template"
     return "token_without_row" if isinstance(error, NoRowError) else otherwise
 
 
 def _context_sizes(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[int]:
-    return [
-        len(
-            tokenizer.context_ids(
-                document.context, where=f"document {document.document_id}, tokenizer of {name}"
-            )
-        )
-        for name, tokenizer in tokenizers.items()
-    ]
+    """Tokens before the text for each model; of chats the response is proved to stand behind them."""
+    sizes = []
+    context = None if document.context is None else json.loads(document.context)
+    for name, tokenizer in tokenizers.items():
+        where = f"document {document.document_id}, tokenizer of {name}"
+        if context is not None and "messages" in context:
+            tokenizer.chat.require_span(context, document.text, where=where)
+        sizes.append(len(tokenizer.context_ids(document.context, where=where)))
+    return sizes
+
+
+def _count_unwritten(
+    document: Document, tokenizers: Mapping[str, SegmentTokenizer], found: CutCorpus
+) -> None:
+    context = None if document.context is None else json.loads(document.context)
+    if context is None or "messages" not in context:
+        return
+    for name, tokenizer in tokenizers.items():
+        left = tokenizer.chat.unwritten(context, where=f"document {document.document_id}")
+        found.unwritten.setdefault(name, Counter()).update(left)
 
 
 def _cut_batch(

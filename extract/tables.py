@@ -124,6 +124,9 @@ def plan_report(
     if dropped:
         shown = ", ".join(f"{name} {number:,}" for name, number in dropped.items())
         lines.append(f"documents dropped, by reason: {shown}")
+    for name, kinds in record.settings.get("unwritten", {}).items():
+        shown = ", ".join(f"{kind} {number:,}" for kind, number in kinds.items())
+        lines.append(f"not written by the chat template of {name}, in all contexts: {shown}")
     return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -17,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from store_schema.config import BosRule, ModelRef
+from store_schema.chat_template import ChatTemplate
+from store_schema.config import BosRule, ModelRef, TemplateSettings
+from store_schema.encoded import EncodedSegment as EncodedSegment
 from store_schema.errors import NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
 from store_schema.models import model_rows, resolve_tokenizer
@@ -40,29 +41,6 @@ _OPEN: WeakValueDictionary[Any, SegmentTokenizer] = WeakValueDictionary()
 """Tokenizers in use in this process by what they were read from: a stage may ask for one again."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedSegment:
-    """A segment as one model reads it.
-
-    Args:
-        context_ids: Tokens before the text: BOS, or the rendered prompt. Context, not rows.
-        token_ids: [N] uint32 tokens of the text: one row each.
-        byte_ends: [N] uint32 end of each token in the text's UTF-8 bytes.
-        num_changed: Tokens whose bytes in the vocabulary are not the text's: 0 but where the
-            tokenizer changes text and the run's file accepts it.
-    """
-
-    context_ids: tuple[int, ...]
-    token_ids: npt.NDArray[np.uint32]
-    byte_ends: npt.NDArray[np.uint32]
-    num_changed: int = 0
-
-    @property
-    def input_ids(self) -> list[int]:
-        """Everything the model is fed."""
-        return [*self.context_ids, *self.token_ids.tolist()]
-
-
 class SegmentTokenizer:
     """Tokenizer of one model.
 
@@ -72,7 +50,13 @@ class SegmentTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Any, *, name: str, by_offsets: bool = False, bos: BosRule = "auto"
+        self,
+        tokenizer: Any,
+        *,
+        name: str,
+        by_offsets: bool = False,
+        bos: BosRule = "auto",
+        template: TemplateSettings | None = None,
     ) -> None:
         """Wrap a Hugging Face tokenizer.
 
@@ -83,6 +67,7 @@ class SegmentTokenizer:
                 ends come from its offsets where the tokens do not join to the text. Such text is
                 refused otherwise.
             bos: As in `ModelRef`.
+            template: As in `ModelRef`; None for its defaults.
 
         Raises:
             TokenizerError: It has no `tokenizers` backend, its bytes are not known, or `bos` asks for
@@ -96,7 +81,9 @@ class SegmentTokenizer:
                 got=type(tokenizer).__name__,
                 hint="save it as tokenizer.json first",
             )
-        self._begin(ObjectSource(tokenizer), name=name, by_offsets=by_offsets, bos=bos)
+        settings = template or TemplateSettings()
+        source = ObjectSource(tokenizer)
+        self._begin(source, name=name, by_offsets=by_offsets, bos=bos, template=settings)
 
     @classmethod
     def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
@@ -111,7 +98,7 @@ class SegmentTokenizer:
             TokenizerError: As for the constructor.
         """
         folder = resolve_tokenizer(ref, name=name)
-        asked = (ref.bos, ref.by_offsets, ref.trust_remote_code)
+        asked = (ref.bos, ref.by_offsets, ref.trust_remote_code, ref.template.model_dump_json())
         key = (folder.resolve(), files_signature(folder), asked)
         known = _OPEN.get(key)
         if known is None:
@@ -121,7 +108,9 @@ class SegmentTokenizer:
             else:
                 source = converted(folder, ref, name=name)
             known = cls.__new__(cls)
-            known._begin(source, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
+            known._begin(
+                source, name=name, by_offsets=ref.by_offsets, bos=ref.bos, template=ref.template
+            )
             known.end_at(model_rows(ref))
             _OPEN[key] = known
         if known.name == name:
@@ -130,12 +119,21 @@ class SegmentTokenizer:
         other.name = name
         return other
 
-    def _begin(self, source: Source, *, name: str, by_offsets: bool, bos: BosRule) -> None:
+    def _begin(
+        self,
+        source: Source,
+        *,
+        name: str,
+        by_offsets: bool,
+        bos: BosRule,
+        template: TemplateSettings,
+    ) -> None:
         backend = source.open()
         self.name = name
         self.by_offsets = by_offsets
         self._bos = bos
         self._source = source
+        self._settings = template
         self._around = around_a_text(backend)
         self._whole = backend
         self.bos_ids: tuple[int, ...] = tuple(index for _, index in self._start())
@@ -153,6 +151,11 @@ class SegmentTokenizer:
     def _template(self) -> Tokenizer:
         """Finds special tokens in a rendered chat; a run of plain text never needs it."""
         return self._source.open() if self._whole is self._text else self._whole
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The model's chat template, asked as the run file says."""
+        return ChatTemplate(self.roles, self._settings)
 
     @property
     def roles(self) -> Any:
@@ -210,8 +213,10 @@ class SegmentTokenizer:
         added = sorted(backend.get_added_tokens_decoder().items())
         tokens = [[index, token.__getstate__()] for index, token in added]
         pieces = sorted(backend.get_vocab(with_added_tokens=False).items(), key=itemgetter(1))
-        template = getattr(self.roles, "chat_template", None)
+        template = self.chat.text
         options = [list(self.bos_ids), self._bos == "always", self.by_offsets]
+        if template is not None:
+            options.append(self._settings.model_dump(mode="json", exclude={"file"}))
         state = model_state(self._source, backend)
         return fingerprint([state, pieces, rules, tokens, template, options])
 
@@ -357,45 +362,45 @@ class SegmentTokenizer:
         """Tokens that stand before the text.
 
         Args:
-            context: None for plain text; else JSON, {"prompt": text} or {"messages": [...]}.
+            context: None for plain text; else JSON, {"prompt": text} or {"messages": [...]} as
+                `ChatTemplate` takes it.
             where: Segment, for messages.
 
         Raises:
             TokenizerError: Messages without a chat template, or with one that refuses them or renders
-                them to nothing.
+                them to nothing, or not with the response once.
             NoRowError: A token of `beyond_rows` among them.
         """
-        ids = self._context_ids(context, where)
+        return self._before(context, where, asking=False)
+
+    def prompt_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:
+        """Tokens that a model is asked with: as `context_ids`, but as its template begins an answer."""
+        return self._before(context, where, asking=True)
+
+    def _before(self, context: str | None, where: str, *, asking: bool) -> tuple[int, ...]:
+        parsed = {} if context is None else json.loads(context)
+        ids = self.bos_ids
+        if "prompt" in parsed:
+            ids = (*ids, *self.encode_text([parsed["prompt"]])[0])
+        elif "messages" in parsed:
+            if asking:
+                ids = self._template_ids(self.chat.prompt(parsed, where=where), where)
+            else:
+                ids = self._template_ids(self.chat.around(parsed, where=where).before, where)
         self._require_rows(ids, f"what stands before the text, {where}")
         return ids
 
-    def _context_ids(self, context: str | None, where: str) -> tuple[int, ...]:
-        if context is None:
-            return self.bos_ids
-        parsed = json.loads(context)
-        if "prompt" in parsed:
-            return (*self.bos_ids, *self.encode_text([parsed["prompt"]])[0])
-        if getattr(self.roles, "chat_template", None) is None:
-            raise TokenizerError(
-                "messages need a chat template",
-                where=where,
-                hint="use a chat model, or map columns to prompt and response",
-            )
-        try:
-            rendered = self.roles.apply_chat_template(
-                parsed["messages"], tokenize=False, add_generation_prompt=True
-            )
-        except (
-            Exception
-        ) as error:  # a template is a program of the model's: it raises what it likes
-            raise TokenizerError(
-                "the chat template refuses the messages",
-                where=where,
-                got=f"{type(error).__name__}: {str(error)[:160]}",
-                hint="change the messages, or leave such documents out with `corpus.on_bad: drop`",
-            ) from error
-        ids = tuple(self._template.encode(rendered, add_special_tokens=False).ids)
+    def _template_ids(self, written: str, where: str) -> tuple[int, ...]:
+        if self.puts_space:
+            written = written.removesuffix(" ")  # the text's first token brings it
+        ids = tuple(self._template.encode(written, add_special_tokens=False).ids)
         if not ids:
             raise TokenizerError("the chat template renders the messages to nothing", where=where)
-        written = ids[: len(self.bos_ids)] == self.bos_ids
-        return ids if written or self._bos != "always" else (*self.bos_ids, *ids)
+        own = ids[: len(self.bos_ids)] == self.bos_ids
+        return ids if own or self._bos != "always" else (*self.bos_ids, *ids)
+
+    @cached_property
+    def puts_space(self) -> bool:
+        """Whether it puts a space of its own before every text (SentencePiece's prefix)."""
+        [ids] = self.encode_text(["a"])
+        return b"".join([self.vocabulary.tokens[i] for i in ids]) == b" a"
