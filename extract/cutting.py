@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,10 @@ SAMPLE_SHARE, MAX_SAMPLE_BYTES = 16, 4096
 """A document's sample is its middle: one byte in sixteen, at most so many."""
 SURE_BYTES_PER_TOKEN = 3
 """Documents of fewer bytes than this for each token of the budget are taken to fit: no sample."""
+
+
+_Measured = tuple[int, Document, list[int], list[int]]
+"""Row in the documents table, the document, and each model's tokens before and behind the text."""
 
 
 @dataclass
@@ -77,21 +81,22 @@ def cut_corpus(
         if tokenizer.beyond_rows:
             logger.warning("%s", _rowless(tokenizer))
     found = CutCorpus()
-    batch: list[tuple[int, Document, list[int]]] = []
+    batch: list[_Measured] = []
     size = 0
     for row, document in enumerate(iter_documents(table)):
         try:
-            contexts = _context_sizes(document, tokenizers)
+            contexts, ends = _sizes_around(document, tokenizers)
         except TokenizerError as error:
             if not drop_unreadable:
                 raise
             found.dropped[_reason(error, "chat_template_refuses")] += 1
             continue
-        if max_tokens - max(contexts) < MIN_TEXT_TOKENS:
+        taken = [context + end for context, end in zip(contexts, ends, strict=True)]
+        if max_tokens - max(taken) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue
         _count_unwritten(document, tokenizers, found)
-        batch.append((row, document, contexts))
+        batch.append((row, document, contexts, ends))
         size += len(document.text)
         if size >= BATCH_BYTES:
             _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
@@ -117,16 +122,21 @@ def _reason(error: TokenizerError, otherwise: str) -> str:
     return "token_without_row" if isinstance(error, NoRowError) else otherwise
 
 
-def _context_sizes(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[int]:
-    """Tokens before the text for each model; of chats the response is proved to stand behind them."""
-    sizes = []
+def _sizes_around(
+    document: Document, tokenizers: Mapping[str, SegmentTokenizer]
+) -> tuple[list[int], list[int]]:
+    """Tokens before the text for each model, and behind it those that end a turn; of chats the response
+    is proved to stand between them."""
+    sizes, ends = [], []
     context = None if document.context is None else json.loads(document.context)
     for name, tokenizer in tokenizers.items():
         where = f"document {document.document_id}, tokenizer of {name}"
         if context is not None and "messages" in context:
             tokenizer.chat.require_span(context, document.text, where=where)
-        sizes.append(len(tokenizer.context_ids(document.context, where=where)))
-    return sizes
+        before, end = tokenizer.contexts.read(document.context, where=where)
+        sizes.append(len(before))
+        ends.append(int(end is not None))
+    return sizes, ends
 
 
 def _count_unwritten(
@@ -141,15 +151,18 @@ def _count_unwritten(
 
 
 def _cut_batch(
-    batch: Sequence[tuple[int, Document, list[int]]],
+    batch: Sequence[_Measured],
     tokenizers: Mapping[str, SegmentTokenizer],
     max_tokens: int,
     found: CutCorpus,
     drop_unreadable: bool,
 ) -> None:
-    ids = [document.document_id for _, document, _ in batch]
-    texts = [document.text.encode() for _, document, _ in batch]
-    budgets = [[max_tokens - context for context in contexts] for _, _, contexts in batch]
+    ids = [document.document_id for _, document, _, _ in batch]
+    texts = [document.text.encode() for _, document, _, _ in batch]
+    budgets = [
+        [max_tokens - context - end for context, end in zip(contexts, ends, strict=True)]
+        for _, _, contexts, ends in batch
+    ]
     unreadable: dict[int, TokenizerError] | None = {} if drop_unreadable else None
     encoders = [encoder(tokenizer, ids, unreadable) for tokenizer in tokenizers.values()]
     try:
@@ -162,12 +175,14 @@ def _cut_batch(
             got=dict(zip(tokenizers, error.num_tokens, strict=True)),
             hint="raise plan.max_tokens",
         ) from error
-    for number, (row, _, contexts) in enumerate(batch):
+    for number, (row, _, contexts, ends) in enumerate(batch):
         if unreadable and number in unreadable:
             found.dropped[_reason(unreadable[number], "tokenizer_changes_text")] += 1
             continue
         found.rows.append(row)
-        found.cuts.append(cuts[number])
+        *others, last = cuts[number]
+        rows = tuple(n + end for n, end in zip(last.num_tokens, ends, strict=True))
+        found.cuts.append([*others, replace(last, num_tokens=rows)])
         for name, context in zip(tokenizers, contexts, strict=True):
             found.context_tokens[name] += context * len(cuts[number])
 

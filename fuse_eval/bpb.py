@@ -107,15 +107,20 @@ def scored_text(
     segments: Sequence[Segment], tokenizers: Mapping[str, SegmentTokenizer]
 ) -> ScoredText:
     """Choose the bytes that count, from all tokenizers of the run."""
-    starts = common_starts({name: t.encode(segments) for name, t in tokenizers.items()})
+    starts = common_starts({name: _texts(segments, t) for name, t in tokenizers.items()})
     lengths = np.asarray([len(segment.text.encode()) for segment in segments], np.int64)
     return ScoredText(tuple(segments), starts, lengths - starts)
 
 
 def counted_segments(text: ScoredText, tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
     """The segments as one model reads them, rows where bytes count."""
-    encoded = tokenizer.encode(text.segments)
+    encoded = _texts(text.segments, tokenizer)
     return [counted_from(e, int(start)) for e, start in zip(encoded, text.starts, strict=True)]
+
+
+def _texts(segments: Sequence[Segment], tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
+    """Segments as one model reads them: bits per byte are of text, not of where a turn ends."""
+    return [encoded.text_only for encoded in tokenizer.encode(segments)]
 
 
 def score_request(

@@ -46,7 +46,8 @@ def load_valid(
             segments = plan.segments(shard)
             chosen += [s for i, s in enumerate(segments, start=number) if i in wanted]
         number += size
-    return ValidSet(tuple(tokenizer.encode(chosen)), tuple(s.domain for s in chosen))
+    encoded = tuple(part.text_only for part in tokenizer.encode(chosen))
+    return ValidSet(encoded, tuple(s.domain for s in chosen))
 
 
 def check_valid(model: Any, valid: ValidSet) -> None:

@@ -54,6 +54,7 @@ class ChatTemplate:
         self._roles = roles
         self._settings = settings
         self._own = None if settings.file is None else _read(settings.file)
+        self._last: tuple[Mapping[str, Any], Around] | None = None
 
     @property
     def text(self) -> Any:
@@ -67,6 +68,9 @@ class ChatTemplate:
             TokenizerError: There is no template, or it refuses the messages.
             NoSpanError: It does not write the response once.
         """
+        last = self._last
+        if last is not None and last[0] == context:
+            return last[1]
         messages, mark = self._conversation(context, where), _unused_mark(context)
         whole = self._render([*messages, _reply(context, mark)], context, where)
         if not whole:
@@ -80,7 +84,9 @@ class ChatTemplate:
                 got=f"{whole.count(mark)} times",
                 hint=_DROP,
             )
-        return Around(before, after)
+        found_around = Around(before, after)
+        self._last = (context, found_around)
+        return found_around
 
     def prompt(self, context: Mapping[str, Any], *, where: str) -> str:
         """What a model is asked with: the chat up to where it begins to answer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer
 
 from store_schema.chat_template import ChatTemplate
 from store_schema.config import BosRule, ModelRef, TemplateSettings
+from store_schema.context_reader import ContextReader
 from store_schema.encoded import EncodedSegment as EncodedSegment
 from store_schema.errors import NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
@@ -131,7 +131,7 @@ class SegmentTokenizer:
         backend = source.open()
         self.name = name
         self.by_offsets = by_offsets
-        self._bos = bos
+        self.bos_rule = bos
         self._source = source
         self._settings = template
         self._around = around_a_text(backend)
@@ -148,7 +148,7 @@ class SegmentTokenizer:
         self._text.encode_special_tokens = True
 
     @cached_property
-    def _template(self) -> Tokenizer:
+    def rendered_backend(self) -> Tokenizer:
         """Finds special tokens in a rendered chat; a run of plain text never needs it."""
         return self._source.open() if self._whole is self._text else self._whole
 
@@ -178,7 +178,12 @@ class SegmentTokenizer:
             self.beyond_rows = tuple(token for token in spelt if token is not None)
             self.vocabulary = self.vocabulary.first(rows)
 
-    def _require_rows(self, ids: Sequence[int], where: str) -> None:
+    def require_rows(self, ids: Sequence[int], where: str) -> None:
+        """Refuse ids that the model has no row for.
+
+        Raises:
+            NoRowError: Names the first.
+        """
         if not self.beyond_rows or not ids or max(ids) < self.vocab_size:
             return
         reached = next(i for i in ids if i >= self.vocab_size)
@@ -214,7 +219,7 @@ class SegmentTokenizer:
         tokens = [[index, token.__getstate__()] for index, token in added]
         pieces = sorted(backend.get_vocab(with_added_tokens=False).items(), key=itemgetter(1))
         template = self.chat.text
-        options = [list(self.bos_ids), self._bos == "always", self.by_offsets]
+        options = [list(self.bos_ids), self.bos_rule == "always", self.by_offsets]
         if template is not None:
             options.append(self._settings.model_dump(mode="json", exclude={"file"}))
         state = model_state(self._source, backend)
@@ -244,14 +249,16 @@ class SegmentTokenizer:
         if self._start() != own:
             write_start(folder, self._start(), end)
         make_faithful(folder)
+        if self._settings.file is not None:
+            (folder / "chat_template.jinja").write_text(self.chat.text, encoding="utf-8")
 
     def _start(self) -> Tokens:
         """What stands before a text: by the tokenizer's own rule, by its settings, or as asked."""
         own, _ = self._around
-        wanted = {"always": True, "never": False}.get(self._bos, self._source.adds_bos)
+        wanted = {"always": True, "never": False}.get(self.bos_rule, self._source.adds_bos)
         if wanted is None or wanted == bool(own):
             return own
-        if self._bos == "never":
+        if self.bos_rule == "never":
             return ()
         # None is no token, whatever its spelling is: "None" is a piece of many vocabularies.
         token = getattr(self.roles, "bos_token", None)
@@ -259,7 +266,7 @@ class SegmentTokenizer:
         bos = () if index is None else ((str(token), index),)
         if not wanted:
             return () if own == bos else own
-        if not bos and self._bos == "always":
+        if not bos and self.bos_rule == "always":
             raise TokenizerError(
                 "the tokenizer has no BOS token to put before a text",
                 where=self.name,
@@ -271,7 +278,7 @@ class SegmentTokenizer:
 
     def warn_of_missing_bos(self) -> None:
         """Say in one line that the model's files ask for BOS before a text and name no such token."""
-        if self._bos == "auto" and self._source.adds_bos and not self.bos_ids:
+        if self.bos_rule == "auto" and self._source.adds_bos and not self.bos_ids:
             _log.warning(
                 "tokenizer of %s: its files say `add_bos_token: true` but name no `bos_token` that it "
                 "has: nothing is put before a text",
@@ -323,14 +330,14 @@ class SegmentTokenizer:
         if not self.by_offsets:
             read_ids = self.encode_text(texts)
             for ids, place in zip(read_ids, where, strict=True):
-                self._require_rows(ids, place)
+                self.require_rows(ids, place)
             return [
                 (ids, table.byte_ends(ids, text.encode(), where=place))
                 for ids, text, place in zip(read_ids, texts, where, strict=True)
             ]
         batch = self._text.encode_batch(list(texts), add_special_tokens=False)
         for read, place in zip(batch, where, strict=True):
-            self._require_rows(read.ids, place)
+            self.require_rows(read.ids, place)
         return [
             (read.ids, table.offset_ends(read.ids, read.offsets, text, where=place))
             for read, text, place in zip(batch, texts, where, strict=True)
@@ -342,7 +349,7 @@ class SegmentTokenizer:
         return [ends for _, ends in self.read_texts(texts, where)]
 
     def encode(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
-        """Segments as this model reads them.
+        """Segments as this model reads them, the end of a chat's turn behind its response.
 
         Raises:
             TokenizerError: Tokens of a segment do not join to its text, or a chat has no template.
@@ -351,53 +358,26 @@ class SegmentTokenizer:
         places = [f"segment {s.segment_id}, tokenizer of {self.name}" for s in segments]
         read = self.read_texts([s.text for s in segments], places)
         for segment, (ids, ends), where in zip(segments, read, places, strict=True):
-            context = self.context_ids(segment.context, where=where)
+            context, turn_end = self.contexts.read(segment.context, where=where)
             changed = 0
             if self.by_offsets:
                 changed = self.vocabulary.num_changed(ids, ends, segment.text.encode())
-            encoded.append(EncodedSegment(context, np.asarray(ids, np.uint32), ends, changed))
+            ends_turn = turn_end is not None and segment.ends_document
+            if turn_end is not None and ends_turn:
+                ids, ends = [*ids, turn_end], np.append(ends, ends[-1])
+            encoded.append(
+                EncodedSegment(context, np.asarray(ids, np.uint32), ends, changed, ends_turn)
+            )
         return encoded
 
+    @cached_property
+    def contexts(self) -> ContextReader:
+        """Reads what stands before a text."""
+        return ContextReader(self)
+
     def context_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:
-        """Tokens that stand before the text.
-
-        Args:
-            context: None for plain text; else JSON, {"prompt": text} or {"messages": [...]} as
-                `ChatTemplate` takes it.
-            where: Segment, for messages.
-
-        Raises:
-            TokenizerError: Messages without a chat template, or with one that refuses them or renders
-                them to nothing, or not with the response once.
-            NoRowError: A token of `beyond_rows` among them.
-        """
-        return self._before(context, where, asking=False)
-
-    def prompt_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:
-        """Tokens that a model is asked with: as `context_ids`, but as its template begins an answer."""
-        return self._before(context, where, asking=True)
-
-    def _before(self, context: str | None, where: str, *, asking: bool) -> tuple[int, ...]:
-        parsed = {} if context is None else json.loads(context)
-        ids = self.bos_ids
-        if "prompt" in parsed:
-            ids = (*ids, *self.encode_text([parsed["prompt"]])[0])
-        elif "messages" in parsed:
-            if asking:
-                ids = self._template_ids(self.chat.prompt(parsed, where=where), where)
-            else:
-                ids = self._template_ids(self.chat.around(parsed, where=where).before, where)
-        self._require_rows(ids, f"what stands before the text, {where}")
-        return ids
-
-    def _template_ids(self, written: str, where: str) -> tuple[int, ...]:
-        if self.puts_space:
-            written = written.removesuffix(" ")  # the text's first token brings it
-        ids = tuple(self._template.encode(written, add_special_tokens=False).ids)
-        if not ids:
-            raise TokenizerError("the chat template renders the messages to nothing", where=where)
-        own = ids[: len(self.bos_ids)] == self.bos_ids
-        return ids if own or self._bos != "always" else (*self.bos_ids, *ids)
+        """Tokens that stand before a text: see `ContextReader.read`."""
+        return self.contexts.read(context, where=where)[0]
 
     @cached_property
     def puts_space(self) -> bool:

@@ -246,6 +246,9 @@ def test_another_template_is_read_from_a_file(tmp_path: Path) -> None:
             continue
         ids = tokenizer.context_ids(json.dumps(chat), where="s")
         assert hf.decode(ids) == f"<|u|>{Q}<|end|>\n<|a|>"
+    tokenizer.save_pretrained(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert saved.chat_template == TEMPLATES["plain"]
     with pytest.raises(ConfigError, match="chat template cannot be read"):
         template_of("", file=str(tmp_path / "gone.jinja"))
 
