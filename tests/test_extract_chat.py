@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +18,13 @@ from extract.chat.config import ChatInput
 from extract.chat.form import Call, Chat, Tally, Turn
 from extract.chat.responses import response_texts
 from extract.chat.turns import MessageReader
+from extract.cli import corpus
 from extract.corpus import build_corpus, corpus_location, iter_documents, read_documents
 from extract.documents import Document
 from store_schema.config import load_run
 from tests.chat_shapes import A2, CALL, MESSAGES, PUBLISHED, TIDE, TOOL, A, Q, said
 from tests.extract_runs import ok, refused, write_jsonl, write_run
+from tests.tiny import tiny_tokenizer
 
 NO_MODELS = {name: Path("none") for name in ("code", "target")}
 
@@ -361,3 +364,36 @@ def test_every_shape_has_a_line_in_the_docs() -> None:
     )
     assert len(PUBLISHED) >= 20
     assert {shape for shape in PUBLISHED if not rows[shape]} == set()
+
+
+def test_a_document_is_shown_as_each_model_reads_it(tmp_path: Path) -> None:
+    models = {}
+    for name, template in (
+        ("code", "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"),
+        ("target", "{% for m in messages %}{{ m.content | upper }}{% endfor %}"),
+    ):
+        tokenizer = tiny_tokenizer("byte_level")
+        tokenizer.chat_template = template
+        models[name] = tmp_path / name
+        tokenizer.save_pretrained(models[name])
+    row = {
+        "id": "c",
+        "messages": [MESSAGES[0], {"role": "user", "content": "a\x1b[2Jb"}, MESSAGES[2]],
+    }
+    file = write_jsonl(tmp_path / "c.jsonl", [row, {"id": "c2", "text": "plain"}])
+    entry = {"path": str(file), "domain": "chat", "split": "train"}
+    path = write_run(tmp_path, models, corpus={"inputs": [entry]})
+    ok("corpus", "build", path)
+    result = CliRunner().invoke(corpus, ["show", str(path), "--document", "c"], color=True)
+    assert result.exit_code == 0, result.output
+    out = result.output
+    green, yellow = "\x1b[32m\x1b[1m", "\x1b[33m\x1b[1m"
+    assert f"{green}{A}\x1b[0m{yellow}</s>\x1b[0m" in out
+    before = "<system>Be brief.</s>\n<user>a\\x1b[2Jb</s>\n<assistant>"
+    assert f"\x1b[2m{before}\x1b[0m" in out
+    assert "c/turn-0  (chat, train)" in out
+    assert "-- target: the chat template does not write a response as it stands" in out
+    plain = ok("corpus", "show", path, "--document", "c2")
+    assert "-- code, tokens: response" in plain
+    assert "\x1b" not in plain
+    assert "no such document" in refused("corpus", "show", path, "--document", "c3")
