@@ -9,19 +9,19 @@ from typing import Any
 
 import click
 
-from align.report import build_report
-from align.report_page import costly, missing_line, number, view_command, write_report
+from align.report.report import build_report
+from align.report.report_page import costly, missing_line, number, view_command, write_report
+from align.report.view import Row, Token, ViewedSegment, read_view, require_position
+from align.report.view_page import ORIGINS, figures, page, share, shown
 from align.run import AlignSummary, align_source
 from align.run import dry_run as try_out
-from align.view import Row, Token, ViewedSegment, read_view, require_position
-from align.view_page import ORIGINS, figures, page, share, shown
 from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
 from launch.signals import stop_on_signals
 from launch.visible import cut, padded, quoted, visible
 from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
+from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError
-from store_schema.location import open_location
 
 _COLUMN = 34
 

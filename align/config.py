@@ -35,6 +35,6 @@ class AlignSection(SectionModel):
     """Entries kept at each position, at most; the rest is tail."""
 
     def finished_shards(self, run: RunConfig, source: str) -> set[int]:
-        from align.checked import check_alignment  # which imports this file
+        from align.prepare.checked import check_alignment  # which imports this file
 
         return check_alignment(run, source, keep=False).committed()

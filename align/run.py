@@ -5,24 +5,29 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from align.checked import CheckedAlignment, check_alignment
-from align.method import Aligner
-from align.prepare import make_aligner
-from align.project import statistics
-from align.turn_ends import source_logprobs, turn_end_rows, with_turn_ends, without_turn_ends
+from align.methods.method import Aligner
+from align.methods.shard_arrays import statistics
+from align.methods.turn_ends import (
+    source_logprobs,
+    turn_end_rows,
+    with_turn_ends,
+    without_turn_ends,
+)
+from align.prepare.checked import CheckedAlignment, check_alignment
+from align.prepare.prepare import make_aligner
 from launch.progress import Progress
 from launch.quantities import size_text
 from launch.signals import StopFlag
 from launch.work import Part, work_line
 from launch.worklog import Session, WorkLog
 from store_schema.config import RunConfig
+from store_schema.encoding.selection import select_entries
 from store_schema.layout import Arrays
 from store_schema.manifest import Commit
-from store_schema.plan import ShardRecord
+from store_schema.plan.plan import ShardRecord
 from store_schema.presets import Encoding
-from store_schema.reader import StoreReader
-from store_schema.selection import select_entries
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
 
 
 @dataclass(frozen=True, slots=True)

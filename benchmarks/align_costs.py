@@ -24,13 +24,13 @@ from align_pairs import (
     trained,
 )
 
-from align.checked import check_alignment
-from align.continuation import PairCounts, first_tokens
-from align.counting import count_once, shards_to_count
-from align.first_token import piece_table
-from align.kept_counts import COUNTS_FILE
-from align.prepare import count_continuations, count_matches
-from align.trie import TargetTrie
+from align.chain.continuation import PairCounts, first_tokens
+from align.chain.first_token import piece_table
+from align.chain.trie import TargetTrie
+from align.counts.kept_counts import COUNTS_FILE
+from align.prepare.checked import check_alignment
+from align.prepare.counting import count_once, shards_to_count
+from align.prepare.prepare import count_continuations, count_matches
 from launch.signals import StopFlag
 from store_schema.config import load_run
 

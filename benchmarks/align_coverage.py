@@ -18,11 +18,10 @@ from align_pairs import (
     text_of,
 )
 
-from align.method import BytesAligner
-from align.project import VocabularyMap
+from align.chain.project import BytesAligner, VocabularyMap
 from store_schema.errors import LogitfuseError
 from store_schema.layout import Origin
-from store_schema.plan import Segment
+from store_schema.plan.plan import Segment
 from tests.tokenizer_zoo import FAMILIES
 
 FAMILY_VOCAB_SIZE = 4_096

@@ -39,25 +39,25 @@ from demo_text import Document, SplitSizes, library_documents, rank  # noqa: E40
 from store_model import BenchModel  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-from align.continuation import PairCounts, first_tokens  # noqa: E402
-from align.first_token import piece_table  # noqa: E402
-from align.method import Aligner, BytesAligner  # noqa: E402
-from align.mined import MinedAligner  # noqa: E402
-from align.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens  # noqa: E402
-from align.project import VocabularyMap  # noqa: E402
-from align.stats import MatchCounts, StatsAligner  # noqa: E402
-from align.transport import NUM_CANDIDATES, TransportAligner  # noqa: E402
-from align.trie import TargetTrie  # noqa: E402
-from extract.planning import plan_location  # noqa: E402
+from align.chain.continuation import PairCounts, first_tokens  # noqa: E402
+from align.chain.first_token import piece_table  # noqa: E402
+from align.chain.project import BytesAligner, VocabularyMap  # noqa: E402
+from align.chain.trie import TargetTrie  # noqa: E402
+from align.methods.method import Aligner  # noqa: E402
+from align.papers.mined import MinedAligner  # noqa: E402
+from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens  # noqa: E402
+from align.papers.stats import MatchCounts, StatsAligner  # noqa: E402
+from align.papers.transport import NUM_CANDIDATES, TransportAligner  # noqa: E402
+from extract.plan.planning import plan_location  # noqa: E402
 from store_schema.config import load_run  # noqa: E402
+from store_schema.disk.location import open_location  # noqa: E402
 from store_schema.errors import TokenizerError  # noqa: E402
 from store_schema.layout import Arrays  # noqa: E402
-from store_schema.location import open_location  # noqa: E402
 from store_schema.manifest import Manifest, ModelIdentity  # noqa: E402
-from store_schema.plan import Plan, Segment, write_plan  # noqa: E402
-from store_schema.reader import StoreReader  # noqa: E402
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer  # noqa: E402
-from store_schema.writer import StoreWriter  # noqa: E402
+from store_schema.plan.plan import Plan, Segment, write_plan  # noqa: E402
+from store_schema.store.reader import StoreReader  # noqa: E402
+from store_schema.store.writer import StoreWriter  # noqa: E402
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer  # noqa: E402
 from tests.tokenizer_zoo import CHANGING, FAMILIES  # noqa: E402
 
 NUM_ENTRIES = 25

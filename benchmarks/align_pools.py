@@ -31,10 +31,10 @@ from align_pairs import (
 )
 from store_model import make_model
 
-from align.method import Aligner
+from align.methods.method import Aligner
 from fuse_eval.common_bytes import common_starts, counted_from
 from store_schema.layout import Arrays, Origin
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
 MODEL_TARGETS = {
     "gpt2": 8_192, "llama3": 6_000, "qwen": 3_000, "llama2": 8_192, "mistral": 4_096,

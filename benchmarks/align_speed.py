@@ -33,10 +33,11 @@ from align_pairs import (
     trained,
 )
 
-from align.method import Aligner, BytesAligner
-from align.mined_vocabulary import NearestTokens
+from align.chain.project import BytesAligner
+from align.methods.method import Aligner
+from align.papers.mined_vocabulary import NearestTokens
 from store_schema.layout import Arrays
-from store_schema.tokenizer import EncodedSegment
+from store_schema.text.tokenizer import EncodedSegment
 
 SPEED_VOCAB_SIZE = 32_768
 SPEED_TEXT_BYTES, QUICK_TEXT_BYTES = 600_000, 200_000

@@ -39,18 +39,18 @@ from extract_ways import (
 )
 from store_model import BenchModel, make_model
 
-from extract.engine import open_engine
-from extract.planning import plan_location
+from extract.engines.registry import open_engine
+from extract.plan.planning import plan_location
 from extract.run import score
-from extract.sources import CheckedSource, check_source
-from extract.stage import Job
+from extract.scoring.sources import CheckedSource, check_source
+from extract.scoring.stage import Job
 from launch.signals import StopFlag
 from launch.work import Part, Worker
 from launch.worklog import WorkLog, read_sessions
 from store_schema.config import RunConfig, load_run
-from store_schema.location import open_location
-from store_schema.plan import Plan, ShardRecord
-from store_schema.reader import StoreReader
+from store_schema.disk.location import open_location
+from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.store.reader import StoreReader
 
 TRAINING_STEPS = 200
 MAX_TOKENS = 512

@@ -22,13 +22,13 @@ from typing import Any
 
 import click
 
-from align.report import build_report
+from align.report.report import build_report
 from extract.config import CorpusSection
 from fuse_eval.findings import CONTROL, FUSED
 from fuse_eval.summary import build_summary
 from store_schema.config import RunConfig, load_run
 from store_schema.errors import MissingError
-from store_schema.models import resolve_model
+from store_schema.model.models import resolve_model
 
 HERE = Path(__file__).resolve().parent
 COMMAND = Path(sys.executable).with_name("logitfuse")

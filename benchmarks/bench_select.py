@@ -3,8 +3,8 @@
 Small sources of six kinds of text are made on the spot, each with a tokenizer of its own, and aligned
 to one more (select_inputs.py). Selectors are trained on one part of text that no source has seen and
 measured on another, as bits per byte of their pools, mean of the domains; intervals are paired, by
-document. Pools are scored span by span (fuse_train/pools.py). All is done for three seeds; what is
-finished is not done again.
+document. Pools are scored span by span (fuse_train/selectors/pools.py). All is done for three seeds;
+what is finished is not done again.
 
     python benchmarks/bench_select.py                    # everything
     python benchmarks/bench_select.py --seed 1           # one seed alone
@@ -45,8 +45,15 @@ GOALS = {
     "asn_step_share": 0.02,
 }
 SHAPES = (
-    *("asn", "batch", "bayes", "features", "gates", "hedge", "losses", "order", "past", "pools"),
-    *("samples", "schedule", "selector_training", "selectors", "stream"),
+    *("data/batch", "data/order", "data/samples", "data/stream", "loop/schedule", "losses/losses"),
+    *(
+        "selector_fit/bayes",
+        "selector_fit/selector_training",
+        "selectors/asn",
+        "selectors/features",
+    ),
+    *("selectors/gates", "selectors/hedge", "selectors/past", "selectors/pools"),
+    "selectors/selectors",
 )
 """Modules of fuse_train whose own code shapes the figures."""
 
@@ -84,7 +91,7 @@ def cost_of(inputs: Inputs) -> dict[str, Any]:
     """What the ASN costs in a step; timed afresh each time."""
     from benchmarks.select_cost import asn_cost
     from benchmarks.select_data import SeedData
-    from fuse_train.selector_training import new_selector
+    from fuse_train.selector_fit.selector_training import new_selector
 
     data = SeedData(inputs.run_file)
     names = tuple(name for name in data.names if name != RANDOM)

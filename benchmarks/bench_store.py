@@ -30,10 +30,10 @@ from store_recipes import (
 from store_rows import BenchRows, real_rows
 from store_speed import decode_speed, encode_speed, scoring_speed
 
-from store_schema.fidelity import Fidelity, StoredRows, measure, with_least_tail
+from store_schema.encoding.fidelity import Fidelity, StoredRows, measure, with_least_tail
+from store_schema.encoding.trial import Trial, engine_arrays, try_encoding
 from store_schema.layout import Arrays
 from store_schema.presets import PRESETS, Encoding, Selection, Steps
-from store_schema.trial import Trial, engine_arrays, try_encoding
 
 TOP_K = 512
 STEPS = Steps(step=0.01, max_step=0.4, label_step=2**-8)

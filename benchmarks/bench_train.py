@@ -44,8 +44,8 @@ from train_steps import (
 )
 from train_stream import make_samples, read, wait_share
 
-from fuse_train.heads import Head
-from fuse_train.losses import SourceRows, head_loss
+from fuse_train.losses.losses import SourceRows, head_loss
+from fuse_train.model.heads import Head
 
 ERROR_ROWS = 256
 BF16_SIZE = {"vocab_size": 8_192, "num_segments": 1, "num_tokens": 128}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy, softmax
 
-from fuse_train.losses import MIN_TAIL, SourceRows
+from fuse_train.losses.losses import MIN_TAIL, SourceRows
 
 
 @dataclass(frozen=True, slots=True)

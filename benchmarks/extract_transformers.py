@@ -30,8 +30,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from extract.engine import EngineSpec
-from extract.transformers_engine import Input, TransformersEngine, longest_first
+from extract.engines.protocol import EngineSpec
+from extract.engines.transformers_engine import Input, TransformersEngine, longest_first
 
 HEAD_SIZE = 64
 CHECKED_ROWS = 64

@@ -30,14 +30,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
+from store_schema.disk.location import open_location  # noqa: E402
+from store_schema.disk.sealed import unseal  # noqa: E402
 from store_schema.errors import LogitfuseError  # noqa: E402
 from store_schema.fingerprint import fingerprint  # noqa: E402
 from store_schema.layout import Kind  # noqa: E402
-from store_schema.location import open_location  # noqa: E402
 from store_schema.manifest import Commit  # noqa: E402
-from store_schema.plan import PlanRecord  # noqa: E402
-from store_schema.reader import StoreReader, commit_key  # noqa: E402
-from store_schema.sealed import unseal  # noqa: E402
+from store_schema.plan.plan import PlanRecord  # noqa: E402
+from store_schema.store.reader import StoreReader, commit_key  # noqa: E402
 from tests import store_damage, store_factory  # noqa: E402
 
 SECONDS_OF_AN_INPUT = 5

@@ -34,17 +34,18 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from extract.engine import Engine, open_engine
-from extract.planning import plan_location
+from extract.engines.protocol import Engine
+from extract.engines.registry import open_engine
+from extract.plan.planning import plan_location
 from extract.run import score
-from extract.sources import CheckedSource, check_source
-from extract.stage import Job
+from extract.scoring.sources import CheckedSource, check_source
+from extract.scoring.stage import Job
 from launch.signals import StopFlag
 from launch.work import Part, Worker
 from launch.worklog import WorkLog
 from store_schema.config import load_run
-from store_schema.location import open_location
-from store_schema.plan import Plan
+from store_schema.disk.location import open_location
+from store_schema.plan.plan import Plan
 
 MAX_TOKENS = 512
 BATCH = 4

@@ -24,10 +24,10 @@ from pathlib import Path
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from extract.corpus import DOCUMENT_SCHEMA
-from extract.cutting import cut_corpus
+from extract.corpus.corpus import DOCUMENT_SCHEMA
+from extract.plan.cutting import cut_corpus
 from store_schema.config import ModelRef
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 
 ROUNDS = 5
 MAX_TOKENS = 1024

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from store_schema.config import ModelRef
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 
 
 def tokenizer_open_ratio(

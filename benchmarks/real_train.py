@@ -31,15 +31,16 @@ from bench_train import _resident
 from torch.nn.functional import cross_entropy
 from train_steps import SOURCES, Size, make_batch
 
-from fuse_train.batch import Batch
-from fuse_train.checkpoint import TrainState
 from fuse_train.config import TrainSection
-from fuse_train.models import load_config, load_model
-from fuse_train.precision import choose_precision
-from fuse_train.selector_training import new_selector
-from fuse_train.step_log import StepLog
-from fuse_train.target import Target
-from fuse_train.trainer import LoopInputs, TrainingLoop
+from fuse_train.data.batch import Batch
+from fuse_train.loop.checkpoint import TrainState
+from fuse_train.loop.loop_inputs import LoopInputs
+from fuse_train.loop.step_log import StepLog
+from fuse_train.loop.trainer import TrainingLoop
+from fuse_train.machine.precision import choose_precision
+from fuse_train.model.models import load_config, load_model
+from fuse_train.model.target import Target
+from fuse_train.selector_fit.selector_training import new_selector
 from launch.signals import StopFlag
 from store_schema.config import ModelRef
 

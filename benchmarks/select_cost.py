@@ -16,14 +16,13 @@ from typing import Any
 import torch
 
 from benchmarks.select_data import SeedData
-from fuse_train.asn import AdaptiveSelector
-from fuse_train.batch import Batch, collate
 from fuse_train.config import TrainSection
-from fuse_train.features import shard_features
-from fuse_train.losses import importance_cv2
-from fuse_train.objective import FusionObjective, StepTotals, importance
-from fuse_train.pools import pool_nats
-from fuse_train.selector_training import sources_of
+from fuse_train.data.batch import Batch, collate, sources_of
+from fuse_train.loop.objective import FusionObjective, StepTotals, importance
+from fuse_train.losses.losses import importance_cv2
+from fuse_train.selectors.asn import AdaptiveSelector
+from fuse_train.selectors.features import shard_features
+from fuse_train.selectors.pools import pool_nats
 
 POSITIONS, ROUNDS = 2_048, 5
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 32_000, 512, 4

@@ -15,19 +15,19 @@ import numpy.typing as npt
 import torch
 
 from fuse_eval.intervals import DomainUnits, units_by_domain
-from fuse_train.batch import Batch
-from fuse_train.features import shard_features
-from fuse_train.hedge import PROBABILITY_FLOOR
-from fuse_train.pools import pool_nats, span_sums
-from fuse_train.samples import AlignedSamples, DecodedShard, domains_of
-from fuse_train.selector_training import sources_of, split_batches, whole_spans
-from fuse_train.selectors import Selector
-from fuse_train.stream import SampleStream, StreamOptions
+from fuse_train.data.batch import Batch, sources_of, whole_spans
+from fuse_train.data.samples import AlignedSamples, DecodedShard, domains_of
+from fuse_train.data.stream import SampleStream, StreamOptions
+from fuse_train.selector_fit.selector_training import split_batches
+from fuse_train.selectors.features import shard_features
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from fuse_train.selectors.pools import pool_nats, span_sums
+from fuse_train.selectors.selectors import Selector
 from store_schema.config import load_run
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.disk.location import open_location
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+from store_schema.text.tokenizer import SegmentTokenizer
 
 SPLITS = ("train", "valid", "test")
 

@@ -120,7 +120,7 @@ def settings_fingerprint(seed: int, data: Path) -> str:
 def stores_fingerprint() -> str:
     """Of the code that decides what aligned stores hold."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "align").glob("*.py")):
+    for path in sorted((ROOT / "align").rglob("*.py")):
         digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()[:16]
 

@@ -13,11 +13,12 @@ import torch
 from benchmarks.select_data import SeedData, mean_bpb
 from benchmarks.select_inputs import RANDOM, SWITCHING
 from fuse_eval.intervals import DomainUnits, compare
-from fuse_train.asn import AdaptiveSelector
-from fuse_train.bayes import known_logprobs, search_weights
 from fuse_train.config import AsnSection
-from fuse_train.selector_training import sources_of, train_selector
-from fuse_train.selectors import (
+from fuse_train.data.batch import sources_of
+from fuse_train.selector_fit.bayes import known_logprobs, search_weights
+from fuse_train.selector_fit.selector_training import train_selector
+from fuse_train.selectors.asn import AdaptiveSelector
+from fuse_train.selectors.selectors import (
     AvgCeSelector,
     HedgeSelector,
     MinCeSelector,

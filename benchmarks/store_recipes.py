@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from store_schema.fidelity import StoredRows, measure, with_least_tail
+from store_schema.encoding.fidelity import StoredRows, measure, with_least_tail
 
 Array = npt.NDArray[Any]
 SQRT = 0.5

@@ -13,8 +13,8 @@ import torch
 from store_model import BenchModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from store_schema.frequency import COUNTED_TOKENS, Ranking, ids_by_rank
-from store_schema.trial import half_learned
+from store_schema.encoding.frequency import COUNTED_TOKENS, Ranking, ids_by_rank
+from store_schema.encoding.trial import half_learned
 
 ROW_TOKENS = 256
 

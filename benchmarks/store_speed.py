@@ -20,18 +20,19 @@ from store_model import BenchModel
 from store_rows import ROW_TOKENS, BenchRows, text_tokens
 
 from extract.config import ExtractSection
-from extract.engine import engine_spec, open_engine
+from extract.engines.protocol import engine_spec
+from extract.engines.registry import open_engine
 from store_schema.config import ModelRef
+from store_schema.disk.location import open_location
+from store_schema.encoding.trial import engine_arrays
 from store_schema.layout import Arrays, array_names
-from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.plan import ShardRecord
+from store_schema.plan.plan import ShardRecord
 from store_schema.presets import PRESETS, Encoding, Selection
-from store_schema.reader import StoreReader
-from store_schema.tokenizer import EncodedSegment
-from store_schema.trial import engine_arrays
-from store_schema.vocabulary import Vocabulary
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
+from store_schema.text.tokenizer import EncodedSegment
+from store_schema.text.vocabulary import Vocabulary
 
 ENTRIES = 25
 TOP_K = 128

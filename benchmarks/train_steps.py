@@ -18,15 +18,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fuse_train.batch import Batch, SourceBatch, to_device
 from fuse_train.config import TrainSection
-from fuse_train.divergences import Divergence
-from fuse_train.features import FEATURES
-from fuse_train.head_pass import ChunkSources, losses_to_gradient
-from fuse_train.heads import Head, default_chunk_rows
-from fuse_train.losses import SourceRows, head_loss, row_coefficients
-from fuse_train.objective import FusionObjective, StepTotals, importance
-from fuse_train.selector_training import new_selector
+from fuse_train.data.batch import Batch, SourceBatch, to_device
+from fuse_train.loop.objective import FusionObjective, StepTotals, importance
+from fuse_train.losses.divergences import Divergence
+from fuse_train.losses.head_pass import ChunkSources, losses_to_gradient
+from fuse_train.losses.losses import SourceRows, head_loss, row_coefficients
+from fuse_train.model.heads import Head, default_chunk_rows
+from fuse_train.selector_fit.selector_training import new_selector
+from fuse_train.selectors.features import FEATURES
 
 CLM_WEIGHT = 0.3
 

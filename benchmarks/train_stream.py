@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from store_model import make_model as make_store_model
 
-from fuse_train.samples import AlignedSamples
-from fuse_train.stream import SampleStream, StreamOptions
+from fuse_train.data.samples import AlignedSamples
+from fuse_train.data.stream import SampleStream, StreamOptions
 from store_schema.config import ModelRef
+from store_schema.disk.location import open_location
 from store_schema.layout import Arrays, Origin
-from store_schema.location import open_location
-from store_schema.plan import Plan, Segment, write_plan
-from store_schema.reader import StoreReader
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.plan.plan import Plan, Segment, write_plan
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
+from store_schema.text.tokenizer import SegmentTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:

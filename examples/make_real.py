@@ -38,7 +38,7 @@ from real_text import DOMAINS, documents, smallest
 
 from store_schema.config import ModelRef
 from store_schema.errors import LogitfuseError
-from store_schema.models import resolve_model
+from store_schema.model.models import resolve_model
 
 UNAVAILABLE = 3
 

@@ -24,7 +24,7 @@ def extract() -> None:
 
 
 def child_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds what the parent process tells a child: see `extract.children`."""
+    """Adds what the parent process tells a child: see `extract.scoring.children`."""
     halvings = click.option("--halvings", type=int, default=0, help="Of vLLM's steps.")
     leash = click.option("--leash", type=int, help="Pipe whose closing asks to stop.")
     return leash(halvings(function))
@@ -34,8 +34,8 @@ def child_options(function: Callable[..., None]) -> Callable[..., None]:
 @run_options
 def build(run: RunConfig) -> None:
     """Read the inputs, check every document and write the corpus."""
-    from extract.corpus import build_corpus, later_splits, plan_lines
-    from extract.tables import corpus_report
+    from extract.corpus.corpus import build_corpus, later_splits, plan_lines
+    from extract.report.tables import corpus_report
 
     with timed_stage(run, "corpus") as figures:
         record, changed = build_corpus(run)
@@ -52,8 +52,8 @@ def build(run: RunConfig) -> None:
 @run_options
 def show(run: RunConfig, wanted: str) -> None:
     """Show what each model reads of a document, and what of it is trained on."""
-    from extract.chat.show import find_documents, shown
-    from extract.planning import load_tokenizers
+    from extract.plan.planning import load_tokenizers
+    from extract.report.document_view import find_documents, shown
 
     documents = find_documents(run, wanted)
     for line in shown(documents, load_tokenizers(run).values()):
@@ -71,10 +71,10 @@ def show(run: RunConfig, wanted: str) -> None:
 def plan(run: RunConfig, recut: bool) -> None:
     """Cut documents for all tokenizers, deal them into shards, and tell what scoring will cost."""
     from extract.config import ExtractSection, PlanSection
-    from extract.kept_plan import begun_stores, take_back
-    from extract.outlook import store_lines
-    from extract.planning import make_plan
-    from extract.tables import plan_report
+    from extract.plan.kept_plan import begun_stores, take_back
+    from extract.plan.planning import make_plan
+    from extract.report.outlook import store_lines
+    from extract.report.tables import plan_report
 
     with timed_stage(run, "plan") as figures:
         made, changed = make_plan(run, recut=recut)
@@ -98,9 +98,9 @@ def plan(run: RunConfig, recut: bool) -> None:
 @work_options
 def run_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
     """Score each source's pending shards, one source after the other."""
+    from extract.report.tables import SourceFigures, source_report
     from extract.run import SCORING, run_sources
     from extract.run import dry_run as try_out
-    from extract.tables import SourceFigures, source_report
 
     if dry_run:
         click.echo("\n".join(try_out(run, sources, part, SCORING)))
@@ -138,8 +138,8 @@ def run_one(
 @work_options
 def generate_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
     """Let each source answer the corpus's prompts, one source after the other."""
-    from extract.answer_report import AnswerFigures, answer_report
-    from extract.generate import ANSWERING
+    from extract.generation.generate import ANSWERING
+    from extract.report.answer_report import AnswerFigures, answer_report
     from extract.run import dry_run as try_out
     from extract.run import run_sources
 
@@ -164,7 +164,7 @@ def generate_one(
     run: RunConfig, sources: tuple[str, ...], part: Part, leash: int | None, halvings: int, **_: Any
 ) -> None:
     """What `generate` starts for each source: the same work in this very process."""
-    from extract.generate import ANSWERING
+    from extract.generation.generate import ANSWERING
     from extract.run import run_source
 
     for name in sources:
@@ -180,7 +180,7 @@ def generate_one(
 @click.option("--keep-cut", is_flag=True, help="Also answers that were cut at their most tokens.")
 def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -> None:
     """Write generated answers as JSON lines that `corpus.inputs` takes."""
-    from extract.answer_documents import answers_report, write_answers
+    from extract.generation.answer_documents import answers_report, write_answers
 
     click.echo(
         answers_report(write_answers(run, chosen_sources(run, names), out, keep_cut=keep_cut), out)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from extract.chat.config import ChatInput
+from extract.chat_config import ChatInput
 from store_schema.config import SectionModel, StrictModel
 from store_schema.paths import PathText
 

@@ -10,15 +10,16 @@ from dataclasses import replace
 
 import torch
 
-from extract.bos_probe import probe_bos
-from extract.causality import require_causal
-from extract.children import SMALLER_STEPS, check_leash, run_children
-from extract.engine import Engine, EngineMemoryError, EngineSpec, open_engine
-from extract.memory import check_memory
-from extract.pipeline import Pipeline
-from extract.planning import plan_location
-from extract.sources import CheckedSource, check_source, model_folder
-from extract.stage import Job, Stage
+from extract.engines.memory import check_memory
+from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec
+from extract.engines.registry import open_engine
+from extract.plan.planning import plan_location
+from extract.scoring.bos_probe import probe_bos
+from extract.scoring.causality import require_causal
+from extract.scoring.children import SMALLER_STEPS, check_leash, run_children
+from extract.scoring.pipeline import Pipeline
+from extract.scoring.sources import CheckedSource, check_source, model_folder
+from extract.scoring.stage import Job, Stage
 from launch.progress import Progress
 from launch.quantities import size_text
 from launch.signals import stop_on_signals
@@ -26,8 +27,8 @@ from launch.work import Part, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig
 from store_schema.errors import Stopped
-from store_schema.plan import Plan, ShardRecord
-from store_schema.reader import MANIFEST_FILE
+from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.store.reader import MANIFEST_FILE
 
 PROBED_SEGMENTS = 8
 """Among so many of the first shard one is sought to try a model on."""

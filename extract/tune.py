@@ -16,19 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from extract.config import ExtractSection
-from extract.engine import DenseRows, EngineSpec, open_engine
-from extract.planning import plan_location
-from extract.sources import check_source
+from extract.engines.protocol import DenseRows, EngineSpec
+from extract.engines.registry import open_engine
+from extract.plan.planning import plan_location
+from extract.scoring.sources import check_source
 from launch.progress import Progress
 from store_schema.config import RunConfig
+from store_schema.encoding.fidelity import Fidelity, FidelitySums, measure
+from store_schema.encoding.frequency import Ranking, ids_by_rank, token_counts
+from store_schema.encoding.trial import engine_arrays, half_learned, joined, try_encoding
 from store_schema.errors import ConfigError
-from store_schema.fidelity import Fidelity, FidelitySums, measure
-from store_schema.frequency import Ranking, ids_by_rank, token_counts
 from store_schema.layout import Arrays
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from store_schema.presets import PRESETS, Encoding, Preset, StoreSection
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
-from store_schema.trial import engine_arrays, half_learned, joined, try_encoding
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
 SEGMENT_ROWS = 128
 """Rows taken of a segment: many texts say more than many rows of one."""

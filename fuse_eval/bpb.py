@@ -21,18 +21,18 @@ import torch
 from pydantic import Field
 
 from fuse_eval.common_bytes import common_starts, counted_from
-from fuse_train.likelihood import row_nats
-from fuse_train.models import identity, load_model
+from fuse_train.loop.likelihood import row_nats
+from fuse_train.model.models import identity, load_model
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema import SCHEMA_VERSION
 from store_schema.config import ModelRef, RunConfig, StrictModel
+from store_schema.disk.location import Location
+from store_schema.disk.sealed import seal, unseal
 from store_schema.errors import ConfigError, MismatchError
 from store_schema.fingerprint import fingerprint
-from store_schema.location import Location
-from store_schema.plan import Plan, Segment
-from store_schema.sealed import seal, unseal
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.plan.plan import Plan, Segment
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,8 @@ def pool_report(content: dict[str, Any]) -> str:
     for selector, values in content["pool_bpb"].items():
         hindsight = " (hindsight)" if selector in content.get("hindsight", ()) else ""
         named[f"pool {selector}{hindsight}"] = values
+    if content.get("mixture"):
+        named["best mixture with target"] = {d: m["bpb"] for d, m in content["mixture"].items()}
     title = (
         f"pools on split {content['split']} (bits per byte), on the rows that every source knows: "
         f"{common / max(rows, 1):.1%} of the target's tokens, {shared / max(whole, 1):.1%} of bytes"

@@ -18,7 +18,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from store_schema.tokenizer import EncodedSegment
+from store_schema.text.tokenizer import EncodedSegment
 
 
 def known_boundaries(encoded: EncodedSegment) -> npt.NDArray[np.int64]:

@@ -12,7 +12,7 @@ from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import BEFORE, CONTROL, FUSED, mean_of
 from fuse_eval.intervals import compare, units_by_domain
 from store_schema.errors import InputError
-from store_schema.plan import Segment
+from store_schema.plan.plan import Segment
 
 PAIRS = ((FUSED, CONTROL), (FUSED, BEFORE), (CONTROL, BEFORE))
 

@@ -124,11 +124,22 @@ def pool_lines(pool: Mapping[str, Any]) -> list[str]:
         f"Best single source in the mean: {source} ({significant(alone[source], 4)}); the {best} "
         f"pool is {percent(honest[best] / alone[source] - 1)} against it."
     )
-    return lines + _drop_lines(pool["without"])
+    return lines + _mixture_lines(pool.get("mixture", {})) + _drop_lines(pool["without"])
 
 
 def _size(change: float) -> str:
     return share_of(abs(change))
+
+
+def _mixture_lines(mixture: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Where the target already knows something that its sources do not."""
+    if not mixture:
+        return []
+    shown = ", ".join(f"{d} {m['pool_weight']:.2f}" for d, m in mixture.items())
+    return [
+        f"Weight of the pool in its best mixture with the target now: {shown}. The nearer to 0, the "
+        "sooner the domain stops gaining from its sources."
+    ]
 
 
 def _drop_lines(without: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -31,58 +29,13 @@ from fuse_eval.findings import (
     comparison,
     headline,
     interference_line,
-    mean_of,
     pool_lines,
     specialist_lines,
     title_of,
 )
+from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, figure_table, table_head
 from fuse_eval.palette import colours_of
 from fuse_eval.summary import STAGES
-
-Panels = list[tuple[str, Markup]]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One figure of a table."""
-
-    text: str
-    note: str = ""
-    best: bool = False
-    mean: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row: its name and its cells; `own` sets it off."""
-
-    label: str
-    cells: Sequence[Cell]
-    own: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of the page."""
-
-    caption: str
-    head: Sequence[Mapping[str, Any]]
-    rows: Sequence[Row]
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A heading and what stands under it.
-
-    The first table has the other tables and the charts of `beside` at its side.
-    """
-
-    title: str
-    texts: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    beside: Panels = field(default_factory=list)
-    panels: Panels = field(default_factory=list)
-    missing: bool = False
 
 
 def render_page(
@@ -140,6 +93,13 @@ def training_sections(
     if weights:
         text = "Mean weight that the selector gives to each source where it has a distribution."
         sections.append(Section("Source weights", [text], panels=weights))
+    fusion = training_charts.fusion_panels(steps)
+    if fusion:
+        text = (
+            "How much the fusion loss counts beside ground truth. It falls in a domain as the target "
+            "learns what the sources know there, and to zero where it has overtaken them."
+        )
+        sections.append(Section("Fusing", [text], panels=fusion))
     return sections
 
 
@@ -179,54 +139,6 @@ def duration(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _head(first: str, names: Sequence[str], *, mean: bool = True) -> list[dict[str, Any]]:
-    head: list[dict[str, Any]] = [{"text": first, "mean": False}]
-    head += [{"text": name, "mean": False} for name in names]
-    return [*head, {"text": "mean", "mean": True}] if mean else head
-
-
-def figure_table(
-    caption: str,
-    first: str,
-    rows: Mapping[str, Mapping[str, float]],
-    *,
-    own: str | None = None,
-    against: str | None = None,
-    sources: Collection[str] = (),
-) -> Table:
-    """Models or selectors as rows, domains and their mean as columns, the best of each marked.
-
-    Args:
-        caption: Over the table.
-        first: Heading of the row names.
-        rows: {name: {domain: bits per byte}}.
-        own: Row that is set off.
-        against: Row that the small figures compare with.
-        sources: Rows that are sources; domains often have the same names.
-    """
-    domains = sorted({domain for values in rows.values() for domain in values})
-    filled = {name: {**values, "": mean_of(values)} for name, values in rows.items() if values}
-    best = {
-        domain: min(values.get(domain, math.inf) for values in filled.values())
-        for domain in [*domains, ""]
-        if filled
-    }
-    base = filled.get(against or "", {})
-    shown = []
-    for name, values in filled.items():
-        cells = []
-        for domain in [*domains, ""]:
-            value = values.get(domain)
-            text = "–" if value is None else significant(value, 4)
-            note = ""
-            if value is not None and base.get(domain) and name != against:
-                note = percent(value / base[domain] - 1)
-            cells.append(Cell(text, note, value is not None and value == best[domain], not domain))
-        label = f"{name} (source)" if name in sources else title_of(name)
-        shown.append(Row(label, cells, name == own))
-    return Table(caption, _head(first, domains), shown)
 
 
 def _bpb_section(evaluation: Mapping[str, Any] | None) -> Section:
@@ -334,7 +246,7 @@ def _without_table(without: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
         for source in sources
     ]
     caption = "Change of the pool's mean bits per byte when a source is left out (− means: drop it)"
-    return Table(caption, _head("", [f"{name} pool" for name in without], mean=False), rows)
+    return Table(caption, table_head("", [f"{name} pool" for name in without], mean=False), rows)
 
 
 def _alignment_section(alignment: Mapping[str, Mapping[str, float]]) -> Section:
@@ -360,7 +272,7 @@ def _alignment_section(alignment: Mapping[str, Mapping[str, float]]) -> Section:
     table = Table(
         "Target positions with a distribution, and mean probability mass of the entries: as stored "
         "in the source's tokens, as aligned in the target's",
-        _head("source", ["positions", "covered", "mass stored", "mass aligned"], mean=False),
+        table_head("source", ["positions", "covered", "mass stored", "mass aligned"], mean=False),
         [
             Row(
                 source,
@@ -406,4 +318,4 @@ def _identity_table(summary: Mapping[str, Any]) -> Table:
         for part in ("fingerprints", "versions")
         for name, value in summary[part].items()
     ]
-    return Table("What went in", _head("", ["value"], mean=False), rows)
+    return Table("What went in", table_head("", ["value"], mean=False), rows)

@@ -2,7 +2,7 @@
 
 All figures of an estimate are taken on the same rows: target tokens whose probability every source
 knows, that at least one source covers, and that the target itself has a distribution for; of spans
-(fuse_train/pools.py) that hold nothing else. They say
+(fuse_train/selectors/pools.py) that hold nothing else. They say
 whether fusing can pay, which selector to take and which source to drop. What they do not say is how
 much of the pool a target of its size can learn.
 
@@ -24,14 +24,15 @@ from torch import nn
 
 from fuse_eval.config import EvaluateSection, PoolSelector
 from fuse_eval.findings import mean_of
-from fuse_train.batch import collate
 from fuse_train.config import TrainSection
-from fuse_train.features import shard_features
-from fuse_train.samples import AlignedSamples, DecodedShard
-from fuse_train.selector_start import SelectorStart
-from fuse_train.selector_training import PoolSums, pool_nll
-from fuse_train.selectors import FIXED, Selector, SourceView, build_selector
-from fuse_train.stream import SampleStream
+from fuse_train.data.batch import collate
+from fuse_train.data.samples import AlignedSamples, DecodedShard
+from fuse_train.data.stream import SampleStream
+from fuse_train.gate.mixture import mixture_nats, mixture_weight
+from fuse_train.selector_fit.selector_start import SelectorStart
+from fuse_train.selector_fit.selector_training import PoolSums, pool_nll
+from fuse_train.selectors.features import shard_features
+from fuse_train.selectors.selectors import FIXED, Selector, SourceView, build_selector
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.layout import Origin
@@ -314,6 +315,24 @@ def estimate_record(
         },
         "without": without,
     }
+
+
+def mixtures(
+    spans: Mapping[str, npt.NDArray[np.float64]], num_bytes: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """Best mixture of a pool with the target by domain: the pool's weight, bits per byte.
+
+    Args:
+        spans: {domain: [2, S] nats of target and pool}, from fuse_train's `span_nats`.
+        num_bytes: Of these spans by domain.
+    """
+    found = {}
+    for domain, (target_S, pool_S) in spans.items():
+        if num_bytes.get(domain):
+            weight = mixture_weight(target_S, pool_S)
+            nats = float(mixture_nats(target_S, pool_S, weight).sum())
+            found[domain] = {"pool_weight": weight, "bpb": _bpb(nats, num_bytes[domain])}
+    return found
 
 
 def _bpb(nats: float, num_bytes: float) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fuse_eval import bpb, pool
 from fuse_eval.config import EvaluateSection
@@ -15,21 +16,23 @@ from fuse_eval.evaluation import evaluation_record
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
 from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
 from fuse_train.config import TrainSection
-from fuse_train.inputs import kept_selectors
-from fuse_train.models import identity
-from fuse_train.run import final_folder, stream_options
-from fuse_train.samples import AlignedSamples, domains_of
-from fuse_train.selectors import FIXED, Selector
-from fuse_train.stream import SampleStream
+from fuse_train.data.samples import AlignedSamples, domains_of
+from fuse_train.data.stream import SampleStream
+from fuse_train.gate.held_out import span_nats
+from fuse_train.inputs import kept_selectors, stream_options
+from fuse_train.model.models import identity
+from fuse_train.run import final_folder
+from fuse_train.selector_fit.selector_training import split_batches
+from fuse_train.selectors.selectors import FIXED, Selector
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig
+from store_schema.disk.location import open_location
 from store_schema.errors import MissingError
 from store_schema.fingerprint import fingerprint
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
-from store_schema.same_source import require_run_sources, require_same_source
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+from store_schema.store.same_source import require_run_sources, require_same_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,4 +220,11 @@ def _pool_content(
     named = pool.pool_selectors(section, train, sources, made)
     asked = pool.asked_selectors(named, sources)
     found = pool.estimate(samples, domains, sources, asked, target_nats, stop)
-    return pool.estimate_record(found, named, sources)
+    record = pool.estimate_record(found, named, sources)
+    if train.selector in named:
+        rows = {s.segment_id: n for s, n in zip(segments, target_nats, strict=True)}
+        batches = split_batches(samples, domains)
+        spans = span_nats(batches, named[train.selector], rows, torch.device("cpu"))
+        sizes = {domain: sums["common_bytes"] for domain, sums in record["domains"].items()}
+        record["mixture"] = pool.mixtures(spans, sizes)
+    return record

@@ -13,11 +13,11 @@ import yaml
 from launch.summary import read_summaries
 from store_schema import __version__
 from store_schema.config import RunConfig
+from store_schema.disk.location import Location, open_location
 from store_schema.errors import CorruptionError, MissingError
-from store_schema.location import Location, open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
-from store_schema.same_source import require_run_sources
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+from store_schema.store.same_source import require_run_sources
 
 REPORT_FOLDER = "report"
 EVALUATION_FILE = "evaluation.json"

@@ -118,3 +118,32 @@ def _late_weights(
         if total > 0:
             found[domain] = tuple(value / total for value in sums)
     return found
+
+
+def fusion_panels(steps: Steps) -> Panels:
+    """How much the fusion loss counts in each domain over training.
+
+    Args:
+        steps: The trainer's lines by model; only the fused run has them.
+    """
+    logged = [line for line in steps.get("fused", ()) if line.get("fusion_weights")]
+    if not logged:
+        return []
+    domains = sorted(logged[0]["fusion_weights"])
+    colours = colours_of(domains)
+    lines = [
+        Line(
+            domain,
+            colours[domain],
+            thinned([(float(x["step"]), float(x["fusion_weights"][domain])) for x in logged]),
+        )
+        for domain in domains
+    ]
+    chart = line_chart(
+        "Weight of the fusion loss in each domain over steps",
+        lines,
+        x_unit="optimizer step",
+        y_unit="weight, the rest is ground truth",
+        span=(0.0, 1.0),
+    )
+    return [("Weight of the fusion loss", chart)]

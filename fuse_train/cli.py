@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fuse_train.processes import is_main, process_count, quiet_beside_main, tells
+from fuse_train.machine.processes import is_main, process_count, quiet_beside_main, tells
 from launch.command import StageGroup, run_options, timed_stage
 from store_schema.config import RunConfig
 from store_schema.errors import LogitfuseError, Stopped

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fuse_train.gate_config import FusionGateSection
 from fuse_train.loss_config import WHOLE, LossSection
 from store_schema.config import SectionModel, StrictModel
 from store_schema.fingerprint import canonical_json
@@ -155,7 +156,8 @@ class TrainSection(SectionModel):
     )
 
     clm_weight: float = Field(default=0.3, ge=0, le=1)
-    """lambda: share of the ground truth's cross-entropy; the rest is the fusion loss."""
+    """lambda: least share of the ground truth's cross-entropy; the rest is the fusion loss, as far as
+    `fusion_gate` lets it."""
     selector: SelectorName = "asn"
     """Who gives the sources their weights."""
     static_weights: dict[str, float] | None = None
@@ -166,6 +168,8 @@ class TrainSection(SectionModel):
     """alpha: weight of the ASN's CV^2 of importance (load balance)."""
     pool_weight: float = Field(default=1.0, ge=0)
     """Weight of the ASN's pool loss."""
+    fusion_gate: FusionGateSection = FusionGateSection()
+    """Where the fusion loss counts, and how much: what it loses goes to ground truth."""
     loss: LossSection = LossSection()
     """Options of the fusion loss: divergence, temperatures, schedules, which rows, spans."""
     asn: AsnSection = AsnSection()
@@ -297,7 +301,7 @@ class TrainSection(SectionModel):
         given = self.control_overrides.model_dump(exclude_none=True)
         fusion = (
             *("selector", "static_weights", "tail", "feedback_weight", "pool_weight"),
-            *("asn", "hedge", "bayes", "loss"),
+            *("asn", "hedge", "bayes", "loss", "fusion_gate"),
         )
         neutral = {name: getattr(plain, name) for name in fusion}
         return self.model_copy(

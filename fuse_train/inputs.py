@@ -11,20 +11,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fuse_train.config import TrainSection
-from fuse_train.models import identity, load_config, own_dtype
-from fuse_train.samples import AlignedSamples, domains_of
-from fuse_train.selector_start import saved_identity
-from fuse_train.stream import StreamOptions
+from fuse_train.data.samples import AlignedSamples, domains_of
+from fuse_train.data.stream import StreamOptions
+from fuse_train.model.models import identity, load_config, own_dtype
+from fuse_train.selector_fit.selector_start import saved_identity
 from launch.summary import logs_folder
 from store_schema.config import ModelRef, RunConfig
+from store_schema.disk.location import open_location
+from store_schema.disk.parquet import parquet_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import InputError
 from store_schema.fingerprint import fingerprint
-from store_schema.location import open_location, storage_errors
-from store_schema.parquet import parquet_errors
-from store_schema.plan import RESTORE, SEGMENTS_FILE, Plan
-from store_schema.reader import StoreReader
-from store_schema.same_source import require_same_source
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan
+from store_schema.store.reader import StoreReader
+from store_schema.store.same_source import require_same_source
+from store_schema.text.tokenizer import SegmentTokenizer
 
 
 @dataclass(frozen=True, slots=True)

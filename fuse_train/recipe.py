@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from fuse_train.adapters import check_lora
 from fuse_train.config import TrainSection
-from fuse_train.dry_save import dry_save
-from fuse_train.launchers import check_launcher
-from fuse_train.models import own_dtype
-from fuse_train.objective import reference_index
-from fuse_train.optimizer import build_optimizer
-from fuse_train.schedule import rate_schedule
-from fuse_train.selectors import FIXED, build_selector
-from fuse_train.target import load_target
-from fuse_train.trackers import tracker_names
+from fuse_train.loop.objective import reference_index
+from fuse_train.loop.optimizer import build_optimizer
+from fuse_train.loop.schedule import rate_schedule
+from fuse_train.loop.trackers import tracker_names
+from fuse_train.machine.launchers import check_launcher
+from fuse_train.model.adapters import check_lora
+from fuse_train.model.models import own_dtype
+from fuse_train.model.target import load_target
+from fuse_train.publish.dry_save import dry_save
+from fuse_train.selectors.selectors import FIXED, build_selector
 from store_schema.config import RunConfig
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 
 _SOME_STEPS = 100
 """Where the number of steps is not known yet: arguments of a schedule fit any number or none."""

@@ -7,21 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fuse_train.adapters import check_lora
-from fuse_train.asn import AdaptiveSelector
-from fuse_train.checkpoint import TrainState, latest_checkpoint
 from fuse_train.config import TrainSection
-from fuse_train.dry_save import dry_save
-from fuse_train.final import (
-    DoneRecord,
-    FinalChoice,
-    FinalFiles,
-    final_choice,
-    publish_trained,
-    read_done,
-)
-from fuse_train.folders import publish_folder, sweep
-from fuse_train.hub import push_final
+from fuse_train.data.stream import SampleStream
+from fuse_train.disk.folders import publish_folder, sweep
+from fuse_train.gate.held_out import HeldOutText
 from fuse_train.inputs import (
     Inputs,
     check_domains,
@@ -33,20 +22,34 @@ from fuse_train.inputs import (
     output_folder,
     stream_options,
 )
-from fuse_train.launchers import check_accelerator, check_launcher
-from fuse_train.memory_fit import free_memory
-from fuse_train.model_card import CardFacts
-from fuse_train.models import load_config, own_dtype
-from fuse_train.precision import settled_precision
-from fuse_train.processes import quiet_beside_main
-from fuse_train.selector_start import SelectorStart
-from fuse_train.selectors import Selector
-from fuse_train.step_log import StepLog
-from fuse_train.stream import SampleStream
-from fuse_train.target import Target, load_target
-from fuse_train.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
-from fuse_train.trainer import LoopInputs, TrainingLoop
-from fuse_train.validation import ValidSet, check_valid, load_valid
+from fuse_train.loop.checkpoint import TrainState, latest_checkpoint
+from fuse_train.loop.loop_inputs import LoopInputs
+from fuse_train.loop.step_log import StepLog
+from fuse_train.loop.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
+from fuse_train.loop.trainer import TrainingLoop
+from fuse_train.loop.validation import ValidSet, check_valid, load_valid
+from fuse_train.machine.launchers import check_accelerator, check_launcher
+from fuse_train.machine.memory_fit import free_memory
+from fuse_train.machine.precision import settled_precision
+from fuse_train.machine.processes import quiet_beside_main
+from fuse_train.model.adapters import check_lora
+from fuse_train.model.models import load_config, own_dtype
+from fuse_train.model.target import Target, load_target
+from fuse_train.publish.dry_save import dry_save
+from fuse_train.publish.final import (
+    DoneRecord,
+    FinalChoice,
+    FinalFiles,
+    final_choice,
+    publish_trained,
+    read_done,
+)
+from fuse_train.publish.hub import push_final
+from fuse_train.publish.model_card import CardFacts
+from fuse_train.selector_fit.selector_start import SelectorStart
+from fuse_train.selector_fit.selector_training import split_batches
+from fuse_train.selectors.asn import AdaptiveSelector
+from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag, stop_on_signals
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
@@ -205,8 +208,11 @@ def _train_and_publish(
         selector = _selector(inputs, section, stream, path, accelerator, stop)
     log_name = "train_steps.jsonl" if label == "fused" else "control_steps.jsonl"
     log = StepLog(logs_folder(run) / log_name if accelerator.is_main_process else None)
+    held_out = None
+    if label == "fused" and section.fusion_gate.kind == "held_out":
+        held_out = _held_out(inputs, section, valid)
     loop_inputs = LoopInputs(
-        label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log
+        label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log, held_out
     )
     loop = TrainingLoop(loop_inputs, target, selector, state, accelerator, path)
     del target, selector  # the loop's, and gone with it before the final weights are loaded
@@ -254,6 +260,24 @@ def _valid(inputs: Inputs, section: TrainSection) -> ValidSet | None:
         section.valid_split,
     )
     return None
+
+
+def _held_out(inputs: Inputs, section: TrainSection, valid: ValidSet | None) -> HeldOutText:
+    """The evaluated segments with what the sources say of their labels.
+
+    Raises:
+        ConfigError: Nothing is evaluated.
+        MissingError: The stores have no shard of that split.
+    """
+    if valid is None:
+        raise ConfigError(
+            "the fusion gate needs evaluations on the way",
+            where="train.fusion_gate",
+            expected="text of split " + section.valid_split,
+            hint="give the corpus such a split, or set train.fusion_gate.kind to none",
+        )
+    samples = open_inputs(inputs.run, section, section.valid_split).samples
+    return HeldOutText.of(split_batches(samples, inputs.domains), valid.segment_ids)
 
 
 def _selector(

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from fuse_train.asn import AdaptiveSelector
 from fuse_train.config import TrainSection
-from fuse_train.folders import publish_folder, sweep
-from fuse_train.run import open_inputs, output_folder, stream_options
-from fuse_train.selector_start import SelectorStart, kind_of, selector_fingerprint
-from fuse_train.selector_training import PoolSums, pool_nll, split_batches
-from fuse_train.selectors import (
+from fuse_train.data.stream import SampleStream
+from fuse_train.disk.folders import publish_folder, sweep
+from fuse_train.inputs import open_inputs, output_folder, stream_options
+from fuse_train.selector_fit.selector_start import SelectorStart, kind_of, selector_fingerprint
+from fuse_train.selector_fit.selector_training import PoolSums, pool_nll, split_batches
+from fuse_train.selectors.asn import AdaptiveSelector
+from fuse_train.selectors.selectors import (
     AvgCeSelector,
     HedgeSelector,
     MinCeSelector,
@@ -23,12 +24,11 @@ from fuse_train.selectors import (
     StaticSelector,
     UniformSelector,
 )
-from fuse_train.stream import SampleStream
 from launch.signals import stop_on_signals
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig, StrictModel
+from store_schema.disk.sealed import seal, unseal
 from store_schema.errors import ConfigError, MismatchError
-from store_schema.sealed import seal, unseal
 
 TRAINED_FILE = "trained.json"
 

@@ -16,11 +16,11 @@ from launch.training_status import TrainingStatus, read_trainings
 from launch.work import Worker
 from launch.worklog import SessionRecord, read_sessions
 from store_schema.config import RunConfig
+from store_schema.disk.location import open_location
 from store_schema.errors import StoreError
-from store_schema.location import open_location
 from store_schema.manifest import Commit
-from store_schema.plan import Plan
-from store_schema.reader import MANIFEST_FILE, StoreReader
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import MANIFEST_FILE, StoreReader
 
 State = Literal["running", "done", "stopped", "failed", "silent"]
 

@@ -17,10 +17,10 @@ from launch.json_lines import append_line
 from launch.slurm import ArrayLimits, Job, Place, sbatch_command, script_text
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
+from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError, MissingError, StorageError
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
 
 _DEADLINE_S = 300.0
 """Slurm's own commands give up before."""

@@ -12,7 +12,7 @@ from store_schema.errors import ConfigError
 
 if TYPE_CHECKING:  # the command line is answered before the plan's packages are loaded
     from store_schema.config import RunConfig
-    from store_schema.plan import ShardRecord
+    from store_schema.plan.plan import ShardRecord
 
 Ranges = tuple[tuple[int, int], ...]
 """Shards as inclusive ranges, sorted, apart from one another."""

@@ -36,7 +36,7 @@ from store_schema.errors import LogitfuseError, Stopped
 
 if TYPE_CHECKING:
     from store_schema.config import RunConfig
-    from store_schema.plan import ShardRecord
+    from store_schema.plan.plan import ShardRecord
 
 logger = logging.getLogger(__name__)
 

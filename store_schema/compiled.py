@@ -2,8 +2,8 @@
 
 Numba keeps machine code beside a function and renews it when that function's own file changes. Code
 of a function that it calls is part of it, though, so a change in one file could leave stale code in
-another's. Here the place is named by a digest of all files of the rooms concerned: a change anywhere
-starts anew.
+another's. Here the place is named by a digest of all files of the rooms concerned, sub-folders too: a
+change anywhere starts anew.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def compiled_fast(function: Callable[..., Any]) -> Any:
 
 
 def _compile(function: Callable[..., Any], **flags: Any) -> Any:
-    folder = _cache_folder(Path(inspect.getfile(function)).parent)
+    folder = _cache_folder(_room_of(Path(inspect.getfile(function)).parent))
     before = config.CACHE_DIR
     config.CACHE_DIR = str(folder or before)
     try:
@@ -50,12 +50,25 @@ def _compile(function: Callable[..., Any], **flags: Any) -> Any:
         config.CACHE_DIR = before
 
 
+def _room_of(folder: Path) -> Path:
+    """The top package that a folder belongs to; the folder itself where it is none."""
+    while (folder / "__init__.py").exists() and (folder.parent / "__init__.py").exists():
+        folder = folder.parent
+    return folder
+
+
+def _sources(room: Path) -> list[Path]:
+    """Files of a room; of a folder that is no package, those directly in it."""
+    is_package = (room / "__init__.py").exists()
+    return sorted(room.rglob("*.py") if is_package else room.glob("*.py"))
+
+
 @cache
 def _cache_folder(room: Path) -> Path | None:
     """Where machine code of a room's functions lies; None where nothing can be written."""
     digest = hashlib.sha256()
     for folder in sorted({room, Path(__file__).parent}):
-        for path in sorted(folder.glob("*.py")):
+        for path in _sources(folder):
             digest.update(path.read_bytes())
     name = _NAME + digest.hexdigest()[:16]
     for parent in (room / "__pycache__", Path.home() / ".cache" / "logitfuse" / room.name):

@@ -206,7 +206,9 @@ class RunConfig(StrictModel):
         the run uses another's data."""
         if self.folder == self.data_folder:
             return f"{self.folder}/aligned/{source}"
-        from store_schema.aligned_place import aligned_store_url  # storage libraries take time
+        from store_schema.store.aligned_place import (
+            aligned_store_url,  # storage libraries take time
+        )
 
         return aligned_store_url(self, source)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,10 +10,8 @@ from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import BosRule, StrictModel
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import EXTRAS, Arrays, Extra, Kind, check_shard
+from store_schema.plan.plan import ShardRecord
 from store_schema.presets import Encoding
-
-if TYPE_CHECKING:  # the plan is read through the guards, which know commits
-    from store_schema.plan import ShardRecord
 
 _LAST_VERSION = {
     **{"top_p": 1, "logprob_codec": 1},

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from store_schema.errors import CorruptionError, TokenizerError
-from store_schema.guards import REPAIR
 from store_schema.layout import Arrays
-from store_schema.plan import Segment, ShardRecord
-from store_schema.vocabulary import Vocabulary
+from store_schema.plan.plan import Segment, ShardRecord
+from store_schema.store.guards import REPAIR
+from store_schema.text.vocabulary import Vocabulary
 
 COMPARED = ("segment_ids", "token_offsets", "token_ids", "byte_ends")
 """Arrays that say which text the positions are of."""

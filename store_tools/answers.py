@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from store_schema.errors import CorruptionError
-from store_schema.guards import REPAIR
 from store_schema.layout import Arrays, Finish
-from store_schema.plan import Segment
-from store_schema.vocabulary import Vocabulary
+from store_schema.plan.plan import Segment
+from store_schema.store.guards import REPAIR
+from store_schema.text.vocabulary import Vocabulary
 
 ANSWERS_SETTING = "answers"
 """Key of the manifest's settings: answers to each prompt."""

@@ -11,9 +11,9 @@ import click
 
 from launch.command import StageGroup, set_up_logging
 from launch.signals import stop_on_signals
+from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError, LogitfuseError
 from store_schema.layout import KINDS, Kind
-from store_schema.location import open_location
 from store_tools.copy import copy_command
 from store_tools.export import export_command, parse_shards
 from store_tools.leftovers import Collected, Leftover, collect, parse_age

@@ -20,17 +20,14 @@ import google_crc32c
 from launch.command import set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
+from store_schema.disk.bounded import read_bounded, read_record
+from store_schema.disk.location import LocalLocation, Location, open_location
+from store_schema.disk.sealed import MAX_RECORD_BYTES, unseal
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, StoreError
-from store_schema.guards import (
-    MAX_COMMIT_BYTES,
-    MAX_VOCABULARY_BYTES,
-    REPAIR,
-    read_bounded,
-    read_record,
-)
-from store_schema.location import LocalLocation, Location, open_location, storage_errors
 from store_schema.manifest import Commit, FileRecord, Manifest
-from store_schema.reader import (
+from store_schema.store.guards import MAX_COMMIT_BYTES, MAX_VOCABULARY_BYTES, REPAIR
+from store_schema.store.reader import (
     MANIFEST_FILE,
     RANKING_FILE,
     RESTORE,
@@ -38,7 +35,6 @@ from store_schema.reader import (
     StoreReader,
     commit_key,
 )
-from store_schema.sealed import MAX_RECORD_BYTES, unseal
 
 CONFIG_FILE = "config.yaml"
 TABLES = (VOCABULARY_FILE, RANKING_FILE, CONFIG_FILE)

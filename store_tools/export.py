@@ -24,12 +24,13 @@ import pyarrow.parquet as pq
 from launch.command import set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
-from store_schema.answers import read_answers
+from store_schema.disk.location import Location, open_location
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, MissingError
 from store_schema.layout import EXTRAS, Arrays, row_sums
-from store_schema.location import Location, open_location, storage_errors
-from store_schema.reader import StoreReader
-from store_schema.vocabulary import Vocabulary
+from store_schema.store.answers import read_answers
+from store_schema.store.reader import StoreReader
+from store_schema.text.vocabulary import Vocabulary
 from store_tools.copy import require_outside
 
 ROW_GROUP = 65_536

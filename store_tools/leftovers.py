@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from store_schema import remote
+from store_schema.disk import remote
+from store_schema.disk.location import LocalLocation, Location
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MissingError
-from store_schema.location import LocalLocation, Location, storage_errors
-from store_schema.reader import StoreReader, commit_key
+from store_schema.store.reader import StoreReader, commit_key
 from store_tools.places import SoundReader, StorePlace
 
 _ATTEMPT = re.compile(r"data/((\d{5,})-[0-9a-f]{16})(?:/.*)?")

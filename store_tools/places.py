@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 from store_schema.config import RunConfig, load_run
+from store_schema.disk.location import Location, open_location
 from store_schema.errors import ConfigError, CorruptionError, MissingError, StoreError
 from store_schema.layout import KINDS, Kind
-from store_schema.location import Location, open_location
 from store_schema.manifest import Commit
-from store_schema.plan import PLAN_FILE, Plan, ShardRecord
-from store_schema.reader import MANIFEST_FILE, StoreReader
+from store_schema.plan.plan import PLAN_FILE, Plan, ShardRecord
+from store_schema.store.reader import MANIFEST_FILE, StoreReader
 
 STAGES: dict[Kind, str] = {
     "source": "extract run",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from launch.signals import StopFlag
 from store_schema.errors import LogitfuseError, MissingError
 from store_schema.manifest import Commit
-from store_schema.reader import commit_key
+from store_schema.store.reader import commit_key
 from store_tools.places import SoundReader, StorePlace
 from store_tools.verify import shard_of, verify_store
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from launch.visible import visible
-from store_schema.answers import TEXT_ARRAYS, StoredAnswer, read_answers
 from store_schema.errors import ConfigError, MissingError
-from store_schema.find_segment import find_shard, row_number
 from store_schema.layout import Arrays, Finish, Origin
-from store_schema.plan import Plan, Segment
-from store_schema.vocabulary import Vocabulary
+from store_schema.plan.find_segment import find_shard, row_number
+from store_schema.plan.plan import Plan, Segment
+from store_schema.store.answers import TEXT_ARRAYS, StoredAnswer, read_answers
+from store_schema.text.vocabulary import Vocabulary
 from store_tools.places import SoundReader, StorePlace, planned_shard
 
 LISTED = 20

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from launch.progress import Progress
 from launch.signals import StopFlag
-from store_schema.answers import TEXT_ARRAYS
 from store_schema.errors import (
     CorruptionError,
     LogitfuseError,
@@ -22,8 +21,9 @@ from store_schema.errors import (
     StorageError,
 )
 from store_schema.manifest import Commit
-from store_schema.plan import Plan
-from store_schema.reader import MANIFEST_FILE, RESTORE
+from store_schema.plan.plan import Plan
+from store_schema.store.answers import TEXT_ARRAYS
+from store_schema.store.reader import MANIFEST_FILE, RESTORE
 from store_tools.against_plan import COMPARED, Speller, compare_with_plan
 from store_tools.answers import ANSWERS_SETTING, compare_answers
 from store_tools.leftovers import Leftover, find_leftovers

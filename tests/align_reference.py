@@ -17,13 +17,13 @@ from functools import cached_property
 
 import numpy as np
 
-from align.continuation import Continuation
-from align.first_token import PieceTable
-from align.project import VocabularyMap
-from align.trie import TargetTrie
+from align.chain.continuation import Continuation
+from align.chain.first_token import PieceTable
+from align.chain.project import VocabularyMap
+from align.chain.trie import TargetTrie
 from store_schema.layout import Arrays, Origin
-from store_schema.tokenizer import EncodedSegment
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.tokenizer import EncodedSegment
+from store_schema.text.vocabulary import Vocabulary
 
 TAIL = -1
 """In place of a target token: mass of which no token is known."""

@@ -14,12 +14,12 @@ import yaml
 
 from fuse_train.config import TrainSection
 from store_schema.config import ModelRef, RunConfig
+from store_schema.disk.location import open_location
 from store_schema.layout import Arrays, Origin
-from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.plan import Plan, Segment, write_plan
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.plan.plan import Plan, Segment, write_plan
+from store_schema.store.writer import StoreWriter
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.tiny import add_beyond_rows, tiny_model, tiny_tokenizer
 
 WORDS = {

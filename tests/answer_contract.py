@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from extract.config import GenerateSection
-from extract.ending import AnswerRules
-from extract.engine import Answer, EngineSpec, Prompt
+from extract.engines.ending import AnswerRules
+from extract.engines.protocol import Answer, EngineSpec, Prompt
 from store_schema.layout import Finish
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 
 TOLERANCE_NATS = 1e-4
 MAX_TOKENS = 24

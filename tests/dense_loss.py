@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from fuse_train.divergences import MIN_PROBABILITY, Divergence
-from fuse_train.losses import SourceRows
+from fuse_train.losses.divergences import MIN_PROBABILITY, Divergence
+from fuse_train.losses.losses import SourceRows
 
 
 def dense_logq(hidden, weight, bias=None, scale=1.0, cap=None, temperature=1.0):

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 
 from extract.config import ExtractSection
-from extract.engine import DenseRows, Engine, EngineSpec, engine_spec, first_known
-from extract.rows import scored_segment
-from extract.space_ids import space_initial_ids
+from extract.engines.protocol import DenseRows, Engine, EngineSpec, engine_spec, first_known
+from extract.scoring.rows import scored_segment
+from extract.scoring.space_ids import space_initial_ids
 from store_schema.config import ModelRef
-from store_schema.models import keep_soft_cap
-from store_schema.plan import Segment
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.model.models import keep_soft_cap
+from store_schema.plan.plan import Segment
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.tiny import SAMPLE_TEXTS
 
 TOLERANCE_NATS = 1e-4

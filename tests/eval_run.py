@@ -15,13 +15,13 @@ from align.run import align_source
 from launch.signals import StopFlag
 from launch.work import Part
 from store_schema.config import ModelRef, RunConfig, load_run
+from store_schema.disk.location import open_location
 from store_schema.fingerprint import model_fingerprint
 from store_schema.layout import Arrays
-from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.plan import Plan, Segment, write_plan
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.plan.plan import Plan, Segment, write_plan
+from store_schema.store.writer import StoreWriter
+from store_schema.text.tokenizer import SegmentTokenizer
 
 TOP_K = 16
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from extract.generate import ANSWERING
+from extract.generation.generate import ANSWERING
 from extract.run import run_source
 from launch.work import Part
 from store_schema.config import load_run
-from store_schema.location import open_location
-from store_schema.reader import StoreReader
+from store_schema.disk.location import open_location
+from store_schema.store.reader import StoreReader
 from tests.extract_runs import ok, write_jsonl, write_run
 from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
 

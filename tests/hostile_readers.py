@@ -20,9 +20,9 @@ READERS = """
 import json, os, resource, signal, sys, time
 from pathlib import Path
 from store_schema.errors import LogitfuseError
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
+from store_schema.disk.location import open_location
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from store_schema import SCHEMA_VERSION
+from store_schema.disk.location import open_location
 from store_schema.layout import EXTRAS, KINDS, Arrays
-from store_schema.location import open_location
 from store_schema.presets import PRESETS
-from store_schema.reader import StoreReader
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
 from tests import store_factory
 
 FOLDER = Path(__file__).parent / "golden"

@@ -1,6 +1,7 @@
 """The papers' alignment methods read slowly and plainly: lists, dictionaries, every pair compared.
 
-Written from what `align.mined`, `align.stats` and `align.transport` say, not from their code.
+Written from what `align.papers.mined`, `align.papers.stats` and `align.papers.transport` say, not from
+their code.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from functools import cache
 import numpy as np
 
 from store_schema.layout import Arrays, Origin
-from store_schema.tokenizer import EncodedSegment
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.tokenizer import EncodedSegment
+from store_schema.text.vocabulary import Vocabulary
 
 
 @cache

@@ -15,13 +15,13 @@ import numpy as np
 import yaml
 from click.testing import CliRunner, Result
 
+from store_schema.disk.location import Location, open_location
 from store_schema.layout import Arrays, Extra, Finish, Kind
-from store_schema.location import Location, open_location
-from store_schema.plan import Plan, Segment, ShardRecord, write_plan
+from store_schema.plan.plan import Plan, Segment, ShardRecord, write_plan
 from store_schema.presets import PRESETS, Preset
-from store_schema.reader import StoreReader
-from store_schema.vocabulary import Vocabulary
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
+from store_schema.text.vocabulary import Vocabulary
 from store_tools.cli import store
 from tests import store_factory
 

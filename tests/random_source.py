@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from store_schema.layout import Arrays
-from store_schema.plan import Segment
-from store_schema.tokenizer import EncodedSegment
+from store_schema.plan.plan import Segment
+from store_schema.text.tokenizer import EncodedSegment
 
 
 def segments(chosen: list[str]) -> list[Segment]:

@@ -166,6 +166,9 @@ def steps(
                     "pool": 2.4 + 0.3 * math.exp(-step / 60),
                     "feedback": 0.05,
                     "weights": {s: w / total for s, w in raw.items()},
+                    "fusion_weights": {
+                        d: 0.7 * math.exp(-i * step / 400) for i, d in enumerate(domains)
+                    },
                     "weights_by_domain": {
                         d: {
                             s: 0.7 if i == j else 0.3 / (len(sources) - 1)

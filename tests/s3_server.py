@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from store_schema import remote
+from store_schema.disk import remote
 
 # s3fs leaves its HTTP sessions to the garbage collector; they hold nothing of ours.
 UNCLOSED = [

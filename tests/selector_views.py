@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fuse_train.features import shard_features
-from fuse_train.hedge import past_of
-from fuse_train.selectors import SourceView
+from fuse_train.selectors.features import shard_features
+from fuse_train.selectors.hedge import past_of
+from fuse_train.selectors.selectors import SourceView
 from store_schema.layout import Arrays
 from tests import store_factory
 

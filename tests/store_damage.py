@@ -10,13 +10,13 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from store_schema.disk.location import open_location
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import Arrays, Kind
-from store_schema.location import open_location
 from store_schema.manifest import Manifest
 from store_schema.presets import PRESETS, Preset
-from store_schema.reader import StoreReader, commit_key
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader, commit_key
+from store_schema.store.writer import StoreWriter
 from tests import store_factory
 
 VOCAB_SIZE = 500

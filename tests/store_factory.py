@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from store_schema.disk.location import Location
 from store_schema.layout import EXTRAS, Arrays, Extra, Finish, Kind
-from store_schema.location import Location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.plan import Plan, Segment, ShardRecord, write_plan
+from store_schema.plan.plan import Plan, Segment, ShardRecord, write_plan
 from store_schema.presets import PRESETS, Encoding
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.vocabulary import Vocabulary
 
 BIG_VOCAB = 262_145
 """Past 2^17 and 2^18: ids that 17-bit formats lose."""

@@ -7,16 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from align.continuation import (
+from align.chain.continuation import (
     LEAST_SHARE,
     MAX_TARGETS,
     Continuation,
     PairCounts,
     first_tokens,
 )
-from align.first_token import piece_table
-from align.mined_vocabulary import nearest_tokens, written_tokens
-from store_schema.tokenizer import SegmentTokenizer
+from align.chain.first_token import piece_table
+from align.papers.mined_vocabulary import nearest_tokens, written_tokens
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.random_source import segments
 from tests.tiny import tiny_tokenizer
 

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from align import counting, pair_counts
-from align.checked import CheckedAlignment, check_alignment
-from align.counting import Counting, count_once
-from align.kept_counts import COUNTS_FILE, CountsHead, KeptCounts
-from align.pair_counts import DistinctPairs
-from align.prepare import make_aligner
+from align.counts import pair_counts
+from align.counts.kept_counts import COUNTS_FILE, CountsHead, KeptCounts
+from align.counts.pair_counts import DistinctPairs
+from align.prepare import counting
+from align.prepare.checked import CheckedAlignment, check_alignment
+from align.prepare.counting import Counting, count_once
+from align.prepare.prepare import make_aligner
 from launch.signals import StopFlag
 from store_schema.config import load_run
+from store_schema.disk.sealed import seal
 from store_schema.errors import Stopped
 from store_schema.fingerprint import bytes_digest
-from store_schema.sealed import seal
 from tests.test_align_run import NUM_SHARDS, make_run
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]

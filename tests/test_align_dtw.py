@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.dtw import BAND_BYTES, edit_distance, match_segments
-from store_schema.tokenizer import SegmentTokenizer
+from align.papers.dtw import BAND_BYTES, edit_distance, match_segments
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests import papers_reference
 from tests.random_source import segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.continuation import PairCounts, first_tokens
-from align.first_token import piece_table
-from align.project import VocabularyMap, project
-from align.trie import TargetTrie
+from align.chain.continuation import PairCounts, first_tokens
+from align.chain.first_token import piece_table
+from align.chain.project import VocabularyMap, project
+from align.chain.trie import TargetTrie
 from store_schema.errors import TokenizerError
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.random_source import segments
 from tests.tokenizer_zoo import CHANGING, FAMILIES, LOSSLESS, WORLD, zoo
 

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from align.found import add_mass, clear, heaviest, room_for
-from align.places import FOUND
+from align.chain.found import add_mass, clear, heaviest, room_for
+from align.chain.places import FOUND
 
 MASSES = st.one_of(
     st.floats(0.0, 1.0),

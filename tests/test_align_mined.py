@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.mined import CarryOptions, MinedAligner
-from align.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
+from align.papers.carry import CarryOptions
+from align.papers.mined import MinedAligner
+from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
 from store_schema.errors import MismatchError
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.text.vocabulary import Vocabulary
 from tests import papers_reference
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer

@@ -13,12 +13,12 @@ from functools import cache
 import numpy as np
 import pytest
 
-from align.continuation import Continuation, PairCounts, first_tokens
-from align.first_token import PieceTable, piece_table
-from align.project import project
+from align.chain.continuation import Continuation, PairCounts, first_tokens
+from align.chain.first_token import PieceTable, piece_table
+from align.chain.project import project
 from store_schema.layout import Arrays, Origin, check_shard
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.text.vocabulary import Vocabulary
 from tests.align_reference import Tables, vocabulary_map
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer

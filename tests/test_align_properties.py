@@ -15,13 +15,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import align.project as projection
-from align.continuation import PairCounts, first_tokens
-from align.first_token import piece_table
-from align.project import project
+import align.chain.project as projection
+from align.chain.continuation import PairCounts, first_tokens
+from align.chain.first_token import piece_table
+from align.chain.project import project
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.text.vocabulary import Vocabulary
 from tests.align_reference import (
     LEAST_SPREAD,
     AlignedSegment,

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.report import mass_where_tokens_begin, token_starts
-from align.report_page import (
+from align.report.report import mass_where_tokens_begin, token_starts
+from align.report.report_page import (
     LEAST_EXCESS,
     histogram_bars,
     missing_line,
@@ -27,12 +27,12 @@ from align.report_page import (
     report_page,
     view_command,
 )
-from align.report_sums import Sums
+from align.report.report_sums import Sums
 from store_schema.config import load_run
+from store_schema.disk.location import open_location
 from store_schema.layout import Arrays, Origin
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
 from tests.test_align_view import CHROMIUM, IDS, TEXTS, framed, make_run, ok, refused
 
 ORIGINS = ("boundary", "inside", "none")

@@ -20,21 +20,21 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerFast
 
 from align.cli import align
-from align.counted_text import counted_shards
-from align.kept_counts import COUNTS_FILE
+from align.counts.counted_text import counted_shards
+from align.counts.kept_counts import COUNTS_FILE
 from align.run import AlignSummary, align_source
 from launch.signals import StopFlag
 from launch.work import Part
 from launch.worklog import read_sessions
 from store_schema.config import ModelRef, load_run
+from store_schema.disk.location import open_location
 from store_schema.errors import Stopped
 from store_schema.layout import EXTRAS, Extra, array_names
-from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.plan import Plan, write_plan
-from store_schema.reader import RANKING_FILE, VOCABULARY_FILE, StoreReader
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.plan.plan import Plan, write_plan
+from store_schema.store.reader import RANKING_FILE, VOCABULARY_FILE, StoreReader
+from store_schema.store.writer import StoreWriter
+from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.project import project
-from align.spans import common_spans
+from align.chain.project import project
+from align.methods.spans import common_spans
 from tests.test_align_project import hand_arrays, hand_segment, hand_tables, vocabulary
 
 lengths = st.lists(st.sampled_from([0, 0, 1, 2, 3]), min_size=1, max_size=12)

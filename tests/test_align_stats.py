@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.mined_vocabulary import nearest_tokens, written_tokens
-from align.stats import MatchCounts, StatsAligner
+from align.papers.mined_vocabulary import nearest_tokens, written_tokens
+from align.papers.stats import MatchCounts, StatsAligner
 from store_schema.errors import MismatchError
 from store_schema.layout import Origin, check_shard, row_sums
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.tokenizer import SegmentTokenizer
+from store_schema.text.vocabulary import Vocabulary
 from tests import papers_reference
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer

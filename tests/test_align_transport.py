@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.mined import CarryOptions, MinedAligner
-from align.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
-from align.transport import NUM_CANDIDATES, TransportAligner, transport_shares
+from align.papers.carry import CarryOptions
+from align.papers.mined import MinedAligner
+from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
+from align.papers.transport import NUM_CANDIDATES, TransportAligner, transport_shares
 from store_schema.layout import check_shard, row_sums
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests import papers_reference
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer

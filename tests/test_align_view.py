@@ -19,18 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.cli import align
-from align.view import Row, Span, Token, ViewedSource, read_view
-from align.view_page import clusters, cut_text, share, text_html
+from align.report.view import Row, Span, Token, ViewedSource, read_view
+from align.report.view_page import clusters, cut_text, share, text_html
 from launch.visible import padded, quoted, visible, width
 from store_schema.config import load_run
+from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError, MissingError
-from store_schema.find_segment import find_shard, row_number
 from store_schema.layout import Arrays, Kind, Origin
-from store_schema.location import open_location
-from store_schema.plan import Plan, Segment, write_plan
-from store_schema.reader import StoreReader
-from store_schema.vocabulary import Vocabulary
-from store_schema.writer import StoreWriter
+from store_schema.plan.find_segment import find_shard, row_number
+from store_schema.plan.plan import Plan, Segment, write_plan
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
+from store_schema.text.vocabulary import Vocabulary
 from tests import store_factory
 
 CHROMIUM = (

@@ -30,9 +30,10 @@ from align_pools import LEAST_TAIL, Pool, charged_nats, counted_rows, pool_of  #
 from align_speed import Work, plain_arguments, run, time_limit  # noqa: E402
 from align_student import EQUAL, MOST_TRIES, gain_kept, steps_to_reach, summary  # noqa: E402
 
-from align.method import BytesAligner, SpansAligner  # noqa: E402
+from align.chain.project import BytesAligner  # noqa: E402
+from align.methods.method import SpansAligner  # noqa: E402
 from store_schema.layout import Arrays, check_shard, row_sums  # noqa: E402
-from store_schema.tokenizer import EncodedSegment  # noqa: E402
+from store_schema.text.tokenizer import EncodedSegment  # noqa: E402
 from tests.tokenizer_zoo import zoo  # noqa: E402
 
 TEXTS = [

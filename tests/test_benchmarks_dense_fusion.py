@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuse_train.heads import Head
-from fuse_train.losses import SourceRows, head_loss, with_tail_policy
+from fuse_train.losses.losses import SourceRows, head_loss, with_tail_policy
+from fuse_train.model.heads import Head
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import real_train
 
-from fuse_train.trainer import TrainingLoop
+from fuse_train.loop.trainer import TrainingLoop
 
 
 def test_both_sides_take_their_turns(tiny_models, monkeypatch) -> None:

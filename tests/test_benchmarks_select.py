@@ -10,8 +10,8 @@ import pytest
 from benchmarks import bench_select, select_measure
 from benchmarks.select_data import SeedData, mean_bpb
 from fuse_train.config import AsnSection
-from fuse_train.selector_training import pool_nll
-from fuse_train.selectors import HedgeSelector, StaticSelector, UniformSelector
+from fuse_train.selector_fit.selector_training import pool_nll
+from fuse_train.selectors.selectors import HedgeSelector, StaticSelector, UniformSelector
 from tests.aligned_factory import make_run
 
 NAMES = ("code", "prose", "facts")

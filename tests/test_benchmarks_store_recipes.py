@@ -29,7 +29,7 @@ from store_recipes import (  # noqa: E402 - after the path
     unpack_ids,
 )
 
-from store_schema.fidelity import measure, with_least_tail  # noqa: E402
+from store_schema.encoding.fidelity import measure, with_least_tail  # noqa: E402
 
 QWEN_VOCAB_SIZE = 151_936
 RECIPES = {"recommended": RECOMMENDED, "budget": BUDGET}

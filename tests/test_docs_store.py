@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import zarr
 
+from store_schema.disk.location import open_location
 from store_schema.layout import Kind
-from store_schema.location import open_location
 from store_schema.presets import PRESETS, Preset
-from store_schema.reader import StoreReader
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
 from tests import store_factory
 
 DOCS = Path(__file__).resolve().parent.parent / "docs/store.md"

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from extract.bos_probe import (
+from extract.engines.protocol import DenseRows
+from extract.run import run_source
+from extract.scoring.bos_probe import (
     PROBE_SEGMENTS,
     PROBE_TOKENS,
     BosFigures,
@@ -21,12 +23,10 @@ from extract.bos_probe import (
     probe_segments,
     read_figures,
 )
-from extract.engine import DenseRows
-from extract.run import run_source
 from launch.work import Part, Worker
 from store_schema.config import load_run
-from store_schema.plan import Segment
-from store_schema.tokenizer import EncodedSegment
+from store_schema.plan.plan import Segment
+from store_schema.text.tokenizer import EncodedSegment
 from tests.extract_runs import ok, sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -97,7 +97,7 @@ def test_a_lost_bos_is_named(
         assert "\n" not in found[0]
     kept = json.loads(figures_path(load_run(path), "lost").read_text())
     assert kept["without_bpb"] / kept["with_bpb"] == pytest.approx(without / with_bos, rel=1e-6)
-    from extract.tables import SourceFigures, source_report
+    from extract.report.tables import SourceFigures, source_report
 
     report = source_report([SourceFigures.read(load_run(path), "lost")])
     assert "lost reads text without BOS: " in report

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from extract.causality import require_causal
-from extract.engine import open_engine
+from extract.engines.registry import open_engine
 from extract.run import run_source
+from extract.scoring.causality import require_causal
 from launch.work import Part
-from store_schema.causal_config import require_causal_config
 from store_schema.config import ModelRef, load_run
 from store_schema.errors import ModelError
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.model.causal_config import require_causal_config
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.engine_contract import encoded_samples, spec_of
 from tests.extract_runs import ok, refused, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -101,7 +101,7 @@ def test_refused_before_the_plan_and_before_anything_is_scored(
     assert "use_bidirectional_attention: true" in line
     assert not (tmp_path / "run/plan").exists()
     assert "both_ways is no causal" in refused("extract", "run", path)
-    saying_nothing = "store_schema.model_check.require_causal_config"
+    saying_nothing = "store_schema.model.model_check.require_causal_config"
     monkeypatch.setattr(saying_nothing, lambda *_, **__: None)
     ok("extract", "plan", path)
     with pytest.raises(ModelError, match="both_ways is no causal language model"):

@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.chat.config import ChatInput
 from extract.chat.form import Call, Chat, Tally, Turn
 from extract.chat.responses import response_texts
 from extract.chat.turns import MessageReader
+from extract.chat_config import ChatInput
 from extract.cli import corpus
-from extract.corpus import build_corpus, corpus_location, iter_documents, read_documents
-from extract.documents import Document
+from extract.corpus.corpus import build_corpus, corpus_location, iter_documents, read_documents
+from extract.corpus.documents import Document
 from store_schema.config import load_run
 from tests.chat_shapes import A2, CALL, MESSAGES, PUBLISHED, TIDE, TOOL, A, Q, said
 from tests.extract_runs import ok, refused, write_jsonl, write_run
@@ -392,7 +392,7 @@ def test_a_document_is_shown_as_each_model_reads_it(tmp_path: Path) -> None:
     before = "<system>Be brief.</s>\n<user>a\\x1b[2Jb</s>\n<assistant>"
     assert f"\x1b[2m{before}\x1b[0m" in out
     assert "c/turn-0  (chat, train)" in out
-    assert "-- target: the chat template does not write a response as it stands" in out
+    assert "-- target: no response can be found in what the chat template writes" in out
     plain = ok("corpus", "show", path, "--document", "c2")
     assert "-- code, tokens: response" in plain
     assert "\x1b" not in plain

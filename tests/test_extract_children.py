@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from extract.children import SMALLER_STEPS, _wait, check_leash, run_children
-from extract.engine import EngineMemoryError
-from extract.planning import plan_location
+from extract.engines.protocol import EngineMemoryError
+from extract.plan.planning import plan_location
 from extract.run import LEAST_STEP_TOKENS, halved, run_source
-from extract.sources import check_source
+from extract.scoring.children import SMALLER_STEPS, _wait, check_leash, run_children
+from extract.scoring.sources import check_source
 from launch.signals import STOP_SIGNALS, StopFlag
 from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ModelError, Stopped
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from tests.extract_runs import ok, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -95,7 +95,7 @@ def test_a_killed_child_is_told(run_file: Path, children: list[int]) -> None:
 def test_a_child_tells_the_signal_that_its_parent_got(number: signal.Signals) -> None:
     """The parent sends it through the leash; the child is Python that waits for it."""
     script = (
-        "import sys, time\nfrom extract.children import check_leash\n"
+        "import sys, time\nfrom extract.scoring.children import check_leash\n"
         "from launch.signals import STOP_SIGNALS, StopFlag\nflag = StopFlag()\n"
         "for _ in range(600):\n    check_leash(flag, int(sys.argv[1]))\n    time.sleep(0.05)\n"
     )

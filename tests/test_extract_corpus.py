@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from extract.corpus import (
+from extract.corpus.corpus import (
     build_corpus,
     corpus_location,
     iter_documents,
     open_corpus,
     read_documents,
 )
-from extract.documents import Document, deal_split
+from extract.corpus.documents import Document, deal_split
 from store_schema.config import load_run
 from store_schema.errors import ConfigError, CorruptionError, InputError
 from tests.extract_runs import call, files_of, ok, refused, sample_documents, write_jsonl, write_run

@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from extract.corpus import DOCUMENT_SCHEMA
-from extract.cutting import cut_corpus, leads
-from extract.documents import Document
+from extract.corpus.corpus import DOCUMENT_SCHEMA
+from extract.corpus.documents import Document
+from extract.plan.cutting import cut_corpus, leads
 from store_schema.errors import TokenizerError
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")

@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extract.config import ExtractSection
-from extract.engine import DenseRows, EngineSpec, engine_spec, open_engine
-from extract.rows import scored_segment
-from extract.scored_batch import KeptRows, ScoredBatch
-from extract.transformers_engine import Pieces, TransformersEngine, longest_first
+from extract.engines.protocol import DenseRows, EngineSpec, engine_spec
+from extract.engines.registry import open_engine
+from extract.engines.scored_batch import KeptRows, ScoredBatch
+from extract.engines.transformers_engine import Pieces, TransformersEngine, longest_first
+from extract.scoring.rows import scored_segment
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.engine_contract import (
     check_engine,
     encoded_samples,
@@ -136,7 +137,9 @@ def test_a_type_that_the_cpu_crawls_on_is_named(
         torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_units, raising=False
     )
     TransformersEngine(spec_of(tiny_models["prose"], "transformers", dtype=dtype, device="cpu"))
-    found = [r.getMessage() for r in caplog.records if r.name == "extract.transformers_engine"]
+    found = [
+        r.getMessage() for r in caplog.records if r.name == "extract.engines.transformers_engine"
+    ]
     assert ["`dtype: float32` under sources.m" in line for line in found] == [True] * told
 
 
@@ -259,7 +262,7 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
 def test_weights_that_vllm_trips_over_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from extract import vllm_engine
+    from extract.engines import vllm_engine
 
     def refuse(**_: object) -> None:
         raise RuntimeError("start (0) + length (130) exceeds dimension size (128).")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from extract.config import ExtractSection
-from extract.engine import DenseRows, EngineSpec
-from extract.space_ids import space_initial_ids
-from extract.transformers_engine import TransformersEngine
+from extract.engines.protocol import DenseRows, EngineSpec
+from extract.engines.transformers_engine import TransformersEngine
+from extract.scoring.space_ids import space_initial_ids
 from store_schema.config import ModelRef
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.tokenizer import SegmentTokenizer
+from store_schema.text.vocabulary import Vocabulary
 from tests.engine_contract import check_engine, check_extras, encoded_samples, spec_of
 from tests.tiny import TokenizerKind, tiny_model, tiny_tokenizer
 

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from extract.answers import LATER_SEGMENTS, NO_PROMPT, PROMPTS, answer_seed, answer_stats
 from extract.config import GenerateSection
-from extract.generate import answer_rules, check_answering
-from extract.planning import plan_location
-from extract.stage import Job
+from extract.generation.answers import LATER_SEGMENTS, NO_PROMPT, PROMPTS, answer_seed, answer_stats
+from extract.generation.generate import answer_rules, check_answering
+from extract.plan.planning import plan_location
+from extract.scoring.stage import Job
 from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ConfigError, ModelError, Stopped, StoppedMidway
 from store_schema.layout import Finish
-from store_schema.plan import Plan, Segment
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.plan.plan import Plan, Segment
+from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store as store_command
 from tests.answer_contract import TOLERANCE_NATS
 from tests.extract_runs import files_of, ok, refused, write_jsonl, write_run

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.answer_documents import left_out
-from extract.answers import answer_seed, answer_text
-from extract.corpus import corpus_location, iter_documents, open_corpus, read_documents
-from extract.planning import plan_location
-from store_schema.answers import read_answers
+from extract.corpus.corpus import corpus_location, iter_documents, open_corpus, read_documents
+from extract.generation.answer_documents import left_out
+from extract.generation.answers import answer_seed, answer_text
+from extract.plan.planning import plan_location
 from store_schema.config import ModelRef, load_run
 from store_schema.layout import Arrays, Finish
-from store_schema.plan import Plan
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.vocabulary import Vocabulary
+from store_schema.plan.plan import Plan
+from store_schema.store.answers import read_answers
+from store_schema.text.tokenizer import SegmentTokenizer
+from store_schema.text.vocabulary import Vocabulary
 from tests.extract_runs import ok, refused, write_jsonl, write_run
 from tests.generate_runs import generate, make_chat_models, one_source, planned, store_of
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -181,7 +181,7 @@ def test_answers_of_an_unfinished_store_are_refused(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("extract.answer_documents.os.replace", full)
+        patched.setattr("extract.generation.answer_documents.os.replace", full)
         assert "No space left" in refused("extract", "answers", path, "--out", out)
     assert [p.name for p in tmp_path.iterdir() if "answers" in p.name] == []
     other = tiny_model(tmp_path / "other", tokenizer=tiny_tokenizer(vocab_size=310))

@@ -12,16 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract import transformers_generation
 from extract.config import GenerateSection
-from extract.ending import AnswerRules, GrowingAnswer, end_ids
-from extract.engine import EngineMemoryError, EngineSpec, Prompt
-from extract.transformers_engine import TransformersEngine
-from extract.transformers_generation import drawn_tokens
+from extract.engines import transformers_generation
+from extract.engines.ending import AnswerRules, GrowingAnswer, end_ids
+from extract.engines.protocol import EngineMemoryError, EngineSpec, Prompt
+from extract.engines.transformers_engine import TransformersEngine
+from extract.engines.transformers_generation import drawn_tokens
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.layout import Finish
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.answer_contract import (
     MAX_TOKENS,
     Answerer,

@@ -8,13 +8,13 @@ from typing import cast
 
 import pytest
 
-from align import checked
-from extract.planning import plan_location
-from extract.sources import check_source
+from align.prepare import checked
+from extract.plan.planning import plan_location
+from extract.scoring.sources import check_source
 from store_schema.config import ModelRef, load_run
-from store_schema.models import in_folder, local_ref, resolve_model, resolve_tokenizer
-from store_schema.plan import Plan
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.model.models import in_folder, local_ref, resolve_model, resolve_tokenizer
+from store_schema.plan.plan import Plan
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.extract_runs import ok, write_run
 from tests.tiny import tiny_model
 from tests.tiny_gguf import write_gguf

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from extract import head
-from extract.head import OutputHead, bf16_units, product_into
+from extract.engines import head
+from extract.engines.head import OutputHead, bf16_units, product_into
 
 DEVICES = [
     "cpu",

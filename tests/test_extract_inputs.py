@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from extract.corpus import corpus_location, iter_documents, open_corpus, read_documents
+from extract.corpus.corpus import corpus_location, iter_documents, open_corpus, read_documents
 from store_schema.config import load_run
 from tests.extract_runs import ok, refused, write_run
 

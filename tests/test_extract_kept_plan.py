@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner
 
 from align.cli import align
-from extract.planning import plan_location
-from extract.sources import check_source
+from extract.plan.planning import plan_location
+from extract.scoring.sources import check_source
 from store_schema.config import ModelRef, load_run
+from store_schema.disk.location import LocalLocation, open_location
 from store_schema.errors import MismatchError, StorageError
-from store_schema.location import LocalLocation, open_location
-from store_schema.plan import PLAN_FILE, SEGMENTS_FILE, Plan
-from store_schema.plan_tokens import plan_for
-from store_schema.reader import StoreReader
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.plan.plan import PLAN_FILE, SEGMENTS_FILE, Plan
+from store_schema.store.reader import StoreReader
+from store_schema.text.plan_tokens import plan_for
+from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store
 from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
 from tests.random_source import random_source
@@ -255,7 +255,7 @@ def test_a_killed_plan_goes_on_as_if_nothing_had_happened(
 
 
 def seal_of(plan: Plan) -> bytes:
-    from store_schema.sealed import seal
+    from store_schema.disk.sealed import seal
 
     return seal(plan.record)
 
@@ -287,7 +287,7 @@ def test_shards_of_other_segments_are_never_gone_on_with(begun: Path, tmp_path: 
     changed = [d | {"text": d["text"] + "!"} for d in sample_documents()]
     write_jsonl(tmp_path / "docs.jsonl", changed)
     ok("corpus", "build", begun)
-    from extract.planning import make_plan
+    from extract.plan.planning import make_plan
 
     make_plan(load_run(begun), recut=True)
     with pytest.raises(MismatchError, match="written from other segments"):

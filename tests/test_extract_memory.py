@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from extract import memory
 from extract.config import ExtractSection
-from extract.engine import EngineMemoryError, EngineSpec
-from extract.memory import (
+from extract.engines import memory
+from extract.engines.memory import (
     Need,
     check_memory,
     free_host_bytes,
@@ -28,10 +27,11 @@ from extract.memory import (
     require_memory,
     weight_bytes,
 )
-from extract.transformers_engine import Input, Pieces, TransformersEngine
+from extract.engines.protocol import EngineMemoryError, EngineSpec
+from extract.engines.transformers_engine import Input, Pieces, TransformersEngine
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.engine_contract import check_engine, encoded_samples, spec_of
 
 GB = 10**9
@@ -364,8 +364,8 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from extract.transformers_engine import TransformersEngine
-from store_schema.tokenizer import EncodedSegment
+from extract.engines.transformers_engine import TransformersEngine
+from store_schema.text.tokenizer import EncodedSegment
 from tests.engine_contract import spec_of
 
 spec = spec_of(Path(sys.argv[1]), "transformers", threads=1, batch_tokens=1 << 22)

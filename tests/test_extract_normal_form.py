@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 from tokenizers.normalizers import NFC
 
-import extract.normal_form
-from extract.corpus import corpus_location, iter_documents, open_corpus, read_documents
-from extract.documents import Document, context_json
-from extract.normal_form import _UNDECIDED, nfc, nfc_document, reads_nfc
+import extract.corpus.normal_form
+from extract.corpus.corpus import corpus_location, iter_documents, open_corpus, read_documents
+from extract.corpus.documents import Document, context_json
+from extract.corpus.normal_form import _UNDECIDED, nfc, nfc_document, reads_nfc
 from store_schema.config import ModelRef, load_run
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.extract_runs import ok, refused, sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -185,7 +185,7 @@ def test_no_model_is_asked_about_text_that_is_nfc(
     def asked(ref: ModelRef) -> bool:
         raise AssertionError(ref)
 
-    monkeypatch.setattr(extract.normal_form, "reads_nfc", asked)
+    monkeypatch.setattr(extract.corpus.normal_form, "reads_nfc", asked)
     write_jsonl(tmp_path / "docs.jsonl", [{"text": COMPOSED, "domain": "d", "split": "train"}])
     gone = {"a": Path("far/away"), "target": Path("far/off")}
     path = write_run(tmp_path, gone)

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from extract.engine import DenseRows
-from extract.pipeline import Backlog, Pipeline
-from extract.planning import plan_location
+from extract.engines.protocol import DenseRows
+from extract.engines.vllm_tap import Tap
+from extract.plan.planning import plan_location
 from extract.run import run_source
-from extract.vllm_tap import Tap
+from extract.scoring.pipeline import Backlog, Pipeline
 from launch.work import Part
 from store_schema.config import load_run
 from store_schema.errors import MismatchError, ModelError, StoppedMidway, StorageError
 from store_schema.layout import Arrays, check_shard
-from store_schema.plan import Plan, ShardRecord
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.store.writer import StoreWriter
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.extract_runs import ok, sample_documents, write_jsonl, write_run
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.planning import TARGET, deal, load_tokenizers, make_plan, plan_location, shuffled
-from extract.sources import check_source
+from extract.plan.planning import TARGET, deal, load_tokenizers, make_plan, plan_location, shuffled
+from extract.scoring.sources import check_source
 from store_schema.config import load_run
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
 from tests.tiny import add_beyond_rows, tiny_model, tiny_tokenizer
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from extract.engine import DenseRows
-from extract.rows import LOGPROB_SLACK, scored_segment
+from extract.engines.protocol import DenseRows
+from extract.scoring.rows import LOGPROB_SLACK, scored_segment
 from store_schema.errors import ModelError
 
 

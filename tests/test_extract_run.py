@@ -17,15 +17,15 @@ import pytest
 import torch
 import yaml
 
-from extract.planning import plan_location
+from extract.plan.planning import plan_location
 from extract.run import run_source
-from extract.sources import CheckedSource, check_source
+from extract.scoring.sources import CheckedSource, check_source
 from launch.work import Part, Worker
 from store_schema.config import load_run
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.disk.location import open_location
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.extract_runs import (
     files_of,
     ok,

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from extract.config import ExtractSection
-from extract.engine import DenseRows, engine_spec, first_known
-from extract.rows import ScoredSegment, scored_segment
+from extract.engines.protocol import DenseRows, engine_spec, first_known
+from extract.engines.sampling import BLOCK, sampled_rows, segment_uniforms, systematic_points
+from extract.engines.transformers_engine import TransformersEngine
 from extract.run import run_source
-from extract.sampling import BLOCK, sampled_rows, segment_uniforms, systematic_points
-from extract.transformers_engine import TransformersEngine
-from fuse_train.heads import Head
-from fuse_train.losses import SourceRows, head_loss, with_tail_policy
+from extract.scoring.rows import ScoredSegment, scored_segment
+from fuse_train.losses.losses import SourceRows, head_loss, with_tail_policy
+from fuse_train.model.heads import Head
 from launch.work import Part
 from store_schema.config import ModelRef, load_run
+from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError
-from store_schema.location import open_location
-from store_schema.reader import StoreReader
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.store.reader import StoreReader
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.engine_contract import TOLERANCE_NATS, encoded_samples, reference_logprobs, spec_of
 from tests.extract_runs import ok, refused, write_run
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.cutting import encoder
-from extract.segment import (
+from extract.plan.cutting import encoder
+from extract.plan.segment import (
     BLOCK_BYTES,
     Cut,
     Encoder,
@@ -20,7 +20,7 @@ from extract.segment import (
     UnfitCharacterError,
     cut_documents,
 )
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.tiny import tiny_tokenizer
 
 PIECES = [

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from extract.corpus import corpus_location, open_corpus
-from extract.planning import plan_location
+from extract.corpus.corpus import corpus_location, open_corpus
+from extract.plan.planning import plan_location
 from store_schema.config import load_run
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from tests.extract_runs import files_of, ok, refused, write_jsonl, write_run
 
 NO_MODELS = {"code": Path("m/code"), "target": Path("m/target")}

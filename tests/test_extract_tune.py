@@ -12,12 +12,12 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
 from extract.config import ExtractSection
-from extract.planning import plan_location
-from extract.sources import check_source
+from extract.plan.planning import plan_location
+from extract.scoring.sources import check_source
 from extract.tune import _whole_rows, recommended, sample_segments, tune, whole_logprobs
 from logitfuse import main
 from store_schema.config import load_run
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from tests.extract_runs import ok, write_run
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fuse_eval.bpb import counted_segments, scored_text
 from fuse_eval.common_bytes import common_starts, counted_from, known_boundaries
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests import store_factory
 from tests.random_source import segments
 from tests.tiny import tiny_tokenizer

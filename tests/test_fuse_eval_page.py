@@ -69,6 +69,7 @@ def test_page_is_whole_and_loads_nothing(page: str) -> None:
         "Bits per byte",
         "Training",
         "Source weights",
+        "Fusing",
         "What the pools would score",
         "Alignment",
         "Time and memory",

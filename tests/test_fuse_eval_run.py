@@ -19,12 +19,12 @@ from fuse_eval.summary import build_summary
 from launch.signals import StopFlag
 from logitfuse import main
 from store_schema.config import RunConfig, load_run
+from store_schema.disk.location import open_location
 from store_schema.errors import MismatchError, MissingError, Stopped
 from store_schema.layout import Origin
-from store_schema.location import open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests import eval_run
 
 FAST = {
@@ -165,7 +165,10 @@ def test_pools_equal_a_plain_reference(run: RunConfig) -> None:
 def test_pool_command_says_what_to_do_and_does_nothing_twice(run: RunConfig) -> None:
     first = _invoke(run, "eval", "pool")
     assert first.exit_code == 0, first.output
-    for words in ("target now", "pool asn", "(hindsight)", "Best single source", "code alone"):
+    for words in (
+        *("target now", "pool asn", "(hindsight)", "Best single source", "code alone"),
+        *("best mixture with target", "Weight of the pool in its best mixture"),
+    ):
         assert words in first.output
     record = (Path(run.folder) / "report" / "pool.json").read_bytes()
     second = _invoke(run, "eval", "pool")
@@ -187,6 +190,12 @@ def test_static_weights_of_the_train_section_are_estimated(run: RunConfig) -> No
     assert set(content["pool_bpb"]) == {"uniform", "static"}
     # All weight on one source: the pool is that source alone.
     assert content["pool_bpb"]["static"] == pytest.approx(content["alone_bpb"]["code"], rel=1e-5)
+    assert set(content["mixture"]) == set(content["target_bpb"])
+    for domain, best in content["mixture"].items():
+        of_both = content["target_bpb"][domain], content["alone_bpb"]["code"][domain]
+        assert 0.0 <= best["pool_weight"] <= 1.0
+        assert best["bpb"] <= min(of_both) * (1 + 1e-6)
+        assert best["bpb"] >= min(of_both) * 0.5
 
 
 def test_evaluation_command_resumes_and_does_nothing_twice(

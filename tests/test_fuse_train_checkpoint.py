@@ -10,8 +10,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from fuse_train import folders, optimizer
-from fuse_train.checkpoint import (
+from fuse_train.config import TrainSection
+from fuse_train.disk import folders
+from fuse_train.disk.folders import discard_folder, publish_folder, sweep
+from fuse_train.loop import optimizer
+from fuse_train.loop.checkpoint import (
     BestRecord,
     TrainState,
     best_folder,
@@ -19,10 +22,8 @@ from fuse_train.checkpoint import (
     save_checkpoint,
     step_folders,
 )
-from fuse_train.config import TrainSection
-from fuse_train.folders import discard_folder, publish_folder, sweep
-from fuse_train.optimizer import build_optimizer, load_optimizer
-from fuse_train.step_log import StepLog
+from fuse_train.loop.optimizer import build_optimizer, load_optimizer
+from fuse_train.loop.step_log import StepLog
 from store_schema.errors import CorruptionError, MismatchError, StorageError
 
 

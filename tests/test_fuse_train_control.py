@@ -11,16 +11,17 @@ import torch
 import yaml
 
 from fuse_train.config import TrainSection
-from fuse_train.final import final_choice
-from fuse_train.hub import hub_card, push_final
-from fuse_train.objective import FusionObjective, StepTotals, cv2_slope
-from fuse_train.run import open_inputs, stream_options, train_run
-from fuse_train.selectors import UniformSelector
-from fuse_train.stream import SampleStream
-from fuse_train.trackers import numbers, tracker_names
+from fuse_train.data.stream import SampleStream
+from fuse_train.inputs import open_inputs, stream_options
+from fuse_train.loop.objective import FusionObjective, StepTotals, cv2_slope
+from fuse_train.loop.trackers import numbers, tracker_names
+from fuse_train.publish.final import final_choice
+from fuse_train.publish.hub import hub_card, push_final
+from fuse_train.run import train_run
+from fuse_train.selectors.selectors import UniformSelector
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, MissingError, StorageError
-from store_schema.models import in_folder
+from store_schema.model.models import in_folder
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_run import lines_of, same, timeless, weights, with_train
 
@@ -318,7 +319,7 @@ def test_a_resumed_stream_reads_only_what_its_step_needs(tmp_path) -> None:
 
 
 def test_epochs_deal_shards_in_another_order() -> None:
-    from fuse_train.order import SampleOrder
+    from fuse_train.data.order import SampleOrder
 
     order = SampleOrder([3] * 12, seed=0, window_shards=1)
     epochs = [order.shards_from(epoch * 36, 36) for epoch in range(3)]
@@ -336,7 +337,7 @@ def test_what_the_run_file_says_of_the_target_holds_for_its_checkpoints(tmp_path
 
 
 def test_final_weights_are_read_with_the_run_files_flags(tmp_path, monkeypatch) -> None:
-    import fuse_train.target as place
+    import fuse_train.model.target as place
 
     made = make_run(tmp_path, shards=SMALL, train=QUICK | {"max_steps": 1})
     seen, original = [], place.load_model
@@ -353,7 +354,7 @@ def test_final_weights_are_read_with_the_run_files_flags(tmp_path, monkeypatch) 
 
 
 def test_weights_that_were_deleted_are_missed(tmp_path) -> None:
-    from fuse_train.checkpoint import BestRecord, TrainState
+    from fuse_train.loop.checkpoint import BestRecord, TrainState
 
     state = TrainState(
         fingerprint="f", step=4, next_sample=32, best=BestRecord(step=2, bpb={"x": 1.0})

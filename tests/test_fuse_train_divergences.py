@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.divergences import Classes, Divergence, DivergenceName, interpolated
-from fuse_train.heads import Head
-from fuse_train.losses import SourceRows, head_loss, with_temperature
+from fuse_train.losses.divergences import Classes, Divergence, DivergenceName, interpolated
+from fuse_train.losses.losses import SourceRows, head_loss, with_temperature
+from fuse_train.model.heads import Head
 from tests.dense_loss import dense_total
 
 NAMES: tuple[DivergenceName, ...] = ("cross_entropy", "kl", "reverse_kl", "jsd", "uld")

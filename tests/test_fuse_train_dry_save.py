@@ -20,14 +20,14 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from fuse_train import dry_save as module
 from fuse_train.config import LoraSection
-from fuse_train.dry_save import dry_save
-from fuse_train.final import read_done
+from fuse_train.publish import dry_save as module
+from fuse_train.publish.dry_save import dry_save
+from fuse_train.publish.final import read_done
 from fuse_train.run import train_run
 from store_schema.config import ModelRef
 from store_schema.errors import MismatchError, ModelError, StorageError
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_refusals import completed, refused
 from tests.test_fuse_train_run import lines_of, weights, with_train
@@ -80,7 +80,7 @@ def test_what_is_tried_is_what_will_be_written(tmp_path, name) -> None:
 
 
 def test_adapters_are_merged_and_left_as_they_are(tmp_path) -> None:
-    from fuse_train.adapters import add_adapters
+    from fuse_train.model.adapters import add_adapters
 
     model, lora = LlamaForCausalLM(TIED), LoraSection(r=2, targets=("q_proj",))
     peft = add_adapters(model, lora, 0)

@@ -11,9 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.features import ENTROPY_SCALE, FEATURES, PAST_FEATURES, shard_features, token_bytes
-from fuse_train.hedge import log_weights, past_of
-from fuse_train.past import (
+from fuse_train.selectors.features import (
+    ENTROPY_SCALE,
+    FEATURES,
+    PAST_FEATURES,
+    shard_features,
+    token_bytes,
+)
+from fuse_train.selectors.hedge import log_weights, past_of
+from fuse_train.selectors.past import (
     CLASS_DECAYS,
     CLASSES,
     DECAYS,

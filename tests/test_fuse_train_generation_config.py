@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import GenerationConfig
 
-from fuse_train.generation_config import mend_generation_config
+from fuse_train.model.generation_config import mend_generation_config
 
 
 def mended(given: dict, where: str, caplog: pytest.LogCaptureFixture) -> tuple[dict, str]:
@@ -14,7 +14,7 @@ def mended(given: dict, where: str, caplog: pytest.LogCaptureFixture) -> tuple[d
     for name, value in given.items():
         setattr(config, name, value)  # as a file is read: without the checks of a caller
     model = SimpleNamespace(generation_config=config)
-    with caplog.at_level(logging.WARNING, "fuse_train.generation_config"):
+    with caplog.at_level(logging.WARNING, "fuse_train.model.generation_config"):
         mend_generation_config(model, where=where)
         mend_generation_config(model, where=where)
     model.generation_config.validate(strict=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuse_train.models import identity, load_model, own_dtype
+from fuse_train.model.models import identity, load_model, own_dtype
 from store_schema.config import ModelRef
 from store_schema.fingerprint import model_fingerprint
-from store_schema.models import in_folder, resolve_model
+from store_schema.model.models import in_folder, resolve_model
 from tests.tiny import tiny_model
 from tests.tiny_gguf import write_gguf
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fuse_train import head_pass
-from fuse_train.divergences import Divergence
-from fuse_train.heads import Head, default_chunk_rows
-from fuse_train.losses import SourceRows, head_loss
+from fuse_train.losses import head_pass
+from fuse_train.losses.divergences import Divergence
+from fuse_train.losses.losses import SourceRows, head_loss
+from fuse_train.model.heads import Head, default_chunk_rows
 from tests.dense_loss import dense_total
 
 R, M, K, V, H = 40, 4, 12, 600, 32

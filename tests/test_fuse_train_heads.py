@@ -15,8 +15,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from fuse_train.heads import check_head, head_of, hidden_states
-from fuse_train.losses import head_loss
+from fuse_train.losses.losses import head_loss
+from fuse_train.model.heads import check_head, head_of, hidden_states
 from store_schema.errors import ModelError
 
 SHAPE = {

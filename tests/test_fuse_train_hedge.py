@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.hedge import PROBABILITY_FLOOR, log_weights, past_of
-from fuse_train.selectors import HedgeSelector, SourceView
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR, log_weights, past_of
+from fuse_train.selectors.selectors import HedgeSelector, SourceView
 
 
 def plain(past, rate: float, share: float) -> list[list[float]]:

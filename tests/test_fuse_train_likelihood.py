@@ -7,13 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fuse_train import head_pass, likelihood
-from fuse_train.heads import Head
-from fuse_train.likelihood import label_nats, row_nats, score_dtype, segment_nll
+from fuse_train.loop import likelihood
+from fuse_train.loop.likelihood import label_nats, row_nats, score_dtype, segment_nll
+from fuse_train.losses import head_pass
+from fuse_train.model.heads import Head
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.plan import Segment
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.plan.plan import Segment
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
 
 def encoded_by(folder, sample_texts) -> list[EncodedSegment]:

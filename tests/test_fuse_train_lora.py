@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fuse_train.adapters import add_adapters, check_lora, merged
 from fuse_train.config import LoraSection
-from fuse_train.models import load_model
-from fuse_train.objective import FusionObjective
+from fuse_train.loop.objective import FusionObjective
+from fuse_train.model.adapters import add_adapters, check_lora, merged
+from fuse_train.model.models import load_model
 from fuse_train.run import train_run
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, CorruptionError
@@ -139,7 +139,7 @@ def test_unknown_layers_are_refused(tiny_models) -> None:
 
 
 def test_damaged_adapters_are_named(trained, tmp_path) -> None:
-    from fuse_train.adapters import load_adapters
+    from fuse_train.model.adapters import load_adapters
 
     folder, run, _ = trained
     (tmp_path / "adapter_config.json").write_bytes(
@@ -159,6 +159,6 @@ def test_what_is_missing_is_told_before_any_work(tmp_path, monkeypatch) -> None:
             train_run(with_train(made, lora=LORA | {"four_bit": True}))
     assert "CUDA" in caught.value.line()
     assert not (tmp_path / "run/checkpoints").exists()
-    monkeypatch.setattr("fuse_train.adapters.find_spec", lambda name: None)
+    monkeypatch.setattr("fuse_train.model.adapters.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install peft"):
         check_lora(LoraSection())

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from fuse_train.config import TrainSection
 from fuse_train.loss_config import ScheduleSection
-from fuse_train.loss_schedule import scheduled, weights_at
+from fuse_train.losses.loss_schedule import scheduled, weights_at
 
 
 @pytest.mark.parametrize(

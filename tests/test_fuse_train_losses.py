@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from fuse_train.heads import Head
-from fuse_train.losses import (
+from fuse_train.losses.losses import (
     SourceRows,
     head_loss,
     importance_cv2,
-    label_pool_nll,
     row_coefficients,
     with_tail_policy,
 )
+from fuse_train.model.heads import Head
+from fuse_train.selectors.pools import label_pool_nll
 
 R, M, K, V, H = 23, 3, 5, 40, 8
 POLICIES = ("bucket", "drop", "renormalise")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuse_train.models import identity, load_config, load_model, own_dtype
+from fuse_train.model.models import identity, load_config, load_model, own_dtype
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from tests.tiny import tiny_model

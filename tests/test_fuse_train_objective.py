@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fuse_train.asn import AdaptiveSelector
 from fuse_train.config import TrainSection
-from fuse_train.loss_schedule import weights_at
-from fuse_train.losses import row_coefficients, with_tail_policy, with_temperature
-from fuse_train.objective import FusionObjective, StepTotals, importance
-from fuse_train.run import open_inputs
-from fuse_train.selector_training import known_rows, new_selector
-from fuse_train.selectors import build_selector
-from fuse_train.span_likelihood import SpanBatch
-from fuse_train.stream import SampleStream, StreamOptions
+from fuse_train.data.stream import SampleStream, StreamOptions
+from fuse_train.inputs import open_inputs
+from fuse_train.loop.objective import FusionObjective, StepTotals, importance
+from fuse_train.losses.loss_schedule import weights_at
+from fuse_train.losses.losses import row_coefficients, with_tail_policy, with_temperature
+from fuse_train.losses.span_likelihood import SpanBatch
+from fuse_train.selector_fit.selector_training import known_rows, new_selector
+from fuse_train.selectors.asn import AdaptiveSelector
+from fuse_train.selectors.selectors import build_selector
 from store_schema.errors import ConfigError
 from tests.aligned_factory import make_run
 from tests.dense_loss import dense_total
@@ -252,9 +252,9 @@ def test_threshold_schedule_sets_the_selectors(run) -> None:
 def test_prompts_are_context_and_carry_no_loss(run, opened) -> None:
     """A response of 4 tokens after a prompt of 5: its mean cost, and no gradient for the prompt's words
     but through what the response reads."""
-    from fuse_train.batch import collate
-    from fuse_train.samples import DecodedShard
-    from store_schema.plan import Segment
+    from fuse_train.data.batch import collate
+    from fuse_train.data.samples import DecodedShard
+    from store_schema.plan.plan import Segment
 
     prompt, response = (7, 8, 9, 10, 11), np.array([20, 21, 22, 23])
     segment = Segment(0, "d#0", "d", "code", "train", 0, 4, True, '{"prompt": "x"}', "abcd")

@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_train.config import OptimizerName, ScheduleName, TrainSection
-from fuse_train.optimizer import OPTIMIZER_FILE, build_optimizer, load_optimizer, save_optimizer
-from fuse_train.schedule import (
+from fuse_train.loop.optimizer import (
+    OPTIMIZER_FILE,
+    build_optimizer,
+    load_optimizer,
+    save_optimizer,
+)
+from fuse_train.loop.schedule import (
     rate_factor,
     rate_schedule,
     set_rate,

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuse_train.batch import pack, padded_inputs
-from fuse_train.objective import FusionObjective, StepTotals
-from fuse_train.packing import check_packing
-from fuse_train.run import open_inputs, stream_options
-from fuse_train.selectors import build_selector
-from fuse_train.stream import SampleStream
+from fuse_train.data.batch import pack, padded_inputs
+from fuse_train.data.stream import SampleStream
+from fuse_train.inputs import open_inputs, stream_options
+from fuse_train.loop.objective import FusionObjective, StepTotals
+from fuse_train.model.packing import check_packing
+from fuse_train.selectors.selectors import build_selector
 from store_schema.errors import ConfigError
 from tests.aligned_factory import make_run
 from tests.tiny import tiny_model

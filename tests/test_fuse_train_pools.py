@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.losses import label_pool_nll
-from fuse_train.pools import first_rows, held, pool_nats, span_sums
+from fuse_train.selectors.pools import first_rows, held, label_pool_nll, pool_nats, span_sums
 
 
 @st.composite

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from fuse_train import precision as module
-from fuse_train.precision import (
+from fuse_train.machine import precision as module
+from fuse_train.machine.precision import (
     PRECISION_FILE,
     choose_precision,
     product_seconds,

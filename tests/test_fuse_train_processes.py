@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuse_train import processes
-from fuse_train.processes import is_main, progress_stream, tells
+from fuse_train.machine import processes
+from fuse_train.machine.processes import is_main, progress_stream, tells
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_run import lines_of, same, timeless, weights
 

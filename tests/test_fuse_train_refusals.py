@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from fuse_train.cli import train
-from fuse_train.features import FEATURES
-from fuse_train.final import read_done
-from fuse_train.memory_fit import fitting_size, is_out_of_memory
-from fuse_train.objective import FusionObjective
-from fuse_train.partial import silent_arrays
-from fuse_train.run import open_inputs, stream_options, train_run
-from fuse_train.samples import AlignedSamples
-from fuse_train.stream import SampleStream
-from fuse_train.validation import load_valid, valid_bpb
+from fuse_train.data.partial import silent_arrays
+from fuse_train.data.samples import AlignedSamples
+from fuse_train.data.stream import SampleStream
+from fuse_train.inputs import open_inputs, stream_options
+from fuse_train.loop.objective import FusionObjective
+from fuse_train.loop.validation import load_valid, valid_scores
+from fuse_train.machine.memory_fit import fitting_size, is_out_of_memory
+from fuse_train.publish.final import read_done
+from fuse_train.run import train_run
+from fuse_train.selectors.features import FEATURES
 from store_schema.errors import ConfigError, InputError
 from store_schema.fingerprint import fingerprint
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_plan, make_run
 from tests.test_fuse_train_run import lines_of, same, weights, with_train
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -181,11 +182,11 @@ def test_domain_of_which_no_byte_is_scored(tmp_path) -> None:
     folder = tiny_model(tmp_path / "m", "llama", tokenizer.roles)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(InputError, match="prose"):
-        valid_bpb(model, cut, Accelerator(), batch_segments=4, head_chunk_rows=64)
+        valid_scores(model, cut, Accelerator(), batch_segments=4, head_chunk_rows=64)
 
 
 def test_nothing_that_can_be_trained(tmp_path, capsys, monkeypatch) -> None:
-    import fuse_train.target as place
+    import fuse_train.model.target as place
 
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
     original = place.load_model
@@ -241,7 +242,7 @@ def test_a_batch_that_does_not_fit(tmp_path, capsys, monkeypatch, limit, said) -
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("fuse_train.trainer.valid_bpb", "evaluation of 8 segments at a time does not fit"),
+        ("fuse_train.loop.trainer.valid_scores", "evaluation of 8 segments at a time does not fit"),
         ("torch.optim.AdamW.step", "state of optimizer adamw_torch_fused does not fit"),
     ],
 )
@@ -303,7 +304,7 @@ def test_tasks_of_srun_do_not_each_train_the_same(tmp_path, capsys, monkeypatch)
     line = refused(tmp_path, capsys)
     assert "srun started 2 tasks, and each would do the same training" in line
     monkeypatch.setenv("WORLD_SIZE", "2")  # a launcher has told them of one another
-    from fuse_train.launchers import check_launcher
+    from fuse_train.machine.launchers import check_launcher
 
     check_launcher()
 
@@ -425,7 +426,7 @@ def test_a_batch_smaller_than_the_processes_is_refused() -> None:
     from types import SimpleNamespace
 
     from fuse_train.config import TrainSection
-    from fuse_train.launchers import check_accelerator
+    from fuse_train.machine.launchers import check_accelerator
 
     def accelerator(kind: str, count: int):
         plain = SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=SimpleNamespace(value="NO")))

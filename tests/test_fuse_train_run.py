@@ -20,19 +20,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fuse_train.cli import train
 from fuse_train.config import TrainSection
-from fuse_train.final import read_done
-from fuse_train.objective import FusionObjective
+from fuse_train.loop.objective import FusionObjective
+from fuse_train.publish.final import read_done
 from fuse_train.run import train_run
 from launch.signals import StopFlag
 from store_schema.errors import ConfigError, MismatchError, MissingError, ModelError, Stopped
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 
 TIMED = ("tokens_per_s", "seconds", "wait_seconds")
 LOSS_KEYS = {"step", "num_steps", "loss", "clm", "lr", "grad_norm", *TIMED}
 FUSED_KEYS = LOSS_KEYS | {
     *("fusion", "feedback", "pool", "uncovered", "weights"),
-    *("weights_by_domain", "load_by_domain", "entropy_by_domain"),
+    *("weights_by_domain", "load_by_domain", "entropy_by_domain", "fusion_weights"),
 }
 
 
@@ -73,9 +73,10 @@ def test_what_a_run_leaves(trained) -> None:
     for name, keys in (("train", FUSED_KEYS), ("control", LOSS_KEYS)):
         lines = lines_of(folder, name)
         assert [line["step"] for line in lines] == list(range(7))
-        assert set(lines[0]) == {"step", "valid_bpb"}
+        scores = {"valid_bpb"} | ({"fusion_shares"} if name == "train" else set())
+        assert set(lines[0]) == {"step"} | scores
         for line in lines[1:]:
-            evaluated = {"valid_bpb"} if line["step"] % 3 == 0 else set()
+            evaluated = scores if line["step"] % 3 == 0 else set()
             assert set(line) == keys | evaluated
         assert set(lines[3]["valid_bpb"]) == {"code", "prose", "facts"}
     fused = lines_of(folder, "train")[-1]

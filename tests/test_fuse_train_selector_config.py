@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from fuse_train.config import AsnSection, TrainSection
-from fuse_train.features import HEDGE_START
+from fuse_train.selectors.features import HEDGE_START
 
 
 @pytest.mark.parametrize(

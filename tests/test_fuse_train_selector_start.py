@@ -12,16 +12,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fuse_train import selector_start
-from fuse_train.asn import AdaptiveSelector, SharedScorer
-from fuse_train.bayes import known_logprobs, mixture_nats, search_weights
 from fuse_train.cli import train
 from fuse_train.config import AsnSection, TrainSection
-from fuse_train.run import open_inputs, stream_options
-from fuse_train.selector_start import FrozenSelector, SelectorStart
-from fuse_train.selector_training import new_selector, pool_nll, split_batches
-from fuse_train.selectors import HedgeSelector, StaticSelector, UniformSelector
-from fuse_train.stream import SampleStream
+from fuse_train.data.stream import SampleStream
+from fuse_train.inputs import open_inputs, stream_options
+from fuse_train.selector_fit import selector_start
+from fuse_train.selector_fit.bayes import known_logprobs, mixture_nats, search_weights
+from fuse_train.selector_fit.selector_start import FrozenSelector, SelectorStart
+from fuse_train.selector_fit.selector_training import new_selector, pool_nll, split_batches
+from fuse_train.selectors.asn import AdaptiveSelector, SharedScorer
+from fuse_train.selectors.selectors import HedgeSelector, StaticSelector, UniformSelector
 from store_schema.errors import InputError, MismatchError, MissingError
 from tests.aligned_factory import make_run
 

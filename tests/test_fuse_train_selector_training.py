@@ -8,10 +8,20 @@ import pytest
 import torch
 
 from fuse_train.config import AsnSection
-from fuse_train.run import open_inputs
-from fuse_train.selector_training import new_selector, pool_nll, split_batches, train_selector
-from fuse_train.selectors import HedgeSelector, MinCeSelector, StaticSelector, UniformSelector
-from fuse_train.stream import SampleStream, StreamOptions
+from fuse_train.data.stream import SampleStream, StreamOptions
+from fuse_train.inputs import open_inputs
+from fuse_train.selector_fit.selector_training import (
+    new_selector,
+    pool_nll,
+    split_batches,
+    train_selector,
+)
+from fuse_train.selectors.selectors import (
+    HedgeSelector,
+    MinCeSelector,
+    StaticSelector,
+    UniformSelector,
+)
 from tests.aligned_factory import make_run
 
 

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.asn import SharedScorer, with_summary
 from fuse_train.config import AsnSection, HedgeSection, TrainSection
-from fuse_train.features import FEATURES, HEDGE_START, PAST_FEATURES
-from fuse_train.gates import ConstantGate, RewardNetwork
-from fuse_train.losses import importance_cv2
-from fuse_train.selectors import (
+from fuse_train.losses.losses import importance_cv2
+from fuse_train.selectors.asn import SharedScorer, with_summary
+from fuse_train.selectors.features import FEATURES, HEDGE_START, PAST_FEATURES
+from fuse_train.selectors.gates import ConstantGate, RewardNetwork
+from fuse_train.selectors.selectors import (
     AvgCeSelector,
     HedgeSelector,
     MinCeSelector,

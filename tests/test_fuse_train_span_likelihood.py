@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fuse_train.batch import collate
-from fuse_train.samples import AlignedSamples
-from fuse_train.span_likelihood import SpanBatch, has_spans, span_loss, span_rows
+from fuse_train.data.batch import collate
+from fuse_train.data.samples import AlignedSamples
+from fuse_train.data.span_batch import has_spans
+from fuse_train.losses.span_likelihood import SpanBatch, span_loss, span_rows
 from tests.aligned_factory import make_run
 
 NAN = math.nan

@@ -12,17 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.asn import SharedScorer
-from fuse_train.batch import collate
 from fuse_train.config import AsnSection, TrainSection
-from fuse_train.figures import COLLAPSE_SHARE, COLLAPSE_STEPS, CollapseWatch
-from fuse_train.hedge import PROBABILITY_FLOOR
-from fuse_train.objective import FusionObjective, StepTotals
-from fuse_train.pools import held, pool_nats
-from fuse_train.run import open_inputs
-from fuse_train.selector_training import known_rows, new_selector, pool_nll, train_selector
-from fuse_train.selectors import HedgeSelector, StaticSelector
-from fuse_train.stream import SampleStream, StreamOptions
+from fuse_train.data.batch import collate
+from fuse_train.data.stream import SampleStream, StreamOptions
+from fuse_train.inputs import open_inputs
+from fuse_train.loop.figures import COLLAPSE_SHARE, COLLAPSE_STEPS, CollapseWatch
+from fuse_train.loop.objective import FusionObjective, StepTotals
+from fuse_train.selector_fit.selector_training import (
+    known_rows,
+    new_selector,
+    pool_nll,
+    train_selector,
+)
+from fuse_train.selectors.asn import SharedScorer
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from fuse_train.selectors.pools import held, pool_nats
+from fuse_train.selectors.selectors import HedgeSelector, StaticSelector
 from store_schema.layout import Origin
 from tests.aligned_factory import make_run
 from tests.selector_views import changed_from, made_sources, view_of

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse_train.batch import predicting_positions
-from fuse_train.order import SampleOrder, SampleRef, process_slice
-from fuse_train.run import open_inputs
-from fuse_train.samples import AlignedSamples
-from fuse_train.selector_start import pretrain_stream
-from fuse_train.stream import SampleStream, StreamOptions
+from fuse_train.data.batch import predicting_positions
+from fuse_train.data.order import SampleOrder, SampleRef, process_slice
+from fuse_train.data.samples import AlignedSamples
+from fuse_train.data.stream import SampleStream, StreamOptions
+from fuse_train.inputs import open_inputs
+from fuse_train.selector_fit.selector_start import pretrain_stream
 from store_schema.errors import (
     ConfigError,
     CorruptionError,
@@ -23,8 +23,8 @@ from store_schema.errors import (
     MismatchError,
     MissingError,
 )
-from store_schema.plan import Plan
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.plan.plan import Plan
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 from tests.tiny import tiny_tokenizer
 

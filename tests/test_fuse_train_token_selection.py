@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse_train.token_selection import row_factors
+from fuse_train.losses.token_selection import row_factors
 
 
 def test_the_rows_of_largest_excess_are_kept_and_the_mean_stays() -> None:

@@ -18,11 +18,11 @@ from launch.status import RunStatus, WorkerStatus, WorkStatus, run_status
 from launch.status_text import status_json, status_text
 from logitfuse import main
 from store_schema.config import load_run
-from store_schema.location import open_location
+from store_schema.disk.location import open_location
+from store_schema.disk.sealed import seal
 from store_schema.manifest import Commit, Counts, FileRecord
-from store_schema.plan import PlanRecord
-from store_schema.reader import StoreReader, commit_key
-from store_schema.sealed import seal
+from store_schema.plan.plan import PlanRecord
+from store_schema.store.reader import StoreReader, commit_key
 from tests import store_factory
 from tests.s3_server import UNCLOSED, new_bucket, serve_s3
 

@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 import logitfuse
-from fuse_train.final import DONE_FILE
+from fuse_train.publish.final import DONE_FILE
 from fuse_train.run import final_folder
 from launch.jobs import Pending, Request, needed_jobs, stages_from, unaligned
 from launch.slurm import ArrayLimits, ArrayPart, Job

@@ -22,7 +22,7 @@ from launch.work import (
 )
 from store_schema.config import ModelRef, RunConfig
 from store_schema.errors import ConfigError
-from store_schema.plan import ShardRecord
+from store_schema.plan.plan import ShardRecord
 from tests import store_factory
 
 

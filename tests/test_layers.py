@@ -1,12 +1,14 @@
-"""The rooms of docs: who may import whom, and what never loads where."""
+"""The rooms and their sub-rooms: who may import whom, and what never loads where."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,42 @@ MAY_IMPORT = {
     "store_tools": {"store_schema", "launch"},
 }
 
+ORDER = {
+    "store_schema": (
+        *("errors", "fingerprint", "paths", "compiled", "config", "presets", "layout"),
+        *("disk", "plan", "manifest", "model", "text", "encoding", "store"),
+    ),
+    "extract": (
+        *(
+            "chat_config",
+            "config",
+            "document_error",
+            "chat",
+            "corpus",
+            "engines",
+            "plan",
+            "scoring",
+            "generation",
+            "report",
+        ),
+        *("tune", "run", "cli", "__main__"),
+    ),
+    "align": (
+        *("config", "methods", "counts", "chain", "papers", "prepare", "report"),
+        *("run", "cli", "__main__"),
+    ),
+    "fuse_train": (
+        *("loss_config", "gate_config", "config", "disk", "machine", "model", "selectors"),
+        *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "recipe"),
+        *("run", "selector_run", "cli", "__main__"),
+    ),
+}
+"""Files and folders at the root of a room: each may import what stands before it, when it is loaded."""
+
+MOST_FILES, MOST_FILES_FLAT, MOST_LINES = 15, 20, 400
+
 ONLY_IN = {
-    "vllm": {"extract/vllm_engine.py"},
+    "vllm": {"extract/engines/vllm_engine.py"},
     "accelerate": {"fuse_train", "fuse_eval"},
     "numba": {"store_schema/compiled.py"},
     "jinja2": {"fuse_eval"},
@@ -36,6 +72,68 @@ WITHOUT_TORCH = ("store_schema", "launch", "align", "store_tools")
 
 def _files() -> list[Path]:
     return sorted(path for room in MAY_IMPORT for path in (REPOSITORY / room).rglob("*.py"))
+
+
+def _module(path: Path) -> str:
+    """Dotted name of a file, from the top."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _at_load(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports outside functions; those for types alone count, since they are read all the same."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _at_load(node)
+
+
+def _graph(top: Path, rooms: Iterable[str]) -> dict[str, set[str]]:
+    """Each module of some rooms, and those of them that it imports when it is loaded."""
+    paths = {
+        _module(path.relative_to(top)): path
+        for room in rooms
+        for path in sorted((top / room).rglob("*.py"))
+    }
+    graph: dict[str, set[str]] = {name: set() for name in paths}
+    for name, path in paths.items():
+        for node in _at_load(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            else:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                found = {full if full in paths else str(node.module) for full in inside}
+            graph[name] |= found & set(paths)
+    return graph
+
+
+def _circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another, the first again at the end; [] where there are none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _against_order(graph: dict[str, set[str]], room: str, order: tuple[str, ...]) -> list[str]:
+    """Imports within a room of what stands after the importer, or of what the table lacks."""
+    place = {name: i for i, name in enumerate(order)}
+    wrong = []
+    for name, imported in graph.items():
+        here = name.split(".")
+        if here[0] != room or len(here) == 1:
+            continue
+        if here[1] not in place:
+            wrong.append(f"{name} is not in the table")
+            continue
+        for other in sorted(imported):
+            there = other.split(".")
+            ours = there[0] == room and len(there) > 1
+            if ours and place.get(there[1], -1) > place[here[1]]:
+                wrong.append(f"{name} imports {other}")
+    return wrong
 
 
 def _imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -74,6 +172,47 @@ def test_imports_point_down_the_rooms(room: str) -> None:
     assert not wrong
 
 
+def test_no_modules_import_one_another() -> None:
+    assert not _circle(_graph(REPOSITORY, MAY_IMPORT))
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_sub_rooms_import_what_stands_before_them(room: str) -> None:
+    top = REPOSITORY / room
+    there = {path.stem for path in top.glob("*.py")} | {
+        path.parent.name for path in top.glob("*/__init__.py")
+    }
+    assert there - {"__init__"} == set(ORDER[room])
+    assert not _against_order(_graph(REPOSITORY, [room]), room, ORDER[room])
+
+
+def test_wrong_imports_are_found(tmp_path: Path) -> None:
+    def graph(**files: str) -> dict[str, set[str]]:
+        for name, text in files.items():
+            path = tmp_path / "room" / (name.replace("__", "/") + ".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return _graph(tmp_path, ["room"])
+
+    order = ("low", "high")
+    fine = graph(
+        low__a="import os\ndef f():\n    from room.high import b\n",
+        low__c="",
+        high__b="from room.low import a\nfrom room.low.c import x\n",
+    )
+    assert fine["room.high.b"] == {"room.low.a", "room.low.c"}
+    assert not _circle(fine)
+    assert not _against_order(fine, "room", order)
+    upwards = graph(low__c="if TYPE_CHECKING:\n    from room.high.b import x\n")
+    assert _against_order(upwards, "room", order) == ["room.low.c imports room.high.b"]
+    assert set(_circle(upwards)) == {"room.low.c", "room.high.b"}
+    inside = graph(low__c="import room.low.a\n", low__a="class A:\n    import room.low.c\n")
+    assert set(_circle(inside)) == {"room.low.a", "room.low.c"}
+    assert not _against_order(inside, "room", order)
+    unknown = graph(other__d="", low__a="", low__c="")
+    assert _against_order(unknown, "room", order) == ["room.other.d is not in the table"]
+
+
 def test_heavy_packages_stay_in_their_place() -> None:
     wrong = []
     for path in _files():
@@ -101,9 +240,9 @@ def _loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_rooms_without_torch_load_none(room: str) -> None:
     modules = [
-        f"{room}.{path.stem}"
-        for path in sorted((REPOSITORY / room).glob("*.py"))
-        if path.stem not in ("__init__", "__main__")
+        _module(path.relative_to(REPOSITORY))
+        for path in sorted((REPOSITORY / room).rglob("*.py"))
+        if path.stem != "__main__"
     ]
     loaded = _loaded_by("import " + ", ".join(modules))
     assert not loaded & {"torch", "vllm", "accelerate"}
@@ -147,13 +286,24 @@ def test_help_is_quick_and_light() -> None:
 def test_stages_look_alike(room: str) -> None:
     names = {path.name for path in (REPOSITORY / room).glob("*.py")}
     assert {"config.py", "cli.py", "run.py", "__main__.py"} <= names
-    assert not names & {"utils.py", "common.py", "helpers.py"}
 
 
-def test_files_have_a_size_that_can_be_read() -> None:
+def test_names_say_what_files_own() -> None:
+    names = {name for path in _files() for name in (path.stem, path.parent.name)}
+    assert not names & {"utils", "common", "helpers"}
+
+
+def test_folders_and_files_have_a_size_that_can_be_read() -> None:
     long = {
         str(path.relative_to(REPOSITORY)): lines
         for path in _files()
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 420
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
     }
     assert not long
+    sizes = Counter(path.parent.relative_to(REPOSITORY) for path in _files())
+    full = {
+        str(folder): size
+        for folder, size in sizes.items()
+        if size > (MOST_FILES if folder.parts[0] in ORDER else MOST_FILES_FLAT)
+    }
+    assert not full

@@ -22,8 +22,8 @@ import yaml
 from click.testing import CliRunner
 
 from logitfuse import main
-from store_schema.location import open_location
-from store_schema.reader import StoreReader
+from store_schema.disk.location import open_location
+from store_schema.store.reader import StoreReader
 from tests.families import FAMILIES, save_family
 from tests.published_tokenizers import tokenizer_folder
 from tests.tiny import SAMPLE_TEXTS, tiny_model

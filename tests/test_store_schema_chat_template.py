@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from store_schema.chat_template import ChatTemplate, folded
 from store_schema.config import ModelRef, TemplateSettings
 from store_schema.errors import ConfigError, NoSpanError, TokenizerError
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.text.chat_template import ChatTemplate, folded
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.chat_shapes import CALL, MESSAGES, TOOL, A, Q, said
 from tests.published_tokenizers import tokenizer_folder
 from tests.tiny import tiny_tokenizer

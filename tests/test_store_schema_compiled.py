@@ -30,10 +30,10 @@ def room(tmp_path: Path) -> Path:
     return folder
 
 
-def call(room: Path, **more: str) -> tuple[int, int]:
+def call(room: Path, module: str = "room.caller", **more: str) -> tuple[int, int]:
     """What `twice(1)` gives in a new process, and how many signatures came from the kept code."""
     script = (
-        "from room.caller import twice\nprint(twice(1))\n"
+        f"from {module} import twice\nprint(twice(1))\n"
         "print(sum(twice.stats.cache_hits.values()) if twice._cache.cache_path else 0)\n"
     )
     paths = os.pathsep.join((str(room.parent), str(REPOSITORY)))
@@ -54,6 +54,24 @@ def test_a_change_in_a_callee_is_seen_by_its_callers(room: Path) -> None:
     assert call(room) == (6, 0)
     kept = list((room / "__pycache__").glob("compiled-*"))
     assert len(kept) == 1, "code of the former state is removed"
+
+
+def test_a_change_in_a_sub_folder_is_seen_by_another(room: Path) -> None:
+    """The caller stands in one sub-folder, what it calls in another; the cache is the whole room's."""
+    for name in ("lower", "upper/inner"):
+        (room / name).mkdir(parents=True)
+    for package in ("lower", "upper", "upper/inner"):
+        (room / package / "__init__.py").touch()
+    (room / "callee.py").rename(room / "lower/callee.py")
+    (room / "caller.py").unlink()
+    (room / "upper/inner/caller.py").write_text(CALLER.replace("room.callee", "room.lower.callee"))
+    module = "room.upper.inner.caller"
+    assert call(room, module) == (4, 0)
+    assert call(room, module) == (4, 1)
+    (room / "lower/callee.py").write_text(CALLEE.format(2))
+    assert call(room, module) == (6, 0)
+    kept = [path.relative_to(room).parts[0] for path in room.rglob("compiled-*")]
+    assert kept == ["__pycache__"], "one place, at the top of the room"
 
 
 def test_where_nothing_can_be_written_code_is_compiled_anew(room: Path, tmp_path: Path) -> None:

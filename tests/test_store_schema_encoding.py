@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from store_schema import codes
-from store_schema.encoding import decode, encode, groups, needed_specs, stored_specs
+from store_schema.encoding import codes
+from store_schema.encoding.encoding import decode, encode, groups, needed_specs, stored_specs
+from store_schema.encoding.frequency import ids_by_rank
+from store_schema.encoding.group import Coder
+from store_schema.encoding.selection import select_entries
 from store_schema.errors import CorruptionError
-from store_schema.frequency import ids_by_rank
-from store_schema.group import Coder
 from store_schema.layout import KINDS, Arrays, Kind, array_names, check_shard
 from store_schema.presets import PRESETS, Encoding, Preset, Selection, Steps, StoreSection
-from store_schema.selection import select_entries
 from tests import store_factory
 
 VOCAB = 300

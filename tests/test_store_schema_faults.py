@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError, MissingError, StorageError, StoreError
 from store_schema.layout import Arrays, Kind
-from store_schema.location import open_location
-from store_schema.plan import Plan, Segment
+from store_schema.plan.plan import Plan, Segment
 from store_schema.presets import Preset
-from store_schema.reader import StoreReader, commit_key
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader, commit_key
+from store_schema.store.writer import StoreWriter
 from tests import store_damage, store_factory
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -32,11 +32,11 @@ NUM_SHARDS = 3
 # writer only when told to, so that the number of a process is not given to another one meanwhile.
 WRITERS = """
 import os, sys
-from store_schema.encoding import decode, encode
-from store_schema.group import Coder
-from store_schema.frequency import ids_by_rank
+from store_schema.encoding.encoding import decode, encode
+from store_schema.encoding.group import Coder
+from store_schema.encoding.frequency import ids_by_rank
 from store_schema.presets import PRESETS
-from store_schema.selection import select_entries
+from store_schema.encoding.selection import select_entries
 from tests import store_damage, store_factory
 import numpy as np
 import pathlib

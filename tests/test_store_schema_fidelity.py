@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fuse_train import losses
-from fuse_train.heads import Head
-from store_schema.errors import InputError
-from store_schema.fidelity import (
+from fuse_train.losses import losses
+from fuse_train.model.heads import Head
+from store_schema.encoding.fidelity import (
     LEAST_REST,
     POLICIES,
     FidelitySums,
@@ -20,6 +19,7 @@ from store_schema.fidelity import (
     measure,
     with_least_tail,
 )
+from store_schema.errors import InputError
 
 R, V = 37, 60
 PRIORS = ("even", "unigram")

@@ -16,13 +16,19 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from store_schema import gguf_file
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, LogitfuseError, ModelError, TokenizerError
-from store_schema.gguf_file import read_header, unpack
-from store_schema.gguf_tokenizer import adds_bos, as_trained
-from store_schema.models import is_gguf, local_ref, model_config, resolve_model, resolved_dtype
-from store_schema.tokenizer import SegmentTokenizer
+from store_schema.model import gguf_file
+from store_schema.model.gguf_file import read_header, unpack
+from store_schema.model.gguf_tokenizer import adds_bos, as_trained
+from store_schema.model.models import (
+    is_gguf,
+    local_ref,
+    model_config,
+    resolve_model,
+    resolved_dtype,
+)
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.tiny import SAMPLE_TEXTS, tiny_model
 from tests.tiny_gguf import TEMPLATE, write_gguf
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from store_schema import SCHEMA_VERSION, layout
-from store_schema.location import open_location
-from store_schema.reader import StoreReader
+from store_schema.disk.location import open_location
+from store_schema.store.reader import StoreReader
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = {1: ("source", "aligned"), 2: ("source", "aligned"), 3: layout.KINDS, 4: layout.KINDS}

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from store_schema import errors
+from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError
-from store_schema.guards import MAX_COMMIT_BYTES, check_commit
-from store_schema.location import open_location
 from store_schema.manifest import FileRecord
-from store_schema.reader import StoreReader, commit_key
+from store_schema.store.guards import MAX_COMMIT_BYTES, check_commit
+from store_schema.store.reader import StoreReader, commit_key
 from tests import store_damage, store_factory
 from tests.hostile_readers import Readers
 
@@ -338,7 +338,7 @@ def test_a_shard_of_other_segments_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_rank_table_that_names_an_id_twice_is_refused(store: Path, readers: Readers) -> None:
-    from store_schema.frequency import ranking_bytes, ranking_fingerprint
+    from store_schema.encoding.frequency import ranking_bytes, ranking_fingerprint
 
     ranking = StoreReader.open(open_location(store)).ranking.copy()
     for wrong in (int(ranking[1]), 2**32 - 1):

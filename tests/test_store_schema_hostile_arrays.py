@@ -16,11 +16,11 @@ import numcodecs
 import numpy as np
 import pytest
 
+from store_schema.disk.location import open_location
+from store_schema.disk.pco import compress
 from store_schema.errors import CorruptionError
-from store_schema.guards import decoding
-from store_schema.location import open_location
-from store_schema.pco import compress
-from store_schema.reader import StoreReader, commit_key
+from store_schema.store.guards import decoding
+from store_schema.store.reader import StoreReader, commit_key
 from tests import store_damage
 from tests.hostile_readers import Readers
 

@@ -11,17 +11,13 @@ from typing import Any
 
 import pytest
 
-from store_schema import remote
+from store_schema.disk import remote
+from store_schema.disk.location import LocalLocation, Location, open_location
+from store_schema.disk.remote_location import RemoteLocation
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, MissingError, StorageError
-from store_schema.location import (
-    LocalLocation,
-    Location,
-    RemoteLocation,
-    open_location,
-    storage_errors,
-)
-from store_schema.reader import StoreReader
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
 from tests import store_factory
 from tests.s3_server import S3, UNCLOSED, new_bucket, serve_s3
 
@@ -117,7 +113,7 @@ def test_many_files_at_once(location: Location) -> None:
 
 
 def test_many_files_in_several_rounds(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("store_schema.location._KEYS_AT_ONCE", 2)
+    monkeypatch.setattr("store_schema.disk.remote_location._KEYS_AT_ONCE", 2)
     keys = list("abcde")
     for key in keys:
         location.write_atomic(key, key.encode())

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from store_schema.causal_model import load_causal_model
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.model_check import Loader, require_language_model, require_packages
-from store_schema.weight_shapes import StoredTensor, stored_tensors
+from store_schema.model.causal_model import load_causal_model
+from store_schema.model.model_check import Loader, require_language_model, require_packages
+from store_schema.model.weight_shapes import StoredTensor, stored_tensors
 from tests.tiny import tiny_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -180,7 +180,7 @@ def test_rows_beyond_the_config_that_a_class_has_by_design_pass(
     config(vocab_size=392)(folder)
     with pytest.raises(ModelError, match="do not fit"):
         check(folder)
-    monkeypatch.setattr("store_schema.weight_shapes.load_causal_model", lambda *_, **__: None)
+    monkeypatch.setattr("store_schema.model.weight_shapes.load_causal_model", lambda *_, **__: None)
     check(folder)
 
 

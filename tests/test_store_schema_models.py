@@ -11,7 +11,7 @@ import pytest
 
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.models import (
+from store_schema.model.models import (
     max_positions,
     model_config,
     model_rows,
@@ -189,7 +189,7 @@ def test_one_gguf_file_of_a_hub_repository_is_fetched_alone(
 ) -> None:
     import huggingface_hub
 
-    from store_schema import models
+    from store_schema.model import models
 
     asked: list[dict[str, object]] = []
 
@@ -213,7 +213,7 @@ def test_the_soft_cap_of_attention_is_kept(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-    from fuse_train.models import load_model
+    from fuse_train.model.models import load_model
 
     config = Gemma2Config(
         vocab_size=40,

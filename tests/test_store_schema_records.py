@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from store_schema import SCHEMA_VERSION
+from store_schema.disk.location import open_location
+from store_schema.disk.sealed import seal, unseal
 from store_schema.errors import (
     ConfigError,
     CorruptionError,
@@ -32,10 +34,8 @@ from store_schema.fingerprint import (
     fingerprint,
     model_fingerprint,
 )
-from store_schema.location import open_location
 from store_schema.manifest import Commit, Counts, FileRecord, LogprobCodec, Manifest, ModelIdentity
-from store_schema.plan import Plan, PlanRecord, ShardRecord
-from store_schema.sealed import seal, unseal
+from store_schema.plan.plan import Plan, PlanRecord, ShardRecord
 from tests import store_factory
 
 JSON = st.recursive(
@@ -309,7 +309,7 @@ def test_plan_comes_back(tmp_path: Path) -> None:
 def test_every_field_of_a_segment_is_in_the_fingerprint(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from store_schema.plan import SEGMENT_SCHEMA, shard_fingerprint
+    from store_schema.plan.plan import SEGMENT_SCHEMA, shard_fingerprint
 
     segment = store_factory.segments(["text"])[0]
     base = shard_fingerprint([segment])
@@ -380,7 +380,7 @@ def test_no_plan_and_half_a_plan(tmp_path: Path) -> None:
         yield store_factory.segments(["beta"]), {"target": 1}
         raise ConfigError("stopped half-way")
 
-    from store_schema.plan import write_plan
+    from store_schema.plan.plan import write_plan
 
     with pytest.raises(ConfigError):
         write_plan(

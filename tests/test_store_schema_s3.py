@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from store_schema import remote
+from store_schema.disk import remote
+from store_schema.disk.location import Location, open_location
+from store_schema.disk.storage_errors import NamedStore
 from store_schema.errors import CorruptionError, MissingError, StorageError
 from store_schema.layout import Arrays
-from store_schema.location import Location, NamedStore, open_location
-from store_schema.reader import StoreReader, commit_key
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader, commit_key
+from store_schema.store.writer import StoreWriter
 from tests import store_factory
 from tests.s3_server import S3, UNCLOSED, Fault, Request, every, hurry, new_bucket, serve_s3
 

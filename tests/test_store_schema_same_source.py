@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from store_schema.config import ModelRef, RunConfig
+from store_schema.disk.location import open_location
 from store_schema.errors import MismatchError
-from store_schema.location import open_location
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.models import present_model
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader
-from store_schema.same_source import require_same_source, source_identity
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.writer import StoreWriter
+from store_schema.model.models import present_model
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+from store_schema.store.same_source import require_same_source, source_identity
+from store_schema.store.writer import StoreWriter
+from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_plan
 
 GONE = "./nowhere/model"

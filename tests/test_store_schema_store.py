@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from store_schema import SCHEMA_VERSION
+from store_schema.disk.location import open_location
 from store_schema.errors import (
     ConfigError,
     CorruptionError,
@@ -22,10 +23,9 @@ from store_schema.errors import (
 )
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import KINDS, Kind
-from store_schema.location import open_location
 from store_schema.presets import PRESETS
-from store_schema.reader import StoreReader, commit_key
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader, commit_key
+from store_schema.store.writer import StoreWriter
 from tests import store_factory
 from tests.store_damage import files_of, read_everything, reseal, same
 
@@ -73,7 +73,7 @@ def test_ids_past_17_bits(tmp_path: Path) -> None:
 
 
 def test_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("store_schema.shard_io.CHUNK", 4)
+    monkeypatch.setattr("store_schema.encoding.shard_io.CHUNK", 4)
     arrays = store_factory.arrays("aligned", (9, 0, 8, 3), top_k=6)
     _writer(tmp_path, "aligned").write(store_factory.shard_record(), arrays)
     assert same(StoreReader.open(open_location(tmp_path)).read(0), arrays)
@@ -154,7 +154,7 @@ def test_failed_write_removes_its_own_data(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("store_schema.shard_io.google_crc32c.value", refuse)
+    monkeypatch.setattr("store_schema.encoding.shard_io.google_crc32c.value", refuse)
     with pytest.raises(StorageError, match="free space"):
         writer.write(store_factory.shard_record(), store_factory.arrays())
     assert writer.committed() == set()
@@ -173,7 +173,7 @@ def test_content_digest_does_not_depend_on_chunks(
 ) -> None:
     arrays = store_factory.arrays(rows=(20, 30))
     one = _writer(tmp_path / "a").write(store_factory.shard_record(), arrays)
-    monkeypatch.setattr("store_schema.shard_io.CHUNK", 7)
+    monkeypatch.setattr("store_schema.encoding.shard_io.CHUNK", 7)
     other = _writer(tmp_path / "b").write(store_factory.shard_record(), arrays)
     assert one.content_sha256 == other.content_sha256
     assert one.path != other.path
@@ -234,7 +234,7 @@ def test_a_store_without_a_finished_shard_may_begin_anew(tmp_path: Path) -> None
 def test_a_plan_that_no_reader_would_take_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store_schema.plan.MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr("store_schema.plan.plan.MAX_RECORD_BYTES", 100)
     with pytest.raises(ConfigError, match="shard_tokens"):
         store_factory.plan(open_location(tmp_path), [["a"], ["b"]])
     assert not (tmp_path / "plan.json").exists()
@@ -281,7 +281,7 @@ def test_store_with_only_damaged_commits_is_not_begun_anew(tmp_path: Path) -> No
 def test_shard_that_no_reader_would_take_is_not_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("store_schema.guards.MAX_SHARD_BYTES", 100)
+    monkeypatch.setattr("store_schema.store.guards.MAX_SHARD_BYTES", 100)
     with pytest.raises(CorruptionError, match="larger than its files"):
         _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
     assert not (tmp_path / commit_key(0)).exists()

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from store_schema.config import ModelRef
 from store_schema.errors import CorruptionError, ModelError, NoRowError, TokenizerError
-from store_schema.piece_bytes import vocabulary_of
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.piece_bytes import vocabulary_of
+from store_schema.text.tokenizer import SegmentTokenizer
+from store_schema.text.vocabulary import Vocabulary
 from tests import store_factory
 from tests.tiny import SAMPLE_TEXTS, add_beyond_rows, tiny_model, tiny_tokenizer
 from tests.tokenizer_zoo import (

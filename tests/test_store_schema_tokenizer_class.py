@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from store_schema.config import ModelRef
 from store_schema.errors import LogitfuseError, ModelError, TokenizerError
-from store_schema.tokenizer import SegmentTokenizer
-from store_schema.tokenizer_class import PROBES
+from store_schema.text.tokenizer import SegmentTokenizer
+from store_schema.text.tokenizer_class import PROBES
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
 from tests.tokenizer_zoo import CL100K, house_texts, trained_ranks, zoo
 
@@ -200,7 +200,7 @@ def test_a_chat_that_begins_with_bos_gets_no_second_one(tmp_path: Path) -> None:
         ("auto", "<s>", 1), ("always", "<s>", 1), ("never", "<s>", 1),
         ("auto", "", 0), ("always", "", 1), ("never", "", 0),
     ):  # fmt: skip
-        hf.chat_template = written + "[{{ messages[0].content }}]"
+        hf.chat_template = written + "[{{ messages[0].content }}]{{ messages[1].content }}"
         hf.save_pretrained(tmp_path)
         ids = load(tmp_path, bos=rule).context_ids(chat, where="s")
         assert ids.count(hf.bos_token_id) == count, (rule, written)
@@ -209,7 +209,7 @@ def test_a_chat_that_begins_with_bos_gets_no_second_one(tmp_path: Path) -> None:
 
 def test_tokens_that_stand_beside_the_file_continue_its_ids(tmp_path: Path) -> None:
     hf = tiny_tokenizer("byte_level")
-    hf.chat_template = "<|turn|>{{ messages[0].content }}"
+    hf.chat_template = "<|turn|>{{ messages[0].content }}{{ messages[1].content }}"
     hf.save_pretrained(tmp_path)
     size = len(hf)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|turn|>": size, "<far>": size + 9}))
@@ -288,7 +288,7 @@ def test_files_that_cannot_be_converted_are_told_in_one_line(tmp_path: Path) -> 
 
 def test_opening_reads_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """33 MB of JSON at each opening: once for plain text, once more for chats, not ten times."""
-    import store_schema.tokenizer_source as source
+    import store_schema.text.tokenizer_source as source
 
     tiny_tokenizer("byte_level", bos=True).save_pretrained(tmp_path)
     edit(tmp_path / "tokenizer_config.json", {"add_bos_token": True})

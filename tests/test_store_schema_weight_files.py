@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from store_schema.errors import ModelError
-from store_schema.weight_files import require_weights
+from store_schema.model.weight_files import require_weights
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 

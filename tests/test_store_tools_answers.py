@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store_schema.answers import read_answers
+from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError
 from store_schema.layout import EXTRAS, Arrays, Finish
-from store_schema.location import open_location
-from store_schema.plan import Plan, Segment
-from store_schema.vocabulary import Vocabulary
+from store_schema.plan.plan import Plan, Segment
+from store_schema.store.answers import read_answers
+from store_schema.text.vocabulary import Vocabulary
 from store_tools.answers import compare_answers
 from store_tools.export import export_store
 from store_tools.places import find_places

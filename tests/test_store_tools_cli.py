@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from store_schema.location import open_location
+from store_schema.disk.location import open_location
 from store_tools.cli import ranges, store
 from store_tools.places import find_places
 from tests.planned_store import (

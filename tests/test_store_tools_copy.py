@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from launch.command import StageGroup
+from store_schema.disk.location import LocalLocation, Location, open_location
+from store_schema.disk.sealed import seal
 from store_schema.errors import (
     ConfigError,
     CorruptionError,
@@ -18,10 +20,8 @@ from store_schema.errors import (
     MissingError,
     StorageError,
 )
-from store_schema.location import LocalLocation, Location, open_location
-from store_schema.reader import StoreReader, commit_key
-from store_schema.sealed import seal
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader, commit_key
+from store_schema.store.writer import StoreWriter
 from store_tools.copy import copy_command, copy_store
 from tests import store_factory
 from tests.s3_server import S3, UNCLOSED, Fault, every, hurry, new_bucket, serve_s3

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from launch.command import StageGroup
+from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError, MissingError
 from store_schema.layout import KINDS, Kind
-from store_schema.location import open_location
-from store_schema.reader import StoreReader
-from store_schema.writer import StoreWriter
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
 from store_tools import export
 from store_tools.export import export_command, export_store, parse_shards
 from tests import store_factory

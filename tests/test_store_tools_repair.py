@@ -12,12 +12,12 @@ import fsspec
 import pytest
 
 from launch.work import Part
+from store_schema.disk.location import LocalLocation, Location, open_location
+from store_schema.disk.sealed import seal
 from store_schema.errors import ConfigError
 from store_schema.fingerprint import fingerprint
-from store_schema.location import LocalLocation, Location, open_location
-from store_schema.plan import Plan
-from store_schema.reader import StoreReader, commit_key
-from store_schema.sealed import seal
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader, commit_key
 from store_tools import leftovers, repair
 from store_tools.leftovers import collect, find_leftovers, list_files, parse_age
 from store_tools.places import SoundReader, StorePlace, find_places

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.visible import cut, padded, quoted, visible, width
+from store_schema.disk.location import open_location
 from store_schema.layout import Kind
-from store_schema.location import open_location
-from store_schema.plan import Plan, Segment
-from store_schema.vocabulary import Vocabulary
+from store_schema.plan.plan import Plan, Segment
+from store_schema.text.vocabulary import Vocabulary
 from store_tools.places import find_places
 from store_tools.show import (
     Expected,

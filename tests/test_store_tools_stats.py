@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from store_schema.disk.location import open_location
 from store_schema.layout import KINDS, Kind, Origin
-from store_schema.location import open_location
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from store_schema.presets import Preset
 from store_tools import stats
 from store_tools.places import find_places
-from store_tools.stats import array_bytes, entropies, histogram, percentile, sample_of, store_stats
+from store_tools.stats import array_bytes, histogram, percentile, sample_of, store_stats
+from store_tools.stats_sums import entropies
 from tests.planned_store import (
     data_file,
     flip,

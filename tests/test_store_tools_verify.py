@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.signals import StopFlag
+from store_schema.disk.location import LocalLocation
 from store_schema.errors import CorruptionError, Stopped, StorageError
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import KINDS, Arrays, Kind
-from store_schema.location import LocalLocation
-from store_schema.plan import Plan
+from store_schema.plan.plan import Plan
 from store_schema.presets import Preset
-from store_schema.vocabulary import Vocabulary
+from store_schema.text.vocabulary import Vocabulary
 from store_tools import verify
 from store_tools.against_plan import Speller, compare_with_plan
 from store_tools.places import find_places

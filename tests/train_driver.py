@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 
 from fuse_train.cli import train
-from fuse_train.processes import process_index
-from fuse_train.trainer import TrainingLoop
+from fuse_train.loop.trainer import TrainingLoop
+from fuse_train.machine.processes import process_index
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extract.engine import Answer, EngineSpec, Prompt, open_engine
+from extract.engines.protocol import Answer, EngineSpec, Prompt
+from extract.engines.registry import open_engine
 from tests.answer_contract import (
     Answerer,
     answered,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import extract.run  # noqa: F401 - vLLM must start beside all that `extract run` loads
-from extract.engine import open_engine
-from extract.vllm_tap import Tap
+from extract.engines.registry import open_engine
+from extract.engines.vllm_tap import Tap
 from store_schema.errors import ModelError
-from store_schema.tokenizer import EncodedSegment, SegmentTokenizer
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.engine_contract import check_engine, encoded_samples, reference_logprobs, spec_of
 
 

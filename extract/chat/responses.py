@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from extract.chat.form import ASSISTANT, Chat, Tally, Turn
-from extract.inputs import DocumentError
+from extract.document_error import DocumentError
 
 Thoughts = Literal["context", "train", "drop"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from extract.inputs import DocumentError
+from extract.document_error import DocumentError
 
 
 def clean_text(value: Any, where: str) -> str:

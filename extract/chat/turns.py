@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from extract.chat.config import ChatInput
 from extract.chat.form import ASSISTANT, Call, Chat, Tally, Turn
 from extract.chat.text import clean_text, clean_values
-from extract.inputs import DocumentError
+from extract.chat_config import ChatInput
+from extract.document_error import DocumentError
 
 ROLE_KEYS = ("role", "from", "speaker", "sender")
 CONTENT_KEYS = ("content", "value", "text", "parts", "message")

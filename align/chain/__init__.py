@@ -1,0 +1,1 @@
+"""Method `bytes`: the chain rule on bytes, as one compiled pass over a shard."""

@@ -1,0 +1,155 @@
+"""One shard carried into the target's tokens: a pure function of arrays, texts and the map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from align.chain.continuation import Continuation
+from align.chain.first_token import PieceTable
+from align.chain.kernel import project_segments
+from align.chain.trie import TargetTrie
+from align.methods.shard_arrays import join_segments, span_arrays
+from store_schema.layout import Arrays, row_sums
+from store_schema.text.tokenizer import EncodedSegment
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyMap:
+    """Where the bytes of each source token go.
+
+    Args:
+        pieces: What the target begins with at each byte of each source token.
+        continuation: Where a whole source token's mass goes in running text.
+        trie: The target's vocabulary.
+        target_lengths: [V] bytes of the target's tokens.
+        eos: EOS of the source and of the target, -1 for none: where the source may end, so may the
+            target.
+        look_ahead: Ask the source's next row where the target might have written a longer token.
+    """
+
+    pieces: PieceTable
+    continuation: Continuation
+    trie: TargetTrie
+    target_lengths: npt.NDArray[np.int64]
+    eos: tuple[int, int] = (-1, -1)
+    look_ahead: bool = True
+
+
+def project(
+    source: Arrays,
+    texts: Sequence[bytes],
+    target: Sequence[EncodedSegment],
+    mapping: VocabularyMap,
+    *,
+    max_entries: int,
+) -> Arrays:
+    """Aligned arrays of one shard (method `bytes`).
+
+    Args:
+        source: The source store's arrays of the shard.
+        texts: UTF-8 text of each segment, in the order of the shard.
+        target: The same segments as the target's tokenizer reads them.
+        mapping: Between the two vocabularies.
+        max_entries: Kept at each position, at most; the rest is tail.
+
+    Returns:
+        Arrays of an aligned shard, see store_schema.layout.
+
+    Source: ours; the rules are in docs/alignment.md.
+    """
+    target_ids, target_ends, target_offsets = join_segments(target)
+    source_ends = source["byte_ends"].astype(np.int64)
+    rows = (source["token_offsets"], target_offsets)
+    text_lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    with np.errstate(invalid="ignore"):
+        probabilities = np.exp(source["entry_logprobs"].astype(np.float64))
+        labels = np.exp(source["label_logprobs"].astype(np.float64))
+    pieces, continuation = mapping.pieces, mapping.continuation
+    offsets, ids, mass, origin, label_mass = project_segments(
+        rows,
+        target_ids,
+        target_ends,
+        np.frombuffer(b"".join(texts), np.uint8),
+        np.concatenate(([0], np.cumsum(text_lengths))),
+        (
+            word_marks(
+                source["token_offsets"], source["token_ids"], source_ends, np.diff(pieces.offsets)
+            ),
+            word_marks(target_offsets, target_ids, target_ends, mapping.target_lengths),
+        ),
+        (
+            source_ends,
+            source["token_ids"],
+            source["entry_offsets"],
+            source["entry_ids"],
+            probabilities,
+            labels,
+        ),
+        (
+            pieces.data,
+            pieces.offsets,
+            pieces.middle,
+            pieces.start,
+            (continuation.offsets, continuation.targets, continuation.weights),
+            *mapping.eos,
+            mapping.trie.arrays,
+            mapping.look_ahead,
+        ),
+        len(mapping.target_lengths),
+        max_entries,
+    )
+    with np.errstate(divide="ignore"):
+        # Of the masses as they were compared, so that order is kept.
+        logprobs = np.minimum(np.log(mass.astype("<f4")), 0.0).astype("<f4")
+        label_logprobs = np.minimum(np.log(label_mass), 0.0)
+    entries: Arrays = {
+        "segment_ids": source["segment_ids"],
+        "token_offsets": target_offsets,
+        "token_ids": target_ids,
+        "byte_ends": target_ends.astype("<u4"),
+        "entry_offsets": offsets,
+        "entry_ids": ids,
+        "entry_logprobs": logprobs,
+        "tail_mass": _tail(mass, offsets),
+        "label_logprobs": np.where(label_mass > 0, label_logprobs, np.nan).astype("<f4"),
+        "origin": origin,
+    }
+    return entries | span_arrays(source, rows, source_ends, target_ends)
+
+
+@dataclass(frozen=True, slots=True)
+class BytesAligner:
+    """The chain rule on bytes (docs/alignment.md)."""
+
+    mapping: VocabularyMap
+    max_entries: int
+
+    def align(
+        self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
+    ) -> Arrays:
+        """As `Aligner` says."""
+        return project(source, texts, target, self.mapping, max_entries=self.max_entries)
+
+
+def word_marks(
+    offsets: npt.NDArray[np.int64],
+    ids: npt.NDArray[np.uint32],
+    ends: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+) -> npt.NDArray[np.uint8]:
+    """[D] 1 where a segment's first token has one byte more than it takes of the text."""
+    starts = offsets[:-1]
+    marks = np.zeros(len(starts), np.uint8)
+    rows = np.flatnonzero(np.diff(offsets) > 0)
+    first = starts[rows]
+    marks[rows] = lengths[ids[first].astype(np.int64)] == ends[first] + 1
+    return marks
+
+
+def _tail(mass: npt.NDArray[np.float64], offsets: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    return np.clip(1.0 - row_sums(mass, offsets), 0.0, 1.0).astype("<f4")

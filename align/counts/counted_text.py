@@ -1,0 +1,41 @@
+"""Which text of a plan the counting methods read: the same for every worker, whatever is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from align.config import AlignSection
+from store_schema.fingerprint import fingerprint
+from store_schema.plan.plan import Plan, ShardRecord
+
+
+def counted_shards(plan: Plan) -> tuple[ShardRecord, ...]:
+    """Shards whose text may be counted: the split "train", or the plan's first where there is none.
+
+    Held-out text stays out, so that what is measured on it was not learnt from it.
+    """
+    splits = plan.splits()
+    return splits.get("train", next(iter(splits.values()), ()))
+
+
+def planned_count(plan: Plan, section: AlignSection) -> list[ShardRecord]:
+    """The first of them, up to `statistics_tokens` of the target."""
+    left, chosen = section.statistics_tokens, []
+    for shard in counted_shards(plan):
+        if left <= 0:
+            break
+        left -= shard.num_tokens["target"]
+        chosen.append(shard)
+    return chosen
+
+
+def counts_text(section: AlignSection) -> bool:
+    """Whether what a method makes of a shard depends on text that it has counted."""
+    if section.method == "bytes":
+        return section.continuation != "first_token"
+    return section.method == "stats"
+
+
+def text_fingerprint(shards: Iterable[ShardRecord]) -> str:
+    """Of the segments of some shards, in order."""
+    return fingerprint([[shard.start, shard.fingerprint] for shard in shards])

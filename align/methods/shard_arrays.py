@@ -1,0 +1,86 @@
+"""Arrays of an aligned shard that every method makes alike, and the figures of its commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from align.methods.spans import common_spans
+from store_schema.layout import Arrays, Origin
+from store_schema.text.tokenizer import EncodedSegment
+
+
+def without_entries(source: Arrays, target: Sequence[EncodedSegment]) -> Arrays:
+    """Arrays of a shard of which only spans are told."""
+    ids, ends, offsets = join_segments(target)
+    count = len(ids)
+    arrays: Arrays = {
+        "segment_ids": source["segment_ids"],
+        "token_offsets": offsets,
+        "token_ids": ids,
+        "byte_ends": ends.astype("<u4"),
+        "entry_offsets": np.zeros(count + 1, "<i8"),
+        "entry_ids": np.empty(0, "<u4"),
+        "entry_logprobs": np.empty(0, "<f4"),
+        "tail_mass": np.ones(count, "<f4"),
+        "label_logprobs": np.full(count, np.nan, "<f4"),
+        "origin": np.full(count, Origin.NONE, "|u1"),
+    }
+    rows = (source["token_offsets"], offsets)
+    return arrays | span_arrays(source, rows, source["byte_ends"].astype(np.int64), ends)
+
+
+def span_arrays(
+    source: Arrays, rows: Any, source_ends: npt.NDArray[Any], target_ends: npt.NDArray[Any]
+) -> Arrays:
+    """Common spans, and what the source spends on each segment."""
+    labels = source["label_logprobs"].astype(np.float64)
+    offsets, index, span_ends, logprobs = common_spans(rows, source_ends, target_ends, labels)
+    starts = source["token_offsets"][:-1]
+    known = ~np.isnan(labels)
+    row_segment = np.repeat(np.arange(len(starts)), np.diff(source["token_offsets"]))
+    begins = np.concatenate(([0], source_ends[:-1])) if len(source_ends) else source_ends
+    begins = begins.copy()
+    begins[starts[starts < len(begins)]] = 0
+    lengths = np.where(known, source_ends - begins, 0)
+    nats = np.where(known, -labels, 0.0)
+    return {
+        "span_offsets": offsets,
+        "span_index": index,
+        "span_byte_ends": span_ends,
+        "span_logprobs": np.minimum(logprobs, 0.0).astype("<f4"),
+        "source_nats": np.bincount(row_segment, nats, len(starts)).astype("<f8"),
+        "source_bytes": np.bincount(row_segment, lengths, len(starts)).astype("<i8"),
+    }
+
+
+def join_segments(
+    segments: Sequence[EncodedSegment],
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Token ids [N], byte ends [N] (int64) and token offsets [D+1] of segments end to end."""
+    counts = np.fromiter((len(s.token_ids) for s in segments), np.int64, len(segments))
+    ids = np.concatenate([s.token_ids for s in segments]).astype("<u4")
+    ends = np.concatenate([s.byte_ends for s in segments]).astype("<i8")
+    return ids, ends, np.concatenate(([0], np.cumsum(counts)))
+
+
+def statistics(arrays: Arrays, source: Arrays) -> dict[str, float]:
+    """Figures of an aligned shard for its commit: counts by origin, mass, the source's cost."""
+    origin = arrays["origin"]
+    covered = origin != Origin.NONE
+    return {
+        "positions": float(len(origin)),
+        "origin_boundary": float((origin == Origin.BOUNDARY).sum()),
+        "origin_inside": float((origin == Origin.INSIDE).sum()),
+        "origin_none": float((~covered).sum()),
+        "mass_in": float((1.0 - source["tail_mass"].astype(np.float64)).sum()),
+        "source_positions": float(len(source["tail_mass"])),
+        "mass_out": float((1.0 - arrays["tail_mass"].astype(np.float64)).sum()),
+        "label_nats": float(-np.nansum(arrays["label_logprobs"].astype(np.float64))),
+        "label_positions": float((~np.isnan(arrays["label_logprobs"])).sum()),
+        "source_nats": float(arrays["source_nats"].sum()),
+        "source_bytes": float(arrays["source_bytes"].sum()),
+    }

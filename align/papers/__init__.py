@@ -1,0 +1,1 @@
+"""The papers' methods, for comparison: FuseLLM, FuseChat, optimal transport."""

@@ -1,0 +1,205 @@
+"""Rows of matched source tokens through a map to the target's tokens, compiled.
+
+What a row becomes is the same for all of the papers' methods; they differ in what matches, and in the
+map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store_schema.compiled import compiled
+from store_schema.layout import Arrays
+
+_SHORT_ROW = 96
+"""Rows up to here are sorted by insertion: they come nearly sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarryOptions:
+    """What becomes of a matched row; the defaults lose nothing.
+
+    Args:
+        max_entries: Kept at each position, at most; the rest is tail.
+        one_hot: Put all mass on the label where nothing is known, as the public code does.
+        renormalise: Hand the tail's mass to the entries, as the public code does.
+        sum_met: Sum entries that meet in one target token; else keep the first.
+        exact_label: Give the real token its stored probability, on the label.
+    """
+
+    max_entries: int = 64
+    one_hot: bool = False
+    renormalise: bool = False
+    sum_met: bool = True
+    exact_label: bool = True
+
+
+LOSSLESS = CarryOptions()
+
+
+def carry_all(
+    rows: npt.NDArray[np.int64],
+    target_ids: npt.NDArray[np.uint32],
+    source: Arrays,
+    targets: npt.NDArray[np.int32],
+    shares: npt.NDArray[np.float64],
+    target_vocab_size: int,
+    options: CarryOptions,
+) -> Any:
+    """Offsets [N+1], ids, masses and label masses [N] of the aligned entries."""
+    with np.errstate(invalid="ignore"):
+        probabilities = np.exp(source["entry_logprobs"].astype(np.float64))
+        labels = np.exp(source["label_logprobs"].astype(np.float64))
+    entry_offsets = source["entry_offsets"]
+    matched = rows[rows >= 0]
+    most = (entry_offsets[matched + 1] - entry_offsets[matched]) * targets.shape[1] + 1
+    room = int(np.minimum(most, options.max_entries).sum()) + len(rows) - len(matched)
+    return _carry(
+        rows,
+        target_ids,
+        (source["token_ids"], entry_offsets, source["entry_ids"], probabilities, labels),
+        (targets, shares),
+        target_vocab_size,
+        int(most.max(initial=1)),
+        room,
+        options.max_entries,
+        (options.one_hot, options.renormalise, options.sum_met, options.exact_label),
+    )
+
+
+@compiled
+def _carry(
+    rows: Any,
+    target_ids: Any,
+    source: Any,
+    mapping: Any,
+    target_vocab_size: int,
+    widest: int,
+    room: int,
+    max_entries: int,
+    options: Any,
+) -> tuple[Any, Any, Any, Any]:
+    """Entries of all positions: offsets [N+1], ids, masses (float64), label masses [N]."""
+    one_hot, renormalise, _sum_met, _exact_label = options
+    out_offsets = np.zeros(len(rows) + 1, np.int64)
+    out_ids = np.empty(room, np.uint32)
+    out_mass = np.empty(room, np.float64)
+    label_mass = np.zeros(len(rows), np.float64)
+    scratch = np.zeros(target_vocab_size)
+    touched = np.empty(widest, np.int64)
+    written = 0
+    for j in range(len(rows)):
+        label = np.int64(target_ids[j])
+        kept = 0
+        if rows[j] >= 0:
+            count = _gather(rows[j], label, source, mapping, options, scratch, touched)
+            kept = _emit(
+                count, label, max_entries, renormalise, scratch, touched,
+                out_ids[written:], out_mass[written:],
+            )  # fmt: skip
+            for k in range(written, written + kept):
+                if out_ids[k] == label:
+                    label_mass[j] = out_mass[k]
+            written += kept
+        if kept == 0 and one_hot:
+            out_ids[written] = label
+            out_mass[written] = 1.0
+            label_mass[j] = 1.0
+            written += 1
+        out_offsets[j + 1] = written
+    return out_offsets, out_ids[:written].copy(), out_mass[:written].copy(), label_mass
+
+
+@compiled
+def _gather(
+    row: int, label: int, source: Any, mapping: Any, options: Any, scratch: Any, touched: Any
+) -> int:
+    """Collect one row's mass by target token; how many tokens have some."""
+    ids, entry_offsets, entry_ids, probabilities, labels = source
+    targets, shares = mapping
+    _one_hot, _renormalise, sum_met, exact_label = options
+    real = np.int64(ids[row])
+    known = exact_label and not np.isnan(labels[row])
+    count = 0
+    scale = 1.0
+    if known:
+        others = 0.0
+        for k in range(entry_offsets[row], entry_offsets[row + 1]):
+            if np.int64(entry_ids[k]) != real:
+                others += probabilities[k]
+        if others > 1.0 - labels[row]:
+            scale = (1.0 - labels[row]) / others
+        if labels[row] > 0.0:
+            scratch[label] = labels[row]
+            touched[0] = label
+            count = 1
+    for k in range(entry_offsets[row], entry_offsets[row + 1]):
+        token = np.int64(entry_ids[k])
+        if known and token == real:
+            continue
+        for m in range(targets.shape[1]):
+            goal = np.int64(targets[token, m])
+            mass = probabilities[k] * scale * shares[token, m]
+            if goal < 0 or mass <= 0.0:
+                continue
+            if scratch[goal] == 0.0:
+                touched[count] = goal
+                count += 1
+                scratch[goal] = mass
+            elif sum_met:
+                scratch[goal] += mass
+    return count
+
+
+@compiled
+def _emit(
+    count: int, label: int, limit: int, renormalise: bool, scratch: Any, touched: Any,
+    out_ids: Any, out_mass: Any,
+) -> int:  # fmt: skip
+    """Write the heaviest tokens, ties by id, the label always among them; how many."""
+    if count == 0:
+        return 0
+    _sort(touched[:count], scratch)
+    kept = min(count, limit)
+    if scratch[label] > 0.0:
+        found = False
+        for k in range(kept):
+            found = found or touched[k] == label
+        if not found:  # the last to be kept gives way
+            scratch[touched[kept - 1]] = 0.0
+            touched[kept - 1] = label
+    total = 0.0
+    for k in range(kept):
+        total += scratch[touched[k]]
+    divisor = total if renormalise or total > 1.0 else 1.0
+    for k in range(kept):
+        out_ids[k] = touched[k]
+        out_mass[k] = scratch[touched[k]] / divisor
+    for k in range(count):
+        scratch[touched[k]] = 0.0
+    scratch[label] = 0.0
+    return kept
+
+
+@compiled
+def _sort(tokens: Any, masses: Any) -> None:
+    """Sort token ids in place by falling mass, then by id."""
+    if len(tokens) > _SHORT_ROW:
+        ids = np.sort(tokens)
+        tokens[:] = ids[np.argsort(-masses[ids], kind="mergesort")]
+        return
+    for k in range(1, len(tokens)):
+        token = tokens[k]
+        mass = masses[token]
+        place = k
+        while place > 0:
+            before = tokens[place - 1]
+            if masses[before] > mass or (masses[before] == mass and before < token):
+                break
+            tokens[place] = before
+            place -= 1
+        tokens[place] = token

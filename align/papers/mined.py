@@ -1,0 +1,220 @@
+"""Method `mined` (FuseLLM): tokens matched by dynamic time warping, entries by nearest spelling.
+
+A target token takes part where the warping path puts exactly one source token beside it and the two
+are the same: the same bytes, or the map takes the source token to that target token. The row of that
+source token then goes through the map; entries that meet are summed. Everywhere else nothing is
+known: no entries, tail 1, origin none.
+
+Row i is the distribution OF token i on both sides. The public code stores logits, whose row i is the
+prediction of token i + 1, under the match of token i, and where tokens do not match it puts a one-hot
+of token i itself into that row: the answer to the question before. Here both are of token i.
+
+Departures, each with an option that takes it back (`MinedAligner.as_published` takes all): the tail
+stays where the public code has a softmax over the stored entries; no one-hot; entries that meet are
+summed where the public code keeps the first; and the real source token has its exact probability,
+which a store keeps even where the token is not an entry, and goes to the label.
+
+Source: FuseLLM, arXiv 2401.10491, section 3.2 and its public code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from align.methods.shard_arrays import join_segments, span_arrays
+from align.papers.carry import LOSSLESS, CarryOptions, carry_all
+from align.papers.dtw import BAND_BYTES, match_segments
+from store_schema.compiled import compiled
+from store_schema.errors import MismatchError
+from store_schema.layout import Arrays, row_sums
+from store_schema.text.tokenizer import EncodedSegment
+
+_NONE, _BOUNDARY, _INSIDE = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class MinedAligner:
+    """The method, ready for one source and one target.
+
+    Args:
+        token_map: [V] int32 target token of each source token, -1 for none
+            (`mined_vocabulary.nearest_tokens`).
+        target_vocab_size: Ids of the target are below it.
+        options: What becomes of a matched row.
+        band_bytes: Bytes that matched tokens may lie apart, at most.
+    """
+
+    token_map: npt.NDArray[np.int32]
+    target_vocab_size: int
+    options: CarryOptions = LOSSLESS
+    band_bytes: int = BAND_BYTES
+
+    @classmethod
+    def as_published(
+        cls, token_map: npt.NDArray[np.int32], target_vocab_size: int, max_entries: int = 64
+    ) -> MinedAligner:
+        """With the public code's choices, but for the off-by-one."""
+        options = CarryOptions(
+            max_entries, one_hot=True, renormalise=True, sum_met=False, exact_label=False
+        )
+        return cls(token_map, target_vocab_size, options)
+
+    def align(
+        self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
+    ) -> Arrays:
+        """Aligned arrays of one shard.
+
+        Args:
+            source: The source store's arrays of the shard.
+            texts: UTF-8 text of each segment, in the order of the shard.
+            target: The same segments as the target's tokenizer reads them.
+
+        Raises:
+            MismatchError: Tokens end past their text, or ids are outside the map.
+        """
+        shares = np.ones((len(self.token_map), 1))
+        return align_rows(
+            source, texts, target, self.token_map[:, None], shares,
+            self.target_vocab_size, self.options, self.band_bytes,
+        )  # fmt: skip
+
+
+def align_rows(
+    source: Arrays,
+    texts: Sequence[bytes],
+    target: Sequence[EncodedSegment],
+    targets: npt.NDArray[np.int32],
+    shares: npt.NDArray[np.float64],
+    target_vocab_size: int,
+    options: CarryOptions,
+    band_bytes: int,
+) -> Arrays:
+    """Aligned arrays of one shard, for every map of source tokens to few target tokens.
+
+    Args:
+        source: The source store's arrays of the shard.
+        texts: UTF-8 text of each segment.
+        target: The same segments as the target's tokenizer reads them.
+        targets: [V, m] target tokens of each source token, best first, -1 for none.
+        shares: [V, m] share of a source token's mass that goes to each.
+        target_vocab_size: Ids of the target are below it.
+        options: What becomes of a matched row.
+        band_bytes: Of the warping.
+
+    Raises:
+        MismatchError: Tokens end past their text, or ids are outside the map.
+    """
+    target_ids, target_ends, target_offsets = join_segments(target)
+    source_ends = source["byte_ends"].astype(np.int64)
+    segment_rows = (source["token_offsets"], target_offsets)
+    data, text_offsets = join_texts(texts)
+    require_text(source["token_offsets"], source_ends, text_offsets, "source store")
+    require_text(target_offsets, target_ends, text_offsets, "target's tokens")
+    _require_ids(source, len(targets))
+    matched = match_segments(segment_rows, source_ends, target_ends, data, text_offsets, band_bytes)
+    ends = (source_ends, target_ends)
+    ids = (source["token_ids"], target_ids)
+    rows, origin = _same_tokens(segment_rows, ends, ids, data, text_offsets, matched, targets)
+    offsets, entry_ids, mass, label_mass = carry_all(
+        rows, target_ids, source, targets, shares, target_vocab_size, options
+    )
+    origin[np.diff(offsets) == 0] = _NONE
+    with np.errstate(divide="ignore"):
+        label_logprobs = np.minimum(np.log(label_mass), 0.0)
+    entries: Arrays = {
+        "segment_ids": source["segment_ids"],
+        "token_offsets": target_offsets,
+        "token_ids": target_ids,
+        "byte_ends": target_ends.astype("<u4"),
+        "entry_offsets": offsets,
+        "entry_ids": entry_ids,
+        "entry_logprobs": np.minimum(np.log(mass), 0.0).astype("<f4"),
+        "tail_mass": np.clip(1.0 - row_sums(mass, offsets), 0.0, 1.0).astype("<f4"),
+        "label_logprobs": np.where(label_mass > 0, label_logprobs, np.nan).astype("<f4"),
+        "origin": origin,
+    }
+    return entries | span_arrays(source, segment_rows, source_ends, target_ends)
+
+
+def join_texts(texts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Texts end to end [bytes], and where each begins [D+1]."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    return np.frombuffer(b"".join(texts), np.uint8), np.concatenate(([0], np.cumsum(lengths)))
+
+
+def require_text(
+    token_offsets: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    text_offsets: npt.NDArray[np.int64],
+    where: str,
+) -> None:
+    """Refuse tokens that do not lie in their texts (compiled code reads there unasked)."""
+    lengths = np.diff(text_offsets)
+    if len(token_offsets) != len(text_offsets):
+        raise MismatchError(
+            "segments are not those of the texts",
+            where=where,
+            expected=f"{len(lengths)} segments",
+            got=len(token_offsets) - 1,
+        )
+    some = np.flatnonzero(np.diff(token_offsets) > 0)
+    last = ends[token_offsets[1:][some] - 1]
+    wrong = np.flatnonzero(last != lengths[some])
+    if len(wrong):
+        raise MismatchError(
+            f"tokens of segment {some[wrong[0]]} of the shard do not end with its text",
+            where=where,
+            expected=f"{lengths[some][wrong[0]]} bytes",
+            got=f"{last[wrong[0]]} bytes",
+            hint="plan, store and tokenizer must belong together",
+        )
+
+
+def _require_ids(source: Arrays, size: int) -> None:
+    for name in ("token_ids", "entry_ids"):
+        worst = int(source[name].max(initial=0))
+        if worst >= size and len(source[name]):
+            raise MismatchError(
+                "token outside the vocabulary map",
+                where=f"source store, array {name}",
+                expected=f"ids below {size}",
+                got=worst,
+                hint="build the map from the store's own vocabulary",
+            )
+
+
+@compiled
+def _same_tokens(
+    segment_rows: Any, ends: Any, ids: Any, text: Any, text_offsets: Any, matched: Any, targets: Any
+) -> tuple[Any, Any]:
+    """The source row of each target token [N], -1 where it has none, and the origin [N]."""
+    source_offsets, target_offsets = segment_rows
+    source_ends, target_ends = ends
+    source_ids, target_ids = ids
+    first, last = matched
+    rows = np.full(len(target_ends), -1, np.int64)
+    origin = np.full(len(target_ends), _INSIDE, np.uint8)
+    for d in range(len(source_offsets) - 1):
+        begin = 0
+        for j in range(target_offsets[d], target_offsets[d + 1]):
+            row = first[j]
+            if row >= 0 and row == last[j]:
+                start = source_ends[row - 1] if row > source_offsets[d] else 0
+                same = targets[source_ids[row], 0] == target_ids[j]
+                if not same and source_ends[row] - start == target_ends[j] - begin:
+                    same = True
+                    for k in range(target_ends[j] - begin):
+                        if text[text_offsets[d] + start + k] != text[text_offsets[d] + begin + k]:
+                            same = False
+                            break
+                if same:
+                    rows[j] = row
+                    if start == begin:
+                        origin[j] = _BOUNDARY
+            begin = target_ends[j]
+    return rows, origin

@@ -1,0 +1,1 @@
+"""One source's alignment checked, and its method made ready."""

@@ -1,0 +1,154 @@
+"""One source's alignment, checked before anything of it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.config import AlignSection
+from align.counts.counted_text import counts_text, planned_count, text_fingerprint
+from align.methods.exact import require_same_vocabulary
+from launch.progress import Progress
+from store_schema import SCHEMA_VERSION
+from store_schema.config import RunConfig
+from store_schema.disk.location import Location, open_location
+from store_schema.encoding.frequency import token_counts
+from store_schema.manifest import Manifest
+from store_schema.model.models import config_folder, max_positions, model_config
+from store_schema.plan.plan import Plan
+from store_schema.presets import StoreSection
+from store_schema.store.aligned_place import aligned_store_url
+from store_schema.store.reader import MANIFEST_FILE, StoreReader
+from store_schema.store.same_source import require_same_source, source_identity
+from store_schema.store.writer import StoreWriter, require_same_store
+from store_schema.text.plan_tokens import plan_for
+from store_schema.text.tokenizer import SegmentTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAlignment:
+    """One source's alignment as far as can be told before any shard is read.
+
+    Args:
+        run: The run file.
+        source: Name of the source.
+        plan: Its shards are the units of work.
+        reader: Of the source store.
+        target: The target's tokenizer.
+        section: How to align.
+        manifest: Of the aligned store.
+        location: Where the aligned store lies.
+    """
+
+    run: RunConfig
+    source: str
+    plan: Plan
+    reader: StoreReader
+    target: SegmentTokenizer
+    section: AlignSection
+    manifest: Manifest
+    location: Location
+
+    def open_store(self) -> StoreWriter:
+        """Create the aligned store, or go on with it.
+
+        Raises:
+            MismatchError: The store there was made from something else.
+        """
+        return StoreWriter.open(
+            self.location,
+            self.manifest,
+            self.target.vocabulary,
+            config=self.run.resolved(),
+            count_tokens=lambda: token_counts(self.plan, self.target),
+        )
+
+    def committed(self) -> set[int]:
+        """Finished shards, told without writing anything.
+
+        Raises:
+            MismatchError: The store there was made from something else.
+        """
+        if not self.location.exists(MANIFEST_FILE):
+            return set()
+        reader = StoreReader.open(self.location)
+        if not reader.commits:
+            return set()
+        require_same_store(reader, self.manifest)
+        return reader.committed(self.plan.shards)
+
+
+def check_alignment(run: RunConfig, source: str, *, keep: bool = True) -> CheckedAlignment:
+    """Open and check what one source's alignment is made from.
+
+    Writes nothing but, for a target that the plan was not cut for, how many tokens its text has.
+
+    Args:
+        run: The run file.
+        source: Name of the source.
+        keep: Whether that is written.
+
+    Raises:
+        MissingError: The plan or the source store is not there.
+        MismatchError: Plan, store, model, tokenizer or method do not belong together.
+        TokenizerError: The target's tokenizer cannot represent a segment.
+    """
+    section = run.section("align", AlignSection)
+    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    reader = StoreReader.open(open_location(run.store_url(source)))
+    reader.require_plan(plan)
+    require_same_source(run, source, reader, plan)
+    target = SegmentTokenizer.load(run.target, name="target")
+    plan = planned_for_target(run, plan, target, keep=keep)
+    manifest = aligned_manifest(reader, plan, target, run, section)
+    location = open_location(aligned_store_url(run, source, manifest))
+    return CheckedAlignment(run, source, plan, reader, target, section, manifest, location)
+
+
+def planned_for_target(run: RunConfig, plan: Plan, target: SegmentTokenizer, *, keep: bool) -> Plan:
+    """The plan with this target's tokens, counted now if it was cut for another target."""
+    if plan.record.tokenizers.get("target") == target.fingerprint:
+        return plan
+    total = sum(shard.num_bytes for shard in plan.shards)
+    folder = config_folder(run.target)
+    longest = None if folder is None else max_positions(model_config(folder))
+    with Progress("count the target's tokens", total, unit="B") as progress:
+        return plan_for(
+            plan, "target", target, keep=keep, max_positions=longest, on_shard=progress.add
+        )
+
+
+def aligned_manifest(
+    reader: StoreReader,
+    plan: Plan,
+    target: SegmentTokenizer,
+    run: RunConfig,
+    section: AlignSection,
+) -> Manifest:
+    """Manifest of the aligned store: the source's identity, the target's, the method.
+
+    Raises:
+        MismatchError: Method `exact` between two vocabularies.
+    """
+    source = reader.manifest
+    if section.method == "exact":
+        require_same_vocabulary(reader.vocabulary, target.vocabulary, where=reader.location.url)
+    settings = section.content() | {"source_store": source.fingerprint()}
+    if counts_text(section):
+        settings["counted_text"] = text_fingerprint(planned_count(plan, section))
+    return source.model_copy(
+        update={
+            "kind": "aligned",
+            "target": source_identity(run.target, target, folder=None),
+            "extras": (),
+            "top_k": source.top_k if section.method == "exact" else section.max_entries,
+            "settings": settings,
+            "corpus_fingerprint": plan.record.corpus_fingerprint,
+            "plan_fingerprint": plan.fingerprint,
+            "encoding": run.section("store", StoreSection).encoding(source.estimator),
+            "num_shards": len(plan.shards),
+            "schema_version": SCHEMA_VERSION,  # the source store may be older
+            "top_p": None,
+            "logprob_codec": None,
+            "vocabulary_fingerprint": target.vocabulary.fingerprint,
+        }
+    )

@@ -1,0 +1,120 @@
+"""The method of the run file made ready for one source: maps are built, text is counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from align.chain.continuation import PairCounts, first_tokens
+from align.chain.first_token import piece_table
+from align.chain.project import BytesAligner, VocabularyMap
+from align.chain.trie import TargetTrie
+from align.methods.exact import ExactAligner
+from align.methods.method import Aligner, SpansAligner
+from align.papers.carry import CarryOptions
+from align.papers.dtw import BAND_BYTES
+from align.papers.mined import MinedAligner
+from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
+from align.papers.stats import MatchCounts, StatsAligner
+from align.papers.transport import NUM_CANDIDATES, TransportAligner
+from align.prepare.checked import CheckedAlignment
+from align.prepare.counting import Counting, count_once
+from launch.signals import StopFlag
+from store_schema.text.tokenizer import SegmentTokenizer
+
+
+def make_aligner(checked: CheckedAlignment, stop: StopFlag) -> Aligner:
+    """The method of the run file, ready for this source.
+
+    Raises:
+        MissingError: A shard whose text is to be counted is not there.
+        StorageError: The disk or object store refused.
+        Stopped: On a signal, while text is counted.
+    """
+    section, reader, target = checked.section, checked.reader, checked.target
+    options = CarryOptions(max_entries=section.max_entries)
+    match section.method:
+        case "exact":
+            return ExactAligner(reader.location.url, target.vocab_size, eos_ids(checked))
+        case "spans":
+            return SpansAligner()
+        case "mined":
+            return MinedAligner(nearest(checked).token_map, target.vocab_size, options)
+        case "stats":
+            return StatsAligner(met_most(checked, stop), target.vocab_size, options)
+        case "ot":
+            candidates = nearest(checked, NUM_CANDIDATES)
+            return TransportAligner.of(
+                candidates, reader.vocabulary, target.vocabulary, options=options
+            )
+    return BytesAligner(vocabulary_map(checked, stop), section.max_entries)
+
+
+def eos_ids(checked: CheckedAlignment) -> tuple[int, int]:
+    """EOS of the source and of the target, -1 for none."""
+    source = SegmentTokenizer.load(checked.run.sources[checked.source], name=checked.source)
+    own, other = source.eos_id, checked.target.eos_id
+    return -1 if own is None else own, -1 if other is None else other
+
+
+def nearest(checked: CheckedAlignment, count: int = 1) -> NearestTokens:
+    """The target tokens of least edit distance to each source token."""
+    own, other = eos_ids(checked)
+    return nearest_tokens(
+        checked.reader.vocabulary,
+        checked.target.vocabulary,
+        count=count,
+        written=written_tokens(checked.target),
+        roles={own: other} if own >= 0 and other >= 0 else {},
+    )
+
+
+def met_most(checked: CheckedAlignment, stop: StopFlag) -> npt.NDArray[np.int32]:
+    """[V] the target token that each source token met most often in training text."""
+    counts, counting = count_matches(checked)
+    count_once(checked, counting, stop)
+    vocabularies = (checked.reader.vocabulary, checked.target.vocabulary)
+    return counts.token_map(nearest(checked).token_map, *vocabularies)
+
+
+def count_matches(checked: CheckedAlignment) -> tuple[MatchCounts, Counting]:
+    """Counts for method `stats`, still empty, and how they are made."""
+    counts = MatchCounts(len(checked.reader.vocabulary), checked.target.vocab_size)
+    what = f"beside each other on warping paths, band {BAND_BYTES}"
+    return counts, Counting(what, counts.met, counts.add)
+
+
+def vocabulary_map(checked: CheckedAlignment, stop: StopFlag) -> VocabularyMap:
+    """Build the map of method `bytes`, counting continuations on training text if asked to.
+
+    The same plan and store give the same map in every worker: only shards of the plan's order enter,
+    whatever is committed.
+    """
+    section, target = checked.section, checked.target
+    counts, counting = count_continuations(checked)
+    if section.continuation != "first_token":
+        count_once(checked, counting, stop)
+    pieces = piece_table(checked.reader.vocabulary, target)
+    continuation = counts.continuation(first_tokens(pieces), section.continuation_prior)
+    if section.continuation == "tail":
+        continuation = continuation.only_sure()
+    return VocabularyMap(
+        pieces,
+        continuation,
+        TargetTrie.of(target.vocabulary),
+        target.vocabulary.lengths,
+        eos_ids(checked),
+        section.look_ahead,
+    )
+
+
+def count_continuations(checked: CheckedAlignment) -> tuple[PairCounts, Counting]:
+    """Counts for method `bytes`, still empty, and how they are made."""
+    counts = PairCounts(len(checked.reader.vocabulary), checked.target.vocab_size)
+
+    def note(text: bytes, *tokens: npt.NDArray[Any]) -> None:
+        counts.add(*tokens)
+
+    return counts, Counting("begun together", counts.met, note)

@@ -1,0 +1,1 @@
+"""What alignment keeps and costs, as figures and as pages; one segment looked at closely."""

@@ -1,0 +1,345 @@
+"""A viewed segment as a page and as lines for a terminal.
+
+The page is one file that loads nothing; the one script it may run is its own, named to the browser
+by digest. Every byte of text is escaped, and what cannot be seen or would reorder the line is
+written out. The text stands there once for each source, cut where tokens of either side begin; a
+token's colour runs as a band over it (the source's) and under it (the target's).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from importlib.resources import files
+from itertools import accumulate
+from string import Template
+from typing import Any
+
+from align.report.view import Row, Span, Token, ViewedSegment, ViewedSource
+from launch.visible import quoted, visible
+from store_schema.layout import Origin
+
+SEEN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
+"""White space that is marked; the first two keep their effect, too."""
+
+JOINERS = "\u200c\u200d"
+"""Invisible, but Persian, Hindi and emoji are not read right without them."""
+
+ORIGINS = {
+    Origin.NONE: "nothing known here",
+    Origin.BOUNDARY: "starts where a source token starts",
+    Origin.INSIDE: "starts inside a source token",
+}
+# ------------------------------------------------------------------------------- the page
+
+
+def page(view: ViewedSegment, position: int) -> str:
+    """The whole page, opened at a target position."""
+    folder = files("align.report")
+    raw = folder.joinpath("view.html").read_text(encoding="utf-8")
+    segment = view.segment
+    return Template(raw).substitute(
+        title=escape(visible(segment.segment_id)),
+        css=folder.joinpath("view.css").read_text(encoding="utf-8"),
+        digest=script_digest(raw),
+        tiles="".join(tile(*fact) for fact in facts(view)),
+        sources="".join(_button(i, source) for i, source in enumerate(view.sources)),
+        texts="".join(_text(i, source, segment.text) for i, source in enumerate(view.sources)),
+        data=_script_safe(_data(view, position)),
+    )
+
+
+def script_digest(html: str) -> str:
+    """What a content security policy names the page's script by."""
+    found = re.search(r"<script>(.*?)</script>", html, re.DOTALL)
+    if found is None:
+        raise RuntimeError("the template has no script")
+    return base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
+
+
+def tile(label: str, value: str) -> str:
+    """One figure on top of a page."""
+    return f"<div><dt>{escape(label)}</dt><dd>{escape(visible(value))}</dd></div>"
+
+
+def facts(view: ViewedSegment) -> list[tuple[str, str]]:
+    """What is said of the segment, whichever source is looked at."""
+    segment = view.segment
+    return [
+        ("domain", segment.domain),
+        ("split", segment.split),
+        ("row", f"{segment.index:,}"),
+        ("shard", f"{view.shard:,}"),
+        ("bytes", f"{len(segment.text.encode()):,}"),
+        ("target tokens", f"{len(view.sources[0].positions):,}"),
+    ]
+
+
+def figures(source: ViewedSource) -> str:
+    """What a source and its alignment come to on the segment, in one line."""
+    by_origin = ", ".join(f"{source.count(o):,} {o.name.lower()}" for o in reversed(Origin))
+    line = (
+        f"{len(source.tokens):,} source tokens, {len(source.positions):,} target positions "
+        f"({by_origin}), {len(source.spans):,} spans"
+    )
+    bpb = source.bpb
+    if bpb is None:
+        return f"{line}; no byte that both sides know"
+    return (
+        f"{line}; aligned {bpb[0]:.3f} bits per byte, source {bpb[1]:.3f} "
+        f"on the same {source.common_bytes:,} bytes"
+    )
+
+
+def _button(index: int, source: ViewedSource) -> str:
+    pressed = "true" if index == 0 else "false"
+    return f'<button type="button" aria-pressed="{pressed}">{escape(source.name)}</button>'
+
+
+def _text(index: int, source: ViewedSource, text: str) -> str:
+    hidden = " hidden" if index else ""
+    sides = (
+        _Side("source", "▾", source.tokens, source.source_names, _turns(source.tokens)),
+        _Side("target", "▴", source.positions, source.target_names, _turns(source.positions)),
+    )
+    pieces = "".join(_marked(piece, sides) for piece in cut_text(text, source))
+    return (
+        f'<section{hidden}><p class="soft figures">{escape(figures(source))}</p>'
+        f'<div class="text" dir="auto" lang="und" tabindex="0" '
+        f'aria-label="Text in tokens; arrow keys move">{pieces}</div></section>'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The tokens of one side as they are drawn.
+
+    Args:
+        name: "source" or "target".
+        sign: Of a token without bytes.
+        rows: The tokens.
+        names: How they are written, by id.
+        turns: Colour of each.
+    """
+
+    name: str
+    sign: str
+    rows: Sequence[Row]
+    names: Mapping[int, Token]
+    turns: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Whole characters between two places where a token of either side begins.
+
+    Args:
+        start: First byte.
+        end: One past the last byte; equal to `start` for what stands behind the text.
+        text: Its characters.
+        tokens: Of the source and of the target: (index, bytes) of those that lie in it.
+        marks: Of the source and of the target: tokens without bytes that stand before it.
+    """
+
+    start: int
+    end: int
+    text: str
+    tokens: tuple[list[tuple[int, int]], list[tuple[int, int]]]
+    marks: tuple[list[int], list[int]]
+
+
+def cut_text(text: str, source: ViewedSource) -> list[Piece]:
+    """The text cut where tokens begin; a character that is cut inside stands alone.
+
+    Args:
+        text: Of the segment.
+        source: Its tokens and positions.
+
+    Returns:
+        Pieces that join to the text, and a last one without text for what stands behind it.
+    """
+    sides = (source.tokens, source.positions)
+    pieces = _whole_characters(text, {row.start for rows in sides for row in rows})
+    starts = [piece.start for piece in pieces]
+    for side, rows in enumerate(sides):
+        for i, row in enumerate(rows):
+            if row.start == row.end:
+                pieces[bisect_left(starts, row.start)].marks[side].append(i)
+                continue
+            at = bisect_right(starts, row.start, hi=len(starts) - 1) - 1
+            while pieces[at].text and pieces[at].start < row.end:
+                piece = pieces[at]
+                length = min(row.end, piece.end) - max(row.start, piece.start)
+                piece.tokens[side].append((i, length))
+                at += 1
+    return pieces
+
+
+def _whole_characters(text: str, cuts: Collection[int]) -> list[Piece]:
+    """The text cut at byte offsets, but never inside what is read as one character."""
+    pieces: list[Piece] = []
+    end, alone = 0, True
+    for cluster in clusters(text):
+        start, end = end, end + len(cluster.encode())
+        split = any(byte in cuts for byte in range(start + 1, end))
+        if alone or split or start in cuts:
+            pieces.append(Piece(start, end, cluster, ([], []), ([], [])))
+        else:
+            pieces[-1] = replace(pieces[-1], end=end, text=pieces[-1].text + cluster)
+        alone = split
+    return [*pieces, Piece(end, end, "", ([], []), ([], []))]
+
+
+def clusters(text: str) -> list[str]:
+    """Characters with the marks that join them: what must not be torn apart to be read."""
+    found: list[str] = []
+    for c in text:
+        joins = bool(found) and found[-1][0].isprintable() and found[-1][0] != " "
+        if joins and _joins(found[-1], c):
+            found[-1] += c
+        else:
+            found.append(c)
+    return found
+
+
+def _joins(before: str, c: str) -> bool:
+    if unicodedata.category(c) in ("Mn", "Mc", "Me") or c in JOINERS:
+        return True
+    if "\U0001f3fb" <= c <= "\U0001f3ff":  # skin tones
+        return True
+    if "\U0001f1e6" <= c <= "\U0001f1ff":  # two letters make a flag
+        return len(before) == 1 and "\U0001f1e6" <= before <= "\U0001f1ff"
+    return before[-1] == "\u200d" and unicodedata.category(c) == "So"
+
+
+def _marked(piece: Piece, sides: Sequence[_Side]) -> str:
+    """A piece with its bands, and before it the marks of tokens without bytes."""
+    html = ""
+    for side, indices in zip(sides, piece.marks, strict=True):
+        for i in indices:
+            name = escape(f"no bytes: {shown(side.names[side.rows[i].token_id])}")
+            html += f'<i class="mark {side.name}" data-{side.name}="{i}" title="{name}">'
+            html += f"{side.sign}</i>"
+    if not piece.text:
+        return html
+    classes, styles = ["p"], []
+    for side, inside in zip(sides, piece.tokens, strict=True):
+        letter = side.name[0]
+        if len(inside) == 1:
+            classes.append(f"{letter}{side.turns[inside[0][0]]}")
+        else:
+            styles.append(f"--{letter}i:{_stripes(side, inside)}")
+    style = f' style="{";".join(styles)}"' if styles else ""
+    return (
+        f'{html}<span class="{" ".join(classes)}" data-byte="{piece.start}"{style}>'
+        f"{text_html(piece.text)}</span>"
+    )
+
+
+def _turns(rows: Sequence[Row]) -> list[int]:
+    """0 or 1 in turns, over tokens that have bytes: two that touch are never of one colour."""
+    return [(seen - 1) % 2 for seen in accumulate(int(row.end > row.start) for row in rows)]
+
+
+def _stripes(side: _Side, inside: Sequence[tuple[int, int]]) -> str:
+    """The band of a character that several tokens share, each with its part of the bytes."""
+    total, done, stops = sum(length for _, length in inside), 0, []
+    for index, length in inside:
+        begin, done = 100 * done // total, done + length
+        colour = f"var(--{side.name[0]}{side.turns[index]})"
+        stops.append(f"{colour} {begin}% {100 * done // total}%")
+    return f"linear-gradient(to right,{','.join(stops)})"
+
+
+def text_html(text: str) -> str:
+    """Text with everything in it to be seen; nothing that a browser obeys."""
+    parts = []
+    if unicodedata.category(text[0]) in ("Mn", "Mc", "Me"):
+        parts.append("\u25cc")  # a lone mark needs something to stand on
+    for run in re.findall(r" +|[^ ]", text, re.DOTALL):
+        if run[0] == " ":
+            parts.append(f'<i class="w">{run}</i>')
+        elif run in SEEN:
+            parts.append(f'<i class="e">{SEEN[run][0]}</i>{SEEN[run][1:]}')
+        elif run in JOINERS or run.isprintable():
+            parts.append(escape(run))
+        else:
+            parts.append(f'<i class="e">{escape(visible(run))}</i>')
+    return "".join(parts)
+
+
+def _script_safe(data: Any) -> str:
+    """JSON that no HTML parser takes for anything else."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for c in "<>&":
+        text = text.replace(c, f"\\u{ord(c):04x}")
+    return text
+
+
+def _data(view: ViewedSegment, position: int) -> dict[str, Any]:
+    """What the script shows, by source."""
+    text = view.segment.text.encode()
+    return {
+        "position": position,
+        "origins": [ORIGINS[origin] for origin in Origin],
+        "sources": [
+            {
+                "name": source.name,
+                "source": [_row(row) for row in source.tokens],
+                "target": [_row(row) for row in source.positions],
+                "origin": [int(origin) for origin in source.origins],
+                "span": list(source.span_of),
+                "spans": [_span(span, text) for span in source.spans],
+                "names": [
+                    {i: shown(token) for i, token in names.items()}
+                    for names in (source.source_names, source.target_names)
+                ],
+            }
+            for source in view.sources
+        ],
+    }
+
+
+def _row(row: Row) -> list[Any]:
+    return [
+        row.start,
+        row.end,
+        row.token_id,
+        _number(row.logprob),
+        round(row.tail_mass, 6),
+        [[token, max(round(logprob, 4), -999.0)] for token, logprob in row.entries],
+        row.left_out,
+        round(row.left_out_mass, 6),
+    ]
+
+
+def _span(span: Span, text: bytes) -> list[Any]:
+    known = [_number(span.source_nats), _number(span.aligned_nats)]
+    return [span.start, span.end, *known, quoted(text[span.start : span.end])]
+
+
+def _number(nats: float | None) -> float | None:
+    """None for what is not known; infinity becomes a large number, which JSON has."""
+    return None if nats is None else max(min(round(nats, 4), 9999.0), -9999.0)
+
+
+def share(probability: float) -> str:
+    """A probability as people read it."""
+    if probability >= 0.0995:
+        return f"{probability:.1%}"
+    return f"{probability:.2%}" if probability >= 1e-4 or probability <= 0 else "<0.01%"
+
+
+def shown(token: Token) -> str:
+    """A token in quotes, a special one by its bare name."""
+    return visible(token.spelt) if token.special else quoted(token.spelt)
+
+
+# ------------------------------------------------------------------------------- text made visible

@@ -1,0 +1,1 @@
+"""Text in: files of any kind become documents, checked and split."""

@@ -1,0 +1,400 @@
+"""`corpus build`: inputs become documents.parquet, and corpus.json, written last, says so.
+
+Everything is checked before anything is written, so a bad document leaves an earlier corpus as it
+was. The texts are held once in memory, as Arrow keeps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field, fields
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from extract.chat.form import Tally
+from extract.config import CorpusInput, CorpusSection
+from extract.corpus.documents import Document, columns_wanted, row_documents, row_id, row_split
+from extract.corpus.inputs import (
+    InputFile,
+    content_digest,
+    input_files,
+    packed_as,
+    read_rows,
+    unread_columns,
+)
+from extract.corpus.normal_form import NormalForm
+from extract.corpus.splits import require_splits
+from extract.document_error import DocumentError
+from store_schema import SCHEMA_VERSION, __version__
+from store_schema.config import RunConfig, StrictModel
+from store_schema.disk.location import Location, open_location
+from store_schema.disk.sealed import seal, unseal
+from store_schema.disk.storage_errors import storage_errors
+from store_schema.errors import (
+    ConfigError,
+    CorruptionError,
+    InputError,
+    LogitfuseError,
+    MissingError,
+)
+from store_schema.fingerprint import bytes_digest, canonical_json, fingerprint
+from store_schema.plan.plan import PLAN_FILE, Plan
+
+CORPUS_FILE = "corpus.json"
+DOCUMENTS_FILE = "documents.parquet"
+BATCH_DOCUMENTS = 4096
+
+DOCUMENT_SCHEMA = pa.schema([(item.name, pa.string()) for item in fields(Document)])
+
+
+class InputRecord(StrictModel):
+    """One input file as it was read."""
+
+    name: str
+    sha256: str
+    documents: int = Field(ge=0)
+    """Documents kept."""
+    packed: str | None = None
+    """How it is compressed."""
+    shapes: dict[str, int] = Field(default_factory=dict)
+    """Rows by the shape that they were read in."""
+
+
+class CorpusRecord(StrictModel):
+    """corpus.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    request_fingerprint: str
+    """Of the inputs' content, the section and the seed: the same request gives the same corpus."""
+    corpus_fingerprint: str
+    """Of all documents, in order."""
+    num_documents: int = Field(ge=0)
+    documents: dict[str, dict[str, int]]
+    """Number by split and domain."""
+    size_bytes: dict[str, dict[str, int]]
+    """UTF-8 bytes of text by split and domain."""
+    taken_as: dict[str, dict[str, int]] = Field(default_factory=dict)
+    """Documents whose split has another name in the data, by split and that name."""
+    left_out: dict[str, int]
+    """Rows of splits that the run does not use, by split."""
+    dropped: dict[str, int]
+    """Documents that could not be used, by reason."""
+    unread: dict[str, int] = Field(default_factory=dict)
+    """Values that no stage looks at, by column, or by field of a message."""
+    notes: dict[str, int] = Field(default_factory=dict)
+    """What of chats is read otherwise than one might think, by what."""
+    unicode: Literal["nfc", "keep"] = "keep"
+    """What was done with documents that were not in Unicode's composed normal form."""
+    not_nfc: int | None = Field(default=None, ge=0)
+    """How many there were; None in corpora of earlier versions."""
+    nfc_readers: tuple[str, ...] = ()
+    """Models whose tokenizer normalises so, where that was asked."""
+    inputs: tuple[InputRecord, ...]
+    created_by: str = f"logitfuse {__version__}"
+
+
+@dataclass
+class _Collected:
+    """What reading the inputs gathers."""
+
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    documents: Counter[tuple[str, str]] = field(default_factory=Counter)
+    size_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    taken_as: Counter[tuple[str, str]] = field(default_factory=Counter)
+    by_file: Counter[int] = field(default_factory=Counter)
+    places: dict[str, str] = field(default_factory=dict)
+    tallies: dict[int, Tally] = field(default_factory=dict)
+
+    def add(self, documents: Sequence[Document]) -> None:
+        columns = list(zip(*map(astuple, documents), strict=True))
+        self.batches.append(pa.record_batch([list(c) for c in columns], schema=DOCUMENT_SCHEMA))
+        for document in documents:
+            self.digest.update(_document_bytes(document))
+            key = (document.split, document.domain)
+            self.documents[key] += 1
+            self.size_bytes[key] += len(document.text.encode())
+
+
+def later_splits(run: RunConfig, record: CorpusRecord) -> list[str]:
+    """As `require_splits`, of a corpus; a line more where a split lacks domains."""
+    where = corpus_location(run).url
+    lines = require_splits(run, record.documents, where=where, left_out=record.left_out)
+    domains = {domain for found in record.documents.values() for domain in found}
+    for section in run.sections.values():
+        split = section.split_of_all_domains()
+        lacking = sorted(domains - record.documents.get(split, {}).keys()) if split else []
+        if split in record.documents and lacking:
+            lines.append(
+                f"no text of {', '.join(lacking)} in split {split}: training wants every domain "
+                "there, or --allow-partial"
+            )
+    return lines
+
+
+def corpus_location(run: RunConfig) -> Location:
+    """Where the corpus of a run lies."""
+    return open_location(run.data_folder).child("corpus")
+
+
+def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
+    """Build the corpus of a run, or find that it is built.
+
+    Args:
+        run: The run file.
+
+    Returns:
+        The record, and whether anything had to be done.
+
+    Raises:
+        InputError: An input or document cannot be used, or a split is missing that a section of
+            the run file needs; nothing was written.
+    """
+    section = run.section("corpus", CorpusSection)
+    if not section.inputs:
+        raise ConfigError("no inputs", where="corpus.inputs", hint="name at least one file")
+    files = [(entry, file) for entry in section.inputs for file in input_files(entry)]
+    digests = [content_digest(file) for _, file in files]
+    request = _request_fingerprint(run, section, files, digests)
+    location = corpus_location(run)
+    form = NormalForm(run)
+    if location.exists(CORPUS_FILE):
+        record = open_corpus(location)
+        same = record.request_fingerprint == request
+        if same and form.is_met(record.unicode, record.not_nfc):
+            later_splits(run, record)
+            return record, False
+    collected = _collect(section, files, run.seed, form)
+    inputs = tuple(
+        InputRecord(
+            name=file.name,
+            sha256=digest,
+            documents=collected.by_file[i],
+            packed=packed_as(file.path),
+            shapes=dict(collected.tallies[i].shapes),
+        )
+        for i, ((_, file), digest) in enumerate(zip(files, digests, strict=True))
+    )
+    tally = Tally.of(collected.tallies.values())
+    record = CorpusRecord(
+        request_fingerprint=request,
+        corpus_fingerprint=collected.digest.hexdigest()[:32],
+        num_documents=sum(collected.documents.values()),
+        documents=_nested(collected.documents),
+        size_bytes=_nested(collected.size_bytes),
+        taken_as=_nested(collected.taken_as),
+        left_out=dict(sorted(collected.left_out.items())),
+        dropped=dict(sorted(collected.dropped.items())),
+        unread=dict(tally.unread.most_common()),
+        notes={what: number for what, number in tally.notes.items() if number},
+        **form.record(),
+        inputs=inputs,
+    )
+    later_splits(run, record)
+    _write(location, record, collected.batches, run.resolved())
+    return record, True
+
+
+def open_corpus(location: Location) -> CorpusRecord:
+    """The record of a finished corpus.
+
+    Raises:
+        MissingError: There is none (yet).
+        CorruptionError: corpus.json is damaged.
+    """
+    if not location.exists(CORPUS_FILE):
+        raise MissingError(
+            "no corpus", where=location.url, hint="run `logitfuse corpus build` first"
+        )
+    where = f"{location.url}/{CORPUS_FILE}"
+    return unseal(CorpusRecord, location.read_bytes(CORPUS_FILE), where=where)
+
+
+def read_documents(location: Location, record: CorpusRecord) -> pa.Table:
+    """All documents as an Arrow table, proved to be those of the record.
+
+    Raises:
+        CorruptionError: The file does not hold what corpus.json says.
+    """
+    where = f"{location.url}/{DOCUMENTS_FILE}"
+    try:
+        with location.open_read(DOCUMENTS_FILE) as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False).read()
+        digest = hashlib.sha256()
+        for document in iter_documents(table):
+            digest.update(_document_bytes(document))
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise CorruptionError("documents unreadable", where=where, got=str(error)[:200]) from error
+    if digest.hexdigest()[:32] != record.corpus_fingerprint:
+        raise CorruptionError(
+            "documents are not those of corpus.json",
+            where=where,
+            expected=record.corpus_fingerprint,
+            got=digest.hexdigest()[:32],
+            hint="delete the corpus folder and build it again",
+        )
+    return table
+
+
+def iter_documents(table: pa.Table) -> Iterator[Document]:
+    """The rows of a documents table."""
+    for batch in table.to_batches(max_chunksize=BATCH_DOCUMENTS):
+        for row in batch.to_pylist():
+            yield Document(**row)
+
+
+def _request_fingerprint(
+    run: RunConfig,
+    section: CorpusSection,
+    files: Sequence[tuple[CorpusInput, InputFile]],
+    digests: Sequence[str],
+) -> str:
+    """Of names and content, not of paths: moved inputs ask for the same corpus."""
+    inputs = [
+        [entry.model_dump(mode="json", exclude={"path"}), file.name, file.format, digest]
+        for (entry, file), digest in zip(files, digests, strict=True)
+    ]
+    # What `unicode` comes to is known when documents are read: NormalForm.is_met looks after it.
+    settings = section.model_dump(mode="json", exclude={"inputs", "unicode"})
+    return fingerprint(["corpus", SCHEMA_VERSION, inputs, settings, run.seed])
+
+
+def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:
+    """What is to do about a plan that was made from another corpus; [] where there is none."""
+    location = open_location(run.data_folder).child("plan")
+    if not location.exists(PLAN_FILE):
+        return []
+    if Plan.open(location).record.corpus_fingerprint == record.corpus_fingerprint:
+        return []
+    return [
+        f"the plan in {location.url} is of another corpus: run `logitfuse extract plan`, which keeps "
+        "the splits whose documents are the same and takes new ones in"
+    ]
+
+
+def _collect(
+    section: CorpusSection,
+    files: Sequence[tuple[CorpusInput, InputFile]],
+    seed: int,
+    form: NormalForm,
+) -> _Collected:
+    collected = _Collected()
+    pending: list[Document] = []
+    for index, document in _checked(section, files, seed, collected):
+        pending.append(form.of(document))
+        collected.by_file[index] += 1
+        if len(pending) == BATCH_DOCUMENTS:
+            collected.add(pending)
+            pending = []
+    if pending:
+        collected.add(pending)
+    if not collected.batches:
+        facts = f"left out {dict(collected.left_out)}, dropped {dict(collected.dropped)}"
+        raise InputError(
+            "no document is left", where="corpus.inputs", expected="at least one", got=facts
+        )
+    return collected
+
+
+def _checked(
+    section: CorpusSection,
+    files: Sequence[tuple[CorpusInput, InputFile]],
+    seed: int,
+    collected: _Collected,
+) -> Iterator[tuple[int, Document]]:
+    """Usable documents with the index of their file; the others are counted or raised."""
+    for index, (entry, file) in enumerate(files):
+        wanted = columns_wanted(entry)
+        whole = collected.tallies[index] = Tally()
+        for place, automatic, row in read_rows(file, wanted):
+            tally = Tally()
+            try:
+                if isinstance(row, DocumentError):
+                    raise row
+                document_id = row_id(
+                    row, entry, automatic=automatic, file_name=file.name, place=place
+                )
+                named = row_split(row, entry, section, doc=document_id, seed=seed)
+                split = section.split_name(named)
+                if split not in section.wanted_splits:
+                    collected.left_out[split] += 1
+                    continue
+                documents = row_documents(
+                    row, entry, section, document_id=document_id, split=split, place=place,
+                    tally=tally,
+                )  # fmt: skip
+                _require_new_ids(documents, place, collected.places)
+                if split != named:
+                    collected.taken_as[split, named] += len(documents)
+            except DocumentError as error:
+                if section.on_bad == "error":
+                    raise
+                collected.dropped[error.reason] += 1
+                continue
+            whole.add(tally)
+            for document in documents:
+                yield index, document
+        whole.unread.update(unread_columns(file, wanted))
+
+
+def _require_new_ids(documents: Iterable[Document], place: str, places: dict[str, str]) -> None:
+    for document in documents:
+        if document.document_id in places:
+            raise DocumentError(
+                f"two documents with the id {document.document_id}",
+                reason="duplicate_id",
+                where=place,
+                got=f"the same id in {places[document.document_id]}",
+                hint="map another column under columns: id, or give the inputs `ids: file`, which "
+                "puts the file's name before each id, or `ids: place`, which counts rows",
+            )
+    places.update((document.document_id, place) for document in documents)
+
+
+def _document_bytes(document: Document) -> bytes:
+    return canonical_json(list(astuple(document))) + b"\n"
+
+
+def document_digest(document: Document) -> str:
+    """Digest of all fields of a document."""
+    return bytes_digest(_document_bytes(document))
+
+
+def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (split, domain), number in sorted(counts.items()):
+        found.setdefault(split, {})[domain] = number
+    return found
+
+
+def _write(
+    location: Location, record: CorpusRecord, batches: list[pa.RecordBatch], config: str
+) -> None:
+    location.delete(CORPUS_FILE)
+    location.write_atomic("config.yaml", config.encode())
+    try:
+        _write_documents(location, batches)
+        location.make_durable(DOCUMENTS_FILE)
+    except BaseException:
+        with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
+            location.delete(DOCUMENTS_FILE)
+        raise
+    location.write_atomic(CORPUS_FILE, seal(record))
+
+
+def _write_documents(location: Location, batches: list[pa.RecordBatch]) -> None:
+    where = f"{location.url}/{DOCUMENTS_FILE}"
+    with storage_errors(where), location.open_write(DOCUMENTS_FILE) as sink:
+        with pq.ParquetWriter(
+            sink, DOCUMENT_SCHEMA, compression="zstd", write_page_checksum=True
+        ) as writer:
+            for batch in batches:
+                writer.write_batch(batch)

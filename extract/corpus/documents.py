@@ -1,0 +1,197 @@
+"""A row becomes documents: columns are found, chats are cut into turns, bad text is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from extract.chat.form import Tally
+from extract.chat.responses import response_texts
+from extract.chat.shapes import ANY_SHAPE, missing_columns, read_row, shape_of, wanted_columns
+from extract.chat.text import clean_text
+from extract.chat.turns import MessageReader
+from extract.config import CorpusInput, CorpusSection
+from extract.document_error import DocumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text of the corpus.
+
+    Args:
+        document_id: Unique in the corpus.
+        domain: What results are grouped by.
+        split: "train", "valid", "test" or whatever the corpus says.
+        context: None, or JSON of the prompt or messages before the text: read, never scored.
+        text: What the models are scored and trained on. Never empty, no NUL, valid Unicode.
+    """
+
+    document_id: str
+    domain: str
+    split: str
+    context: str | None
+    text: str
+
+
+def context_json(context: Mapping[str, Any]) -> str:
+    """A prompt or messages as `Document.context` holds them."""
+    return json.dumps(context, ensure_ascii=False, sort_keys=True)
+
+
+def columns_wanted(entry: CorpusInput) -> set[str]:
+    """Names of all columns that `row_documents` may look at."""
+    roles = ("id", "domain", "split")
+    named = {getattr(entry.columns, role) or role for role in roles}
+    return named | wanted_columns(entry.columns)
+
+
+def _own_columns(entry: CorpusInput) -> set[str]:
+    """Columns that say what a document is called and belongs to."""
+    given = {"id": entry.ids == "place", "domain": entry.domain, "split": entry.split}
+    return {getattr(entry.columns, role) or role for role, other in given.items() if not other}
+
+
+def row_split(
+    record: Mapping[str, Any], entry: CorpusInput, corpus: CorpusSection, *, doc: str, seed: int
+) -> str:
+    """Split of a row as it is named there: the input's constant, its column, or dealt by a seeded
+    hash of its id."""
+    if entry.split is not None:
+        return entry.split
+    mapped = entry.columns.split
+    value = record.get(mapped or "split")
+    if value is None:
+        if mapped is not None:
+            raise _missing(mapped, doc, record)
+        return deal_split(doc, corpus.split_fractions, seed)
+    return clean_text(value, f"{doc}, column {mapped or 'split'}")
+
+
+def deal_split(document_id: str, fractions: Mapping[str, float], seed: int) -> str:
+    """Split of a document by its id alone, so that it stays when other documents come or go."""
+    digest = hashlib.sha256(f"split:{seed}:{document_id}".encode()).digest()
+    point = int.from_bytes(digest[:8], "big") / 2**64
+    names = sorted(fractions)
+    for name in names:
+        point -= fractions[name]
+        if point < 0:
+            return name
+    return names[-1]
+
+
+def row_id(
+    record: Mapping[str, Any], entry: CorpusInput, *, automatic: str, file_name: str, place: str
+) -> str:
+    """Id of a row: its column, also after the file's name, or file name and row number."""
+    if entry.ids == "place":
+        return automatic
+    mapped = entry.columns.id
+    value = record.get(mapped or "id")
+    if value is None:
+        if mapped is not None:
+            raise _missing(mapped, place, record)
+        return automatic
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    own = clean_text(value, f"{place}, column {mapped or 'id'}")
+    return f"{file_name}/{own}" if entry.ids == "file" else own
+
+
+def row_documents(
+    record: Mapping[str, Any],
+    entry: CorpusInput,
+    corpus: CorpusSection,
+    *,
+    document_id: str,
+    split: str,
+    place: str,
+    tally: Tally,
+) -> list[Document]:
+    """The documents of a row: one, or one for each response of a chat.
+
+    Args:
+        record: Values by column.
+        entry: The input with its mapping.
+        corpus: What of a chat is a response.
+        document_id: From `row_id`.
+        split: From `row_split`; all turns of a chat share it.
+        place: File and line, for messages.
+        tally: Where what goes no further is counted.
+
+    Raises:
+        DocumentError: A column is missing, or holds what cannot be used.
+    """
+    where = f"document {document_id} ({place})"
+    domain = entry.domain or _domain(record, entry, where)
+    found = shape_of(record, entry)
+    if found is None:
+        raise _missing(missing_columns(entry), where, record)
+    row = read_row(record, entry, found, MessageReader(entry.chat, tally, where))
+    tally.shapes[row.shape] += 1
+    used = _own_columns(entry) | set(row.columns)
+    tally.unread.update(
+        name for name, value in record.items() if name not in used and value not in (None, "")
+    )
+
+    def document(text: Any, context: Any = None, suffix: str = "") -> Document:
+        return Document(
+            document_id + suffix,
+            domain,
+            split,
+            None if context is None else context_json(context),
+            clean_text(text, where + suffix),
+        )
+
+    if row.chat is None:
+        text = row.response.content if row.response is not None else ""
+        return [document(text, None if row.prompt is None else {"prompt": row.prompt})]
+    return [
+        document(found.text, found.context, found.suffix)
+        for found in response_texts(row.chat, row.response, corpus.thoughts, tally, where)
+    ]
+
+
+def _domain(record: Mapping[str, Any], entry: CorpusInput, where: str) -> str:
+    name = entry.columns.domain or "domain"
+    value = record.get(name)
+    if value is None and name in record:
+        raise _missing(name, where, record)
+    if value is None:
+        raise DocumentError(
+            f"missing column {name}",
+            reason="missing_column",
+            where=where,
+            got=f"columns {_shown(record)}",
+            hint="map it, or give the input a constant `domain:`",
+        )
+    return clean_text(value, f"{where}, column {name}")
+
+
+def _missing(name: str, where: str, record: Mapping[str, Any]) -> DocumentError:
+    empty = [column for column in name.split(" and ") if column in record]
+    empty += [role for role in ("text", "messages", "prompt", "response") if role in record] * (
+        name == ANY_SHAPE
+    )
+    if empty:
+        return DocumentError(
+            f"no value in column {' and '.join(empty)}",
+            reason="no_value",
+            where=where,
+            expected="text",
+            got="null",
+            hint="leave such rows out with `corpus.on_bad: drop`, which counts them",
+        )
+    return DocumentError(
+        f"missing column {name}",
+        reason="missing_column",
+        where=where,
+        got=f"columns {_shown(record)}",
+        hint="map it under `columns:`",
+    )
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(map(str, record))[:12]) or "(none)"

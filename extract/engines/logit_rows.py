@@ -1,0 +1,186 @@
+"""What is kept of rows of logits: their normaliser, their best ids, their entropy and marked mass.
+
+The vocabulary is read in blocks of BLOCK ids. One reading gives each block's largest logit and its
+sums of exponentials; the rest works on these few numbers, so a row of 128k ids is not read again for
+its top 64: these lie in the 64 blocks with the largest peaks. Within a block sums are float32, over
+blocks float64. On a GPU the reading is one kernel that `torch.compile` makes of `block_sums`.
+
+Shapes: R rows, V vocabulary, C blocks, B ids of a block, K entries.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from extract.engines.memory import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 64
+"""Near the square root of V / K for large vocabularies, where both stages of `best` are as short."""
+CACHE_BYTES = 4 << 20
+"""Logits that a CPU reads at a time: what is made of them on the way stays in its cache."""
+NO_WEIGHT = -110.0
+"""exp of it is 0 in float32, and 0 times it is 0, which is not so for -inf."""
+
+Sums = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSums:
+    """Figures of rows of logits.
+
+    Args:
+        peaks_RC: float32 largest logit of each block; the last block may be short.
+        log_total_R: float64 nats, log of the sum of exponentials.
+        entropy_R: float64 nats of the softmax; None where not asked for.
+        marked_R: float64 mass of the marked ids; None where there are none.
+    """
+
+    peaks_RC: torch.Tensor
+    log_total_R: torch.Tensor
+    entropy_R: torch.Tensor | None = None
+    marked_R: torch.Tensor | None = None
+
+
+def block_sums(
+    logits_RCB: torch.Tensor, marked_CB: torch.Tensor | None, with_entropy: bool
+) -> Sums:
+    """Peaks and sums of each block; a pure function of plain operations, so that it compiles.
+
+    Returns:
+        [R, C] float32 each: the largest logit m, the sum of exp(x - m); with entropy the sum of
+        exp(x - m) (x - m); with marked ids their part of the sum.
+    """
+    peaks_RC = logits_RCB.amax(-1)
+    below_RCB = logits_RCB - _finite(peaks_RC)[..., None]
+    weights_RCB = below_RCB.exp()
+    sums = [weights_RCB.sum(-1)]
+    if with_entropy:
+        sums.append((weights_RCB * below_RCB.clamp(min=NO_WEIGHT)).sum(-1))
+    if marked_CB is not None:
+        sums.append((weights_RCB * marked_CB).sum(-1))
+    return (peaks_RC, *sums)
+
+
+def row_sums(
+    logits_RV: torch.Tensor,
+    *,
+    with_entropy: bool = False,
+    marked_V: torch.Tensor | None = None,
+) -> RowSums:
+    """Read rows of logits once.
+
+    Args:
+        logits_RV: float32.
+        with_entropy: Whether the entropy is asked for.
+        marked_V: float32 of 0 and 1: whose mass is asked for.
+
+    Returns:
+        Figures within 1e-6 (entropy 1e-5) of float64 ones; NaN where a row has NaN or +inf.
+    """
+    size = logits_RV.shape[1]
+    full = size // BLOCK * BLOCK
+    parts: list[Sums] = []
+    for start, stop, width in ((0, full, BLOCK), (full, size, size - full)):
+        if start < stop:
+            shape = (stop - start) // width, width
+            blocks_RCB = logits_RV[:, start:stop].view(len(logits_RV), *shape)
+            marked_CB = None if marked_V is None else marked_V[start:stop].view(shape)
+            parts.append(_sums_of(blocks_RCB, marked_CB, with_entropy))
+    peaks_RC, *sums = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
+    return _combined(peaks_RC, sums, with_entropy, marked_V is not None)
+
+
+def best(
+    logits_RV: torch.Tensor, peaks_RC: torch.Tensor, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest logits of each row and their ids, as `torch.topk` gives them but for ties.
+
+    Each of the K largest stands in one of the K blocks of largest peak: were its block not among
+    them, K other blocks would have something as large. So K * BLOCK candidates suffice.
+
+    Args:
+        logits_RV: float32.
+        peaks_RC: From `row_sums`.
+        top_k: K, at most V.
+
+    Returns:
+        values [R, K] falling, ids [R, K] int64.
+    """
+    size = logits_RV.shape[1]
+    num_full = size // BLOCK
+    if 2 * top_k > num_full:
+        top = logits_RV.topk(top_k, dim=-1)
+        return top.values, top.indices
+    blocks_RK = peaks_RC[:, :num_full].topk(top_k, dim=-1).indices
+    full_RCB = logits_RV[:, : num_full * BLOCK].view(len(logits_RV), num_full, BLOCK)
+    found = full_RCB.gather(1, blocks_RK[..., None].expand(-1, -1, BLOCK)).flatten(1)
+    candidates = torch.cat([found, logits_RV[:, num_full * BLOCK :]], dim=1)
+    top = candidates.topk(top_k, dim=-1)
+    # The short block at the end stands behind the chosen ones.
+    blocks = torch.cat([blocks_RK, blocks_RK.new_full((len(blocks_RK), 1), num_full)], dim=1)
+    ids_RK = blocks.gather(1, top.indices // BLOCK) * BLOCK + top.indices % BLOCK
+    return top.values, ids_RK
+
+
+def _finite(peaks: torch.Tensor) -> torch.Tensor:
+    """-inf as the lowest number, so that -inf less it is -inf and not NaN."""
+    return peaks.clamp(min=torch.finfo(torch.float32).min)
+
+
+def _sums_of(blocks_RCB: torch.Tensor, marked_CB: torch.Tensor | None, with_entropy: bool) -> Sums:
+    if blocks_RCB.is_cuda and blocks_RCB.shape[-1] == BLOCK:
+        return _fused()(blocks_RCB, marked_CB, with_entropy)
+    row_bytes = blocks_RCB.shape[1] * blocks_RCB.shape[2] * blocks_RCB.element_size()
+    pieces = [
+        block_sums(piece, marked_CB, with_entropy)
+        for piece in torch.split(blocks_RCB, max(CACHE_BYTES // row_bytes, 1))
+    ]
+    return tuple(torch.cat(found) for found in zip(*pieces, strict=True))
+
+
+@cache
+def _fused() -> Callable[[torch.Tensor, torch.Tensor | None, bool], Sums]:
+    """`block_sums` as one kernel; as plain operations, at five readings, where none can be made."""
+    chosen: Callable[[torch.Tensor, torch.Tensor | None, bool], Sums]
+    chosen = torch.compile(block_sums, fullgraph=True)
+
+    def run(blocks_RCB: torch.Tensor, marked_CB: torch.Tensor | None, with_entropy: bool) -> Sums:
+        nonlocal chosen
+        try:
+            return chosen(blocks_RCB, marked_CB, with_entropy)
+        # A missing C compiler, Triton or ptxas comes out as errors of many unrelated classes.
+        except Exception as error:
+            if is_out_of_memory(error) or chosen is block_sums:
+                raise
+            first_line = str(error).strip().partition("\n")[0]
+            logger.warning("log-sum-exp is not compiled and slower: %s", first_line[:160])
+            chosen = block_sums
+        return chosen(blocks_RCB, marked_CB, with_entropy)
+
+    return run
+
+
+def _combined(
+    peaks_RC: torch.Tensor, sums: list[torch.Tensor], with_entropy: bool, with_marked: bool
+) -> RowSums:
+    """Sums of blocks, each relative to its own peak, as sums of rows."""
+    finite_RC = _finite(peaks_RC).double()
+    top_R1 = finite_RC.amax(-1, keepdim=True)
+    below_RC = finite_RC - top_R1
+    scale_RC = below_RC.exp()
+    total_R = (scale_RC * sums[0]).sum(-1)
+    entropy_R = marked_R = None
+    if with_entropy:
+        mean_below_R = (scale_RC * (sums[1] + sums[0] * below_RC)).sum(-1) / total_R
+        entropy_R = total_R.log() - mean_below_R  # of numbers from 1 and up to 0: never below 0
+    if with_marked:
+        # Sums of a part and of all are rounded each for itself.
+        marked_R = ((scale_RC * sums[-1]).sum(-1) / total_R).clamp(max=1)
+    return RowSums(peaks_RC, top_R1[:, 0] + total_R.log(), entropy_R, marked_R)

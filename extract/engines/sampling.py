@@ -1,0 +1,140 @@
+"""Rows that are an unbiased sample of the whole distribution instead of its most probable entries.
+
+The best H ids keep their exact probability. The rest, of mass m, is drawn from n times, and a drawn
+id gets count * m / n, so that the expected estimate of every id is its probability and the estimates
+of a row sum to 1: the tail is 0 and nothing is biased towards what the model already likes.
+
+Draws are systematic: n evenly spaced points with one random offset a row, carried through the
+inverse of the cumulative distribution. An id of probability p then has a count of floor(n p / m) or
+one more, which is the least variance that a whole number with that mean can have; independent draws
+(`multinomial`, as in the paper) have up to n p / m (1 - p / m). The random number of a row depends
+on the run's seed, the source and the tokens of its segment, never on the batch it was scored in.
+
+Source: Anshumann et al. 2025, "Sparse Logit Sampling" (2503.16870). Departures: systematic draws,
+the exact head.
+
+Shapes: R rows, V ids of the tokenizer, H head entries, n draws, C blocks of BLOCK ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+if TYPE_CHECKING:
+    from store_schema.text.tokenizer import EncodedSegment
+
+BLOCK = 128
+"""Ids that are summed before anything is summed in float64: a draw looks for its block, then for its
+id in the block, so that no cumulative sum [R, V] in float64 is needed (and none in float32, which
+would lose the rare ids of a large vocabulary)."""
+
+
+def segment_uniforms(
+    segment: EncodedSegment, num_rows: int, *, seed: int, source: str
+) -> npt.NDArray[np.float64]:
+    """One number for each row of a segment, from what the segment is and not from where it stands.
+
+    Args:
+        segment: As the model reads it; two segments of equal tokens get equal numbers.
+        num_rows: R.
+        seed: The run's.
+        source: Its name: sources that err alike would not average out in a fusion.
+
+    Returns:
+        [R] float64 in [0, 1).
+    """
+    digest = hashlib.sha256(f"{seed}:{source}:{len(segment.context_ids)}:".encode())
+    digest.update(np.array(segment.input_ids, "<u4").tobytes())
+    return philox_uniforms(int.from_bytes(digest.digest()[:16], "little"), num_rows)
+
+
+def philox_uniforms(key: int, count: int) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1) from a counter keyed by `key`, in [0, 2^128)."""
+    # The raw stream is fixed for all versions of numpy; that of Generator.random is not.
+    raw = np.asarray(np.random.Philox(key=key).random_raw(count), np.uint64)
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def systematic_points(uniforms_R: torch.Tensor, num_draws: int) -> torch.Tensor:
+    """[R, n] float64 points in [0, 1), rising: evenly spaced, moved by one number a row."""
+    return (torch.arange(num_draws, dtype=torch.float64) + uniforms_R[:, None]) / num_draws
+
+
+def sampled_rows(
+    logits_RV: torch.Tensor, points_Rn: torch.Tensor, *, head: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimate the softmax of each row.
+
+    Args:
+        logits_RV: float32, ids of the tokenizer only: the model's padding ids cannot be drawn.
+        points_Rn: [R, n] float64 in [0, 1), rising, on the CPU: where to read the inverse of the
+            cumulative distribution.
+        head: Best entries that are kept exactly.
+
+    Returns:
+        ids [R, H + n] int64, distinct where they count, and logprobs [R, H + n] float32, -inf where
+        a draw met an earlier one; both on the CPU.
+    """
+    weights_RCB = _weights(logits_RV)
+    flat_RV = weights_RCB.flatten(1)
+    head_ids_RH = logits_RV.topk(min(head, logits_RV.shape[1]), dim=-1).indices
+    head_RH = flat_RV.gather(1, head_ids_RH).double().cpu()
+    flat_RV.scatter_(1, head_ids_RH, 0.0)
+    ids_Rn, rest_R1 = _drawn(weights_RCB, points_Rn)
+    total_R1 = head_RH.sum(-1, keepdim=True) + rest_R1
+    share_Rn = _counts(ids_Rn).double() / ids_Rn.shape[1]
+    logprobs_RK = torch.cat([head_RH, share_Rn * rest_R1], dim=1).div_(total_R1).log_()
+    return torch.cat([head_ids_RH.cpu(), ids_Rn], dim=1), logprobs_RK.float()
+
+
+def _weights(logits_RV: torch.Tensor) -> torch.Tensor:
+    """exp of the logits less their largest, [R, C, BLOCK], with zeros after the last id."""
+    num_rows, size = logits_RV.shape
+    num_blocks = -(-size // BLOCK)
+    weights = logits_RV.new_zeros(num_rows, num_blocks * BLOCK)
+    weights[:, :size] = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).exp_()
+    return weights.view(num_rows, num_blocks, BLOCK)
+
+
+def _drawn(weights_RCB: torch.Tensor, points_Rn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids at the points, rising [R, n], and the sum of a row's weights [R, 1] float64.
+
+    Sums of sums are made on the CPU: a GPU's cumulative sum differs from run to run.
+    """
+    sums_RC = weights_RCB.sum(-1).cpu().double()
+    ends_RC = sums_RC.cumsum(-1)
+    total_R1 = ends_RC[:, -1:]
+    block_Rn, inside_Rn = _place(ends_RC, points_Rn * total_R1)
+    inside_Rn = inside_Rn / sums_RC.gather(1, block_Rn)
+    row_R1 = torch.arange(len(points_Rn), device=weights_RCB.device)[:, None]
+    ids_RnB = weights_RCB[row_R1, block_Rn.to(weights_RCB.device)].cpu().double()
+    ends_RnB = ids_RnB.cumsum(-1)
+    # The block's float32 sum chose it, its own float64 sum chooses within: both meet in a share.
+    offset_Rn1, _ = _place(ends_RnB, inside_Rn[..., None] * ends_RnB[..., -1:])
+    return block_Rn * BLOCK + offset_Rn1[..., 0], total_R1
+
+
+def _place(ends: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First end behind each point, and how far the point lies behind the end before it.
+
+    An end that adds nothing is never the first behind a point, so what has no weight is not drawn.
+    """
+    last = ends[..., -1:]
+    points = torch.minimum(points, torch.nextafter(last, torch.zeros_like(last))).contiguous()
+    index = torch.searchsorted(ends, points, right=True).clamp_(max=ends.shape[-1] - 1)
+    before = ends.gather(-1, (index - 1).clamp(min=0)).masked_fill(index == 0, 0.0)
+    return index, points - before
+
+
+def _counts(ids_Rn: torch.Tensor) -> torch.Tensor:
+    """How often each id stands in its row, at its first place; 0 at the others. Rows rise."""
+    first = torch.ones_like(ids_Rn, dtype=torch.bool)
+    first[:, 1:] = ids_Rn[:, 1:] != ids_Rn[:, :-1]
+    group = first.cumsum(-1) - 1
+    counts = torch.zeros_like(ids_Rn).scatter_add_(1, group, torch.ones_like(ids_Rn))
+    return counts.gather(1, group) * first

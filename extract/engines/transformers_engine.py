@@ -1,0 +1,395 @@
+"""Scoring with a plain transformers forward: any architecture, any device, no server.
+
+The base model runs on a padded batch; the output head runs over `head_rows` of its real rows at a
+time, and what is kept of their logits is found in one reading (`extract.engines.logit_rows`), so that
+logits [R, V] of a whole batch never exist. Models that change their logits after the head (a scale, a
+soft cap) are noticed by a probe and run with the model's own logits instead.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from extract.engines.head import OutputHead
+from extract.engines.logit_rows import best, row_sums
+from extract.engines.memory import LEAST_ROWS, changes_logits, is_out_of_memory
+from extract.engines.protocol import (
+    LOAD_ERRORS,
+    Answer,
+    DenseRows,
+    EngineMemoryError,
+    EngineSpec,
+    Prompt,
+    first_known,
+)
+from extract.engines.sampling import sampled_rows, segment_uniforms, systematic_points
+from extract.engines.scored_batch import KeptRows, ScoredBatch
+from store_schema.errors import ConfigError, ModelError
+from store_schema.model.causal_model import load_causal_model
+from store_schema.model.models import keep_soft_cap
+
+if TYPE_CHECKING:
+    from extract.engines.ending import AnswerRules
+    from store_schema.text.tokenizer import EncodedSegment
+
+logger = logging.getLogger(__name__)
+
+PROBE_TOKENS = 16
+PROBE_TOLERANCE = 1e-5
+"""Relative to the largest logit, in the model's own type: the same matrix product, so the same."""
+BATCHES_AHEAD = 1
+"""Batches that a GPU is given before the results of an earlier one are waited for."""
+
+
+class TransformersEngine:
+    """See `extract.engines.protocol.Engine`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: It does not load.
+            EngineMemoryError: There is no room for it.
+            ConfigError: No such device or dtype.
+        """
+        if spec.section.threads is not None:
+            torch.set_num_threads(spec.section.threads)
+        self._spec = spec
+        self._device = _device(spec.section.device)
+        self._model = _load(spec, self._device)
+        if self._device.type == "cpu" and not multiplies(spec.dtype):
+            logger.warning(
+                "%s: this CPU has no units for %s and multiplies it slowly; `dtype: float32` under "
+                "sources.%s takes twice the memory and is faster",
+                spec.source, spec.dtype, spec.source,
+            )  # fmt: skip
+        self._head: OutputHead | None = None
+        self._probed = False
+        self._pieces = Pieces(
+            spec.section.batch_tokens,
+            spec.section.logit_rows(on_cpu=self._device.type == "cpu"),
+        )
+        self._space_V = _space_mask(spec, self._device)
+
+    @property
+    def description(self) -> str:
+        """See `Engine.description`."""
+        return f"transformers engine ({self._device})"
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        del self._model, self._head, self._space_V
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def score(self, segments: Sequence[EncodedSegment]) -> Iterator[tuple[int, DenseRows]]:
+        """See `Engine.score`."""
+        inputs = [Input.of(segment) for segment in segments]
+        order = longest_first([len(found.ids) for found in inputs])
+        under_way: deque[ScoredBatch] = deque()
+        ahead = BATCHES_AHEAD if self._device.type == "cuda" else 0
+        while order:
+            batch = order[: max(self._pieces.batch_tokens // len(inputs[order[0]].ids), 1)]
+            scored = self._score_batch(batch, [inputs[i] for i in batch])
+            if scored is None:
+                continue  # memory ran out; pieces are smaller
+            order = order[len(batch) :]
+            under_way.append(scored)
+            if len(under_way) > ahead:
+                yield from under_way.popleft().rows()
+        for scored in under_way:
+            yield from scored.rows()
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[Prompt], rules: AnswerRules) -> Iterator[tuple[int, Answer]]:
+        """See `Engine.answer`."""
+        from extract.engines.transformers_generation import LoadedModel, transformers_answers
+
+        if prompts and not self._probed:
+            self._probe(prompts[0].input_ids[:PROBE_TOKENS])
+        head = None if self._head is None else self._head.logits
+        kept = partial(self._kept, uniforms_R=torch.empty(0))
+        loaded = LoadedModel(self._model, head, self._device, kept)
+        yield from transformers_answers(loaded, self._spec, prompts, rules)
+
+    def _score_batch(self, batch: Sequence[int], inputs: Sequence[Input]) -> ScoredBatch | None:
+        """Rows of a batch, on a GPU still being computed; None when memory ran out.
+
+        Args:
+            batch: Indices of the segments.
+            inputs: The segments.
+        """
+        counts = [found.num_rows for found in inputs]
+        longest = max(len(found.ids) for found in inputs)
+        in_head = False
+        try:
+            states = self._states(inputs, longest) if sum(counts) else torch.empty(0)
+            in_head = True
+            kept = self._kept_rows(states, inputs, longest)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            if self._pieces.shrunk:
+                logger.warning("%s: memory ran out; %s", self._spec.source, self._pieces.told())
+            sampled = self._spec.section.estimator == "sampled"
+            return ScoredBatch(batch, counts, kept, sampled)
+        # Here nothing holds the error any more, whose frames held the batch.
+        self._free_memory()
+        if not self._pieces.shrink(in_head, len(batch), longest, sum(counts)):
+            raise EngineMemoryError(
+                f"memory ran out on one segment of {longest:,} tokens",
+                where=f"source {self._spec.source}",
+                got=f"{self._pieces.head_rows:,} rows of logits at a time",
+                hint="cut shorter segments (plan.max_tokens), load a smaller dtype, or take a "
+                "device with more memory",
+            )
+        return None
+
+    def _states(self, inputs: Sequence[Input], T: int) -> torch.Tensor:
+        """[B * T, H] last hidden states of all inputs, or [B * T, V] the model's own logits.
+
+        No mask: padding stands behind what is read, out of sight of a causal model, and without a
+        mask attention takes its fastest path.
+        """
+        if not self._probed:
+            self._probe(inputs[0].ids[:PROBE_TOKENS].tolist())
+        padded = np.zeros((len(inputs), T), np.int64)
+        for row, found in zip(padded, inputs, strict=True):
+            row[: len(found.ids)] = found.ids
+        ids_BT = _sent(padded, self._device)
+        if self._head is None:
+            logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
+            return logits.flatten(0, 1)
+        output = self._model.base_model(input_ids=ids_BT, use_cache=False)
+        states: torch.Tensor = output.last_hidden_state
+        return states.flatten(0, 1)
+
+    def _kept_rows(self, states: torch.Tensor, inputs: Sequence[Input], T: int) -> KeptRows:
+        """What is kept of the rows of a batch, segment after segment, `head_rows` at a time.
+
+        The only shift: the state at input i - 1 says what stands at input i.
+        """
+        if not any(found.num_rows for found in inputs):
+            return KeptRows.none(self._spec.section.max_entries, self._spec.section.extras)
+        places = [
+            np.arange(found.first - 1, len(found.ids) - 1) + i * T for i, found in enumerate(inputs)
+        ]
+        place_R = _sent(np.concatenate(places), self._device)
+        labels = [found.ids[found.first :] for found in inputs]
+        label_R = _sent(np.concatenate(labels), self._device)
+        uniform_R = torch.from_numpy(np.concatenate([self._uniforms(found) for found in inputs]))
+        size = self._pieces.head_rows
+        parts = []
+        for start in range(0, len(place_R), size):
+            part = slice(start, start + size)
+            rows = states.index_select(0, place_R[part])
+            logits_RV = rows.float() if self._head is None else self._head.logits(rows)
+            parts.append(self._kept(logits_RV, label_R[part], uniform_R[part]))
+        return KeptRows.joined(parts)
+
+    def _kept(
+        self, logits_RV: torch.Tensor, labels_R: torch.Tensor, uniforms_R: torch.Tensor
+    ) -> KeptRows:
+        section = self._spec.section
+        sums = row_sums(logits_RV, with_entropy="entropy" in section.extras, marked_V=self._space_V)
+        total_R1 = sums.log_total_R[:, None]
+        label_R1 = logits_RV.gather(1, labels_R[:, None]) - total_R1
+        extras = {"entropy": sums.entropy_R, "space_mass": sums.marked_R}
+        if section.estimator == "sampled":
+            ids_RK, logprobs_RK = sampled_rows(
+                logits_RV[:, : self._spec.vocab_size],
+                systematic_points(uniforms_R, section.draws),
+                head=section.sampled_head,
+            )
+        else:
+            values_RK, ids_RK = best(logits_RV, sums.peaks_RC, section.top_k)
+            logprobs_RK = values_RK - total_R1
+        return KeptRows(
+            ids_RK.int(),
+            logprobs_RK.float(),
+            label_R1[:, 0].float(),
+            {name: found.float() for name, found in extras.items() if found is not None},
+        )
+
+    def _uniforms(self, found: Input) -> npt.NDArray[np.float64]:
+        """[R] the number of each row that places its draws; none for the best."""
+        if self._spec.section.estimator == "topk":
+            return np.empty(0)
+        return segment_uniforms(
+            found.segment, found.num_rows, seed=self._spec.seed, source=self._spec.source
+        )
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _probe(self, input_ids: Sequence[int]) -> None:
+        """Find out, on the first real text, whether the output head alone gives the logits."""
+        layer = self._model.get_output_embeddings()
+        base = self._model.base_model
+        ids_BT = torch.tensor([list(input_ids)], device=self._device)
+        logits = self._model(input_ids=ids_BT, use_cache=False).logits
+        if logits.shape[-1] != self._spec.model_vocab_size:
+            raise ModelError(
+                "the model's logits are not as wide as its config says",
+                where=self._spec.folder,
+                expected=self._spec.model_vocab_size,
+                got=logits.shape[-1],
+            )
+        self._probed = True
+        config = self._model.config.get_text_config()
+        if layer is None or base is self._model or changes_logits(vars(config)):
+            logger.info("logits taken from the model itself: its head cannot be run alone")
+            return
+        alone = layer(base(input_ids=ids_BT, use_cache=False).last_hidden_state)
+        error = (alone.float() - logits.float()).abs().max()
+        if not error <= PROBE_TOLERANCE * logits.float().abs().max():
+            logger.info("logits taken from the model itself: it changes what its head gives")
+            return
+        self._head = OutputHead(layer, fp32=self._spec.fp32_head)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A segment as the model is fed it.
+
+    Args:
+        segment: Context and text.
+        ids: [T] int64 tokens of both.
+        first: The first token with a row: it is the text's and has something before it.
+    """
+
+    segment: EncodedSegment
+    ids: npt.NDArray[np.int64]
+    first: int
+
+    @classmethod
+    def of(cls, segment: EncodedSegment) -> Self:
+        """Lay out a segment."""
+        ids = np.concatenate([np.array(segment.context_ids, np.int64), segment.token_ids])
+        return cls(segment, ids.astype(np.int64), len(segment.context_ids) + first_known(segment))
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.ids) - self.first
+
+
+@dataclass(slots=True)
+class Pieces:
+    """How much is computed at a time; halved whenever memory runs out.
+
+    Args:
+        batch_tokens: Of one forward pass, padding included; one segment at least.
+        head_rows: Rows of logits.
+        shrunk: Whether it was halved since it was last told.
+    """
+
+    batch_tokens: int
+    head_rows: int
+    shrunk: bool = False
+
+    def shrink(self, in_head: bool, num_segments: int, longest: int, num_rows: int) -> bool:
+        """Halve what ran out: rows of logits, or, if they are few or it was not them, the batch.
+
+        Args:
+            in_head: Whether memory ran out behind the forward pass.
+            num_segments: Of the batch.
+            longest: Tokens of its longest segment.
+            num_rows: Rows of the batch.
+
+        Returns:
+            Whether there was anything left to halve.
+        """
+        rows = min(self.head_rows, num_rows)
+        if in_head and rows > LEAST_ROWS:
+            self.head_rows = max(rows // 2, LEAST_ROWS)
+        elif num_segments > 1:
+            self.batch_tokens = num_segments * longest // 2
+        else:
+            return False
+        self.shrunk = True
+        return True
+
+    def told(self) -> str:
+        """For people, what is computed at a time from here on."""
+        self.shrunk = False
+        return (
+            f"going on with extract.batch_tokens {self.batch_tokens:,} "
+            f"and extract.head_rows {self.head_rows:,}"
+        )
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Indices by falling length: batches hold like lengths, and the largest comes first."""
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """On the device, in turn with its work: a plain copy would wait until all of it is done."""
+    tensor = torch.from_numpy(numbers)
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _space_mask(spec: EngineSpec, device: torch.device) -> torch.Tensor | None:
+    """[V] 1 for ids that begin with white space, 0 for others and for padding ids."""
+    if "space_mass" not in spec.section.extras:
+        return None
+    if spec.space_ids is None:
+        raise ValueError("space_mass without space_ids")
+    mask_V = torch.zeros(spec.model_vocab_size)
+    mask_V[: len(spec.space_ids)] = torch.from_numpy(spec.space_ids).float()
+    return mask_V.to(device)
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("no CUDA device", where="extract.device", got=name)
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def multiplies(dtype: str) -> bool:
+    """Whether a CPU has more than a plain loop for matrix products of a type."""
+    kinds = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
+    asked = getattr(torch.ops.mkldnn, kinds[dtype], None) if dtype in kinds else None
+    return asked is None or bool(asked())
+
+
+def _load(spec: EngineSpec, device: torch.device) -> Any:
+    dtype = getattr(torch, spec.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError("no such floating-point type", where="dtype of a model", got=spec.dtype)
+    try:
+        model = load_causal_model(
+            str(spec.folder),
+            of=spec.source,
+            dtype=dtype,
+            trust_remote_code=spec.ref.trust_remote_code,
+        )
+        keep_soft_cap(model)
+        return model.to(device).eval()
+    except ModelError:
+        raise
+    except (*LOAD_ERRORS, MemoryError) as error:
+        kind = EngineMemoryError if is_out_of_memory(error) else ModelError
+        raise kind(
+            "model cannot be loaded",
+            where=spec.folder,
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+        ) from error

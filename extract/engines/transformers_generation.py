@@ -1,0 +1,227 @@
+"""Answers from a plain transformers model: batches of like prompts, a cache, one token at a time.
+
+Prompts are padded on the left, so that every row's newest token stands in the last column, and
+positions count real tokens only. Each answer draws with numbers of its own, so what it draws depends
+on the batch by rounding only.
+
+Shapes: B batch, T tokens fed, H hidden, V ids of the model, K entries, R tokens of an answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from extract.engines.ending import AnswerRules, GrowingAnswer
+from extract.engines.memory import is_out_of_memory
+from extract.engines.protocol import Answer, DenseRows, EngineMemoryError, EngineSpec, Prompt
+from extract.engines.sampling import philox_uniforms, sampled_rows
+from extract.engines.scored_batch import KeptRows
+from store_schema.layout import Finish
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What the transformers engine holds.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        head: Gives float32 logits [B, V] of the base model's last hidden states [B, H]; None where
+            only the model as a whole does.
+        device: Of the model.
+        kept: Gives what is kept of logits [B, V] with the tokens [B] that follow.
+    """
+
+    model: Any
+    head: Callable[[torch.Tensor], torch.Tensor] | None
+    device: torch.device
+    kept: Callable[[torch.Tensor, torch.Tensor], KeptRows]
+
+
+@torch.inference_mode()
+def transformers_answers(
+    loaded: LoadedModel, spec: EngineSpec, prompts: Sequence[Prompt], rules: AnswerRules
+) -> Iterator[tuple[int, Answer]]:
+    """Generate one answer for each prompt. See `extract.engines.protocol.Engine.answer`.
+
+    Args:
+        loaded: The model.
+        spec: What it was loaded with.
+        prompts: Each with room for `max_tokens` more.
+        rules: How answers are drawn and what ends them.
+
+    Raises:
+        EngineMemoryError: Memory ran out on a single prompt.
+    """
+    lengths = [len(prompt.input_ids) + rules.section.max_tokens for prompt in prompts]
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batch_tokens = spec.section.batch_tokens
+    while order:
+        batch = order[: max(batch_tokens // lengths[order[0]], 1)]
+        answers = None
+        try:
+            answers = _answer_batch(loaded, spec, [prompts[i] for i in batch], rules)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if answers is None:  # here nothing holds the error any more, whose frames held the batch
+            batch_tokens = _halved(len(batch), lengths[batch[0]], spec)
+            continue
+        order = order[len(batch) :]
+        yield from zip(batch, answers, strict=True)
+
+
+def _halved(num_prompts: int, longest: int, spec: EngineSpec) -> int:
+    """Batch tokens after memory ran out on a batch."""
+    if num_prompts == 1:
+        raise EngineMemoryError(
+            f"memory ran out on one prompt of {longest:,} tokens, its answer included",
+            where=f"source {spec.source}",
+            hint="lower generate.max_tokens, load a smaller dtype, or take a device with more memory",
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    fewer = num_prompts // 2
+    logger.warning("%s: memory ran out; going on with %d prompts at a time", spec.source, fewer)
+    return fewer * longest
+
+
+def _answer_batch(
+    loaded: LoadedModel, spec: EngineSpec, prompts: Sequence[Prompt], rules: AnswerRules
+) -> list[Answer]:
+    section = rules.section
+    decoder = _Decoder(loaded, [prompt.input_ids for prompt in prompts])
+    uniforms = np.stack([philox_uniforms(p.seed, section.max_tokens) for p in prompts])
+    uniforms_BR = torch.from_numpy(uniforms)
+    growing = [GrowingAnswer(rules) for _ in prompts]
+    ended: list[Finish | None] = [None] * len(prompts)
+    steps: list[KeptRows] = []
+    logits_BV = decoder.begin()
+    while True:
+        tokens_B = drawn_tokens(
+            logits_BV[:, : spec.vocab_size],
+            uniforms_BR[:, len(steps)],
+            temperature=section.temperature,
+            top_p=section.top_p,
+        )
+        # Rows are the model's own distributions, whatever was drawn from.
+        steps.append(loaded.kept(logits_BV, tokens_B.to(loaded.device)))
+        for row, token_id in enumerate(tokens_B.tolist()):
+            if ended[row] is None:  # those that have ended go along until the batch is done
+                ended[row] = growing[row].add(token_id)
+        finishes = [finish for finish in ended if finish is not None]
+        if len(finishes) == len(ended):
+            return _answers(steps, growing, finishes)
+        logits_BV = decoder.go_on(tokens_B)
+
+
+def _answers(
+    steps: Sequence[KeptRows], growing: Sequence[GrowingAnswer], finishes: Sequence[Finish]
+) -> list[Answer]:
+    ids = torch.stack([step.ids_RK for step in steps]).cpu().numpy()
+    logprobs = torch.stack([step.logprobs_RK for step in steps]).cpu().numpy()
+    labels = torch.stack([step.label_logprobs_R for step in steps]).cpu().numpy()
+    extras = {
+        name: torch.stack([step.extras[name] for step in steps]).cpu().numpy()
+        for name in steps[0].extras
+    }
+    answers = []
+    for row, (answer, finish) in enumerate(zip(growing, finishes, strict=True)):
+        R = len(answer.token_ids)
+        rows = DenseRows(  # copies: the batch is freed when its answers are
+            ids[:R, row].copy(),
+            logprobs[:R, row].copy(),
+            labels[:R, row].copy(),
+            extras={name: found[:R, row].copy() for name, found in extras.items()},
+        )
+        answers.append(Answer(np.array(answer.token_ids, np.int64), rows, finish))
+    return answers
+
+
+class _Decoder:
+    """A batch of prompts and the cache of all that was read."""
+
+    def __init__(self, loaded: LoadedModel, inputs: Sequence[Sequence[int]]) -> None:
+        device = loaded.device
+        self._head = loaded.head
+        self._forward = loaded.model if self._head is None else loaded.model.base_model
+        takes = inspect.signature(self._forward.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        T = max(map(len, inputs))
+        padded = [[0] * (T - len(ids)) + list(ids) for ids in inputs]
+        self._ids_BT = torch.tensor(padded, device=device)
+        lengths_B = torch.tensor([len(ids) for ids in inputs], device=device)
+        self._mask_BT = (torch.arange(T, device=device) >= T - lengths_B[:, None]).long()
+        self._cache: Any = None
+
+    def begin(self) -> torch.Tensor:
+        """Logits [B, V] float32 of what follows the prompts."""
+        positions_BT = (self._mask_BT.cumsum(-1) - 1).clamp_(min=0)
+        return self._logits(self._ids_BT, positions_BT)
+
+    def go_on(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] float32 of what follows these tokens."""
+        ids_B1 = tokens_B[:, None].to(self._mask_BT.device)
+        self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(ids_B1)], dim=1)
+        positions_B1 = self._mask_BT.sum(-1, keepdim=True) - 1
+        return self._logits(ids_B1, positions_B1)
+
+    def _logits(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        options = {"position_ids": positions} if self._takes_positions else {}
+        output = self._forward(
+            input_ids=ids,
+            attention_mask=self._mask_BT,
+            past_key_values=self._cache,
+            use_cache=True,
+            **options,
+        )
+        self._cache = output.past_key_values
+        if self._head is None:
+            logits_BV: torch.Tensor = output.logits[:, -1].float()
+            return logits_BV
+        return self._head(output.last_hidden_state[:, -1])
+
+
+def drawn_tokens(
+    logits_BV: torch.Tensor, uniforms_B: torch.Tensor, *, temperature: float, top_p: float
+) -> torch.Tensor:
+    """One token of each row.
+
+    Args:
+        logits_BV: float32, ids of the tokenizer only.
+        uniforms_B: float64 in [0, 1) on the CPU: where to read the inverse of the cumulative
+            distribution.
+        temperature: That logits are divided by; 0 takes the best.
+        top_p: Tokens are drawn from the smallest set of the best with at least this mass.
+
+    Returns:
+        [B] int64, on the CPU.
+    """
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1).cpu()
+    scaled_BV = logits_BV / temperature
+    if top_p < 1:
+        scaled_BV = _nucleus(scaled_BV, top_p)
+    ids_B1, _ = sampled_rows(scaled_BV, uniforms_B[:, None], head=0)
+    # Where logits are NaN any id will do: their rows are NaN too and are refused.
+    return ids_B1[:, 0].clamp_(max=logits_BV.shape[1] - 1)
+
+
+def _nucleus(logits_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The same logits, -inf outside of the smallest set of the best ids with a mass of `top_p`.
+
+    Sums are made on the CPU: a GPU's cumulative sum differs from run to run.
+    """
+    order = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
+    mass_BV = torch.softmax(order.values, dim=-1).cpu().double()
+    before_BV = mass_BV.cumsum(-1) - mass_BV
+    outside_BV = (before_BV >= top_p).to(logits_BV.device)
+    return logits_BV.masked_fill(outside_BV.gather(1, order.indices.argsort(-1)), -torch.inf)

@@ -1,0 +1,149 @@
+"""`extract answers`: generated stores as JSON lines that `corpus.inputs` takes as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from extract.generation.answers import answer_text
+from extract.plan.planning import plan_location
+from store_schema.config import RunConfig
+from store_schema.disk.location import open_location
+from store_schema.errors import MismatchError, StorageError
+from store_schema.layout import Finish
+from store_schema.plan.plan import Plan, Segment, ShardRecord
+from store_schema.store.answers import TEXT_ARRAYS, StoredAnswer, read_answers
+from store_schema.store.reader import StoreReader
+from store_schema.store.same_source import require_same_source
+from store_schema.text.tokenizer import SegmentTokenizer
+
+WRITTEN = "written"
+
+
+def write_answers(
+    run: RunConfig, names: Sequence[str], out: Path, *, keep_cut: bool
+) -> dict[str, Counter[str]]:
+    """Write the answers of sources as documents, one JSON object a line.
+
+    Fields: id, prompt or messages, response, domain, split, source, answer, finish. The file comes
+    into being whole.
+
+    Args:
+        run: The run file.
+        names: Sources, in order.
+        out: The file.
+        keep_cut: Whether answers that were cut at their most tokens are written too.
+
+    Returns:
+        By source the number of answers written, and left out by reason.
+
+    Raises:
+        MissingError: A source has no generated store, or not all of its shards.
+        MismatchError: A store was made with another plan or tokenizer.
+        StorageError: The disk refused.
+    """
+    plan = Plan.open(plan_location(run))
+    readers = {name: _open(run, name, plan) for name in names}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    part = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=out.parent, prefix=f".{out.name}-", delete=False
+        ) as file:
+            part = Path(file.name)
+            for name, (reader, drops_space) in readers.items():
+                for shard in plan.shards:
+                    for line in _documents(
+                        reader, plan, shard, name, drops_space, keep_cut, counts[name]
+                    ):
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        os.replace(part, out)
+    except OSError as error:
+        raise StorageError("answers cannot be written", where=out, got=error.strerror) from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+    return counts
+
+
+def _open(run: RunConfig, name: str, plan: Plan) -> tuple[StoreReader, bool]:
+    """A source's finished store, and whether its tokenizer puts a space before every text."""
+    reader = StoreReader.open(open_location(run.generated_url(name)))
+    reader.require_plan(plan)
+    require_same_source(run, name, reader, plan)
+    reader.require_shards(plan.shards)
+    tokenizer = SegmentTokenizer.load(run.sources[name], name=name)
+    stored = reader.manifest.model.tokenizer_fingerprint
+    if stored != tokenizer.fingerprint:
+        raise MismatchError(
+            "the store was made with another tokenizer",
+            where=reader.location.url,
+            expected=tokenizer.fingerprint,
+            got=stored,
+        )
+    return reader, tokenizer.puts_space
+
+
+def _documents(
+    reader: StoreReader,
+    plan: Plan,
+    shard: ShardRecord,
+    source: str,
+    drops_space: bool,
+    keep_cut: bool,
+    counts: Counter[str],
+) -> Iterator[dict[str, object]]:
+    segments = plan.segments(shard)
+    arrays = reader.read(shard.index, TEXT_ARRAYS)
+    for answer in read_answers(arrays, reader.vocabulary):
+        text = answer_text(answer.text, answer.finish)
+        if drops_space and text is not None:
+            text = text.removeprefix(" ")
+        reason = left_out(text, answer.finish, keep_cut=keep_cut)
+        counts[reason or WRITTEN] += 1
+        if reason is None:
+            yield _document(segments[answer.row - shard.start], source, answer, text)
+
+
+def left_out(text: str | None, finish: Finish, *, keep_cut: bool) -> str | None:
+    """Why an answer makes no document; None where it makes one."""
+    if finish == Finish.PROMPT_TOO_LONG:
+        return "prompt too long"
+    if finish == Finish.LENGTH and not keep_cut:
+        return "cut"
+    if text is None:
+        return "no UTF-8"
+    if not text.strip():
+        return "empty"
+    return "NUL" if "\0" in text else None
+
+
+def _document(
+    segment: Segment, source: str, answer: StoredAnswer, text: str | None
+) -> dict[str, object]:
+    context = json.loads(segment.context or "{}")
+    return {
+        "id": f"{segment.document_id}/{source}/{answer.number}",
+        **{key: context[key] for key in ("prompt", "messages", "tools") if key in context},
+        "response": text,
+        "domain": segment.domain,
+        "split": segment.split,
+        "source": source,
+        "answer": answer.number,
+        "finish": answer.finish.name.lower(),
+    }
+
+
+def answers_report(counts: dict[str, Counter[str]], out: Path) -> str:
+    """What was written and left out, by source."""
+    lines = []
+    for name, found in counts.items():
+        reasons = [f"{key} {number:,}" for key, number in sorted(found.items()) if key != WRITTEN]
+        rest = f"; left out: {', '.join(reasons)}" if reasons else ""
+        lines.append(f"{name}: {found[WRITTEN]:,} answers written{rest}")
+    total = sum(found[WRITTEN] for found in counts.values())
+    return "\n".join([*lines, f"{out}: {total:,} documents"])

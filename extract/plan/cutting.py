@@ -1,0 +1,281 @@
+"""The corpus cut for all tokenizers of a run, and what of it must be left out.
+
+Tokenising is nearly all of the time. A document that fits is tokenised once by every model; of a
+longer one only the *lead* reads the whole, the tokenizer that makes most tokens of it by a sample, and
+the parts that its tokens are cut into are measured by every model (`extract.plan.segment`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+
+from extract.config import MIN_TEXT_TOKENS
+from extract.corpus.corpus import iter_documents
+from extract.corpus.documents import Document
+from extract.corpus.normal_form import nfc
+from extract.plan.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
+from store_schema.errors import InputError, NoRowError, NoSpanError, TokenizerError
+from store_schema.text.tokenizer import SegmentTokenizer
+
+logger = logging.getLogger(__name__)
+
+BATCH_BYTES = 1 << 22
+"""Text that is cut at a time: enough for tokenizers to use all cores."""
+SAMPLE_SHARE, MAX_SAMPLE_BYTES = 16, 4096
+"""A document's sample is its middle: one byte in sixteen, at most so many."""
+SURE_BYTES_PER_TOKEN = 3
+"""Documents of fewer bytes than this for each token of the budget are taken to fit: no sample."""
+
+
+_Measured = tuple[int, Document, list[int], list[int]]
+"""Row in the documents table, the document, and each model's tokens before and behind the text."""
+
+
+@dataclass
+class CutCorpus:
+    """Segments of every document that is kept, without their text.
+
+    Args:
+        rows: Row in the documents table of each kept document.
+        cuts: Its segments.
+        dropped: Documents left out, by reason.
+        context_tokens: Context tokens that each model reads in all, by model.
+        unwritten: What of chats a model's template leaves out, by model and kind.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    cuts: list[list[Cut]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    context_tokens: Counter[str] = field(default_factory=Counter)
+    unwritten: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+def cut_corpus(
+    table: pa.Table,
+    tokenizers: Mapping[str, SegmentTokenizer],
+    max_tokens: int,
+    *,
+    drop_unreadable: bool,
+) -> CutCorpus:
+    """Cut all documents, a few megabytes at a time.
+
+    Args:
+        table: Documents.
+        tokenizers: By model name.
+        max_tokens: Of a segment with its context, for every model.
+        drop_unreadable: Whether a document that a tokenizer cannot represent is dropped and counted
+            (`corpus.on_bad: drop`) instead of refused.
+
+    Raises:
+        TokenizerError: Names document, tokenizer and the first byte that it cannot represent.
+        InputError: A single character takes more tokens than a segment may have.
+    """
+    for tokenizer in tokenizers.values():
+        if tokenizer.beyond_rows:
+            logger.warning("%s", _rowless(tokenizer))
+    found = CutCorpus()
+    batch: list[_Measured] = []
+    size = 0
+    for row, document in enumerate(iter_documents(table)):
+        try:
+            contexts, ends = _sizes_around(document, tokenizers)
+        except TokenizerError as error:
+            if not drop_unreadable:
+                raise
+            found.dropped[_reason(error, "chat_template_refuses")] += 1
+            continue
+        taken = [context + end for context, end in zip(contexts, ends, strict=True)]
+        if max_tokens - max(taken) < MIN_TEXT_TOKENS:
+            found.dropped["context_too_long"] += 1
+            continue
+        _count_unwritten(document, tokenizers, found)
+        batch.append((row, document, contexts, ends))
+        size += len(document.text)
+        if size >= BATCH_BYTES:
+            _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
+            batch, size = [], 0
+    if batch:
+        _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
+    return found
+
+
+def _rowless(tokenizer: SegmentTokenizer) -> str:
+    beyond = tokenizer.beyond_rows
+    shown = ", ".join(beyond[:3]) + (", ..." if len(beyond) > 3 else "")
+    told = (
+        f"{tokenizer.name}: the model has no row for {len(beyond):,} of its tokenizer's tokens "
+        f"({shown}): text that reaches one is not taken"
+    )
+    return told + ("; it seems to belong to another model" if tokenizer.seems_anothers else "")
+
+
+def _reason(error: TokenizerError, otherwise: str) -> str:
+    if isinstance(error, NoSpanError):
+        return "no_response_in_template"
+    return "token_without_row" if isinstance(error, NoRowError) else otherwise
+
+
+def _sizes_around(
+    document: Document, tokenizers: Mapping[str, SegmentTokenizer]
+) -> tuple[list[int], list[int]]:
+    """Tokens before the text for each model, and behind it those that end a turn; of chats the response
+    is proved to stand between them."""
+    sizes, ends = [], []
+    context = None if document.context is None else json.loads(document.context)
+    for name, tokenizer in tokenizers.items():
+        where = f"document {document.document_id}, tokenizer of {name}"
+        if context is not None and "messages" in context:
+            tokenizer.chat.require_span(context, document.text, where=where)
+        before, end = tokenizer.contexts.read(document.context, where=where)
+        sizes.append(len(before))
+        ends.append(int(end is not None))
+    return sizes, ends
+
+
+def _count_unwritten(
+    document: Document, tokenizers: Mapping[str, SegmentTokenizer], found: CutCorpus
+) -> None:
+    context = None if document.context is None else json.loads(document.context)
+    if context is None or "messages" not in context:
+        return
+    for name, tokenizer in tokenizers.items():
+        left = tokenizer.chat.unwritten(context, where=f"document {document.document_id}")
+        found.unwritten.setdefault(name, Counter()).update(left)
+
+
+def _cut_batch(
+    batch: Sequence[_Measured],
+    tokenizers: Mapping[str, SegmentTokenizer],
+    max_tokens: int,
+    found: CutCorpus,
+    drop_unreadable: bool,
+) -> None:
+    ids = [document.document_id for _, document, _, _ in batch]
+    texts = [document.text.encode() for _, document, _, _ in batch]
+    budgets = [
+        [max_tokens - context - end for context, end in zip(contexts, ends, strict=True)]
+        for _, _, contexts, ends in batch
+    ]
+    unreadable: dict[int, TokenizerError] | None = {} if drop_unreadable else None
+    encoders = [encoder(tokenizer, ids, unreadable) for tokenizer in tokenizers.values()]
+    try:
+        cuts = cut_documents(texts, budgets, encoders, leads(texts, budgets, tokenizers.values()))
+    except UnfitCharacterError as error:
+        raise InputError(
+            "a single character takes more tokens than a segment may have",
+            where=f"document {ids[error.piece.document]}, byte {error.piece.start}",
+            expected=f"at most {budgets[error.piece.document]}",
+            got=dict(zip(tokenizers, error.num_tokens, strict=True)),
+            hint="raise plan.max_tokens",
+        ) from error
+    for number, (row, _, contexts, ends) in enumerate(batch):
+        if unreadable and number in unreadable:
+            found.dropped[_reason(unreadable[number], "tokenizer_changes_text")] += 1
+            continue
+        found.rows.append(row)
+        *others, last = cuts[number]
+        rows = tuple(n + end for n, end in zip(last.num_tokens, ends, strict=True))
+        found.cuts.append([*others, replace(last, num_tokens=rows)])
+        for name, context in zip(tokenizers, contexts, strict=True):
+            found.context_tokens[name] += context * len(cuts[number])
+
+
+def encoder(
+    tokenizer: SegmentTokenizer,
+    ids: Sequence[str],
+    unreadable: dict[int, TokenizerError] | None = None,
+) -> Encoder:
+    """A tokenizer as `cut_documents` uses it, every piece proved.
+
+    Args:
+        tokenizer: Of one model.
+        ids: Document ids of the batch, for messages.
+        unreadable: None raises the error of a piece that the tokenizer cannot represent. Else it
+            goes here, by document, and the piece counts as one without tokens: the whole document
+            is to be left out.
+    """
+
+    def read(pieces: Sequence[Piece]) -> list[Ends]:
+        where = [
+            f"document {ids[piece.document]} from byte {piece.start}, tokenizer of {tokenizer.name}"
+            for piece in pieces
+        ]
+        return [ends for _, ends in tokenizer.read_texts([piece.text for piece in pieces], where)]
+
+    def read_what_can_be(pieces: Sequence[Piece]) -> list[Ends]:
+        try:
+            return read(pieces)
+        except TokenizerError as error:
+            if unreadable is None:
+                raise _explained(error, pieces, ids, tokenizer) from None
+            if len(pieces) == 1:
+                unreadable.setdefault(pieces[0].document, error)
+                return [np.empty(0, np.uint32)]
+        return [ends for piece in pieces for ends in read_what_can_be([piece])]
+
+    return read_what_can_be
+
+
+def _explained(
+    error: TokenizerError, pieces: Sequence[Piece], ids: Sequence[str], tokenizer: SegmentTokenizer
+) -> TokenizerError:
+    """The error, or a better one: of a text that is read as it stands once it is NFC."""
+
+    def readable(text: str) -> bool:
+        try:
+            return bool(tokenizer.token_ends([text]))
+        except TokenizerError:
+            return False
+
+    for piece in pieces:
+        normal = nfc(piece.text)
+        if normal != piece.text and readable(normal) and not readable(piece.text):
+            return TokenizerError(
+                "the tokenizer normalises text to NFC, and the corpus is not",
+                where=f"document {ids[piece.document]}, tokenizer of {tokenizer.name}",
+                hint="set `corpus.unicode: nfc` and run `logitfuse corpus build` again, or leave "
+                "such documents out with `corpus.on_bad: drop`",
+            )
+    return error
+
+
+def leads(
+    texts: Sequence[bytes], budgets: Sequence[Sequence[int]], tokenizers: Iterable[SegmentTokenizer]
+) -> list[int | None]:
+    """The tokenizer of each document whose budgets its tokens fill most often, by a sample.
+
+    Args:
+        texts: UTF-8 bytes of each document.
+        budgets: [documents][tokenizers] most tokens of a segment's text.
+        tokenizers: Of all models.
+
+    Returns:
+        Index of the tokenizer; None for documents that seem to fit all budgets.
+    """
+    long = [
+        i
+        for i, (data, budget) in enumerate(zip(texts, budgets, strict=True))
+        if len(data) > SURE_BYTES_PER_TOKEN * min(budget)
+    ]
+    samples = [_sample(texts[i]) for i in long]
+    counts = zip(*(map(len, t.encode_text(samples)) for t in tokenizers), strict=True)
+    found: list[int | None] = [None] * len(texts)
+    for i, sample, numbers in zip(long, samples, counts, strict=False):
+        shares = [number / most for number, most in zip(numbers, budgets[i], strict=True)]
+        if max(shares) * len(texts[i]) > len(sample.encode()):
+            found[i] = shares.index(max(shares))
+    return found
+
+
+def _sample(data: bytes) -> str:
+    """Some bytes from the middle of a document; characters cut at its ends are left out."""
+    size = min(len(data) // SAMPLE_SHARE, MAX_SAMPLE_BYTES)
+    start = (len(data) - size) // 2
+    return data[start : start + size].decode(errors="ignore")

@@ -1,0 +1,113 @@
+"""What `extract generate` shows people: what was asked, how answers ended, what they cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from extract.generation.answers import (
+    ANSWERS,
+    INVALID_UTF8,
+    LATER_SEGMENTS,
+    NO_PROMPT,
+    PROMPT_TOKENS,
+    PROMPTS,
+    finish_key,
+)
+from extract.plan.planning import plan_location
+from extract.report.tables import table
+from extract.scoring.score import BYTES, TOKENS
+from launch.quantities import size_text
+from store_schema.config import RunConfig
+from store_schema.disk.location import open_location
+from store_schema.layout import Finish
+from store_schema.plan.plan import Plan
+from store_schema.store.reader import StoreReader
+
+_SUMMED = (PROMPTS, ANSWERS, PROMPT_TOKENS, TOKENS, BYTES, INVALID_UTF8, NO_PROMPT, LATER_SEGMENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFigures:
+    """What the commits of a source's generated store say, put together.
+
+    Args:
+        name: The source.
+        num_shards: Finished shards, of how many.
+        total: Sums of the shards' figures (`extract.generation.answers.answer_stats`).
+        seconds: Spent answering.
+        tail_mass: Mean over positions.
+        size_bytes: On disk.
+    """
+
+    name: str
+    num_shards: tuple[int, int]
+    total: dict[str, int]
+    seconds: float
+    tail_mass: float
+    size_bytes: int
+
+    @classmethod
+    def read(cls, run: RunConfig, name: str) -> AnswerFigures:
+        """Read the commits of a source's generated store."""
+        plan = Plan.open(plan_location(run))
+        reader = StoreReader.open(open_location(run.generated_url(name)))
+        commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
+        total: Counter[str] = Counter()
+        seconds = tail = 0.0
+        for commit in commits.values():
+            for key in (*_SUMMED, *map(finish_key, Finish)):
+                total[key] += int(commit.stats[key])
+            seconds += commit.stats["seconds"]
+            tail += commit.stats["tail_mass_mean"] * commit.counts.positions
+        return cls(
+            name=name,
+            num_shards=(len(commits), len(plan.shards)),
+            total=dict(total),
+            seconds=seconds,
+            tail_mass=tail / max(total[TOKENS], 1),
+            size_bytes=sum(f.size for c in commits.values() for f in c.files.values()),
+        )
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second of answering."""
+        return self.total[TOKENS] / max(self.seconds, 1e-9)
+
+
+def answer_report(sources: Sequence[AnswerFigures]) -> str:
+    """Answers, speed and bytes of each source, and how its answers ended."""
+    headers = ["source", "shards", "prompts", "answers", "tokens", "tokens/answer", "tokens/s"]
+    headers += ["mean tail", "on disk"]
+    rows = [
+        [
+            source.name,
+            "{}/{}".format(*source.num_shards),
+            source.total[PROMPTS],
+            source.total[ANSWERS],
+            source.total[TOKENS],
+            source.total[TOKENS] / max(source.total[ANSWERS], 1),
+            round(source.tokens_per_s),
+            f"{source.tail_mass:.4f}",
+            size_text(source.size_bytes),
+        ]
+        for source in sources
+    ]
+    reasons = ["source", *(finish.name.lower().replace("_", " ") for finish in Finish)]
+    ends = [
+        [source.name, *(source.total[finish_key(finish)] for finish in Finish)]
+        for source in sources
+    ]
+    lines = [table(headers, rows), "", "answers by how they ended:", table(reasons, ends)]
+    for source in sources:
+        if source.total[INVALID_UTF8]:
+            number = source.total[INVALID_UTF8]
+            lines.append(f"{source.name}: {number:,} answers are no UTF-8 (kept as they are)")
+    passed = sources[0].total
+    if passed[NO_PROMPT] or passed[LATER_SEGMENTS]:
+        lines.append(
+            f"not asked: {passed[NO_PROMPT]:,} documents without a prompt, "
+            f"{passed[LATER_SEGMENTS]:,} later segments of long documents"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,252 @@
+"""What the commands of this room show people: tables of what came in, will cost, came out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from extract.corpus.corpus import CorpusRecord
+from extract.plan.planning import plan_location
+from extract.scoring.bos_probe import BosFigures, read_figures
+from launch.quantities import size_text
+from store_schema.config import RunConfig
+from store_schema.disk.location import open_location
+from store_schema.plan.plan import Plan, PlanRecord
+from store_schema.store.reader import StoreReader
+
+POSITION_BYTES = 24
+"""Of a position beside its entries: id, byte end, entry offset (8), tail mass, label."""
+ENTRY_BYTES = 8
+"""Id and log-probability."""
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Text columns, the first one left-aligned, numbers with thousands separators."""
+    cells = [[_cell(value) for value in row] for row in [headers, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    lines = []
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *rest]).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def corpus_report(record: CorpusRecord) -> str:
+    """Documents and bytes by split and domain, and what was left out and why."""
+    rows = [
+        (split, domain, number, record.size_bytes[split][domain])
+        for split, domains in record.documents.items()
+        for domain, number in domains.items()
+    ]
+    lines = [table(["split", "domain", "documents", "bytes"], rows)]
+    packed = Counter(entry.packed for entry in record.inputs if entry.packed)
+    if packed:
+        shown = ", ".join(f"{number:,} in {name}" for name, number in sorted(packed.items()))
+        lines.append(f"compressed inputs, read as they are: {shown}")
+    lines += _shape_lines(record)
+    if record.taken_as:
+        shown = ", ".join(
+            f"{name} taken as {split} ({number:,} documents)"
+            for split, names in record.taken_as.items()
+            for name, number in names.items()
+        )
+        lines.append(f"splits by other names: {shown} (corpus.split_names)")
+    if record.left_out:
+        shown = ", ".join(f"{name} {number:,}" for name, number in record.left_out.items())
+        lines.append(f"left out, by split: {shown}")
+    if record.dropped:
+        shown = ", ".join(f"{name} {number:,}" for name, number in record.dropped.items())
+        lines.append(f"dropped, by reason: {shown}")
+    if record.not_nfc:
+        lines.append(_normalised(record, record.not_nfc))
+    lines.append(f"corpus {record.corpus_fingerprint}, {record.num_documents:,} documents")
+    return "\n".join(lines)
+
+
+def _shape_lines(record: CorpusRecord) -> list[str]:
+    """How rows were read, what of chats is not as one might think, and what nobody looks at."""
+    lines = []
+    for entry in record.inputs:
+        if set(entry.shapes) - {"text"}:
+            shown = ", ".join(f"{number:,} rows as {name}" for name, number in entry.shapes.items())
+            lines.append(f"{entry.name}: {shown} (corpus.inputs[].chat.format)")
+    if record.notes:
+        shown = ", ".join(f"{number:,} {what}" for what, number in record.notes.items())
+        lines.append(f"of chats: {shown}")
+    if record.unread:
+        shown = ", ".join(f"{name} {number:,}" for name, number in record.unread.items())
+        lines.append(f"not read, values by column or field: {shown}")
+    return lines
+
+
+def _normalised(record: CorpusRecord, number: int) -> str:
+    readers = ", ".join(record.nfc_readers)
+    if record.unicode == "keep":
+        return f"{number:,} documents are not NFC and were kept so (corpus.unicode)"
+    reason = f", as the tokenizer of {readers} reads it" if readers else ""
+    return f"text of {number:,} documents was normalised to NFC{reason} (corpus.unicode)"
+
+
+def plan_report(
+    record: PlanRecord, models: Sequence[str], *, entries: int, tokens_per_s: float
+) -> str:
+    """Tokens by split and model, and what scoring each source will cost.
+
+    Args:
+        record: The plan.
+        models: Names of the run's sources and "target"; the plan may know more.
+        entries: To be kept at each position, at most.
+        tokens_per_s: Speed to reckon with.
+    """
+    splits = list(dict.fromkeys(shard.split for shard in record.shards))
+    rows: list[list[object]] = []
+    for split in splits:
+        shards = [shard for shard in record.shards if shard.split == split]
+        tokens = [sum(shard.num_tokens[name] for shard in shards) for name in models]
+        segments = sum(shard.stop - shard.start for shard in shards)
+        num_bytes = sum(shard.num_bytes for shard in shards)
+        rows.append([split, len(shards), segments, num_bytes, *tokens])
+    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(rows[0])))])  # type: ignore[misc]
+    lines = [table(["split", "shards", "segments", "bytes", *(f"tok {m}" for m in models)], rows)]
+    lines += ["", _costs(record, models, entries, tokens_per_s)]
+    dropped = record.settings.get("dropped", {})
+    if dropped:
+        shown = ", ".join(f"{name} {number:,}" for name, number in dropped.items())
+        lines.append(f"documents dropped, by reason: {shown}")
+    for name, kinds in record.settings.get("unwritten", {}).items():
+        shown = ", ".join(f"{kind} {number:,}" for kind, number in kinds.items())
+        lines.append(f"not written by the chat template of {name}, in all contexts: {shown}")
+    return "\n".join(lines)
+
+
+def _costs(record: PlanRecord, models: Sequence[str], entries: int, tokens_per_s: float) -> str:
+    context = record.settings.get("context_tokens", {})
+    costs = []
+    for name in models:
+        if name == "target":
+            continue
+        positions = sum(shard.num_tokens[name] for shard in record.shards)
+        read = positions + context.get(name, 0)
+        num_bytes = positions * (POSITION_BYTES + ENTRY_BYTES * entries)
+        costs.append(
+            [name, positions, read, size_text(num_bytes), f"{read / tokens_per_s / 3600:.3g}"]
+        )
+    return "\n".join(
+        [
+            table(["source", "positions", "tokens read", "on disk, at most", "hours"], costs),
+            f"on disk: positions x ({POSITION_BYTES} + {ENTRY_BYTES} x {entries} entries) bytes before "
+            "anything is left out or compressed (`logitfuse store tune` measures that); "
+            f"hours: tokens read, context included, at {tokens_per_s:,.0f} tokens/s "
+            "(plan.assumed_tokens_per_s), one worker",
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFigures:
+    """What a source's commits say, put together.
+
+    Args:
+        name: The source.
+        num_shards: Finished shards, of how many.
+        tokens: Positions.
+        tokens_per_s: Mean over the time spent scoring.
+        tail_mass: Mean over positions.
+        bpb: Bits per byte by split and domain, over the bytes that have a probability.
+        size_bytes: On disk.
+        bos: What it gave with and without BOS, where that was asked; see `extract.scoring.bos_probe`.
+    """
+
+    name: str
+    num_shards: tuple[int, int]
+    tokens: int
+    tokens_per_s: float
+    tail_mass: float
+    bpb: dict[tuple[str, str], float]
+    size_bytes: int
+    bos: BosFigures | None = None
+
+    @classmethod
+    def read(cls, run: RunConfig, name: str) -> SourceFigures:
+        """Read the commits of a source's store."""
+        plan = Plan.open(plan_location(run))
+        reader = StoreReader.open(open_location(run.store_url(name)))
+        commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
+        model = reader.manifest.model
+        total: Counter[str] = Counter()
+        nats: Counter[tuple[str, str]] = Counter()
+        covered: Counter[tuple[str, str]] = Counter()
+        tail = 0.0
+        for commit in commits.values():
+            split = plan.shards[commit.shard].split
+            for key, value in commit.stats.items():
+                kind, slash, domain = key.partition("/")
+                if slash and kind == "nats":
+                    nats[split, domain] += value  # type: ignore[assignment]
+                elif slash and kind == "bytes":
+                    covered[split, domain] += int(value)
+            total["seconds"] += commit.stats["seconds"]  # type: ignore[assignment]
+            total["size"] += sum(file.size for file in commit.files.values())
+            total["tokens"] += commit.counts.positions
+            tail += commit.stats["tail_mass_mean"] * commit.counts.positions
+        tokens = total["tokens"]
+        return cls(
+            name=name,
+            num_shards=(len(commits), len(plan.shards)),
+            tokens=tokens,
+            tokens_per_s=tokens / max(total["seconds"], 1e-9),
+            tail_mass=tail / max(tokens, 1),
+            bpb={key: nats[key] / math.log(2) / covered[key] for key in sorted(nats)},
+            size_bytes=total["size"],
+            bos=read_figures(run, name, model.tokenizer_fingerprint),
+        )
+
+
+def source_report(sources: Sequence[SourceFigures]) -> str:
+    """What was scored: speed, tails, bytes, and each source's own bits per byte."""
+    rows = [
+        [
+            source.name,
+            "{}/{}".format(*source.num_shards),
+            source.tokens,
+            round(source.tokens_per_s),
+            f"{source.tail_mass:.4f}",
+            size_text(source.size_bytes),
+            f"{source.size_bytes / max(source.tokens, 1):.1f}",
+        ]
+        for source in sources
+    ]
+    headers = ["source", "shards", "tokens", "scored/s", "mean tail", "on disk", "bytes/position"]
+    keys = sorted({key for source in sources for key in source.bpb})
+    bits = [
+        [
+            split,
+            domain,
+            *(f"{s.bpb[split, domain]:.4f}" if (split, domain) in s.bpb else "-" for s in sources),
+        ]
+        for split, domain in keys
+    ]
+    return "\n".join(
+        [
+            table(headers, rows),
+            "",
+            "bits per byte of each source (a first token with nothing before it is not counted):",
+            table(["split", "domain", *(source.name for source in sources)], bits),
+            *(
+                f"{source.bos.told(source.name)}{'; THE OTHER WAY IS MUCH BETTER' * source.bos.wrong}"
+                for source in sources
+                if source.bos is not None
+            ),
+        ]
+    )

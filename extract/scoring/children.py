@@ -1,0 +1,122 @@
+"""Each source in a child process of its own, one after the other.
+
+Memory is freed between sources, and vLLM's patches of model classes stay in the process that asked
+for them. A pipe is the child's leash: when the parent is asked to stop, it sends the signal's number
+through it, and when it dies the pipe closes; either way the child stops before its next batch.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from launch.signals import StopFlag
+from launch.work import Part
+from store_schema.config import RunConfig
+from store_schema.errors import ModelError, Stopped, StoppedMidway
+
+SMALLER_STEPS = 76
+"""Exit code of a child whose memory ran out and whose batches can be halved."""
+
+_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""Read when libraries are loaded, so the child has to be born with them."""
+
+
+def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: StopFlag) -> None:
+    """Run one child for each source.
+
+    Args:
+        run: The run file.
+        command: Of `python -m extract`; takes --source, a part, --leash and --halvings.
+        parts: Which of the shards, by source.
+        flag: Asked between children, and passed on to the one that runs.
+
+    Raises:
+        ModelError: A child was killed.
+        SystemExit: A child failed or was stopped; it has told why, its exit code is passed on.
+    """
+    for name, part in parts.items():
+        flag.check()
+        halvings = 0
+        while (code := _run_child(run, command, name, part, flag, halvings)) == SMALLER_STEPS:
+            halvings += 1
+        if code < 0 and not flag.asked:
+            raise ModelError(
+                f"the process that runs {name} was killed",
+                where=run.folder,
+                got=signal.Signals(-code).name,
+                hint="memory running out is the usual cause; rerun to go on",
+            )
+        stopped = code in (Stopped.exit_code, StoppedMidway.exit_code)
+        if stopped and flag.progressed:
+            raise SystemExit(StoppedMidway.exit_code)
+        if code > 0:
+            raise SystemExit(code)
+        flag.progressed |= code == 0
+        flag.check()
+
+
+def _run_child(
+    run: RunConfig, command: str, name: str, part: Part, flag: StopFlag, halvings: int
+) -> int:
+    with tempfile.TemporaryDirectory(prefix="logitfuse-") as folder:
+        config = Path(folder) / "run.yaml"
+        config.write_text(run.resolved(), encoding="utf-8")
+        leash, hand = os.pipe()
+        try:
+            # -P: a folder called `extract` where the user stands must not be taken for ours.
+            words = [sys.executable, "-P", "-m", "extract", command, str(config)]
+            words += ["--source", name, *part.arguments()]
+            words += ["--leash", str(leash), "--halvings", str(halvings)]
+            child = subprocess.Popen(
+                words, pass_fds=[leash], env=_QUIET | os.environ | {"PYTHONPATH": _python_path()}
+            )
+            return _wait(child, flag, hand)
+        finally:
+            os.close(leash)
+
+
+def _python_path() -> str:
+    root = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+
+
+def _wait(child: subprocess.Popen[bytes], flag: StopFlag, hand: int) -> int:
+    """Wait for the child; let go of its leash when asked to stop or on any error."""
+    held = True
+    try:
+        while True:
+            try:
+                return child.wait(timeout=0.1)
+            except subprocess.TimeoutExpired:
+                if flag.asked and held:
+                    with suppress(BrokenPipeError):  # it has just ended
+                        os.write(hand, bytes([flag.number]))
+                    os.close(hand)
+                    held = False
+    finally:
+        if held:
+            os.close(hand)
+
+
+def check_leash(flag: StopFlag, leash: int | None) -> None:
+    """In the child: stop when asked to, or when the parent let go.
+
+    Args:
+        flag: Of this process.
+        leash: Descriptor of a pipe whose closing asks to stop; None for none.
+
+    Raises:
+        Stopped: Asked to stop; what is committed stays.
+    """
+    if leash is not None and not flag.asked and select.select([leash], [], [], 0)[0]:
+        told = os.read(leash, 1)
+        flag.ask(told[0] if told else signal.SIGTERM)
+    flag.check()

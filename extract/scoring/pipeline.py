@@ -1,0 +1,298 @@
+"""Shards through an engine while others are prepared, encoded and written beside it.
+
+Four threads, each with one thing to do: the next shard's segments are read and tokenised; the engine
+scores (the caller's thread); rows are turned into the store's entries; a finished shard is encoded,
+written and committed. Between them stand bounds, so memory does not grow with the corpus and a kill
+costs little: rows that wait (`queue_bytes`), and two shards in hand, one being scored and the one
+before it, which is put together and written meanwhile. The engine waits only when what comes after it
+is slower than it is.
+
+An engine never sees two shards at once: a resumed run scores the same batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from extract.engines.protocol import DenseRows, Engine
+from extract.scoring.rows import ScoredSegment, scored_segment
+from extract.scoring.score import shard_arrays, shard_stats
+from store_schema.errors import MismatchError, ModelError
+from store_schema.layout import Arrays
+from store_schema.plan.plan import Plan, Segment, ShardRecord
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+
+SHARDS_IN_HAND = 2
+"""Shards that are begun and not committed, at most: what a kill costs."""
+
+SWITCH_S = 0.0005
+"""How long a thread may keep Python from the others, while these run. Python's own 5 ms would make the
+engine's thread wait that long after an operation whenever another thread is in Python code; with
+4,096 ids and 16 entries all of extraction was 5 % faster this way."""
+
+Write = Callable[[ShardRecord, Arrays, dict[str, float]], object]
+"""Encodes, writes and commits one shard; called in a thread of its own, one shard at a time."""
+
+
+class Backlog:
+    """Jobs that one thread does in order; `put` waits while too much is undone."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        """Start the thread.
+
+        Args:
+            name: Of the thread.
+            limit: Size of the jobs that may be undone; a larger one is let in alone.
+        """
+        self._limit = limit
+        self._jobs: deque[tuple[Callable[[], None], int]] = deque()
+        self._undone = 0
+        self._closed = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, job: Callable[[], None], size: int) -> None:
+        """Hand over a job.
+
+        Raises:
+            BaseException: What an earlier job raised; no job is done after it.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._error or self._undone == 0 or self._undone + size <= self._limit
+            )
+            if self._error is not None:
+                raise self._error
+            self._jobs.append((job, size))
+            self._undone += size
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        """Raise what a job raised, if one did."""
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """Wait until all jobs are done and the thread has ended.
+
+        Raises:
+            BaseException: What a job raised.
+        """
+        self._close()
+        self.check()
+
+    def abandon(self) -> None:
+        """Drop the jobs that wait; the one in hand is ended."""
+        with self._changed:
+            self._jobs.clear()
+        self._close()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if not self._jobs:
+                    return
+                job, size = self._jobs.popleft()
+            try:
+                job()
+            except BaseException as error:  # told by the thread that hands over jobs
+                with self._changed:
+                    self._error = error
+                    self._jobs.clear()
+                    self._changed.notify_all()
+                return
+            del job
+            with self._changed:
+                self._undone -= size
+                self._changed.notify_all()
+
+
+@dataclass(slots=True)
+class PreparedShard:
+    """A shard's segments as the engine reads them, and what became of them so far."""
+
+    record: ShardRecord
+    segments: list[Segment]
+    encoded: list[EncodedSegment]
+    scored: dict[int, ScoredSegment] = field(default_factory=dict)
+    seconds: float = 0.0
+    """In the engine, waits for the threads after it included."""
+
+    def arrays(self) -> Arrays:
+        """All arrays of the shard, in the plan's order."""
+        return shard_arrays(self.segments, self.encoded, self._in_order())
+
+    def stats(self) -> dict[str, float]:
+        """Figures of the shard."""
+        return shard_stats(self.segments, self.encoded, self._in_order(), self.seconds)
+
+    def _in_order(self) -> list[ScoredSegment]:
+        return [self.scored[i] for i in range(len(self.segments))]
+
+
+class Pipeline:
+    """Scores shards of one source; a context manager that ends its threads.
+
+    Leaving it by an exception (a stop, a fault) drops the rows in hand; a shard that is complete is
+    written and committed all the same.
+    """
+
+    def __init__(
+        self, tokenizer: SegmentTokenizer, plan: Plan, write: Write, *, queue_bytes: int
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            tokenizer: Of the model.
+            plan: Whose shards are scored.
+            write: What becomes of a finished shard.
+            queue_bytes: Bytes of rows that may wait to be turned into entries.
+        """
+        self._tokenizer, self._plan, self._write = tokenizer, plan, write
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._rows = Backlog("entries", queue_bytes)
+        self._shards = Backlog("write", 1)
+        self._room = threading.Semaphore(SHARDS_IN_HAND)
+        self._switch_before = sys.getswitchinterval()
+
+    def __enter__(self) -> Self:
+        sys.setswitchinterval(SWITCH_S)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ahead.shutdown(cancel_futures=True)
+        try:
+            self._leave(ended_well=error is None)
+        finally:
+            sys.setswitchinterval(self._switch_before)
+
+    def _leave(self, *, ended_well: bool) -> None:
+        try:
+            if ended_well:
+                self._rows.finish()
+        except BaseException:
+            self._end()
+            raise
+        if ended_well:
+            self._shards.finish()
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """End the threads after an error, which is the one to tell."""
+        self._rows.abandon()
+        with contextlib.suppress(Exception):
+            self._shards.finish()
+
+    def score(
+        self,
+        engine: Engine,
+        shards: Sequence[ShardRecord],
+        *,
+        on_scored: Callable[[int], None],
+        on_begun: Callable[[int], None] = lambda shard: None,
+    ) -> None:
+        """Score shards in order; when the context ends well, all of them are written.
+
+        Args:
+            engine: The loaded model.
+            shards: Of the plan.
+            on_scored: Called with the positions of each segment as it is done, and with 0 while the
+                shard before the last is waited for; may raise to stop.
+            on_begun: Called with each shard that is about to be scored.
+
+        Raises:
+            ModelError: The model gives NaN; names segment and position.
+            TokenizerError: A segment's tokens do not join to its text.
+            MismatchError: The tokens of a shard are not those of the plan.
+            StorageError: A shard cannot be written.
+        """
+        for shard in self._prepared(shards):
+            while not self._room.acquire(timeout=0.1):
+                self._rows.check()
+                self._shards.check()
+                on_scored(0)
+            on_begun(shard.record.index)
+            start = time.monotonic()
+            scored = 0
+            for i, dense in engine.score(shard.encoded):
+                # When the last segment's rows are turned, the shard is complete: time ends here.
+                shard.seconds = time.monotonic() - start
+                self._rows.put(partial(self._turn, shard, i, dense), dense.size_bytes)
+                scored += 1
+                on_scored(len(shard.encoded[i].token_ids))
+            if scored != len(shard.segments):
+                raise ModelError(
+                    "the engine left segments out",
+                    where=f"shard {shard.record.index}, source {self._tokenizer.name}",
+                    expected=len(shard.segments),
+                    got=scored,
+                )
+
+    def _prepared(self, shards: Sequence[ShardRecord]) -> Iterator[PreparedShard]:
+        """Each shard, while the one after it is being prepared."""
+        coming = deque(self._ahead.submit(self._prepare, shard) for shard in shards[:1])
+        for following in [*shards[1:], None][: len(shards)]:
+            shard = coming.popleft().result()
+            if following is not None:
+                coming.append(self._ahead.submit(self._prepare, following))
+            yield shard
+            del shard
+
+    def _prepare(self, record: ShardRecord) -> PreparedShard:
+        segments = self._plan.segments(record)
+        encoded = self._tokenizer.encode(segments)
+        require_planned(record, self._tokenizer.name, sum(len(e.token_ids) for e in encoded))
+        return PreparedShard(record, segments, encoded)
+
+    def _turn(self, shard: PreparedShard, i: int, dense: DenseRows) -> None:
+        shard.scored[i] = scored_segment(
+            dense,
+            len(shard.encoded[i].token_ids),
+            vocab_size=self._tokenizer.vocab_size,
+            where=f"segment {shard.segments[i].segment_id}, source {self._tokenizer.name}",
+        )
+        if len(shard.scored) == len(shard.segments):
+            self._shards.put(partial(self._finish, shard), 1)
+
+    def _finish(self, shard: PreparedShard) -> None:
+        arrays, stats = shard.arrays(), shard.stats()
+        shard.scored.clear()
+        self._write(shard.record, arrays, stats)
+        self._room.release()
+
+
+def require_planned(shard: ShardRecord, name: str, num_tokens: int) -> None:
+    """Refuse a shard whose tokens are not as many as when it was planned."""
+    if num_tokens != shard.num_tokens[name]:
+        raise MismatchError(
+            "tokens of a shard are not those of the plan",
+            where=f"shard {shard.index}, source {name}",
+            expected=shard.num_tokens[name],
+            got=num_tokens,
+            hint="another version of the tokenizers library splits otherwise; plan anew with it",
+        )

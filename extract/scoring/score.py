@@ -1,0 +1,75 @@
+"""Scored segments of a shard as the arrays of the layout, and the shard's figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from extract.scoring.rows import ScoredSegment
+from store_schema.layout import Arrays
+from store_schema.plan.plan import Segment
+from store_schema.text.tokenizer import EncodedSegment
+
+TOKENS, NATS, BYTES = "tokens", "nats", "bytes"
+
+
+def shard_arrays(
+    segments: Sequence[Segment],
+    encoded: Sequence[EncodedSegment],
+    scored: Sequence[ScoredSegment],
+) -> Arrays:
+    """The arrays of a source store's shard (`store_schema.layout`)."""
+    lengths = [len(part.token_ids) for part in encoded]
+    counts = np.concatenate([part.counts for part in scored])
+    return {
+        "segment_ids": np.array([segment.index for segment in segments], np.int64),
+        "token_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "token_ids": np.concatenate([part.token_ids for part in encoded]),
+        "byte_ends": np.concatenate([part.byte_ends for part in encoded]),
+        "entry_offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "entry_ids": np.concatenate([part.entry_ids for part in scored]),
+        "entry_logprobs": np.concatenate([part.entry_logprobs for part in scored]),
+        "tail_mass": np.concatenate([part.tail_mass for part in scored]),
+        "label_logprobs": np.concatenate([part.label_logprobs for part in scored]),
+        **{
+            name: np.concatenate([part.extras[name] for part in scored])
+            for name in scored[0].extras
+        },
+    }
+
+
+def shard_stats(
+    segments: Sequence[Segment],
+    encoded: Sequence[EncodedSegment],
+    scored: Sequence[ScoredSegment],
+    seconds: float,
+) -> dict[str, float]:
+    """Figures of a shard: in all, and nats and the bytes they cover as "nats/<domain>".
+
+    A first token with nothing before it has no probability: its bytes are not in `bytes`. The end of a
+    turn is a token, its nats are not those of any byte and not in `nats`.
+
+    Args:
+        segments: Of the shard.
+        encoded: The same as the model read them.
+        scored: Their rows.
+        seconds: That scoring took.
+    """
+    stats: Counter[str] = Counter()
+    for segment, part, row in zip(segments, encoded, scored, strict=True):
+        known = ~np.isnan(row.label_logprobs)
+        lengths = np.diff(part.byte_ends.astype(np.int64), prepend=0)
+        tokens = len(known)
+        if part.ends_turn:
+            known[-1] = False
+        figures = {
+            TOKENS: tokens,
+            NATS: -float(row.label_logprobs[known].sum(dtype=np.float64)),
+            BYTES: int(lengths[known].sum()),
+        }
+        for name, value in figures.items():
+            stats[name] += value  # type: ignore[assignment]
+            stats[f"{name}/{segment.domain}"] += value  # type: ignore[assignment]
+    return {**stats, "seconds": seconds, "tokens_per_s": stats[TOKENS] / max(seconds, 1e-9)}

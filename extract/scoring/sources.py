@@ -1,0 +1,181 @@
+"""A source checked against the run file and the plan before any of its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from extract.config import ExtractSection
+from extract.engines.protocol import EngineSpec, engine_spec
+from extract.scoring.space_ids import space_initial_ids
+from store_schema.config import RunConfig
+from store_schema.disk.location import Location, open_location
+from store_schema.encoding.frequency import token_counts
+from store_schema.errors import MismatchError
+from store_schema.manifest import Manifest
+from store_schema.model.model_check import require_language_model, require_packages
+from store_schema.model.models import resolve_model
+from store_schema.model.weight_files import require_weights
+from store_schema.plan.plan import Plan
+from store_schema.presets import StoreSection
+from store_schema.store.reader import MANIFEST_FILE, StoreReader
+from store_schema.store.same_source import source_identity
+from store_schema.store.writer import StoreWriter, require_same_store
+from store_schema.text.tokenizer import SegmentTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedSource:
+    """A source that can be run as far as can be told without loading it.
+
+    Args:
+        name: In the run.
+        run: The run file.
+        plan: Its shards are the units of work.
+        tokenizer: Of the model.
+        spec: What the engine needs.
+        manifest: Of the store that it fills.
+        location: Where that store is.
+    """
+
+    name: str
+    run: RunConfig
+    plan: Plan
+    tokenizer: SegmentTokenizer
+    spec: EngineSpec
+    manifest: Manifest
+    location: Location
+
+    def open_store(self) -> StoreWriter:
+        """Create the store, or go on with it.
+
+        Raises:
+            MismatchError: The store there was made from something else.
+        """
+        return StoreWriter.open(
+            self.location,
+            self.manifest,
+            self.tokenizer.vocabulary,
+            config=self.run.resolved(),
+            count_tokens=lambda: token_counts(self.plan, self.tokenizer),
+        )
+
+    def committed(self) -> set[int]:
+        """Finished shards, told without writing anything.
+
+        Raises:
+            MismatchError: The store there was made from something else.
+        """
+        if not self.location.exists(MANIFEST_FILE):
+            return set()
+        reader = StoreReader.open(self.location)
+        if not reader.commits:
+            return set()
+        require_same_store(reader, self.manifest)
+        return reader.committed(self.plan.shards)
+
+
+def check_source(
+    run: RunConfig,
+    name: str,
+    plan: Plan,
+    *,
+    kind: Literal["source", "generated"] = "source",
+) -> CheckedSource:
+    """Check a source. Writes nothing.
+
+    Args:
+        run: The run file.
+        name: The source.
+        plan: Of the run.
+        kind: Of the store to fill.
+
+    Raises:
+        ModelError: The model cannot be used.
+        MismatchError: Its tokenizer is not the one the plan was made with.
+        ConfigError: An option does not fit the model.
+    """
+    ref = run.sources[name]
+    url = run.store_url(name) if kind == "source" else run.generated_url(name)
+    location = open_location(url)
+    section = begun_section(run.section("extract", ExtractSection), location)
+    folder = model_folder(run, name)
+    tokenizer = SegmentTokenizer.load(ref, name=name)
+    planned = plan.record.tokenizers.get(name)
+    if planned != tokenizer.fingerprint:
+        other = f"the plan was made with another vocabulary than that of the model given for {name}"
+        raise MismatchError(
+            other if planned else f"the plan was made without {name}",
+            where=f"{plan.location.url}, {ref.model}",
+            expected=f"tokenizer {planned}" if planned else "a source of the plan",
+            got=f"tokenizer {tokenizer.fingerprint}",
+            hint="run `logitfuse extract plan`: it keeps the segments if they fit the new model",
+        )
+    wants_spaces = "space_mass" in section.extras
+    spec = engine_spec(
+        name,
+        folder,
+        ref,
+        section,
+        vocab_size=tokenizer.vocab_size,
+        longest=int(plan.record.settings["max_tokens"]),
+        seed=run.seed,
+        space_ids=space_initial_ids(tokenizer.vocabulary) if wants_spaces else None,
+    )
+    if spec.section.engine == "transformers":
+        require_packages(folder, name=name)
+    manifest = Manifest(
+        kind=kind,
+        source=name,
+        model=source_identity(ref, tokenizer, folder=folder),
+        corpus_fingerprint=plan.record.corpus_fingerprint,
+        plan_fingerprint=plan.fingerprint,
+        num_shards=len(plan.shards),
+        estimator=section.estimator,
+        top_k=section.max_entries,
+        extras=section.extras,
+        encoding=run.section("store", StoreSection).encoding(section.estimator),
+        settings=shaping_settings(spec),
+        vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
+    )
+    return CheckedSource(name, run, plan, tokenizer, spec, manifest, location)
+
+
+def begun_section(section: ExtractSection, location: Location) -> ExtractSection:
+    """The section with the engine that a store was begun with, where the run file leaves it open.
+
+    Args:
+        section: The run file's `extract`.
+        location: Of the store.
+    """
+    if section.engine != "auto" or not location.exists(MANIFEST_FILE):
+        return section
+    engine = StoreReader.open(location).manifest.settings.get("engine")
+    if engine == "transformers" or (engine == "vllm" and not section.needs_all):
+        return section.model_copy(update={"engine": engine})
+    return section
+
+
+def model_folder(run: RunConfig, name: str) -> Path:
+    """The folder of a source's model, as far as files alone show that it can be run.
+
+    Raises:
+        ModelError: It is not there or not whole, no causal language model, or of a type that the
+            engine does not know.
+    """
+    ref = run.sources[name]
+    folder = resolve_model(ref)
+    require_weights(folder)
+    loader = run.section("extract", ExtractSection).loader
+    require_language_model(ref, folder, name=name, loader=loader)
+    return folder
+
+
+def shaping_settings(spec: EngineSpec) -> dict[str, Any]:
+    """What shapes the content of a store besides model, text and entries, for its manifest."""
+    section = spec.section
+    settings = {"engine": section.engine, "dtype": spec.dtype, "fp32_head": spec.fp32_head}
+    if section.quantization is not None:
+        settings["quantization"] = section.quantization
+    return settings | section.sampling_settings(spec.seed)

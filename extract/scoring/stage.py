@@ -1,0 +1,84 @@
+"""What the stages that run models have in common: a source, its pending shards, their commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from extract.engines.protocol import Engine
+from extract.scoring.children import check_leash
+from extract.scoring.sources import CheckedSource
+from launch.signals import StopFlag
+from launch.work import Part
+from launch.worklog import Session
+from store_schema.config import RunConfig
+from store_schema.layout import Arrays
+from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.store.writer import StoreWriter
+
+
+@dataclass(slots=True)
+class Job:
+    """The pending shards of one source, in the process that does them.
+
+    Args:
+        source: Checked.
+        writer: Of its store.
+        part: Of the shards, this process's.
+        pending: Those to do, in order.
+        session: Of the worker's log.
+        flag: Of this process.
+        leash: See `extract.scoring.children`.
+        written: Bytes committed so far.
+    """
+
+    source: CheckedSource
+    writer: StoreWriter
+    part: Part
+    pending: Sequence[ShardRecord]
+    session: Session
+    flag: StopFlag
+    leash: int | None
+    written: int = 0
+
+    def check(self) -> None:
+        """Stop here if asked to.
+
+        Raises:
+            Stopped: Asked to stop; what is committed stays.
+        """
+        check_leash(self.flag, self.leash)
+
+    def commit(self, shard: ShardRecord, arrays: Arrays, stats: dict[str, float]) -> None:
+        """Encode, write and commit a shard, and log it."""
+        commit = self.writer.write(shard, arrays, stats)
+        size_bytes = sum(file.size for file in commit.files.values())
+        self.written += size_bytes
+        self.flag.progressed = True
+        self.session.shard(
+            shard.index,
+            tokens=commit.counts.positions,
+            seconds=stats["seconds"],
+            size_bytes=size_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Scoring text, or answering prompts.
+
+    Args:
+        name: In logs and messages.
+        child: Command of `python -m extract` that does one source.
+        check: Gives a source checked for this stage; writes nothing.
+        work: Does the shards of a job with a loaded engine.
+        outlook: What a dry run says of a source and its pending shards, on one line.
+        planned_tokens: Whether the plan says how many tokens a shard will have.
+    """
+
+    name: str
+    child: str
+    check: Callable[[RunConfig, str, Plan], CheckedSource]
+    work: Callable[[Engine, Job], None]
+    outlook: Callable[[CheckedSource, Sequence[ShardRecord]], str]
+    planned_tokens: bool

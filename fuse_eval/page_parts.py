@@ -1,0 +1,107 @@
+"""What sections of the report page are made of: tables of figures, and panels of charts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+
+from fuse_eval.charts import percent, significant
+from fuse_eval.findings import mean_of, title_of
+
+Panels = list[tuple[str, Markup]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure of a table."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+    mean: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row: its name and its cells; `own` sets it off."""
+
+    label: str
+    cells: Sequence[Cell]
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the page."""
+
+    caption: str
+    head: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and what stands under it.
+
+    The first table has the other tables and the charts of `beside` at its side.
+    """
+
+    title: str
+    texts: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    beside: Panels = field(default_factory=list)
+    panels: Panels = field(default_factory=list)
+    missing: bool = False
+
+
+def table_head(first: str, names: Sequence[str], *, mean: bool = True) -> list[dict[str, Any]]:
+    """Headings of a table whose rows have names; the mean's column is set off."""
+    head: list[dict[str, Any]] = [{"text": first, "mean": False}]
+    head += [{"text": name, "mean": False} for name in names]
+    return [*head, {"text": "mean", "mean": True}] if mean else head
+
+
+def figure_table(
+    caption: str,
+    first: str,
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    own: str | None = None,
+    against: str | None = None,
+    sources: Collection[str] = (),
+) -> Table:
+    """Models or selectors as rows, domains and their mean as columns, the best of each marked.
+
+    Args:
+        caption: Over the table.
+        first: Heading of the row names.
+        rows: {name: {domain: bits per byte}}.
+        own: Row that is set off.
+        against: Row that the small figures compare with.
+        sources: Rows that are sources; domains often have the same names.
+    """
+    domains = sorted({domain for values in rows.values() for domain in values})
+    filled = {name: {**values, "": mean_of(values)} for name, values in rows.items() if values}
+    best = {
+        domain: min(values.get(domain, math.inf) for values in filled.values())
+        for domain in [*domains, ""]
+        if filled
+    }
+    base = filled.get(against or "", {})
+    shown = []
+    for name, values in filled.items():
+        cells = []
+        for domain in [*domains, ""]:
+            value = values.get(domain)
+            text = "–" if value is None else significant(value, 4)
+            note = ""
+            if value is not None and base.get(domain) and name != against:
+                note = percent(value / base[domain] - 1)
+            cells.append(Cell(text, note, value is not None and value == best[domain], not domain))
+        label = f"{name} (source)" if name in sources else title_of(name)
+        shown.append(Row(label, cells, name == own))
+    return Table(caption, table_head(first, domains), shown)

@@ -1,0 +1,1 @@
+"""Aligned stores as batches, in an order that seed and plan fix."""

@@ -1,0 +1,1 @@
+"""Folders that are there whole or not at all, and checksums of what is in them."""

@@ -1,0 +1,117 @@
+"""Folders that are there whole or not at all, whatever instruction a kill hits.
+
+A folder is filled under a hidden name, forced to the disk and renamed. Where one already stands under
+the final name it is renamed aside first; `sweep`, which every start runs before it looks, puts it back
+if the kill came between the two renames.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from store_schema.disk.storage_errors import storage_errors
+
+
+@contextmanager
+def write_errors(where: Path) -> Iterator[None]:
+    """StorageError for what disks raise, also through safetensors, which hides the errno."""
+    with storage_errors(str(where)):
+        try:
+            yield
+        except SafetensorError as error:
+            full = "os error 28" in str(error) or "No space" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
+def publish_folder(final: Path, write: Callable[[Path], object]) -> None:
+    """Fill a folder aside and rename it to `final`; one that stands there is replaced.
+
+    Args:
+        final: Where it is to be.
+        write: Fills the folder it is given.
+
+    Raises:
+        StorageError: The disk refused; `final` is as it was.
+    """
+    temporary = _aside(final, "tmp")
+    with write_errors(final):
+        try:
+            temporary.mkdir(parents=True)
+            write(temporary)
+            _flush(temporary)
+            if final.exists():
+                old = _aside(final, "old")
+                final.rename(old)
+                temporary.rename(final)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(final)
+            _sync(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def trial_folder(final: Path) -> Iterator[Path]:
+    """A folder beside `final` that is deleted at the end; what a kill leaves of it, `sweep` removes.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    temporary = _aside(final, "tmp")
+    with write_errors(final):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder; a kill midway leaves nothing under its name."""
+    doomed = _aside(folder, "tmp")
+    with storage_errors(str(folder)):
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Put back what a kill left renamed aside, and remove what it left half-written."""
+    if not folder.is_dir():
+        return
+    with storage_errors(str(folder)):
+        for path in folder.glob(".*.old"):
+            final = folder / path.name[1:].rsplit(".", 2)[0]
+            if final.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(final)
+        for path in folder.glob(".*.tmp"):
+            shutil.rmtree(path)
+
+
+def _aside(final: Path, ending: str) -> Path:
+    return final.with_name(f".{final.name}.{uuid.uuid4().hex}.{ending}")
+
+
+def _flush(folder: Path) -> None:
+    """Force files and their names to the disk, so that the rename cannot outrun them."""
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""How much of its weight the fusion loss keeps, domain by domain, as training goes."""

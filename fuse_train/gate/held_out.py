@@ -1,0 +1,104 @@
+"""What the sources' pool still knows of held-out text beyond the target, domain by domain.
+
+Text that is trained on cannot tell: in a second pass the target knows it by heart, and its cost there
+says nothing of what it has learned. So the question is asked on the valid split, at each evaluation:
+in the mixture of target and pool that scores the text best, how much weight does the pool have? None
+where the target has overtaken its sources, all of it where the target adds nothing to them. The answer
+is the share of its weight that the fusion loss keeps in that domain until the next evaluation.
+
+Shape suffixes: B segments, T rows, S spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fuse_train.data.batch import Batch, sources_of, to_device, whole_spans
+from fuse_train.gate.mixture import mixture_weight
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from fuse_train.selectors.pools import pool_nats, span_sums
+from fuse_train.selectors.selectors import Selector
+
+Floats = npt.NDArray[np.float64]
+
+
+@torch.no_grad()
+def span_nats(
+    batches: Iterable[Batch],
+    selector: Selector,
+    rows: Mapping[str, Floats],
+    device: torch.device,
+) -> dict[str, Floats]:
+    """{domain: [2, S] nats of the target and of the pool} of every span that both know.
+
+    Args:
+        batches: With labels and features, as from `split_batches`.
+        selector: Its weights make the pool.
+        rows: The target's nats of each row by segment, NaN where nothing predicts a row; segments
+            that are not there are left out.
+        device: Of the selector.
+    """
+    found: dict[str, list[Floats]] = {}
+    for batch in batches:
+        batch = to_device(batch, device)
+        sources = sources_of(batch)
+        logprobs_BTM = sources.label_logprobs_BTM.clamp(min=PROBABILITY_FLOOR)
+        pool_BT = pool_nats(selector(sources.view), logprobs_BTM, sources.begins_BT)
+        target_BT = torch.full(pool_BT.shape, torch.nan, dtype=torch.float64)
+        for row_T, name in zip(target_BT.numpy(), batch.segment_ids, strict=True):
+            own = rows.get(name)
+            if own is not None:
+                row_T[: len(own)] = own
+        begins_BT = None if sources.begins_BT is None else sources.begins_BT.cpu()
+        # Rows without a label are in no whole span, so their NaN reaches none.
+        target_BT = span_sums(target_BT, begins_BT)
+        first_BT = whole_spans(batch).cpu() & ~target_BT.isnan()
+        pair = torch.stack([target_BT, pool_BT.double().cpu()])
+        for b, at_T in enumerate(first_BT):
+            domain = batch.domains[int(batch.domains_B[b])]
+            found.setdefault(domain, []).append(pair[:, b, at_T].numpy())
+    return {domain: np.concatenate(parts, axis=1) for domain, parts in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutText:
+    """The evaluated segments as the sources see them.
+
+    Args:
+        batches: With labels and features, without entries.
+    """
+
+    batches: tuple[Batch, ...]
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch], segment_ids: Sequence[str]) -> HeldOutText:
+        """Those batches of a split that hold a segment of these."""
+        wanted = set(segment_ids)
+        return cls(tuple(b for b in batches if not wanted.isdisjoint(b.segment_ids)))
+
+    def shares(
+        self, selector: Selector, rows: Mapping[str, Floats], accelerator: Any
+    ) -> dict[str, float]:
+        """Weight of the pool by domain, the same in all processes.
+
+        Args:
+            selector: As in `span_nats`.
+            rows: As in `span_nats`, of this process's segments.
+            accelerator: Of accelerate.
+        """
+        was_training = selector.training
+        parts = [span_nats(self.batches, selector.eval(), rows, accelerator.device)]
+        selector.train(was_training)
+        if accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            parts = gather_object(parts)
+        names = sorted({name for part in parts for name in part})
+        pairs = {n: np.concatenate([p[n] for p in parts if n in p], axis=1) for n in names}
+        return {name: mixture_weight(*pair) for name, pair in pairs.items()}

@@ -1,0 +1,1 @@
+"""What a step minimises, as sums over rows, without dense targets."""

@@ -1,0 +1,1 @@
+"""What this process runs on: launchers, other processes, precision, memory."""

@@ -1,0 +1,110 @@
+"""Loading the target: weights in float32 for training, and back to its own dtype at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from store_schema.config import ModelRef
+from store_schema.errors import ModelError
+from store_schema.fingerprint import model_fingerprint
+from store_schema.model.causal_model import load_causal_model
+from store_schema.model.model_check import require_language_model
+from store_schema.model.models import (
+    keep_soft_cap,
+    local_ref,
+    model_config,
+    own_folder,
+    resolved_dtype,
+    transformers_config,
+)
+from store_schema.model.weight_files import require_weights
+
+
+def load_model(
+    ref: ModelRef, *, where: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
+    """A causal model for training or scoring.
+
+    Args:
+        ref: Folder or hub name.
+        where: What the model is in the run, for messages.
+        dtype: Of the weights.
+        options: Further ones of `from_pretrained`, such as `quantization_config`.
+
+    Raises:
+        ModelError: It cannot be loaded, or the checkpoint lacks weights.
+    """
+    ref = local_ref(ref)
+    folder = own_folder(ref)
+    if folder is not None and not (folder / "config.json").exists():
+        raise ModelError(
+            f"model of {where} has no config.json",
+            where=ref.model,
+            hint="give a folder that save_pretrained wrote",
+        )
+    if folder is not None:
+        require_weights(folder)
+        require_language_model(ref, folder, name=where, loader="transformers")
+    try:
+        model = load_causal_model(
+            ref.model,
+            of=where,
+            revision=ref.revision,
+            trust_remote_code=ref.trust_remote_code,
+            dtype=dtype,
+            **options,
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # what a damaged folder raises, no library's list of errors names
+        raise _unloadable(ref, where, error) from error
+    keep_soft_cap(model)
+    return model
+
+
+def load_config(ref: ModelRef, *, where: str) -> Any:
+    """The config of a model, as transformers reads it.
+
+    Raises:
+        ModelError: There is none, or transformers cannot read it.
+    """
+    return transformers_config(ref, of=where)
+
+
+def _unloadable(ref: ModelRef, where: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"model of {where} cannot be loaded",
+        where=ref.model,
+        got=f"{type(error).__name__}: {str(error)[:200]}",
+        hint="give a whole model folder, or a hub name that this machine can reach",
+    )
+
+
+def identity(ref: ModelRef) -> dict[str, Any]:
+    """What fixes a model's weights: a folder's fingerprint, or a hub name and its revision, and the
+    dtype that its numbers are rounded to, by its full name where a config is at hand."""
+    ref = local_ref(ref)
+    folder = Path(ref.model)
+    if (folder / "config.json").exists():
+        dtype = resolved_dtype(ref, model_config(folder))
+        return {"fingerprint": model_fingerprint(folder), "dtype": dtype}
+    return {"name": ref.model, "revision": ref.revision, "dtype": ref.dtype}
+
+
+def own_dtype(ref: ModelRef) -> torch.dtype:
+    """The dtype that the trained model is saved in: the one asked for, else the checkpoint's.
+
+    Raises:
+        ModelError: The checkpoint's is no floating dtype.
+    """
+    name = ref.dtype
+    if name == "auto":
+        config = load_config(ref, where="target")
+        name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError("unknown dtype", where=ref.model, got=name, expected="float32 or the like")
+    return dtype

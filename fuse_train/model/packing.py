@@ -1,0 +1,63 @@
+"""Whether a model keeps the segments of a packed row apart: asked of the model itself, once.
+
+transformers tells attention where a segment ends by positions that begin anew. Not every architecture
+and attention kernel heeds that (recurrent ones cannot), so a model that does not is refused instead of
+being trained on segments that see each other.
+
+Shape suffixes: N tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fuse_train.model.heads import hidden_states
+from store_schema.errors import ConfigError
+
+PACKING_TOLERANCE = 1e-3
+"""Largest difference between packed and single hidden states, relative to their spread."""
+
+_LENGTHS = (5, 3, 1, 6)
+
+
+@torch.no_grad()
+def check_packing(model: Any, *, where: str) -> None:
+    """Compare hidden states of segments in shared rows with those of each alone.
+
+    Two rows, because a kernel may know packed text in a batch of one alone.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        vocab = int(model.config.get_text_config().vocab_size)
+        tokens = torch.arange(2 * sum(_LENGTHS), device=model.device) * 7 % vocab
+        rows = tokens.view(2, -1)
+        positions = torch.cat([torch.arange(n, device=model.device) for n in _LENGTHS])
+        packed = hidden_states(model, rows, positions.expand(2, -1))
+        alone = torch.stack(
+            [
+                torch.cat([hidden_states(model, part[None])[0] for part in row.split(_LENGTHS)])
+                for row in rows
+            ]
+        )
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise _refusal(where, f"{type(error).__name__}: {error}") from error
+    finally:
+        model.train(was_training)
+    worst = float((packed - alone).abs().max() / alone.std().clamp(min=1e-6))
+    if not worst <= PACKING_TOLERANCE:
+        raise _refusal(where, f"hidden states that differ by {worst:.2g} of their spread")
+
+
+def _refusal(where: str, got: str) -> ConfigError:
+    return ConfigError(
+        "model does not keep packed segments apart",
+        where=where,
+        got=got,
+        hint="leave train.pack_tokens out",
+    )

@@ -1,0 +1,1 @@
+"""What a training leaves: the final folder, its model card, the hub."""

@@ -1,0 +1,98 @@
+"""The last save, tried before the first step: what would refuse it refuses a run that cost nothing yet.
+
+Everything that publishing a final folder does is done in a folder that is deleted again: adapters are
+merged, config, generation config, tokenizer, model card and records are written and read back. Weights
+are those of a twin of the model that has shapes and no memory; zeros are written in their place, for
+all that stands outside the stack of layers and for the first of them, since the others are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fuse_train.config import LoraSection
+from fuse_train.disk.folders import trial_folder
+from fuse_train.model.adapters import add_adapters, merged
+from fuse_train.model.heads import plain_model
+from fuse_train.model.models import load_config
+from store_schema.config import ModelRef
+from store_schema.errors import LogitfuseError, ModelError
+from store_schema.model.models import in_folder
+from store_schema.model.weight_files import require_weights
+
+LARGEST_BYTES = 512 << 20
+"""A larger tensor is left out, so that no model takes more than seconds."""
+
+
+def dry_save(
+    root: Path,
+    model: Any,
+    ref: ModelRef,
+    dtype: torch.dtype,
+    lora: LoraSection | None,
+    write: Callable[[Path, Callable[[Path], object]], object],
+) -> None:
+    """Write a final folder below `root`, read it back, delete it.
+
+    Args:
+        root: Of the training; on the disk that the final folder will be on.
+        model: The causal model in training; it is not changed.
+        ref: Of the untrained model.
+        dtype: That it will be saved in.
+        lora: Adapters that are trained, None where all weights are.
+        write: Fills a folder, given what writes the weights into it.
+
+    Raises:
+        ModelError: Something of it cannot be saved or not be read back.
+        StorageError: The disk refused.
+    """
+    try:
+        with trial_folder(root / "final") as place:
+            twin = _twin(plain_model(model), dtype, lora)
+            weights = _some_weights(twin, dtype)
+            write(place, lambda folder: twin.save_pretrained(folder, state_dict=weights))
+            require_weights(place)
+            load_config(in_folder(ref, place), where="target as it would be saved")
+    except LogitfuseError:
+        raise
+    except Exception as error:  # transformers, peft and tokenizers raise what they like
+        raise ModelError(
+            "the trained model could not be saved, so training was not begun",
+            where=ref.model,
+            got=f"{type(error).__name__}: {str(error)[:300]}",
+            hint="mend that file of the target, or train another",
+        ) from error
+
+
+def _twin(model: Any, dtype: torch.dtype, lora: LoraSection | None) -> Any:
+    """A model of the same shapes on the meta device, with adapters merged where there are any."""
+    config = deepcopy(model.config)
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, name):
+            delattr(config, name)  # what is merged and saved is not quantised
+    with torch.device("meta"):
+        twin = type(model)(config).to(dtype)
+        if lora is not None:
+            plain = lora.model_copy(update={"four_bit": False})
+            twin = merged(add_adapters(twin, plain, seed=0))
+    twin.generation_config = model.generation_config
+    return twin
+
+
+def _some_weights(twin: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Zeros for the weights that stand for all; what is tied stays tied."""
+    made: dict[int, torch.Tensor] = {}
+    found = {}
+    for name, tensor in twin.state_dict(keep_vars=True).items():
+        number = next((part for part in name.split(".") if part.isdigit()), "0")
+        size = tensor.numel() * tensor.element_size()
+        if int(number) == 0 and size <= LARGEST_BYTES:
+            if id(tensor) not in made:
+                made[id(tensor)] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+            found[name] = made[id(tensor)]
+    return found

@@ -1,0 +1,165 @@
+"""The final folder: published once, with a sealed record that makes a rerun do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fuse_train.disk.checksums import check_files
+from fuse_train.disk.folders import publish_folder
+from fuse_train.loop.checkpoint import TrainState, best_folder, step_folder
+from fuse_train.model.adapters import copy_adapters
+from fuse_train.model.generation_config import mend_generation_config, name_turn_end
+from fuse_train.model.models import load_model, own_dtype
+from fuse_train.model.target import load_trained
+from fuse_train.publish.model_card import CardFacts, model_card
+from store_schema import SCHEMA_VERSION
+from store_schema.config import ModelRef, StrictModel
+from store_schema.disk.sealed import seal, unseal
+from store_schema.errors import MismatchError, MissingError
+
+DONE_FILE = "done.json"
+CONFIG_FILE = "run.yaml"
+ANEW = "delete the checkpoints to train anew"
+
+
+class DoneRecord(StrictModel):
+    """done.json: this folder is whole, and what it was made from."""
+
+    schema_version: int = SCHEMA_VERSION
+    fingerprint: str
+    """Of config, plan, stores and target."""
+    label: str
+    """fused | control."""
+    num_steps: int
+    """Steps of the run."""
+    step: int
+    """Step that the weights are from; 0 when no step was better than the start."""
+    before: dict[str, float] | None
+    """Valid bits per byte by domain before training."""
+    after: dict[str, float] | None
+    """Of the saved weights."""
+    seconds: float
+    """Training time."""
+
+
+def read_done(folder: Path, fingerprint: str | None = None) -> DoneRecord | None:
+    """The record of a finished training, None when there is none.
+
+    Args:
+        folder: Final folder.
+        fingerprint: What it must have been made from; None accepts anything.
+
+    Raises:
+        MismatchError: It was made from something else.
+        CorruptionError: The record is damaged.
+    """
+    path = folder / DONE_FILE
+    if not path.exists():
+        return None
+    record = unseal(DoneRecord, path.read_bytes(), where=str(path))
+    if fingerprint is not None and record.fingerprint != fingerprint:
+        raise MismatchError(
+            "a model trained from another config, plan, store or target is there",
+            where=folder,
+            expected=f"fingerprint {fingerprint}",
+            got=f"fingerprint {record.fingerprint}",
+            hint="undo the change, or give the run another name (or delete the folder) to train anew",
+        )
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class FinalChoice:
+    """Which weights are published.
+
+    Args:
+        step: They are from; 0 is the untrained target.
+        folder: That holds them; None for the untrained target.
+        bpb: Their valid bits per byte by domain, where they were evaluated.
+    """
+
+    step: int
+    folder: Path | None
+    bpb: dict[str, float] | None
+
+
+def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> FinalChoice:
+    """The best evaluation's weights where they are wanted, else those of the last step.
+
+    Raises:
+        MissingError: Their folder was deleted by hand.
+        CorruptionError: One of their files is damaged.
+    """
+    best = state.best
+    if best is None or not keep_best or best.step == state.step:
+        same = best is not None and best.step == state.step
+        folder = step_folder(checkpoints, state.step)
+        choice = FinalChoice(state.step, folder, best.bpb if same and best else None)
+    elif best.step == 0:
+        choice = FinalChoice(0, None, best.bpb)
+    else:
+        choice = FinalChoice(best.step, best_folder(checkpoints, best.step), best.bpb)
+    if choice.folder is not None and not choice.folder.is_dir():
+        raise MissingError("weights to publish are gone", where=choice.folder, hint=ANEW)
+    if choice.folder is not None:
+        check_files(choice.folder, hint=ANEW)
+    return choice
+
+
+@dataclass(frozen=True, slots=True)
+class FinalFiles:
+    """All of a final folder beside the weights.
+
+    Args:
+        tokenizer: The target's; written by its `save_pretrained`.
+        record: Sealed into the folder.
+        facts: For the model card.
+        resolved_config: The run file.
+    """
+
+    tokenizer: Any
+    record: DoneRecord
+    facts: CardFacts
+    resolved_config: str
+
+    def write(self, place: Path, save_weights: Callable[[Path], object]) -> None:
+        """Fill a final folder, given what writes weights and configs into it."""
+        tokenizer = self.tokenizer
+        save_weights(place)
+        tokenizer.save_pretrained(place)
+        (place / "README.md").write_text(model_card(self.facts), encoding="utf-8")
+        (place / CONFIG_FILE).write_text(self.resolved_config, encoding="utf-8")
+        (place / DONE_FILE).write_bytes(seal(self.record))
+
+
+def publish_trained(
+    root: Path, choice: FinalChoice, target: ModelRef, files: FinalFiles, *, adapters: bool
+) -> None:
+    """Write the final folder whole, adapters merged, and the adapters themselves beside it.
+
+    Args:
+        root: `final/` and `adapter/` go below it.
+        choice: Which weights.
+        target: The untrained model.
+        files: What goes beside them.
+        adapters: Whether checkpoints hold LoRA adapters alone.
+
+    Raises:
+        StorageError: The disk refused; nothing is published.
+        ModelError: The weights cannot be read back.
+    """
+    dtype = own_dtype(target)
+    if choice.folder is None:
+        model = load_model(target, where="target", dtype=dtype)
+    else:
+        model = load_trained(target, choice.folder, adapters=adapters, dtype=dtype)
+    mend_generation_config(model, where=target.model)
+    name_turn_end(model, files.tokenizer)
+    model = model.to(dtype)
+    if adapters and choice.folder is not None:
+        source = choice.folder
+        publish_folder(root / "adapter", lambda place: copy_adapters(source, place))
+    publish_folder(root / "final", lambda place: files.write(place, model.save_pretrained))

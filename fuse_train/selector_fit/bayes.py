@@ -1,0 +1,110 @@
+"""One weight per source by Bayesian optimisation of the pool's NLL: a baseline for what learns.
+
+The NLL of fixed weights is convex in them, so gradient descent (selector `constant`) finds the optimum
+too; this is here because reviewers of fusion papers ask for it.
+
+Shape suffixes: R rows, M sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fuse_train.data.batch import Batch
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from store_schema.errors import ConfigError, InputError
+
+Floats = npt.NDArray[np.float64]
+
+LEAST_WEIGHT = 1e-3
+"""Before weights are scaled to sum 1; below it a source is as good as gone."""
+
+
+def known_logprobs(batches: Iterable[Batch]) -> Floats:
+    """Log-probabilities [R, M] of the labels on rows where every source knows them."""
+    parts = []
+    for batch in batches:
+        if batch.sources is None:
+            raise TypeError("batches of ground truth alone have no pool")
+        logs_BTM = batch.sources.label_logprobs_BTM.double().numpy()
+        known_BT = ~np.isnan(logs_BTM).any(-1) & (batch.label_bytes_BT.numpy() > 0)
+        parts.append(logs_BTM[known_BT].clip(min=PROBABILITY_FLOOR))
+    if not parts or not sum(map(len, parts)):
+        raise InputError("no row where every source knows the label", where="selector bayes")
+    return np.concatenate(parts)
+
+
+def mixture_nats(weights_M: Floats, logprobs_RM: Floats) -> float:
+    """Mean NLL of the labels under fixed weights that sum to 1."""
+    top_R1 = logprobs_RM.max(1, keepdims=True)
+    mass_R = np.exp(logprobs_RM - top_R1) @ weights_M
+    return float(-(np.log(mass_R) + top_R1[:, 0]).mean())
+
+
+def search_weights(
+    logprobs_RM: Floats,
+    *,
+    trials: int,
+    seed: int,
+    on_trial: Callable[[int, float], None] | None = None,
+) -> tuple[float, ...]:
+    """The best weights of `trials` that a tree-structured Parzen estimator proposes.
+
+    Uniform weights and each source nearly alone are tried first, so the result is never worse.
+
+    Args:
+        logprobs_RM: From `known_logprobs`.
+        trials: How many weights are tried.
+        seed: Of the proposals; the same seed finds the same weights.
+        on_trial: Told the number of trials done and the least NLL so far in nats per row.
+
+    Returns:
+        [M] weights, sum 1.
+
+    Raises:
+        ConfigError: optuna is not installed.
+
+    Source: Bergstra et al. 2011 (TPE), as optuna has it.
+    """
+    optuna = _optuna()
+    num_sources = logprobs_RM.shape[1]
+    names = [f"source_{m}" for m in range(num_sources)]
+
+    def scaled(parameters: dict[str, float]) -> Floats:
+        weights_M = np.array([parameters[name] for name in names])
+        total: Floats = weights_M / weights_M.sum()
+        return total
+
+    def objective(trial: Any) -> float:
+        for name in names:
+            trial.suggest_float(name, LEAST_WEIGHT, 1.0, log=True)
+        return mixture_nats(scaled(trial.params), logprobs_RM)
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    study.enqueue_trial(dict.fromkeys(names, 1.0))
+    for name in names:
+        study.enqueue_trial(dict.fromkeys(names, LEAST_WEIGHT) | {name: 1.0})
+
+    def told(study: Any, trial: Any) -> None:
+        if on_trial is not None:
+            on_trial(trial.number + 1, study.best_value)
+
+    study.optimize(objective, n_trials=max(trials, num_sources + 1), callbacks=[told])
+    return tuple(scaled(study.best_params).tolist())
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError(
+            "selector bayes needs optuna, which is not installed",
+            where="train.selector",
+            hint="pip install optuna, or take selector constant",
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

@@ -1,0 +1,237 @@
+"""The selector as a training goes on with it: fixed, searched for, resumed, given, or trained first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fuse_train.config import TrainSection
+from fuse_train.data.samples import AlignedSamples
+from fuse_train.data.stream import SampleStream, StreamOptions
+from fuse_train.disk.folders import publish_folder
+from fuse_train.machine.processes import is_main, progress_stream
+from fuse_train.selector_fit.bayes import known_logprobs, search_weights
+from fuse_train.selector_fit.selector_training import (
+    Kind,
+    new_selector,
+    split_batches,
+    train_selector,
+)
+from fuse_train.selectors.asn import AdaptiveSelector
+from fuse_train.selectors.selectors import (
+    FIXED,
+    Selector,
+    SourceView,
+    StaticSelector,
+    build_selector,
+)
+from launch.progress import Progress
+from store_schema import __version__
+from store_schema.errors import ConfigError
+from store_schema.fingerprint import fingerprint
+
+
+class FrozenSelector(Selector):
+    """A trained selector that nothing trains any further: its weights are buffers, not parameters.
+
+    Args:
+        trained: Left as it is from here on.
+    """
+
+    def __init__(self, trained: AdaptiveSelector) -> None:
+        super().__init__()
+        for module in trained.modules():
+            for name in list(module._parameters):
+                value = module._parameters.pop(name)
+                module.register_buffer(name, None if value is None else value.detach())
+        self.trained = trained.eval()
+
+    @property
+    def hindsight(self) -> bool:
+        return self.trained.hindsight
+
+    @property
+    def bound(self) -> bool:
+        return self.trained.bound
+
+    def forward(self, view: SourceView) -> torch.Tensor:
+        weights_BTM: torch.Tensor = self.trained(view)
+        return weights_BTM
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorStart:
+    """What a selector is made from.
+
+    Args:
+        section: Of the run.
+        seed: Of the run.
+        stream: Of the training split; gives the sources, and batches to those that learn.
+        valid: Opens the stores for the split that `bayes` searches on.
+        device: To train on.
+        on_step: Called between steps and trials, for signals.
+        kept_in: Folder where selectors that were trained on the stores alone are kept, by what they
+            were made from; None keeps none.
+    """
+
+    section: TrainSection
+    seed: int
+    stream: SampleStream
+    valid: Callable[[], AlignedSamples]
+    device: torch.device
+    on_step: Callable[[], None]
+    kept_in: Path | None = None
+
+    def make(self, checkpoint: Path | None = None) -> Selector:
+        """The selector, trained or searched for where the section says so.
+
+        Every process does the same work on the same data, so nothing is sent around.
+
+        Args:
+            checkpoint: Folder of a saved selector to go on with, None at the start.
+
+        Raises:
+            ConfigError: Weights of unknown sources, or no optuna.
+            MissingError: No saved selector there.
+            MismatchError: A saved selector that was built otherwise.
+            ModelError: A loss that is not finite.
+        """
+        section, sources = self.section, self.stream.samples.sources
+        if section.selector in FIXED:
+            return build_selector(section, sources)
+        if section.selector == "bayes":
+            return StaticSelector(self._searched())
+        selector = untrained(section, self.seed, len(sources))
+        if section.asn.frozen:
+            selector.load(Path(str(section.asn.start_from)))
+            return FrozenSelector(selector)
+        if checkpoint is not None:
+            selector.load(checkpoint)
+        elif section.asn.start_from is not None:
+            selector.load(Path(section.asn.start_from))
+        elif section.asn.pretrain_steps and section.asn.objective != "fusion":
+            return self.trained()
+        return selector
+
+    def trained(self) -> AdaptiveSelector:
+        """A selector that learns, trained on the stores alone, from `start_from` if given.
+
+        One that was made from the same before, by this run's pool estimate or by a training that was
+        stopped, is taken from `kept_in`.
+        """
+        section, kept = self.section, None
+        if self.kept_in is not None:
+            mark = selector_fingerprint(section, self.seed, self.stream.samples)
+            kept = self.kept_in / mark[:16]
+            if kept.exists():
+                found = untrained(section, self.seed, len(self.stream.samples.sources))
+                found.load(kept)
+                return found.to(self.device).eval()
+        selector = self._newly_trained()
+        if kept is not None and is_main():
+            publish_folder(kept, selector.save)
+        return selector
+
+    def _newly_trained(self) -> AdaptiveSelector:
+        section = self.section
+        alone = pretrain_stream(self.stream, section.asn.pretrain_batch_segments)
+        start = None
+        if section.asn.start_from is not None:
+            start = untrained(section, self.seed, len(alone.samples.sources))
+            start.load(Path(section.asn.start_from))
+        bar = Progress(
+            "train selector", section.asn.pretrain_steps, unit="step", stream=progress_stream()
+        )
+        with bar as progress:
+
+            def on_step(step: int, nats: float) -> None:
+                self.on_step()
+                progress.add(1, f"pool {nats:.4f} nats")
+
+            return train_selector(
+                alone,
+                section.asn,
+                seed=self.seed,
+                kind=kind_of(section),
+                feedback_weight=section.feedback_weight,
+                start=start,
+                on_step=on_step,
+                device=self.device,
+            )
+
+    def _searched(self) -> tuple[float, ...]:
+        trials = self.section.bayes.trials
+        logprobs_RM = known_logprobs(split_batches(self.valid(), self.stream.domains))
+        bar = Progress("search weights", trials, unit="trial", stream=progress_stream())
+        with bar as progress:
+
+            def on_trial(done: int, nats: float) -> None:
+                self.on_step()
+                progress.add(1, f"pool {nats:.4f} nats")
+
+            return search_weights(logprobs_RM, trials=trials, seed=self.seed, on_trial=on_trial)
+
+
+def kind_of(section: TrainSection) -> Kind:
+    """Which selector that learns the section names.
+
+    Raises:
+        ConfigError: It names one that does not.
+    """
+    if section.selector == "asn" or section.selector == "constant":
+        return section.selector
+    raise ConfigError(
+        "this selector does not learn",
+        where="train.selector",
+        expected="asn or constant",
+        got=section.selector,
+    )
+
+
+def untrained(section: TrainSection, seed: int, num_sources: int) -> AdaptiveSelector:
+    """The selector that the section names, one that learns."""
+    return new_selector(section.asn, seed, kind_of(section), num_sources)
+
+
+def selector_fingerprint(section: TrainSection, seed: int, samples: AlignedSamples) -> str:
+    """Of what a selector that is trained alone is made from: recipe, stores, seed."""
+    content: dict[str, Any] = {
+        "selector": section.selector,
+        "asn": section.asn.model_dump(mode="json"),
+        "hedge": section.hedge.model_dump(mode="json"),
+        "feedback_weight": section.feedback_weight,
+        "splits": [section.train_split, section.valid_split, section.shuffle_shards],
+        "append_eos": samples.append_eos,
+        "seed": seed,
+        "stores": [[n, reader.manifest.fingerprint()] for n, reader in samples.stores.items()],
+        "missing": {name: sorted(found) for name, found in samples.missing.items()},
+        "by": __version__,
+    }
+    if section.asn.start_from is not None:
+        content["start"] = saved_identity(section, len(samples.sources))
+    return fingerprint(content)
+
+
+def saved_identity(section: TrainSection, num_sources: int) -> str:
+    """Fingerprint of the weights in `asn.start_from`."""
+    selector = untrained(section, 0, num_sources)
+    selector.load(Path(str(section.asn.start_from)))
+    return fingerprint({name: t.tolist() for name, t in selector.state_dict().items()})
+
+
+def pretrain_stream(stream: SampleStream, batch_segments: int) -> SampleStream:
+    """The same samples in batches of their own size, without entries, decoded once for both."""
+    options = StreamOptions(
+        seed=stream.options.seed,
+        batch_segments=batch_segments,
+        micro_batch_segments=batch_segments,
+        shuffle_shards=stream.options.shuffle_shards,
+        cache_gib=stream.options.cache_gib,
+    )
+    return SampleStream(
+        stream.samples, options, stream.domains, with_entries=False, cache=stream.cache
+    )

@@ -1,0 +1,212 @@
+"""A selector on stores alone: train it in seconds, and say what its pool would score.
+
+No model is needed: the sources' log-probabilities of the labels lie in the stores. A pool's NLL is a
+proper score of its weights, span by span (pools.py), so what is learned here is what the fused target
+will be shown.
+
+Shape suffixes: B segments, T rows, M sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fuse_train.config import AsnSection
+from fuse_train.data.batch import Batch, SourceBatch, collate, sources_of, to_device, whole_spans
+from fuse_train.data.samples import AlignedSamples
+from fuse_train.data.stream import SampleStream
+from fuse_train.loop.schedule import rate_factor
+from fuse_train.losses.losses import importance_cv2
+from fuse_train.selectors.asn import AdaptiveSelector, SharedScorer
+from fuse_train.selectors.gates import ConstantGate, RewardNetwork
+from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from fuse_train.selectors.pools import held, pool_nats
+from fuse_train.selectors.selectors import Selector
+from store_schema.errors import ModelError
+
+Kind = Literal["asn", "constant"]
+"""Selectors that learn, by the name that `train.selector` has for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSums:
+    """What a pool scored on the spans where every source knows the labels' probabilities.
+
+    Args:
+        nats: NLL of the labels under the pool.
+        num_bytes: Bytes of those labels.
+        num_rows: Rows of these spans.
+        all_bytes: Bytes of all labels, known or not.
+        all_rows: How many rows there are in all.
+    """
+
+    nats: float = 0.0
+    num_bytes: int = 0
+    num_rows: int = 0
+    all_bytes: int = 0
+    all_rows: int = 0
+
+    def __add__(self, other: PoolSums) -> PoolSums:
+        return PoolSums(
+            self.nats + other.nats,
+            self.num_bytes + other.num_bytes,
+            self.num_rows + other.num_rows,
+            self.all_bytes + other.all_bytes,
+            self.all_rows + other.all_rows,
+        )
+
+
+def split_batches(
+    samples: AlignedSamples, domains: tuple[str, ...], *, batch_segments: int = 64
+) -> Iterator[Batch]:
+    """Every segment of a split once, in plan order, without entries: what `pool_nll` reads.
+
+    Args:
+        samples: Stores opened for the split.
+        domains: Names of all domains of the run.
+        batch_segments: Segments of one batch; shards are never mixed.
+    """
+    for position in range(len(samples.shards)):
+        shard = samples.load(position, with_sources=True)
+        for start in range(0, len(shard.segments), batch_segments):
+            stop = min(start + batch_segments, len(shard.segments))
+            chosen = [shard.sample(i) for i in range(start, stop)]
+            yield collate(chosen, domains, with_entries=False)
+
+
+@torch.no_grad()
+def pool_nll(selector: Selector, batches: Iterable[Batch]) -> dict[str, PoolSums]:
+    """NLL of a selector's pool, by domain, over spans whose labels EVERY source knows.
+
+    Args:
+        selector: Any; on the batches' device.
+        batches: From `split_batches`.
+
+    Returns:
+        Sums by domain name, for domains that occur.
+    """
+    sums: dict[str, PoolSums] = {}
+    for batch in batches:
+        sources = sources_of(batch)
+        real_BT = batch.label_bytes_BT > 0
+        first_BT = whole_spans(batch)
+        logprobs_BTM = sources.label_logprobs_BTM.clamp(min=PROBABILITY_FLOOR)
+        nats_BT = pool_nats(selector(sources.view), logprobs_BTM, sources.begins_BT)
+        nats_R = nats_BT[first_BT].double()
+        known_BT = held(first_BT[..., None], sources.begins_BT)[..., 0] & real_BT
+        domain_BT = batch.domains_B[:, None].expand(known_BT.shape)
+        count = len(batch.domains)
+
+        def by_domain(at_BT: torch.Tensor, values: torch.Tensor) -> list[float]:
+            index = domain_BT[at_BT]  # noqa: B023 - used within the iteration only
+            total = torch.zeros(count, dtype=torch.float64)  # noqa: B023
+            return total.index_add_(0, index.cpu(), values.double().cpu()).tolist()
+
+        ones_BT = torch.ones_like(batch.label_bytes_BT)
+        columns = zip(
+            batch.domains,
+            by_domain(first_BT, nats_R),
+            by_domain(known_BT, batch.label_bytes_BT[known_BT]),
+            by_domain(known_BT, ones_BT[known_BT]),
+            by_domain(real_BT, batch.label_bytes_BT[real_BT]),
+            by_domain(real_BT, ones_BT[real_BT]),
+            strict=True,
+        )
+        for name, nats, num_bytes, num_rows, all_bytes, all_rows in columns:
+            if all_rows:
+                figures = (int(num_bytes), int(num_rows), int(all_bytes), int(all_rows))
+                sums[name] = sums.get(name, PoolSums()) + PoolSums(nats, *figures)
+    return sums
+
+
+def train_selector(
+    stream: SampleStream,
+    section: AsnSection,
+    *,
+    seed: int,
+    kind: Kind = "asn",
+    feedback_weight: float = 0.0,
+    start: AdaptiveSelector | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    device: torch.device | None = None,
+) -> AdaptiveSelector:
+    """Train a selector on the pool's NLL, alone, on the split of `stream`.
+
+    The loss is taken on the gates before the threshold, so that a source that is dropped now can
+    come back.
+
+    Args:
+        stream: With sources; entries are not needed (`with_entries=False`).
+        section: Widths, steps and learning rate.
+        seed: Of the initial weights.
+        kind: Which selector.
+        feedback_weight: alpha, weight of CV^2 of importance.
+        start: Goes on from this one instead of an untrained one.
+        on_step: Told the step and its pool NLL per row in nats.
+        device: Where; None is the CPU.
+
+    Returns:
+        The trained network, in evaluation mode.
+
+    Raises:
+        ModelError: A loss that is not finite.
+    """
+    selector = start or new_selector(section, seed, kind, len(stream.samples.sources))
+    device = device or torch.device("cpu")
+    selector.to(device).train()
+    optimizer = torch.optim.AdamW(selector.parameters(), lr=section.lr, weight_decay=0.0)
+    steps = section.pretrain_steps
+    for step, batches in enumerate(stream.batches(0, steps)):
+        optimizer.zero_grad(set_to_none=True)
+        loss_sum, num_rows = 0.0, sum(known_rows(sources_of(batch)) for batch in batches)
+        for batch in batches:
+            sources = sources_of(to_device(batch, device))
+            gates_BTM = selector.gates(sources.view)
+            logprobs_BTM = sources.label_logprobs_BTM.clamp(min=PROBABILITY_FLOOR)
+            nll = pool_nats(gates_BTM, logprobs_BTM, sources.begins_BT).sum()
+            loss = nll / max(num_rows, 1)
+            if feedback_weight:
+                balance = importance_cv2(selector.keep(gates_BTM).sum((0, 1)))
+                loss = loss + feedback_weight * balance / len(batches)
+            torch.autograd.backward(loss)
+            loss_sum += float(nll.detach())
+        if loss_sum != loss_sum:
+            names = ", ".join(name for batch in batches for name in batch.segment_ids[:4])
+            raise ModelError("selector's loss is not a number", where=f"step {step}, {names} ...")
+        for group in optimizer.param_groups:
+            group["lr"] = section.lr * rate_factor(step, steps, warmup_ratio=0.02, floor=0.1)
+        optimizer.step()
+        if on_step is not None:
+            on_step(step, loss_sum / max(num_rows, 1))
+    optimizer.zero_grad(set_to_none=True)  # else the training beside the target would begin with it
+    return selector.eval()
+
+
+def new_selector(
+    section: AsnSection, seed: int, kind: Kind = "asn", num_sources: int = 0
+) -> AdaptiveSelector:
+    """An untrained selector; its weights depend on the seed alone, the caller's generator stays.
+
+    Args:
+        section: Widths and rules.
+        seed: Of the initial weights.
+        kind: Which selector.
+        num_sources: For those that are bound to their sources.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "constant":
+            return ConstantGate(section, num_sources)
+        if section.preset == "fusion-x":
+            return RewardNetwork(section, num_sources)
+        return SharedScorer(section)
+
+
+def known_rows(sources: SourceBatch) -> int:
+    """Rows where at least one covered source knows the label: those that the pool loss counts."""
+    known_BTM = ~sources.label_logprobs_BTM.isnan() & sources.covered_BTM
+    return int(known_BTM.any(-1).sum())

@@ -1,0 +1,1 @@
+"""Who of the sources counts at each position, and how much."""

@@ -1,0 +1,224 @@
+"""Where things are kept: a local folder or an object-store URL, behind the same few calls.
+
+Keys are relative, '/'-separated. `write_atomic` is the only way a file that others look for comes
+into being: on disk a temporary file, fsync and rename; in an object store one put, which is atomic
+there. What must be found is found by its key (`exists`, `read_many`), never by a listing, which an
+object store may give late. Credentials come from the environment, never from a config or URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from store_schema.disk.remote_location import RemoteLocation
+from store_schema.disk.storage_errors import NamedStore, storage_errors
+from store_schema.errors import ConfigError, MissingError
+
+_SYNC_THREADS = 16
+
+
+class Location(Protocol):
+    """A folder-like place. All keys are relative to it."""
+
+    @property
+    def url(self) -> str: ...
+
+    def read_bytes(self, key: str, limit: int | None = None) -> bytes:
+        """The file, or its first `limit` bytes: what a stranger made may be of any size."""
+        ...
+
+    def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """The files that are there among `keys`; relies on no listing.
+
+        Raises:
+            StorageError: One could not be read; that is not taken for "not there".
+        """
+        ...
+
+    def write_atomic(self, key: str, data: bytes) -> None: ...
+
+    def open_write(self, key: str) -> BinaryIO:
+        """A file to stream into. Not atomic: for files that a later record makes valid."""
+        ...
+
+    def replace(self, key: str, final: str) -> None:
+        """Give a whole file another name in one step, in place of what had it."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether the file is there; a folder is none."""
+        ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Names directly under `prefix`, sorted; [] when there is none.
+
+        For people's tools: an object store may list a new file late.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a file or a whole folder; nothing happens when it is not there."""
+        ...
+
+    def make_durable(self, key: str) -> None:
+        """Return when all below `key`, and the way to it, would survive a power cut."""
+        ...
+
+    def open_read(self, key: str) -> BinaryIO:
+        """The file opened for reading in any order."""
+        ...
+
+    def child(self, key: str) -> Location: ...
+
+    def zarr_store(self, key: str, *, read_only: bool) -> Store: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLocation:
+    """A folder on a POSIX file system."""
+
+    url: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.url)
+
+    def read_bytes(self, key: str, limit: int | None = None) -> bytes:
+        with storage_errors(str(self.path / key)):
+            with (self.path / key).open("rb") as file:
+                return file.read(limit)
+
+    def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        found = {}
+        for key in keys:
+            with contextlib.suppress(MissingError):
+                found[key] = self.read_bytes(key)
+        return found
+
+    def write_atomic(self, key: str, data: bytes) -> None:
+        final = self.path / key
+        temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
+        with storage_errors(str(final), writing=True):
+            _make_folders(final.parent)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(final)
+                self._sync_way(final.parent)  # the rename itself
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def open_write(self, key: str) -> BinaryIO:
+        with storage_errors(str(self.path / key), writing=True):
+            _make_folders((self.path / key).parent)
+            return (self.path / key).open("wb")
+
+    def replace(self, key: str, final: str) -> None:
+        with storage_errors(str(self.path / final), writing=True):
+            (self.path / key).replace(self.path / final)
+            self._sync_way((self.path / final).parent)
+
+    def exists(self, key: str) -> bool:
+        with storage_errors(str(self.path / key)):
+            return (self.path / key).is_file()
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self.path / prefix
+        with storage_errors(str(folder)):
+            if not folder.is_dir():
+                return []
+            return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+
+    def delete(self, key: str) -> None:
+        path = self.path / key
+        with storage_errors(str(path)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def make_durable(self, key: str) -> None:
+        top = self.path / key
+        with storage_errors(str(top)):
+            # Side by side: the file system writes its journal once for many of them.
+            with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+                for _ in pool.map(_sync, [*top.rglob("*"), top]):
+                    pass
+            self._sync_way(top.parent)
+
+    def _sync_way(self, folder: Path) -> None:
+        """Make `folder` and the entries that lead to it durable, up to the location's own.
+
+        All of them each time: another worker may have made one and not have come to syncing it.
+        """
+        for path in (folder, *folder.parents):
+            _sync(path)
+            if path == self.path.parent or self.path.parent not in path.parents:
+                return
+
+    def open_read(self, key: str) -> BinaryIO:
+        with storage_errors(str(self.path / key)):
+            return (self.path / key).open("rb")
+
+    def child(self, key: str) -> Location:
+        return LocalLocation(str(self.path / key))
+
+    def zarr_store(self, key: str, *, read_only: bool) -> Store:
+        return NamedStore(LocalStore(self.path / key, read_only=read_only), str(self.path / key))
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder and those above it, each with a durable entry in the one that holds it."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the entries of a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_location(url: str | Path) -> Location:
+    """A Location for a path or URL ('file://' is a path).
+
+    Raises:
+        ConfigError: Empty, or a URL that holds credentials.
+    """
+    text = str(url)
+    if not text:
+        raise ConfigError("a path or URL is empty", where="storage", hint="give a folder or URL")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if "://" not in text:
+        return LocalLocation(text)
+    scheme, place = text.split("://", 1)
+    user, at, _ = place.partition("/")[0].rpartition("@")
+    if at and (":" in user or scheme in ("s3", "s3a")):
+        raise ConfigError(
+            "credentials in a storage URL",
+            where=f"{scheme}://***@{place.removeprefix(user + at)}",
+            hint="give them in the environment (AWS_ACCESS_KEY_ID and so on, or a profile)",
+        )
+    return RemoteLocation(text.rstrip("/"))

@@ -1,0 +1,117 @@
+"""An object store as a place for files: see `location.Location`, which says what each call promises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from zarr.abc.store import Store
+
+from store_schema.disk import remote
+from store_schema.disk.storage_errors import NamedStore, storage_errors
+
+_KEYS_AT_ONCE = 1024
+"""Keys of one round of `read_many`: bounds memory and what a deadline spans."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLocation:
+    """An fsspec URL such as s3://bucket/prefix. One put is atomic; there are no renames."""
+
+    url: str
+
+    def read_bytes(self, key: str, limit: int | None = None) -> bytes:
+        filesystem, root = remote.open_filesystem(self.url)
+        part = {} if limit is None else {"start": 0, "end": limit}
+        with storage_errors(f"{self.url}/{key}"):
+            try:
+                return bytes(remote.call(filesystem, "cat_file", f"{root}/{key}", **part))
+            except OSError as error:
+                if part and "not satisfiable" in str(error):
+                    return b""  # S3's word for a range of an empty file
+                raise
+
+    def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        filesystem, root = remote.open_filesystem(self.url)
+        found = {}
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            part = keys[start : start + _KEYS_AT_ONCE]
+            with storage_errors(self.url):
+                paths = [f"{root}/{key}" for key in part]
+                answers = remote.call_each(filesystem, "cat_file", paths)
+            for key, answer in zip(part, answers, strict=True):
+                if isinstance(answer, BaseException) and not isinstance(answer, FileNotFoundError):
+                    with storage_errors(f"{self.url}/{key}"):
+                        raise answer
+                if not isinstance(answer, BaseException):
+                    found[key] = bytes(answer)
+        return found
+
+    def write_atomic(self, key: str, data: bytes) -> None:
+        filesystem, root = remote.open_filesystem(self.url)
+        with storage_errors(f"{self.url}/{key}", writing=True):
+            remote.call(filesystem, "pipe_file", f"{root}/{key}", data)
+
+    def open_write(self, key: str) -> BinaryIO:
+        filesystem, root = remote.open_filesystem(self.url)
+        with storage_errors(f"{self.url}/{key}", writing=True):
+            return cast(BinaryIO, filesystem.open(f"{root}/{key}", "wb"))
+
+    def replace(self, key: str, final: str) -> None:
+        filesystem, root = remote.open_filesystem(self.url)
+        filesystem.invalidate_cache()
+        with storage_errors(f"{self.url}/{final}", writing=True):  # a server-side copy is one put
+            remote.call(filesystem, "cp_file", f"{root}/{key}", f"{root}/{final}")
+        self.delete(key)
+
+    def exists(self, key: str) -> bool:
+        filesystem, root = remote.open_filesystem(self.url)
+        filesystem.invalidate_cache()
+        with storage_errors(f"{self.url}/{key}"):
+            try:
+                found = remote.call(filesystem, "info", f"{root}/{key}")
+            except FileNotFoundError:
+                return False
+        return bool(found["type"] == "file")
+
+    def names(self, prefix: str) -> list[str]:
+        filesystem, root = remote.open_filesystem(self.url)
+        filesystem.invalidate_cache()
+        folder = f"{root}/{prefix}".rstrip("/")
+        with storage_errors(f"{self.url}/{prefix}"):
+            try:
+                listed = remote.call(filesystem, "ls", folder, detail=False)
+            except FileNotFoundError:
+                return []
+        paths = {str(path).strip("/") for path in listed}
+        # Consoles mark folders by an empty object of the folder's own name.
+        return sorted(path.rsplit("/", 1)[-1] for path in paths - {folder.strip("/")})
+
+    def delete(self, key: str) -> None:
+        filesystem, root = remote.open_filesystem(self.url)
+        filesystem.invalidate_cache()
+        path = f"{root}/{key}"
+        with storage_errors(f"{self.url}/{key}"):
+            below = [name for name in remote.call(filesystem, "find", path) if name != path]
+            # One by one: a bulk delete of S3 does not say what it could not delete.
+            for answer in remote.call_each(filesystem, "rm_file", [path, *below]):
+                if isinstance(answer, BaseException) and not isinstance(answer, FileNotFoundError):
+                    raise answer
+
+    def make_durable(self, key: str) -> None:
+        """A put that was answered is durable."""
+
+    def open_read(self, key: str) -> BinaryIO:
+        filesystem, root = remote.open_filesystem(self.url)
+        with storage_errors(f"{self.url}/{key}"):
+            opened = filesystem.open(f"{root}/{key}", "rb", block_size=remote.READ_BLOCK)
+            return cast(BinaryIO, opened)
+
+    def child(self, key: str) -> RemoteLocation:
+        return RemoteLocation(f"{self.url.rstrip('/')}/{key}")
+
+    def zarr_store(self, key: str, *, read_only: bool) -> Store:
+        url = f"{self.url.rstrip('/')}/{key}"
+        store = remote.open_zarr_store(url, read_only=read_only)
+        return NamedStore(store, url, remote.CALL_DEADLINE_S)

@@ -1,0 +1,90 @@
+"""What disks and object stores raise, as errors that name the place."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import WrapperStore
+
+from store_schema.errors import MissingError, StorageError
+
+_CLIENT_LIBRARIES = {
+    "botocore",
+    "aiobotocore",
+    "aiohttp",
+    "s3fs",
+    "gcsfs",
+    "adlfs",
+    "google",
+    "http",
+}
+"""Object-store clients whose errors are not OSErrors."""
+
+
+@contextmanager
+def storage_errors(where: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn what disks and object stores raise into a StorageError that names the place.
+
+    Args:
+        where: File or folder, for the message.
+        writing: Whether a thing not found is the bucket or folder that was to be written to.
+    """
+    remotely = "://" in where
+    try:
+        yield
+    except FileNotFoundError as error:
+        if writing:
+            hint = "make the bucket first" if remotely else "check the path, then rerun"
+            raise StorageError("no such place", where=where, got=error, hint=hint) from error
+        raise MissingError("file not found", where=where, hint="run the stage before") from error
+    except OSError as error:
+        hint = "check the path and its permissions, then rerun"
+        if remotely:
+            hint = "check its address and the credentials in the environment, then rerun"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free space and rerun: what was published stands"
+        got = error.strerror or str(error) or type(error).__name__
+        raise StorageError("storage refused", where=where, got=got, hint=hint) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENT_LIBRARIES:
+            raise
+        raise StorageError(
+            "object store refused",
+            where=where,
+            got=f"{type(error).__name__}: {error}",
+            hint="check its address and the credentials in the environment, then rerun",
+        ) from error
+
+
+class NamedStore(WrapperStore[Store]):
+    """A Zarr store whose faults are StorageErrors, so that none is ever taken for damage."""
+
+    def __init__(self, store: Store, where: str, deadline_s: float | None = None) -> None:
+        super().__init__(store)
+        self._where = where
+        self._deadline_s = deadline_s
+
+    def _with_store(self, store: Store) -> NamedStore:
+        return NamedStore(store, self._where, self._deadline_s)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        with storage_errors(f"{self._where}/{key}"):
+            async with asyncio.timeout(self._deadline_s):
+                return await self._store.get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        with storage_errors(f"{self._where}/{key}", writing=True):
+            async with asyncio.timeout(self._deadline_s):
+                await self._store.set(key, value)
+
+    async def exists(self, key: str) -> bool:
+        with storage_errors(f"{self._where}/{key}"):
+            async with asyncio.timeout(self._deadline_s):
+                return await self._store.exists(key)

@@ -1,0 +1,1 @@
+"""Between the arrays of the layout and what lies on disk."""

@@ -1,0 +1,336 @@
+"""Between the arrays of the layout and the arrays that lie on disk (since schema version 2).
+
+Each group owns some arrays of the layout and says how they are kept: differences instead of
+running totals, frequency ranks instead of ids, codes instead of log-probabilities. What is stored is
+plain numbers in Zarr arrays; `docs/store.md` says how to read them without this module.
+
+Axes as in `layout`; "by place" means all rows' first entries, then all second ones, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from store_schema.encoding import codes
+from store_schema.encoding.frequency import rank_by_id
+from store_schema.encoding.group import (
+    Coder,
+    Group,
+    Numbers,
+    StoredSpec,
+    coded_logs,
+    coded_nats,
+    counted,
+    plain,
+    totals,
+)
+from store_schema.layout import EXTRAS, Arrays, Extra, Kind
+from store_schema.presets import Encoding
+
+
+def stored_specs(
+    kind: Kind, encoding: Encoding, extras: Sequence[Extra] = ()
+) -> tuple[StoredSpec, ...]:
+    """The arrays on disk of a shard of such a store."""
+    return tuple(spec for group in groups(kind, encoding, extras) for spec in group.stored)
+
+
+def groups(kind: Kind, encoding: Encoding, extras: Sequence[Extra] = ()) -> tuple[Group, ...]:
+    """How a store of `kind` whose manifest lists `extras` is kept."""
+    exact = encoding.steps is None
+    found = [
+        plain("segment_ids", StoredSpec("segment_ids", "<i8", "D", delta=True)),
+        counted("token_offsets", _TOKEN_COUNTS),
+        _TOKENS,
+        _EXACT_ENTRIES if exact else _CODED_ENTRIES,
+        plain("label_logprobs", StoredSpec("label_logprobs", "<f4", "N"))
+        if exact
+        else coded_logs("label_logprobs", StoredSpec("label_codes", "<u4", "N")),
+    ]
+    if kind == "generated":
+        found += [
+            plain("answer_index", StoredSpec("answer_index", "<u4", "D")),
+            plain("finish", StoredSpec("finish", "<u4", "D"), dtype="|u1"),
+        ]
+    for name in EXTRAS:
+        if name in extras:
+            as_it_is = plain(name, StoredSpec(name, "<f4", "N"))
+            found.append(as_it_is if exact else _CODED_EXTRAS[name])
+    if kind == "aligned":
+        found += [
+            plain("origin", StoredSpec("origin", "<u4", "N"), dtype="|u1"),
+            counted("span_offsets", _SPAN_COUNTS),
+            _SPANS,
+            plain("span_logprobs", StoredSpec("span_logprobs", "<f4", "S"))
+            if exact
+            else coded_logs("span_logprobs", StoredSpec("span_codes", "<u4", "S")),
+            plain("source_nats", StoredSpec("source_nats", "<f8", "D")),
+            plain("source_bytes", StoredSpec("source_bytes", "<i8", "D")),
+        ]
+    return tuple(found)
+
+
+def encode(kind: Kind, arrays: Arrays, coder: Coder) -> Arrays:
+    """Arrays of the layout as they lie on disk."""
+    stored: Arrays = {}
+    for group in groups(kind, coder.encoding, coder.extras):
+        stored |= group.encode(arrays, coder)
+    return stored
+
+
+def needed_specs(
+    kind: Kind,
+    encoding: Encoding,
+    names: Iterable[str] | None = None,
+    extras: Sequence[Extra] = (),
+) -> tuple[StoredSpec, ...]:
+    """The arrays on disk that some arrays of the layout are decoded from; None means all."""
+    return tuple(
+        dict.fromkeys(
+            spec
+            for group in _wanted(groups(kind, encoding, extras), names)
+            for spec in (*group.stored, *group.also)
+        )
+    )
+
+
+def decode(kind: Kind, stored: Arrays, coder: Coder, names: Iterable[str] | None = None) -> Arrays:
+    """Arrays of the layout from those on disk.
+
+    Args:
+        kind: Of the store.
+        stored: At least `needed_specs` of the same names.
+        coder: Of the store.
+        names: Which arrays; None gives all.
+
+    Raises:
+        CorruptionError: Numbers that `encode` never writes.
+    """
+    wanted = None if names is None else set(names)
+    found: Arrays = {}
+    for group in _wanted(groups(kind, coder.encoding, coder.extras), wanted):
+        found |= group.decode(stored, coder)
+    return {n: a for n, a in found.items() if wanted is None or n in wanted}
+
+
+def _wanted(found: Iterable[Group], names: Iterable[str] | None) -> list[Group]:
+    wanted = None if names is None else set(names)
+    return [g for g in found if wanted is None or wanted.intersection(g.names)]
+
+
+def _starts(counts: npt.NDArray[Any], length: int, coder: Coder) -> npt.NDArray[np.int64]:
+    """First position (or span) of each segment that has any."""
+    offsets = totals(counts)
+    if offsets[-1] != length:
+        raise coder.fault(
+            "lengths of segments do not sum to the shard's", "token_counts, span_counts"
+        )
+    return offsets[:-1][counts > 0]
+
+
+def _rises(values: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """Differences within segments; the first of each segment as it is."""
+    rises = np.diff(values.astype(np.int64), prepend=0)
+    rises[starts] = values[starts]
+    return rises.astype(np.uint32)
+
+
+def _running(rises: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    """What `_rises` was given."""
+    sums = np.cumsum(rises, dtype=np.int64)
+    before = np.where(starts > 0, sums[starts - 1], 0)
+    lengths = np.diff(np.append(starts, len(rises)))
+    values: npt.NDArray[np.int64] = sums - np.repeat(before, lengths)
+    return values.astype(np.uint32)
+
+
+# ------------------------------------------------------------------------------- tokens and spans
+
+_TOKEN_COUNTS = StoredSpec("token_counts", "<u4", "D")
+_SPAN_COUNTS = StoredSpec("span_counts", "<u4", "D")
+
+
+def _encode_tokens(arrays: Arrays, coder: Coder) -> Arrays:
+    counts = np.diff(arrays["token_offsets"])
+    starts = arrays["token_offsets"][:-1][counts > 0]
+    return {
+        "token_ranks": rank_by_id(coder.ranking)[arrays["token_ids"]],
+        "token_bytes": _rises(arrays["byte_ends"], starts),
+    }
+
+
+def _decode_tokens(stored: Arrays, coder: Coder) -> Arrays:
+    ranks = stored["token_ranks"]
+    starts = _starts(stored["token_counts"], len(ranks), coder)
+    return {
+        "token_ids": _ids(ranks, coder, "token_ranks"),
+        "byte_ends": _running(stored["token_bytes"], starts),
+    }
+
+
+def _ids(ranks: npt.NDArray[Any], coder: Coder, name: str) -> npt.NDArray[np.uint32]:
+    if ranks.size and ranks.max() >= len(coder.ranking):
+        raise coder.fault("rank out of range", name)
+    ids: npt.NDArray[np.uint32] = coder.ranking[ranks]
+    return ids
+
+
+_TOKENS = Group(
+    ("token_ids", "byte_ends"),
+    (StoredSpec("token_ranks", "<u4", "N"), StoredSpec("token_bytes", "<u4", "N")),
+    _encode_tokens,
+    _decode_tokens,
+    also=(_TOKEN_COUNTS,),
+)
+
+
+def _encode_spans(arrays: Arrays, _: Coder) -> Arrays:
+    tokens, spans = arrays["token_offsets"], arrays["span_offsets"]
+    return {
+        "span_steps": _rises(arrays["span_index"], tokens[:-1][np.diff(tokens) > 0]),
+        "span_bytes": _rises(arrays["span_byte_ends"], spans[:-1][np.diff(spans) > 0]),
+    }
+
+
+def _decode_spans(stored: Arrays, coder: Coder) -> Arrays:
+    steps, sizes = stored["span_steps"], stored["span_bytes"]
+    return {
+        "span_index": _running(steps, _starts(stored["token_counts"], len(steps), coder)),
+        "span_byte_ends": _running(sizes, _starts(stored["span_counts"], len(sizes), coder)),
+    }
+
+
+_SPANS = Group(
+    ("span_index", "span_byte_ends"),
+    (
+        StoredSpec("span_steps", "<u4", "N"),
+        StoredSpec("span_bytes", "<u4", "S"),
+    ),
+    _encode_spans,
+    _decode_spans,
+    also=(_TOKEN_COUNTS, _SPAN_COUNTS),
+)
+
+# ------------------------------------------------------------------------------- entries
+
+_ENTRY_NAMES = ("entry_offsets", "entry_ids", "entry_logprobs", "tail_mass")
+_COUNTS = StoredSpec("entry_counts", "<u4", "N")
+_IDS = StoredSpec("entry_ids_coded", "<u4", "E")
+
+
+def _entry_offsets(stored: Arrays, num_entries: int, coder: Coder) -> npt.NDArray[np.int64]:
+    offsets = totals(stored["entry_counts"])
+    if offsets[-1] != num_entries:
+        raise coder.fault("counts do not sum to the shard's entries", "entry_counts")
+    return offsets
+
+
+def _encode_exact(arrays: Arrays, coder: Coder) -> Arrays:
+    offsets = arrays["entry_offsets"]
+    return {
+        "entry_counts": np.diff(offsets).astype(np.uint32),
+        "entry_ids_coded": rank_by_id(coder.ranking)[arrays["entry_ids"]],
+        "entry_logprobs": codes.to_place_major(arrays["entry_logprobs"], offsets),
+        "tail_mass": arrays["tail_mass"],
+    }
+
+
+def _decode_exact(stored: Arrays, coder: Coder) -> Arrays:
+    offsets = _entry_offsets(stored, len(stored["entry_logprobs"]), coder)
+    return {
+        "entry_offsets": offsets,
+        "entry_ids": _ids(stored["entry_ids_coded"], coder, "entry_ids_coded"),
+        "entry_logprobs": codes.from_place_major(stored["entry_logprobs"], offsets),
+        "tail_mass": stored["tail_mass"],
+    }
+
+
+_EXACT_ENTRIES = Group(
+    _ENTRY_NAMES,
+    (
+        _COUNTS,
+        _IDS,
+        StoredSpec("entry_logprobs", "<f4", "E"),
+        StoredSpec("tail_mass", "<f4", "N"),
+    ),
+    _encode_exact,
+    _decode_exact,
+)
+
+
+def _encode_coded(arrays: Arrays, coder: Coder) -> Arrays:
+    offsets = arrays["entry_offsets"]
+    entry_codes, tails = codes.encode_rows(
+        arrays["entry_logprobs"], offsets, arrays["tail_mass"], coder.steps
+    )
+    ranks = rank_by_id(coder.ranking)[arrays["entry_ids"]]
+    rises, ids = codes.pack_ids(entry_codes, codes.sort_ties(entry_codes, ranks, offsets), offsets)
+    return {
+        "entry_counts": np.diff(offsets).astype(np.uint32),
+        "entry_ids_coded": ids,
+        "entry_rises": rises,
+        "tail_codes": tails,
+    }
+
+
+def _decode_coded(stored: Arrays, coder: Coder) -> Arrays:
+    offsets = _entry_offsets(stored, len(stored["entry_rises"]), coder)
+    ids, logprobs, tail, wrong = codes.decode_rows(
+        stored["entry_rises"],
+        stored["entry_ids_coded"],
+        offsets,
+        stored["tail_codes"],
+        coder.ranking,
+        coder.steps,
+    )
+    if wrong >= 0:
+        raise coder.fault(
+            f"entries that cannot be at position {wrong}",
+            "entry_rises, entry_ids_coded or tail_codes",
+        )
+    return {
+        "entry_offsets": offsets,
+        "entry_ids": ids,
+        "entry_logprobs": logprobs,
+        "tail_mass": tail,
+    }
+
+
+_CODED_ENTRIES = Group(
+    _ENTRY_NAMES,
+    (
+        _COUNTS,
+        _IDS,
+        StoredSpec("entry_rises", "<u4", "E"),
+        StoredSpec("tail_codes", "<u4", "N"),
+    ),
+    _encode_coded,
+    _decode_coded,
+)
+
+# ------------------------------------------------------------------------------- extras
+
+
+def _surprise(mass: Numbers) -> Numbers:
+    """Nats of a probability; those of 0 are infinite."""
+    with np.errstate(divide="ignore"):
+        return -np.log(mass)
+
+
+def _probability(nats: Numbers) -> Numbers:
+    """What `_surprise` was given."""
+    return np.exp(-nats)
+
+
+_CODED_EXTRAS: dict[Extra, Group] = {
+    "entropy": coded_nats(
+        "entropy", StoredSpec("entropy_codes", "<u4", "N"), np.positive, np.positive
+    ),
+    "space_mass": coded_nats(
+        "space_mass", StoredSpec("space_codes", "<u4", "N"), _surprise, _probability
+    ),
+}

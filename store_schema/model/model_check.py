@@ -1,0 +1,76 @@
+"""A model looked at before any of its weights are loaded: whether it is a causal language model, and
+whether what would load it can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from store_schema.errors import ModelError
+from store_schema.model.causal_config import require_causal_config
+from store_schema.model.models import knows_type, model_config, transformers_config
+from store_schema.model.weight_files import require_no_adapter
+from store_schema.model.weight_shapes import require_fitting_weights
+
+if TYPE_CHECKING:
+    from store_schema.config import ModelRef
+
+Loader = Literal["transformers", "vllm", "auto"]
+"""What loads a model; auto: either, by the machine that does."""
+
+
+def require_language_model(ref: ModelRef, folder: Path, *, name: str, loader: Loader) -> None:
+    """Refuse a model that cannot be run as a causal language model, by its config and by the heads of
+    its weight files. Weights need not be there.
+
+    A model whose type vLLM alone may know passes by its own config where vLLM is to load it.
+
+    Args:
+        ref: Of the model.
+        folder: Its local folder.
+        name: Of the model in the run.
+        loader: What will load it.
+
+    Raises:
+        ModelError: Says in which file and what of it.
+    """
+    require_no_adapter(folder)
+    own = model_config(folder)
+    require_causal_config(own, name=name, folder=folder)
+    kind = own.get("model_type")
+    if loader == "vllm" and isinstance(kind, str) and not knows_type(kind):
+        return
+    ref = ref.model_copy(update={"model": str(folder), "revision": None, "gguf_file": None})
+    config = transformers_config(ref, of=name)
+    require_fitting_weights(ref, config, name=name)
+
+
+def require_packages(folder: Path, *, name: str) -> None:
+    """Refuse a quantised checkpoint for which transformers lacks a package.
+
+    That a GPU is needed is no matter of packages: another machine may have one.
+
+    Args:
+        folder: Of a model that passed `require_language_model`.
+        name: Of the model in the run.
+
+    Raises:
+        ModelError: Names the package.
+    """
+    quantization = model_config(folder).get("quantization_config")
+    if not isinstance(quantization, dict):
+        return
+    from transformers.quantizers import AutoHfQuantizer
+
+    try:
+        AutoHfQuantizer.from_config(quantization, pre_quantized=True).validate_environment()
+    except ImportError as error:
+        raise ModelError(
+            f"transformers lacks a package for the quantised weights of {name}",
+            where=f"{folder}, config.json",
+            got=f"quantization_config: {str(error)[:200]}",
+            hint="install it, or give the model in bfloat16; vLLM has kernels of its own "
+            "(`extract.engine: vllm`)",
+        ) from error
+    except Exception:  # the loader, on the machine that runs it, has the word
+        return

@@ -1,0 +1,398 @@
+"""Model folders: from a hub name to a local folder, and what its config says before it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from store_schema.errors import LogitfuseError, ModelError
+from store_schema.model.gguf_file import unpack
+from store_schema.model.lfs_pointer import require_no_pointer
+from store_schema.model.weight_files import require_no_adapter, require_weights
+
+if TYPE_CHECKING:
+    from store_schema.config import ModelRef
+
+_NOT_NEEDED = ["*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.pth", "original/*", "onnx/*"]
+_TOKENIZER_FILES = [
+    "tokenizer*", "*token*.json", "config.json", "chat_template*", "additional_chat_templates/*",
+    "tekken.json", "vocab.*", "merges.txt", "*.model", "*.py",
+]  # fmt: skip
+
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def resolve_model(ref: ModelRef) -> Path:
+    """The local folder of a model; a hub model is taken from the cache, else downloaded. A GGUF file
+    is unpacked on the first call.
+
+    Raises:
+        ModelError: There is no such folder, or the hub has or gives no such model.
+    """
+    if is_gguf(ref):
+        return _unpacked(ref)
+    folder = own_folder(ref)
+    if folder is None:
+        return _from_hub(ref)
+    if not (folder / "config.json").is_file():
+        require_no_adapter(folder)
+        ggufs = ", ".join(sorted(path.name for path in folder.glob("*.gguf"))[:4])
+        raise ModelError(
+            "model folder has no config.json",
+            where=ref.model,
+            got=ggufs or None,
+            hint="name the GGUF file with gguf_file" if ggufs else None,
+        )
+    return folder
+
+
+def own_folder(ref: ModelRef, *, name: str | None = None) -> Path | None:
+    """The local folder that `ref.model` names; None where it can only be a name on the hub.
+
+    Args:
+        ref: Of the model.
+        name: Its name in the run, for messages.
+
+    Raises:
+        ModelError: It is written as a path, and there is no such folder, or it is a file.
+    """
+    folder = Path(ref.model)
+    of = "" if name is None else f" of {name}"
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelError(
+            f"`model`{of} is a file, not a model folder",
+            where=ref.model,
+            hint=_instead_of_file(folder, ref),
+        )
+    if ref.model.startswith((".", "/", "~")) or ref.model.count("/") > 1:
+        raise ModelError(f"model folder{of} not found", where=ref.model)
+    return None
+
+
+def _instead_of_file(file: Path, ref: ModelRef) -> str:
+    if ref.gguf_file is None:
+        return f"give the folder that holds config.json and weights: {file.parent}"
+    if file.suffix == ".gguf":
+        return f"take gguf_file ({ref.gguf_file}) out, or give the folder as model: {file.parent}"
+    return f"give the folder that holds {ref.gguf_file}, such as {file.parent}"
+
+
+def present_model(ref: ModelRef) -> Path | None:
+    """The folder of a model that this machine has whole, weights included; nothing is downloaded.
+
+    Args:
+        ref: Of the model; a GGUF file that is here is unpacked on the first call.
+
+    Returns:
+        None for a model that is not here, or not in a state to be compared.
+    """
+    try:
+        if is_gguf(ref):
+            is_here = Path(ref.model, ref.gguf_file or "").is_file()
+        else:
+            is_here = Path(ref.model).is_dir()
+        folder = resolve_model(ref) if is_here else _cached(ref)
+        if folder is None or not (folder / "config.json").is_file():
+            return None
+        require_weights(folder)
+        model_config(folder)
+    except LogitfuseError:
+        return None
+    return folder
+
+
+def _cached(ref: ModelRef) -> Path | None:
+    """The snapshot of a hub model as far as it is in the cache."""
+    if is_gguf(ref):
+        return None  # to unpack what may be a part of the file's repository is not worth it
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(ref.model, revision=ref.revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def resolve_tokenizer(ref: ModelRef, *, name: str) -> Path:
+    """The local folder of a model's tokenizer files; of a hub model these alone are fetched.
+
+    Args:
+        ref: Of the model.
+        name: Its name in the run, for messages.
+
+    Raises:
+        ModelError: There is no such folder, or the hub has or gives no such model.
+    """
+    ref = local_ref(ref)
+    needed = ("tokenizer*", "tekken.json")
+    return own_folder(ref, name=name) or _from_hub(ref, only=_TOKENIZER_FILES, needed=needed)
+
+
+def is_gguf(ref: ModelRef) -> bool:
+    """Whether the model is a GGUF file."""
+    return ref.gguf_file is not None or ref.model.endswith(".gguf")
+
+
+def local_ref(ref: ModelRef) -> ModelRef:
+    """The reference that loaders of transformers can take: for a GGUF file that of its unpacked
+    folder, for all else `ref` itself.
+
+    Raises:
+        ModelError: The GGUF file is missing or cannot be unpacked.
+    """
+    if not is_gguf(ref):
+        return ref
+    return in_folder(ref, _unpacked(ref))
+
+
+def in_folder(ref: ModelRef, folder: Path) -> ModelRef:
+    """The same model with its files from a folder: what the run file says of it still holds.
+
+    The one way from a reference to where its files are: no name of a GGUF file and no revision go
+    along, which would be looked for in the folder.
+    """
+    return ref.model_copy(update={"model": str(folder), "revision": None, "gguf_file": None})
+
+
+def _unpacked(ref: ModelRef) -> Path:
+    if ref.gguf_file is None:
+        return unpack(Path(ref.model), ref.dtype)
+    folder = own_folder(ref)
+    if folder is None:
+        files = [ref.gguf_file, "tokenizer*", "*.jinja", "special_tokens*"]
+        folder = _from_hub(ref, only=files, needed=(ref.gguf_file,))
+    return unpack(folder / ref.gguf_file, ref.dtype, tokenizer_folder=folder)
+
+
+def _from_hub(
+    ref: ModelRef, *, only: list[str] | None = None, needed: tuple[str, ...] = _WEIGHTS
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def snapshot(local_files_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                ref.model,
+                revision=ref.revision,
+                allow_patterns=only,
+                ignore_patterns=None if only else _NOT_NEEDED,
+                local_files_only=local_files_only,
+            )
+        )
+
+    try:
+        try:
+            cached = snapshot(local_files_only=True)
+            # A snapshot in the cache may hold a few files of the model's only.
+            if any(True for pattern in needed for _ in cached.glob(pattern)):
+                return cached
+        except LocalEntryNotFoundError:
+            pass
+        return snapshot(local_files_only=False)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            "model is neither a folder nor to be had from the hub",
+            where=ref.model,
+            got=f"{type(error).__name__}: {str(error)[:160]}",
+            hint="check name, revision and network, or give a local folder",
+        ) from error
+
+
+def model_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
+    """config.json, the text part of a model with several.
+
+    Args:
+        folder: Of the model.
+        whole: Leave the text part where it is.
+
+    Raises:
+        ModelError: It is missing, a pointer of git-lfs, or not JSON.
+    """
+    path = folder / "config.json"
+    try:
+        if path.exists():
+            require_no_pointer(path)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "model's config is unreadable", where=path, got=str(error)[:160]
+        ) from error
+    if not isinstance(config, dict):
+        raise ModelError("model's config is not an object", where=path)
+    text = config.get("text_config")
+    return config | text if isinstance(text, dict) and not whole else config
+
+
+def model_rows(ref: ModelRef) -> int | None:
+    """How many ids the model has rows for, in its embedding and its head.
+
+    config.json names them, a model of several parts in its `text_config`; where that says nothing the
+    number is the default of transformers' own class (Gemma 3 4B, 12B and 27B as published).
+
+    Returns:
+        The rows, padding included; None for a folder without config.json: a tokenizer alone.
+
+    Raises:
+        ModelError: config.json is unreadable, or neither it nor transformers knows the number.
+    """
+    folder = config_folder(ref)
+    if folder is None:
+        return None
+    named = _named_rows(model_config(folder, whole=True))
+    return _class_rows(ref) if named is None else named
+
+
+def config_folder(ref: ModelRef) -> Path | None:
+    """The folder that holds config.json; of a hub model no other file is fetched.
+
+    Returns:
+        None for a folder without config.json: a tokenizer alone.
+
+    Raises:
+        ModelError: There is no such folder, or the hub has or gives no such model.
+    """
+    ref = local_ref(ref)
+    folder = own_folder(ref)
+    if folder is not None:
+        return folder if (folder / "config.json").is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(ref.model, "config.json", revision=ref.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "model is neither a folder nor to be had from the hub",
+            where=ref.model,
+            got=str(error)[:160],
+            hint="check name, revision and network, or give a local folder",
+        ) from error
+    return None if found is None else Path(found).parent
+
+
+def _named_rows(config: dict[str, Any]) -> int | None:
+    """What config.json says; a text part beside others speaks for itself."""
+    text = config.get("text_config")
+    rows = (text if isinstance(text, dict) else config).get("vocab_size")
+    return rows if isinstance(rows, int) and not isinstance(rows, bool) and rows > 0 else None
+
+
+def _class_rows(ref: ModelRef) -> int:
+    try:
+        config = transformers_config(ref, of=ref.model)
+    except ModelError as error:
+        if "vocab_size" in str(error.got):  # it names one, of the wrong type
+            raise
+        raise ModelError(
+            "the model's config names no vocab_size, and transformers cannot read it",
+            where=error.where,
+            got=error.got,
+            hint="write vocab_size into it",
+        ) from error
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(rows, int):
+        raise ModelError(
+            "the model's config names no vocab_size",
+            where=f"{ref.model}, config.json",
+            got=f"model_type {config.model_type or 'of no name'}, which has no default either",
+            hint="write vocab_size into it",
+        )
+    return rows
+
+
+def transformers_config(ref: ModelRef, *, of: str) -> Any:
+    """A model's config as transformers reads it: checked, with the defaults of the model's class.
+
+    Args:
+        ref: Of the model.
+        of: What the model is in the run, for messages.
+
+    Raises:
+        ModelError: There is none, or transformers cannot read it: a field of the wrong type, a
+            model_type that it does not know, code of the model's own that it may not run.
+    """
+    from transformers import AutoConfig
+
+    ref = local_ref(ref)
+    try:
+        return AutoConfig.from_pretrained(
+            ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
+        )
+    except Exception as error:  # classes of transformers, and a model's own, raise what they like
+        what, got, hint = _config_fault(ref, error)
+        raise ModelError(
+            what.format(of=of), where=f"{ref.model}, config.json", got=got, hint=hint
+        ) from error
+
+
+def _config_fault(ref: ModelRef, error: Exception) -> tuple[str, str, str]:
+    """What was wrong, what was found and what to do, as far as config.json itself tells."""
+    try:
+        config = model_config(Path(ref.model), whole=True)
+    except ModelError:
+        config = {}
+    kind = config.get("model_type")
+    known = isinstance(kind, str) and knows_type(kind)
+    if config.get("auto_map") and not known and not ref.trust_remote_code:
+        return (
+            "model of {of} is code of its own, which is not run unasked",
+            f"auto_map, model_type {kind}",
+            "`trust_remote_code: true` beside its name in the run file runs that code: read it first",
+        )
+    if isinstance(kind, str) and not known:
+        return (
+            "transformers does not know the model of {of}",
+            f"model_type {kind}",
+            "a newer transformers may; a source that only vLLM knows needs `extract.engine: vllm`",
+        )
+    return (
+        "transformers cannot read the config of {of}",
+        f"{type(error).__name__}: {str(error)[:200]}",
+        "mend config.json, or fetch it again",
+    )
+
+
+def knows_type(model_type: str) -> bool:
+    """Whether the installed transformers has a config class for a `model_type`."""
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
+def keep_soft_cap(model: Any) -> None:
+    """Let a loaded model compute the soft cap of attention scores that its config has (Gemma 2).
+
+    transformers 5.19 picks PyTorch's fused kernel for it, which knows no cap and leaves it out.
+
+    Args:
+        model: Of transformers; changed in place.
+    """
+    config = model.config.get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if capped and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+
+
+def max_positions(config: dict[str, Any]) -> int | None:
+    """Most tokens the model was made to read, as its config says; None where it says nothing."""
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def resolved_dtype(ref: ModelRef, config: dict[str, Any]) -> str:
+    """torch dtype by name: the run file's, else the checkpoint's, else float32.
+
+    Engines must not choose by themselves: 'auto' means another type to each of them.
+    """
+    if ref.dtype != "auto":
+        return ref.dtype
+    found = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return str(found).removeprefix("torch.")

@@ -1,0 +1,154 @@
+"""A model folder's weight files, looked at before any library opens them.
+
+Loaders raise whatever their formats raise for a file that was never fetched or only in part; looking
+at names, sizes and first bytes finds these cheaply and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from store_schema.errors import ModelError
+from store_schema.model.lfs_pointer import FETCH, is_pointer, require_no_pointer
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
+_NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt")
+_INDEX = "*.index.json"
+_ADAPTER = "adapter_config.json"
+_CONFIGS = ("config.json", "generation_config.json")
+_SAFETENSORS_HEAD_BYTES = 8
+
+
+def require_weights(folder: Path) -> None:
+    """Refuse a model folder whose weights cannot be there.
+
+    Args:
+        folder: A local model folder; it has a config.json.
+
+    Raises:
+        ModelError: An adapter without its model, a pointer of git-lfs in place of a file, no weights, a
+            missing shard, or a safetensors file that is cut short.
+    """
+    require_no_adapter(folder)
+    for name in _CONFIGS:
+        if (folder / name).is_file():
+            require_no_pointer(folder / name)
+    absent = absent_weights(folder)
+    if absent is not None:
+        raise absent
+    require_no_damage(folder)
+
+
+def absent_weights(folder: Path) -> ModelError | None:
+    """What of a folder's weights was not fetched, if anything: all, a shard, or a file's content.
+
+    Args:
+        folder: A local model folder.
+
+    Returns:
+        What says so, to be raised where the weights are needed.
+    """
+    found = _weight_files(folder)
+    try:
+        for path in found:
+            require_no_pointer(path)
+        for index in sorted(folder.glob(_INDEX)):
+            _require_shards(index)
+    except ModelError as error:
+        return error
+    if found:
+        return None
+    return ModelError(
+        "model folder has no weights",
+        where=folder,
+        expected="model.safetensors, or shards with their index",
+        hint=FETCH,
+    )
+
+
+def require_no_damage(folder: Path) -> None:
+    """Refuse safetensors files that were begun and are not whole; files that are not there pass.
+
+    Raises:
+        ModelError: One is damaged or cut short.
+    """
+    for path in _weight_files(folder):
+        if path.suffix == ".safetensors" and not is_pointer(path):
+            safetensors_head(path)
+
+
+def require_no_adapter(folder: Path) -> None:
+    """Refuse a folder of adapter weights, which are not a model.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if (folder / _ADAPTER).is_file():
+        raise ModelError(
+            "folder holds an adapter, not a model",
+            where=folder,
+            got=_ADAPTER,
+            hint="merge it into its base model (peft's merge_and_unload) and give the merged folder",
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.name not in _NOT_WEIGHTS)
+
+
+def _require_shards(index: Path) -> None:
+    require_no_pointer(index)
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            "index of weights is unreadable", where=index, got=str(error)[:160], hint=FETCH
+        ) from error
+    missing = sorted(str(name) for name in names if not (index.parent / str(name)).is_file())
+    if missing:
+        raise ModelError(
+            f"{len(missing)} of {len(names)} files of weights are missing",
+            where=index.parent,
+            got=", ".join(missing[:3]) + (" and more" if len(missing) > 3 else ""),
+            hint=FETCH,
+        )
+
+
+def safetensors_head(path: Path) -> dict[str, dict[str, Any]]:
+    """What a whole file says of its tensors, by name: dtype, shape, data_offsets.
+
+    8 bytes say how long the JSON head is; then the head, and then all its tensors.
+
+    Raises:
+        ModelError: The file is damaged or cut short.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_SAFETENSORS_HEAD_BYTES), "little")
+            if not 0 < length <= size - _SAFETENSORS_HEAD_BYTES:
+                raise ValueError(f"its head would be {length} bytes long")
+            head = json.loads(file.read(length))
+        head.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in head.values()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(
+            "file of weights is damaged or cut short",
+            where=path,
+            got=f"{size} bytes ({str(error)[:120]})",
+            hint=FETCH,
+        ) from error
+    expected = _SAFETENSORS_HEAD_BYTES + length + max(ends, default=0)
+    if size != expected:
+        raise ModelError(
+            "file of weights is damaged or cut short",
+            where=path,
+            expected=f"{expected} bytes",
+            got=size,
+            hint=FETCH,
+        )
+    found: dict[str, dict[str, Any]] = head
+    return found

@@ -1,0 +1,1 @@
+"""The plan: which segment is in which shard."""

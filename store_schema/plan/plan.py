@@ -1,0 +1,357 @@
+"""The plan: every document cut into segments, segments dealt into shards, once, for all models.
+
+`segments.parquet` holds the segments with their text, one row group per shard, so that a worker
+reads just its own; `plan.json`, written last, holds the rest and is the plan's existence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from store_schema import SCHEMA_VERSION, __version__
+from store_schema.config import StrictModel
+from store_schema.disk.bounded import read_record
+from store_schema.disk.location import Location
+from store_schema.disk.parquet import read_parquet
+from store_schema.disk.sealed import MAX_RECORD_BYTES, seal, unseal
+from store_schema.disk.storage_errors import storage_errors
+from store_schema.errors import ConfigError, CorruptionError, MissingError
+from store_schema.fingerprint import bytes_digest, fingerprint
+
+RESTORE = "restore the file from a copy or plan again"
+MAX_SHARD_TEXT_BYTES = 1 << 30
+PLAN_FILE = "plan.json"
+SEGMENTS_FILE = "segments.parquet"
+GROWN_FILE = "segments.next.parquet"
+"""A longer plan's segments until they are whole."""
+
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("segment_id", pa.string()),
+        ("document_id", pa.string()),
+        ("domain", pa.string()),
+        ("split", pa.string()),
+        ("byte_start", pa.int64()),
+        ("byte_end", pa.int64()),
+        ("ends_document", pa.bool_()),
+        ("context", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The piece of a document that every model reads whole: one sample.
+
+    Args:
+        index: Row in the plan's segment table.
+        segment_id: Document id, '#', number within the document.
+        document_id: As in the corpus.
+        domain: As in the corpus.
+        split: "train", "valid", "test" or whatever the corpus says.
+        byte_start: First byte in the document's UTF-8 text.
+        byte_end: End byte; segments of a document join to it.
+        ends_document: Whether nothing of the document follows.
+        context: None, or JSON of the prompt or messages before the text (see SegmentTokenizer).
+        text: The text itself; its tokens are the rows.
+    """
+
+    index: int
+    segment_id: str
+    document_id: str
+    domain: str
+    split: str
+    byte_start: int
+    byte_end: int
+    ends_document: bool
+    context: str | None
+    text: str
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether its context is a prompt to answer; a document's is answered once, at its start, and
+        a chat's turn with its content, not with the thought before it."""
+        asks = self.context is not None and self.byte_start == 0
+        return asks and "part" not in json.loads(self.context or "{}")
+
+
+class ShardRecord(StrictModel):
+    """One shard: the unit of work, commit and shuffle. All its segments share a split."""
+
+    index: int = Field(ge=0)
+    split: str
+    start: int = Field(ge=0)
+    """First segment index."""
+    stop: int = Field(ge=0)
+    """One past the last segment index."""
+    num_bytes: int = Field(ge=0)
+    """UTF-8 bytes of the texts."""
+    num_tokens: dict[str, int]
+    """Rows by model name (sources and 'target')."""
+    fingerprint: str
+    """Of all fields of its segments."""
+
+
+class PlanRecord(StrictModel):
+    """plan.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    corpus_fingerprint: str
+    request_fingerprint: str
+    """Of everything that the plan was made from; the same request gives the same plan."""
+    tokenizers: dict[str, str]
+    """Tokenizer fingerprint by model name ('target' is one of them)."""
+    settings: dict[str, Any]
+    """The plan section of the run file, as it shaped the plan."""
+    num_segments: int = Field(ge=0)
+    documents: dict[str, str] = Field(default_factory=dict)
+    """Digest of all documents of each split, in whatever order; none before version 4."""
+    shards: tuple[ShardRecord, ...]
+    created_by: str = f"logitfuse {__version__}"
+
+    @model_validator(mode="after")
+    def _consecutive(self) -> Self:
+        """Shards stand in order and deal out every segment once."""
+        stop = 0
+        for index, shard in enumerate(self.shards):
+            if shard.index != index or shard.start != stop or shard.stop < stop:
+                raise ValueError(f"shard {index} does not follow the one before it")
+            stop = shard.stop
+        if stop != self.num_segments:
+            raise ValueError("shards do not end with the last segment")
+        return self
+
+    def fingerprint(self) -> str:
+        """Fingerprint of the segments in their shards, whatever models they are for.
+
+        Up to version 3 of everything in the record: stores of those versions are tied to that.
+        """
+        if self.schema_version <= 3:
+            return fingerprint(self.model_dump(mode="json", exclude={"created_by", "documents"}))
+        return fingerprint([[s.split, s.start, s.stop, s.fingerprint] for s in self.shards])
+
+
+def shard_fingerprint(segments: Sequence[Segment]) -> str:
+    """Fingerprint of a shard's segments: every field but their place in the plan."""
+    fields = [name for name in SEGMENT_SCHEMA.names if name != "text"]
+    return fingerprint(
+        [[bytes_digest(s.text.encode()), *(getattr(s, name) for name in fields)] for s in segments]
+    )
+
+
+class Plan:
+    """A finished plan, opened for reading."""
+
+    def __init__(
+        self, location: Location, record: PlanRecord, fingerprint: str | None = None
+    ) -> None:
+        """A plan that was read.
+
+        Args:
+            location: Its folder.
+            record: plan.json, or the same with the tokens of another model.
+            fingerprint: That of plan.json, where the record is not as it stands there.
+        """
+        self.location = location
+        self.record = record
+        self._fingerprint = fingerprint
+
+    @classmethod
+    def open(cls, location: Location) -> Plan:
+        """Open the plan at `location`.
+
+        Raises:
+            MissingError: There is none (yet).
+            CorruptionError: plan.json is damaged.
+        """
+        data = read_record(location, PLAN_FILE, MAX_RECORD_BYTES, RESTORE)
+        if data is None:
+            raise MissingError(
+                "no plan", where=location.url, hint="run `logitfuse extract plan` first"
+            )
+        where = f"{location.url}/{PLAN_FILE}"
+        return cls(location, unseal(PlanRecord, data, where=where, hint=RESTORE))
+
+    @property
+    def shards(self) -> tuple[ShardRecord, ...]:
+        """All shards, in order."""
+        return self.record.shards
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the plan."""
+        return self._fingerprint or self.record.fingerprint()
+
+    def splits(self) -> dict[str, tuple[ShardRecord, ...]]:
+        """Shards by split, in order of first appearance."""
+        found: dict[str, tuple[ShardRecord, ...]] = {}
+        for shard in self.shards:
+            found[shard.split] = (*found.get(shard.split, ()), shard)
+        return found
+
+    def segments(self, shard: ShardRecord) -> list[Segment]:
+        """The segments of one shard, checked against the shard's fingerprint.
+
+        Raises:
+            CorruptionError: The segment file does not hold what plan.json says.
+        """
+        where = f"{self.location.url}/{SEGMENTS_FILE}, shard {shard.index}"
+        with self.location.open_read(SEGMENTS_FILE) as file:
+            table = read_parquet(
+                file,
+                SEGMENT_SCHEMA,
+                max_rows=shard.stop - shard.start,
+                max_bytes=MAX_SHARD_TEXT_BYTES,
+                where=where,
+                hint=RESTORE,
+                row_group=shard.index,
+            )
+        _require_segment_table(table, where)
+        try:
+            rows = table.to_pylist()
+        except ValueError as error:  # text that is not UTF-8
+            raise CorruptionError(
+                "segments unreadable", where=where, got=str(error), hint=RESTORE
+            ) from error
+        segments = [Segment(shard.start + i, **row) for i, row in enumerate(rows)]
+        if shard_fingerprint(segments) != shard.fingerprint:
+            raise CorruptionError(
+                "segments are not those of the plan",
+                where=where,
+                expected=shard.fingerprint,
+                got=shard_fingerprint(segments),
+                hint=RESTORE,
+            )
+        return segments
+
+
+def write_plan(
+    location: Location,
+    shards: Iterable[tuple[Sequence[Segment], dict[str, int]]],
+    *,
+    corpus_fingerprint: str,
+    request_fingerprint: str,
+    tokenizers: dict[str, str],
+    settings: dict[str, Any],
+    documents: dict[str, str] | None = None,
+    kept: Plan | None = None,
+) -> Plan:
+    """Write a plan whole: segments first, plan.json last.
+
+    Killed at any instruction, it leaves no plan, or with `kept` that plan as it was.
+
+    Args:
+        location: The plan's folder.
+        shards: For each shard its segments (at least one; indices consecutive over all shards,
+            one split each) and its number of tokens by model.
+        corpus_fingerprint: Of the corpus it was cut from.
+        request_fingerprint: Of everything the plan was made from.
+        tokenizers: Tokenizer fingerprints by model name.
+        settings: The plan section.
+        documents: Digest of the documents of each split.
+        kept: The plan that is there, whose shards stay; `shards` come after them.
+
+    Raises:
+        ConfigError: More shards than one plan.json can hold.
+    """
+    if kept is None:
+        location.delete(PLAN_FILE)
+        records = _write_segments(location, SEGMENTS_FILE, shards, None)
+    else:
+        records = _grow(location, shards, kept)
+    record = PlanRecord(
+        corpus_fingerprint=corpus_fingerprint,
+        request_fingerprint=request_fingerprint,
+        tokenizers=tokenizers,
+        settings=settings,
+        num_segments=records[-1].stop if records else 0,
+        documents=documents or {},
+        shards=tuple(records),
+    )
+    location.write_atomic(PLAN_FILE, _readable(record, location.url))
+    return Plan(location, record)
+
+
+Dealt = tuple[Sequence[Segment], dict[str, int]]
+
+
+def _grow(location: Location, shards: Iterable[Dealt], kept: Plan) -> list[ShardRecord]:
+    """Put shards after those of a plan; all of them.
+
+    The longer file takes the place of the other in one step and begins with the same row groups, so
+    whoever reads by the plan that was there finds what it speaks of.
+    """
+    shards = iter(shards)
+    first = next(shards, None)
+    if first is None:
+        return list(kept.shards)
+    records = _write_segments(location, GROWN_FILE, chain([first], shards), kept)
+    location.replace(GROWN_FILE, SEGMENTS_FILE)
+    return records
+
+
+def _write_segments(
+    location: Location, key: str, shards: Iterable[Dealt], kept: Plan | None
+) -> list[ShardRecord]:
+    """Write the segments of `kept`, then of `shards`; the records of all."""
+    records = [] if kept is None else list(kept.shards)
+    with storage_errors(f"{location.url}/{key}"), location.open_write(key) as sink:
+        with pq.ParquetWriter(
+            sink, SEGMENT_SCHEMA, compression="zstd", write_page_checksum=True
+        ) as writer:
+            for shard in records:
+                stays = kept.segments(shard) if kept is not None else []
+                writer.write_table(_segment_table(stays), row_group_size=len(stays))
+            for index, (segments, num_tokens) in enumerate(shards, len(records)):
+                writer.write_table(_segment_table(segments), row_group_size=len(segments))
+                records.append(_shard_record(index, segments, num_tokens))
+    location.make_durable(key)
+    return records
+
+
+def _readable(record: PlanRecord, where: str) -> bytes:
+    data = seal(record)
+    if len(data) > MAX_RECORD_BYTES:  # no reader would take it
+        raise ConfigError(
+            "plan.json would be too long",
+            where=where,
+            expected=f"at most {MAX_RECORD_BYTES} bytes",
+            got=f"{len(data)} for {len(record.shards)} shards",
+            hint="raise plan.shard_tokens",
+        )
+    return data
+
+
+def _require_segment_table(table: pa.Table, where: str) -> None:
+    nulls = [n for n in table.column_names if n != "context" and table[n].null_count]
+    if nulls:
+        raise CorruptionError("fields without a value", where=where, got=nulls, hint=RESTORE)
+
+
+def _segment_table(segments: Sequence[Segment]) -> pa.Table:
+    columns = {name: [getattr(s, name) for s in segments] for name in SEGMENT_SCHEMA.names}
+    return pa.table(columns, schema=SEGMENT_SCHEMA)
+
+
+def _shard_record(
+    index: int, segments: Sequence[Segment], num_tokens: dict[str, int]
+) -> ShardRecord:
+    return ShardRecord(
+        index=index,
+        split=segments[0].split,
+        start=segments[0].index,
+        stop=segments[-1].index + 1,
+        num_bytes=sum(s.byte_end - s.byte_start for s in segments),
+        num_tokens=num_tokens,
+        fingerprint=shard_fingerprint(segments),
+    )

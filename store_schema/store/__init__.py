@@ -1,0 +1,1 @@
+"""A store: written, read, and found again."""

@@ -1,0 +1,332 @@
+"""Reading a store that may be hostile: nothing it says is believed before it is checked.
+
+An array is read by the few lines below, not by a Zarr library: they know the one form that our
+writer gives an array, so no codec is looked up by a name from the store, no chunk can be missing and
+read as fill values, and every size is known before memory is taken for it. What is refused:
+
+- a file longer than the commit says, or not a regular file (a pipe would never end)
+- a shard whose arrays would be larger than `MAX_RATIO` times its files plus `SLACK_BYTES`
+- files that the layout does not have, or has and the commit leaves out
+- array metadata, codecs or chunks of any other form than the writer's
+- a Blosc header that claims another size than its chunk has
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import google_crc32c
+import numcodecs.blosc  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+
+from store_schema.disk.bounded import read_bounded
+from store_schema.disk.location import Location
+from store_schema.disk.pco import CODEC_NAME, decompress_into
+from store_schema.errors import CorruptionError, LogitfuseError
+from store_schema.manifest import Commit, FileRecord, Manifest
+
+MAX_RATIO = 64
+"""Decoded bytes per stored byte. Distributions stay below 10; a bomb needs a thousand."""
+SLACK_BYTES = 256 << 20
+"""Allowed on top: shards that say next to nothing pack far better."""
+MAX_SHARD_BYTES = 16 << 30
+"""Decoded arrays of a shard: whoever reads it holds them in memory."""
+MAX_COMMIT_BYTES = 1 << 20
+MAX_METADATA_BYTES = 64 << 10
+MAX_VOCAB_SIZE = 1 << 24
+MAX_VOCABULARY_BYTES = 1 << 28
+MAX_SHARDS = 1_000_000
+
+REPAIR = "`logitfuse store repair` takes the shard back so that a rerun writes it anew"
+
+Decoder = Callable[[bytes, npt.NDArray[Any]], None]
+
+
+class DiskSpec(Protocol):
+    """An array on disk: its name, the type of its numbers, and its axis as in `layout`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def axis(self) -> str: ...
+
+
+# ------------------------------------------------------------------------------- commits
+
+
+def check_commit(commit: Commit, manifest: Manifest, specs: Iterable[DiskSpec], where: str) -> None:
+    """Refuse a commit whose figures cannot be, before anything is allocated on its word.
+
+    Args:
+        commit: The shard's.
+        manifest: The store's.
+        specs: Every array on disk of such a shard.
+        where: Store and shard, for messages.
+
+    Raises:
+        CorruptionError: Too large for its files, or not the files of the layout.
+    """
+    counts = commit.counts
+    most = counts.positions * manifest.top_k
+    if counts.entries > most:
+        raise _fault("more entries than positions allow", where, f"at most {most}", counts.entries)
+    decoded, keys = 0, {"zarr.json"}
+    for spec in specs:
+        length = counts.length(spec.axis)
+        decoded += length * np.dtype(spec.dtype).itemsize
+        keys.add(f"{spec.name}/zarr.json")
+        if length:
+            keys.add(f"{spec.name}/c/0")
+    stored = sum(record.size for record in commit.files.values())
+    allowed = min(MAX_RATIO * stored + SLACK_BYTES, MAX_SHARD_BYTES)
+    if decoded > allowed:
+        raise _fault("shard is larger than its files can hold", where, f"{allowed} bytes", decoded)
+    if keys != commit.files.keys():
+        other = sorted(keys ^ commit.files.keys())[0]
+        what = "commit leaves out a file" if other in keys else "commit names a strange file"
+        raise _fault(what, where, None, repr(other[:80]))
+
+
+# ------------------------------------------------------------------------------- arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the arrays of a schema version are kept.
+
+    Args:
+        codecs: Names in a chunk's chain; the last is the checksum.
+        decode: Undoes the chain but for the checksum, from bytes into an array.
+        max_chunk: Numbers of a chunk, at most.
+    """
+
+    codecs: tuple[str, ...]
+    decode: Decoder
+    max_chunk: int
+
+
+def _unblosc(data: bytes, out: npt.NDArray[Any]) -> None:
+    """A Blosc frame of zstd, only if its header claims what the chunk holds."""
+    size = out.nbytes
+    if len(data) < _BLOSC_HEADER:
+        raise ValueError("frame is too short")
+    claimed, packed = (int.from_bytes(data[i : i + 4], "little") for i in (4, 12))
+    copied = data[2] & 0x2  # kept as it is, where packing gains nothing
+    if claimed != size or packed != len(data):
+        raise ValueError(f"frame claims {claimed} bytes from {packed}, not {size} from {len(data)}")
+    if data[2] >> 5 != _BLOSC_ZSTD and not copied:
+        raise ValueError("frame is not zstd")
+    numcodecs.blosc.decompress(data, out)
+
+
+_BLOSC_HEADER, _BLOSC_ZSTD = 16, 4
+
+_PCO_FORM = Form((CODEC_NAME, "crc32c"), decompress_into, 65_536)
+FORMS = {
+    1: Form(("bytes", "blosc", "crc32c"), _unblosc, 262_144),
+    2: _PCO_FORM,
+    3: _PCO_FORM,
+    4: _PCO_FORM,
+}
+"""By schema version: the only codecs there are. A store's names are compared with these, never
+looked up."""
+
+_OPTIONS = {
+    "bytes": {"endian"},
+    "blosc": {"typesize", "cname", "clevel", "shuffle", "blocksize"},
+    "crc32c": set[str](),
+    CODEC_NAME: {"level", "mode_spec", "delta_spec"},
+}
+
+
+class CommittedShard:
+    """The files of one committed shard, read through its commit."""
+
+    def __init__(self, location: Location, commit: Commit, schema_version: int, where: str) -> None:
+        self._location = location
+        self._commit = commit
+        self._form = FORMS[schema_version]
+        self._where = where
+
+    def check_group(self) -> None:
+        """Check the one file that no array needs.
+
+        Raises:
+            CorruptionError: It is changed, or more than an empty group.
+        """
+        document = self._metadata("zarr.json", f"{self._where}, group")
+        if document != {"attributes": {}, "zarr_format": 3, "node_type": "group"}:
+            raise _fault("not a plain group", f"{self._where}, group")
+
+    def read(self, spec: DiskSpec) -> npt.NDArray[Any]:
+        """One array on disk, decoded.
+
+        Raises:
+            CorruptionError: Names the array and, where it can, the chunk.
+        """
+        where = f"{self._where}, array {spec.name}"
+        length = self._commit.counts.length(spec.axis)
+        dtype = np.dtype(spec.dtype)
+        document = self._metadata(f"{spec.name}/zarr.json", where)
+        chunk = _chunk_size(document, self._form, length, dtype, where)
+        if not length:
+            return np.empty(0, dtype)
+        data = self._file(f"{spec.name}/c/0", where)
+        # The commit's sizes are only claims until files are read; this one is what it says now.
+        most = MAX_RATIO * len(data) + SLACK_BYTES
+        if length * dtype.itemsize > most:
+            raise _fault("array is larger than its file can hold", where, f"{most} bytes")
+        num_chunks = -(-length // chunk)
+        ends = _chunk_ends(data, num_chunks, where)
+        out = np.empty(num_chunks * chunk, dtype)  # a chunk of room at most; the last one is padded
+        start = 0
+        for i, end in enumerate(ends):
+            here = f"{where}, chunk {i}"
+            with decoding(here):
+                body = _summed(data[start:end], here)
+                self._form.decode(body, out[i * chunk : (i + 1) * chunk])
+            start = end
+        return out[:length]
+
+    def _metadata(self, key: str, where: str) -> Any:
+        if self._record(key).size > MAX_METADATA_BYTES:
+            raise _fault("metadata is too long", where, f"{MAX_METADATA_BYTES} bytes")
+        data = self._file(key, where)
+        crc = int(google_crc32c.value(data))
+        expected = self._record(key).crc32c
+        if crc != expected:
+            raise _fault(f"file {key} changed", where, f"{expected:08x}", f"{crc:08x}")
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise _fault("metadata is not JSON", where, None, error) from error
+
+    def _record(self, key: str) -> FileRecord:
+        record = self._commit.files.get(key)
+        if record is None:
+            raise _fault(f"commit leaves out file {key}", self._where)
+        return record
+
+    def _file(self, key: str, where: str) -> bytes:
+        size = self._record(key).size
+        data = read_bounded(self._location, f"{self._commit.path}/{key}", size)
+        if data is None:
+            raise _fault(f"file {key} is missing", where, f"{size} bytes", "nothing")
+        if len(data) != size:
+            got = len(data) if len(data) < size else "more"
+            raise _fault(f"file {key} is cut or longer", where, f"{size} bytes", got)
+        return data
+
+
+def _chunk_size(document: Any, form: Form, length: int, dtype: np.dtype[Any], where: str) -> int:
+    """Numbers of a chunk, from array metadata of the one form that is allowed."""
+    if not isinstance(document, dict):
+        raise _fault("metadata is not an object", where)
+    if document.get("shape") != [length]:
+        raise _fault("wrong shape", where, [length], _short(document.get("shape")))
+    if document.get("data_type") != dtype.name:
+        raise _fault("wrong dtype", where, dtype.name, _short(document.get("data_type")))
+    try:
+        (codec,) = document["codecs"]
+        sharding = codec["configuration"]
+        (chunk,) = sharding["chunk_shape"]
+        chain = [(c["name"], c.get("configuration", {})) for c in sharding["codecs"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _fault("codecs not understood", where, None, _short(error)) from error
+    names = tuple(name for name, _ in chain)
+    if codec.get("name") != "sharding_indexed" or names != form.codecs:
+        raise _fault("codec refused", where, form.codecs, _short([codec.get("name"), *names]))
+    for name, options in chain:
+        if not isinstance(options, dict) or not _OPTIONS[name].issuperset(options):
+            raise _fault(f"options of codec {name} refused", where, None, _short(options))
+        if name == "bytes" and options.get("endian", "little") != "little":
+            raise _fault("bytes are not little-endian", where)
+    if type(chunk) is not int or not 1 <= chunk <= form.max_chunk:
+        raise _fault("wrong chunk size", where, f"1 to {form.max_chunk}", _short(chunk))
+    num_chunks = max(-(-length // chunk), 1)
+    for key, expected in _fixed(chunk * num_chunks, sharding).items():
+        if document.get(key, [] if key == "storage_transformers" else None) != expected:
+            raise _fault(f"{key} refused", where, expected, _short(document.get(key)))
+    return chunk
+
+
+def _fixed(shard: int, sharding: dict[str, Any]) -> dict[str, Any]:
+    """What the rest of the metadata must be: one Zarr shard, its index at the end."""
+    index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    inner = {
+        "chunk_shape": sharding["chunk_shape"],
+        "codecs": sharding["codecs"],
+        "index_codecs": index,
+        "index_location": "end",
+    }
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "sharding_indexed", "configuration": inner}],
+    }
+
+
+def _chunk_ends(data: bytes, num_chunks: int, where: str) -> list[int]:
+    """End of each chunk in a shard file, whose index must tile it from its beginning."""
+    size = len(data) - 16 * num_chunks - 4
+    if size < 0:
+        raise _fault("file is shorter than its index", f"{where}, chunk index")
+    here = f"{where}, chunk index"
+    index = np.frombuffer(_summed(data[size:], here), "<u8").reshape(num_chunks, 2)
+    starts, lengths = index[:, 0], index[:, 1]
+    # Each is below the file's size before they are added, so nothing wraps around.
+    sound = bool((index <= size).all()) and bool((lengths > 0).all())
+    ends = np.cumsum(lengths) if sound else lengths
+    if not sound or ends[-1] != size or not np.array_equal(starts, ends - lengths):
+        raise _fault("chunks do not fill the file", here, f"{size} bytes")
+    found: list[int] = ends.tolist()
+    return found
+
+
+def _summed(data: bytes, where: str) -> bytes:
+    """Bytes whose CRC-32C, kept behind them, is right."""
+    body, kept = data[:-4], int.from_bytes(data[-4:], "little")
+    crc = int(google_crc32c.value(body))
+    if len(data) < 4 or crc != kept:
+        raise _fault("checksum is wrong", where, f"{kept:08x}", f"{crc:08x}")
+    return body
+
+
+@contextmanager
+def decoding(where: str) -> Iterator[None]:
+    """Whatever a decoder raises on hostile bytes becomes a CorruptionError."""
+    try:
+        yield
+    except (LogitfuseError, MemoryError):  # sizes are checked: memory is this machine's matter
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
+        got = f"{type(error).__name__}: {_short(error)}"
+        raise _fault("bytes do not decode", where, None, got) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether a Rust library gave up: pyo3 derives its panics from BaseException."""
+    return type(error).__name__ == "PanicException"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _fault(what: str, where: str, expected: object = None, got: object = None) -> CorruptionError:
+    return CorruptionError(what, where=where, expected=expected, got=got, hint=REPAIR)

@@ -1,0 +1,385 @@
+"""Reading a store: commits only, each array checked on the way in.
+
+A store may come from anywhere: `guards` says what is refused before it is believed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from store_schema.disk.bounded import read_bounded, read_record
+from store_schema.disk.location import LocalLocation, Location
+from store_schema.disk.parquet import read_parquet
+from store_schema.disk.sealed import MAX_RECORD_BYTES, unseal
+from store_schema.encoding.encoding import decode, needed_specs
+from store_schema.encoding.frequency import Ranking, ranking_from_bytes
+from store_schema.encoding.group import Coder, StoredSpec
+from store_schema.errors import CorruptionError, MismatchError, MissingError, StoreError
+from store_schema.fingerprint import arrays_digest
+from store_schema.layout import Arrays, ArraySpec, array_names, array_specs
+from store_schema.manifest import Commit, Manifest
+from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.store.guards import (
+    MAX_COMMIT_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_SHARDS,
+    MAX_VOCAB_SIZE,
+    MAX_VOCABULARY_BYTES,
+    REPAIR,
+    CommittedShard,
+    check_commit,
+)
+from store_schema.text.vocabulary import VOCABULARY_SCHEMA, Vocabulary
+
+MANIFEST_FILE = "manifest.json"
+VOCABULARY_FILE = "vocabulary.parquet"
+RANKING_FILE = "ids_by_rank.npy"
+READ_THREADS = 16
+COMMITS_AT_ONCE = 1024
+RESTORE = "restore it from a copy of the store, or delete the store and run the stage again"
+_COMMIT_NAME = re.compile(r"[0-9]{5,}\.json")
+
+
+def commit_key(shard: int) -> str:
+    """Key of a shard's commit."""
+    return f"commits/{shard:05d}.json"
+
+
+class StoreReader:
+    """A store open for reading."""
+
+    def __init__(self, location: Location, manifest: Manifest) -> None:
+        self.location = location
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, location: Location) -> Self:
+        """Open the store at `location`.
+
+        Raises:
+            MissingError: There is none (yet).
+            SchemaVersionError: Written by a newer logitfuse.
+            CorruptionError: The manifest is damaged.
+        """
+        data = read_record(location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE)
+        if data is None:
+            raise MissingError(
+                "no store",
+                where=location.url,
+                hint="give a store's folder or URL, such as runs/NAME/stores/SOURCE, or write it "
+                "first (`logitfuse extract run`, `logitfuse align run`)",
+            )
+        where = f"{location.url}/{MANIFEST_FILE}"
+        manifest = unseal(Manifest, data, where=where, hint=RESTORE)
+        _require_sane(manifest, where)
+        return cls(location, manifest)
+
+    @cached_property
+    def commits(self) -> dict[int, Commit]:
+        """Finished shards as they stood when first asked.
+
+        Raises:
+            CorruptionError: A commit is damaged, or names another shard than its file.
+            MismatchError: A commit was written for another manifest.
+        """
+        commits, faults = self.scan()
+        for error in faults.values():
+            raise error
+        return commits
+
+    def scan(self) -> tuple[dict[int, Commit], dict[str, StoreError]]:
+        """Finished shards as they stand now, sound or not.
+
+        Returns:
+            Commits by shard, and for each commit that cannot be used, by its key, why.
+        """
+        commits: dict[int, Commit] = {}
+        faults: dict[str, StoreError] = {}
+        for key, data in self._commit_files():
+            try:
+                commit = self._checked_commit(key, data)
+            except StoreError as error:
+                faults[key] = error
+            else:
+                commits[commit.shard] = commit
+        return commits, faults
+
+    def _commit_files(self) -> Iterator[tuple[str, bytes]]:
+        """Keys and bytes of the commits there are, in order of shards."""
+        if self.manifest.num_shards is None:
+            names = [n for n in self.location.names("commits") if _COMMIT_NAME.fullmatch(n)]
+            keys = sorted((f"commits/{name}" for name in names), key=_shard_of)
+        else:
+            # By key, not by listing: an object store may list a commit later than it has it.
+            keys = [commit_key(shard) for shard in range(self.manifest.num_shards)]
+        for start in range(0, len(keys), COMMITS_AT_ONCE):
+            part = keys[start : start + COMMITS_AT_ONCE]
+            if isinstance(self.location, LocalLocation):
+                found = {key: read_bounded(self.location, key, MAX_COMMIT_BYTES) for key in part}
+            else:
+                found = dict(self.location.read_many(part))
+            for key in part:
+                data = found.get(key)
+                if data is not None:
+                    yield key, data
+
+    def _checked_commit(self, key: str, data: bytes) -> Commit:
+        where = f"{self.location.url}/{key}"
+        if len(data) > MAX_COMMIT_BYTES:
+            raise CorruptionError(
+                "commit is too long",
+                where=where,
+                expected=f"at most {MAX_COMMIT_BYTES} bytes",
+                hint=REPAIR,
+            )
+        commit = unseal(Commit, data, where=where, hint=REPAIR)
+        if commit_key(commit.shard) != key:
+            raise CorruptionError(
+                "commit of another shard", where=where, got=commit.shard, hint=REPAIR
+            )
+        if not commit.path.startswith(f"data/{commit.shard:05d}-"):
+            raise CorruptionError(
+                "commit names data of another shard", where=where, got=commit.path, hint=REPAIR
+            )
+        if commit.store_fingerprint != self.manifest.fingerprint():
+            raise MismatchError(
+                "commit was written for another store",
+                where=where,
+                expected=self.manifest.fingerprint(),
+                got=repr(commit.store_fingerprint[:64]),
+                hint=REPAIR,
+            )
+        return commit
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Byte table of the store's own tokens.
+
+        Raises:
+            CorruptionError: The file is not the one the manifest speaks of.
+        """
+        where = f"{self.location.url}/{VOCABULARY_FILE}"
+        data = self._table(VOCABULARY_FILE, MAX_VOCABULARY_BYTES)
+        # Read twice: once for its size, with nothing spelt out, then as what it is.
+        read_parquet(
+            data,
+            VOCABULARY_SCHEMA,
+            max_rows=MAX_VOCAB_SIZE,
+            max_bytes=MAX_VOCABULARY_BYTES,
+            where=where,
+            hint=RESTORE,
+        )
+        vocabulary = Vocabulary.from_parquet(data, where=where)
+        if vocabulary.fingerprint != self.manifest.vocabulary_fingerprint:
+            raise CorruptionError(
+                "vocabulary is not the manifest's",
+                where=where,
+                expected=repr(self.manifest.vocabulary_fingerprint[:64]),
+                got=vocabulary.fingerprint,
+                hint=RESTORE,
+            )
+        return vocabulary
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """[V] ids of the store's vocabulary by frequency rank (schema version 2).
+
+        Raises:
+            CorruptionError: The file is not the one the manifest speaks of.
+        """
+        vocab_size = self.manifest.vocab_size
+        where = f"{self.location.url}/{RANKING_FILE}"
+        ranking = ranking_from_bytes(
+            self._table(RANKING_FILE, 4 * vocab_size + MAX_METADATA_BYTES),
+            vocab_size=vocab_size,
+            expected=self.manifest.ranking_fingerprint or "",
+            where=where,
+        )
+        # Ids that are read without the other arrays are not checked again.
+        if ranking.max() >= vocab_size or np.bincount(ranking).min() != 1:
+            raise CorruptionError("not each id once", where=where, hint=RESTORE)
+        return ranking
+
+    def require_plan(self, plan: Plan) -> None:
+        """Refuse to read a store together with a plan it was not made from.
+
+        A store of version 4 goes with any plan that has the segments of one of its shards;
+        `require_shards` says of each shard whether it does.
+
+        Raises:
+            MismatchError: Shows both fingerprints.
+        """
+        if self.manifest.plan_fingerprint == plan.fingerprint:
+            return
+        if self.manifest.schema_version > 3:
+            commits, _ = self.scan()
+            shards = {shard.index: shard for shard in plan.shards}
+            if not commits or any(c.is_of(shards[i]) for i, c in commits.items() if i in shards):
+                return
+        raise MismatchError(
+            "store and plan do not belong together",
+            where=self.location.url,
+            expected=f"plan {plan.fingerprint}",
+            got=f"plan {self.manifest.plan_fingerprint}",
+            hint="the plan was changed after the store was begun; rerun under another name",
+        )
+
+    def committed(self, shards: Iterable[ShardRecord]) -> set[int]:
+        """Which of the plan's shards are finished.
+
+        Raises:
+            MismatchError: A shard was written from other segments; shows both fingerprints.
+        """
+        there = [shard for shard in shards if shard.index in self.commits]
+        self.require_shards(there)
+        return {shard.index for shard in there}
+
+    def require_shards(self, shards: Iterable[ShardRecord]) -> None:
+        """Refuse to go on without some of the shards, or with others than the plan's.
+
+        Raises:
+            MissingError: Names those that are missing.
+            MismatchError: A shard was written from other segments; shows both fingerprints.
+        """
+        shards = list(shards)
+        missing = [shard.index for shard in shards if shard.index not in self.commits]
+        if missing:
+            shown = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
+            raise MissingError(
+                f"{len(missing)} shard(s) not there yet ({shown})",
+                where=self.location.url,
+                hint="rerun the stage that writes this store",
+            )
+        for shard in shards:
+            commit = self.commits[shard.index]
+            if not commit.is_of(shard):
+                found = repr(commit.shard_fingerprint[:64])
+                raise MismatchError(
+                    f"shard {shard.index} was written from other segments than the plan's",
+                    where=self.location.url,
+                    expected=f"{shard.fingerprint} from row {shard.start}",
+                    got=f"{found} from row {commit.first_segment}",
+                    hint=REPAIR,
+                )
+
+    def read(self, shard: int, names: Iterable[str] | None = None) -> Arrays:
+        """Decoded arrays of one shard.
+
+        Args:
+            shard: Index in the plan.
+            names: Which arrays; None reads all and checks every invariant of the layout.
+
+        Raises:
+            MissingError: The shard is not committed.
+            CorruptionError: Names shard, array and chunk.
+            ValueError: The store has no such array.
+        """
+        wanted = None if names is None else tuple(names)
+        names_there = array_names(self.manifest.kind, self.manifest.extras)
+        if unknown := set(wanted or ()).difference(names_there):
+            raise ValueError(f"no such arrays: {sorted(unknown)}")
+        return self._decoded(shard, self._stored(shard, wanted), wanted)
+
+    def verify(self, shard: int) -> None:
+        """Read a shard whole and compare its content with the commit's digest.
+
+        Raises:
+            CorruptionError: Anything differs.
+        """
+        self._files(shard).check_group()
+        stored = self._stored(shard, None)
+        self._decoded(shard, stored, None)
+        digest = arrays_digest(stored, [spec.name for spec in self._specs(None)])
+        expected = self._commit(shard).content_sha256
+        if digest != expected:
+            raise CorruptionError(
+                "content is not what was committed",
+                where=f"{self.location.url}, shard {shard}",
+                expected=repr(expected[:64]),
+                got=digest,
+                hint=REPAIR,
+            )
+
+    def _specs(self, names: Iterable[str] | None) -> Sequence[ArraySpec | StoredSpec]:
+        """The arrays on disk that hold some arrays of the layout."""
+        kind, encoding, extras = self.manifest.kind, self.manifest.encoding, self.manifest.extras
+        if encoding is not None:
+            return needed_specs(kind, encoding, names, extras)
+        wanted = array_names(kind) if names is None else set(names)
+        return [spec for spec in array_specs(kind) if spec.name in wanted]
+
+    def _files(self, shard: int) -> CommittedShard:
+        """The files of a shard whose commit is sound."""
+        commit = self._commit(shard)
+        where = f"{self.location.url}, shard {shard}"
+        check_commit(commit, self.manifest, self._specs(None), where)
+        return CommittedShard(self.location, commit, self.manifest.schema_version, where)
+
+    def _stored(self, shard: int, names: Iterable[str] | None) -> Arrays:
+        """Arrays on disk, decompressed."""
+        files, specs = self._files(shard), self._specs(names)
+        # Object stores answer in tens of milliseconds, whatever is asked: so all at once.
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            return dict(zip([s.name for s in specs], pool.map(files.read, specs), strict=True))
+
+    def _decoded(self, shard: int, stored: Arrays, names: Iterable[str] | None) -> Arrays:
+        """Arrays of the layout from those on disk, checked where all are there."""
+        manifest, arrays = self.manifest, stored
+        where = f"{self.location.url}, shard {shard}"
+        if manifest.encoding is not None:
+            coder = Coder(manifest.encoding, self.ranking, where, manifest.extras)
+            arrays = decode(manifest.kind, stored, coder, names)
+        if names is None:
+            manifest.check_shard(arrays, where=where)
+        return arrays
+
+    def _commit(self, shard: int) -> Commit:
+        if shard not in self.commits:
+            raise MissingError(
+                f"shard {shard} is not committed",
+                where=self.location.url,
+                hint="rerun the stage that writes this store",
+            )
+        return self.commits[shard]
+
+    def _table(self, key: str, limit: int) -> bytes:
+        """A file that the store cannot be read without."""
+        data = read_record(self.location, key, limit, RESTORE)
+        if data is None:
+            where = f"{self.location.url}/{key}"
+            raise CorruptionError("file is missing", where=where, hint=RESTORE)
+        return data
+
+
+def _shard_of(key: str) -> int:
+    return int(key.removeprefix("commits/").removesuffix(".json"))
+
+
+def _require_sane(manifest: Manifest, where: str) -> None:
+    """Refuse figures that no store has: readers allocate and loop by them.
+
+    Raises:
+        CorruptionError: Names the field.
+    """
+    limits = {"vocab_size": MAX_VOCAB_SIZE, "num_shards": MAX_SHARDS, "top_k": MAX_VOCAB_SIZE}
+    for field, limit in limits.items():
+        value = getattr(manifest, field)
+        if value is not None and value > limit:
+            raise CorruptionError(
+                f"{field} cannot be", where=where, expected=f"at most {limit}", hint=RESTORE
+            )
+    # Version 1 has none of these, later versions have both.
+    later = (manifest.encoding, manifest.ranking_fingerprint)
+    if any((field is None) != (manifest.schema_version == 1) for field in later):
+        raise CorruptionError(
+            "fields of another schema version",
+            where=where,
+            expected=f"those of version {manifest.schema_version}",
+            hint=RESTORE,
+        )

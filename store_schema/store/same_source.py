@@ -1,0 +1,159 @@
+"""Whether a store still is of the model that the run file names for its source.
+
+Stages after extraction read stores, not models, so each asks here before it puts a source's name to
+what it makes. Content decides wherever this machine has the model: a folder that was moved or is named
+by another path is the same source. A machine without the model compares how the two are written.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from store_schema.disk.location import open_location
+from store_schema.errors import MismatchError
+from store_schema.fingerprint import model_fingerprint
+from store_schema.manifest import ModelIdentity
+from store_schema.model.models import present_model
+from store_schema.store.reader import MANIFEST_FILE, StoreReader
+from store_schema.text.tokenizer import SegmentTokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from store_schema.config import ModelRef, RunConfig
+    from store_schema.plan.plan import Plan
+
+_PUT_BACK = (
+    "put the model back into the run file, or extract the new one under another run name (or remove "
+    "the source's stores and run {stages} again)"
+)
+_SHOW_EQUAL = (
+    "; if it is the same model at another place, run {stages} on a machine that has it, to write the "
+    "new place into the stores"
+)
+_STAGES = {"generated": "`logitfuse extract generate`"}
+"""What makes a store of a kind, where it is not the following."""
+_EXTRACT_ALIGN = "`logitfuse extract run` and `align run`"
+
+
+def source_identity(
+    ref: ModelRef, tokenizer: SegmentTokenizer, *, folder: Path | None
+) -> ModelIdentity:
+    """The identity of a run file's model for a manifest.
+
+    Args:
+        ref: As the run file has it.
+        tokenizer: The model's.
+        folder: Of the model; None where only the tokenizer matters.
+    """
+    return ModelIdentity(
+        name=ref.model,
+        revision=ref.revision,
+        gguf_file=ref.gguf_file,
+        bos=ref.bos,
+        by_offsets=ref.by_offsets,
+        model_fingerprint=None if folder is None else model_fingerprint(folder),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+    )
+
+
+def require_same_source(run: RunConfig, name: str, reader: StoreReader, plan: Plan) -> None:
+    """Refuse a store that was made from another model than the run file's source is now.
+
+    Weights are sampled (`model_fingerprint`) where this machine has them, never loaded, and nothing is
+    fetched. The tokenizer is loaded only where the run file names the model in another way than when
+    the store was made; else the plan's record of it is compared.
+
+    Args:
+        run: The run file.
+        name: Of the source.
+        reader: Of its source, generated or aligned store.
+        plan: Of the run.
+
+    Raises:
+        MismatchError: Shows both models.
+    """
+    ref, made_from = run.sources[name], reader.manifest.model
+    planned = plan.record.tokenizers.get(name)
+    if planned is not None and planned != made_from.tokenizer_fingerprint:
+        raise _another(name, reader, f"tokenizer {planned}", _tokenizer(made_from))
+    as_written = _written_alike(ref, made_from)
+    if made_from.model_fingerprint is not None:
+        folder = present_model(ref)
+        if folder is None:
+            if as_written:
+                return
+            raise _another(
+                name, reader, _shown(ref), _recorded(made_from), hint=_PUT_BACK + _SHOW_EQUAL
+            )
+        found = model_fingerprint(folder)
+        if found != made_from.model_fingerprint:
+            expected = f"{_shown(ref)} (model {found})"
+            got = f"{_recorded(made_from)} (model {made_from.model_fingerprint})"
+            raise _another(name, reader, expected, got)
+    if not as_written:
+        tokenizer = SegmentTokenizer.load(ref, name=name)
+        if tokenizer.fingerprint != made_from.tokenizer_fingerprint:
+            expected = f"{_shown(ref)}, tokenizer {tokenizer.fingerprint}"
+            raise _another(name, reader, expected, _tokenizer(made_from))
+
+
+def require_run_sources(run: RunConfig, plan: Plan) -> None:
+    """The same for whatever source and aligned stores a run has.
+
+    Raises:
+        MismatchError: Shows both models of the first that is of another.
+    """
+    for name in run.sources:
+        for url in (run.store_url(name), run.aligned_url(name)):
+            location = open_location(url)
+            if location.exists(MANIFEST_FILE):
+                require_same_source(run, name, StoreReader.open(location), plan)
+
+
+def _written_alike(ref: ModelRef, made_from: ModelIdentity) -> bool:
+    """Whether the run file names the model as it did when the store was made; of a store that has only
+    the model's name on record, that is all there is to compare."""
+    alike = _place(ref.model, ref.gguf_file) == _place(made_from.name, made_from.gguf_file)
+    if made_from.bos is None:
+        return alike
+    now = (ref.revision, ref.bos, ref.by_offsets)
+    return alike and now == (made_from.revision, made_from.bos, made_from.by_offsets)
+
+
+def _place(model: str, gguf_file: str | None) -> str:
+    return os.path.abspath(os.path.join(model, gguf_file or ""))
+
+
+def _shown(ref: ModelRef) -> str:
+    return _described(ref.model, ref.gguf_file, ref.revision, ref.bos)
+
+
+def _recorded(made_from: ModelIdentity) -> str:
+    return _described(made_from.name, made_from.gguf_file, made_from.revision, made_from.bos)
+
+
+def _described(model: str, gguf_file: str | None, revision: str | None, bos: str | None) -> str:
+    parts = [model]
+    parts += [] if gguf_file is None else [f"gguf_file {gguf_file}"]
+    parts += [] if revision is None else [f"revision {revision}"]
+    parts += [] if bos in (None, "auto") else [f"bos {bos}"]
+    return " ".join(parts)
+
+
+def _tokenizer(made_from: ModelIdentity) -> str:
+    return f"{_recorded(made_from)}, tokenizer {made_from.tokenizer_fingerprint}"
+
+
+def _another(
+    name: str, reader: StoreReader, expected: str, got: str, hint: str = _PUT_BACK
+) -> MismatchError:
+    return MismatchError(
+        f"the store was made from another model than the run file's source {name}",
+        where=reader.location.url,
+        expected=expected,
+        got=got,
+        hint=hint.format(stages=_STAGES.get(reader.manifest.kind, _EXTRACT_ALIGN)),
+    )

@@ -1,0 +1,268 @@
+"""What transformers makes of a model's tokenizer files: special tokens, chat template, and faults.
+
+transformers picks a class by the model's type and by what the files name, and some classes rebuild
+the tokenizer around its vocabulary with their own idea of white space, digits or BOS. Ids are taken
+from tokenizer.json instead; the class is asked for special tokens and chat template, and over a
+stand-in of a few dozen pieces that takes milliseconds whatever the size of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from store_schema.errors import ModelError
+from store_schema.model.lfs_pointer import require_no_pointer
+from store_schema.text.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE
+
+PROBES = {
+    "a space before the text": " Once upon a time",
+    "white space": "a  b\t c\r\n\r\n    d \n\n\n e ",
+    "digits": "7 42 365 1024 31415 271828 1000000 3.14 2024-11-28",
+    "punctuation and contractions": "don't (stop), e.g. WE'LL f(x)[0] != {'a': 1}; /* -- */ ///",
+    "letters of other scripts": "na\u00efve \u0440\u0443\u0441\u0441\u043a\u0438\u0439 "
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u0939\u093f\u0928\u094d\u0926\u0940 \u6f22\u5b57"
+    "\u304b\u306a\u4ea4\u3058\u308a\u6587 \ud55c\uad6d\uc5b4 "
+    "\u0e20\u0e32\u0e29\u0e32\u0e44\u0e17\u0e22",
+    "combined characters": "e\u0301 \u00bd \ufb01 \u2460 \uff21\uff22 \u1112\u1161\u11ab \u00a0\u200b",
+    "emoji": "\U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f",
+    "capital letters": "HTTPServer McDonald iPhone X\u00c9NON",
+}
+"""Texts that tokenizers of different rules read differently, by what they show."""
+
+Tokens = tuple[tuple[str, int], ...]
+
+EVERYTHING = "every text"
+START = "what stands before a text (BOS)"
+ADDED = "added tokens"
+
+_COMPANIONS = (
+    "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates",
+)  # fmt: skip
+_FLAGS = ("fuse_unk", "byte_fallback", "ignore_merges", "unk_token")
+_LETTERS = ("a", "\u2581", "\u0120")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassReading:
+    """What transformers' class over the stand-in is.
+
+    Args:
+        roles: The tokenizer object: special tokens by role, chat template. Its ids mean nothing.
+        backend: Of the class that transformers picks by itself; None where it cannot load one.
+        class_name: That class, or what it raised.
+    """
+
+    roles: Any
+    backend: Tokenizer | None
+    class_name: str
+
+    def differences(
+        self, truth: Tokenizer, start: Tokens, again: Callable[[], Tokenizer]
+    ) -> list[str]:
+        """What the class reads otherwise than the tokenizer itself; [] where they agree.
+
+        Args:
+            truth: The whole tokenizer.
+            start: Tokens that stand before a text by the run's rule.
+            again: Makes a copy of `truth` to try the class's rules on; called only where needed.
+        """
+        theirs = self.backend
+        if theirs is None or type(theirs.model) is not type(truth.model):
+            return [EVERYTHING]
+        found = _texts_read_otherwise(theirs, truth, again)
+        if [token for token, _ in starting_tokens(theirs)] != [token for token, _ in start]:
+            found.append(START)
+        missing = {t.content for t in truth.get_added_tokens_decoder().values() if not t.special}
+        missing -= {t.content for t in theirs.get_added_tokens_decoder().values()}
+        return [*found, ADDED] if missing else found
+
+
+def starting_tokens(backend: Tokenizer) -> Tokens:
+    """The tokens that a post-processor puts before a text, each with its id."""
+    return around_a_text(backend)[0]
+
+
+def around_a_text(backend: Tokenizer) -> tuple[Tokens, Tokens]:
+    """The tokens that a post-processor puts before and after a text, each with its id."""
+    for text in ("a", " ", "1"):
+        encoding = backend.encode(text)
+        whole = list(zip(encoding.tokens, encoding.ids, strict=True))
+        bare = backend.encode(text, add_special_tokens=False)
+        plain = list(zip(bare.tokens, bare.ids, strict=True))
+        if not plain:  # a piece that it does not have
+            continue
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    return (), ()
+
+
+def read_class(
+    folder: Path,
+    backend: Tokenizer,
+    post_processor: Any,
+    *,
+    name: str,
+    trust_remote_code: bool = False,
+    with_added: bool = True,
+) -> ClassReading:
+    """Ask transformers about the tokenizer files of a folder.
+
+    Args:
+        folder: With tokenizer_config.json and the like; config.json decides as well.
+        backend: The tokenizer of the folder's tokenizer.json.
+        post_processor: Its own, whether or not it has one at present.
+        name: Of the model, for messages.
+        trust_remote_code: Run a tokenizer class that comes with the model.
+        with_added: Tell it of all added tokens, thousands in some models; roles need none of them.
+
+    Raises:
+        ModelError: transformers cannot read the files beside tokenizer.json.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    stand_in = _stand_in(folder, _few_pieces(backend, post_processor, with_added=with_added))
+    with stand_in as place, _without_warnings():
+        if not with_added:
+            _drop_added(place / TOKENIZER_CONFIG)
+        try:
+            picked = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+            theirs = getattr(picked, "backend_tokenizer", None)
+            if isinstance(theirs, Tokenizer):
+                return ClassReading(picked, theirs, type(picked).__name__)
+            fault = f"{type(picked).__name__}, which has no tokenizers backend"
+        except Exception as error:  # any class of any model's raises what it likes
+            fault = f"{type(error).__name__}: {str(error)[:120]}"
+        try:
+            generic = PreTrainedTokenizerFast.from_pretrained(place)
+        except Exception as error:  # as above
+            raise ModelError(
+                f"tokenizer of {name} cannot be loaded: the files beside {TOKENIZER_FILE} are wrong",
+                where=folder,
+                got=f"{type(error).__name__}: {str(error)[:160]}",
+                hint="mend tokenizer_config.json (and special_tokens_map.json), or fetch them again",
+            ) from error
+    return ClassReading(generic, None, fault)
+
+
+@contextmanager
+def _stand_in(folder: Path, tokenizer_json: str) -> Iterator[Path]:
+    """A folder with the same files beside a tokenizer.json of a few pieces."""
+    with tempfile.TemporaryDirectory(prefix="logitfuse-") as made:
+        place = Path(made)
+        for path in [*(folder / companion for companion in _COMPANIONS), *folder.glob("*.py")]:
+            for file in [path, *path.glob("*")]:
+                if file.is_file():
+                    require_no_pointer(file)
+            if path.is_dir():
+                shutil.copytree(path, place / path.name)
+            elif path.exists():
+                shutil.copyfile(path, place / path.name)
+        (place / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
+        yield place
+
+
+def _drop_added(path: Path) -> None:
+    """Empty the list of added tokens: as long as it is there, it is the only one looked at."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if content.get("added_tokens_decoder"):
+        path.write_text(json.dumps(content | {"added_tokens_decoder": {}}), encoding="utf-8")
+
+
+def _few_pieces(backend: Tokenizer, post_processor: Any, *, with_added: bool) -> str:
+    """tokenizer.json with the same rules and added tokens over hardly any pieces."""
+    listed = backend.get_added_tokens_decoder() if with_added else {}
+    added = [token for _, token in sorted(listed.items())]
+    model = model_rules(backend)
+    unknown = model.get("unk_token")
+    names = list(dict.fromkeys([*([unknown] if unknown else []), *(t.content for t in added)]))
+    names += [letter for letter in _LETTERS if letter not in names]
+    ids = {token: index for index, token in enumerate(names)}
+    if model["type"] == "Unigram":
+        model["vocab"] = [[token, 0.0] for token in names]
+        model["unk_id"] = ids.get(model.pop("unk_token"))
+    else:
+        model["vocab"] = ids
+    tokens = [token.__getstate__() | {"id": ids[token.content]} for token in added]
+    steps = {
+        "normalizer": backend.normalizer,
+        "pre_tokenizer": backend.pre_tokenizer,
+        "post_processor": post_processor,
+        "decoder": backend.decoder,
+    }
+    rules = {part: None if s is None else json.loads(s.__getstate__()) for part, s in steps.items()}
+    spec = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens}
+    return json.dumps(spec | rules | {"model": model}, ensure_ascii=False)
+
+
+def model_rules(backend: Tokenizer) -> dict[str, Any]:
+    """The model part of tokenizer.json without its pieces."""
+    model = backend.model
+    kind = type(model).__name__
+    if kind == "BPE":
+        # Its state would be the whole vocabulary and all merges, in text.
+        fields = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", *_FLAGS)
+        return {"type": kind, "merges": []} | {field: getattr(model, field) for field in fields}
+    state: dict[str, Any] = json.loads(model.__getstate__())
+    pieces = state.pop("vocab")
+    if kind == "Unigram":
+        unknown = state.get("unk_id")
+        state["unk_token"] = None if unknown is None else pieces[unknown][0]
+    return state
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """transformers speaks of the stand-in's few pieces as if they were the model's."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _texts_read_otherwise(
+    theirs: Tokenizer, truth: Tokenizer, again: Callable[[], Tokenizer]
+) -> list[str]:
+    same_rules = all(_flag(theirs, flag) == _flag(truth, flag) for flag in _FLAGS)
+    if same_rules and all(_parts(theirs, t) == _parts(truth, t) for t in PROBES.values()):
+        return []
+    # Cut otherwise need not be read otherwise: no merge may ever cross the cut.
+    tried = again()
+    tried.normalizer = theirs.normalizer
+    tried.pre_tokenizer = theirs.pre_tokenizer
+    for flag in _FLAGS:
+        if hasattr(tried.model, flag):
+            setattr(tried.model, flag, getattr(theirs.model, flag))
+    copy = again()
+    return [kind for kind, text in PROBES.items() if _ids(tried, text) != _ids(copy, text)]
+
+
+def _flag(backend: Tokenizer, flag: str) -> Any:
+    return getattr(backend.model, flag, None)
+
+
+def _ids(backend: Tokenizer, text: str) -> list[int]:
+    return list(backend.encode(text, add_special_tokens=False).ids)
+
+
+def _parts(backend: Tokenizer, text: str) -> list[str]:
+    """The text as the model's pieces are looked up in it."""
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return [text]
+    return [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(text)]

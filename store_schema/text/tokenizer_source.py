@@ -1,0 +1,201 @@
+"""Where a tokenizer comes from: a folder's tokenizer.json, or an object of transformers."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from store_schema.config import ModelRef
+from store_schema.errors import ModelError
+from store_schema.fingerprint import bytes_digest
+from store_schema.text.tokenizer_class import ClassReading, Tokens, model_rules, read_class
+from store_schema.text.tokenizer_files import (
+    TEKKEN_FILE,
+    TOKENIZER_FILE,
+    read_backend,
+    require_content,
+    require_tokenizer_files,
+    tokenizer_config,
+)
+from store_schema.text.tokenizer_save import GENERIC_CLASS, copy_files
+
+_GENERIC_CLASSES = ("TokenizersBackend", GENERIC_CLASS)
+"""What a folder states when its files alone say how it splits."""
+
+
+class FolderSource:
+    """Files of a model folder, tokenizer.json among them.
+
+    Args:
+        folder: Of the model.
+        name: Of the model, for messages.
+        trust_remote_code: Run a tokenizer class that comes with the model.
+    """
+
+    def __init__(self, folder: Path, *, name: str, trust_remote_code: bool = False) -> None:
+        self._folder = folder
+        self._name = name
+        self._trust = trust_remote_code
+        self._backend: Tokenizer | None = None
+        self._post_processor: Any = None
+
+    def open(self) -> Tokenizer:
+        """The tokenizer, read anew."""
+        backend = read_backend(self._folder / TOKENIZER_FILE, name=self._name)
+        if self._backend is None:
+            self._backend, self._post_processor = backend, backend.post_processor
+        return backend
+
+    @cached_property
+    def adds_bos(self) -> bool | None:
+        """What tokenizer_config.json says of BOS; None where it says nothing.
+
+        transformers 5 does not look at it beside a tokenizer.json; versions before did, and models
+        were trained with them.
+        """
+        value = tokenizer_config(self._folder, name=self._name).get("add_bos_token")
+        return value if isinstance(value, bool) else None
+
+    @cached_property
+    def roles(self) -> Any:
+        """transformers' object for special tokens and chat template."""
+        return self._read(with_added=False).roles
+
+    def _read(self, *, with_added: bool) -> ClassReading:
+        return read_class(
+            self._folder,
+            self._backend or self.open(),
+            self._post_processor,
+            name=self._name,
+            trust_remote_code=self._trust,
+            with_added=with_added,
+        )
+
+    def merges(self) -> list[list[str]]:
+        """BPE's merges in order."""
+        return _merges((self._folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+
+    def differences(self, start: Tokens) -> tuple[str, list[str]]:
+        """The class that transformers takes, and what it reads otherwise."""
+        backend = self._backend or self.open()
+        reading = self._read(with_added=True)
+        return reading.class_name, reading.differences(backend, start, self.open)
+
+    def save(self, folder: Path) -> None:
+        """Write the files into another folder."""
+        copy_files(self._folder, folder)
+
+
+class ObjectSource:
+    """A tokenizer object of transformers, as made in memory or converted from other files.
+
+    Args:
+        tokenizer: With a `tokenizers` backend.
+        adds_bos: Whether its model was trained with BOS before a text; None where the object says.
+    """
+
+    def __init__(self, tokenizer: Any, *, adds_bos: bool | None = None) -> None:
+        self.roles = tokenizer
+        self.adds_bos = adds_bos
+
+    def open(self) -> Tokenizer:
+        """A copy of its backend."""
+        backend = Tokenizer.from_str(self.roles.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+
+    def merges(self) -> list[list[str]]:
+        """BPE's merges in order."""
+        return _merges(self.roles.backend_tokenizer.to_str())
+
+    def differences(self, start: Tokens) -> tuple[str, list[str]]:
+        """None: it is what transformers made."""
+        return type(self.roles).__name__, []
+
+    def save(self, folder: Path) -> None:
+        """Write it as transformers does."""
+        self.roles.save_pretrained(folder)
+
+
+Source = FolderSource | ObjectSource
+
+
+def model_state(source: Source, backend: Tokenizer) -> list[Any]:
+    """All that a model's pieces do not say of how it puts them together, JSON-like."""
+    if type(backend.model).__name__ != "BPE":
+        return [bytes_digest(backend.model.__getstate__())]
+    return [sorted(model_rules(backend).items()), source.merges()]
+
+
+def _merges(tokenizer_json: str) -> list[list[str]]:
+    merges = json.loads(tokenizer_json)["model"].get("merges", [])
+    if merges and isinstance(merges[0], str):
+        return [merge.split(" ") for merge in merges]
+    found: list[list[str]] = merges
+    return found
+
+
+def converted(folder: Path, ref: ModelRef, *, name: str) -> ObjectSource:
+    """transformers' own conversion of files that are no tokenizer.json.
+
+    Args:
+        folder: With sentencepiece, tiktoken or tekken files, or vocabulary and merges.
+        ref: Of the model.
+        name: Of the model, for messages.
+
+    Raises:
+        ModelError: There are no such files, or transformers cannot convert them.
+    """
+    require_tokenizer_files(folder, name=name)
+    tekken = is_tekken_alone(folder)
+    merges = [*folder.glob("vocab.*"), *folder.glob("merges.txt")]
+    for path in [folder / TEKKEN_FILE] if tekken else [*folder.glob("*.model")] or merges:
+        require_content(path, name=name)
+    try:
+        made = _of_tekken(folder) if tekken else _of_class(folder, ref, name=name)
+    except ModelError:
+        raise
+    except (
+        Exception
+    ) as error:  # sentencepiece, tiktoken and a model's own code raise what they like
+        raise ModelError(
+            f"tokenizer of {name} cannot be converted",
+            where=ref.model,
+            expected=f"{TOKENIZER_FILE}, or files that transformers can convert",
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            hint=f"save it as {TOKENIZER_FILE} beside the weights",
+        ) from error
+    if not isinstance(getattr(made, "backend_tokenizer", None), Tokenizer):
+        raise ModelError(
+            f"tokenizer of {name} has no fast backend",
+            where=ref.model,
+            got=type(made).__name__,
+            hint=f"save it as {TOKENIZER_FILE} beside the weights",
+        )
+    # tekken.json says nothing of BOS; the library that it belongs to always begins with it.
+    return ObjectSource(made, adds_bos=True if tekken else None)
+
+
+def _of_class(folder: Path, ref: ModelRef, *, name: str) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    named = tokenizer_config(folder, name=name).get("tokenizer_class")
+    loader = PreTrainedTokenizerFast if named in _GENERIC_CLASSES else AutoTokenizer
+    return loader.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
+
+
+def _of_tekken(folder: Path) -> Any:
+    from transformers.integrations.mistral import convert_tekken_tokenizer
+
+    return convert_tekken_tokenizer(str(folder / TEKKEN_FILE))
+
+
+def is_tekken_alone(folder: Path) -> bool:
+    """Whether Mistral's tekken.json is the only tokenizer file that can be read."""
+    others = [*folder.glob("*.model"), *folder.glob("vocab.*"), folder / TOKENIZER_FILE]
+    return (folder / TEKKEN_FILE).exists() and not any(path.exists() for path in others)
