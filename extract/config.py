@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from extract.chat_config import ChatInput
 from store_schema.config import SectionModel, StrictModel
 from store_schema.paths import PathText
 
@@ -29,12 +30,17 @@ class Columns(StrictModel):
     text: str | None = None
     """Plain text. None: column "text", unless messages or prompt and response are given."""
     messages: str | None = None
-    """List of {role, content}: each assistant turn becomes a document; where the assistant has not the
-    last word and there is a column "response", that is the document. None: column "messages"."""
+    """List of messages, in any shape that docs/extraction.md lists: each assistant turn becomes a
+    document; where the assistant has not the last word and there is a column "response", that is the
+    document. None: column "messages", "conversations" and others."""
     prompt: str | None = None
-    """Context of the response. None: column "prompt"."""
+    """Context of the response: text or messages. None: column "prompt"."""
     response: str | None = None
-    """Text after the prompt. None: column "response"."""
+    """Text after the prompt, or one message. None: column "response" or "completion"."""
+    system: str | None = None
+    """System turn before the messages. None: column "system" or "system_prompt"."""
+    tools: str | None = None
+    """Schemas of the tools that a chat may call. None: column "tools" or "functions"."""
     domain: str | None = None
     """Domain. None: column "domain", unless the input has a constant one."""
     split: str | None = None
@@ -68,6 +74,8 @@ class CorpusInput(StrictModel):
     from 0; or its place (file name and row), whatever the column says."""
     prompt_as: Literal["text", "chat"] = "text"
     """Whether a prompt is plain text before the response or a user's turn of each model's chat."""
+    chat: ChatInput = ChatInput()
+    """How chats are read where their shape is none of those known."""
 
     @model_validator(mode="after")
     def _constant_or_column(self) -> Self:
@@ -105,6 +113,10 @@ class CorpusSection(SectionModel):
     unicode: Literal["nfc", "keep"] | None = None
     """Whether text is brought into Unicode's composed normal form, for all models alike. None: as soon
     as a tokenizer of the run does so itself (Qwen's), else it is kept."""
+
+    thoughts: Literal["context", "train", "drop"] = "context"
+    """What is done with the reasoning before an answer, where a message has a field for it: read before
+    the answer wherever a model's template writes it; a response of its own besides; or left out."""
 
     def split_name(self, name: str) -> str:
         """What a split is called in the corpus."""

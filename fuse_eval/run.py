@@ -234,15 +234,19 @@ def _pool_content(
             kept_in=kept_selectors(run),
             stop=stop,
         )
+    encoded = tokenizer.encode(segments)
     target_nats = bpb.model_rows(
         run.target,
-        tokenizer.encode(segments),
+        encoded,
         name="target",
         batch_tokens=section.batch_tokens,
         device=device,
         stop=stop,
     )
     sources = list(run.sources)
+    for part, nats in zip(encoded, target_nats, strict=True):
+        if part.ends_turn:
+            nats[-1] = np.nan  # pools are compared on text
     named = pool.pool_selectors(section, train, sources, made)
     asked = pool.asked_selectors(named, sources)
     found = pool.estimate(samples, domains, sources, asked, target_nats, stop)

@@ -211,7 +211,8 @@ class TrainSection(SectionModel):
     """Of matrix products; weights and sums are float32 either way. auto takes bfloat16 where the device
     is measured to be faster in it, once for all trainings of the run (`precision.json`)."""
     append_eos: bool = False
-    """Train the end-of-sequence token, on ground truth alone, where a document ends."""
+    """Train the end-of-sequence token, on ground truth alone, where a document ends that is no turn of
+    a chat. Turns end with the token of the target's chat template, which is always trained."""
 
     train_split: str = Field(default="train", min_length=1)
     """Split that is trained on."""

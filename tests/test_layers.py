@@ -31,7 +31,18 @@ ORDER = {
         *("disk", "plan", "manifest", "model", "text", "encoding", "store"),
     ),
     "extract": (
-        *("config", "corpus", "engines", "plan", "scoring", "generation", "report"),
+        *(
+            "chat_config",
+            "config",
+            "document_error",
+            "chat",
+            "corpus",
+            "engines",
+            "plan",
+            "scoring",
+            "generation",
+            "report",
+        ),
         *("tune", "run", "cli", "__main__"),
     ),
     "align": (
