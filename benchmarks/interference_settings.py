@@ -16,15 +16,19 @@ UNGATED = "train.fusion_gate.kind=none"
 """Trains with the fusion loss everywhere, as the papers do. Ours is the run file as it stands."""
 
 CONTROL, OURS, TODAY = "control", "ours", "ungated"
+_PUBLISHED = ("train.clm_weight=0.9", "train.loss.clm_weight_schedule=null", UNGATED)
 METHODS: dict[str, tuple[str, ...]] = {
-    CONTROL: ("train.selector=uniform", "train.clm_weight=1", UNGATED),
+    CONTROL: (
+        *("train.selector=uniform", "train.clm_weight=1"),
+        *("train.loss.clm_weight_schedule=null", UNGATED),
+    ),
     OURS: (),
     TODAY: (UNGATED,),
-    "min_ce": ("train.selector=min_ce", "train.clm_weight=0.9", UNGATED),
-    "avg_ce": ("train.selector=avg_ce", "train.clm_weight=0.9", UNGATED),
+    "min_ce": ("train.selector=min_ce", *_PUBLISHED),
+    "avg_ce": ("train.selector=avg_ce", *_PUBLISHED),
     "fusion_x": (
-        *("train.selector=asn", "train.asn.preset=fusion-x", "train.clm_weight=0.9"),
-        *("train.feedback_weight=0.5", UNGATED),
+        *("train.selector=asn", "train.asn.preset=fusion-x", "train.feedback_weight=0.5"),
+        *_PUBLISHED,
     ),
 }
 """What each sets over the run file. The last three are FuseLLM's two and Fusion-X as published."""
@@ -32,10 +36,10 @@ RIVALS = ("min_ce", "avg_ce", "fusion_x")
 
 GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
     "demo": ((1e-3, 5), (2.5e-3, 5), (2.5e-3, 3)),
-    "real": ((1e-4, 2), (3e-4, 2), (2e-4, 3)),
+    "real": ((1e-4, 2), (1e-4, 4), (2e-4, 4)),
 }
 """Peak learning rate and passes: every method has its best of these three on the valid split."""
-REAL_RATES = (1e-4, 3e-4)
+REAL_RATES = (1e-4, 2e-4)
 """At which the gain on published models is looked at by itself."""
 
 REAL, LARGE = "real", "real-large"
