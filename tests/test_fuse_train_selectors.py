@@ -9,22 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.config import AsnSection, HedgeSection, TrainSection
+from fuse_train.config import TrainSection
 from fuse_train.losses.losses import importance_cv2
 from fuse_train.selectors.asn import SharedScorer, with_summary
+from fuse_train.selectors.by_name import by_rule
 from fuse_train.selectors.features import FEATURES, HEDGE_START, PAST_FEATURES
 from fuse_train.selectors.gates import ConstantGate, RewardNetwork
-from fuse_train.selectors.selectors import (
-    AvgCeSelector,
-    HedgeSelector,
-    MinCeSelector,
-    SourceView,
-    StaticSelector,
-    UniformSelector,
-    build_selector,
-)
+from fuse_train.selectors.kinds.asn import AsnSection
+from fuse_train.selectors.kinds.hedge import HedgeSection
+from fuse_train.selectors.selectors import SourceView, StaticSelector
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, MissingError
-from tests.selector_views import changed_from, made_sources, view_of
+from tests.selector_views import build_selector, changed_from, made_sources, view_of
 
 B, T, M = 3, 7, 3
 
@@ -62,12 +57,12 @@ def stirred(kind: str = "shared", num_sources: int = M, **fields):
 
 
 SELECTORS = {
-    "uniform": UniformSelector,
+    "uniform": lambda: by_rule("uniform"),
     "static": lambda: StaticSelector([0.2, 0.8, 0.0]),
-    "min_ce": MinCeSelector,
-    "avg_ce": AvgCeSelector,
-    "hedge": HedgeSelector,
-    "hedge_shared": lambda: HedgeSelector(0.7, 0.05),
+    "min_ce": lambda: by_rule("min_ce"),
+    "avg_ce": lambda: by_rule("avg_ce"),
+    "hedge": lambda: by_rule("hedge", rate=1.0, share=0.0),
+    "hedge_shared": lambda: by_rule("hedge", rate=0.7, share=0.05),
     "asn": lambda: stirred(features="all"),
     "asn_untrained": lambda: SharedScorer(AsnSection()),
     "asn_segment": lambda: stirred(granularity="segment"),
@@ -167,7 +162,7 @@ def test_who_is_hindsight_and_who_is_bound() -> None:
 
 def test_uniform_and_static() -> None:
     seen = small(torch.tensor([[[True, True, False]]]), torch.ones(1, 3))
-    assert UniformSelector()(seen).flatten().tolist() == [0.5, 0.5, 0.0]
+    assert by_rule("uniform")(seen).flatten().tolist() == [0.5, 0.5, 0.0]
     weights = StaticSelector([1.0, 3.0, 4.0])(seen).flatten().tolist()
     assert weights == [0.25, 0.75, 0.0]
 
@@ -175,16 +170,16 @@ def test_uniform_and_static() -> None:
 def test_min_ce_takes_the_best_covered_source_and_the_first_of_equals() -> None:
     covered = torch.tensor([[[True, True, True], [True, False, True], [True, False, False]]])
     bpb = torch.tensor([[2.0, 1.0, 2.0]])
-    weights = MinCeSelector()(small(covered, bpb))
+    weights = by_rule("min_ce")(small(covered, bpb))
     assert weights[0].tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0]]
     unknown = torch.tensor([[float("inf"), float("inf"), 5.0]])
-    weights = MinCeSelector()(small(covered, unknown))
+    weights = by_rule("min_ce")(small(covered, unknown))
     assert weights[0].tolist() == [[0, 0, 1], [0, 0, 1], [1, 0, 0]]
 
 
 def test_avg_ce_is_the_softmax_of_rewards() -> None:
     bpb = torch.tensor([[2.0, 0.5, math.inf]])
-    weights = AvgCeSelector()(small(torch.ones(1, 2, 3, dtype=torch.bool), bpb))[0, 1].tolist()
+    weights = by_rule("avg_ce")(small(torch.ones(1, 2, 3, dtype=torch.bool), bpb))[0, 1].tolist()
     terms = [math.exp(r) for r in (2**-2.0, 2**-0.5, 0.0)]  # exp(-nats) = 2^-bits
     assert weights == pytest.approx([t / sum(terms) for t in terms])
 
@@ -237,7 +232,7 @@ def test_untrained_asn_is_the_hedge_it_starts_from() -> None:
     rate, share = map(float, HEDGE_START.removeprefix("hedge_").split("_"))
     seen = view_of(made_sources(12, M, 2))
     torch.testing.assert_close(
-        SharedScorer(AsnSection(cut="none"))(seen), HedgeSelector(rate, share)(seen)
+        SharedScorer(AsnSection(cut="none"))(seen), by_rule("hedge", rate=rate, share=share)(seen)
     )
 
 
@@ -338,11 +333,10 @@ def test_static_weights_of_unknown_sources_are_refused() -> None:
     assert built(view())[0, 1].tolist() == [0.0, 1.0, 0.0]
 
 
-def test_build_selector_knows_the_fixed_ones() -> None:
+def test_options_reach_the_selector() -> None:
     section = TrainSection(selector="hedge", hedge=HedgeSection(rate=0.5, share=0.25))
     hedge = build_selector(section, ["a"])
-    assert isinstance(hedge, HedgeSelector)
-    assert (hedge.rate, hedge.share) == (0.5, 0.25)
-    assert isinstance(build_selector(TrainSection(selector="avg_ce"), ["a"]), AvgCeSelector)
-    with pytest.raises(ValueError, match="asn"):
-        build_selector(TrainSection(), ["a"])
+    assert torch.equal(hedge(view()), by_rule("hedge", rate=0.5, share=0.25)(view()))
+    assert not torch.equal(hedge(view()), by_rule("hedge")(view()))
+    with pytest.raises(TypeError, match="asn has to be trained"):
+        by_rule("asn")

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 
 ORDER = {
     "store_schema": (
-        *("errors", "fingerprint", "paths", "compiled", "config", "presets", "layout"),
+        *("errors", "fingerprint", "paths", "compiled", "config", "registry", "presets", "layout"),
         *("disk", "plan", "manifest", "model", "text", "encoding", "store"),
     ),
     "extract": (
@@ -39,7 +39,7 @@ ORDER = {
         *("run", "cli", "__main__"),
     ),
     "fuse_train": (
-        *("loss_config", "gate_config", "config", "disk", "machine", "model", "selectors"),
+        *("disk", "selectors", "loss_config", "gate_config", "config", "machine", "model"),
         *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "recipe"),
         *("run", "selector_run", "cli", "__main__"),
     ),
