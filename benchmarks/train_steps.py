@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch, SourceBatch, to_device
+from fuse_train.divergences.divergence import Divergence
 from fuse_train.loop.objective import FusionObjective, StepTotals, importance
-from fuse_train.losses.divergences import Divergence
 from fuse_train.losses.head_pass import ChunkSources, losses_to_gradient
 from fuse_train.losses.losses import SourceRows, head_loss, row_coefficients
 from fuse_train.model.heads import Head, default_chunk_rows

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fuse_train.divergences import DIVERGENCES
 from fuse_train.gate_config import FusionGateSection
-from fuse_train.loss_config import WHOLE, LossSection
+from fuse_train.loss_config import LossSection
 from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.kind import LearnedOptions, SelectorKind
 from store_schema.config import SectionModel, StrictModel
 from store_schema.fingerprint import canonical_json
+from store_schema.presets import TailPolicy
 
-TailPolicy = Literal["bucket", "drop", "renormalise"]
 OptimizerName = Literal[
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"
 ]
@@ -212,8 +213,12 @@ class TrainSection(SelectorOptions):
 
     def content(self) -> dict[str, Any]:
         """As `SectionModel.content` says."""
-        kept = SELECTORS.left_out(self.selector)
-        return {name: value for name, value in super().content().items() if name not in kept}
+        content = super().content()
+        for name in SELECTORS.left_out(self.selector):
+            del content[name]
+        for name in DIVERGENCES.left_out(self.loss.divergence):
+            del content["loss"][name]
+        return content
 
     def splits_needed(self) -> dict[str, str]:
         """The one trained on, and the one of the evaluations where weights are chosen by them."""
@@ -239,7 +244,7 @@ class TrainSection(SelectorOptions):
 
     @model_validator(mode="after")
     def _divergence_has_its_tail(self) -> Self:
-        if self.loss.divergence in WHOLE and self.tail != "bucket":
+        if DIVERGENCES[self.loss.divergence].needs_tail_bucket and self.tail != "bucket":
             raise ValueError(f"divergence {self.loss.divergence} needs tail: bucket")
         return self
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import AfterValidator, create_model
 
-from store_schema.config import SectionModel
+from store_schema.config import StrictModel
 
 
 class Kind:
@@ -45,7 +45,7 @@ class Kind:
 
 
 K = TypeVar("K", bound=Kind)
-M = TypeVar("M", bound=SectionModel)
+M = TypeVar("M", bound=StrictModel)
 
 
 class Registry(Generic[K]):

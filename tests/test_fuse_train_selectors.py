@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,13 +15,14 @@ from hypothesis import strategies as st
 
 from fuse_train.config import TrainSection
 from fuse_train.losses.losses import importance_cv2
+from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.asn import SharedScorer, with_summary
-from fuse_train.selectors.by_name import by_rule
+from fuse_train.selectors.by_name import by_rule, learner
 from fuse_train.selectors.features import FEATURES, HEDGE_START, PAST_FEATURES
-from fuse_train.selectors.gates import ConstantGate, RewardNetwork
+from fuse_train.selectors.kind import LearnedKind, RuleKind, SearchedKind
 from fuse_train.selectors.kinds.asn import AsnSection
 from fuse_train.selectors.kinds.hedge import HedgeSection
-from fuse_train.selectors.selectors import SourceView, StaticSelector
+from fuse_train.selectors.selectors import Selector, SourceView, StaticSelector
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, MissingError
 from tests.selector_views import build_selector, changed_from, made_sources, view_of
 
@@ -43,24 +48,31 @@ def small(covered: torch.Tensor, bpb: torch.Tensor) -> SourceView:
     return SourceView(covered, torch.zeros(*covered.shape, 1), bpb, past)
 
 
-def stirred(kind: str = "shared", num_sources: int = M, **fields):
+def stirred(name: str = "asn", num_sources: int = M, **fields):
     """A selector that learns with no parameter at 0."""
     torch.manual_seed(1)
-    section = AsnSection(**fields)
-    if kind == "shared":
-        made = SharedScorer(section)
-    else:
-        made = {"fusion-x": RewardNetwork, "constant": ConstantGate}[kind](section, num_sources)
+    kind = learner(name)
+    made = kind.network(kind.section(**fields), num_sources)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter)
     return made
 
 
-SELECTORS = {
-    "uniform": lambda: by_rule("uniform"),
-    "static": lambda: StaticSelector([0.2, 0.8, 0.0]),
-    "min_ce": lambda: by_rule("min_ce"),
-    "avg_ce": lambda: by_rule("avg_ce"),
+def registered(name: str) -> Selector:
+    """The selector of that name with the options that it has by default."""
+    kind = SELECTORS[name]
+    if isinstance(kind, LearnedKind):
+        return stirred(name)
+    if isinstance(kind, RuleKind):
+        options = {"a": 0.2, "b": 0.8} if kind.given else kind.default_options()
+        return kind.make(options, ["a", "b", "c"])
+    assert isinstance(kind, SearchedKind)
+    logs = -np.random.default_rng(0).exponential(1.0, (20, M))
+    return kind.search(kind.default_options(), logs, 0, None)
+
+
+MADE: dict[str, Callable[[], Selector]] = {
+    **{name: partial(registered, name) for name in SELECTORS.names()},
     "hedge": lambda: by_rule("hedge", rate=1.0, share=0.0),
     "hedge_shared": lambda: by_rule("hedge", rate=0.7, share=0.05),
     "asn": lambda: stirred(features="all"),
@@ -70,16 +82,17 @@ SELECTORS = {
     "asn_threshold": lambda: stirred(threshold=0.6),
     "asn_top_p": lambda: stirred(cut="top_p", top_p=0.5),
     "asn_none": lambda: stirred(cut="none"),
-    "fusion-x": lambda: stirred("fusion-x", preset="fusion-x"),
-    "constant": lambda: stirred("constant"),
+    "fusion-x": lambda: stirred(preset="fusion-x"),
 }
-ANY_SOURCES = [name for name, make in SELECTORS.items() if not make().bound]
+"""Every selector of the registry, and some with other options."""
+
+ANY_SOURCES = [name for name, make in MADE.items() if not make().bound]
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", MADE)
 def test_contract(name) -> None:
     seen = view()
-    weights = SELECTORS[name]()(seen)
+    weights = MADE[name]()(seen)
     assert weights.shape == seen.covered_BTM.shape
     assert weights.dtype == torch.float32
     assert bool((weights >= 0).all())
@@ -89,12 +102,12 @@ def test_contract(name) -> None:
     assert weights[0, 1].tolist() == [0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", MADE)
 @given(seed=st.integers(0, 1000), data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_labels_change_no_weights_at_or_before_their_row(name, seed, data) -> None:
     """Nothing of label i, or of rows after i, is known at row i; unless it is marked hindsight."""
-    selector = SELECTORS[name]()
+    selector = MADE[name]()
     if selector.hindsight:
         return
     sources = made_sources(10, M, seed)
@@ -111,7 +124,7 @@ def test_labels_change_no_weights_at_or_before_their_row(name, seed, data) -> No
 def test_labels_do_change_weights_after_their_row(name) -> None:
     sources = made_sources(10, M, 0)
     changed = [changed_from(a, 4, m, row_known=True) for m, a in enumerate(sources)]
-    selector = SELECTORS[name]()
+    selector = MADE[name]()
     before, after = selector(view_of(sources)), selector(view_of(changed))
     assert not torch.equal(before[:, 5:], after[:, 5:])
 
@@ -121,7 +134,7 @@ def test_labels_do_change_weights_after_their_row(name) -> None:
 @settings(max_examples=12, deadline=None)
 def test_order_of_sources_does_not_matter(name, order, seed) -> None:
     sources = made_sources(8, M, seed)
-    selector = SELECTORS[name]()
+    selector = MADE[name]()
     straight, turned = (
         selector(view_of(sources)),
         selector(view_of([sources[m] for m in order])),
@@ -133,14 +146,14 @@ def test_order_of_sources_does_not_matter(name, order, seed) -> None:
 @pytest.mark.parametrize("num_sources", [1, 2, 6])
 def test_any_number_of_sources(name, num_sources) -> None:
     seen = view_of(made_sources(8, num_sources, 3))
-    weights = SELECTORS[name]()(seen)
+    weights = MADE[name]()(seen)
     assert weights.shape == seen.covered_BTM.shape
     torch.testing.assert_close(weights.sum(-1), seen.covered_BTM.any(-1).float())
 
 
 @pytest.mark.parametrize("name", ["uniform", "hedge", "asn", "asn_past", "asn_segment", "avg_ce"])
 def test_a_source_that_covers_nothing_changes_nothing(name) -> None:
-    selector, seen = SELECTORS[name](), view()
+    selector, seen = MADE[name](), view()
     silent = SourceView(
         torch.cat([seen.covered_BTM, torch.zeros(B, T, 1, dtype=torch.bool)], -1),
         torch.cat([seen.features_BTMF, torch.randn(B, T, 1, len(FEATURES))], 2),
@@ -151,12 +164,31 @@ def test_a_source_that_covers_nothing_changes_nothing(name) -> None:
     torch.testing.assert_close(selector(silent.of_sources([0, 1, 2])), selector(seen))
 
 
+@pytest.mark.parametrize("name", SELECTORS.names())
+def test_features_are_asked_for_by_those_that_look_at_them(name) -> None:
+    kind, selector, seen = SELECTORS[name], registered(name), view()
+    without = replace(seen, features_BTMF=seen.features_BTMF[..., :0])
+    if kind.needs_features(kind.default_options()):
+        assert not torch.equal(
+            selector(seen), selector(replace(seen, features_BTMF=-seen.features_BTMF))
+        )
+    else:
+        assert torch.equal(selector(without), selector(seen))
+
+
+@pytest.mark.parametrize("name", SELECTORS.names())
+def test_the_registry_says_what_the_selector_is(name) -> None:
+    kind, selector = SELECTORS[name], registered(name)
+    assert selector.learns == kind.learns == bool(list(selector.parameters()))
+    assert selector.hindsight == kind.hindsight
+
+
 def test_who_is_hindsight_and_who_is_bound() -> None:
-    made = {name: make() for name, make in SELECTORS.items()}
+    made = {name: make() for name, make in MADE.items()}
     hindsight = {name for name, selector in made.items() if selector.hindsight}
     assert hindsight == {"min_ce", "avg_ce", "asn_segment", "fusion-x"}
     assert {name for name, selector in made.items() if selector.bound} == {
-        "static", "fusion-x", "constant",
+        "static", "fusion-x", "constant", "bayes",
     }  # fmt: skip
 
 
@@ -185,7 +217,7 @@ def test_avg_ce_is_the_softmax_of_rewards() -> None:
 
 
 def test_fusion_x_sees_rewards_alone_and_has_the_papers_shape() -> None:
-    network, seen = stirred("fusion-x", preset="fusion-x"), view()
+    network, seen = stirred(preset="fusion-x"), view()
     shapes = [tuple(p.shape) for p in network.mlp.parameters() if p.ndim == 2]
     assert shapes == [(2 * M, M), (M, 2 * M), (M, M)]
     assert (network.cut, network.threshold) == ("threshold", 0.15)
@@ -310,10 +342,10 @@ def test_selectors_of_other_shape_are_refused(tmp_path) -> None:
     with pytest.raises(MismatchError, match=r"hidden_size 9.*hidden_size 8"):
         SharedScorer(AsnSection(hidden_size=9)).load(tmp_path)
     with pytest.raises(MismatchError, match="kind constant"):
-        ConstantGate(AsnSection(), 3).load(tmp_path)
+        learner("constant").network(AsnSection(), 3).load(tmp_path)
     stirred("constant").save(tmp_path)
     with pytest.raises(MismatchError, match=r"num_sources 4.*num_sources 3"):
-        ConstantGate(AsnSection(), 4).load(tmp_path)
+        learner("constant").network(AsnSection(), 4).load(tmp_path)
 
 
 def test_cut_is_no_part_of_what_was_trained(tmp_path) -> None:

@@ -39,7 +39,16 @@ ORDER = {
         *("run", "cli", "__main__"),
     ),
     "fuse_train": (
-        *("disk", "selectors", "loss_config", "gate_config", "config", "machine", "model"),
+        *(
+            "disk",
+            "selectors",
+            "divergences",
+            "loss_config",
+            "gate_config",
+            "config",
+            "machine",
+            "model",
+        ),
         *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "recipe"),
         *("run", "selector_run", "cli", "__main__"),
     ),

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from fuse_train.config import TrainSection
+from fuse_train.divergences.divergence import Divergence
 from fuse_train.loss_config import ScheduleSection
-from fuse_train.losses.divergences import Divergence
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def weights_at(section: TrainSection, progress: float) -> StepWeights:
         scheduled(section.clm_weight, loss.clm_weight_schedule, progress),
         scheduled(section.feedback_weight, loss.feedback_schedule, progress),
         threshold,
-        Divergence(loss.divergence, loss.jsd_beta, loss.target_temperature, share),
+        Divergence(loss.divergence, loss.options, loss.target_temperature, share),
     )
 
 

@@ -31,12 +31,16 @@ class SelectorKind(Kind):
     searches: ClassVar[bool] = False
     """Whether it is searched for on the labels of the valid split."""
     hindsight: ClassVar[bool] = False
-    """Whether weights of a row depend on its label or later ones (of a selector by rule)."""
+    """Whether weights of a row depend on its label or later ones, with default options."""
     given: ClassVar[bool] = False
     """Whether it needs options that have no default: it is compared with others where the run file has
     them."""
     tried_without: ClassVar[bool] = False
     """Whether `eval pool` also tells what its pool would score without each source."""
+
+    @property
+    def says(self) -> str:
+        return super().says + " (hindsight)" * self.hindsight
 
     def needs_features(self, options: Any) -> bool:
         """Whether it looks at `SourceView.features_BTMF`, which are not made otherwise."""

@@ -1,0 +1,186 @@
+"""What docs/extending.md adds, in one file and one line each, goes through its stage."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from fuse_train.divergences.classes import Classes
+from fuse_train.selectors.rule import RuleSelector
+from tests import docs_tables
+from tests.aligned_factory import make_run
+from tests.test_fuse_train_selectors import view
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGE = REPOSITORY / "docs" / "extending.md"
+ROOMS = {"selectors": "fuse_train", "divergences": "fuse_train"}
+MOST_LINES = 30
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing of the page: its file, and its line in the registry."""
+
+    place: str
+    code: str
+    registry: str
+    line: str
+
+    @property
+    def entry(self) -> tuple[str, str]:
+        """Name and place of the line."""
+        found = re.fullmatch(r'\s*"(\w+)": "([\w.:]+)",\s*', self.line)
+        assert found, self.line
+        return found[1], found[2]
+
+
+def examples() -> dict[str, Example]:
+    """By the folder that each adds to."""
+    blocks = re.findall(r"```python (\S+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    found = {}
+    for (place, code), (registry, line) in zip(blocks[::2], blocks[1::2], strict=True):
+        folder = registry.partition("/")[0]
+        found[folder] = Example(place, code, registry, line)
+    return found
+
+
+EXAMPLES = examples()
+
+
+def written(folder: Path, kind: str) -> Path:
+    """The example's file below its room, and its line, as `registry_driver` takes them."""
+    example, room = EXAMPLES[kind], ROOMS[kind]
+    path = folder / room / example.place
+    path.parent.mkdir(parents=True)
+    path.write_text(example.code, encoding="utf-8")
+    package = ".".join([room, *example.registry.split("/")[:-1]])
+    name, place = example.entry
+    (folder / "lines.json").write_text(json.dumps({package: {name: place}}))
+    return path
+
+
+def loaded(path: Path) -> ModuleType:
+    """The example as a module of its own."""
+    spec = importlib.util.spec_from_file_location("example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def logitfuse(folder: Path, *words: str) -> str:
+    """Output of `logitfuse` with the example of `folder` added."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.registry_driver", str(folder), *words],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def settings(**values: str) -> list[str]:
+    """`--set` words."""
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.parametrize("kind", ROOMS)
+def test_an_example_is_one_short_file_and_one_line(kind: str) -> None:
+    example = EXAMPLES[kind]
+    assert len(example.code.splitlines()) <= MOST_LINES
+    assert len(example.line.strip().splitlines()) == 1
+    name, place = example.entry
+    module = f"{ROOMS[kind]}/{example.place}".removesuffix(".py").replace("/", ".")
+    assert place.startswith(f"{module}:")
+    assert name == Path(example.place).stem
+    assert (REPOSITORY / ROOMS[kind] / example.registry).exists()
+
+
+@pytest.mark.parametrize("mark", docs_tables.TABLES)
+def test_tables_of_the_docs_are_those_of_the_registries(mark: str) -> None:
+    before, after = docs_tables.written(mark)
+    assert before == after, "run: python -m tests.docs_tables"
+
+
+def test_the_selector_trains_and_is_compared(tmp_path: Path) -> None:
+    path = written(tmp_path, "selectors")
+    make_run(tmp_path / "made", train={"control": False, "max_steps": 2, "selector": "uniform"})
+    run_file = str(tmp_path / "made" / "run.yaml")
+    logitfuse(
+        tmp_path, "train", "run", run_file,
+        *settings(**{"train.selector": "recent", "train.recent.sharpness": "2"}),
+    )  # fmt: skip
+    log = tmp_path / "made/run/logs/train_steps.jsonl"
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    weights = steps[-1]["weights"]
+    assert sum(weights.values()) == pytest.approx(1.0, abs=1e-5)
+    assert max(weights.values()) - min(weights.values()) > 0.01
+    shown = logitfuse(
+        tmp_path, "train", "selector", run_file,
+        *settings(**{"train.selector": "asn", "train.asn.pretrain_steps": "2"}),
+    )  # fmt: skip
+    assert re.search(r"^recent +\d", shown, re.MULTILINE), shown
+    example = loaded(path)
+    seen = view()
+    got = RuleSelector(example.Recent("recent"), example.RecentSection(sharpness=2.0))(seen)
+    logits = torch.where(seen.covered_BTM, 2.0 * seen.past_logprobs_BTM.nan_to_num(0.0), -torch.inf)
+    torch.testing.assert_close(got, logits.softmax(-1).nan_to_num(0.0))
+
+
+def test_the_divergence_trains_and_its_slope_is_right(tmp_path: Path) -> None:
+    path = written(tmp_path, "divergences")
+    make_run(tmp_path / "made", train={"control": False, "max_steps": 2, "selector": "uniform"})
+    logitfuse(
+        tmp_path, "train", "run", str(tmp_path / "made" / "run.yaml"),
+        *settings(**{"train.loss.divergence": "squared"}),
+    )  # fmt: skip
+    log = tmp_path / "made/run/logs/train_steps.jsonl"
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    assert 0 < steps[-1]["fusion"] < 1  # a cross-entropy would be some nats
+    p, q = torch.rand(2, 5, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+    logq = q[..., :-1].log().requires_grad_()
+    own = (logq.exp(), 1 - logq.exp().sum(-1))
+    expected = 0.5 * ((own[0] - p[..., :-1]) ** 2).sum(-1) + 0.5 * (own[1] - p[..., -1]) ** 2
+    (slope,) = torch.autograd.grad(expected.sum(), logq)
+    classes = Classes(p[..., :-1], p[..., -1], q[..., :-1], logq.detach(), q[..., -1])
+    value, got = loaded(path).Squared("squared").value_and_slope(classes, None)
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(got, slope)
+
+
+CONTENTS = """
+from pathlib import Path
+from tests.registry_driver import add
+add(Path({folder!r}))
+from fuse_train.config import TrainSection
+from store_schema.fingerprint import fingerprint
+for given in {given!r}:
+    print(fingerprint(TrainSection.model_validate(given).content()))
+"""
+
+
+def test_what_is_added_changes_the_fingerprint_of_no_run_but_its_own(tmp_path: Path) -> None:
+    from fuse_train.config import TrainSection
+    from store_schema.fingerprint import fingerprint
+
+    written(tmp_path, "selectors")
+    chosen = {"selector": "recent"}
+    given = [{}, {"selector": "hedge"}, chosen, chosen | {"recent": {"sharpness": 3.0}}]
+    done = subprocess.run(
+        [sys.executable, "-c", CONTENTS.format(folder=str(tmp_path), given=given)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    plain, hedge, own, other = done.stdout.split()
+    assert plain == fingerprint(TrainSection().content())
+    assert hedge == fingerprint(TrainSection(selector="hedge").content())
+    assert len({plain, hedge, own, other}) == 4
