@@ -9,7 +9,6 @@ One model is held at a time: load, score, drop, next.
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from fuse_eval.common_bytes import common_starts, counted_from
+from fuse_eval.common_bytes import block_ends, common_boundaries, counted_from, nats_by_block
 from fuse_train.loop.likelihood import row_nats
 from fuse_train.model.models import identity, load_model
 from launch.progress import Progress
@@ -34,6 +33,9 @@ from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan, Segment
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
+BLOCK_BYTES = 128
+"""Size of a block aimed at, some 32 tokens: the noise of a document is taken from its blocks."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
@@ -43,22 +45,26 @@ class ScoredText:
         segments: Of the split, in plan order.
         starts: [D] byte of each segment from which every model is counted.
         num_bytes: [D] bytes counted; 0 where the tokenizers share no boundary.
+        block_ends: Of each segment the ends of its blocks, counted from its start.
     """
 
     segments: tuple[Segment, ...]
     starts: npt.NDArray[np.int64]
     num_bytes: npt.NDArray[np.int64]
+    block_ends: tuple[npt.NDArray[np.int64], ...]
 
 
 class ModelScore(StrictModel):
-    """One model's NLL of every segment; kept, so that an evaluation goes on where it was stopped."""
+    """One model's NLL of every block; kept, so that an evaluation goes on where it was stopped."""
 
     schema_version: int = SCHEMA_VERSION
     model: str
     request_fingerprint: str
     """Of the model, the text and what is counted of it."""
     nats: tuple[float, ...]
+    """Of all blocks, segment by segment in plan order."""
     num_bytes: tuple[int, ...]
+    """Of the same blocks."""
     seconds: float = Field(ge=0)
 
 
@@ -106,10 +112,12 @@ def run_tokenizers(run: RunConfig, plan: Plan) -> dict[str, SegmentTokenizer]:
 def scored_text(
     segments: Sequence[Segment], tokenizers: Mapping[str, SegmentTokenizer]
 ) -> ScoredText:
-    """Choose the bytes that count, from all tokenizers of the run."""
-    starts = common_starts({name: t.encode(segments) for name, t in tokenizers.items()})
+    """Choose the bytes that count and their blocks, from all tokenizers of the run."""
+    shared = common_boundaries({name: t.encode(segments) for name, t in tokenizers.items()})
+    starts = np.asarray([offsets[0] for offsets in shared], np.int64)
     lengths = np.asarray([len(segment.text.encode()) for segment in segments], np.int64)
-    return ScoredText(tuple(segments), starts, lengths - starts)
+    blocks = tuple(block_ends(offsets, BLOCK_BYTES) for offsets in shared)
+    return ScoredText(tuple(segments), starts, lengths - starts, blocks)
 
 
 def counted_segments(text: ScoredText, tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
@@ -129,6 +137,7 @@ def score_request(
             "text": [[s.start, s.fingerprint] for s in plan.splits().get(split, ())],
             "tokenizers": {name: t.fingerprint for name, t in tokenizers.items()},
             "split": split,
+            "block_bytes": BLOCK_BYTES,
         }
     )
 
@@ -219,11 +228,14 @@ def score_model(
     batch_tokens: int,
     device: torch.device,
     stop: StopFlag,
-) -> list[float]:
-    """Nats of each segment over the bytes that count; 0 where none do."""
+) -> list[npt.NDArray[np.float64]]:
+    """Nats of each segment's blocks; 0 where no byte counts."""
     encoded = counted_segments(text, tokenizer)
     rows = model_rows(ref, encoded, name=name, batch_tokens=batch_tokens, device=device, stop=stop)
-    return [math.fsum(nats) for nats in rows]
+    return [
+        nats_by_block(nats, one.byte_ends, ends)
+        for nats, one, ends in zip(rows, encoded, text.block_ends, strict=True)
+    ]
 
 
 def checkpoint_ref(folder: Path, target: ModelRef) -> ModelRef:

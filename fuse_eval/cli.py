@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -9,16 +10,22 @@ import click
 from fuse_eval.findings import (
     BEFORE,
     CONTROL,
+    document_line,
     headline,
     interference_line,
     pool_lines,
+    ratio_lines,
     specialist_lines,
     title_of,
 )
-from fuse_eval.tables import bpb_table, plain
+from fuse_eval.tables import bpb_table, document_table, plain
 from launch.command import StageGroup, run_options, timed_stage
 from launch.signals import stop_on_signals
 from store_schema.config import RunConfig
+
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object instead of the text."
+)
 
 
 @click.group(cls=StageGroup)
@@ -41,17 +48,45 @@ def pool_command(run: RunConfig) -> None:
 
 
 @evaluate.command("run")
+@JSON_OPTION
 @run_options
-def run_command(run: RunConfig) -> None:
+def run_command(run: RunConfig, as_json: bool) -> None:
     """Score target before, CLM control, fused and each source, and compare them."""
     from fuse_eval.run import evaluate as evaluate_run
 
     with timed_stage(run, "evaluate") as figures, stop_on_signals() as stop:
         result = evaluate_run(run, stop)
         figures["fresh"] = result.fresh
+    if as_json:
+        click.echo(as_json_text(result.content))
+        return
     click.echo(evaluation_report(result.content))
     if not result.fresh:
         click.echo("eval run: complete, nothing to do")
+
+
+@evaluate.command("interference")
+@click.option(
+    "--against",
+    metavar="RUN",
+    help="Another evaluated run, by its run file or folder: how much it interferes beside this one.",
+)
+@click.option(
+    "--control",
+    metavar="RUN",
+    help="The run whose control is measured against, for runs without one of their own. Where it "
+    "has none itself, its fused model is taken.",
+)
+@JSON_OPTION
+@run_options
+def interference_command(
+    run: RunConfig, against: str | None, control: str | None, as_json: bool
+) -> None:
+    """Say which documents and domains fusing makes worse than the control, and by how much."""
+    from fuse_eval.interference.compare_runs import run_interference
+
+    content = run_interference(run, against=against, control=control)
+    click.echo(as_json_text(content) if as_json else interference_report(content))
 
 
 @click.command()
@@ -101,5 +136,25 @@ def evaluation_report(content: dict[str, Any]) -> str:
         f"every model predicts ({sum(s['excluded_bytes'] for s in sizes):,} at starts of segments "
         "are context)"
     )
-    lines = [headline(content), interference_line(content), *specialist_lines(content)]
+    lines = [
+        headline(content),
+        interference_line(content),
+        document_line(content),
+        *specialist_lines(content),
+    ]
     return "\n".join([bpb_table(title, rows, against=against), "", *(plain(x) for x in lines if x)])
+
+
+def interference_report(content: dict[str, Any]) -> str:
+    """What fusing makes worse, for people."""
+    lines = [interference_line(content), document_line(content)]
+    if "other_run" in content:
+        lines += ratio_lines(content["other_run"], content["confidence"])
+    parts = [plain(line) for line in lines if line]
+    worst = content["interference"]["worst_documents"]
+    return "\n".join([*parts, *(["", document_table(worst)] if worst else [])])
+
+
+def as_json_text(content: dict[str, Any]) -> str:
+    """One JSON object, as the files of the report folder have it."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)

@@ -8,6 +8,9 @@ So one offset is chosen for each segment, from the tokenizers alone and before a
 the first byte at which ALL models of the run begin a token whose distribution is known. Bytes
 before it are context that every model has read; bytes from it on are counted for every model.
 Whatever model is scored, alone or with others, is scored on the same bytes.
+
+From there on the segment is cut into blocks, again where all models begin a token: how the
+difference of two models varies from block to block is the noise of a single document.
 """
 
 from __future__ import annotations
@@ -35,24 +38,79 @@ def known_boundaries(encoded: EncodedSegment) -> npt.NDArray[np.int64]:
     return np.unique(known_from)
 
 
+def common_boundaries(
+    encodings: Mapping[str, Sequence[EncodedSegment]],
+) -> list[npt.NDArray[np.int64]]:
+    """Byte offsets of each segment that are known boundaries of every model.
+
+    Args:
+        encodings: For each model its encodings of the same segments, in the same order.
+
+    Returns:
+        For each segment its rising offsets; the last one is the segment's length.
+    """
+    per_model = [list(segments) for segments in encodings.values()]
+    return [
+        reduce(np.intersect1d, map(known_boundaries, segment))
+        for segment in zip(*per_model, strict=True)
+    ]
+
+
 def common_starts(
     encodings: Mapping[str, Sequence[EncodedSegment]],
 ) -> npt.NDArray[np.int64]:
     """First byte of each segment from which every model is counted.
 
     Args:
-        encodings: For each model its encodings of the same segments, in the same order.
+        encodings: As in `common_boundaries`.
 
     Returns:
         [D] offsets in bytes. One equal to the segment's length means that nothing of the segment
         is shared, and it is left out for all models.
     """
-    per_model = [list(segments) for segments in encodings.values()]
-    starts = [
-        int(reduce(np.intersect1d, map(known_boundaries, segment))[0])
-        for segment in zip(*per_model, strict=True)
-    ]
-    return np.asarray(starts, np.int64)
+    return np.asarray([offsets[0] for offsets in common_boundaries(encodings)], np.int64)
+
+
+def block_ends(boundaries: npt.NDArray[np.int64], block_bytes: int) -> npt.NDArray[np.int64]:
+    """Cut the counted bytes of a segment into blocks of nearly one size, between tokens of every model.
+
+    Args:
+        boundaries: Of the segment, from `common_boundaries`.
+        block_bytes: Size aimed at. Where models share few boundaries, blocks are larger.
+
+    Returns:
+        Rising end offsets of the blocks, counted from the first boundary. One block at least, and
+        of 0 bytes where nothing of the segment is shared.
+    """
+    offsets = boundaries - boundaries[0]
+    size = int(offsets[-1])
+    count = max(1, round(size / block_bytes))
+    wanted = size * np.arange(1, count + 1) / count
+    after = np.searchsorted(offsets, wanted)
+    nearer_before = wanted - offsets[np.maximum(after - 1, 0)] < offsets[after] - wanted
+    ends = np.unique(offsets[after - nearer_before])
+    return ends[ends > 0] if size else ends
+
+
+def nats_by_block(
+    nats: npt.NDArray[np.float64],
+    byte_ends: npt.NDArray[np.uint32],
+    ends: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float64]:
+    """Add up the rows of a counted segment to its blocks.
+
+    Args:
+        nats: [N] NLL of each row.
+        byte_ends: [N] as `counted_from` gives them.
+        ends: From `block_ends`.
+
+    Returns:
+        [blocks] nats. A zero-width token at a block's edge belongs to the block it begins, at the
+        end of the text to the last one.
+    """
+    begins = np.concatenate([[0], byte_ends[:-1]]).astype(np.int64)[: len(byte_ends)]
+    block = np.minimum(np.searchsorted(ends, begins, side="right"), len(ends) - 1)
+    return np.bincount(block, nats, minlength=len(ends)).astype(np.float64)
 
 
 def counted_from(encoded: EncodedSegment, start: int) -> EncodedSegment:

@@ -20,7 +20,7 @@ PAIRS = ((FUSED, CONTROL), (FUSED, BEFORE), (CONTROL, BEFORE))
 def evaluation_record(
     segments: Sequence[Segment],
     num_bytes: npt.NDArray[np.int64],
-    nats: Mapping[str, Sequence[float]],
+    nats: Mapping[str, npt.ArrayLike],
     section: EvaluateSection,
     *,
     seed: int,

@@ -12,6 +12,14 @@ FUSED, CONTROL, BEFORE = "fused", "clm_control", "target_before"
 MODEL_TITLES = {BEFORE: "target before", CONTROL: "CLM control", FUSED: "fused"}
 
 
+VERDICTS = {
+    "worse": "beyond the noise",
+    "within noise": "within the noise",
+    "undecided": "too short to tell",
+}
+"""What is said of a document that scores worse."""
+
+
 def title_of(model: str) -> str:
     """A model's name as people read it."""
     return MODEL_TITLES.get(model, model)
@@ -75,6 +83,60 @@ def interference_line(evaluation: Mapping[str, Any]) -> str | None:
     return (
         f"Interference: {len(against['worse'])} of {len(domains)} domains worse than the control "
         f"beyond the noise ({names}; {shown})."
+    )
+
+
+def document_line(evaluation: Mapping[str, Any]) -> str | None:
+    """How many documents got worse by fusing, and by how much, if a control was trained."""
+    found = evaluation.get("interference")
+    if not found:
+        return None
+    counts, excess = found["documents"], found["excess"]
+    named = "none" if not counts["worse"] else f"{counts['worse']:,}"
+    verb = "are" if counts["worse"] > 1 else "is"
+    sums = _excess(excess, "worse")
+    line = (
+        f"Documents: {named} of {counts['total']:,} {verb} worse than the control beyond the noise"
+    )
+    line += f" (in sum {sums})" if counts["worse"] else ""
+    if counts["undecided"]:
+        line += f", {counts['undecided']:,} are too short to tell"
+    return (
+        f"{line}; {counts['worse_by_point']:,} score worse at all, noise included "
+        f"({_excess(excess, 'worse_by_point')})."
+    )
+
+
+def _excess(excess: Mapping[str, float], which: str) -> str:
+    nats, bpb = excess[f"{which}_nats"], excess[f"{which}_bpb"]
+    return f"{significant(nats)} nats, {significant(bpb)} bits per byte of the split"
+
+
+def ratio_lines(other_run: Mapping[str, Any], confidence: float) -> list[str]:
+    """How two runs' interference compares.
+
+    Args:
+        other_run: From `compare_interference`.
+        confidence: Level of its intervals.
+    """
+    here, there = other_run["documents"], other_run["against_documents"]
+    return [
+        f"Against {other_run['run']}, summed excess of all documents that score worse: "
+        + _ratio(other_run["worse_by_point"], confidence),
+        f"Of those worse beyond the noise ({here['worse']:,} documents, there {there['worse']:,}): "
+        + _ratio(other_run["worse"], confidence),
+    ]
+
+
+def _ratio(ratio: Mapping[str, float | None], confidence: float) -> str:
+    nats, other = (significant(ratio[key] or 0.0) for key in ("nats", "against_nats"))
+    if ratio["value"] is None:
+        return f"{nats} nats, there none."
+    low, high = ratio["low"], ratio["high"]
+    ends = f"{significant(low or 0.0)} to " + ("no bound" if high is None else significant(high))
+    return (
+        f"{nats} nats, there {other}: ratio {significant(ratio['value'])} "
+        f"({share_of(confidence, 0)} interval {ends})."
     )
 
 

@@ -27,12 +27,14 @@ from fuse_eval.findings import (
     CONTROL,
     FUSED,
     comparison,
+    document_line,
     headline,
     interference_line,
     pool_lines,
     specialist_lines,
     title_of,
 )
+from fuse_eval.interference.section import interference_section
 from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, figure_table, table_head
 from fuse_eval.palette import colours_of
 from fuse_eval.summary import STAGES
@@ -53,7 +55,11 @@ def render_page(
     evaluation = summary["evaluation"] or None
     notes = []
     if evaluation:
-        notes = [interference_line(evaluation), *specialist_lines(evaluation)]
+        notes = [
+            interference_line(evaluation),
+            document_line(evaluation),
+            *specialist_lines(evaluation),
+        ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     folder = files("fuse_eval")
     template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
@@ -65,6 +71,7 @@ def render_page(
         tiles=_tiles(summary),
         sections=[
             _bpb_section(evaluation),
+            interference_section(evaluation),
             *training_sections(summary, steps),
             _pool_section(summary["pool"]),
             _alignment_section(summary["alignment"]),

@@ -8,12 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fuse_eval import bpb, pool
 from fuse_eval.config import EvaluateSection
 from fuse_eval.evaluation import evaluation_record
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
+from fuse_eval.interference.blocks import (
+    BLOCKS_FILE,
+    block_sizes,
+    by_segment,
+    text_blocks,
+    write_blocks,
+)
+from fuse_eval.interference.documents import document_differences, interference_record
 from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of
@@ -29,12 +38,13 @@ from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig
-from store_schema.disk.location import open_location
+from store_schema.disk.location import Location, open_location
 from store_schema.errors import MissingError
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_run_sources, require_same_source
+from store_schema.text.tokenizer import SegmentTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +91,33 @@ def evaluate(run: RunConfig, stop: StopFlag) -> StageResult:
     )
     report = report_location(run)
     before = read_json(report, EVALUATION_FILE)
-    if before is not None and before.get("fingerprint") == request:
+    complete = before is not None and before.get("fingerprint") == request
+    if before is not None and complete and report.exists(BLOCKS_FILE):
         return StageResult(before, fresh=False)
     text = bpb.scored_text(bpb.split_segments(plan, section.split), tokenizers)
+    nats = _scores(report, models, requests, text, tokenizers, section, stop)
+    sums = {name: by_segment(text.block_ends, values) for name, values in nats.items()}
+    record = evaluation_record(text.segments, text.num_bytes, sums, section, seed=run.seed)
+    blocks = text_blocks(text.segments, text.block_ends, nats)
+    content = {"fingerprint": request} | record
+    if CONTROL in models:
+        found = document_differences(blocks, FUSED, CONTROL)
+        content["interference"] = interference_record(found, FUSED, CONTROL, section.confidence)
+    content["blocks"] = write_blocks(report, blocks)
+    write_json(report, EVALUATION_FILE, content)
+    return StageResult(content, fresh=True)
+
+
+def _scores(
+    report: Location,
+    models: dict[str, tuple[ModelRef, str]],
+    requests: dict[str, str],
+    text: bpb.ScoredText,
+    tokenizers: dict[str, SegmentTokenizer],
+    section: EvaluateSection,
+    stop: StopFlag,
+) -> dict[str, tuple[float, ...]]:
+    """Nats of all blocks under each model: kept ones where they are the ones asked for."""
     nats = {}
     for name, (ref, tokenizer) in models.items():
         key = f"scores/{name}.json"
@@ -102,16 +136,13 @@ def evaluate(run: RunConfig, stop: StopFlag) -> StageResult:
             score = bpb.ModelScore(
                 model=name,
                 request_fingerprint=requests[name],
-                nats=tuple(values),
-                num_bytes=tuple(text.num_bytes.tolist()),
+                nats=tuple(np.concatenate(values).tolist()),
+                num_bytes=tuple(block_sizes(text.block_ends).tolist()),
                 seconds=time.monotonic() - started,
             )
             bpb.save_score(report, key, score)
         nats[name] = score.nats
-    record = evaluation_record(text.segments, text.num_bytes, nats, section, seed=run.seed)
-    content = {"fingerprint": request} | record
-    write_json(report, EVALUATION_FILE, content)
-    return StageResult(content, fresh=True)
+    return nats
 
 
 def models_to_score(run: RunConfig, section: EvaluateSection) -> dict[str, tuple[ModelRef, str]]:

@@ -65,10 +65,11 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
     """Everything the report knows, JSON-like. Parts that do not exist yet are empty.
 
     Returns:
-        `bpb` {model: {domain: bits per byte}}, `mean_bpb` {model: value}, `pool_bpb` {selector:
-        {domain: value}}, `coverage` {source: share of positions with a distribution}, `seconds`
-        {stage: value over all its runs}, `peak_rss_bytes` of the largest stage, `evaluation`,
-        `pool` and `alignment` in full, `fingerprints`, `versions` and `settings`.
+        `bpb` {model: {domain: bits per byte}}, `mean_bpb` {model: value}, `interference` as in
+        evaluation.json, `pool_bpb` {selector: {domain: value}}, `coverage` {source: share of
+        positions with a distribution}, `seconds` {stage: value over all its runs},
+        `peak_rss_bytes` of the largest stage, `evaluation`, `pool` and `alignment` in full,
+        `fingerprints`, `versions` and `settings`.
 
     Raises:
         MismatchError: A store is of another model than the run file's source.
@@ -86,6 +87,7 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
         "seed": run.seed,
         "bpb": evaluation.get("bpb", {}),
         "mean_bpb": evaluation.get("mean_bpb", {}),
+        "interference": evaluation.get("interference", {}),
         "pool_bpb": pool.get("pool_bpb", {}),
         "coverage": {source: figures["coverage"] for source, figures in alignment.items()},
         "seconds": seconds,

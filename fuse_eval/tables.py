@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fuse_eval.charts import percent, significant
-from fuse_eval.findings import mean_of
+from fuse_eval.findings import VERDICTS, mean_of
 
 
 def bpb_table(
@@ -41,6 +42,32 @@ def bpb_table(
             change = "  " + plain(percent(values["mean"] / filled[against]["mean"] - 1, 2))
         lines.append(f"{name:<{width}} {' '.join(cells)}{change}".rstrip())
     return "\n".join(lines)
+
+
+def document_table(worst: Sequence[Mapping[str, Any]]) -> str:
+    """The documents that fusing makes worst, one a line.
+
+    Args:
+        worst: `worst_documents` of an interference record.
+    """
+    heads = ("control", "fused", "change", "nats", "verdict", "document")
+    rows = [
+        (
+            significant(item["against_bpb"], 4),
+            significant(item["bpb"], 4),
+            "-" if item["change"] is None else plain(percent(item["change"])),
+            plain(f"+{significant(item['excess_nats'])}"),
+            VERDICTS[item["verdict"]],
+            f"{item['domain']}: {item['document_id']}",
+        )
+        for item in worst
+    ]
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    lines = []
+    for row in (heads, *rows):
+        figures = [f"{cell:>{width}}" for cell, width in zip(row[:4], widths, strict=False)]
+        lines.append("  ".join([*figures, f"{row[4]:<{widths[4]}}", row[5]]))
+    return "\n".join(["worst documents (bits per byte; nats more than the control)", *lines])
 
 
 def plain(text: str) -> str:

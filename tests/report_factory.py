@@ -60,9 +60,45 @@ def evaluation(
         "bpb": bpb,
         "mean_bpb": {m: sum(v.values()) / len(v) for m, v in bpb.items()},
         "comparisons": comparisons,
+        "interference": interference(domains),
         "specialists": [
             {"source": s, "domain": domains[i % len(domains)], "change": -0.2 + 0.12 * i}
             for i, s in enumerate(sources)
+        ],
+    }
+
+
+def interference(domains: tuple[str, ...]) -> dict[str, Any]:
+    """Of evaluation.json: two documents beyond the noise, one within, one too short."""
+    counts = {"total": 90, "worse": 2, "undecided": 11, "worse_by_point": 31}
+    excess = {
+        "worse_nats": 8.25,
+        "worse_bpb": 2.2e-05,
+        "worse_by_point_nats": 41.5,
+        "worse_by_point_bpb": 1.1e-4,
+    }
+    return {
+        "model": "fused",
+        "against": "clm_control",
+        "confidence": 0.95,
+        "min_blocks": 8,
+        "block_correlation": 0.04,
+        "documents": {key: value * len(domains) for key, value in counts.items()},
+        "excess": {key: value * len(domains) for key, value in excess.items()},
+        "domains": {d: {"documents": dict(counts), "excess": dict(excess)} for d in domains},
+        "worst_documents": [
+            {
+                "document_id": f"{domains[i % len(domains)]}/file {i}.txt",
+                "domain": domains[i % len(domains)],
+                "bytes": 2048,
+                "bpb": 1.25 - 0.1 * i,
+                "against_bpb": 1.2 - 0.1 * i,
+                "change": (1.25 - 0.1 * i) / (1.2 - 0.1 * i) - 1,
+                "excess_nats": 71.0 - 10 * i,
+                "p_value": None if verdict == "undecided" else 0.0004,
+                "verdict": verdict,
+            }
+            for i, verdict in enumerate(("worse", "worse", "undecided", "within noise"))
         ],
     }
 
@@ -126,6 +162,7 @@ def summary(
         "seed": 0,
         "bpb": scored["bpb"],
         "mean_bpb": scored["mean_bpb"],
+        "interference": scored["interference"],
         "pool_bpb": estimate["pool_bpb"],
         "coverage": {s: a["coverage"] for s, a in alignment.items()},
         "seconds": seconds,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fuse_eval.charts import percent, significant, thinned, ticks
-from fuse_eval.findings import headline, interference_line, pool_lines
+from fuse_eval.findings import document_line, headline, interference_line, pool_lines
 from fuse_eval.page import duration, render_page
 from tests import report_factory
 
@@ -67,6 +67,7 @@ def test_page_is_whole_and_loads_nothing(page: str) -> None:
     assert "url(" not in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
         "Bits per byte",
+        "Interference",
         "Training",
         "Source weights",
         "Fusing",
@@ -123,11 +124,49 @@ def test_one_source_one_domain_no_control() -> None:
     for values in (evaluation["bpb"], evaluation["mean_bpb"], summary["bpb"], summary["mean_bpb"]):
         values.pop("clm_control", None)
     evaluation["comparisons"] = evaluation["comparisons"][1:2]
+    del evaluation["interference"]
     summary["pool"]["without"] = {}
     steps = {"fused": report_factory.steps(("only",), ("one", "two"), count=3)["fused"]}
     page = render_page(summary, steps)
     _tags(page)
     assert "no CLM control was trained" in page
+    assert "No CLM control was evaluated, and interference is measured against it." in page
+
+
+def test_interference_names_the_worst_documents_and_counts_domains(page: str) -> None:
+    start = page.index("<h2>Interference</h2>")
+    section = page[start : page.index("<h2>Training</h2>")]
+    _tags(section.removesuffix("<section>\n").rpartition("</section>")[0])
+    for words in (
+        "6 of 270 are worse than the control beyond the noise (in sum 24.8 nats, 6.60e-05 bits per "
+        "byte of the split), 33 are too short to tell; 93 score worse at all",
+        'title="code/file 0.txt"',
+        ">1.250<small>+4.2\u202f%</small></td>",
+        ">71.0</td>",
+        "too short to tell</td>",
+        ">2 of 90<",
+        "Summed excess by domain",
+    ):
+        assert words in section, words
+    assert section.count("beyond the noise</td>") == 2
+
+
+def test_no_interference_is_said_in_the_same_words() -> None:
+    evaluation = report_factory.evaluation()
+    found = evaluation["interference"]
+    for figures in (found, *found["domains"].values()):
+        figures["documents"] = {"total": 9, "worse": 0, "undecided": 0, "worse_by_point": 0}
+        figures["excess"] = dict.fromkeys(figures["excess"], 0.0)
+    found["worst_documents"] = []
+    assert document_line(evaluation) == (
+        "Documents: none of 9 is worse than the control beyond the noise; 0 score worse at all, "
+        "noise included (0 nats, 0 bits per byte of the split)."
+    )
+    summary = report_factory.summary()
+    page = render_page(summary | {"evaluation": evaluation}, report_factory.steps())
+    _tags(page)
+    assert "The worst documents" not in page
+    assert ">0 of 9<" in page
 
 
 def test_headline_says_what_the_interval_allows() -> None:

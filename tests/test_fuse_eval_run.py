@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from fuse_eval import bpb
+from fuse_eval.interference.blocks import read_blocks
 from fuse_eval.run import estimate_pools, evaluate
 from fuse_eval.summary import build_summary
 from launch.signals import StopFlag
@@ -95,10 +96,11 @@ def test_scores_equal_a_dense_reference(finished: RunConfig) -> None:
             expected = _dense_nats(
                 finished.sources[name].model, tokenizers[name], text.segments[i].text, start
             )
+            assert len(scored[i]) == len(text.block_ends[i])
             if text.num_bytes[i]:
-                assert scored[i] == pytest.approx(expected, rel=1e-5)
+                assert scored[i].sum() == pytest.approx(expected, rel=1e-5)
             else:
-                assert scored[i] == 0
+                assert scored[i].sum() == 0
 
 
 def test_pools_equal_a_plain_reference(run: RunConfig) -> None:
@@ -204,7 +206,7 @@ def test_evaluation_command_resumes_and_does_nothing_twice(
     scored: list[str] = []
     original = bpb.score_model
 
-    def counting(*args: Any, name: str, **kwargs: Any) -> list[float]:
+    def counting(*args: Any, name: str, **kwargs: Any) -> list[np.ndarray]:
         if len(scored) == 3:
             raise Stopped("stopped by SIGTERM")
         scored.append(name)
@@ -222,7 +224,14 @@ def test_evaluation_command_resumes_and_does_nothing_twice(
     first = _invoke(run, "eval", "run")
     assert first.exit_code == 0, first.output
     assert sorted(scored) == sorted(["target_before", "clm_control", "fused", *run.sources])
-    for words in ("fused", "CLM control", "Interference", "Specialist code", "interval"):
+    for words in (
+        "fused",
+        "CLM control",
+        "Interference",
+        "Documents",
+        "Specialist code",
+        "interval",
+    ):
         assert words in first.output
     second = _invoke(run, "eval", "run")
     assert "eval run: complete, nothing to do" in second.output
@@ -230,6 +239,63 @@ def test_evaluation_command_resumes_and_does_nothing_twice(
     models = {"target_before", "clm_control", "fused", *run.sources}
     assert set(content["bpb"]) == models
     assert all(set(values) == {"code", "odd", "prose"} for values in content["bpb"].values())
+
+
+def test_blocks_hold_what_the_evaluation_says(run: RunConfig) -> None:
+    content = evaluate(run, StopFlag()).content
+    report = open_location(f"{run.folder}/report")
+    blocks = read_blocks(report, content)
+    domains = np.asarray(blocks.domains)
+    for model, values in content["bpb"].items():
+        for domain, value in values.items():
+            rows = domains == domain
+            nats, size = blocks.nats[model][rows].sum(), blocks.num_bytes[rows].sum()
+            assert nats / size / np.log(2) == pytest.approx(value, rel=1e-12)
+    whole = sum(sizes["bytes"] for sizes in content["domains"].values())
+    assert blocks.num_bytes.sum() == whole
+    counts = content["interference"]["documents"]
+    assert counts["total"] == len(set(blocks.document_ids))
+    # The control has the larger noise on its weights: where it is better, that is excess.
+    sums = {
+        model: np.array([nats[np.asarray(blocks.document_ids) == d].sum() for d in ids])
+        for model, nats in blocks.nats.items()
+        for ids in [sorted(set(blocks.document_ids))]
+    }
+    excess = np.maximum(sums["fused"] - sums["clm_control"], 0)
+    assert content["interference"]["excess"]["worse_by_point_nats"] == pytest.approx(excess.sum())
+    assert counts["worse_by_point"] == (excess > 0).sum()
+
+
+def test_a_lost_blocks_file_is_written_again_without_scoring(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(run, StopFlag()).content
+    file = Path(run.folder) / "report" / "blocks.parquet"
+    data = file.read_bytes()
+    file.unlink()
+    monkeypatch.setattr(bpb, "score_model", None)
+    again = evaluate(run, StopFlag())
+    assert again.fresh
+    assert again.content == first
+    assert file.read_bytes() == data
+
+
+def test_evaluation_as_json_is_its_file(run: RunConfig) -> None:
+    done = _invoke(run, "eval", "run", "--json")
+    assert done.exit_code == 0, done.output
+    file = Path(run.folder) / "report" / "evaluation.json"
+    assert json.loads(done.stdout) == json.loads(file.read_text())
+    assert json.loads(_invoke(run, "eval", "run", "--json").stdout) == json.loads(done.stdout)
+
+
+def test_interference_of_a_run_against_itself(run: RunConfig) -> None:
+    evaluate(run, StopFlag())
+    done = _invoke(run, "eval", "interference", "--json", "--against", run.folder)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    ratio = found["other_run"]["worse_by_point"]
+    assert ratio["nats"] == pytest.approx(found["interference"]["excess"]["worse_by_point_nats"])
+    assert ratio["value"] in (None, 1.0)
 
 
 def test_new_weights_are_scored_anew_and_others_are_not(
@@ -254,6 +320,8 @@ def test_the_same_weights_score_the_same(run: RunConfig) -> None:
     assert content["bpb"]["fused"] == content["bpb"]["target_before"]
     change = content["comparisons"][0]["mean"]
     assert change["value"] == change["low"] == change["high"] == 0
+    assert content["interference"]["documents"]["worse_by_point"] == 0
+    assert content["interference"]["excess"]["worse_by_point_nats"] == 0
 
 
 def test_report_holds_what_programs_need(run: RunConfig) -> None:
@@ -271,6 +339,8 @@ def test_report_holds_what_programs_need(run: RunConfig) -> None:
     assert all(0 < share <= 1 for share in summary["coverage"].values())
     assert {"pool", "evaluate", "report"} <= set(summary["seconds"])
     assert summary["peak_rss_bytes"] > 10**7
+    assert summary["interference"] == summary["evaluation"]["interference"]
+    assert "<h2>Interference</h2>" in page.read_text()
     assert summary["settings"]["name"] == "small"
     assert "Not evaluated yet" not in page.read_text()
     before = page.read_bytes()
@@ -285,6 +355,8 @@ def test_what_is_missing_is_told_in_one_line(run: RunConfig) -> None:
     without = load_run(f"{run.folder}/run.yaml", ("train.control=false", "evaluate.sources=false"))
     content = evaluate(without, StopFlag()).content
     assert set(content["bpb"]) == {"target_before", "fused"}
+    assert "interference" not in content
+    assert "no CLM control was evaluated" in _invoke(run, "eval", "interference").stderr
     shutil.rmtree(Path(run.folder) / "final")
     result = _invoke(run, "eval", "run")
     assert result.exit_code == 2
