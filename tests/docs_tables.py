@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from align.methods import METHODS
 from fuse_train.divergences import DIVERGENCES
 from fuse_train.selectors import SELECTORS
 from store_schema.registry import Registry
@@ -13,6 +14,7 @@ from store_schema.registry import Registry
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 TABLES: dict[str, tuple[str, Registry[Any]]] = {
+    "methods": ("alignment.md", METHODS),
     "selectors": ("training.md", SELECTORS),
     "divergences": ("training.md", DIVERGENCES),
 }

@@ -11,18 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 from fuse_train.divergences.classes import Classes
 from fuse_train.selectors.rule import RuleSelector
+from store_schema.config import load_run
+from store_schema.disk.location import open_location
+from store_schema.layout import Arrays
+from store_schema.store.reader import StoreReader
 from tests import docs_tables
 from tests.aligned_factory import make_run
+from tests.test_align_run import make_run as make_source
 from tests.test_fuse_train_selectors import view
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "extending.md"
-ROOMS = {"selectors": "fuse_train", "divergences": "fuse_train"}
+ROOMS = {"selectors": "fuse_train", "divergences": "fuse_train", "methods": "align"}
 MOST_LINES = 30
 
 
@@ -156,6 +162,40 @@ def test_the_divergence_trains_and_its_slope_is_right(tmp_path: Path) -> None:
     value, got = loaded(path).Squared("squared").value_and_slope(classes, None)
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(got, slope)
+
+
+def test_the_method_aligns_and_keeps_the_labels(tmp_path: Path) -> None:
+    written(tmp_path, "methods")
+    run_file = make_source(tmp_path / "made")
+    shown = logitfuse(
+        tmp_path, "align", "run", str(run_file),
+        *settings(**{"align.method": "labels", "store.preset": "exact"}),
+    )  # fmt: skip
+    assert "one" in shown
+    run = load_run(run_file)
+    source = StoreReader.open(open_location(run.store_url("one"))).read(0)
+    aligned = StoreReader.open(open_location(f"{run.folder}/aligned/one"))
+    assert aligned.manifest.settings["method"] == "labels"
+    got = aligned.read(0)
+    expected = dict(zip(places(source), source["label_logprobs"], strict=True))
+    same = [expected.get(place, np.nan) for place in places(got)]
+    known = ~np.isnan(same)
+    assert 0.1 < known.mean() < 0.9
+    np.testing.assert_allclose(got["label_logprobs"], same, rtol=1e-6)
+    np.testing.assert_array_equal(np.diff(got["entry_offsets"]), known)
+    np.testing.assert_array_equal(got["entry_ids"], got["token_ids"][known])
+    np.testing.assert_allclose(got["tail_mass"], np.where(known, 1 - np.exp(same), 1), atol=1e-6)
+
+
+def places(arrays: Arrays) -> list[tuple[int, int, int]]:
+    """Segment, first byte and end of each token."""
+    found, offsets = [], arrays["token_offsets"]
+    for segment in range(len(offsets) - 1):
+        start = 0
+        for end in arrays["byte_ends"][offsets[segment] : offsets[segment + 1]].tolist():
+            found.append((segment, start, end))
+            start = end
+    return found
 
 
 CONTENTS = """

@@ -35,7 +35,7 @@ ORDER = {
         *("tune", "run", "cli", "__main__"),
     ),
     "align": (
-        *("config", "methods", "counts", "chain", "papers", "prepare", "report"),
+        *("methods", "config", "counts", "chain", "papers", "prepare", "report"),
         *("run", "cli", "__main__"),
     ),
     "fuse_train": (

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field, ValidationError, create_model
 
+from align.config import AlignSection
+from align.methods import METHODS
 from fuse_train.config import TrainSection
 from fuse_train.divergences import DIVERGENCES
 from fuse_train.selectors import SELECTORS
@@ -21,6 +23,7 @@ from store_schema.registry import Kind, Registry
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = ("store_schema", "launch", "extract", "align", "fuse_train", "fuse_eval", "store_tools")
 REGISTRIES: dict[str, Registry[Any]] = {
+    "align/methods": METHODS,
     "fuse_train/selectors": SELECTORS,
     "fuse_train/divergences": DIVERGENCES,
 }
@@ -134,6 +137,10 @@ def test_nobody_else_imports_what_is_listed(folder: str) -> None:
 
 
 GOLDEN = [
+    (AlignSection, {}, "a219e1d16cd25fbb"),
+    (AlignSection, {"method": "exact"}, "2ce42657d543b3bc"),
+    (AlignSection, {"method": "stats", "statistics_tokens": 7}, "6b049791c912ae6c"),
+    (AlignSection, {"continuation": "tail"}, "ca3d2db74c6e9997"),
     (TrainSection, {}, "a987fe78a1f8e55e"),
     (TrainSection, {"selector": "hedge", "hedge": {"rate": 0.7}}, "be8a3741e3949288"),
     (
