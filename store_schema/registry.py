@@ -82,13 +82,18 @@ class Registry(Generic[K]):
     @property
     def choice(self) -> AfterValidator:
         """For a field of the run file that holds one of the names."""
-        return AfterValidator(self._known)
+        return self.choice_or()
 
-    def _known(self, name: str) -> str:
-        if name not in self.table:
-            *most, last = map(repr, self.table)
-            raise ValueError(f"Input should be {', '.join(most)} or {last}")
-        return name
+    def choice_or(self, *more: str) -> AfterValidator:
+        """The same for a field that may hold other words too."""
+
+        def known(name: str) -> str:
+            if name not in (*more, *self.table):
+                *most, last = map(repr, (*more, *self.table))
+                raise ValueError(f"Input should be {', '.join(most)} or {last}")
+            return name
+
+        return AfterValidator(known)
 
     def fields(self) -> tuple[str, ...]:
         """Fields that hold options of some kind, each once."""

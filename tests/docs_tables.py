@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.methods import METHODS
+from extract.engine_kinds import ENGINES
 from fuse_train.divergences import DIVERGENCES
 from fuse_train.selectors import SELECTORS
 from store_schema.registry import Registry
@@ -14,6 +15,7 @@ from store_schema.registry import Registry
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 TABLES: dict[str, tuple[str, Registry[Any]]] = {
+    "engines": ("extraction.md", ENGINES),
     "methods": ("alignment.md", METHODS),
     "selectors": ("training.md", SELECTORS),
     "divergences": ("training.md", DIVERGENCES),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,14 +22,21 @@ from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.layout import Arrays
 from store_schema.store.reader import StoreReader
-from tests import docs_tables
+from tests import added_kinds, docs_tables
 from tests.aligned_factory import make_run
+from tests.extract_runs import write_run
 from tests.test_align_run import make_run as make_source
 from tests.test_fuse_train_selectors import view
+from tests.tiny import tiny_model, tiny_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "extending.md"
-ROOMS = {"selectors": "fuse_train", "divergences": "fuse_train", "methods": "align"}
+ROOMS = {
+    "selectors": "fuse_train",
+    "divergences": "fuse_train",
+    "methods": "align",
+    "engine_kinds": "extract",
+}
 MOST_LINES = 30
 
 
@@ -63,15 +71,11 @@ EXAMPLES = examples()
 
 
 def written(folder: Path, kind: str) -> Path:
-    """The example's file below its room, and its line, as `registry_driver` takes them."""
+    """The example's file and line in a folder for `PYTHONPATH`; returns the file."""
     example, room = EXAMPLES[kind], ROOMS[kind]
-    path = folder / room / example.place
-    path.parent.mkdir(parents=True)
-    path.write_text(example.code, encoding="utf-8")
     package = ".".join([room, *example.registry.split("/")[:-1]])
-    name, place = example.entry
-    (folder / "lines.json").write_text(json.dumps({package: {name: place}}))
-    return path
+    path = f"{room}/{example.place}"
+    return added_kinds.write(folder, path, example.code, package, *example.entry)
 
 
 def loaded(path: Path) -> ModuleType:
@@ -84,14 +88,20 @@ def loaded(path: Path) -> ModuleType:
     return module
 
 
-def logitfuse(folder: Path, *words: str) -> str:
-    """Output of `logitfuse` with the example of `folder` added."""
+def python(folder: Path, *words: str) -> str:
+    """Output of Python with the example of `folder` added."""
+    path = os.pathsep.join((str(folder), str(REPOSITORY)))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.registry_driver", str(folder), *words],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        [sys.executable, *words], cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def logitfuse(folder: Path, *words: str) -> str:
+    """Output of `logitfuse` with the example of `folder` added."""
+    return python(folder, "-m", "logitfuse", *words)
 
 
 def settings(**values: str) -> list[str]:
@@ -198,10 +208,30 @@ def places(arrays: Arrays) -> list[tuple[int, int, int]]:
     return found
 
 
+def test_the_engine_scores(tmp_path: Path) -> None:
+    written(tmp_path, "engine_kinds")
+    models = {"one": "llama", "target": "llama"}
+    folders = {
+        name: tiny_model(tmp_path / "models" / name, arch, tiny_tokenizer("byte_level"))
+        for name, arch in models.items()
+    }
+    (tmp_path / "made").mkdir()
+    run_file = write_run(tmp_path / "made", folders, extract={"engine": "flat", "top_k": 5})
+    for words in (("corpus", "build"), ("extract", "plan"), ("extract", "run")):
+        logitfuse(tmp_path, *words, str(run_file))
+    run = load_run(run_file, ("extract.engine=auto",))
+    reader = StoreReader.open(open_location(run.store_url("one")))
+    assert reader.manifest.settings["engine"] == "flat"
+    got = reader.read(0)
+    nats = np.log(len(reader.vocabulary))
+    known = ~np.isnan(got["label_logprobs"])
+    assert known.mean() > 0.9
+    np.testing.assert_allclose(got["label_logprobs"][known], -nats, rtol=1e-5)
+    np.testing.assert_array_equal(np.diff(got["entry_offsets"]), 5 * known)
+    np.testing.assert_allclose(got["tail_mass"][known], 1 - 5 * np.exp(-nats), rtol=1e-5)
+
+
 CONTENTS = """
-from pathlib import Path
-from tests.registry_driver import add
-add(Path({folder!r}))
 from fuse_train.config import TrainSection
 from store_schema.fingerprint import fingerprint
 for given in {given!r}:
@@ -216,11 +246,8 @@ def test_what_is_added_changes_the_fingerprint_of_no_run_but_its_own(tmp_path: P
     written(tmp_path, "selectors")
     chosen = {"selector": "recent"}
     given = [{}, {"selector": "hedge"}, chosen, chosen | {"recent": {"sharpness": 3.0}}]
-    done = subprocess.run(
-        [sys.executable, "-c", CONTENTS.format(folder=str(tmp_path), given=given)],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    plain, hedge, own, other = done.stdout.split()
+    shown = python(tmp_path, "-c", CONTENTS.format(given=given))
+    plain, hedge, own, other = shown.split()
     assert plain == fingerprint(TrainSection().content())
     assert hedge == fingerprint(TrainSection(selector="hedge").content())
     assert len({plain, hedge, own, other}) == 4

@@ -31,7 +31,7 @@ ORDER = {
         *("disk", "plan", "manifest", "model", "text", "encoding", "store"),
     ),
     "extract": (
-        *("config", "corpus", "engines", "plan", "scoring", "generation", "report"),
+        *("engine_kinds", "config", "corpus", "engines", "plan", "scoring", "generation", "report"),
         *("tune", "run", "cli", "__main__"),
     ),
     "align": (

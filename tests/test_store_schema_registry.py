@@ -13,6 +13,8 @@ from pydantic import Field, ValidationError, create_model
 
 from align.config import AlignSection
 from align.methods import METHODS
+from extract.config import ExtractSection
+from extract.engine_kinds import ENGINES
 from fuse_train.config import TrainSection
 from fuse_train.divergences import DIVERGENCES
 from fuse_train.selectors import SELECTORS
@@ -24,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = ("store_schema", "launch", "extract", "align", "fuse_train", "fuse_eval", "store_tools")
 REGISTRIES: dict[str, Registry[Any]] = {
     "align/methods": METHODS,
+    "extract/engine_kinds": ENGINES,
     "fuse_train/selectors": SELECTORS,
     "fuse_train/divergences": DIVERGENCES,
 }
@@ -87,6 +90,10 @@ def test_a_name_that_is_not_listed_is_refused_with_all_that_are(things: Registry
     assert model.model_validate({"thing": "wide"}).model_dump() == {"thing": "wide"}
     with pytest.raises(ValidationError, match="should be 'plain', 'wide' or 'number'"):
         model.model_validate({"thing": "best"})
+    model = create_model("M", thing=(Annotated[str, things.choice_or("auto")], "plain"))
+    assert model.model_validate({"thing": "auto"}).model_dump() == {"thing": "auto"}
+    with pytest.raises(ValidationError, match="should be 'auto', 'plain', 'wide' or 'number'"):
+        model.model_validate({"thing": "best"})
 
 
 def test_each_kind_has_a_field_for_its_options(things: Registry[Kind]) -> None:
@@ -137,6 +144,9 @@ def test_nobody_else_imports_what_is_listed(folder: str) -> None:
 
 
 GOLDEN = [
+    (ExtractSection, {}, "f313b242f5a0dcce"),
+    (ExtractSection, {"engine": "vllm", "top_k": 9}, "4595c31791929b2d"),
+    (ExtractSection, {"engine": "transformers", "estimator": "sampled"}, "ee328bc85ac790a3"),
     (AlignSection, {}, "a219e1d16cd25fbb"),
     (AlignSection, {"method": "exact"}, "2ce42657d543b3bc"),
     (AlignSection, {"method": "stats", "statistics_tokens": 7}, "6b049791c912ae6c"),
