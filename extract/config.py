@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from extract.chat_config import ChatInput
+from extract.engine_kinds import ENGINES
 from store_schema.config import SectionModel, StrictModel
 from store_schema.paths import PathText
 
@@ -150,8 +151,18 @@ class PlanSection(SectionModel):
     """Scoring speed of one worker, for the hours in the cost estimate."""
 
 
-class ExtractSection(SectionModel):
-    """How sources are scored."""
+if TYPE_CHECKING:
+    EngineOptions = SectionModel
+else:
+    EngineOptions = ENGINES.with_options(SectionModel)
+
+
+class ExtractSection(EngineOptions):
+    """How sources are scored.
+
+    Besides the fields below it has one for the options of each engine that has some, by the engine's
+    name (extract/engine_kinds/).
+    """
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
@@ -169,10 +180,11 @@ class ExtractSection(SectionModel):
         }
     )
 
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """What runs the model. Both give the same to about 1e-5 nats, not to the last bit. auto: what a
-    store was begun with; else transformers where only it will do (draws, extras, `device: cpu`) and
-    for bf16 and fp16 models with a float32 head on a machine without a GPU, and vLLM for the rest."""
+    engine: Annotated[str, ENGINES.choice_or("auto")] = "auto"
+    """What runs the model: a name of extract/engine_kinds/__init__.py. vllm and transformers give the
+    same to about 1e-5 nats, not to the last bit. auto: what a store was begun with; else transformers
+    where only it will do (draws, extras, `device: cpu`) and for bf16 and fp16 models with a float32
+    head on a machine without a GPU, and vLLM for the rest."""
     top_k: int = Field(default=64, ge=1, le=1 << 17)
     """topk: entries the engine gives at each position; the section `store` says which are kept."""
     estimator: Literal["topk", "sampled"] = "topk"
@@ -217,30 +229,23 @@ class ExtractSection(SectionModel):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads. None leaves it to the libraries."""
 
-    @model_validator(mode="after")
-    def _whole_distribution(self) -> Self:
-        if self.estimator == "sampled" and self.engine == "vllm":
-            raise ValueError(
-                "estimator sampled needs engine transformers: vLLM hands out whole distributions as "
-                "Python lists, with 4,096 ids at a ninth of its speed, with more at less"
-            )
-        return self
-
     @field_validator("extras")
     @classmethod
     def _in_one_order(cls, extras: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(extras)))
 
     @model_validator(mode="after")
-    def _extras_need_all(self) -> Self:
-        if self.extras and self.engine == "vllm":
-            raise ValueError(
-                f"extras {', '.join(self.extras)} need engine transformers: vLLM hands out the best "
-                "log-probabilities only, never the whole distribution"
-            )
-        if self.quantization is not None and (self.engine == "transformers" or self.needs_all):
-            raise ValueError("quantization needs engine vllm")
+    def _engine_can(self) -> Self:
+        if self.engine != "auto":
+            ENGINES[self.engine].check(self)
+        elif self.needs_all:
+            next(kind for kind in ENGINES if kind.whole_rows).check(self)
         return self
+
+    def content(self) -> dict[str, Any]:
+        """As `SectionModel.content` says."""
+        left_out = ENGINES.left_out(self.engine)
+        return {name: value for name, value in super().content().items() if name not in left_out}
 
     @property
     def needs_all(self) -> bool:
@@ -252,21 +257,21 @@ class ExtractSection(SectionModel):
 
         Args:
             on_cpu: Whether the machine has no GPU.
-            fp32_head: Whether logits are computed in float32 though the model is not: on a CPU vLLM
-                then converts the whole output weight in every step, twice.
+            fp32_head: Whether logits are computed in float32 though the model is not.
         """
         if self.engine != "auto":
             return self
-        serves = self.needs_all or self.device == "cpu" or (on_cpu and fp32_head)
-        engine = "transformers" if serves and self.quantization is None else "vllm"
-        return self.model_copy(update={"engine": engine})
+        serving = (k for k in ENGINES if k.serves(self, on_cpu=on_cpu, fp32_head=fp32_head))
+        return self.model_copy(update={"engine": next(serving).name})
 
     @property
     def loader(self) -> Literal["transformers", "vllm", "auto"]:
         """What loads a model, as far as the run file alone decides it; auto: the machine's choice."""
-        if self.engine == "auto" and self.quantization is None and self.needs_all:
-            return "transformers"
-        return self.engine
+        if self.engine != "auto":
+            return ENGINES[self.engine].loader
+        if self.quantization is None and self.needs_all:
+            return next(kind for kind in ENGINES if kind.whole_rows).loader
+        return "auto"
 
     def step_tokens(self, *, on_cpu: bool) -> int:
         """vllm: most tokens of one step."""

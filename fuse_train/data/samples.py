@@ -42,7 +42,7 @@ class DecodedShard:
         token_ids: [N] int64.
         byte_ends: [N] end of each token in its segment's bytes.
         sources: Arrays of each source's store, in the run file's order; empty for ground truth.
-        features_NMF: Selector features, None without sources.
+        features_NMF: Selector features, None without sources or where no selector looks at them.
         eos_id: Token to train after segments that end their document, or None.
         ends_turn: Segments whose last row is the end of a chat's turn: no `eos_id` behind it.
     """
@@ -122,6 +122,7 @@ class AlignedSamples:
         allow_partial: A source that lacks a shard is silent there, and a shard that no source has is
             left out, instead of being an error.
         with_spans: Whether the spans that source and target share are kept too.
+        with_features: Whether features are made of the sources, for selectors that look at them.
 
     Raises:
         MismatchError: A store of another plan, or of another target tokenizer.
@@ -141,6 +142,7 @@ class AlignedSamples:
         max_positions: int | None = None,
         allow_partial: bool = False,
         with_spans: bool = False,
+        with_features: bool = True,
     ) -> None:
         shards = plan.splits().get(split)
         if not shards:
@@ -176,6 +178,7 @@ class AlignedSamples:
         self._eos_id = tokenizer.eos_id if append_eos else None
         self.append_eos = append_eos
         self._max_positions = max_positions
+        self._with_features = with_features
         self._unused = {*TOKEN_ARRAYS, *(() if with_spans else SPAN_ARRAYS)}
         self._check_plan_lengths()
 
@@ -233,7 +236,7 @@ class AlignedSamples:
             silent = silent_arrays(first) if len(readers) < len(self.stores) else {}
             sources = tuple(self._own(by_name.get(name, silent)) for name in self.stores)
         features = None
-        if with_sources:
+        if with_sources and self._with_features:
             texts = [segment.text.encode() for segment in segments]
             features = shard_features(sources, first["token_offsets"], first["byte_ends"], texts)
         return DecodedShard(
