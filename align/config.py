@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from align.methods import METHODS
 from store_schema.config import RunConfig, SectionModel
 
-Method = Literal["bytes", "exact", "mined", "stats", "ot", "spans"]
+if TYPE_CHECKING:
+    MethodOptions = SectionModel
+else:
+    MethodOptions = METHODS.with_options(SectionModel)
 
 
-class AlignSection(SectionModel):
-    """How source distributions are carried into the target's tokens."""
+class AlignSection(MethodOptions):
+    """How source distributions are carried into the target's tokens.
+
+    Besides the fields below it has one for the options of each method that has some, by the method's
+    name (align/methods/kinds/).
+    """
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
 
-    method: Method = "bytes"
-    """bytes: any two tokenizers, by the chain rule on bytes. exact: one vocabulary, copied (checked).
-    spans: no entries, only log-probabilities of common spans. mined (FuseLLM), stats (FuseChat) and
-    ot (optimal transport): the papers' ways, for comparison."""
+    method: Annotated[str, METHODS.choice] = "bytes"
+    """A name of align/methods/__init__.py. bytes takes any two tokenizers."""
     continuation: Literal["statistics", "first_token", "tail"] = "statistics"
     """Method bytes: where the mass of a source token goes that ends where the target might write on:
     spread by how the target's tokenizer went on in this corpus, all to the token it would begin with
@@ -33,6 +39,11 @@ class AlignSection(SectionModel):
     """Target tokens of the first split that are counted, at most (`statistics`, method stats)."""
     max_entries: int = Field(default=64, gt=0)
     """Entries kept at each position, at most; the rest is tail."""
+
+    def content(self) -> dict[str, Any]:
+        """As `SectionModel.content` says."""
+        left_out = METHODS.left_out(self.method)
+        return {name: value for name, value in super().content().items() if name not in left_out}
 
     def finished_shards(self, run: RunConfig, source: str) -> set[int]:
         from align.prepare.checked import check_alignment  # which imports this file

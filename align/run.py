@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from align.methods.method import Aligner
 from align.methods.shard_arrays import statistics
+from align.methods.turn_ends import (
+    source_logprobs,
+    turn_end_rows,
+    with_turn_ends,
+    without_turn_ends,
+)
 from align.prepare.checked import CheckedAlignment, check_alignment
 from align.prepare.prepare import make_aligner
 from launch.progress import Progress
@@ -140,9 +146,12 @@ def align_shard(
     checked: CheckedAlignment, shard: ShardRecord, aligner: Aligner, encoding: Encoding
 ) -> tuple[Arrays, dict[str, float]]:
     """Aligned arrays of one shard and the statistics of what `encoding` keeps of them."""
-    source = checked.reader.read(shard.index)
+    whole = checked.reader.read(shard.index)
     segments = checked.plan.segments(shard)
     texts = [segment.text.encode() for segment in segments]
-    arrays = aligner.align(source, texts, checked.target.encode(segments))
+    rows_D = turn_end_rows(whole, segments, checked.reader.vocabulary.special)
+    source, target = without_turn_ends(whole, rows_D), checked.target.encode(segments)
+    arrays = aligner.align(source, texts, [part.text_only for part in target])
     arrays = select_entries(arrays, encoding)
-    return arrays, statistics(arrays, source)
+    figures = statistics(arrays, source)
+    return with_turn_ends(arrays, target, source_logprobs(whole, rows_D)), figures

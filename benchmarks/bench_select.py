@@ -34,7 +34,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.select_inputs import RANDOM, Inputs  # noqa: E402 - after the path
-from fuse_train.config import AsnSection  # noqa: E402
+from fuse_train.selectors.by_name import learner  # noqa: E402
+from fuse_train.selectors.kinds.asn import AsnSection  # noqa: E402
 
 SECTION = AsnSection()
 GOALS = {
@@ -47,11 +48,11 @@ GOALS = {
 SHAPES = (
     *("data/batch", "data/order", "data/samples", "data/stream", "loop/schedule", "losses/losses"),
     *(
-        "selector_fit/bayes",
         "selector_fit/selector_training",
         "selectors/asn",
         "selectors/features",
     ),
+    *("selectors/kinds/asn", "selectors/kinds/bayes", "selectors/kinds/hedge"),
     *("selectors/gates", "selectors/hedge", "selectors/past", "selectors/pools"),
     "selectors/selectors",
 )
@@ -95,7 +96,7 @@ def cost_of(inputs: Inputs) -> dict[str, Any]:
 
     data = SeedData(inputs.run_file)
     names = tuple(name for name in data.names if name != RANDOM)
-    return asn_cost(data, new_selector(SECTION, 0), names)
+    return asn_cost(data, new_selector(SECTION, learner("asn"), 0), names)
 
 
 def summary(figures: Sequence[dict[str, Any]], cost: dict[str, Any]) -> dict[str, Any]:

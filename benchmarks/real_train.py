@@ -41,6 +41,7 @@ from fuse_train.machine.precision import choose_precision
 from fuse_train.model.models import load_config, load_model
 from fuse_train.model.target import Target
 from fuse_train.selector_fit.selector_training import new_selector
+from fuse_train.selectors.by_name import learner
 from launch.signals import StopFlag
 from store_schema.config import ModelRef
 
@@ -156,7 +157,7 @@ def run_fused(model: Any, setting: Setting, turns: Turns, place: Path) -> None:
     accelerator = Accelerator(
         cpu=True, mixed_precision="bf16" if setting.precision == "bfloat16" else "no"
     )
-    selector = new_selector(setting.section.asn, 0, num_sources=NUM_SOURCES)
+    selector = new_selector(setting.section.asn, learner("asn"), 0, num_sources=NUM_SOURCES)
     inputs: Any = LoopInputs(
         "fused",
         setting.section,

@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +33,57 @@ def recipe_of(text: str) -> tuple[str, list[str]]:
 
 
 def trained(
-    config: str, data: Path, out: Path, name: str, overrides: list[str]
+    config: str,
+    data: Path,
+    out: Path,
+    name: str,
+    overrides: Sequence[str],
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> list[tuple[int, Score]]:
-    """Valid bits per byte by domain at each evaluation of one recipe: (step, scores)."""
-    folder = out / re.sub(r"[^\w.-]+", "-", name)
+    """Valid bits per byte by domain at each evaluation of one recipe: (step, scores).
+
+    Args:
+        config: The run file.
+        data: Folder of the run whose corpus, plan and stores are used.
+        out: A folder for each recipe is made in it.
+        name: Of the recipe.
+        overrides: What it sets.
+        finish: Called with the recipe's folder while the trained model still stands in `final/`.
+    """
+    folder = folder_of(out, name)
     recipe, scores = folder / "recipe.json", folder / "valid.json"
-    if recipe.exists() and json.loads(recipe.read_text()) != overrides:
+    if recipe.exists() and json.loads(recipe.read_text()) != list(overrides):
         raise click.ClickException(f"{folder} is of another recipe: give this one another name")
     if not scores.exists():
         folder.mkdir(parents=True, exist_ok=True)
         recipe.write_text(json.dumps(overrides))
-        command = [sys.executable, "-m", "fuse_train", "run", config]
+        words = ["fuse_train", "run", config]
         for setting in (f"run_dir={folder}", f"data_dir={data}", "train.control=false", *overrides):
-            command += ["--set", setting]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            words += ["--set", setting]
+        run_module(words)
         lines = map(json.loads, (folder / "logs/train_steps.jsonl").read_text().splitlines())
         found = [(line["step"], line["valid_bpb"]) for line in lines if "valid_bpb" in line]
-        scores.write_text(json.dumps(found))
-        for left in "checkpoints", "final":  # of no use here, and large
-            shutil.rmtree(folder / left, ignore_errors=True)
+        finish(folder)
+        scores.with_suffix(".part").write_text(json.dumps(found))
+        scores.with_suffix(".part").replace(scores)
+    for left in "checkpoints", "final":  # of no use here, and large
+        shutil.rmtree(folder / left, ignore_errors=True)
     return [(step, score) for step, score in json.loads(scores.read_text())]
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """Where a recipe is trained."""
+    return out / re.sub(r"[^\w.-]+", "-", name)
+
+
+def run_module(words: Sequence[str]) -> None:
+    """Run a module's command in a process of its own; its table goes nowhere."""
+    subprocess.run([sys.executable, "-m", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def best_evaluation(evaluations: Sequence[tuple[int, Score]]) -> tuple[int, Score]:
+    """The one whose weights a training keeps."""
+    return min(evaluations, key=lambda found: mean(found[1]))
 
 
 def mean(score: Score) -> float:
@@ -71,7 +103,7 @@ def main(config: str, data: Path, out: Path, recipes: tuple[str, ...]) -> None:
     results: dict[str, Any] = {}
     for name, overrides in map(recipe_of, recipes):
         evaluations = trained(config, data, out, name, overrides)
-        step, best = min(evaluations, key=lambda found: mean(found[1]))
+        step, best = best_evaluation(evaluations)
         results[name] = {"before": evaluations[0][1], "best_step": step, "valid_bpb": best}
         if len(results) == 1:
             print(f"{'recipe':<32}" + "".join(f"{d:>12}" for d in sorted(best)) + f"{'mean':>9}")

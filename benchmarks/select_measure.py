@@ -13,19 +13,13 @@ import torch
 from benchmarks.select_data import SeedData, mean_bpb
 from benchmarks.select_inputs import RANDOM, SWITCHING
 from fuse_eval.intervals import DomainUnits, compare
-from fuse_train.config import AsnSection
 from fuse_train.data.batch import sources_of
-from fuse_train.selector_fit.bayes import known_logprobs, search_weights
-from fuse_train.selector_fit.selector_training import train_selector
+from fuse_train.selector_fit.selector_training import known_logprobs, train_selector
 from fuse_train.selectors.asn import AdaptiveSelector
-from fuse_train.selectors.selectors import (
-    AvgCeSelector,
-    HedgeSelector,
-    MinCeSelector,
-    Selector,
-    StaticSelector,
-    UniformSelector,
-)
+from fuse_train.selectors.by_name import by_rule, learner
+from fuse_train.selectors.kinds.asn import AsnSection
+from fuse_train.selectors.kinds.bayes import search_weights
+from fuse_train.selectors.selectors import Selector, StaticSelector
 
 RATES = (0.5, 0.7, 1.0)
 SHARES = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -52,7 +46,7 @@ class Recipe:
     def train(self, data: SeedData, names: tuple[str, ...], kind: Any = "asn") -> AdaptiveSelector:
         """On the training split of some sources."""
         stream = data.stream(names, self.section.pretrain_batch_segments)
-        return train_selector(stream, self.section, seed=self.seed, kind=kind)
+        return train_selector(stream, self.section, learner(kind), seed=self.seed)
 
 
 def tuned_hedge(
@@ -64,7 +58,10 @@ def tuned_hedge(
     """Rate and share with the least mean bits per byte of valid text of some domains."""
     chosen = list(domains)
     pairs = [(rate, share) for rate in rates for share in SHARES]
-    nats = {str(pair): data.nats(HedgeSelector(*pair), "valid", names) for pair in pairs}
+    nats = {
+        str(pair): data.nats(by_rule("hedge", rate=pair[0], share=pair[1]), "valid", names)
+        for pair in pairs
+    }
     units = data.units(nats, "valid", chosen)
     return min(pairs, key=lambda pair: mean_bpb(units, str(pair)))
 
@@ -110,7 +107,9 @@ def _pools(
     static = {name: 2.0 ** -mean_bpb(units, name) for name in alone}
     rate, share = tuned_hedge(data, names, data.domains)
     weights = search_weights(
-        known_logprobs(data.part("valid", names).batches), trials=BAYES_TRIALS, seed=data.seed
+        known_logprobs(data.part("valid", names).batches, where="valid text"),
+        trials=BAYES_TRIALS,
+        seed=data.seed,
     )
     record["hedge"] = {"rate": rate, "share": share}
     record["bayes"] = dict(zip(names, weights, strict=True))
@@ -118,14 +117,14 @@ def _pools(
         update={"preset": "fusion-x", "cut": "threshold", "threshold": 0.15}
     )
     return alone | {
-        "uniform": UniformSelector(),
+        "uniform": by_rule("uniform"),
         "static": StaticSelector(list(static.values())),
         "constant gate": recipe.train(data, names, "constant"),
         "Bayesian optimisation": StaticSelector(weights),
-        "Bayes mixture": HedgeSelector(),
-        "hedge": HedgeSelector(rate, share),
-        "min_ce": MinCeSelector(),
-        "avg_ce": AvgCeSelector(),
+        "Bayes mixture": by_rule("hedge", rate=1.0, share=0.0),
+        "hedge": by_rule("hedge", rate=rate, share=share),
+        "min_ce": by_rule("min_ce"),
+        "avg_ce": by_rule("avg_ce"),
         "fusion-x network": Recipe(paper, recipe.seed).train(data, names),
     }
 
@@ -165,7 +164,7 @@ def _switching(
     found: dict[str, Any] = {}
     for title, rates in (("any_rate", RATES), ("rate_1", (1.0,))):
         rate, share = tuned_hedge(data, names, SWITCHING, rates)
-        hedge = data.nats(HedgeSelector(rate, share), "test", names)
+        hedge = data.nats(by_rule("hedge", rate=rate, share=share), "test", names)
         units = data.units({"asn": nats["asn"], "hedge": hedge}, "test", SWITCHING)
         one = compare(units, "asn", "hedge", samples=RESAMPLES, confidence=0.95, seed=data.seed)
         change = one["mean"]

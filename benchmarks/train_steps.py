@@ -20,12 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch, SourceBatch, to_device
+from fuse_train.divergences.divergence import Divergence
 from fuse_train.loop.objective import FusionObjective, StepTotals, importance
-from fuse_train.losses.divergences import Divergence
 from fuse_train.losses.head_pass import ChunkSources, losses_to_gradient
 from fuse_train.losses.losses import SourceRows, head_loss, row_coefficients
 from fuse_train.model.heads import Head, default_chunk_rows
 from fuse_train.selector_fit.selector_training import new_selector
+from fuse_train.selectors.by_name import learner
 from fuse_train.selectors.features import FEATURES
 
 CLM_WEIGHT = 0.3
@@ -224,7 +225,7 @@ def step_ways(size: Size, device: torch.device) -> dict[str, Way]:
     batch_cpu = make_batch(size)
     batch, stored = to_device(batch_cpu, device), stored_logits(batch_cpu)
     section = TrainSection(selector="asn", clm_weight=CLM_WEIGHT)
-    selector = new_selector(section.asn, 0, num_sources=size.num_sources).to(device)
+    selector = new_selector(section.asn, learner("asn"), 0, num_sources=size.num_sources).to(device)
     objective = FusionObjective(model, selector, section, SOURCES)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
 

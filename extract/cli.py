@@ -1,4 +1,4 @@
-"""Commands of this room: `corpus build`, `extract plan`, `extract run`, `store tune`."""
+"""Commands of this room: `corpus build`, `corpus show`, `extract plan`, `extract run`, `store tune`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,21 @@ def build(run: RunConfig) -> None:
         figures |= {"documents": record.num_documents, "dropped": sum(record.dropped.values())}
     click.echo(corpus_report(record) if changed else "corpus complete, nothing to do")
     for line in (*later_splits(run, record), *plan_lines(run, record)):
+        click.echo(line)
+
+
+@corpus.command("show")
+@click.option(
+    "--document", "wanted", required=True, metavar="ID", help="Of the corpus, or of a whole chat."
+)
+@run_options
+def show(run: RunConfig, wanted: str) -> None:
+    """Show what each model reads of a document, and what of it is trained on."""
+    from extract.plan.planning import load_tokenizers
+    from extract.report.document_view import find_documents, shown
+
+    documents = find_documents(run, wanted)
+    for line in shown(documents, load_tokenizers(run).values()):
         click.echo(line)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from extract.chat_config import ChatInput
+from extract.engine_kinds import ENGINES
 from store_schema.config import SectionModel, StrictModel
 from store_schema.paths import PathText
 
@@ -29,12 +31,17 @@ class Columns(StrictModel):
     text: str | None = None
     """Plain text. None: column "text", unless messages or prompt and response are given."""
     messages: str | None = None
-    """List of {role, content}: each assistant turn becomes a document; where the assistant has not the
-    last word and there is a column "response", that is the document. None: column "messages"."""
+    """List of messages, in any shape that docs/extraction.md lists: each assistant turn becomes a
+    document; where the assistant has not the last word and there is a column "response", that is the
+    document. None: column "messages", "conversations" and others."""
     prompt: str | None = None
-    """Context of the response. None: column "prompt"."""
+    """Context of the response: text or messages. None: column "prompt"."""
     response: str | None = None
-    """Text after the prompt. None: column "response"."""
+    """Text after the prompt, or one message. None: column "response" or "completion"."""
+    system: str | None = None
+    """System turn before the messages. None: column "system" or "system_prompt"."""
+    tools: str | None = None
+    """Schemas of the tools that a chat may call. None: column "tools" or "functions"."""
     domain: str | None = None
     """Domain. None: column "domain", unless the input has a constant one."""
     split: str | None = None
@@ -68,6 +75,8 @@ class CorpusInput(StrictModel):
     from 0; or its place (file name and row), whatever the column says."""
     prompt_as: Literal["text", "chat"] = "text"
     """Whether a prompt is plain text before the response or a user's turn of each model's chat."""
+    chat: ChatInput = ChatInput()
+    """How chats are read where their shape is none of those known."""
 
     @model_validator(mode="after")
     def _constant_or_column(self) -> Self:
@@ -106,6 +115,10 @@ class CorpusSection(SectionModel):
     """Whether text is brought into Unicode's composed normal form, for all models alike. None: as soon
     as a tokenizer of the run does so itself (Qwen's), else it is kept."""
 
+    thoughts: Literal["context", "train", "drop"] = "context"
+    """What is done with the reasoning before an answer, where a message has a field for it: read before
+    the answer wherever a model's template writes it; a response of its own besides; or left out."""
+
     def split_name(self, name: str) -> str:
         """What a split is called in the corpus."""
         return self.split_names.get(name, name)
@@ -138,8 +151,18 @@ class PlanSection(SectionModel):
     """Scoring speed of one worker, for the hours in the cost estimate."""
 
 
-class ExtractSection(SectionModel):
-    """How sources are scored."""
+if TYPE_CHECKING:
+    EngineOptions = SectionModel
+else:
+    EngineOptions = ENGINES.with_options(SectionModel)
+
+
+class ExtractSection(EngineOptions):
+    """How sources are scored.
+
+    Besides the fields below it has one for the options of each engine that has some, by the engine's
+    name (extract/engine_kinds/).
+    """
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
@@ -157,10 +180,11 @@ class ExtractSection(SectionModel):
         }
     )
 
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """What runs the model. Both give the same to about 1e-5 nats, not to the last bit. auto: what a
-    store was begun with; else transformers where only it will do (draws, extras, `device: cpu`) and
-    for bf16 and fp16 models with a float32 head on a machine without a GPU, and vLLM for the rest."""
+    engine: Annotated[str, ENGINES.choice_or("auto")] = "auto"
+    """What runs the model: a name of extract/engine_kinds/__init__.py. vllm and transformers give the
+    same to about 1e-5 nats, not to the last bit. auto: what a store was begun with; else transformers
+    where only it will do (draws, extras, `device: cpu`) and for bf16 and fp16 models with a float32
+    head on a machine without a GPU, and vLLM for the rest."""
     top_k: int = Field(default=64, ge=1, le=1 << 17)
     """topk: entries the engine gives at each position; the section `store` says which are kept."""
     estimator: Literal["topk", "sampled"] = "topk"
@@ -205,30 +229,23 @@ class ExtractSection(SectionModel):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads. None leaves it to the libraries."""
 
-    @model_validator(mode="after")
-    def _whole_distribution(self) -> Self:
-        if self.estimator == "sampled" and self.engine == "vllm":
-            raise ValueError(
-                "estimator sampled needs engine transformers: vLLM hands out whole distributions as "
-                "Python lists, with 4,096 ids at a ninth of its speed, with more at less"
-            )
-        return self
-
     @field_validator("extras")
     @classmethod
     def _in_one_order(cls, extras: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(extras)))
 
     @model_validator(mode="after")
-    def _extras_need_all(self) -> Self:
-        if self.extras and self.engine == "vllm":
-            raise ValueError(
-                f"extras {', '.join(self.extras)} need engine transformers: vLLM hands out the best "
-                "log-probabilities only, never the whole distribution"
-            )
-        if self.quantization is not None and (self.engine == "transformers" or self.needs_all):
-            raise ValueError("quantization needs engine vllm")
+    def _engine_can(self) -> Self:
+        if self.engine != "auto":
+            ENGINES[self.engine].check(self)
+        elif self.needs_all:
+            next(kind for kind in ENGINES if kind.whole_rows).check(self)
         return self
+
+    def content(self) -> dict[str, Any]:
+        """As `SectionModel.content` says."""
+        left_out = ENGINES.left_out(self.engine)
+        return {name: value for name, value in super().content().items() if name not in left_out}
 
     @property
     def needs_all(self) -> bool:
@@ -240,21 +257,21 @@ class ExtractSection(SectionModel):
 
         Args:
             on_cpu: Whether the machine has no GPU.
-            fp32_head: Whether logits are computed in float32 though the model is not: on a CPU vLLM
-                then converts the whole output weight in every step, twice.
+            fp32_head: Whether logits are computed in float32 though the model is not.
         """
         if self.engine != "auto":
             return self
-        serves = self.needs_all or self.device == "cpu" or (on_cpu and fp32_head)
-        engine = "transformers" if serves and self.quantization is None else "vllm"
-        return self.model_copy(update={"engine": engine})
+        serving = (k for k in ENGINES if k.serves(self, on_cpu=on_cpu, fp32_head=fp32_head))
+        return self.model_copy(update={"engine": next(serving).name})
 
     @property
     def loader(self) -> Literal["transformers", "vllm", "auto"]:
         """What loads a model, as far as the run file alone decides it; auto: the machine's choice."""
-        if self.engine == "auto" and self.quantization is None and self.needs_all:
-            return "transformers"
-        return self.engine
+        if self.engine != "auto":
+            return ENGINES[self.engine].loader
+        if self.quantization is None and self.needs_all:
+            return next(kind for kind in ENGINES if kind.whole_rows).loader
+        return "auto"
 
     def step_tokens(self, *, on_cpu: bool) -> int:
         """vllm: most tokens of one step."""

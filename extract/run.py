@@ -6,10 +6,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 
 import torch
 
+from extract.engine_kinds import ENGINES
 from extract.engines.memory import check_memory
 from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec
 from extract.engines.registry import open_engine
@@ -32,8 +32,6 @@ from store_schema.store.reader import MANIFEST_FILE
 
 PROBED_SEGMENTS = 8
 """Among so many of the first shard one is sought to try a model on."""
-LEAST_STEP_TOKENS = 16
-"""Steps of vLLM are not halved below it."""
 
 
 def score(engine: Engine, job: Job) -> None:
@@ -148,7 +146,7 @@ def run_source(
         part: Which of the shards.
         stage: What to do.
         leash: Descriptor of a pipe whose closing asks to stop; None for none.
-        halvings: How often vLLM's steps are to be halved, because memory ran out.
+        halvings: How often the engine's batches are to be halved, because memory ran out.
 
     Raises:
         Stopped: Asked to stop; what is committed stays.
@@ -190,15 +188,7 @@ def _require_causal(
 
 
 def halved(spec: EngineSpec, times: int) -> EngineSpec:
-    """The same with vLLM's steps halved so many times, as far as that goes.
-
-    The transformers engine halves its batches by itself.
-    """
-    if spec.section.engine != "vllm":
-        return spec
-    rows = spec.section.step_tokens(on_cpu=not torch.cuda.is_available())
-    fewer = max(rows >> times, min(rows, LEAST_STEP_TOKENS))
-    if fewer == rows:
-        return spec
-    section = spec.section.model_copy(update={"max_num_batched_tokens": fewer})
-    return replace(spec, section=section)
+    """The same with the engine's batches halved so many times, where it does not do so by itself."""
+    kind = ENGINES[spec.section.engine]
+    fewer: EngineSpec = kind.halved(spec, times, on_cpu=not torch.cuda.is_available())
+    return fewer

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from extract.config import ExtractSection
+from extract.engine_kinds import ENGINES
 from extract.engines.protocol import DenseRows, EngineSpec
 from extract.engines.registry import open_engine
 from extract.plan.planning import plan_location
@@ -160,9 +161,10 @@ def _whole_rows(
     spec: EngineSpec, segments: Sequence[EncodedSegment]
 ) -> Iterator[tuple[EncodedSegment, DenseRows]]:
     """Every segment with all entries of its rows."""
+    engine_name = next(kind.name for kind in ENGINES if kind.whole_rows)
     section = spec.section.model_copy(
         # Past the field's own limit for large vocabularies: this is one segment, not a store.
-        update={"engine": "transformers", "top_k": spec.model_vocab_size, "batch_tokens": 1}
+        update={"engine": engine_name, "top_k": spec.model_vocab_size, "batch_tokens": 1}
     )
     engine = open_engine(replace(spec, section=section))
     try:

@@ -113,7 +113,7 @@ def scored_text(
     segments: Sequence[Segment], tokenizers: Mapping[str, SegmentTokenizer]
 ) -> ScoredText:
     """Choose the bytes that count and their blocks, from all tokenizers of the run."""
-    shared = common_boundaries({name: t.encode(segments) for name, t in tokenizers.items()})
+    shared = common_boundaries({name: _texts(segments, t) for name, t in tokenizers.items()})
     starts = np.asarray([offsets[0] for offsets in shared], np.int64)
     lengths = np.asarray([len(segment.text.encode()) for segment in segments], np.int64)
     blocks = tuple(block_ends(offsets, BLOCK_BYTES) for offsets in shared)
@@ -122,8 +122,13 @@ def scored_text(
 
 def counted_segments(text: ScoredText, tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
     """The segments as one model reads them, rows where bytes count."""
-    encoded = tokenizer.encode(text.segments)
+    encoded = _texts(text.segments, tokenizer)
     return [counted_from(e, int(start)) for e, start in zip(encoded, text.starts, strict=True)]
+
+
+def _texts(segments: Sequence[Segment], tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
+    """Segments as one model reads them: bits per byte are of text, not of where a turn ends."""
+    return [encoded.text_only for encoded in tokenizer.encode(segments)]
 
 
 def score_request(

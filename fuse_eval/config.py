@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from fuse_train.selectors import SELECTORS
 from store_schema.config import SectionModel
 
-PoolSelector = Literal["uniform", "static", "min_ce", "avg_ce", "hedge", "asn", "constant", "bayes"]
+PoolSelector = Annotated[str, SELECTORS.choice]
 
 
 class EvaluateSection(SectionModel):
@@ -22,7 +23,7 @@ class EvaluateSection(SectionModel):
     """Whether each source is scored too. Off saves loading them where they are large."""
     pool_selectors: tuple[PoolSelector, ...] = ("uniform", "min_ce", "avg_ce", "hedge", "asn")
     """Selectors whose pools are estimated before training, with the train section's settings; those
-    that learn are trained on its training split, bayes searches on its validation split."""
+    that learn are trained on its training split, others searched for on its validation split."""
     bootstrap_samples: int = Field(default=2000, ge=200, le=100_000)
     """Resamples behind each confidence interval."""
     bootstrap_unit: Literal["document", "segment"] = "document"

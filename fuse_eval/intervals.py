@@ -115,7 +115,7 @@ def compare(
     by_domain: dict[str, Change] = {}
     for domain, unit in units.items():
         pair = np.stack([unit.nats[model], unit.nats[against]])
-        draws = _resampled_bpb(pair, unit.num_bytes, samples, rng)
+        draws = resampled_bpb(pair, unit.num_bytes, samples, rng)
         point = (unit.bpb(model), unit.bpb(against))
         drawn.append(draws)
         points.append(point)
@@ -139,7 +139,7 @@ def _change(
     return Change(float(point[0] / point[1] - 1), float(low), float(high), units)
 
 
-def _resampled_bpb(
+def resampled_bpb(
     nats: Floats, num_bytes: Floats, samples: int, rng: np.random.Generator
 ) -> Floats:
     """Bits per byte of both models in each resample: [R, 2] from nats [2, U]."""

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fuse_eval.config import EvaluateSection, PoolSelector
+from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import mean_of
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import collate
@@ -31,13 +31,15 @@ from fuse_train.data.stream import SampleStream
 from fuse_train.gate.mixture import mixture_nats, mixture_weight
 from fuse_train.selector_fit.selector_start import SelectorStart
 from fuse_train.selector_fit.selector_training import PoolSums, pool_nll
+from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.features import shard_features
-from fuse_train.selectors.selectors import FIXED, Selector, SourceView, build_selector
+from fuse_train.selectors.kind import LearnedKind, RuleKind
+from fuse_train.selectors.selectors import Selector, SourceView
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.layout import Origin
 
-DEFAULT_ASN_STEPS = 300
+DEFAULT_STEPS = 300
 """Steps of the estimate's selectors where the run itself does not pretrain one."""
 
 _BATCH_SEGMENTS = 64
@@ -96,21 +98,25 @@ def pool_selectors(
     sources: Sequence[str],
     made: Mapping[str, Selector],
 ) -> dict[str, Selector]:
-    """Selectors of the estimate by name; 'static' also where the train section has its weights.
+    """Selectors of the estimate by name; those that need to be given only where the run has them, then
+    also the one that it trains with.
 
     Args:
         section: Which are asked for.
-        train: Static weights, rates.
+        train: Their options.
         sources: Names in the run file's order.
         made: From `learned_selectors`.
     """
-    names: list[PoolSelector] = [
-        name for name in section.pool_selectors if name != "static" and name not in made
+    asked = [SELECTORS[name] for name in section.pool_selectors]
+    given = [
+        k for k in SELECTORS if k.given and k.name in (*section.pool_selectors, train.selector)
     ]
-    if train.static_weights and ("static" in section.pool_selectors or train.selector == "static"):
-        names.append("static")
-    found: dict[str, Selector] = {
-        name: build_selector(train.model_copy(update={"selector": name}), sources) for name in names
+    kinds = [kind for kind in asked if not kind.given]
+    kinds += [kind for kind in given if train.options_of(kind)]
+    found = {
+        kind.name: kind.make(train.options_of(kind), sources)
+        for kind in kinds
+        if isinstance(kind, RuleKind) and kind.name not in made
     }
     return found | dict(made)
 
@@ -132,7 +138,7 @@ def learned_selectors(
         section: Which are asked for.
         train: The recipe.
         stream: Of the training split.
-        valid: Opens the stores for the split that `bayes` searches on.
+        valid: Opens the stores for the split that selectors are searched for on.
         seed: Of the run.
         device: To train on.
         kept_in: As in `SelectorStart`.
@@ -140,17 +146,29 @@ def learned_selectors(
     """
     made: dict[str, Selector] = {}
     for name in section.pool_selectors:
-        if name in FIXED:
+        kind = SELECTORS[name]
+        if isinstance(kind, RuleKind):
             continue
-        asn = train.asn
-        if name != train.selector and name != "asn":
-            asn = asn.model_copy(update={"start_from": None, "frozen": False})
-        asn = asn.model_copy(update={"pretrain_steps": asn.pretrain_steps or DEFAULT_ASN_STEPS})
-        recipe = train.model_copy(update={"selector": name, "asn": asn})
+        changed: dict[str, Any] = {"selector": name}
+        options = train.options_of(kind)
+        trained = isinstance(kind, LearnedKind)
+        if trained:
+            if name not in (train.selector, kind.field):  # `start_from` is of another selector
+                options = options.model_copy(update={"start_from": None, "frozen": False})
+            steps = options.pretrain_steps or DEFAULT_STEPS
+            options = options.model_copy(update={"pretrain_steps": steps})
+            changed[kind.field] = options
+            trained = options.start_from is None
+        recipe = train.model_copy(update=changed)
         start = SelectorStart(recipe, seed, stream, valid, device, stop.check, kept_in)
-        given = name == "bayes" or asn.start_from is not None
-        made[name] = (start.make() if given else start.trained()).eval().cpu()
+        made[name] = (start.trained() if trained else start.make()).eval().cpu()
     return made
+
+
+def need_features(section: EvaluateSection, train: TrainSection) -> bool:
+    """Whether one of the asked selectors looks at features of the sources."""
+    kinds = [SELECTORS[name] for name in section.pool_selectors]
+    return any(kind.needs_features(train.options_of(kind)) for kind in kinds)
 
 
 def estimate(
@@ -160,6 +178,8 @@ def estimate(
     selectors: Mapping[str, Selector],
     target_nats: Sequence[npt.NDArray[np.float64]],
     stop: StopFlag,
+    *,
+    with_features: bool = True,
 ) -> PoolEstimate:
     """One pass over the split's stores.
 
@@ -170,6 +190,7 @@ def estimate(
         selectors: What is estimated, by any name.
         target_nats: The target's NLL of each row, segment by segment in plan order.
         stop: Asked between shards.
+        with_features: Whether a selector looks at features.
     """
     found = PoolEstimate({name: {} for name in selectors}, {}, {source: {} for source in sources})
     done = 0
@@ -180,14 +201,14 @@ def estimate(
             own = target_nats[done : done + len(shard.segments)]
             done += len(shard.segments)
             target_N = np.concatenate(own)
-            shard, common_N = common_rows(shard, target_N)
+            shard, common_N = common_rows(shard, target_N, with_features=with_features)
             _add_shard(found, shard, common_N, target_N, domains, sources, selectors)
             progress.add(1)
     return found
 
 
 def common_rows(
-    shard: DecodedShard, target_N: npt.NDArray[np.float64]
+    shard: DecodedShard, target_N: npt.NDArray[np.float64], *, with_features: bool = True
 ) -> tuple[DecodedShard, npt.NDArray[np.bool_]]:
     """The shard with labels unknown outside the rows that all figures are taken on, and those rows.
 
@@ -196,6 +217,7 @@ def common_rows(
     Args:
         shard: With sources.
         target_N: The target's nats of each row, NaN where it has no distribution.
+        with_features: Whether they are made.
     """
     known_N = ~np.isnan(target_N)
     covered_N = np.zeros(len(target_N), bool)
@@ -208,8 +230,10 @@ def common_rows(
         arrays | {"label_logprobs": np.where(known_N, arrays["label_logprobs"], np.float32("nan"))}
         for arrays in shard.sources
     )
-    texts = [segment.text.encode() for segment in shard.segments]
-    features_NMF = shard_features(hidden, shard.token_offsets, shard.byte_ends, texts)
+    features_NMF = None
+    if with_features:
+        texts = [segment.text.encode() for segment in shard.segments]
+        features_NMF = shard_features(hidden, shard.token_offsets, shard.byte_ends, texts)
     return replace(shard, sources=hidden, features_NMF=features_NMF), known_N
 
 
@@ -264,9 +288,9 @@ def asked_selectors(named: Mapping[str, Selector], sources: Sequence[str]) -> di
     asked: dict[str, Selector] = {f"pool {name}": s for name, s in named.items()}
     asked |= {f"alone {source}": OneSource(i) for i, source in enumerate(sources)}
     if len(sources) > 1:
-        for name in ("uniform", "asn"):
+        for name in (kind.name for kind in SELECTORS if kind.tried_without and kind.name in named):
             for i, source in enumerate(sources):
-                if name in named and not named[name].bound:
+                if not named[name].bound:
                     asked[f"{name} without {source}"] = WithoutSource(named[name], i)
     return asked
 

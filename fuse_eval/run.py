@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from fuse_train.inputs import kept_selectors, stream_options
 from fuse_train.model.models import identity
 from fuse_train.run import final_folder
 from fuse_train.selector_fit.selector_training import split_batches
-from fuse_train.selectors.selectors import FIXED, Selector
+from fuse_train.selectors import SELECTORS
+from fuse_train.selectors.kind import RuleKind
+from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig
@@ -182,22 +185,17 @@ def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
     stores = {s: StoreReader.open(open_location(run.aligned_url(s))) for s in run.sources}
     for source, reader in stores.items():
         require_same_source(run, source, reader, plan)
+    learners, recipe = pool_recipe(section, train)
     request = fingerprint(
         {
             "stores": {source: store.manifest.fingerprint() for source, store in stores.items()},
             "target": identity(run.target),
             "section": section.content(),
-            "asn": train.asn.model_dump(mode="json"),
-            "train": train.model_dump(
-                mode="json",
-                include={
-                    *("selector", "static_weights", "hedge", "bayes"),
-                    *("feedback_weight", "train_split", "valid_split"),
-                },
-            ),
+            "train": recipe,
             "seed": run.seed,
             "by": __version__,
         }
+        | learners
     )
     report = report_location(run)
     before = read_json(report, POOL_FILE)
@@ -207,6 +205,22 @@ def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
     content |= _pool_content(run, plan, stores, section, train, stop)
     write_json(report, POOL_FILE, content)
     return StageResult(content, fresh=True)
+
+
+def pool_recipe(
+    section: EvaluateSection, train: TrainSection
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the pools depend on: options of selectors that learn, and the rest of the recipe."""
+    names = {train.selector, *section.pool_selectors}
+    kinds = [k for k in SELECTORS if k.section is not None]
+    kinds = [k for k in kinds if k.always_in_fingerprint or k.name in names]
+    learners = {kind.field for kind in kinds if kind.learns}
+    others = {kind.field for kind in kinds} - learners
+    others |= {"selector", "feedback_weight", "train_split", "valid_split"}
+    return (
+        train.model_dump(mode="json", include=learners),
+        train.model_dump(mode="json", include=others),
+    )
 
 
 def _pool_content(
@@ -220,36 +234,44 @@ def _pool_content(
     tokenizer = bpb.run_tokenizers(run.model_copy(update={"sources": {}}), plan)["target"]
     domains, device = domains_of(plan), bpb.device_of(section.device)
     segments = bpb.split_segments(plan, section.split)
-    samples = AlignedSamples(plan, stores, tokenizer, split=section.split)
+    opened = partial(AlignedSamples, plan, stores, tokenizer)
+    looks = pool.need_features(section, train)
     made: dict[str, Selector] = {}
-    if not set(section.pool_selectors) <= set(FIXED):
-        learnt_from = AlignedSamples(plan, stores, tokenizer, split=train.train_split)
+    if not all(isinstance(SELECTORS[name], RuleKind) for name in section.pool_selectors):
+        learnt_from = opened(split=train.train_split, with_features=looks)
         made = pool.learned_selectors(
             section,
             train,
             SampleStream(learnt_from, stream_options(run, train), domains, with_entries=False),
-            lambda: AlignedSamples(plan, stores, tokenizer, split=train.valid_split),
+            lambda: opened(split=train.valid_split, with_features=False),
             seed=run.seed,
             device=device,
             kept_in=kept_selectors(run),
             stop=stop,
         )
+    encoded = tokenizer.encode(segments)
     target_nats = bpb.model_rows(
         run.target,
-        tokenizer.encode(segments),
+        encoded,
         name="target",
         batch_tokens=section.batch_tokens,
         device=device,
         stop=stop,
     )
     sources = list(run.sources)
+    for part, nats in zip(encoded, target_nats, strict=True):
+        if part.ends_turn:
+            nats[-1] = np.nan  # pools are compared on text
     named = pool.pool_selectors(section, train, sources, made)
     asked = pool.asked_selectors(named, sources)
-    found = pool.estimate(samples, domains, sources, asked, target_nats, stop)
+    # The estimate makes features of its own, without the rows that it leaves out.
+    samples = opened(split=section.split, with_features=False)
+    found = pool.estimate(samples, domains, sources, asked, target_nats, stop, with_features=looks)
     record = pool.estimate_record(found, named, sources)
     if train.selector in named:
         rows = {s.segment_id: n for s, n in zip(segments, target_nats, strict=True)}
-        batches = split_batches(samples, domains)
+        own = opened(split=section.split, with_features=train.needs_features)
+        batches = split_batches(own, domains)
         spans = span_nats(batches, named[train.selector], rows, torch.device("cpu"))
         sizes = {domain: sums["common_bytes"] for domain, sums in record["domains"].items()}
         record["mixture"] = pool.mixtures(spans, sizes)

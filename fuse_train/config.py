@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fuse_train.divergences import DIVERGENCES
 from fuse_train.gate_config import FusionGateSection
-from fuse_train.loss_config import WHOLE, LossSection
+from fuse_train.loss_config import LossSection
+from fuse_train.selectors import SELECTORS
+from fuse_train.selectors.kind import LearnedOptions, SelectorKind
 from store_schema.config import SectionModel, StrictModel
 from store_schema.fingerprint import canonical_json
-from store_schema.paths import PathText
+from store_schema.presets import TailPolicy
 
-SelectorName = Literal["uniform", "static", "min_ce", "avg_ce", "hedge", "asn", "constant", "bayes"]
-TailPolicy = Literal["bucket", "drop", "renormalise"]
 OptimizerName = Literal[
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"
 ]
@@ -31,78 +32,10 @@ ScheduleName = Literal[
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
 
-class HedgeSection(StrictModel):
-    """Selector hedge: exponential weights on the log-loss of earlier tokens of the segment."""
-
-    rate: float = Field(default=0.5, gt=0)
-    """eta; 1 is the Bayes mixture of the sources, less is better where none of them is the true one."""
-    share: float = Field(default=0.03, ge=0, lt=1)
-    """Fixed share: how likely the best source changes before a token; 0 for one per segment."""
-
-
-class BayesSection(StrictModel):
-    """Selector bayes: one weight per source, found by Bayesian optimisation on valid text."""
-
-    trials: int = Field(default=60, gt=0)
-    """Weights that are tried."""
-
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    "fusion-x": {
-        "granularity": "segment",
-        "cut": "threshold",
-        "threshold": 0.15,
-        "objective": "fusion",
-        "lr": 1e-3,
-    }
-}
-
-
-class AsnSection(StrictModel):
-    """The adaptive selection network: who is heard, position by position; also the constant gate."""
-
-    preset: Literal["fusion-x"] | None = None
-    """fusion-x: the paper's network (rewards of the segment in, M -> 2M -> M -> M) with its threshold
-    0.15, trained through the fusion loss; fields given beside it win. Its feedback weight is 0.5
-    (`train.feedback_weight`), its lambda 0.9 (`train.clm_weight`)."""
-    hidden_size: int = Field(default=32, gt=0, le=4096)
-    """Width of the scorer's two hidden layers."""
-    cut: Literal["threshold", "top_p", "none"] = "threshold"
-    """Which sources are kept at a position: those above `threshold`, the fewest whose gates sum to
-    `top_p`, or all; the best one always."""
-    threshold: float = Field(default=0.005, ge=0, lt=1)
-    """Sources whose gate is not above it are dropped at that position (the best one never is)."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    """Share of the gates that is kept by cut top_p."""
-    granularity: Literal["span", "position", "segment"] = "span"
-    """One choice where no source is inside a token, kept until the next such place (with one tokenizer
-    for all, every position); one per position; or one per segment, in hindsight."""
-    features: Literal["all", "past"] = "past"
-    """Whether a row's own distributions are looked at, or only what happened before the row."""
-    objective: Literal["pool", "fusion", "both"] = "pool"
-    """What trains it: the pool's NLL of the label, the fusion loss of the target, or both."""
-    lr: float = Field(default=1e-2, gt=0)
-    """Peak learning rate of the scorer."""
-    pretrain_steps: int = Field(default=300, ge=0)
-    """Steps on the stores alone before the target is trained; 0 starts it untrained."""
-    pretrain_batch_segments: int = Field(default=32, gt=0)
-    """Segments of one such step."""
-    start_from: PathText | None = None
-    """Folder of a trained selector to start from instead of pretraining."""
-    frozen: bool = False
-    """Whether the selector of `start_from` stays as it is while the target is trained."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_preset(cls, given: Any) -> Any:
-        name = given.get("preset") if isinstance(given, dict) else None
-        return {**_PRESETS[name], **given} if name in list(_PRESETS) else given
-
-    @model_validator(mode="after")
-    def _frozen_is_trained(self) -> Self:
-        if self.frozen and self.start_from is None:
-            raise ValueError("frozen needs start_from: an untrained selector would stay so")
-        return self
+if TYPE_CHECKING:
+    SelectorOptions = SectionModel
+else:
+    SelectorOptions = SELECTORS.with_options(SectionModel)
 
 
 class LoraSection(StrictModel):
@@ -131,8 +64,12 @@ class ControlSection(StrictModel):
     """Its own warm-up; None takes the run's."""
 
 
-class TrainSection(SectionModel):
-    """How the target is trained."""
+class TrainSection(SelectorOptions):
+    """How the target is trained.
+
+    Besides the fields below it has one for the options of each selector that has some, by the
+    selector's name: `asn`, `hedge`, ... (fuse_train/selectors/kinds/).
+    """
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
@@ -158,26 +95,18 @@ class TrainSection(SectionModel):
     clm_weight: float = Field(default=0.3, ge=0, le=1)
     """lambda: least share of the ground truth's cross-entropy; the rest is the fusion loss, as far as
     `fusion_gate` lets it."""
-    selector: SelectorName = "asn"
-    """Who gives the sources their weights."""
-    static_weights: dict[str, float] | None = None
-    """Weight by source for selector static; they need not sum to 1."""
+    selector: Annotated[str, SELECTORS.choice] = "asn"
+    """Who gives the sources their weights: a name of fuse_train/selectors/__init__.py."""
     tail: TailPolicy = "bucket"
     """Mass outside the entries: a bucket of its own, ignored, or spread over the entries."""
     feedback_weight: float = Field(default=0.01, ge=0)
-    """alpha: weight of the ASN's CV^2 of importance (load balance)."""
+    """alpha: weight of CV^2 of importance (load balance), for selectors that learn."""
     pool_weight: float = Field(default=1.0, ge=0)
-    """Weight of the ASN's pool loss."""
+    """Weight of their pool loss."""
     fusion_gate: FusionGateSection = FusionGateSection()
     """Where the fusion loss counts, and how much: what it loses goes to ground truth."""
     loss: LossSection = LossSection()
     """Options of the fusion loss: divergence, temperatures, schedules, which rows, spans."""
-    asn: AsnSection = AsnSection()
-    """The adaptive selection network, for selector asn; the constant gate takes its steps and rates."""
-    hedge: HedgeSection = HedgeSection()
-    """For selector hedge."""
-    bayes: BayesSection = BayesSection()
-    """For selector bayes."""
 
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
@@ -211,7 +140,8 @@ class TrainSection(SectionModel):
     """Of matrix products; weights and sums are float32 either way. auto takes bfloat16 where the device
     is measured to be faster in it, once for all trainings of the run (`precision.json`)."""
     append_eos: bool = False
-    """Train the end-of-sequence token, on ground truth alone, where a document ends."""
+    """Train the end-of-sequence token, on ground truth alone, where a document ends that is no turn of
+    a chat. Turns end with the token of the target's chat template, which is always trained."""
 
     train_split: str = Field(default="train", min_length=1)
     """Split that is trained on."""
@@ -262,6 +192,35 @@ class TrainSection(SectionModel):
     allow_partial: bool = False
     """Train although shards of a source, or text of a domain, are missing (docs/training.md)."""
 
+    @property
+    def selector_kind(self) -> SelectorKind:
+        """The selector by its record."""
+        return SELECTORS[self.selector]
+
+    def options_of(self, kind: SelectorKind) -> Any:
+        """Options of a selector, chosen or not; None where it has none."""
+        return None if kind.section is None else getattr(self, kind.field)
+
+    @property
+    def learned(self) -> LearnedOptions | None:
+        """Options of the chosen selector if it is one that learns."""
+        kind = self.selector_kind
+        return self.options_of(kind) if kind.learns else None
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the chosen selector looks at features of the sources."""
+        return self.selector_kind.needs_features(self.options_of(self.selector_kind))
+
+    def content(self) -> dict[str, Any]:
+        """As `SectionModel.content` says."""
+        content = super().content()
+        for name in SELECTORS.left_out(self.selector):
+            del content[name]
+        for name in DIVERGENCES.left_out(self.loss.divergence):
+            del content["loss"][name]
+        return content
+
     def splits_needed(self) -> dict[str, str]:
         """The one trained on, and the one of the evaluations where weights are chosen by them."""
         needed = {"train.train_split": self.train_split}
@@ -280,17 +239,13 @@ class TrainSection(SectionModel):
         return given
 
     @model_validator(mode="after")
-    def _static_weights_fit(self) -> Self:
-        if self.selector == "static":
-            if not self.static_weights:
-                raise ValueError("selector static needs static_weights")
-            if min(self.static_weights.values()) < 0 or sum(self.static_weights.values()) <= 0:
-                raise ValueError("static_weights must be 0 or more, and not all 0")
+    def _selector_has_what_it_needs(self) -> Self:
+        self.selector_kind.check(self.options_of(self.selector_kind))
         return self
 
     @model_validator(mode="after")
     def _divergence_has_its_tail(self) -> Self:
-        if self.loss.divergence in WHOLE and self.tail != "bucket":
+        if DIVERGENCES[self.loss.divergence].needs_tail_bucket and self.tail != "bucket":
             raise ValueError(f"divergence {self.loss.divergence} needs tail: bucket")
         return self
 
@@ -299,8 +254,8 @@ class TrainSection(SectionModel):
         plain = TrainSection()
         given = self.control_overrides.model_dump(exclude_none=True)
         fusion = (
-            *("selector", "static_weights", "tail", "feedback_weight", "pool_weight"),
-            *("asn", "hedge", "bayes", "loss", "fusion_gate"),
+            *("tail", "feedback_weight", "pool_weight", "loss", "fusion_gate"),
+            *SELECTORS.fields(),
         )
         neutral = {name: getattr(plain, name) for name in fusion}
         return self.model_copy(

@@ -89,6 +89,7 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
         max_positions=_max_positions(run.target),
         allow_partial=section.allow_partial,
         with_spans=section.loss.span_weight > 0,
+        with_features=section.needs_features,
     )
     return Inputs(run, plan, samples, tokenizer, domains_of(plan))
 
@@ -176,7 +177,7 @@ def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
         ]
         if samples.missing:
             content["missing"] = {name: sorted(found) for name, found in samples.missing.items()}
-        if section.selector in ("asn", "constant") and section.asn.start_from is not None:
+        if section.learned is not None and section.learned.start_from is not None:
             content["selector"] = saved_identity(section, len(run.sources))
     return fingerprint(content)
 

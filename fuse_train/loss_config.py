@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fuse_train.divergences import DIVERGENCES
 from store_schema.config import StrictModel
 
-DivergenceName = Literal["cross_entropy", "kl", "reverse_kl", "jsd", "uld"]
-
-WHOLE: frozenset[str] = frozenset({"reverse_kl", "jsd", "uld"})
-"""Divergences that mean nothing between parts of distributions: they need the tail as a bucket."""
+if TYPE_CHECKING:
+    DivergenceOptions = StrictModel
+else:
+    DivergenceOptions = DIVERGENCES.with_options(StrictModel)
 
 
 class ScheduleSection(StrictModel):
@@ -32,14 +33,15 @@ class ScheduleSection(StrictModel):
         return self
 
 
-class LossSection(StrictModel):
-    """Options of the fusion loss; the defaults are FuseLLM's cross-entropy, the tail as a bucket."""
+class LossSection(DivergenceOptions):
+    """Options of the fusion loss; the defaults are FuseLLM's cross-entropy, the tail as a bucket.
 
-    divergence: DivergenceName = "cross_entropy"
-    """Between each source and the target: cross_entropy, kl (same gradient), reverse_kl, jsd, or uld
-    (sorted probabilities, for sources whose tokens have no counterpart)."""
-    jsd_beta: float = Field(default=0.5, gt=0, lt=1)
-    """Weight of the source in jsd's mixture."""
+    Besides the fields below it has one for the options of each divergence that has some, such as
+    `jsd_beta` (fuse_train/divergences/).
+    """
+
+    divergence: Annotated[str, DIVERGENCES.choice] = "cross_entropy"
+    """Between each source and the target: a name of fuse_train/divergences/__init__.py."""
     source_temperature: float = Field(default=1.0, gt=0, le=100)
     """Sources' probabilities are raised to 1 / it and scaled to sum 1."""
     target_temperature: float = Field(default=1.0, gt=0, le=100)
@@ -79,6 +81,12 @@ class LossSection(StrictModel):
         if self.source_share_schedule is not None and self.source_share is None:
             raise ValueError("source_share_schedule needs source_share, where it begins")
         return self
+
+    @property
+    def options(self) -> Any:
+        """Of the chosen divergence; None where it has none."""
+        kind = DIVERGENCES[self.divergence]
+        return None if kind.section is None else getattr(self, kind.field)
 
     @property
     def needs_labels_first(self) -> bool:

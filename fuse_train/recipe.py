@@ -18,7 +18,7 @@ from fuse_train.model.adapters import check_lora
 from fuse_train.model.models import own_dtype
 from fuse_train.model.target import load_target
 from fuse_train.publish.dry_save import dry_save
-from fuse_train.selectors.selectors import FIXED, build_selector
+from fuse_train.selectors.kind import RuleKind
 from store_schema.config import RunConfig
 from store_schema.text.tokenizer import SegmentTokenizer
 
@@ -43,8 +43,9 @@ def check_recipe(run: RunConfig) -> None:
         check_lora(section.lora)
     sources = list(run.sources)
     reference_index(section, sources)
-    if section.selector in FIXED:
-        build_selector(section, sources)
+    kind = section.selector_kind
+    if isinstance(kind, RuleKind):
+        kind.make(section.options_of(kind), sources)
     for recipe in [section] + ([section.control_section()] if section.control else []):
         rate_schedule(recipe, recipe.max_steps or _SOME_STEPS)
     tokenizer = SegmentTokenizer.load(run.target, name="target")

@@ -48,7 +48,6 @@ from fuse_train.publish.hub import push_final
 from fuse_train.publish.model_card import CardFacts
 from fuse_train.selector_fit.selector_start import SelectorStart
 from fuse_train.selector_fit.selector_training import split_batches
-from fuse_train.selectors.asn import AdaptiveSelector
 from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag, stop_on_signals
 from launch.summary import logs_folder
@@ -222,10 +221,11 @@ def _train_and_publish(
     finally:
         stop_trackers(accelerator)
     state = loop.state
-    if accelerator.is_main_process and isinstance(loop.selector, AdaptiveSelector):
+    learned = loop.selector
+    if accelerator.is_main_process and learned is not None and learned.learns:
         # Not in final/: engines load every safetensors file that lies beside a model.
-        publish_folder(root / "selector", loop.selector.save)
-    del loop, loop_inputs, stream
+        publish_folder(root / "selector", learned.save)
+    del loop, loop_inputs, stream, learned
     accelerator.free_memory()
     free_memory()
     if accelerator.is_main_process:

@@ -13,17 +13,15 @@ from fuse_train.config import TrainSection
 from fuse_train.data.stream import SampleStream
 from fuse_train.disk.folders import publish_folder, sweep
 from fuse_train.inputs import open_inputs, output_folder, stream_options
-from fuse_train.selector_fit.selector_start import SelectorStart, kind_of, selector_fingerprint
-from fuse_train.selector_fit.selector_training import PoolSums, pool_nll, split_batches
-from fuse_train.selectors.asn import AdaptiveSelector
-from fuse_train.selectors.selectors import (
-    AvgCeSelector,
-    HedgeSelector,
-    MinCeSelector,
-    Selector,
-    StaticSelector,
-    UniformSelector,
+from fuse_train.selector_fit.selector_start import (
+    SelectorStart,
+    learned_options,
+    selector_fingerprint,
 )
+from fuse_train.selector_fit.selector_training import PoolSums, pool_nll, split_batches
+from fuse_train.selectors import SELECTORS
+from fuse_train.selectors.kind import RuleKind
+from fuse_train.selectors.selectors import Selector, StaticSelector
 from launch.signals import stop_on_signals
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig, StrictModel
@@ -54,14 +52,16 @@ class TrainedSelector:
     """A saved selector.
 
     Args:
-        folder: For `asn.start_from`.
+        folder: For the selector's `start_from`.
         record: Of it.
         fresh: False when it had been finished before.
+        field: Of its options in the train section.
     """
 
     folder: Path
     record: TrainedRecord
     fresh: bool
+    field: str
 
 
 def selector_folder(run: RunConfig, name: str) -> Path:
@@ -83,14 +83,15 @@ def train_alone(run: RunConfig) -> TrainedSelector:
         Stopped: A signal asked to stop; nothing is written.
     """
     section = run.section("train", TrainSection)
-    folder = selector_folder(run, kind_of(section))
+    options = learned_options(section)
+    folder = selector_folder(run, section.selector)
     inputs = open_inputs(run, section)
     sweep(folder.parent)
-    _check_start(folder, section)
+    _check_start(folder, section, options.start_from)
     mark = selector_fingerprint(section, run.seed, inputs.samples)
     done = _read(folder)
     if done is not None and done.fingerprint == mark:
-        return TrainedSelector(folder, done, fresh=False)
+        return TrainedSelector(folder, done, False, section.selector_kind.field)
     if done is not None:
         raise MismatchError(
             "a selector trained by another recipe, or on other stores, is there",
@@ -116,22 +117,18 @@ def train_alone(run: RunConfig) -> TrainedSelector:
         hindsight=tuple(name for name, other in named.items() if other.hindsight),
     )
     publish_folder(folder, lambda path: _write(path, selector, record))
-    return TrainedSelector(folder, record, fresh=True)
+    return TrainedSelector(folder, record, True, section.selector_kind.field)
 
 
 def compared(section: TrainSection, sources: tuple[str, ...]) -> dict[str, Selector]:
     """Each source alone and what needs no training, by name."""
-    alone = {
+    alone: dict[str, Selector] = {
         f"{source} alone": StaticSelector([float(name == source) for name in sources])
         for source in sources
     }
-    simple: dict[str, Selector] = {
-        "uniform": UniformSelector(),
-        "hedge": HedgeSelector(section.hedge.rate, section.hedge.share),
-        "min_ce": MinCeSelector(),
-        "avg_ce": AvgCeSelector(),
-    }
-    return alone | simple
+    rules = [kind for kind in SELECTORS if isinstance(kind, RuleKind) and not kind.given]
+    rules.sort(key=lambda kind: kind.hindsight)
+    return alone | {kind.name: kind.make(section.options_of(kind), sources) for kind in rules}
 
 
 def bits_per_byte(sums: Mapping[str, PoolSums]) -> dict[str, float]:
@@ -156,7 +153,7 @@ def table(trained: TrainedSelector) -> str:
         cells = [values[domain] for domain in domains if domain in values]
         shown = [*cells, sum(cells) / len(cells)] if cells else []
         lines.append(marks.get(name, name).ljust(width) + "".join(f"{c:>13.4f}" for c in shown))
-    lines.append(f"saved in {trained.folder}; reuse it with train.asn.start_from")
+    lines.append(f"saved in {trained.folder}; reuse it with train.{trained.field}.start_from")
     return "\n".join(lines)
 
 
@@ -165,13 +162,12 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _check_start(folder: Path, section: TrainSection) -> None:
+def _check_start(folder: Path, section: TrainSection, start: str | None) -> None:
     """Refuse to train a selector from the very one that it would replace."""
-    start = section.asn.start_from
     if start is not None and Path(start).resolve() == folder.resolve():
         raise ConfigError(
             "selector would be trained from what it replaces",
-            where="train.asn.start_from",
+            where=f"train.{section.selector_kind.field}.start_from",
             got=start,
             hint="move that folder and name its new place, or give the run another name",
         )
@@ -184,6 +180,6 @@ def _read(folder: Path) -> TrainedRecord | None:
     return unseal(TrainedRecord, path.read_bytes(), where=str(path))
 
 
-def _write(folder: Path, selector: AdaptiveSelector, record: TrainedRecord) -> None:
+def _write(folder: Path, selector: Selector, record: TrainedRecord) -> None:
     selector.save(folder)
     (folder / TRAINED_FILE).write_bytes(seal(record))

@@ -7,6 +7,7 @@ file is checked by whichever stage reads it, while no stage imports another.
 
 from __future__ import annotations
 
+import datetime
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -87,6 +88,28 @@ _DTYPE_ALIASES = {
 }
 
 
+class TemplateSettings(StrictModel):
+    """How a model's chat template is asked."""
+
+    file: PathText | None = Field(default=None, min_length=1)
+    """File with another template (Jinja). None: the model's own."""
+    date: datetime.date = datetime.date(2025, 1, 1)
+    """The day that a template is told where it asks for today's: the same on every day, so that what is
+    begun on one day can be gone on with on the next."""
+    variables: dict[str, Any] = Field(default_factory=dict)
+    """Other variables of the template, such as {enable_thinking: false}."""
+    fold_system: bool = False
+    """Put a system turn at the head of the first user turn, for templates that take none."""
+
+    @field_validator("variables")
+    @classmethod
+    def _own_names(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        taken = {"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"}
+        if taken & variables.keys():
+            raise ValueError(f"{', '.join(sorted(taken & variables.keys()))}: set by the stages")
+        return variables
+
+
 class ModelRef(StrictModel):
     """A model to load: a local folder, a GGUF file, or a hub name with a pinned revision."""
 
@@ -108,6 +131,9 @@ class ModelRef(StrictModel):
     by_offsets: bool = False
     """Accept a tokenizer that changes text (WordPiece, lower case, NFKC): where its tokens do not join
     to the text, they end where the tokenizer's own offsets say. Such text is refused otherwise."""
+
+    template: TemplateSettings = TemplateSettings()
+    """How its chat template is asked: what is written here is fixed in the plan."""
 
     @field_validator("dtype")
     @classmethod

@@ -5,7 +5,8 @@ LogitfuseError                an Exception
 |-- InputError              text or documents that cannot be used as they are
 |-- ModelError              a model folder or hub name that cannot be loaded, or that misbehaves
 |-- TokenizerError          a tokenizer whose bytes are unknown or do not join to the text
-|   `-- NoRowError          a text reaches a token that the model has no row for
+|   |-- NoRowError          a text reaches a token that the model has no row for
+|   `-- NoSpanError         a chat template does not write a response as it stands
 |-- StoreError              anything on disk that is not what the contract says
 |   |-- MissingError        not there (yet): run the stage before
 |   |-- MismatchError       made from another config, plan, model or tokenizer
@@ -91,6 +92,10 @@ class TokenizerError(LogitfuseError):
 
 class NoRowError(TokenizerError):
     """A text reaches a token of the tokenizer's that the model has no row for."""
+
+
+class NoSpanError(TokenizerError):
+    """What a chat template writes does not hold a response as it stands."""
 
 
 class StoreError(LogitfuseError):

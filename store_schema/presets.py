@@ -20,6 +20,9 @@ from store_schema.config import SectionModel, StrictModel
 
 Preset = Literal["exact", "fine", "compact", "tiny"]
 
+TailPolicy = Literal["bucket", "drop", "renormalise"]
+"""Of mass outside the entries: a class of its own, ignored, or spread over the entries."""
+
 
 class Selection(StrictModel):
     """Which entries a position keeps."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from fuse_train.losses.divergences import MIN_PROBABILITY, Divergence
+from fuse_train.divergences.divergence import Divergence
+from fuse_train.divergences.reverse_kl import MIN_PROBABILITY
 from fuse_train.losses.losses import SourceRows
 
 
@@ -69,7 +70,7 @@ def dense_divergence(logq_RV, rows: SourceRows, m: int, kind: Divergence):
     if kind.name == "reverse_kl":
         return (q * (logq - p.clamp(min=MIN_PROBABILITY).log())).sum(-1)
     if kind.name == "jsd":
-        beta = kind.jsd_beta
+        beta = kind.options
         mix = torch.where(is_class, beta * p + (1 - beta) * q, 1.0)
         of_source = torch.xlogy(p, p / mix).sum(-1)
         return beta * of_source + (1 - beta) * (q * (logq - mix.log())).sum(-1)

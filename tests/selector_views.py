@@ -7,13 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from fuse_train.config import TrainSection
 from fuse_train.selectors.features import shard_features
 from fuse_train.selectors.hedge import past_of
-from fuse_train.selectors.selectors import SourceView
+from fuse_train.selectors.kind import RuleKind
+from fuse_train.selectors.selectors import Selector, SourceView
 from store_schema.layout import Arrays
 from tests import store_factory
 
 VOCAB_SIZE = 40
+
+
+def build_selector(section: TrainSection, sources: Sequence[str]) -> Selector:
+    """The selector of a recipe, one by rule."""
+    kind = section.selector_kind
+    assert isinstance(kind, RuleKind)
+    return kind.make(section.options_of(kind), sources)
 
 
 def made_sources(rows: int, num_sources: int, seed: int, top_k: int = 4) -> list[Arrays]:

@@ -9,9 +9,10 @@ import pytest
 
 from benchmarks import bench_select, select_measure
 from benchmarks.select_data import SeedData, mean_bpb
-from fuse_train.config import AsnSection
 from fuse_train.selector_fit.selector_training import pool_nll
-from fuse_train.selectors.selectors import HedgeSelector, StaticSelector, UniformSelector
+from fuse_train.selectors.by_name import by_rule
+from fuse_train.selectors.kinds.asn import AsnSection
+from fuse_train.selectors.selectors import StaticSelector
 from tests.aligned_factory import make_run
 
 NAMES = ("code", "prose", "facts")
@@ -27,7 +28,7 @@ def data(tmp_path_factory) -> SeedData:
 
 def test_nats_of_segments_add_up_to_the_pools(data) -> None:
     """With all sources the spans are those of `pool_nll`."""
-    for selector in (UniformSelector(), HedgeSelector(0.5, 0.01)):
+    for selector in (by_rule("uniform"), by_rule("hedge", rate=0.5, share=0.01)):
         nats = {"pool": data.nats(selector, "test", data.names)}
         units = data.units(nats, "test")
         sums = pool_nll(selector, data.part("test", data.names).batches)
@@ -46,7 +47,7 @@ def test_some_sources_are_scored_on_the_rows_that_all_know(data) -> None:
 def test_hedge_is_tuned_on_valid_text(data) -> None:
     rate, share = select_measure.tuned_hedge(data, NAMES, data.domains)
     found = {
-        (r, s): data.nats(HedgeSelector(r, s), "valid", NAMES)
+        (r, s): data.nats(by_rule("hedge", rate=r, share=s), "valid", NAMES)
         for r in select_measure.RATES
         for s in select_measure.SHARES
     }

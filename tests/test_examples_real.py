@@ -30,7 +30,17 @@ from real_packages import (  # noqa: E402
     fetch,
     licences,
 )
-from real_text import german, javascript, maths, place  # noqa: E402
+from real_text import (  # noqa: E402
+    SIZES,
+    SMALLEST_BYTES,
+    documents,
+    german,
+    javascript,
+    maths,
+    place,
+)
+
+from store_schema.errors import InputError  # noqa: E402
 
 PO = """#
 msgid ""
@@ -132,6 +142,47 @@ def test_no_group_and_no_near_copy_is_in_two_splits(seed: int, groups: list[int]
         splits.setdefault(by_id[document.id], set()).add(document.split)
     assert all(len(found) == 1 for found in splits.values())
     assert {d.split for d in placed} <= {"train", "valid", "test"}
+
+
+@given(st.integers(0, 5), st.lists(st.integers(0, 12), min_size=5, max_size=40), st.data())
+def test_more_training_text_holds_the_less_and_leaves_held_out_text(
+    seed: int, groups: list[int], data: st.DataObject
+) -> None:
+    grouped = []
+    for i, group in enumerate(groups):
+        num_lines = data.draw(st.sampled_from([2, 20]), label="lines")
+        lines = [f"document {i} says things at {j}" for j in range(num_lines)]
+        grouped.append((str(group), Document(str(i), "\n".join(lines), "d")))
+    less, _ = place(grouped, SplitSizes(train=1_500, valid=900, test=900), seed)
+    more, _ = place(grouped, SplitSizes(train=10**6, valid=900, test=900), seed)
+    assert more[: len(less)] == less
+    assert {d.split for d in more[len(less) :]} <= {"train"}
+    group_of = {document.id: group for group, document in grouped}
+    held_out = {group_of[d.id] for d in more if d.split != "train"}
+    assert not held_out & {group_of[d.id] for d in more if d.split == "train"}
+    sizes = [size_bytes(d.text) >= SMALLEST_BYTES for d in more]
+    assert sizes == sorted(sizes, reverse=True)  # short documents come last, for training alone
+    if any(d.split == "train" for d in more):
+        assert {group_of[d.id] for d in more} == {group for group, _ in grouped}
+
+
+def test_an_amount_of_text_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+    def problem(i: int) -> dict[str, object]:
+        steps = [{"_text": f"Step {j} of problem {i} goes its own way."} for j in range(20)]
+        return {"_text": f"How many of {i}?", "_answer": str(i), "solution": {"steps": steps}}
+
+    content = json.dumps({"problems": {f"P_{i}": problem(i) for i in range(90)}})
+    wheels = {"champ": wheel(tmp_path / "w", {"champ_dataset/dataset_files/v0.json": content})}
+    usual, _ = documents("maths", wheels, 0)
+    train = sum(size_bytes(d.text) for d in usual if d.split == "train")
+    assert SIZES["maths"].train <= train < SIZES["maths"].train + 2_800
+    more, _ = documents("maths", wheels, 0, 20_000)
+    assert sum(size_bytes(d.text) for d in more if d.split == "train") >= 20_000 * 2.16
+    assert more[: len(usual)] == usual
+    with pytest.raises(InputError, match=r"domain maths: expected at most [\d,]+ target tokens"):
+        documents("maths", wheels, 0, 100_000)
+    with pytest.raises(InputError, match=r"at least 16,667 target tokens, got 16,000"):
+        documents("maths", wheels, 0, 16_000)
 
 
 def test_a_document_that_repeats_a_held_out_one_is_left_out() -> None:

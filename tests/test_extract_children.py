@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from extract.engine_kinds.vllm import LEAST_STEP_TOKENS
 from extract.engines.protocol import EngineMemoryError
 from extract.plan.planning import plan_location
-from extract.run import LEAST_STEP_TOKENS, halved, run_source
+from extract.run import halved, run_source
 from extract.scoring.children import SMALLER_STEPS, _wait, check_leash, run_children
 from extract.scoring.sources import check_source
 from launch.signals import STOP_SIGNALS, StopFlag

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from extract.corpus.corpus import corpus_location, iter_documents, open_corpus, read_documents
-from extract.generation.answer_documents import left_out, prepends_space
+from extract.generation.answer_documents import left_out
 from extract.generation.answers import answer_seed, answer_text
 from extract.plan.planning import plan_location
 from store_schema.config import ModelRef, load_run
@@ -101,7 +101,7 @@ def test_a_tokenizers_own_space(
     tokenizer = tiny_tokenizer(kind, vocab_size=500, dummy_prefix=dummy_prefix)  # type: ignore[arg-type]
     folder = tiny_model(tmp_path / "m", "llama", tokenizer)
     loaded = SegmentTokenizer.load(ModelRef(model=str(folder)), name="m")
-    assert prepends_space(loaded) == expected
+    assert loaded.puts_space == expected
 
 
 def test_answers_become_a_corpus(tmp_path: Path, chat_models: dict[str, Path]) -> None:
@@ -127,7 +127,8 @@ def test_answers_become_a_corpus(tmp_path: Path, chat_models: dict[str, Path]) -
     assert len(found) == len(lines)
     for document, line in zip(found, lines, strict=True):
         assert document.document_id == line["id"]
-        assert document.text == line["response"]
+        whole = line["response"]
+        assert document.text == (whole.strip() if "messages" in line else whole)
         assert (document.domain, document.split) == (line["domain"], line["split"])
         context = json.loads(document.context or "")
         assert context == {key: line[key] for key in ("prompt", "messages") if key in line}

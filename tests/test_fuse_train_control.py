@@ -18,7 +18,7 @@ from fuse_train.loop.trackers import numbers, tracker_names
 from fuse_train.publish.final import final_choice
 from fuse_train.publish.hub import hub_card, push_final
 from fuse_train.run import train_run
-from fuse_train.selectors.selectors import UniformSelector
+from fuse_train.selectors.by_name import by_rule
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, MissingError, StorageError
 from store_schema.model.models import in_folder
@@ -260,7 +260,7 @@ def test_uneven_micro_batches_divide_by_the_labels_of_the_whole_step(tmp_path) -
     inputs = open_inputs(made, section)
     stream = SampleStream(inputs.samples, stream_options(made, section), inputs.domains)
     model = AutoModelForCausalLM.from_pretrained(made.target.model).double()
-    objective = FusionObjective(model, UniformSelector(), section)
+    objective = FusionObjective(model, by_rule("uniform"), section)
     (whole,) = stream.step_batches(0)
     labels = whole.num_labels
     expected = gradients(objective, [whole], labels)

@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.losses.divergences import Classes, Divergence, DivergenceName, interpolated
+from fuse_train.divergences import DIVERGENCES
+from fuse_train.divergences.classes import Classes, interpolated
+from fuse_train.divergences.divergence import Divergence
 from fuse_train.losses.losses import SourceRows, head_loss, with_temperature
 from fuse_train.model.heads import Head
 from tests.dense_loss import dense_total
 
-NAMES: tuple[DivergenceName, ...] = ("cross_entropy", "kl", "reverse_kl", "jsd", "uld")
+NAMES = DIVERGENCES.names()
 H, V = 6, 30
 
 
@@ -102,17 +104,17 @@ def test_zero_where_both_agree_and_above_it_elsewhere(name) -> None:
     g = torch.Generator().manual_seed(1)
     p, q = (torch.rand(20, 1, 6, generator=g, dtype=torch.float64) for _ in range(2))
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
-    value, slope = Divergence(name).value_and_slope(full_classes(p, p))
+    value, slope = Divergence(name, 0.5).value_and_slope(full_classes(p, p))
     torch.testing.assert_close(value, torch.zeros_like(value), atol=1e-12, rtol=0)
     torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-12, rtol=0)
-    assert bool((Divergence(name).value_and_slope(full_classes(p, q))[0] > 1e-4).all())
+    assert bool((Divergence(name, 0.5).value_and_slope(full_classes(p, q))[0] > 1e-4).all())
 
 
 def test_jsd_is_bounded_and_symmetric_in_the_middle() -> None:
     p = torch.tensor([[[0.98, 0.01, 0.01]]], dtype=torch.float64)
     q = torch.tensor([[[0.01, 0.01, 0.98]]], dtype=torch.float64)
-    one, _ = Divergence("jsd").value_and_slope(full_classes(p, q))
-    two, _ = Divergence("jsd").value_and_slope(full_classes(q, p))
+    one, _ = Divergence("jsd", 0.5).value_and_slope(full_classes(p, q))
+    two, _ = Divergence("jsd", 0.5).value_and_slope(full_classes(q, p))
     assert one.item() == pytest.approx(two.item())
     assert 0.5 < one.item() < math.log(2)
 
@@ -150,7 +152,7 @@ def test_impossible_entries_and_sure_targets_stay_finite(name) -> None:
         ids, torch.tensor([[[0.5, 0.0, 0.0]]]).expand(2, 1, 3), torch.full((2, 1), 0.5)
     )
     for share in (None, 0.5):
-        kind = Divergence(name, source_share=share)
+        kind = Divergence(name, 0.5, source_share=share)
         loss = head_loss(
             hidden, Head(weight), torch.zeros(2).long(), torch.zeros(2), rows, torch.ones(2, 1),
             divergence=kind,

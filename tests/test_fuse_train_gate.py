@@ -24,9 +24,10 @@ from fuse_train.loop.objective import FusionObjective, StepTotals
 from fuse_train.loop.validation import load_valid
 from fuse_train.run import train_run
 from fuse_train.selector_fit.selector_training import split_batches
-from fuse_train.selectors.selectors import UniformSelector, build_selector
+from fuse_train.selectors.by_name import by_rule
 from store_schema.errors import ConfigError
 from tests.aligned_factory import make_run
+from tests.selector_views import build_selector
 from tests.test_fuse_train_run import lines_of, same, timeless, weights, with_train
 
 ONE_PROCESS = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
@@ -98,7 +99,7 @@ def test_weights_that_are_known() -> None:
 
 def test_span_nats_are_sums_over_each_source_free_span(run, scored) -> None:
     held_out, rows, samples = scored
-    found = span_nats(held_out.batches, UniformSelector(), rows, torch.device("cpu"))
+    found = span_nats(held_out.batches, by_rule("uniform"), rows, torch.device("cpu"))
     slow: dict[str, list[tuple[float, float]]] = {}
     for batch in split_batches(samples, held_out.batches[0].domains):
         sources = batch.sources
@@ -127,7 +128,7 @@ def test_span_nats_are_sums_over_each_source_free_span(run, scored) -> None:
 
 def test_shares_fall_to_zero_where_the_target_knows_all(scored) -> None:
     held_out, rows, _ = scored
-    selector = UniformSelector()
+    selector = by_rule("uniform")
     now = held_out.shares(selector, rows, ONE_PROCESS)
     assert all(0.5 < share <= 1.0 for share in now.values()), "an untrained target adds little"
     sure = {name: np.where(np.isnan(own), own, 1e-6) for name, own in rows.items()}
@@ -138,15 +139,16 @@ def test_shares_fall_to_zero_where_the_target_knows_all(scored) -> None:
 
 def test_shares_are_those_of_all_processes_together(scored, monkeypatch) -> None:
     held_out, rows, _ = scored
-    whole = held_out.shares(UniformSelector(), rows, ONE_PROCESS)
+    whole = held_out.shares(by_rule("uniform"), rows, ONE_PROCESS)
     names = list(rows)
     halves = [{n: rows[n] for n in names[start::2]} for start in (0, 1)]
     parts = [
-        span_nats(held_out.batches, UniformSelector(), half, torch.device("cpu")) for half in halves
+        span_nats(held_out.batches, by_rule("uniform"), half, torch.device("cpu"))
+        for half in halves
     ]
     monkeypatch.setattr("accelerate.utils.gather_object", lambda part: parts)
     two = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
-    shares = held_out.shares(UniformSelector(), halves[0], two)
+    shares = held_out.shares(by_rule("uniform"), halves[0], two)
     assert shares == pytest.approx(whole, abs=1e-9)
 
 

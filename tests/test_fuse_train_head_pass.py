@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fuse_train.divergences.divergence import Divergence
 from fuse_train.losses import head_pass
-from fuse_train.losses.divergences import Divergence
 from fuse_train.losses.losses import SourceRows, head_loss
 from fuse_train.model.heads import Head, default_chunk_rows
 from tests.dense_loss import dense_total

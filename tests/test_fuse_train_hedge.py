@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuse_train.selectors.by_name import by_rule
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR, log_weights, past_of
-from fuse_train.selectors.selectors import HedgeSelector, SourceView
+from fuse_train.selectors.selectors import SourceView
 
 
 def plain(past, rate: float, share: float) -> list[list[float]]:
@@ -120,6 +121,6 @@ def test_hedge_selector_takes_its_rates_and_leaves_out_who_does_not_cover() -> N
     covered = torch.tensor(rng.random((2, 6, 3)) < 0.6)
     covered[..., 0] = True
     seen = SourceView(covered, torch.zeros(2, 6, 3, 1), torch.ones(2, 3), past_of(labels))
-    got = HedgeSelector(0.5, 0.02)(seen)
+    got = by_rule("hedge", rate=0.5, share=0.02)(seen)
     want = log_weights(past_of(labels), rate=0.5, shares=(0.02,))[0].exp() * covered
     torch.testing.assert_close(got.double(), want / want.sum(-1, keepdim=True))

@@ -18,10 +18,11 @@ from fuse_train.losses.losses import row_coefficients, with_tail_policy, with_te
 from fuse_train.losses.span_likelihood import SpanBatch
 from fuse_train.selector_fit.selector_training import known_rows, new_selector
 from fuse_train.selectors.asn import AdaptiveSelector
-from fuse_train.selectors.selectors import build_selector
+from fuse_train.selectors.by_name import learner
 from store_schema.errors import ConfigError
 from tests.aligned_factory import make_run
 from tests.dense_loss import dense_total
+from tests.selector_views import build_selector
 
 SOURCES = ["code", "prose", "facts"]
 
@@ -45,7 +46,9 @@ def step(run, batches, section, progress=0.0):
     """Loss and all gradients of one step over some micro-batches."""
     model = AutoModelForCausalLM.from_pretrained(run.target.model, dtype=torch.float64)
     asn = section.selector == "asn"
-    selector = new_selector(section.asn, 0) if asn else build_selector(section, SOURCES)
+    selector = (
+        new_selector(section.asn, learner("asn"), 0) if asn else build_selector(section, SOURCES)
+    )
     if isinstance(selector, AdaptiveSelector):
         torch.manual_seed(5)
         for layer in (selector.score, selector.direct):
@@ -243,7 +246,7 @@ def test_spans_add_their_loss_and_its_gradient(run, opened) -> None:
 
 def test_threshold_schedule_sets_the_selectors(run) -> None:
     section = TrainSection(loss={"threshold_schedule": {"kind": "linear", "end": 0.5}})
-    selector = new_selector(section.asn, 0)
+    selector = new_selector(section.asn, learner("asn"), 0)
     objective = FusionObjective(torch.nn.Linear(1, 1), selector, section, SOURCES)
     objective.at_progress(0.5)
     assert selector.threshold == pytest.approx((section.asn.threshold + 0.5) / 2)

@@ -16,9 +16,9 @@ from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.loop.objective import FusionObjective, StepTotals
 from fuse_train.model.packing import check_packing
-from fuse_train.selectors.selectors import build_selector
 from store_schema.errors import ConfigError
 from tests.aligned_factory import make_run
+from tests.selector_views import build_selector
 from tests.tiny import tiny_model
 
 ARCHITECTURES = ("llama", "gpt_neox", "qwen2", "mistral")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from fuse_train.config import AsnSection, TrainSection
+from fuse_train.config import TrainSection
 from fuse_train.selectors.features import HEDGE_START
+from fuse_train.selectors.kinds.asn import AsnSection
 
 
 @pytest.mark.parametrize(

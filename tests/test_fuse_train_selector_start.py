@@ -13,15 +13,22 @@ import torch
 from click.testing import CliRunner
 
 from fuse_train.cli import train
-from fuse_train.config import AsnSection, TrainSection
+from fuse_train.config import TrainSection
 from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.selector_fit import selector_start
-from fuse_train.selector_fit.bayes import known_logprobs, mixture_nats, search_weights
 from fuse_train.selector_fit.selector_start import FrozenSelector, SelectorStart
-from fuse_train.selector_fit.selector_training import new_selector, pool_nll, split_batches
+from fuse_train.selector_fit.selector_training import (
+    known_logprobs,
+    new_selector,
+    pool_nll,
+    split_batches,
+)
 from fuse_train.selectors.asn import AdaptiveSelector, SharedScorer
-from fuse_train.selectors.selectors import HedgeSelector, StaticSelector, UniformSelector
+from fuse_train.selectors.by_name import by_rule, learner
+from fuse_train.selectors.kinds.asn import AsnSection
+from fuse_train.selectors.kinds.bayes import mixture_nats, search_weights
+from fuse_train.selectors.selectors import StaticSelector
 from store_schema.errors import InputError, MismatchError, MissingError
 from tests.aligned_factory import make_run
 
@@ -53,9 +60,9 @@ def test_each_name_makes_its_selector(run) -> None:
         name: start_of(run, selector=name, static_weights={"code": 1.0}).make()
         for name in ("uniform", "static", "hedge", "asn", "constant", "bayes")
     }
-    assert isinstance(made["uniform"], UniformSelector)
     assert isinstance(made["static"], StaticSelector)
-    assert isinstance(made["hedge"], HedgeSelector)
+    for name in ("uniform", "hedge"):
+        assert made[name].kind.name == name
     assert isinstance(made["asn"], SharedScorer)
     assert isinstance(made["constant"], AdaptiveSelector)
     # Each source is best in a third of the text: no weight is near 0 or 1.
@@ -67,7 +74,7 @@ def test_each_name_makes_its_selector(run) -> None:
 
 def test_paper_network_starts_untrained_since_the_fusion_loss_trains_it(run) -> None:
     made = start_of(run, asn={"preset": "fusion-x"}).make()
-    fresh = new_selector(AsnSection(preset="fusion-x"), 0, "asn", 3)
+    fresh = new_selector(AsnSection(preset="fusion-x"), learner("asn"), 0, 3)
     for a, b in zip(made.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -87,11 +94,11 @@ def test_search_beats_uniform_and_every_source() -> None:
 
 def test_search_sees_rows_that_every_source_knows(run) -> None:
     batches = list(split_batches(start_of(run).valid(), ("code", "facts", "prose")))
-    logs = known_logprobs(batches)
-    counted = sum(s.num_rows for s in pool_nll(UniformSelector(), batches).values())
+    logs = known_logprobs(batches, where="here")
+    counted = sum(s.num_rows for s in pool_nll(by_rule("uniform"), batches).values())
     assert len(logs) == counted
     with pytest.raises(InputError, match="no row"):
-        known_logprobs([])
+        known_logprobs([], where="here")
 
 
 def test_frozen_selector_has_nothing_to_train_and_gives_the_same(run, tmp_path) -> None:

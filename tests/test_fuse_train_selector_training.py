@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from fuse_train.config import AsnSection
 from fuse_train.data.stream import SampleStream, StreamOptions
 from fuse_train.inputs import open_inputs
 from fuse_train.selector_fit.selector_training import (
@@ -16,12 +15,9 @@ from fuse_train.selector_fit.selector_training import (
     split_batches,
     train_selector,
 )
-from fuse_train.selectors.selectors import (
-    HedgeSelector,
-    MinCeSelector,
-    StaticSelector,
-    UniformSelector,
-)
+from fuse_train.selectors.by_name import by_rule, learner
+from fuse_train.selectors.kinds.asn import AsnSection
+from fuse_train.selectors.selectors import StaticSelector
 from tests.aligned_factory import make_run
 
 
@@ -50,21 +46,25 @@ def mean_nats(selector, batches) -> float:
 
 def test_trained_pool_is_better_than_every_simple_one(stream, held_out) -> None:
     section = AsnSection(pretrain_steps=80, lr=1e-2)
-    untrained = new_selector(section, 0)
+    untrained = new_selector(section, learner("asn"), 0)
     history: list[float] = []
-    trained = train_selector(stream, section, seed=0, on_step=lambda _, nats: history.append(nats))
+    trained = train_selector(
+        stream, section, learner("asn"), seed=0, on_step=lambda _, nats: history.append(nats)
+    )
     after = mean_nats(trained, held_out)
     single = [mean_nats(StaticSelector(torch.eye(3)[m].tolist()), held_out) for m in range(3)]
-    start = mean_nats(HedgeSelector(0.5, 0.03), held_out)
+    start = mean_nats(by_rule("hedge", rate=0.5, share=0.03), held_out)
     kept = section.model_copy(update={"cut": "none"})
-    assert mean_nats(new_selector(kept, 0), held_out) == pytest.approx(start, rel=1e-5)
-    constant = train_selector(stream, section, seed=0, kind="constant")
+    assert mean_nats(new_selector(kept, learner("asn"), 0), held_out) == pytest.approx(
+        start, rel=1e-5
+    )
+    constant = train_selector(stream, section, learner("constant"), seed=0)
     assert after < mean_nats(untrained, held_out) - 0.005
     assert after < min(single) - 0.1
     assert after < mean_nats(constant, held_out) - 0.1
-    assert mean_nats(constant, held_out) < mean_nats(UniformSelector(), held_out) + 0.005
+    assert mean_nats(constant, held_out) < mean_nats(by_rule("uniform"), held_out) + 0.005
     assert sum(history[-10:]) < sum(history[:10])
-    again = train_selector(stream, section, seed=0)
+    again = train_selector(stream, section, learner("asn"), seed=0)
     for a, b in zip(trained.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -72,8 +72,8 @@ def test_trained_pool_is_better_than_every_simple_one(stream, held_out) -> None:
 def test_gradient_reaches_every_layer(stream) -> None:
     """The public code of Fusion-X builds its network anew at every loss: it never learns."""
     section = AsnSection(pretrain_steps=3)
-    before = new_selector(section, 0)
-    after = train_selector(stream, section, seed=0, feedback_weight=0.1)
+    before = new_selector(section, learner("asn"), 0)
+    after = train_selector(stream, section, learner("asn"), seed=0, feedback_weight=0.1)
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         assert not torch.equal(old, new), name
 
@@ -84,7 +84,7 @@ def test_works_for_a_source_it_was_not_trained_with(run, held_out, tmp_path) -> 
     opened = open_inputs(two, two.sections["train"])
     options = StreamOptions(0, 24, 24, shuffle_shards=4, cache_gib=1.0)
     stream = SampleStream(opened.samples, options, opened.domains, with_entries=False)
-    trained = train_selector(stream, AsnSection(pretrain_steps=60, lr=1e-2), seed=0)
+    trained = train_selector(stream, AsnSection(pretrain_steps=60, lr=1e-2), learner("asn"), seed=0)
     pair = open_inputs(two, two.sections["train"], split="test")
     batches = list(split_batches(pair.samples, pair.domains))
     assert batches[0].sources.covered_BTM.shape[-1] == 2
@@ -97,7 +97,7 @@ def test_works_for_a_source_it_was_not_trained_with(run, held_out, tmp_path) -> 
     assert per_row(with_three, "facts") < per_row(with_two, "facts") - 0.5
     for domain in ("code", "prose"):
         assert per_row(with_three, domain) < per_row(with_two, domain) + 0.05
-    assert mean_nats(trained, held_out) < mean_nats(UniformSelector(), held_out)
+    assert mean_nats(trained, held_out) < mean_nats(by_rule("uniform"), held_out)
 
 
 def test_pool_sums_by_hand(held_out) -> None:
@@ -125,4 +125,4 @@ def test_pool_sums_by_hand(held_out) -> None:
 
 
 def test_hindsight_selectors_can_be_scored_too(held_out) -> None:
-    assert mean_nats(MinCeSelector(), held_out) < mean_nats(UniformSelector(), held_out)
+    assert mean_nats(by_rule("min_ce"), held_out) < mean_nats(by_rule("uniform"), held_out)

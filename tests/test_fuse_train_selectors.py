@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.config import AsnSection, HedgeSection, TrainSection
+from fuse_train.config import TrainSection
 from fuse_train.losses.losses import importance_cv2
+from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.asn import SharedScorer, with_summary
+from fuse_train.selectors.by_name import by_rule, learner
 from fuse_train.selectors.features import FEATURES, HEDGE_START, PAST_FEATURES
-from fuse_train.selectors.gates import ConstantGate, RewardNetwork
-from fuse_train.selectors.selectors import (
-    AvgCeSelector,
-    HedgeSelector,
-    MinCeSelector,
-    SourceView,
-    StaticSelector,
-    UniformSelector,
-    build_selector,
-)
+from fuse_train.selectors.kind import LearnedKind, RuleKind, SearchedKind
+from fuse_train.selectors.kinds.asn import AsnSection
+from fuse_train.selectors.kinds.hedge import HedgeSection
+from fuse_train.selectors.selectors import Selector, SourceView, StaticSelector
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, MissingError
-from tests.selector_views import changed_from, made_sources, view_of
+from tests.selector_views import build_selector, changed_from, made_sources, view_of
 
 B, T, M = 3, 7, 3
 
@@ -48,26 +48,33 @@ def small(covered: torch.Tensor, bpb: torch.Tensor) -> SourceView:
     return SourceView(covered, torch.zeros(*covered.shape, 1), bpb, past)
 
 
-def stirred(kind: str = "shared", num_sources: int = M, **fields):
+def stirred(name: str = "asn", num_sources: int = M, **fields):
     """A selector that learns with no parameter at 0."""
     torch.manual_seed(1)
-    section = AsnSection(**fields)
-    if kind == "shared":
-        made = SharedScorer(section)
-    else:
-        made = {"fusion-x": RewardNetwork, "constant": ConstantGate}[kind](section, num_sources)
+    kind = learner(name)
+    made = kind.network(kind.section(**fields), num_sources)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter)
     return made
 
 
-SELECTORS = {
-    "uniform": UniformSelector,
-    "static": lambda: StaticSelector([0.2, 0.8, 0.0]),
-    "min_ce": MinCeSelector,
-    "avg_ce": AvgCeSelector,
-    "hedge": HedgeSelector,
-    "hedge_shared": lambda: HedgeSelector(0.7, 0.05),
+def registered(name: str) -> Selector:
+    """The selector of that name with the options that it has by default."""
+    kind = SELECTORS[name]
+    if isinstance(kind, LearnedKind):
+        return stirred(name)
+    if isinstance(kind, RuleKind):
+        options = {"a": 0.2, "b": 0.8} if kind.given else kind.default_options()
+        return kind.make(options, ["a", "b", "c"])
+    assert isinstance(kind, SearchedKind)
+    logs = -np.random.default_rng(0).exponential(1.0, (20, M))
+    return kind.search(kind.default_options(), logs, 0, None)
+
+
+MADE: dict[str, Callable[[], Selector]] = {
+    **{name: partial(registered, name) for name in SELECTORS.names()},
+    "hedge": lambda: by_rule("hedge", rate=1.0, share=0.0),
+    "hedge_shared": lambda: by_rule("hedge", rate=0.7, share=0.05),
     "asn": lambda: stirred(features="all"),
     "asn_untrained": lambda: SharedScorer(AsnSection()),
     "asn_segment": lambda: stirred(granularity="segment"),
@@ -75,16 +82,17 @@ SELECTORS = {
     "asn_threshold": lambda: stirred(threshold=0.6),
     "asn_top_p": lambda: stirred(cut="top_p", top_p=0.5),
     "asn_none": lambda: stirred(cut="none"),
-    "fusion-x": lambda: stirred("fusion-x", preset="fusion-x"),
-    "constant": lambda: stirred("constant"),
+    "fusion-x": lambda: stirred(preset="fusion-x"),
 }
-ANY_SOURCES = [name for name, make in SELECTORS.items() if not make().bound]
+"""Every selector of the registry, and some with other options."""
+
+ANY_SOURCES = [name for name, make in MADE.items() if not make().bound]
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", MADE)
 def test_contract(name) -> None:
     seen = view()
-    weights = SELECTORS[name]()(seen)
+    weights = MADE[name]()(seen)
     assert weights.shape == seen.covered_BTM.shape
     assert weights.dtype == torch.float32
     assert bool((weights >= 0).all())
@@ -94,12 +102,12 @@ def test_contract(name) -> None:
     assert weights[0, 1].tolist() == [0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("name", MADE)
 @given(seed=st.integers(0, 1000), data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_labels_change_no_weights_at_or_before_their_row(name, seed, data) -> None:
     """Nothing of label i, or of rows after i, is known at row i; unless it is marked hindsight."""
-    selector = SELECTORS[name]()
+    selector = MADE[name]()
     if selector.hindsight:
         return
     sources = made_sources(10, M, seed)
@@ -116,7 +124,7 @@ def test_labels_change_no_weights_at_or_before_their_row(name, seed, data) -> No
 def test_labels_do_change_weights_after_their_row(name) -> None:
     sources = made_sources(10, M, 0)
     changed = [changed_from(a, 4, m, row_known=True) for m, a in enumerate(sources)]
-    selector = SELECTORS[name]()
+    selector = MADE[name]()
     before, after = selector(view_of(sources)), selector(view_of(changed))
     assert not torch.equal(before[:, 5:], after[:, 5:])
 
@@ -126,7 +134,7 @@ def test_labels_do_change_weights_after_their_row(name) -> None:
 @settings(max_examples=12, deadline=None)
 def test_order_of_sources_does_not_matter(name, order, seed) -> None:
     sources = made_sources(8, M, seed)
-    selector = SELECTORS[name]()
+    selector = MADE[name]()
     straight, turned = (
         selector(view_of(sources)),
         selector(view_of([sources[m] for m in order])),
@@ -138,14 +146,14 @@ def test_order_of_sources_does_not_matter(name, order, seed) -> None:
 @pytest.mark.parametrize("num_sources", [1, 2, 6])
 def test_any_number_of_sources(name, num_sources) -> None:
     seen = view_of(made_sources(8, num_sources, 3))
-    weights = SELECTORS[name]()(seen)
+    weights = MADE[name]()(seen)
     assert weights.shape == seen.covered_BTM.shape
     torch.testing.assert_close(weights.sum(-1), seen.covered_BTM.any(-1).float())
 
 
 @pytest.mark.parametrize("name", ["uniform", "hedge", "asn", "asn_past", "asn_segment", "avg_ce"])
 def test_a_source_that_covers_nothing_changes_nothing(name) -> None:
-    selector, seen = SELECTORS[name](), view()
+    selector, seen = MADE[name](), view()
     silent = SourceView(
         torch.cat([seen.covered_BTM, torch.zeros(B, T, 1, dtype=torch.bool)], -1),
         torch.cat([seen.features_BTMF, torch.randn(B, T, 1, len(FEATURES))], 2),
@@ -156,18 +164,37 @@ def test_a_source_that_covers_nothing_changes_nothing(name) -> None:
     torch.testing.assert_close(selector(silent.of_sources([0, 1, 2])), selector(seen))
 
 
+@pytest.mark.parametrize("name", SELECTORS.names())
+def test_features_are_asked_for_by_those_that_look_at_them(name) -> None:
+    kind, selector, seen = SELECTORS[name], registered(name), view()
+    without = replace(seen, features_BTMF=seen.features_BTMF[..., :0])
+    if kind.needs_features(kind.default_options()):
+        assert not torch.equal(
+            selector(seen), selector(replace(seen, features_BTMF=-seen.features_BTMF))
+        )
+    else:
+        assert torch.equal(selector(without), selector(seen))
+
+
+@pytest.mark.parametrize("name", SELECTORS.names())
+def test_the_registry_says_what_the_selector_is(name) -> None:
+    kind, selector = SELECTORS[name], registered(name)
+    assert selector.learns == kind.learns == bool(list(selector.parameters()))
+    assert selector.hindsight == kind.hindsight
+
+
 def test_who_is_hindsight_and_who_is_bound() -> None:
-    made = {name: make() for name, make in SELECTORS.items()}
+    made = {name: make() for name, make in MADE.items()}
     hindsight = {name for name, selector in made.items() if selector.hindsight}
     assert hindsight == {"min_ce", "avg_ce", "asn_segment", "fusion-x"}
     assert {name for name, selector in made.items() if selector.bound} == {
-        "static", "fusion-x", "constant",
+        "static", "fusion-x", "constant", "bayes",
     }  # fmt: skip
 
 
 def test_uniform_and_static() -> None:
     seen = small(torch.tensor([[[True, True, False]]]), torch.ones(1, 3))
-    assert UniformSelector()(seen).flatten().tolist() == [0.5, 0.5, 0.0]
+    assert by_rule("uniform")(seen).flatten().tolist() == [0.5, 0.5, 0.0]
     weights = StaticSelector([1.0, 3.0, 4.0])(seen).flatten().tolist()
     assert weights == [0.25, 0.75, 0.0]
 
@@ -175,22 +202,22 @@ def test_uniform_and_static() -> None:
 def test_min_ce_takes_the_best_covered_source_and_the_first_of_equals() -> None:
     covered = torch.tensor([[[True, True, True], [True, False, True], [True, False, False]]])
     bpb = torch.tensor([[2.0, 1.0, 2.0]])
-    weights = MinCeSelector()(small(covered, bpb))
+    weights = by_rule("min_ce")(small(covered, bpb))
     assert weights[0].tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0]]
     unknown = torch.tensor([[float("inf"), float("inf"), 5.0]])
-    weights = MinCeSelector()(small(covered, unknown))
+    weights = by_rule("min_ce")(small(covered, unknown))
     assert weights[0].tolist() == [[0, 0, 1], [0, 0, 1], [1, 0, 0]]
 
 
 def test_avg_ce_is_the_softmax_of_rewards() -> None:
     bpb = torch.tensor([[2.0, 0.5, math.inf]])
-    weights = AvgCeSelector()(small(torch.ones(1, 2, 3, dtype=torch.bool), bpb))[0, 1].tolist()
+    weights = by_rule("avg_ce")(small(torch.ones(1, 2, 3, dtype=torch.bool), bpb))[0, 1].tolist()
     terms = [math.exp(r) for r in (2**-2.0, 2**-0.5, 0.0)]  # exp(-nats) = 2^-bits
     assert weights == pytest.approx([t / sum(terms) for t in terms])
 
 
 def test_fusion_x_sees_rewards_alone_and_has_the_papers_shape() -> None:
-    network, seen = stirred("fusion-x", preset="fusion-x"), view()
+    network, seen = stirred(preset="fusion-x"), view()
     shapes = [tuple(p.shape) for p in network.mlp.parameters() if p.ndim == 2]
     assert shapes == [(2 * M, M), (M, 2 * M), (M, M)]
     assert (network.cut, network.threshold) == ("threshold", 0.15)
@@ -237,7 +264,7 @@ def test_untrained_asn_is_the_hedge_it_starts_from() -> None:
     rate, share = map(float, HEDGE_START.removeprefix("hedge_").split("_"))
     seen = view_of(made_sources(12, M, 2))
     torch.testing.assert_close(
-        SharedScorer(AsnSection(cut="none"))(seen), HedgeSelector(rate, share)(seen)
+        SharedScorer(AsnSection(cut="none"))(seen), by_rule("hedge", rate=rate, share=share)(seen)
     )
 
 
@@ -315,10 +342,10 @@ def test_selectors_of_other_shape_are_refused(tmp_path) -> None:
     with pytest.raises(MismatchError, match=r"hidden_size 9.*hidden_size 8"):
         SharedScorer(AsnSection(hidden_size=9)).load(tmp_path)
     with pytest.raises(MismatchError, match="kind constant"):
-        ConstantGate(AsnSection(), 3).load(tmp_path)
+        learner("constant").network(AsnSection(), 3).load(tmp_path)
     stirred("constant").save(tmp_path)
     with pytest.raises(MismatchError, match=r"num_sources 4.*num_sources 3"):
-        ConstantGate(AsnSection(), 4).load(tmp_path)
+        learner("constant").network(AsnSection(), 4).load(tmp_path)
 
 
 def test_cut_is_no_part_of_what_was_trained(tmp_path) -> None:
@@ -338,11 +365,10 @@ def test_static_weights_of_unknown_sources_are_refused() -> None:
     assert built(view())[0, 1].tolist() == [0.0, 1.0, 0.0]
 
 
-def test_build_selector_knows_the_fixed_ones() -> None:
+def test_options_reach_the_selector() -> None:
     section = TrainSection(selector="hedge", hedge=HedgeSection(rate=0.5, share=0.25))
     hedge = build_selector(section, ["a"])
-    assert isinstance(hedge, HedgeSelector)
-    assert (hedge.rate, hedge.share) == (0.5, 0.25)
-    assert isinstance(build_selector(TrainSection(selector="avg_ce"), ["a"]), AvgCeSelector)
-    with pytest.raises(ValueError, match="asn"):
-        build_selector(TrainSection(), ["a"])
+    assert torch.equal(hedge(view()), by_rule("hedge", rate=0.5, share=0.25)(view()))
+    assert not torch.equal(hedge(view()), by_rule("hedge")(view()))
+    with pytest.raises(TypeError, match="asn has to be trained"):
+        by_rule("asn")

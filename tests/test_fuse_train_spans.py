@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.config import AsnSection, TrainSection
+from fuse_train.config import TrainSection
 from fuse_train.data.batch import collate
 from fuse_train.data.stream import SampleStream, StreamOptions
 from fuse_train.inputs import open_inputs
@@ -25,9 +25,11 @@ from fuse_train.selector_fit.selector_training import (
     train_selector,
 )
 from fuse_train.selectors.asn import SharedScorer
+from fuse_train.selectors.by_name import by_rule, learner
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from fuse_train.selectors.kinds.asn import AsnSection
 from fuse_train.selectors.pools import held, pool_nats
-from fuse_train.selectors.selectors import HedgeSelector, StaticSelector
+from fuse_train.selectors.selectors import StaticSelector
 from store_schema.layout import Origin
 from tests.aligned_factory import make_run
 from tests.selector_views import changed_from, made_sources, view_of
@@ -35,7 +37,7 @@ from tests.test_fuse_train_selectors import M, stirred
 
 ROWS = 10
 BY_SPAN = {
-    "hedge": lambda: HedgeSelector(0.7, 0.05),
+    "hedge": lambda: by_rule("hedge", rate=0.7, share=0.05),
     "asn": stirred,
     "asn_all": lambda: stirred(features="all"),
     "constant": lambda: stirred("constant"),
@@ -141,8 +143,10 @@ def test_selectors_train_on_pools_of_spans(batch, opened) -> None:
     section = AsnSection(pretrain_steps=1)
     stream = SimpleNamespace(batches=lambda first, steps: [[batch]], samples=opened.samples)
     told: list[float] = []
-    train_selector(stream, section, seed=0, on_step=lambda _, nats: told.append(nats))
-    selector = new_selector(section, 0)
+    train_selector(
+        stream, section, learner("asn"), seed=0, on_step=lambda _, nats: told.append(nats)
+    )
+    selector = new_selector(section, learner("asn"), 0)
     rows = known_rows(batch.sources)
     assert told == [pytest.approx(nats_of(selector, batch, batch.sources.begins_BT) / rows)]
     assert told != [pytest.approx(nats_of(selector, batch, None) / rows)]

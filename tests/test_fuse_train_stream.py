@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream, StreamOptions
 from fuse_train.inputs import open_inputs
 from fuse_train.selector_fit.selector_start import pretrain_stream
+from fuse_train.selectors.features import FEATURES
 from store_schema.errors import (
     ConfigError,
     CorruptionError,
@@ -235,6 +237,22 @@ def test_pretraining_stream_shares_decoded_shards(inputs) -> None:
     assert batch.sources.entry_ids_BTMK.shape[-1] == 0
     assert bool(batch.sources.covered_BTM.any())
     assert other.cache is stream.cache
+
+
+def test_batches_without_features_are_the_same_otherwise(run, inputs) -> None:
+    """They are made for selectors that look at them; what a target is trained on has none of them."""
+    for name, looks in (("uniform", False), ("asn", True), ("constant", False)):
+        section = run.sections["train"].model_copy(update={"selector": name})
+        opened = open_inputs(run, section)
+        (got,) = SampleStream(opened.samples, options(), opened.domains).step_batches(1)
+        (whole,) = SampleStream(inputs.samples, options(), inputs.domains).step_batches(1)
+        assert whole.sources.features_BTMF.shape[-1] == len(FEATURES)
+        assert got.sources.features_BTMF.shape[-1] == (len(FEATURES) if looks else 0)
+        assert torch.equal(got.labels_BT, whole.labels_BT)
+        for field in dataclasses.fields(got.sources):
+            one, other = getattr(got.sources, field.name), getattr(whole.sources, field.name)
+            if looks or field.name != "features_BTMF":
+                torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def test_stores_that_do_not_belong_are_refused(run, inputs, tmp_path) -> None:

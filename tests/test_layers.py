@@ -27,19 +27,29 @@ MAY_IMPORT = {
 
 ORDER = {
     "store_schema": (
-        *("errors", "fingerprint", "paths", "compiled", "config", "presets", "layout"),
+        *("errors", "fingerprint", "paths", "compiled", "config", "registry", "presets", "layout"),
         *("disk", "plan", "manifest", "model", "text", "encoding", "store"),
     ),
     "extract": (
-        *("config", "corpus", "engines", "plan", "scoring", "generation", "report"),
+        *("engine_kinds", "chat_config", "config", "document_error", "chat", "corpus"),
+        *("engines", "plan", "scoring", "generation", "report"),
         *("tune", "run", "cli", "__main__"),
     ),
     "align": (
-        *("config", "methods", "counts", "chain", "papers", "prepare", "report"),
+        *("methods", "config", "counts", "chain", "papers", "prepare", "report"),
         *("run", "cli", "__main__"),
     ),
     "fuse_train": (
-        *("loss_config", "gate_config", "config", "disk", "machine", "model", "selectors"),
+        *(
+            "disk",
+            "selectors",
+            "divergences",
+            "loss_config",
+            "gate_config",
+            "config",
+            "machine",
+            "model",
+        ),
         *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "recipe"),
         *("run", "selector_run", "explain", "cli", "__main__"),
     ),

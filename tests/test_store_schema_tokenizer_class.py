@@ -200,7 +200,7 @@ def test_a_chat_that_begins_with_bos_gets_no_second_one(tmp_path: Path) -> None:
         ("auto", "<s>", 1), ("always", "<s>", 1), ("never", "<s>", 1),
         ("auto", "", 0), ("always", "", 1), ("never", "", 0),
     ):  # fmt: skip
-        hf.chat_template = written + "[{{ messages[0].content }}]"
+        hf.chat_template = written + "[{{ messages[0].content }}]{{ messages[1].content }}"
         hf.save_pretrained(tmp_path)
         ids = load(tmp_path, bos=rule).context_ids(chat, where="s")
         assert ids.count(hf.bos_token_id) == count, (rule, written)
@@ -209,7 +209,7 @@ def test_a_chat_that_begins_with_bos_gets_no_second_one(tmp_path: Path) -> None:
 
 def test_tokens_that_stand_beside_the_file_continue_its_ids(tmp_path: Path) -> None:
     hf = tiny_tokenizer("byte_level")
-    hf.chat_template = "<|turn|>{{ messages[0].content }}"
+    hf.chat_template = "<|turn|>{{ messages[0].content }}{{ messages[1].content }}"
     hf.save_pretrained(tmp_path)
     size = len(hf)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|turn|>": size, "<far>": size + 9}))

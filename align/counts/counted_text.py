@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from align.config import AlignSection
+from align.methods import METHODS
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan, ShardRecord
 
@@ -31,9 +32,7 @@ def planned_count(plan: Plan, section: AlignSection) -> list[ShardRecord]:
 
 def counts_text(section: AlignSection) -> bool:
     """Whether what a method makes of a shard depends on text that it has counted."""
-    if section.method == "bytes":
-        return section.continuation != "first_token"
-    return section.method == "stats"
+    return METHODS[section.method].counts_text(section)
 
 
 def text_fingerprint(shards: Iterable[ShardRecord]) -> str:

@@ -1,1 +1,17 @@
-"""What a method of alignment is, and those that need no map between vocabularies."""
+"""How distributions are carried into the target's tokens; METHODS lists the ways."""
+
+from align.methods.kind import MethodKind
+from store_schema.registry import Registry
+
+METHODS = Registry(
+    "method",
+    MethodKind,
+    {
+        "bytes": "align.methods.kinds.bytes:Bytes",
+        "exact": "align.methods.kinds.exact:Exact",
+        "mined": "align.methods.kinds.mined:Mined",
+        "stats": "align.methods.kinds.stats:Stats",
+        "ot": "align.methods.kinds.ot:OptimalTransport",
+        "spans": "align.methods.kinds.spans:Spans",
+    },
+)

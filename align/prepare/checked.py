@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from align.config import AlignSection
 from align.counts.counted_text import counts_text, planned_count, text_fingerprint
-from align.methods.exact import require_same_vocabulary
+from align.methods import METHODS
 from launch.progress import Progress
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig
@@ -127,11 +127,11 @@ def aligned_manifest(
     """Manifest of the aligned store: the source's identity, the target's, the method.
 
     Raises:
-        MismatchError: Method `exact` between two vocabularies.
+        MismatchError: Vocabularies that the method cannot work with.
     """
     source = reader.manifest
-    if section.method == "exact":
-        require_same_vocabulary(reader.vocabulary, target.vocabulary, where=reader.location.url)
+    method = METHODS[section.method]
+    method.check(reader.vocabulary, target.vocabulary, reader.location.url)
     settings = section.content() | {"source_store": source.fingerprint()}
     if counts_text(section):
         settings["counted_text"] = text_fingerprint(planned_count(plan, section))
@@ -140,7 +140,7 @@ def aligned_manifest(
             "kind": "aligned",
             "target": source_identity(run.target, target, folder=None),
             "extras": (),
-            "top_k": source.top_k if section.method == "exact" else section.max_entries,
+            "top_k": method.top_k(section, source.top_k),
             "settings": settings,
             "corpus_fingerprint": plan.record.corpus_fingerprint,
             "plan_fingerprint": plan.fingerprint,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from align.counts.counted_text import planned_count, text_fingerprint
 from align.counts.kept_counts import COUNTS_FILE, KeptCounts
 from align.counts.pair_counts import DistinctPairs
+from align.methods.turn_ends import turn_end_rows, without_turn_ends
 from align.prepare.checked import CheckedAlignment
 from launch.progress import Progress
 from launch.signals import StopFlag
@@ -112,12 +113,14 @@ def _read(kept: KeptCounts, pairs: DistinctPairs) -> bool:
 def _count(checked: CheckedAlignment, shard: ShardRecord, counting: Counting) -> None:
     """Note what met in one shard."""
     source = checked.reader.read(shard.index, ["token_offsets", "token_ids", "byte_ends"])
-    offsets, ends = source["token_offsets"], source["byte_ends"].astype(np.int64)
     segments = checked.plan.segments(shard)
-    for d, (segment, target) in enumerate(
+    rows_D = turn_end_rows(source, segments, checked.reader.vocabulary.special)
+    source = without_turn_ends(source, rows_D)
+    offsets, ends = source["token_offsets"], source["byte_ends"].astype(np.int64)
+    for d, (segment, whole) in enumerate(
         zip(segments, checked.target.encode(segments), strict=True)
     ):
-        rows = slice(offsets[d], offsets[d + 1])
+        rows, target = slice(offsets[d], offsets[d + 1]), whole.text_only
         counting.note(
             segment.text.encode(),
             source["token_ids"][rows],

@@ -9,16 +9,13 @@ import numpy.typing as npt
 
 from align.chain.continuation import PairCounts, first_tokens
 from align.chain.first_token import piece_table
-from align.chain.project import BytesAligner, VocabularyMap
+from align.chain.project import VocabularyMap
 from align.chain.trie import TargetTrie
-from align.methods.exact import ExactAligner
-from align.methods.method import Aligner, SpansAligner
-from align.papers.carry import CarryOptions
+from align.methods import METHODS
+from align.methods.method import Aligner
 from align.papers.dtw import BAND_BYTES
-from align.papers.mined import MinedAligner
 from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
-from align.papers.stats import MatchCounts, StatsAligner
-from align.papers.transport import NUM_CANDIDATES, TransportAligner
+from align.papers.stats import MatchCounts
 from align.prepare.checked import CheckedAlignment
 from align.prepare.counting import Counting, count_once
 from launch.signals import StopFlag
@@ -33,23 +30,7 @@ def make_aligner(checked: CheckedAlignment, stop: StopFlag) -> Aligner:
         StorageError: The disk or object store refused.
         Stopped: On a signal, while text is counted.
     """
-    section, reader, target = checked.section, checked.reader, checked.target
-    options = CarryOptions(max_entries=section.max_entries)
-    match section.method:
-        case "exact":
-            return ExactAligner(reader.location.url, target.vocab_size, eos_ids(checked))
-        case "spans":
-            return SpansAligner()
-        case "mined":
-            return MinedAligner(nearest(checked).token_map, target.vocab_size, options)
-        case "stats":
-            return StatsAligner(met_most(checked, stop), target.vocab_size, options)
-        case "ot":
-            candidates = nearest(checked, NUM_CANDIDATES)
-            return TransportAligner.of(
-                candidates, reader.vocabulary, target.vocabulary, options=options
-            )
-    return BytesAligner(vocabulary_map(checked, stop), section.max_entries)
+    return METHODS[checked.section.method].make(checked, stop)
 
 
 def eos_ids(checked: CheckedAlignment) -> tuple[int, int]:

@@ -59,6 +59,7 @@ def shard_sums(
     common_S = np.isfinite(aligned_S) & np.isfinite(source_S)
     common_S &= np.bincount(span_N, minlength=num_spans) > 0
     bytes_S = token_starts(arrays["span_offsets"], arrays["span_byte_ends"], lengths=True)
+    common_S &= bytes_S > 0  # where a chat's turn ends is no text
     inside_S = np.bincount(span_N, origin_N == Origin.INSIDE, num_spans) > 0
     origin_S = np.where(inside_S, Origin.INSIDE, Origin.BOUNDARY)
     known = {

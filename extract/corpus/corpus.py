@@ -17,18 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from extract.chat.form import Tally
 from extract.config import CorpusInput, CorpusSection
 from extract.corpus.documents import Document, columns_wanted, row_documents, row_id, row_split
 from extract.corpus.inputs import (
-    DocumentError,
     InputFile,
     content_digest,
     input_files,
     packed_as,
     read_rows,
+    unread_columns,
 )
 from extract.corpus.normal_form import NormalForm
 from extract.corpus.splits import require_splits
+from extract.document_error import DocumentError
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import RunConfig, StrictModel
 from store_schema.disk.location import Location, open_location
@@ -60,6 +62,8 @@ class InputRecord(StrictModel):
     """Documents kept."""
     packed: str | None = None
     """How it is compressed."""
+    shapes: dict[str, int] = Field(default_factory=dict)
+    """Rows by the shape that they were read in."""
 
 
 class CorpusRecord(StrictModel):
@@ -81,6 +85,10 @@ class CorpusRecord(StrictModel):
     """Rows of splits that the run does not use, by split."""
     dropped: dict[str, int]
     """Documents that could not be used, by reason."""
+    unread: dict[str, int] = Field(default_factory=dict)
+    """Values that no stage looks at, by column, or by field of a message."""
+    notes: dict[str, int] = Field(default_factory=dict)
+    """What of chats is read otherwise than one might think, by what."""
     unicode: Literal["nfc", "keep"] = "keep"
     """What was done with documents that were not in Unicode's composed normal form."""
     not_nfc: int | None = Field(default=None, ge=0)
@@ -104,6 +112,7 @@ class _Collected:
     taken_as: Counter[tuple[str, str]] = field(default_factory=Counter)
     by_file: Counter[int] = field(default_factory=Counter)
     places: dict[str, str] = field(default_factory=dict)
+    tallies: dict[int, Tally] = field(default_factory=dict)
 
     def add(self, documents: Sequence[Document]) -> None:
         columns = list(zip(*map(astuple, documents), strict=True))
@@ -170,9 +179,11 @@ def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
             sha256=digest,
             documents=collected.by_file[i],
             packed=packed_as(file.path),
+            shapes=dict(collected.tallies[i].shapes),
         )
         for i, ((_, file), digest) in enumerate(zip(files, digests, strict=True))
     )
+    tally = Tally.of(collected.tallies.values())
     record = CorpusRecord(
         request_fingerprint=request,
         corpus_fingerprint=collected.digest.hexdigest()[:32],
@@ -182,6 +193,8 @@ def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
         taken_as=_nested(collected.taken_as),
         left_out=dict(sorted(collected.left_out.items())),
         dropped=dict(sorted(collected.dropped.items())),
+        unread=dict(tally.unread.most_common()),
+        notes={what: number for what, number in tally.notes.items() if number},
         **form.record(),
         inputs=inputs,
     )
@@ -299,7 +312,10 @@ def _checked(
 ) -> Iterator[tuple[int, Document]]:
     """Usable documents with the index of their file; the others are counted or raised."""
     for index, (entry, file) in enumerate(files):
-        for place, automatic, row in read_rows(file, columns_wanted(entry)):
+        wanted = columns_wanted(entry)
+        whole = collected.tallies[index] = Tally()
+        for place, automatic, row in read_rows(file, wanted):
+            tally = Tally()
             try:
                 if isinstance(row, DocumentError):
                     raise row
@@ -312,8 +328,9 @@ def _checked(
                     collected.left_out[split] += 1
                     continue
                 documents = row_documents(
-                    row, entry, document_id=document_id, split=split, place=place
-                )
+                    row, entry, section, document_id=document_id, split=split, place=place,
+                    tally=tally,
+                )  # fmt: skip
                 _require_new_ids(documents, place, collected.places)
                 if split != named:
                     collected.taken_as[split, named] += len(documents)
@@ -322,8 +339,10 @@ def _checked(
                     raise
                 collected.dropped[error.reason] += 1
                 continue
+            whole.add(tally)
             for document in documents:
                 yield index, document
+        whole.unread.update(unread_columns(file, wanted))
 
 
 def _require_new_ids(documents: Iterable[Document], place: str, places: dict[str, str]) -> None:

@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from extract.config import CorpusInput
+from extract.document_error import DocumentError
 from store_schema.errors import ConfigError, InputError
 from store_schema.model.lfs_pointer import is_pointer
 
@@ -37,14 +38,6 @@ _PACKED = {
     b"PK\x03\x04": "zip",
 }
 """First bytes of files that hold others."""
-
-
-class DocumentError(InputError):
-    """A document that cannot be used; `reason` is the short name it is counted under."""
-
-    def __init__(self, what: str, *, reason: str, **facts: Any) -> None:
-        super().__init__(what, **facts)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +121,13 @@ def _format(path: Path, entry: CorpusInput) -> str:
         return "jsonl"
     if name.endswith(".parquet"):
         return "parquet"
+    if name.endswith(".json") and _holds_records(path):
+        return "jsonl"
     if name.endswith(UNREADABLE_ENDINGS):
         raise ConfigError(
             "format of an input cannot be told by its name",
             where="corpus.inputs",
-            expected=".jsonl (also .gz, .zst), .parquet or a plain text file",
+            expected=".jsonl (also .gz, .zst), .json with a list, .parquet or a plain text file",
             got=path,
             hint="convert it, or give `format:`",
         )
@@ -197,13 +192,71 @@ def _files_of(file: InputFile) -> list[Path]:
     return sorted(path for path in file.path.rglob("*") if path.is_file())
 
 
+def _holds_records(path: Path) -> bool:
+    """Whether a .json file is a list, or has an object on each line: one object says neither."""
+    with path.open("rb") as opened:
+        head = opened.read(1 << 20).lstrip()
+    first, _, rest = head.partition(b"\n")
+    return head.startswith(b"[") or (
+        first.startswith(b"{") and first.rstrip().endswith(b"}") and rest.lstrip().startswith(b"{")
+    )
+
+
+def unread_columns(file: InputFile, columns: Iterable[str]) -> dict[str, int]:
+    """Columns that `read_rows` does not hand out, with their number of rows.
+
+    Of formats with columns alone: JSON lines hand out all that they hold.
+    """
+    if file.format == "parquet":
+        with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
+            names, rows = parquet.schema_arrow.names, parquet.metadata.num_rows
+        return dict.fromkeys(set(names) - set(columns), rows)
+    if file.format != "datasets":
+        return {}
+    found: dict[str, int] = {}
+    for _, dataset in _dataset_parts(file):
+        for name in set(dataset.column_names) - set(columns):
+            found[name] = found.get(name, 0) + len(dataset)
+    return found
+
+
 def _jsonl(file: InputFile) -> Iterator[Row]:
     with _unpacked(file) as stream:
+        if stream.peek(1 << 12).lstrip()[:1] == b"[":
+            yield from _json_array(file, stream.read())
+            return
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             place = f"{file.path}:{number}"
             yield place, f"{file.name}/{number}", _json_record(line, place)
+
+
+def _json_array(file: InputFile, data: bytes) -> Iterator[Row]:
+    """The objects of one list."""
+    decoder = json.JSONDecoder()
+    try:
+        text = data.decode("utf-8")
+        at, number = _behind_space(text, text.index("[") + 1), 0
+        while text[at] != "]":
+            record, at = decoder.raw_decode(text, at)
+            number += 1
+            place = f"{file.path}, entry {number}"
+            yield place, f"{file.name}/{number}", _as_record(record, place)
+            at = _behind_space(text, at)
+            if text[at] == ",":
+                at = _behind_space(text, at + 1)
+            elif text[at] != "]":
+                raise ValueError(f"no comma at character {at}")
+    except (ValueError, IndexError, RecursionError) as error:
+        said = "it ends before the list does" if isinstance(error, IndexError) else str(error)[:120]
+        raise InputError("bad JSON", where=file.path, got=said) from error
+
+
+def _behind_space(text: str, at: int) -> int:
+    while text[at] in " \t\r\n":
+        at += 1
+    return at
 
 
 def packed_as(path: Path) -> str | None:
@@ -215,7 +268,7 @@ def packed_as(path: Path) -> str | None:
     return next((name for mark, name in _PACKED.items() if head.startswith(mark)), None)
 
 
-def _unpacked(file: InputFile) -> BinaryIO:
+def _unpacked(file: InputFile) -> io.BufferedReader | gzip.GzipFile:
     """A file opened for reading, gzip and zstd undone.
 
     Raises:
@@ -223,9 +276,9 @@ def _unpacked(file: InputFile) -> BinaryIO:
     """
     packed = packed_as(file.path)
     if packed == "zstd":
-        return cast(BinaryIO, io.BufferedReader(pa.input_stream(file.path, compression="zstd")))
+        return io.BufferedReader(cast(Any, pa.input_stream(file.path, compression="zstd")))
     if packed == "gzip":
-        return cast(BinaryIO, gzip.GzipFile(file.path, "rb"))
+        return gzip.GzipFile(file.path, "rb")
     if packed is None:
         return file.path.open("rb")
     raise InputError(
@@ -241,9 +294,13 @@ def _json_record(line: bytes, place: str) -> dict[str, Any] | DocumentError:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
         return DocumentError("bad JSON", reason="bad_json", where=place, got=str(error)[:120])
+    return _as_record(record, place)
+
+
+def _as_record(record: Any, place: str) -> dict[str, Any] | DocumentError:
     if not isinstance(record, dict):
         return DocumentError(
-            "line is not a JSON object", reason="bad_json", where=place, got=type(record).__name__
+            "not a JSON object", reason="bad_json", where=place, got=type(record).__name__
         )
     return record
 
@@ -272,7 +329,8 @@ def _parquet(file: InputFile, columns: set[str]) -> Iterator[Row]:
                 yield f"{file.path}, row {number}", f"{file.name}/{number}", record
 
 
-def _datasets(file: InputFile, columns: set[str]) -> Iterator[Row]:
+def _dataset_parts(file: InputFile) -> list[tuple[str, Any]]:
+    """Splits of a saved dataset by name; one without a name where it has none."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
@@ -282,9 +340,12 @@ def _datasets(file: InputFile, columns: set[str]) -> Iterator[Row]:
             hint="pip install datasets, or save it as Parquet",
         ) from error
     loaded = datasets.load_from_disk(str(file.path))
-    named = isinstance(loaded, dict)
-    parts = loaded.items() if named else [("", loaded)]
-    for split, dataset in parts:
+    return list(loaded.items()) if isinstance(loaded, dict) else [("", loaded)]
+
+
+def _datasets(file: InputFile, columns: set[str]) -> Iterator[Row]:
+    for split, dataset in _dataset_parts(file):
+        named = bool(split)
         present = [name for name in dataset.column_names if name in columns]
         chosen = dataset.select_columns(present)
         label = f"{file.name}/{split}" if named else file.name

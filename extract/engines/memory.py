@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extract.engine_kinds import ENGINES
 from launch.quantities import size_text
 from store_schema.errors import ConfigError, ModelError
 
@@ -88,38 +89,21 @@ class Need:
         return f"{', '.join(parts)}: {size_text(self.bytes)}"
 
 
-def memory_need(spec: EngineSpec, on_cpu: bool) -> Need:
+def memory_need(spec: EngineSpec, on_cpu: bool) -> Need | None:
     """What scoring takes, from the run file, config.json and the sizes of the weight files.
 
     Args:
         spec: The source.
         on_cpu: Whether it runs there.
 
+    Returns:
+        None where the engine does not know.
+
     Raises:
         ModelError: config.json is unreadable.
     """
-    from store_schema.model.models import model_config
-
-    config = model_config(spec.folder)
-    weights = ("weights", weight_bytes(spec.folder, config, spec.dtype))
-    section = spec.section
-    if section.engine == "vllm":
-        rows = min(spec.longest, section.step_tokens(on_cpu=on_cpu))
-        cache = ("cache of keys and values", section.kv_cache_gib << 30)
-        fixed = (weights, cache) if on_cpu else ()
-        return _need(spec, rows, VLLM_COPIES, "max_num_batched_tokens", fixed=fixed)
-    tokens = max(section.batch_tokens, spec.longest)
-    sizes: dict[str, Any] = {
-        "tokens": tokens,
-        "token_bytes": _token_bytes(config, spec.dtype),
-        "fixed": (weights,),
-    }
-    if changes_logits(config):
-        # The model's own logits of a batch, and what it computes them from.
-        return _need(spec, tokens, 2, "batch_tokens", dtype=spec.dtype, **sizes)
-    copies = TOPK_COPIES if section.estimator == "topk" else SAMPLED_COPIES
-    rows = min(section.logit_rows(on_cpu=on_cpu), tokens)
-    return _need(spec, rows, copies, "head_rows", **sizes)
+    need: Need | None = ENGINES[spec.section.engine].memory_need(spec, on_cpu)
+    return need
 
 
 def require_memory(need: Need, free_bytes: int, where: str) -> None:
@@ -154,10 +138,12 @@ def check_memory(spec: EngineSpec) -> str:
     """
     import torch
 
-    asked = "auto" if spec.section.engine == "vllm" else spec.section.device
+    asked = ENGINES[spec.section.engine].device(spec.section)
     on_cpu = asked == "cpu" or not torch.cuda.is_available()
     need = memory_need(spec, on_cpu)
     free, where = free_memory(spec, on_cpu)
+    if need is None:
+        return f"not known what it takes; free {size_text(free)} ({where})"
     require_memory(need, free, where)
     return need.against(free, where)
 
@@ -196,24 +182,13 @@ def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
 
 
 def free_memory(spec: EngineSpec, on_cpu: bool) -> tuple[int, str]:
-    """Bytes that a source may take, and whose they are.
-
-    On GPUs vLLM takes its share of the whole memory first; what it leaves on the fullest counts.
-    """
+    """Bytes that a source may take, and whose they are."""
     if on_cpu:
         return free_host_bytes(), "CPU"
-    section = spec.section
-    if section.engine == "transformers":
-        return _gpu_bytes(0)[0], "GPU 0"
-    rooms = []
-    for device in range(section.tensor_parallel_size * section.pipeline_parallel_size):
-        free, total = _gpu_bytes(device)
-        rooms.append((max(int(free - section.gpu_memory_utilization * total), 0), device))
-    room, device = min(rooms)
-    return room, f"GPU {device}, beside extract.gpu_memory_utilization"
+    return ENGINES[spec.section.engine].free_memory(spec)
 
 
-def _gpu_bytes(device: int) -> tuple[int, int]:
+def gpu_bytes(device: int) -> tuple[int, int]:
     """Free and all memory of a GPU."""
     import torch
 
@@ -251,7 +226,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
-def _need(
+def need_of(
     spec: EngineSpec,
     rows: int,
     copies: int,
@@ -262,6 +237,7 @@ def _need(
     token_bytes: int = 0,
     fixed: tuple[tuple[str, int], ...] = (),
 ) -> Need:
+    """What an engine counts of a source, summed; arguments as in `Need`."""
     logits = rows * spec.model_vocab_size * copies * _ITEM_BYTES.get(dtype, 4)
     total = logits + tokens * token_bytes + sum(size for _, size in fixed)
     return Need(
@@ -269,7 +245,7 @@ def _need(
     )
 
 
-def _token_bytes(config: dict[str, Any], dtype: str) -> int:
+def token_bytes(config: dict[str, Any], dtype: str) -> int:
     """What a forward pass without gradients holds of a token: about four states, three of the MLP."""
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     inner = int(config.get("intermediate_size") or 4 * hidden)

@@ -1,7 +1,8 @@
-"""Which engine runs a model: the one place that knows them all."""
+"""A model loaded in the engine that the run file asks for."""
 
 from __future__ import annotations
 
+from extract.engine_kinds import ENGINES
 from extract.engines.protocol import Engine, EngineSpec
 
 
@@ -12,10 +13,5 @@ def open_engine(spec: EngineSpec) -> Engine:
         ConfigError: The engine is not installed.
         ModelError: The model does not load.
     """
-    if spec.section.engine == "vllm":
-        from extract.engines.vllm_engine import VllmEngine
-
-        return VllmEngine(spec)
-    from extract.engines.transformers_engine import TransformersEngine
-
-    return TransformersEngine(spec)
+    engine: Engine = ENGINES[spec.section.engine].open(spec)
+    return engine

@@ -85,14 +85,7 @@ def _open(run: RunConfig, name: str, plan: Plan) -> tuple[StoreReader, bool]:
             expected=tokenizer.fingerprint,
             got=stored,
         )
-    return reader, prepends_space(tokenizer)
-
-
-def prepends_space(tokenizer: SegmentTokenizer) -> bool:
-    """Whether the tokenizer puts a space of its own before every text (SentencePiece's prefix)."""
-    table = tokenizer.vocabulary.tokens
-    [ids] = tokenizer.encode_text(["a"])
-    return b"".join([table[i] for i in ids]) == b" a"
+    return reader, tokenizer.puts_space
 
 
 def _documents(
@@ -124,7 +117,7 @@ def left_out(text: str | None, finish: Finish, *, keep_cut: bool) -> str | None:
         return "cut"
     if text is None:
         return "no UTF-8"
-    if not text:
+    if not text.strip():
         return "empty"
     return "NUL" if "\0" in text else None
 
@@ -132,9 +125,10 @@ def left_out(text: str | None, finish: Finish, *, keep_cut: bool) -> str | None:
 def _document(
     segment: Segment, source: str, answer: StoredAnswer, text: str | None
 ) -> dict[str, object]:
+    context = json.loads(segment.context or "{}")
     return {
         "id": f"{segment.document_id}/{source}/{answer.number}",
-        **json.loads(segment.context or "{}"),
+        **{key: context[key] for key in ("prompt", "messages", "tools") if key in context},
         "response": text,
         "domain": segment.domain,
         "split": segment.split,

@@ -194,7 +194,7 @@ def _answered(
 
 def _input_ids(source: CheckedSource, segment: Segment) -> tuple[int, ...]:
     where = f"segment {segment.segment_id}, tokenizer of {source.name}"
-    ids = source.tokenizer.context_ids(segment.context, where=where)
+    ids = source.tokenizer.contexts.prompt(segment.context, where=where)
     if not ids:
         raise TokenizerError(
             "prompt has no tokens",

@@ -7,10 +7,11 @@ the parts that its tokens are cut into are measured by every model (`extract.pla
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from extract.corpus.corpus import iter_documents
 from extract.corpus.documents import Document
 from extract.corpus.normal_form import nfc
 from extract.plan.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
-from store_schema.errors import InputError, NoRowError, TokenizerError
+from store_schema.errors import InputError, NoRowError, NoSpanError, TokenizerError
 from store_schema.text.tokenizer import SegmentTokenizer
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ SURE_BYTES_PER_TOKEN = 3
 """Documents of fewer bytes than this for each token of the budget are taken to fit: no sample."""
 
 
+_Measured = tuple[int, Document, list[int], list[int]]
+"""Row in the documents table, the document, and each model's tokens before and behind the text."""
+
+
 @dataclass
 class CutCorpus:
     """Segments of every document that is kept, without their text.
@@ -42,12 +47,14 @@ class CutCorpus:
         cuts: Its segments.
         dropped: Documents left out, by reason.
         context_tokens: Context tokens that each model reads in all, by model.
+        unwritten: What of chats a model's template leaves out, by model and kind.
     """
 
     rows: list[int] = field(default_factory=list)
     cuts: list[list[Cut]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     context_tokens: Counter[str] = field(default_factory=Counter)
+    unwritten: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def cut_corpus(
@@ -74,20 +81,22 @@ def cut_corpus(
         if tokenizer.beyond_rows:
             logger.warning("%s", _rowless(tokenizer))
     found = CutCorpus()
-    batch: list[tuple[int, Document, list[int]]] = []
+    batch: list[_Measured] = []
     size = 0
     for row, document in enumerate(iter_documents(table)):
         try:
-            contexts = _context_sizes(document, tokenizers)
+            contexts, ends = _sizes_around(document, tokenizers)
         except TokenizerError as error:
             if not drop_unreadable:
                 raise
             found.dropped[_reason(error, "chat_template_refuses")] += 1
             continue
-        if max_tokens - max(contexts) < MIN_TEXT_TOKENS:
+        taken = [context + end for context, end in zip(contexts, ends, strict=True)]
+        if max_tokens - max(taken) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue
-        batch.append((row, document, contexts))
+        _count_unwritten(document, tokenizers, found)
+        batch.append((row, document, contexts, ends))
         size += len(document.text)
         if size >= BATCH_BYTES:
             _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
@@ -108,30 +117,52 @@ def _rowless(tokenizer: SegmentTokenizer) -> str:
 
 
 def _reason(error: TokenizerError, otherwise: str) -> str:
+    if isinstance(error, NoSpanError):
+        return "no_response_in_template"
     return "token_without_row" if isinstance(error, NoRowError) else otherwise
 
 
-def _context_sizes(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[int]:
-    return [
-        len(
-            tokenizer.context_ids(
-                document.context, where=f"document {document.document_id}, tokenizer of {name}"
-            )
-        )
-        for name, tokenizer in tokenizers.items()
-    ]
+def _sizes_around(
+    document: Document, tokenizers: Mapping[str, SegmentTokenizer]
+) -> tuple[list[int], list[int]]:
+    """Tokens before the text for each model, and behind it those that end a turn; of chats the response
+    is proved to stand between them."""
+    sizes, ends = [], []
+    context = None if document.context is None else json.loads(document.context)
+    for name, tokenizer in tokenizers.items():
+        where = f"document {document.document_id}, tokenizer of {name}"
+        if context is not None and "messages" in context:
+            tokenizer.chat.require_span(context, document.text, where=where)
+        before, end = tokenizer.contexts.read(document.context, where=where)
+        sizes.append(len(before))
+        ends.append(int(end is not None))
+    return sizes, ends
+
+
+def _count_unwritten(
+    document: Document, tokenizers: Mapping[str, SegmentTokenizer], found: CutCorpus
+) -> None:
+    context = None if document.context is None else json.loads(document.context)
+    if context is None or "messages" not in context:
+        return
+    for name, tokenizer in tokenizers.items():
+        left = tokenizer.chat.unwritten(context, where=f"document {document.document_id}")
+        found.unwritten.setdefault(name, Counter()).update(left)
 
 
 def _cut_batch(
-    batch: Sequence[tuple[int, Document, list[int]]],
+    batch: Sequence[_Measured],
     tokenizers: Mapping[str, SegmentTokenizer],
     max_tokens: int,
     found: CutCorpus,
     drop_unreadable: bool,
 ) -> None:
-    ids = [document.document_id for _, document, _ in batch]
-    texts = [document.text.encode() for _, document, _ in batch]
-    budgets = [[max_tokens - context for context in contexts] for _, _, contexts in batch]
+    ids = [document.document_id for _, document, _, _ in batch]
+    texts = [document.text.encode() for _, document, _, _ in batch]
+    budgets = [
+        [max_tokens - context - end for context, end in zip(contexts, ends, strict=True)]
+        for _, _, contexts, ends in batch
+    ]
     unreadable: dict[int, TokenizerError] | None = {} if drop_unreadable else None
     encoders = [encoder(tokenizer, ids, unreadable) for tokenizer in tokenizers.values()]
     try:
@@ -144,12 +175,14 @@ def _cut_batch(
             got=dict(zip(tokenizers, error.num_tokens, strict=True)),
             hint="raise plan.max_tokens",
         ) from error
-    for number, (row, _, contexts) in enumerate(batch):
+    for number, (row, _, contexts, ends) in enumerate(batch):
         if unreadable and number in unreadable:
             found.dropped[_reason(unreadable[number], "tokenizer_changes_text")] += 1
             continue
         found.rows.append(row)
-        found.cuts.append(cuts[number])
+        *others, last = cuts[number]
+        rows = tuple(n + end for n, end in zip(last.num_tokens, ends, strict=True))
+        found.cuts.append([*others, replace(last, num_tokens=rows)])
         for name, context in zip(tokenizers, contexts, strict=True):
             found.context_tokens[name] += context * len(cuts[number])
 

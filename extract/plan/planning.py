@@ -23,7 +23,7 @@ from extract.corpus.splits import require_splits
 from extract.plan.cutting import CutCorpus, cut_corpus
 from extract.plan.kept_plan import KeptPlan, begun_stores, documents_of, keep_plan, split_digests
 from store_schema import SCHEMA_VERSION
-from store_schema.config import RunConfig
+from store_schema.config import RunConfig, TemplateSettings
 from store_schema.disk.location import Location, open_location
 from store_schema.errors import ConfigError, InputError, LogitfuseError, ModelError
 from store_schema.fingerprint import fingerprint
@@ -36,6 +36,7 @@ from store_schema.text.tokenizer import SegmentTokenizer
 _log = logging.getLogger(__name__)
 
 TARGET = "target"
+_DEFAULT_TEMPLATE = TemplateSettings().model_dump(mode="json")
 
 
 def plan_location(run: RunConfig) -> Location:
@@ -137,15 +138,27 @@ def _cut(
 def _figures(run: RunConfig, cut: CutCorpus, kept: KeptPlan | None) -> dict[str, Any]:
     """What the record says beside the section: seed, what was dropped, context that is read."""
     dropped, context = Counter(cut.dropped), Counter(cut.context_tokens)
+    unwritten = {name: Counter(kinds) for name, kinds in cut.unwritten.items()}
     if kept is not None:
+        for name, kinds in kept.plan.record.settings.get("unwritten", {}).items():
+            unwritten.setdefault(name, Counter()).update(kinds)
         dropped.update(kept.plan.record.settings.get("dropped", {}))
         context.update(kept.context_tokens)
     figures = {
         "seed": run.seed,
         "dropped": dict(sorted(dropped.items())),
         "context_tokens": dict(context),
+        "unwritten": {name: dict(kinds) for name, kinds in unwritten.items() if kinds},
+        "templates": _templates(run),
     }
     return figures if kept is None else figures | {"kept": True}
+
+
+def _templates(run: RunConfig) -> dict[str, Any]:
+    """How chat templates are asked, where the run file says something of it, by model."""
+    refs = {**run.sources, TARGET: run.target}
+    asked = {name: ref.template.model_dump(mode="json") for name, ref in refs.items()}
+    return {name: said for name, said in asked.items() if said != _DEFAULT_TEMPLATE}
 
 
 def _require_models(run: RunConfig, section: PlanSection) -> None:

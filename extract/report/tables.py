@@ -54,6 +54,7 @@ def corpus_report(record: CorpusRecord) -> str:
     if packed:
         shown = ", ".join(f"{number:,} in {name}" for name, number in sorted(packed.items()))
         lines.append(f"compressed inputs, read as they are: {shown}")
+    lines += _shape_lines(record)
     if record.taken_as:
         shown = ", ".join(
             f"{name} taken as {split} ({number:,} documents)"
@@ -71,6 +72,22 @@ def corpus_report(record: CorpusRecord) -> str:
         lines.append(_normalised(record, record.not_nfc))
     lines.append(f"corpus {record.corpus_fingerprint}, {record.num_documents:,} documents")
     return "\n".join(lines)
+
+
+def _shape_lines(record: CorpusRecord) -> list[str]:
+    """How rows were read, what of chats is not as one might think, and what nobody looks at."""
+    lines = []
+    for entry in record.inputs:
+        if set(entry.shapes) - {"text"}:
+            shown = ", ".join(f"{number:,} rows as {name}" for name, number in entry.shapes.items())
+            lines.append(f"{entry.name}: {shown} (corpus.inputs[].chat.format)")
+    if record.notes:
+        shown = ", ".join(f"{number:,} {what}" for what, number in record.notes.items())
+        lines.append(f"of chats: {shown}")
+    if record.unread:
+        shown = ", ".join(f"{name} {number:,}" for name, number in record.unread.items())
+        lines.append(f"not read, values by column or field: {shown}")
+    return lines
 
 
 def _normalised(record: CorpusRecord, number: int) -> str:
@@ -107,6 +124,9 @@ def plan_report(
     if dropped:
         shown = ", ".join(f"{name} {number:,}" for name, number in dropped.items())
         lines.append(f"documents dropped, by reason: {shown}")
+    for name, kinds in record.settings.get("unwritten", {}).items():
+        shown = ", ".join(f"{kind} {number:,}" for kind, number in kinds.items())
+        lines.append(f"not written by the chat template of {name}, in all contexts: {shown}")
     return "\n".join(lines)
 
 

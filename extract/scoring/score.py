@@ -48,7 +48,8 @@ def shard_stats(
 ) -> dict[str, float]:
     """Figures of a shard: in all, and nats and the bytes they cover as "nats/<domain>".
 
-    A first token with nothing before it has no probability: its bytes are not in `bytes`.
+    A first token with nothing before it has no probability: its bytes are not in `bytes`. The end of a
+    turn is a token, its nats are not those of any byte and not in `nats`.
 
     Args:
         segments: Of the shard.
@@ -60,8 +61,11 @@ def shard_stats(
     for segment, part, row in zip(segments, encoded, scored, strict=True):
         known = ~np.isnan(row.label_logprobs)
         lengths = np.diff(part.byte_ends.astype(np.int64), prepend=0)
+        tokens = len(known)
+        if part.ends_turn:
+            known[-1] = False
         figures = {
-            TOKENS: len(known),
+            TOKENS: tokens,
             NATS: -float(row.label_logprobs[known].sum(dtype=np.float64)),
             BYTES: int(lengths[known].sum()),
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from extract.config import ExtractSection
+from extract.engine_kinds import ENGINES
 from extract.engines.protocol import EngineSpec, engine_spec
 from extract.scoring.space_ids import space_initial_ids
 from store_schema.config import RunConfig
@@ -123,7 +124,7 @@ def check_source(
         seed=run.seed,
         space_ids=space_initial_ids(tokenizer.vocabulary) if wants_spaces else None,
     )
-    if spec.section.engine == "transformers":
+    if ENGINES[spec.section.engine].loader == "transformers":
         require_packages(folder, name=name)
     manifest = Manifest(
         kind=kind,
@@ -151,8 +152,8 @@ def begun_section(section: ExtractSection, location: Location) -> ExtractSection
     """
     if section.engine != "auto" or not location.exists(MANIFEST_FILE):
         return section
-    engine = StoreReader.open(location).manifest.settings.get("engine")
-    if engine == "transformers" or (engine == "vllm" and not section.needs_all):
+    engine = str(StoreReader.open(location).manifest.settings.get("engine"))
+    if engine in ENGINES.table and (ENGINES[engine].whole_rows or not section.needs_all):
         return section.model_copy(update={"engine": engine})
     return section
 
@@ -178,4 +179,7 @@ def shaping_settings(spec: EngineSpec) -> dict[str, Any]:
     settings = {"engine": section.engine, "dtype": spec.dtype, "fp32_head": spec.fp32_head}
     if section.quantization is not None:
         settings["quantization"] = section.quantization
+    kind = ENGINES[section.engine]
+    if kind.section is not None:
+        settings |= section.model_dump(mode="json", include={kind.field})
     return settings | section.sampling_settings(spec.seed)

@@ -38,7 +38,7 @@ class SourceBatch:
         tail_BTM: float32 mass outside the entries; 1 where not covered.
         covered_BTM: bool, whether there are entries.
         label_logprobs_BTM: float32 nats, NaN where not known.
-        features_BTMF: float32, see features.py.
+        features_BTMF: float32, see features.py; F is 0 where no selector looks at them.
         source_bpb_BM: float32 bits per byte of the segment, inf where not known.
         begins_BT: bool, rows where no source is inside one of its tokens (see pools.py); None is all.
     """
@@ -258,7 +258,8 @@ def _sources(samples: Sequence[Sample], width: int, with_entries: bool) -> Sourc
     counts_BTM = np.zeros(size, np.int64)
     tail_BTM = np.ones(size, np.float32)
     labels_BTM = np.full(size, np.nan, np.float32)
-    features_BTMF = np.zeros((*size, len(FEATURES)), np.float32)
+    made = samples[0].shard.features_NMF is not None
+    features_BTMF = np.zeros((*size, len(FEATURES) if made else 0), np.float32)
     bpb_BM = np.full((size[0], size[2]), np.inf, np.float32)
     begins_BT = np.ones(size[:2], bool)
     for b, sample in enumerate(samples):

@@ -42,8 +42,9 @@ class DecodedShard:
         token_ids: [N] int64.
         byte_ends: [N] end of each token in its segment's bytes.
         sources: Arrays of each source's store, in the run file's order; empty for ground truth.
-        features_NMF: Selector features, None without sources.
+        features_NMF: Selector features, None without sources or where no selector looks at them.
         eos_id: Token to train after segments that end their document, or None.
+        ends_turn: Segments whose last row is the end of a chat's turn: no `eos_id` behind it.
     """
 
     segments: Sequence[Segment]
@@ -54,6 +55,7 @@ class DecodedShard:
     sources: tuple[Arrays, ...]
     features_NMF: npt.NDArray[np.float32] | None
     eos_id: int | None = None
+    ends_turn: frozenset[int] = frozenset()
 
     @property
     def size_bytes(self) -> int:
@@ -96,7 +98,8 @@ class Sample:
     def labels(self) -> npt.NDArray[np.int64]:
         """Tokens of the text, and the end-of-sequence token where it is to be learned."""
         tokens = self.shard.token_ids[self.rows]
-        if self.shard.eos_id is not None and self.segment.ends_document:
+        ends = self.segment.ends_document and self.index not in self.shard.ends_turn
+        if self.shard.eos_id is not None and ends:
             return np.append(tokens, self.shard.eos_id)
         return tokens
 
@@ -119,6 +122,7 @@ class AlignedSamples:
         allow_partial: A source that lacks a shard is silent there, and a shard that no source has is
             left out, instead of being an error.
         with_spans: Whether the spans that source and target share are kept too.
+        with_features: Whether features are made of the sources, for selectors that look at them.
 
     Raises:
         MismatchError: A store of another plan, or of another target tokenizer.
@@ -138,6 +142,7 @@ class AlignedSamples:
         max_positions: int | None = None,
         allow_partial: bool = False,
         with_spans: bool = False,
+        with_features: bool = True,
     ) -> None:
         shards = plan.splits().get(split)
         if not shards:
@@ -173,6 +178,7 @@ class AlignedSamples:
         self._eos_id = tokenizer.eos_id if append_eos else None
         self.append_eos = append_eos
         self._max_positions = max_positions
+        self._with_features = with_features
         self._unused = {*TOKEN_ARRAYS, *(() if with_spans else SPAN_ARRAYS)}
         self._check_plan_lengths()
 
@@ -221,7 +227,8 @@ class AlignedSamples:
                     where=f"{reader.location.url}, shard {shard.index}",
                     hint="run align again for all sources",
                 )
-        context = self._contexts(segments)
+        read = self._contexts(segments)
+        context = [ids for ids, _ in read]
         self._check_lengths(segments, context, first["token_offsets"])
         sources: tuple[Arrays, ...] = ()
         if with_sources:
@@ -229,7 +236,7 @@ class AlignedSamples:
             silent = silent_arrays(first) if len(readers) < len(self.stores) else {}
             sources = tuple(self._own(by_name.get(name, silent)) for name in self.stores)
         features = None
-        if with_sources:
+        if with_sources and self._with_features:
             texts = [segment.text.encode() for segment in segments]
             features = shard_features(sources, first["token_offsets"], first["byte_ends"], texts)
         return DecodedShard(
@@ -241,6 +248,7 @@ class AlignedSamples:
             sources,
             features,
             self._eos_id,
+            frozenset(d for d, (_, end) in enumerate(read) if end is not None),
         )
 
     def _check_plan_lengths(self) -> None:
@@ -262,11 +270,13 @@ class AlignedSamples:
         )
         segments = self.plan.segments(shard)
         offsets = reader.read(shard.index, ("token_offsets",))["token_offsets"]
-        self._check_lengths(segments, self._contexts(segments), offsets)
+        context = [ids for ids, _ in self._contexts(segments)]
+        self._check_lengths(segments, context, offsets)
 
-    def _contexts(self, segments: Sequence[Segment]) -> list[tuple[int, ...]]:
+    def _contexts(self, segments: Sequence[Segment]) -> list[tuple[tuple[int, ...], int | None]]:
+        """Tokens before each text, and the one that ends its turn."""
         return [
-            tuple(self.tokenizer.context_ids(s.context, where=f"segment {s.segment_id}"))
+            self.tokenizer.contexts.read(s.context, where=f"segment {s.segment_id}")
             for s in segments
         ]
 

@@ -36,7 +36,7 @@ from fuse_train.loop.schedule import progress_at, steps_in_all
 from fuse_train.loop.validation import load_valid
 from fuse_train.selector_fit.selector_start import SelectorStart
 from fuse_train.selector_fit.selector_training import split_batches
-from fuse_train.selectors.selectors import FIXED, Selector
+from fuse_train.selectors.selectors import Selector
 from launch.signals import stop_on_signals
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, InputError, MissingError
@@ -211,10 +211,11 @@ def _selector(
     )
     saved: Path | None = None
     words: str = section.selector
-    if section.selector not in (*FIXED, "bayes"):
+    kind = section.selector_kind
+    if kind.learns:
         finished = output_folder(run) / "selector"
-        if section.asn.frozen:
-            words += " of train.asn.start_from"
+        if section.options_of(kind).frozen:
+            words += f" of train.{kind.field}.start_from"
         elif checkpoint is not None:
             saved, words = checkpoint[0] / "trainer", f"{words} of {checkpoint[0].name}"
         elif finished.is_dir():

@@ -25,7 +25,6 @@ from pydantic import Field
 from fuse_train.disk.checksums import check_files, with_checksums
 from fuse_train.disk.folders import discard_folder, publish_folder
 from fuse_train.loop.optimizer import save_optimizer
-from fuse_train.selectors.asn import AdaptiveSelector
 from fuse_train.selectors.selectors import Selector
 from store_schema import SCHEMA_VERSION
 from store_schema.config import StrictModel
@@ -146,7 +145,7 @@ def save_checkpoint(
         inner = folder / "trainer"
         inner.mkdir()
         save_optimizer(inner, optimizer)
-        if isinstance(selector, AdaptiveSelector):
+        if selector is not None and selector.learns:
             selector.save(inner)
         (folder / STATE_FILE).write_bytes(seal(state))
 

@@ -33,6 +33,7 @@ def step_figures(
     sources: Sequence[str],
     domains: Sequence[str],
     learns: bool,
+    pool_trains: bool,
 ) -> dict[str, Any]:
     """The log line's losses and weights; sums become means here and nowhere else.
 
@@ -43,6 +44,7 @@ def step_figures(
         sources: Names.
         domains: Names.
         learns: Whether the selector is trained in the step.
+        pool_trains: Whether the pool's NLL trains it.
     """
     labels = totals.labels
     loss, clm = float(sums["loss"]) / labels, float(sums["clm"]) / labels
@@ -52,7 +54,7 @@ def step_figures(
     feedback = float(importance_cv2(sums["weights_GM"].sum(0)))
     if learns:
         loss += section.feedback_weight * feedback
-        loss += section.pool_weight * pool if section.asn.objective != "fusion" else 0.0
+        loss += section.pool_weight * pool if pool_trains else 0.0
     weights_M = (sums["weights_GM"].sum(0) / max(covered, 1.0)).tolist()
     covered_G = sums["covered_G"].clamp(min=1)
     rows_by_domain = sums["covered_G"].tolist()

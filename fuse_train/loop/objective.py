@@ -35,7 +35,6 @@ from fuse_train.losses.losses import (
 from fuse_train.losses.span_likelihood import span_loss, span_rows
 from fuse_train.losses.token_selection import row_factors
 from fuse_train.model.heads import head_of, hidden_states
-from fuse_train.selectors.asn import AdaptiveSelector
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.pools import label_pool_nll, pool_nats
 from fuse_train.selectors.selectors import Selector, SourceView
@@ -92,8 +91,8 @@ class FusionObjective(nn.Module):
     def at_progress(self, progress: float) -> None:
         """Set what is scheduled, before a step: 0 at the run's first step, 1 at its last."""
         self.weights = weights_at(self.section, progress)
-        if self.weights.threshold is not None and isinstance(self.selector, AdaptiveSelector):
-            self.selector.threshold = self.weights.threshold
+        if self.weights.threshold is not None and self.selector is not None:
+            self.selector.set_threshold(self.weights.threshold)
 
     def forward(self, batch: Batch, totals: StepTotals) -> tuple[torch.Tensor, Sums]:
         """Loss of a micro-batch, divided by the step's counts, and its sums for the log."""
@@ -132,10 +131,7 @@ class FusionObjective(nn.Module):
             raise TypeError("a fused batch needs sources and a selector")
         gates_BTM, weights_BTM = select(self.selector, sources.view)
         weights_RM, covered_RM = weights_BTM[at], sources.covered_BTM[at]
-        learns = isinstance(self.selector, AdaptiveSelector)
-        for_target_RM = weights_RM
-        if not learns or section.asn.objective == "pool":
-            for_target_RM = weights_RM.detach()
+        for_target_RM = weights_RM if self.selector.fusion_trains else weights_RM.detach()
         logprobs_RM = sources.label_logprobs_BTM[at].clamp(min=PROBABILITY_FLOOR)
         target, of_target = self._target_loss(
             hidden_RH, batch, at, for_target_RM, covered_RM, logprobs_RM
@@ -144,7 +140,7 @@ class FusionObjective(nn.Module):
         pool_R = pool_nats(
             gates_BTM, sources.label_logprobs_BTM.clamp(min=PROBABILITY_FLOOR), sources.begins_BT
         )[at]
-        if learns and section.asn.objective != "fusion":
+        if self.selector.pool_trains:
             loss = loss + section.pool_weight * pool_R.sum() / max(totals.pool_rows, 1)
         if totals.importance_M is not None:
             slope_M = cv2_slope(totals.importance_M)
@@ -234,11 +230,8 @@ def label_reference(
 
 def select(selector: Selector, view: SourceView) -> tuple[torch.Tensor, torch.Tensor]:
     """Gates (what the pool loss is taken on) and weights (what the target sees)."""
-    if isinstance(selector, AdaptiveSelector):
-        gates_BTM = selector.gates(view)
-        return gates_BTM, selector.keep(gates_BTM)
-    weights_BTM = selector(view)
-    return weights_BTM, weights_BTM
+    gates_BTM = selector.gates(view)
+    return gates_BTM, selector.keep(gates_BTM)
 
 
 def importance(selector: Selector, batch: Batch) -> torch.Tensor:

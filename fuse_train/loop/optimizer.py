@@ -33,6 +33,7 @@ def build_optimizer(
     Raises:
         ConfigError: `train.optim_kwargs` do not fit that optimizer.
     """
+    selector_lr = section.lr if section.learned is None else section.learned.lr
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {
@@ -45,7 +46,7 @@ def build_optimizer(
             "peak_lr": section.lr,
             "weight_decay": 0.0,
         },
-        {"params": list(selector), "peak_lr": section.asn.lr, "weight_decay": 0.0},
+        {"params": list(selector), "peak_lr": selector_lr, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     kind, defaults = _kind(section.optim)

@@ -32,7 +32,6 @@ from fuse_train.loop.validation import valid_scores
 from fuse_train.machine.memory_fit import fits, fitting_size, free_memory, is_out_of_memory
 from fuse_train.machine.processes import progress_stream
 from fuse_train.model.target import Target
-from fuse_train.selectors.asn import AdaptiveSelector
 from fuse_train.selectors.selectors import Selector
 from launch.progress import Progress
 from launch.signals import StopFlag
@@ -253,7 +252,7 @@ class TrainingLoop:
                 continue
             known = ~batch.sources.label_logprobs_BTM[at].isnan() & batch.sources.covered_BTM[at]
             counts[1] += int(known.any(-1).sum())
-            if balanced and isinstance(self.selector, AdaptiveSelector):
+            if balanced and self.selector is not None and self.selector.learns:
                 part_M = importance(self.selector, batch)
                 importance_M = part_M if importance_M is None else importance_M + part_M
         if self._accelerator.num_processes > 1:
@@ -264,7 +263,8 @@ class TrainingLoop:
         return StepTotals(max(labels, 1), pool_rows, importance_M)
 
     def _figures(self, sums: Sums, totals: StepTotals) -> dict[str, Any]:
-        stream, learns = self.inputs.stream, isinstance(self.selector, AdaptiveSelector)
+        stream, selector = self.inputs.stream, self.selector
+        learns = selector is not None and selector.learns
         now = {"feedback_weight": self._plain_objective.weights.feedback_weight}
         figures = step_figures(
             sums,
@@ -273,6 +273,7 @@ class TrainingLoop:
             sources=stream.samples.sources,
             domains=stream.domains,
             learns=learns,
+            pool_trains=selector is not None and selector.pool_trains,
         )
         if learns and "weights" in figures and self._accelerator.is_main_process:
             self._watch.see(figures["weights"])

@@ -63,7 +63,7 @@ def load_valid(
             chosen += [s for i, s in enumerate(segments, start=number) if i in wanted]
         number += size
     return ValidSet(
-        tuple(tokenizer.encode(chosen)),
+        tuple(part.text_only for part in tokenizer.encode(chosen)),
         tuple(s.domain for s in chosen),
         tuple(s.segment_id for s in chosen),
     )

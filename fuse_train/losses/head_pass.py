@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from fuse_train.losses.divergences import Classes, Divergence
+from fuse_train.divergences.classes import Classes
+from fuse_train.divergences.divergence import Divergence
 from fuse_train.model.heads import Head
 
 MIN_TAIL = 1e-6
@@ -216,7 +217,7 @@ def _at_one_temperature(
     index_CJ, present_CMK = labels_C[:, None], None
     if part is not None:
         ids_CMK = part.ids_CMK.long()
-        if divergence.name == "uld":
+        if divergence.sorts:
             ids_CMK = logits_CV.topk(ids_CMK.shape[2]).indices[:, None].expand(ids_CMK.shape)
         present_CMK = ids_CMK >= 0
         # An entry that is not there points at the label, which is a slot anyway.
@@ -230,9 +231,7 @@ def _at_one_temperature(
     if part is not None and present_CMK is not None:
         mass_CM = (slots.exp_CJ[:, 1:].view(present_CMK.shape) * present_CMK).sum(-1)
         classes = Classes(
-            _sorted(part.probs_CMK.double())
-            if divergence.name == "uld"
-            else part.probs_CMK.double(),
+            _sorted(part.probs_CMK.double()) if divergence.sorts else part.probs_CMK.double(),
             part.tail_CM.double(),
             q_CJ[:, 1:].view(present_CMK.shape) * present_CMK,
             logq_CJ[:, 1:].view(present_CMK.shape).masked_fill(~present_CMK, 0.0),

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from fuse_train.config import TrainSection
+from fuse_train.divergences.divergence import Divergence
 from fuse_train.loss_config import ScheduleSection
-from fuse_train.losses.divergences import Divergence
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class StepWeights:
     Args:
         clm_weight: lambda.
         feedback_weight: alpha.
-        threshold: tau of the ASN; None leaves it as it is.
+        threshold: tau of a selector that learns; None leaves it as it is.
         divergence: With the temperature and TAID's share.
     """
 
@@ -31,8 +31,8 @@ def weights_at(section: TrainSection, progress: float) -> StepWeights:
     """The weights at a point of the run, from 0 at the first step to 1 at the last."""
     loss = section.loss
     threshold = None
-    if loss.threshold_schedule is not None:
-        threshold = scheduled(section.asn.threshold, loss.threshold_schedule, progress)
+    if loss.threshold_schedule is not None and section.learned is not None:
+        threshold = scheduled(section.learned.threshold, loss.threshold_schedule, progress)
     share = loss.source_share
     if share is not None:
         share = scheduled(share, loss.source_share_schedule, progress)
@@ -40,7 +40,7 @@ def weights_at(section: TrainSection, progress: float) -> StepWeights:
         scheduled(section.clm_weight, loss.clm_weight_schedule, progress),
         scheduled(section.feedback_weight, loss.feedback_schedule, progress),
         threshold,
-        Divergence(loss.divergence, loss.jsd_beta, loss.target_temperature, share),
+        Divergence(loss.divergence, loss.options, loss.target_temperature, share),
     )
 
 

@@ -10,8 +10,8 @@ truth) and b_rm (source m), entries (id_k, p_k) and tail mass t_m of source m:
     total  = sum_r a_r * nll_r + sum_rm b_rm * ce_rm
 
 and because cross-entropy is linear in its first argument, sum_m w_m CE(P_m, Q) = CE(sum_m w_m P_m, Q):
-the sources are never merged. Other divergences take the place of ce_rm (see divergences.py); they are
-weighted source by source all the same: sum_m w_m D(P_m, Q).
+the sources are never merged. Other divergences take the place of ce_rm (fuse_train/divergences/); they
+are weighted source by source all the same: sum_m w_m D(P_m, Q).
 
 Everything is a sum; callers divide once, by the count over all processes and micro-batches.
 
@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import torch
 
-from fuse_train.config import TailPolicy
-from fuse_train.losses.divergences import Divergence
+from fuse_train.divergences.divergence import Divergence
 from fuse_train.losses.head_pass import MIN_TAIL as MIN_TAIL
 from fuse_train.losses.head_pass import HeadPass
 from fuse_train.model.heads import Head, default_chunk_rows
+from store_schema.presets import TailPolicy
 
 
 @dataclass(frozen=True, slots=True)

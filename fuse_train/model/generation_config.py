@@ -11,6 +11,8 @@ import re
 from functools import cache
 from typing import Any
 
+from store_schema.text.tokenizer import SegmentTokenizer
+
 logger = logging.getLogger(__name__)
 
 _NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
@@ -47,6 +49,22 @@ def mend_generation_config(model: Any, *, where: str) -> None:
         model.generation_config = type(config)(**{name: getattr(config, name) for name in ids})
         changes = ["token ids alone are kept"]
     _say(where, ", ".join(changes), " ".join(refused.split())[:200])
+
+
+def name_turn_end(model: Any, tokenizer: SegmentTokenizer) -> None:
+    """Make generation stop where a chat's turn ends: at the token of the chat template.
+
+    Args:
+        model: Whose `generation_config` is changed in place.
+        tokenizer: Of the model.
+    """
+    config, end = getattr(model, "generation_config", None), tokenizer.contexts.turn_end
+    if config is None or end is None:
+        return
+    named = config.eos_token_id
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if end not in ids:
+        config.eos_token_id = [*ids, end]
 
 
 def _refusal(config: Any) -> str | None:

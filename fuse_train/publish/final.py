@@ -11,7 +11,7 @@ from fuse_train.disk.checksums import check_files
 from fuse_train.disk.folders import publish_folder
 from fuse_train.loop.checkpoint import TrainState, best_folder, step_folder
 from fuse_train.model.adapters import copy_adapters
-from fuse_train.model.generation_config import mend_generation_config
+from fuse_train.model.generation_config import mend_generation_config, name_turn_end
 from fuse_train.model.models import load_model, own_dtype
 from fuse_train.model.target import load_trained
 from fuse_train.publish.model_card import CardFacts, model_card
@@ -157,6 +157,7 @@ def publish_trained(
     else:
         model = load_trained(target, choice.folder, adapters=adapters, dtype=dtype)
     mend_generation_config(model, where=target.model)
+    name_turn_end(model, files.tokenizer)
     model = model.to(dtype)
     if adapters and choice.folder is not None:
         source = choice.folder

@@ -14,24 +14,17 @@ from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream, StreamOptions
 from fuse_train.disk.folders import publish_folder
 from fuse_train.machine.processes import is_main, progress_stream
-from fuse_train.selector_fit.bayes import known_logprobs, search_weights
 from fuse_train.selector_fit.selector_training import (
-    Kind,
+    known_logprobs,
     new_selector,
     split_batches,
     train_selector,
 )
-from fuse_train.selectors.asn import AdaptiveSelector
-from fuse_train.selectors.selectors import (
-    FIXED,
-    Selector,
-    SourceView,
-    StaticSelector,
-    build_selector,
-)
+from fuse_train.selectors.by_name import learner
+from fuse_train.selectors.kind import LearnedOptions, RuleKind, SearchedKind
+from fuse_train.selectors.selectors import Selector, SourceView
 from launch.progress import Progress
 from store_schema import __version__
-from store_schema.errors import ConfigError
 from store_schema.fingerprint import fingerprint
 
 
@@ -42,7 +35,7 @@ class FrozenSelector(Selector):
         trained: Left as it is from here on.
     """
 
-    def __init__(self, trained: AdaptiveSelector) -> None:
+    def __init__(self, trained: Selector) -> None:
         super().__init__()
         for module in trained.modules():
             for name in list(module._parameters):
@@ -71,7 +64,7 @@ class SelectorStart:
         section: Of the run.
         seed: Of the run.
         stream: Of the training split; gives the sources, and batches to those that learn.
-        valid: Opens the stores for the split that `bayes` searches on.
+        valid: Opens the stores for the split that a selector is searched for on.
         device: To train on.
         on_step: Called between steps and trials, for signals.
         kept_in: Folder where selectors that were trained on the stores alone are kept, by what they
@@ -100,24 +93,25 @@ class SelectorStart:
             MismatchError: A saved selector that was built otherwise.
             ModelError: A loss that is not finite.
         """
-        section, sources = self.section, self.stream.samples.sources
-        if section.selector in FIXED:
-            return build_selector(section, sources)
-        if section.selector == "bayes":
-            return StaticSelector(self._searched())
+        section, kind = self.section, self.section.selector_kind
+        options, sources = section.options_of(kind), self.stream.samples.sources
+        if isinstance(kind, RuleKind):
+            return kind.make(options, sources)
+        if isinstance(kind, SearchedKind):
+            return self._searched(kind, options)
         selector = untrained(section, self.seed, len(sources))
-        if section.asn.frozen:
-            selector.load(Path(str(section.asn.start_from)))
+        if options.frozen:
+            selector.load(Path(str(options.start_from)))
             return FrozenSelector(selector)
         if checkpoint is not None:
             selector.load(checkpoint)
-        elif section.asn.start_from is not None:
-            selector.load(Path(section.asn.start_from))
-        elif section.asn.pretrain_steps and section.asn.objective != "fusion":
+        elif options.start_from is not None:
+            selector.load(Path(options.start_from))
+        elif options.pretrain_steps and options.objective != "fusion":
             return self.trained()
         return selector
 
-    def trained(self) -> AdaptiveSelector:
+    def trained(self) -> Selector:
         """A selector that learns, trained on the stores alone, from `start_from` if given.
 
         One that was made from the same before, by this run's pool estimate or by a training that was
@@ -136,15 +130,15 @@ class SelectorStart:
             publish_folder(kept, selector.save)
         return selector
 
-    def _newly_trained(self) -> AdaptiveSelector:
-        section = self.section
-        alone = pretrain_stream(self.stream, section.asn.pretrain_batch_segments)
+    def _newly_trained(self) -> Selector:
+        section, options = self.section, learned_options(self.section)
+        alone = pretrain_stream(self.stream, options.pretrain_batch_segments)
         start = None
-        if section.asn.start_from is not None:
+        if options.start_from is not None:
             start = untrained(section, self.seed, len(alone.samples.sources))
-            start.load(Path(section.asn.start_from))
+            start.load(Path(options.start_from))
         bar = Progress(
-            "train selector", section.asn.pretrain_steps, unit="step", stream=progress_stream()
+            "train selector", options.pretrain_steps, unit="step", stream=progress_stream()
         )
         with bar as progress:
 
@@ -154,55 +148,50 @@ class SelectorStart:
 
             return train_selector(
                 alone,
-                section.asn,
+                options,
+                learner(section.selector),
                 seed=self.seed,
-                kind=kind_of(section),
                 feedback_weight=section.feedback_weight,
                 start=start,
                 on_step=on_step,
                 device=self.device,
             )
 
-    def _searched(self) -> tuple[float, ...]:
-        trials = self.section.bayes.trials
-        logprobs_RM = known_logprobs(split_batches(self.valid(), self.stream.domains))
-        bar = Progress("search weights", trials, unit="trial", stream=progress_stream())
-        with bar as progress:
+    def _searched(self, kind: SearchedKind, options: Any) -> Selector:
+        logprobs_RM = known_logprobs(
+            split_batches(self.valid(), self.stream.domains), where=f"selector {kind.name}"
+        )
+        trials = kind.trials(options)
+        with Progress("search weights", trials, unit="trial", stream=progress_stream()) as progress:
 
             def on_trial(done: int, nats: float) -> None:
                 self.on_step()
                 progress.add(1, f"pool {nats:.4f} nats")
 
-            return search_weights(logprobs_RM, trials=trials, seed=self.seed, on_trial=on_trial)
+            return kind.search(options, logprobs_RM, self.seed, on_trial)
 
 
-def kind_of(section: TrainSection) -> Kind:
-    """Which selector that learns the section names.
+def learned_options(section: TrainSection) -> LearnedOptions:
+    """Options of the section's selector, which is one that learns.
 
     Raises:
-        ConfigError: It names one that does not.
+        ConfigError: It is not.
     """
-    if section.selector == "asn" or section.selector == "constant":
-        return section.selector
-    raise ConfigError(
-        "this selector does not learn",
-        where="train.selector",
-        expected="asn or constant",
-        got=section.selector,
-    )
+    options: LearnedOptions = section.options_of(learner(section.selector))
+    return options
 
 
-def untrained(section: TrainSection, seed: int, num_sources: int) -> AdaptiveSelector:
+def untrained(section: TrainSection, seed: int, num_sources: int) -> Selector:
     """The selector that the section names, one that learns."""
-    return new_selector(section.asn, seed, kind_of(section), num_sources)
+    return new_selector(learned_options(section), learner(section.selector), seed, num_sources)
 
 
 def selector_fingerprint(section: TrainSection, seed: int, samples: AlignedSamples) -> str:
     """Of what a selector that is trained alone is made from: recipe, stores, seed."""
-    content: dict[str, Any] = {
+    kind, options = learner(section.selector), learned_options(section)
+    recipe = section.model_dump(mode="json", include={kind.field, *kind.made_of})
+    content: dict[str, Any] = recipe | {
         "selector": section.selector,
-        "asn": section.asn.model_dump(mode="json"),
-        "hedge": section.hedge.model_dump(mode="json"),
         "feedback_weight": section.feedback_weight,
         "splits": [section.train_split, section.valid_split, section.shuffle_shards],
         "append_eos": samples.append_eos,
@@ -211,15 +200,15 @@ def selector_fingerprint(section: TrainSection, seed: int, samples: AlignedSampl
         "missing": {name: sorted(found) for name, found in samples.missing.items()},
         "by": __version__,
     }
-    if section.asn.start_from is not None:
+    if options.start_from is not None:
         content["start"] = saved_identity(section, len(samples.sources))
     return fingerprint(content)
 
 
 def saved_identity(section: TrainSection, num_sources: int) -> str:
-    """Fingerprint of the weights in `asn.start_from`."""
+    """Fingerprint of the weights in the selector's `start_from`."""
     selector = untrained(section, 0, num_sources)
-    selector.load(Path(str(section.asn.start_from)))
+    selector.load(Path(str(learned_options(section).start_from)))
     return fingerprint({name: t.tolist() for name, t in selector.state_dict().items()})
 
 

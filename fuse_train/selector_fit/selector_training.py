@@ -11,25 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from fuse_train.config import AsnSection
 from fuse_train.data.batch import Batch, SourceBatch, collate, sources_of, to_device, whole_spans
 from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream
 from fuse_train.loop.schedule import rate_factor
 from fuse_train.losses.losses import importance_cv2
-from fuse_train.selectors.asn import AdaptiveSelector, SharedScorer
-from fuse_train.selectors.gates import ConstantGate, RewardNetwork
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
+from fuse_train.selectors.kind import LearnedKind, LearnedOptions
 from fuse_train.selectors.pools import held, pool_nats
 from fuse_train.selectors.selectors import Selector
-from store_schema.errors import ModelError
-
-Kind = Literal["asn", "constant"]
-"""Selectors that learn, by the name that `train.selector` has for them."""
+from store_schema.errors import InputError, ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +121,15 @@ def pool_nll(selector: Selector, batches: Iterable[Batch]) -> dict[str, PoolSums
 
 def train_selector(
     stream: SampleStream,
-    section: AsnSection,
+    options: LearnedOptions,
+    kind: LearnedKind,
     *,
     seed: int,
-    kind: Kind = "asn",
     feedback_weight: float = 0.0,
-    start: AdaptiveSelector | None = None,
+    start: Selector | None = None,
     on_step: Callable[[int, float], None] | None = None,
     device: torch.device | None = None,
-) -> AdaptiveSelector:
+) -> Selector:
     """Train a selector on the pool's NLL, alone, on the split of `stream`.
 
     The loss is taken on the gates before the threshold, so that a source that is dropped now can
@@ -141,9 +137,9 @@ def train_selector(
 
     Args:
         stream: With sources; entries are not needed (`with_entries=False`).
-        section: Widths, steps and learning rate.
-        seed: Of the initial weights.
+        options: Of the selector: widths, steps, learning rate.
         kind: Which selector.
+        seed: Of the initial weights.
         feedback_weight: alpha, weight of CV^2 of importance.
         start: Goes on from this one instead of an untrained one.
         on_step: Told the step and its pool NLL per row in nats.
@@ -155,11 +151,11 @@ def train_selector(
     Raises:
         ModelError: A loss that is not finite.
     """
-    selector = start or new_selector(section, seed, kind, len(stream.samples.sources))
+    selector = start or new_selector(options, kind, seed, len(stream.samples.sources))
     device = device or torch.device("cpu")
     selector.to(device).train()
-    optimizer = torch.optim.AdamW(selector.parameters(), lr=section.lr, weight_decay=0.0)
-    steps = section.pretrain_steps
+    optimizer = torch.optim.AdamW(selector.parameters(), lr=options.lr, weight_decay=0.0)
+    steps = options.pretrain_steps
     for step, batches in enumerate(stream.batches(0, steps)):
         optimizer.zero_grad(set_to_none=True)
         loss_sum, num_rows = 0.0, sum(known_rows(sources_of(batch)) for batch in batches)
@@ -178,7 +174,7 @@ def train_selector(
             names = ", ".join(name for batch in batches for name in batch.segment_ids[:4])
             raise ModelError("selector's loss is not a number", where=f"step {step}, {names} ...")
         for group in optimizer.param_groups:
-            group["lr"] = section.lr * rate_factor(step, steps, warmup_ratio=0.02, floor=0.1)
+            group["lr"] = options.lr * rate_factor(step, steps, warmup_ratio=0.02, floor=0.1)
         optimizer.step()
         if on_step is not None:
             on_step(step, loss_sum / max(num_rows, 1))
@@ -187,23 +183,35 @@ def train_selector(
 
 
 def new_selector(
-    section: AsnSection, seed: int, kind: Kind = "asn", num_sources: int = 0
-) -> AdaptiveSelector:
+    options: LearnedOptions, kind: LearnedKind, seed: int, num_sources: int = 0
+) -> Selector:
     """An untrained selector; its weights depend on the seed alone, the caller's generator stays.
 
     Args:
-        section: Widths and rules.
-        seed: Of the initial weights.
+        options: Of the selector.
         kind: Which selector.
+        seed: Of the initial weights.
         num_sources: For those that are bound to their sources.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if kind == "constant":
-            return ConstantGate(section, num_sources)
-        if section.preset == "fusion-x":
-            return RewardNetwork(section, num_sources)
-        return SharedScorer(section)
+        return kind.network(options, num_sources)
+
+
+def known_logprobs(batches: Iterable[Batch], *, where: str) -> npt.NDArray[np.float64]:
+    """Log-probabilities [R, M] of the labels on rows where every source knows them.
+
+    Raises:
+        InputError: There is no such row; `where` says who asked.
+    """
+    parts = []
+    for batch in batches:
+        logs_BTM = sources_of(batch).label_logprobs_BTM.double().numpy()
+        known_BT = ~np.isnan(logs_BTM).any(-1) & (batch.label_bytes_BT.numpy() > 0)
+        parts.append(logs_BTM[known_BT].clip(min=PROBABILITY_FLOOR))
+    if not parts or not sum(map(len, parts)):
+        raise InputError("no row where every source knows the label", where=where)
+    return np.concatenate(parts)
 
 
 def known_rows(sources: SourceBatch) -> int:

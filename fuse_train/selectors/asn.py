@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fuse_train.config import AsnSection
 from fuse_train.disk.checksums import file_record
 from fuse_train.selectors.features import FEATURES, HEDGE_START, PAST_FEATURES
+from fuse_train.selectors.kind import LearnedOptions
+from fuse_train.selectors.kinds.asn import AsnSection
 from fuse_train.selectors.past import HEDGE_SCALE, OF_SOURCE, SHARED
 from fuse_train.selectors.pools import held
 from fuse_train.selectors.selectors import Selector, SourceView, covered_softmax, normalised
@@ -61,12 +62,14 @@ class AdaptiveSelector(Selector):
     is above the threshold the best one stays alone, and equal best gates stay together.
     """
 
+    learns = True
     kind: ClassVar[str]
 
-    def __init__(self, section: AsnSection) -> None:
+    def __init__(self, section: LearnedOptions) -> None:
         super().__init__()
         self.cut, self.threshold, self.top_p = section.cut, section.threshold, section.top_p
-        self.granularity = section.granularity
+        self.pool_trains = section.objective != "fusion"
+        self.fusion_trains = section.objective != "pool"
 
     def gates(self, view: SourceView) -> torch.Tensor:
         """Softmax g [B, T, M] over covered sources; 0 on rows that no source covers."""
@@ -76,9 +79,8 @@ class AdaptiveSelector(Selector):
         """What must agree before weights are loaded."""
         raise NotImplementedError
 
-    @property
-    def hindsight(self) -> bool:
-        return self.granularity == "segment"
+    def set_threshold(self, threshold: float) -> None:
+        self.threshold = threshold
 
     def keep(self, gates_BTM: torch.Tensor) -> torch.Tensor:
         """Weights of the sources that are kept."""
@@ -178,6 +180,7 @@ class SharedScorer(AdaptiveSelector):
 
     def __init__(self, section: AsnSection) -> None:
         super().__init__(section)
+        self.granularity = section.granularity
         self.columns = PAST_FEATURES if section.features == "past" else FEATURES
         width = 3 * (len(self.columns) - len(SHARED)) + len(SHARED)
         hidden = section.hidden_size
@@ -190,6 +193,10 @@ class SharedScorer(AdaptiveSelector):
         nn.init.zeros_(self.direct.weight)
         with torch.no_grad():
             self.direct.weight[0, self.columns.index(HEDGE_START)] = HEDGE_SCALE
+
+    @property
+    def hindsight(self) -> bool:
+        return self.granularity == "segment"
 
     def gates(self, view: SourceView) -> torch.Tensor:
         features_BTMF = view.features_BTMF[..., : len(self.columns)]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fuse_train.config import AsnSection
 from fuse_train.selectors.asn import AdaptiveSelector, SelectorRecord
+from fuse_train.selectors.kinds.asn import AsnSection
 from fuse_train.selectors.selectors import SourceView, covered_softmax, rewards
 
 
@@ -66,10 +66,6 @@ class ConstantGate(AdaptiveSelector):
     def __init__(self, section: AsnSection, num_sources: int) -> None:
         super().__init__(section)
         self.scores_M = nn.Parameter(torch.zeros(num_sources))
-
-    @property
-    def hindsight(self) -> bool:
-        return False
 
     @property
     def bound(self) -> bool:

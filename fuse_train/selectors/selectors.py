@@ -12,14 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
-
-from fuse_train.config import TrainSection
-from fuse_train.selectors.hedge import log_weights
-from fuse_train.selectors.pools import held
-from store_schema.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,8 @@ class SourceView:
 
     Args:
         covered_BTM: bool, whether the source has a distribution of the row.
-        features_BTMF: float32, columns as in `features.FEATURES`, scaled to about 1.
+        features_BTMF: float32, columns as in `features.FEATURES`, scaled to about 1; F is 0 for a
+            selector that does not ask for them (`SelectorKind.needs_features`).
         source_bpb_BM: The source's bits per byte of the whole segment, inf where not known. Hindsight.
         past_logprobs_BTM: float32 nats of the label of the row BEFORE, NaN where not known.
         begins_BT: bool, rows where no source is inside one of its tokens (see pools.py); None is all.
@@ -59,6 +57,13 @@ class Selector(nn.Module):
     and all 0 where no source covers the row.
     """
 
+    learns: ClassVar[bool] = False
+    """Whether it has parameters to train, and can be saved and loaded (asn.py)."""
+    pool_trains: bool = False
+    """Whether the pool's NLL of the labels trains it beside the target."""
+    fusion_trains: bool = False
+    """Whether the fusion loss of the target trains it."""
+
     @property
     def hindsight(self) -> bool:
         """Whether weights of a row depend on its label or later ones."""
@@ -69,16 +74,29 @@ class Selector(nn.Module):
         """Whether it was made for its sources in their order, and knows no others."""
         return False
 
+    def gates(self, view: SourceView) -> torch.Tensor:
+        """What weights are made of, [B, T, M]: the pool loss is taken on them."""
+        weights_BTM: torch.Tensor = self(view)
+        return weights_BTM
+
+    def keep(self, gates_BTM: torch.Tensor) -> torch.Tensor:
+        """The weights that come of gates."""
+        return gates_BTM
+
+    def set_threshold(self, threshold: float) -> None:
+        """Take a scheduled threshold of gates; nothing where there is none."""
+
+    def save(self, folder: Path) -> None:
+        """Write its parameters into an existing folder, where it learns."""
+        raise NotImplementedError
+
+    def load(self, folder: Path) -> None:
+        """Take the parameters that `save` wrote."""
+        raise NotImplementedError
+
     def forward(self, view: SourceView) -> torch.Tensor:
         """Weights [B, T, M] float32."""
         raise NotImplementedError
-
-
-class UniformSelector(Selector):
-    """The same weight for every covered source."""
-
-    def forward(self, view: SourceView) -> torch.Tensor:
-        return normalised(view.covered_BTM.float())
 
 
 class StaticSelector(Selector):
@@ -104,62 +122,6 @@ class StaticSelector(Selector):
         return normalised(torch.where(weightless_BT1, covered_BTM, weights_BTM))
 
 
-class MinCeSelector(Selector):
-    """All weight on the covered source with the least NLL per byte of the segment.
-
-    Source: FuseLLM (2401.10491) MinCE. Departures: per byte, not per token, because sources with
-    longer tokens lose otherwise; per row the best of the covered ones. Equal sources: the first in
-    the run file's order.
-    """
-
-    @property
-    def hindsight(self) -> bool:
-        return True
-
-    def forward(self, view: SourceView) -> torch.Tensor:
-        bpb_BTM = view.source_bpb_BM[:, None].expand(view.covered_BTM.shape)
-        # Covered sources of unknown NLL come after known ones and before those not covered.
-        bpb_BTM = torch.nan_to_num(bpb_BTM, nan=1e30, posinf=1e30)
-        best_BT = bpb_BTM.masked_fill(~view.covered_BTM, float("inf")).argmin(-1)
-        chosen_BTM = nn.functional.one_hot(best_BT, view.covered_BTM.shape[-1])
-        return chosen_BTM.float() * view.covered_BTM
-
-
-class AvgCeSelector(Selector):
-    """Softmax of the sources' rewards exp(-CE) of the segment.
-
-    Source: FuseLLM (2401.10491) AvgCE. Departures: CE is nats per byte, not per token, as in min_ce;
-    the softmax is over the sources that cover the row. A source of unknown NLL has reward 0.
-    """
-
-    @property
-    def hindsight(self) -> bool:
-        return True
-
-    def forward(self, view: SourceView) -> torch.Tensor:
-        rewards_B1M = rewards(view.source_bpb_BM)[:, None]
-        return covered_softmax(rewards_B1M.expand(view.covered_BTM.shape), view.covered_BTM)
-
-
-class HedgeSelector(Selector):
-    """Exponential weights on the log-loss of the segment's earlier tokens; see hedge.py.
-
-    Weights are those of the span's first row (pools.py): inside a token losses are not settled.
-
-    Args:
-        rate: eta; 1 is the Bayes mixture.
-        share: Probability that the best source changes before a row; 0 for one source per segment.
-    """
-
-    def __init__(self, rate: float = 1.0, share: float = 0.0) -> None:
-        super().__init__()
-        self.rate, self.share = rate, share
-
-    def forward(self, view: SourceView) -> torch.Tensor:
-        logs_SBTM = log_weights(view.past_logprobs_BTM, rate=self.rate, shares=(self.share,))
-        return covered_softmax(held(logs_SBTM[0], view.begins_BT), view.covered_BTM)
-
-
 def rewards(source_bpb_BM: torch.Tensor) -> torch.Tensor:
     """exp(-CE) with CE in nats per byte of the segment; 0 where it is not known."""
     nats_BM = torch.nan_to_num(source_bpb_BM, nan=math.inf, posinf=math.inf) * math.log(2)
@@ -181,40 +143,3 @@ def normalised(weights_BTM: torch.Tensor) -> torch.Tensor:
     """Weights scaled to sum 1 over the last axis; rows of zeros stay."""
     total_BT1 = weights_BTM.sum(-1, keepdim=True)
     return weights_BTM / torch.where(total_BT1 > 0, total_BT1, torch.ones_like(total_BT1))
-
-
-FIXED = ("uniform", "static", "min_ce", "avg_ce", "hedge")
-"""Selectors that need no search and no training."""
-
-
-def build_selector(section: TrainSection, sources: Sequence[str]) -> Selector:
-    """The selector that the section names, one of `FIXED`.
-
-    Args:
-        section: Of the run.
-        sources: Names in the run file's order.
-
-    Raises:
-        ConfigError: Static weights of sources that do not exist.
-        ValueError: A selector that is learned or searched for.
-    """
-    if section.selector == "uniform":
-        return UniformSelector()
-    if section.selector == "min_ce":
-        return MinCeSelector()
-    if section.selector == "avg_ce":
-        return AvgCeSelector()
-    if section.selector == "hedge":
-        return HedgeSelector(section.hedge.rate, section.hedge.share)
-    if section.selector == "static":
-        given = section.static_weights or {}
-        unknown = sorted(set(given) - set(sources))
-        if unknown:
-            raise ConfigError(
-                "weights of unknown sources",
-                where="train.static_weights",
-                expected=", ".join(sources),
-                got=", ".join(unknown),
-            )
-        return StaticSelector([given.get(name, 0.0) for name in sources])
-    raise ValueError(f"selector {section.selector} is not a fixed one")

@@ -31,15 +31,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from math import degrees, inf, nan, sqrt
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from store_schema.compiled import compiled_fast
 from store_schema.errors import InputError
+from store_schema.presets import TailPolicy
 
-TailPolicy = Literal["bucket", "drop", "renormalise"]
 POLICIES: tuple[TailPolicy, ...] = ("bucket", "drop", "renormalise")
 BUCKET, DROP, RENORMALISE = range(3)
 

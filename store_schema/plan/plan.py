@@ -6,6 +6,7 @@ reads just its own; `plan.json`, written last, holds the rest and is the plan's 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,8 +79,10 @@ class Segment:
 
     @property
     def has_prompt(self) -> bool:
-        """Whether its context is a prompt to answer; a document's is answered once, at its start."""
-        return self.context is not None and self.byte_start == 0
+        """Whether its context is a prompt to answer; a document's is answered once, at its start, and
+        a chat's turn with its content, not with the thought before it."""
+        asks = self.context is not None and self.byte_start == 0
+        return asks and "part" not in json.loads(self.context or "{}")
 
 
 class ShardRecord(StrictModel):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -17,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from store_schema.config import BosRule, ModelRef
+from store_schema.config import BosRule, ModelRef, TemplateSettings
 from store_schema.errors import NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.models import model_rows, resolve_tokenizer
 from store_schema.plan.plan import Segment
-from store_schema.text.chat import rendered_chat
+from store_schema.text.chat_template import ChatTemplate
+from store_schema.text.context_reader import ContextReader
+from store_schema.text.encoded import EncodedSegment as EncodedSegment
 from store_schema.text.piece_bytes import vocabulary_of
 from store_schema.text.specials import specials_out_of_reach
 from store_schema.text.tokenizer_class import Tokens, around_a_text
@@ -47,29 +47,6 @@ _OPEN: WeakValueDictionary[Any, SegmentTokenizer] = WeakValueDictionary()
 """Tokenizers in use in this process by what they were read from: a stage may ask for one again."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedSegment:
-    """A segment as one model reads it.
-
-    Args:
-        context_ids: Tokens before the text: BOS, or the rendered prompt. Context, not rows.
-        token_ids: [N] uint32 tokens of the text: one row each.
-        byte_ends: [N] uint32 end of each token in the text's UTF-8 bytes.
-        num_changed: Tokens whose bytes in the vocabulary are not the text's: 0 but where the
-            tokenizer changes text and the run's file accepts it.
-    """
-
-    context_ids: tuple[int, ...]
-    token_ids: npt.NDArray[np.uint32]
-    byte_ends: npt.NDArray[np.uint32]
-    num_changed: int = 0
-
-    @property
-    def input_ids(self) -> list[int]:
-        """Everything the model is fed."""
-        return [*self.context_ids, *self.token_ids.tolist()]
-
-
 class SegmentTokenizer:
     """Tokenizer of one model.
 
@@ -79,7 +56,13 @@ class SegmentTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Any, *, name: str, by_offsets: bool = False, bos: BosRule = "auto"
+        self,
+        tokenizer: Any,
+        *,
+        name: str,
+        by_offsets: bool = False,
+        bos: BosRule = "auto",
+        template: TemplateSettings | None = None,
     ) -> None:
         """Wrap a Hugging Face tokenizer.
 
@@ -90,6 +73,7 @@ class SegmentTokenizer:
                 ends come from its offsets where the tokens do not join to the text. Such text is
                 refused otherwise.
             bos: As in `ModelRef`.
+            template: As in `ModelRef`; None for its defaults.
 
         Raises:
             TokenizerError: It has no `tokenizers` backend, its bytes are not known, or `bos` asks for
@@ -103,7 +87,9 @@ class SegmentTokenizer:
                 got=type(tokenizer).__name__,
                 hint="save it as tokenizer.json first",
             )
-        self._begin(ObjectSource(tokenizer), name=name, by_offsets=by_offsets, bos=bos)
+        settings = template or TemplateSettings()
+        source = ObjectSource(tokenizer)
+        self._begin(source, name=name, by_offsets=by_offsets, bos=bos, template=settings)
 
     @classmethod
     def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
@@ -118,7 +104,7 @@ class SegmentTokenizer:
             TokenizerError: As for the constructor.
         """
         folder = resolve_tokenizer(ref, name=name)
-        asked = (ref.bos, ref.by_offsets, ref.trust_remote_code)
+        asked = (ref.bos, ref.by_offsets, ref.trust_remote_code, ref.template.model_dump_json())
         key = (folder.resolve(), files_signature(folder), asked)
         known = _OPEN.get(key)
         if known is None:
@@ -128,7 +114,9 @@ class SegmentTokenizer:
             else:
                 source = converted(folder, ref, name=name)
             known = cls.__new__(cls)
-            known._begin(source, name=name, by_offsets=ref.by_offsets, bos=ref.bos)
+            known._begin(
+                source, name=name, by_offsets=ref.by_offsets, bos=ref.bos, template=ref.template
+            )
             known.end_at(model_rows(ref))
             _OPEN[key] = known
         if known.name == name:
@@ -137,12 +125,21 @@ class SegmentTokenizer:
         other.name = name
         return other
 
-    def _begin(self, source: Source, *, name: str, by_offsets: bool, bos: BosRule) -> None:
+    def _begin(
+        self,
+        source: Source,
+        *,
+        name: str,
+        by_offsets: bool,
+        bos: BosRule,
+        template: TemplateSettings,
+    ) -> None:
         backend = source.open()
         self.name = name
         self.by_offsets = by_offsets
-        self._bos = bos
+        self.bos_rule = bos
         self._source = source
+        self._settings = template
         self._around = around_a_text(backend)
         self._whole = backend
         self.bos_ids: tuple[int, ...] = tuple(index for _, index in self._start())
@@ -157,9 +154,14 @@ class SegmentTokenizer:
         self._text.encode_special_tokens = True
 
     @cached_property
-    def _template(self) -> Tokenizer:
+    def rendered_backend(self) -> Tokenizer:
         """Finds special tokens in a rendered chat; a run of plain text never needs it."""
         return self._source.open() if self._whole is self._text else self._whole
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The model's chat template, asked as the run file says."""
+        return ChatTemplate(self.roles, self._settings)
 
     @property
     def roles(self) -> Any:
@@ -182,7 +184,12 @@ class SegmentTokenizer:
             self.beyond_rows = tuple(token for token in spelt if token is not None)
             self.vocabulary = self.vocabulary.first(rows)
 
-    def _require_rows(self, ids: Sequence[int], where: str) -> None:
+    def require_rows(self, ids: Sequence[int], where: str) -> None:
+        """Refuse ids that the model has no row for.
+
+        Raises:
+            NoRowError: Names the first.
+        """
         if not self.beyond_rows or not ids or max(ids) < self.vocab_size:
             return
         reached = next(i for i in ids if i >= self.vocab_size)
@@ -217,8 +224,10 @@ class SegmentTokenizer:
         added = sorted(backend.get_added_tokens_decoder().items())
         tokens = [[index, token.__getstate__()] for index, token in added]
         pieces = sorted(backend.get_vocab(with_added_tokens=False).items(), key=itemgetter(1))
-        template = getattr(self.roles, "chat_template", None)
-        options = [list(self.bos_ids), self._bos == "always", self.by_offsets]
+        template = self.chat.text
+        options = [list(self.bos_ids), self.bos_rule == "always", self.by_offsets]
+        if template is not None:
+            options.append(self._settings.model_dump(mode="json", exclude={"file"}))
         state = model_state(self._source, backend)
         return fingerprint([state, pieces, rules, tokens, template, options])
 
@@ -246,14 +255,16 @@ class SegmentTokenizer:
         if self._start() != own:
             write_start(folder, self._start(), end)
         make_faithful(folder)
+        if self._settings.file is not None:
+            (folder / "chat_template.jinja").write_text(self.chat.text, encoding="utf-8")
 
     def _start(self) -> Tokens:
         """What stands before a text: by the tokenizer's own rule, by its settings, or as asked."""
         own, _ = self._around
-        wanted = {"always": True, "never": False}.get(self._bos, self._source.adds_bos)
+        wanted = {"always": True, "never": False}.get(self.bos_rule, self._source.adds_bos)
         if wanted is None or wanted == bool(own):
             return own
-        if self._bos == "never":
+        if self.bos_rule == "never":
             return ()
         # None is no token, whatever its spelling is: "None" is a piece of many vocabularies.
         token = getattr(self.roles, "bos_token", None)
@@ -261,7 +272,7 @@ class SegmentTokenizer:
         bos = () if index is None else ((str(token), index),)
         if not wanted:
             return () if own == bos else own
-        if not bos and self._bos == "always":
+        if not bos and self.bos_rule == "always":
             raise TokenizerError(
                 "the tokenizer has no BOS token to put before a text",
                 where=self.name,
@@ -273,7 +284,7 @@ class SegmentTokenizer:
 
     def warn_of_missing_bos(self) -> None:
         """Say in one line that the model's files ask for BOS before a text and name no such token."""
-        if self._bos == "auto" and self._source.adds_bos and not self.bos_ids:
+        if self.bos_rule == "auto" and self._source.adds_bos and not self.bos_ids:
             _log.warning(
                 "tokenizer of %s: its files say `add_bos_token: true` but name no `bos_token` that it "
                 "has: nothing is put before a text",
@@ -325,14 +336,14 @@ class SegmentTokenizer:
         if not self.by_offsets:
             read_ids = self.encode_text(texts)
             for ids, place in zip(read_ids, where, strict=True):
-                self._require_rows(ids, place)
+                self.require_rows(ids, place)
             return [
                 (ids, table.byte_ends(ids, text.encode(), where=place))
                 for ids, text, place in zip(read_ids, texts, where, strict=True)
             ]
         batch = self._text.encode_batch(list(texts), add_special_tokens=False)
         for read, place in zip(batch, where, strict=True):
-            self._require_rows(read.ids, place)
+            self.require_rows(read.ids, place)
         return [
             (read.ids, table.offset_ends(read.ids, read.offsets, text, where=place))
             for read, text, place in zip(batch, texts, where, strict=True)
@@ -344,7 +355,7 @@ class SegmentTokenizer:
         return [ends for _, ends in self.read_texts(texts, where)]
 
     def encode(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
-        """Segments as this model reads them.
+        """Segments as this model reads them, the end of a chat's turn behind its response.
 
         Raises:
             TokenizerError: Tokens of a segment do not join to its text, or a chat has no template.
@@ -353,38 +364,32 @@ class SegmentTokenizer:
         places = [f"segment {s.segment_id}, tokenizer of {self.name}" for s in segments]
         read = self.read_texts([s.text for s in segments], places)
         for segment, (ids, ends), where in zip(segments, read, places, strict=True):
-            context = self.context_ids(segment.context, where=where)
+            context, turn_end = self.contexts.read(segment.context, where=where)
             changed = 0
             if self.by_offsets:
                 changed = self.vocabulary.num_changed(ids, ends, segment.text.encode())
-            encoded.append(EncodedSegment(context, np.asarray(ids, np.uint32), ends, changed))
+            ends_turn = turn_end is not None and segment.ends_document
+            if turn_end is not None and ends_turn:
+                ids, ends = [*ids, turn_end], np.append(ends, ends[-1])
+            encoded.append(
+                EncodedSegment(context, np.asarray(ids, np.uint32), ends, changed, ends_turn)
+            )
         return encoded
 
+    @cached_property
+    def contexts(self) -> ContextReader:
+        """Reads what stands before a text."""
+        return ContextReader(
+            self.bos_ids, self.bos_rule == "always", self.puts_space, self.vocabulary, self.chat,
+            self.rendered_backend, lambda text: self.encode_text([text])[0], self.require_rows,
+        )  # fmt: skip
+
     def context_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:
-        """Tokens that stand before the text.
+        """Tokens that stand before a text: see `ContextReader.read`."""
+        return self.contexts.read(context, where=where)[0]
 
-        Args:
-            context: None for plain text; else JSON, {"prompt": text} or {"messages": [...]}.
-            where: Segment, for messages.
-
-        Raises:
-            TokenizerError: Messages without a chat template, or with one that refuses them or renders
-                them to nothing.
-            NoRowError: A token of `beyond_rows` among them.
-        """
-        ids = self._context_ids(context, where)
-        self._require_rows(ids, f"what stands before the text, {where}")
-        return ids
-
-    def _context_ids(self, context: str | None, where: str) -> tuple[int, ...]:
-        if context is None:
-            return self.bos_ids
-        parsed = json.loads(context)
-        if "prompt" in parsed:
-            return (*self.bos_ids, *self.encode_text([parsed["prompt"]])[0])
-        rendered = rendered_chat(self.roles, parsed["messages"], where=where)
-        ids = tuple(self._template.encode(rendered, add_special_tokens=False).ids)
-        if not ids:
-            raise TokenizerError("the chat template renders the messages to nothing", where=where)
-        written = ids[: len(self.bos_ids)] == self.bos_ids
-        return ids if written or self._bos != "always" else (*self.bos_ids, *ids)
+    @cached_property
+    def puts_space(self) -> bool:
+        """Whether it puts a space of its own before every text (SentencePiece's prefix)."""
+        [ids] = self.encode_text(["a"])
+        return b"".join([self.vocabulary.tokens[i] for i in ids]) == b" a"

@@ -1,45 +1,70 @@
-"""One weight per source by Bayesian optimisation of the pool's NLL: a baseline for what learns.
+"""Selector bayes: one weight per source by Bayesian optimisation of the pool's NLL.
 
 The NLL of fixed weights is convex in them, so gradient descent (selector `constant`) finds the optimum
-too; this is here because reviewers of fusion papers ask for it.
+too; this baseline is here because reviewers of fusion papers ask for it.
 
 Shape suffixes: R rows, M sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from pydantic import Field
 
-from fuse_train.data.batch import Batch
-from fuse_train.selectors.hedge import PROBABILITY_FLOOR
-from store_schema.errors import ConfigError, InputError
+from fuse_train.selectors.kind import SearchedKind
+from store_schema.config import StrictModel
+from store_schema.errors import ConfigError
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fuse_train.selectors.selectors import Selector
+
+    Floats = npt.NDArray[np.float64]
 
 LEAST_WEIGHT = 1e-3
 """Before weights are scaled to sum 1; below it a source is as good as gone."""
 
 
-def known_logprobs(batches: Iterable[Batch]) -> Floats:
-    """Log-probabilities [R, M] of the labels on rows where every source knows them."""
-    parts = []
-    for batch in batches:
-        if batch.sources is None:
-            raise TypeError("batches of ground truth alone have no pool")
-        logs_BTM = batch.sources.label_logprobs_BTM.double().numpy()
-        known_BT = ~np.isnan(logs_BTM).any(-1) & (batch.label_bytes_BT.numpy() > 0)
-        parts.append(logs_BTM[known_BT].clip(min=PROBABILITY_FLOOR))
-    if not parts or not sum(map(len, parts)):
-        raise InputError("no row where every source knows the label", where="selector bayes")
-    return np.concatenate(parts)
+class BayesSection(StrictModel):
+    """Selector bayes: one weight per source, found by Bayesian optimisation on valid text."""
+
+    trials: int = Field(default=60, gt=0)
+    """Weights that are tried."""
+
+
+class Bayes(SearchedKind):
+    """One weight per source, by Bayesian optimisation (optuna, `bayes.trials`) of the pool's NLL on the
+    valid split."""
+
+    section = BayesSection
+    always_in_fingerprint = True
+
+    def trials(self, options: BayesSection) -> int:
+        """As the run file says."""
+        return options.trials
+
+    def search(
+        self,
+        options: BayesSection,
+        logprobs_RM: Floats,
+        seed: int,
+        on_trial: Callable[[int, float], None] | None,
+    ) -> Selector:
+        """As `SearchedKind.search` says."""
+        from fuse_train.selectors.selectors import StaticSelector
+
+        found = search_weights(logprobs_RM, trials=options.trials, seed=seed, on_trial=on_trial)
+        return StaticSelector(found)
 
 
 def mixture_nats(weights_M: Floats, logprobs_RM: Floats) -> float:
     """Mean NLL of the labels under fixed weights that sum to 1."""
+    import numpy as np
+
     top_R1 = logprobs_RM.max(1, keepdims=True)
     mass_R = np.exp(logprobs_RM - top_R1) @ weights_M
     return float(-(np.log(mass_R) + top_R1[:, 0]).mean())
@@ -57,7 +82,7 @@ def search_weights(
     Uniform weights and each source nearly alone are tried first, so the result is never worse.
 
     Args:
-        logprobs_RM: From `known_logprobs`.
+        logprobs_RM: Nats of labels that every source knows.
         trials: How many weights are tried.
         seed: Of the proposals; the same seed finds the same weights.
         on_trial: Told the number of trials done and the least NLL so far in nats per row.
@@ -70,6 +95,8 @@ def search_weights(
 
     Source: Bergstra et al. 2011 (TPE), as optuna has it.
     """
+    import numpy as np
+
     optuna = _optuna()
     num_sources = logprobs_RM.shape[1]
     names = [f"source_{m}" for m in range(num_sources)]

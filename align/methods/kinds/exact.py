@@ -1,0 +1,35 @@
+"""Method exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from align.methods.kind import MethodKind
+
+if TYPE_CHECKING:
+    from align.methods.method import Aligner
+    from launch.signals import StopFlag
+    from store_schema.text.vocabulary import Vocabulary
+
+
+class Exact(MethodKind):
+    """Source and target share one vocabulary, padded or with special tokens added: copied, and checked
+    to tokenise alike.
+    """
+
+    def make(self, sides: Any, stop: StopFlag) -> Aligner:
+        """As `MethodKind.make` says."""
+        from align.methods.exact import ExactAligner
+        from align.prepare.prepare import eos_ids
+
+        return ExactAligner(sides.reader.location.url, sides.target.vocab_size, eos_ids(sides))
+
+    def check(self, source: Vocabulary, target: Vocabulary, where: str) -> None:
+        """As `MethodKind.check` says."""
+        from align.methods.exact import require_same_vocabulary
+
+        require_same_vocabulary(source, target, where=where)
+
+    def top_k(self, section: Any, source_top_k: int) -> int:
+        """All that the source store has."""
+        return source_top_k

@@ -1,0 +1,24 @@
+"""Method mined."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from align.methods.kind import MethodKind
+
+if TYPE_CHECKING:
+    from align.methods.method import Aligner
+    from launch.signals import StopFlag
+
+
+class Mined(MethodKind):
+    """FuseLLM: tokens matched by time warping, vocabulary by least edit distance."""
+
+    def make(self, sides: Any, stop: StopFlag) -> Aligner:
+        """As `MethodKind.make` says."""
+        from align.papers.carry import CarryOptions
+        from align.papers.mined import MinedAligner
+        from align.prepare.prepare import nearest
+
+        options = CarryOptions(max_entries=sides.section.max_entries)
+        return MinedAligner(nearest(sides).token_map, sides.target.vocab_size, options)

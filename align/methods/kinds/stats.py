@@ -1,0 +1,28 @@
+"""Method stats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from align.methods.kind import MethodKind
+
+if TYPE_CHECKING:
+    from align.methods.method import Aligner
+    from launch.signals import StopFlag
+
+
+class Stats(MethodKind):
+    """FuseChat: as mined, the vocabulary map by how often tokens met."""
+
+    def make(self, sides: Any, stop: StopFlag) -> Aligner:
+        """As `MethodKind.make` says."""
+        from align.papers.carry import CarryOptions
+        from align.papers.stats import StatsAligner
+        from align.prepare.prepare import met_most
+
+        options = CarryOptions(max_entries=sides.section.max_entries)
+        return StatsAligner(met_most(sides, stop), sides.target.vocab_size, options)
+
+    def counts_text(self, section: Any) -> bool:
+        """Always."""
+        return True

@@ -1,0 +1,292 @@
+"""`make bench-interference`: does fusing make anything worse than training without the sources?
+
+Settings: `real` (the models of `make real`), `demo`, `spoiled-domain` (the demo without its source of
+prose: in that domain every source is worse than the trained control), `spoiled-source` (the demo with
+a source of facts that has learnt wrong ones), `real-large` (the models of `make real` on three times
+the text; only for the gain). In each, plain training (the control), ours, ours without its gate,
+MinCE, AvgCE and Fusion-X as published are trained by the same three recipes; each is measured at the
+one that is best on valid text, document by document on the test split.
+
+    python benchmarks/bench_interference.py --settings demo,spoiled-source
+    python benchmarks/bench_interference.py --quick      # one seed, three steps a training
+
+Data, scores and figures of every training are kept in --out, its weights are not; a stopped run goes
+on. A training is known by its setting and its `train` section, not by the code: take another --out
+for another version. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from fuse_eval.blocks import block_sizes, text_blocks  # noqa: E402
+
+from benchmarks import recipes  # noqa: E402 - after the path
+from benchmarks.interference_figures import MEAN, Seen, all_figures  # noqa: E402
+from benchmarks.interference_settings import (  # noqa: E402
+    CONTROL,
+    DEMO_SEEDS,
+    QUICK,
+    REAL_TOKENS,
+    Data,
+    Recipe,
+    Setting,
+    all_settings,
+)
+from benchmarks.interference_steps import step_ratios  # noqa: E402
+from fuse_eval import bpb  # noqa: E402
+from fuse_eval.run import open_plan  # noqa: E402
+from fuse_eval.summary import POOL_FILE, read_json, report_location  # noqa: E402
+from fuse_train.config import TrainSection  # noqa: E402
+from fuse_train.machine.precision import choose_precision  # noqa: E402
+from fuse_train.model.models import load_config  # noqa: E402
+from launch.signals import StopFlag  # noqa: E402
+from store_schema.config import load_run  # noqa: E402
+from store_schema.disk.location import open_location  # noqa: E402
+from store_schema.errors import LogitfuseError  # noqa: E402
+from store_schema.fingerprint import fingerprint  # noqa: E402
+
+SCORES_FILE = "test.json"
+STAGES = (("corpus", "build"), ("extract", "plan"), ("extract", "run"), ("align", "run"))
+
+
+class TestText:
+    """The test split of a data set, scored the same for all trainings on it."""
+
+    __test__ = False  # no test class, whatever its name begins with
+
+    def __init__(self, data: Data) -> None:
+        self.run = load_run(data.run_file)
+        plan = open_plan(self.run)
+        self._tokenizers = bpb.run_tokenizers(self.run, plan)
+        self.text = bpb.scored_text(bpb.split_segments(plan, "test"), self._tokenizers)
+        # What is scored beside the model, which is not kept.
+        self._request = bpb.score_request(self.run.target, plan, "test", self._tokenizers)
+
+    def score(self, folder: Path) -> None:
+        """Score the model in `folder`/final and keep the NLL of its blocks."""
+        values = bpb.score_model(
+            bpb.checkpoint_ref(folder / "final", self.run.target),
+            self.text,
+            self._tokenizers["target"],
+            name=folder.name,
+            batch_tokens=8192,
+            device=bpb.device_of(None),
+            stop=StopFlag(),
+        )
+        score = bpb.ModelScore(
+            model=folder.name,
+            request_fingerprint=self._request,
+            nats=tuple(float(nats) for segment in values for nats in segment),
+            num_bytes=tuple(block_sizes(self.text.block_ends).tolist()),
+            seconds=0,
+        )
+        bpb.save_score(open_location(str(folder)), SCORES_FILE, score)
+
+    def nats(self, folder: Path) -> tuple[float, ...]:
+        """What `score` kept.
+
+        Raises:
+            ClickException: It was of other text.
+        """
+        score = bpb.load_score(open_location(str(folder)), SCORES_FILE, self._request)
+        if score is None:
+            raise click.ClickException(f"{folder} is of other text: take another --out")
+        return score.nats
+
+
+def prepare(setting: Setting, data: Data) -> None:
+    """Make inputs, corpus, plan and stores, and estimate the pools; what is there is left."""
+    data.work.mkdir(parents=True, exist_ok=True)
+    for path, content in ((data.run_file, data.run), (setting.run_file(data), setting.run(data))):
+        path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
+    for command in data.commands:
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    for stage in STAGES if data.commands else ():
+        recipes.run_module(["logitfuse", *stage, str(data.run_file)])
+    recipes.run_module(["logitfuse", "eval", "pool", str(setting.run_file(data))])
+
+
+def settled_precision(data: Data) -> str:
+    """Precision of all trainings on the data, measured once."""
+    path = data.work / "precision.txt"
+    if not path.is_file():
+        config = load_config(load_run(data.run_file).target, where="target")
+        path.write_text(choose_precision(config, bpb.device_of(None)).precision)
+    return path.read_text()
+
+
+def train(
+    setting: Setting, data: Data, text: TestText, recipe: Recipe, *, quick: bool
+) -> tuple[float, Path]:
+    """Train and score one recipe, unless that was done: mean valid bits per byte, and its folder.
+
+    Settings on one data set share their control, which no source shapes.
+    """
+    precision = f"train.precision={settled_precision(data)}"
+    overrides = (*recipe.overrides, precision, *(QUICK if quick else ()))
+    file = setting.run_file(data)
+    section = load_run(file, overrides).section("train", TrainSection)
+    out = data.work / "trainings" / (CONTROL if recipe.method == CONTROL else setting.name)
+    name = f"{recipe} {fingerprint(section.content())[:8]}"
+    evaluations = recipes.trained(str(file), data.folder, out, name, overrides, text.score)
+    valid = recipes.mean(recipes.best_evaluation(evaluations)[1])
+    return valid, recipes.folder_of(out, name)
+
+
+def see(setting: Setting, data: Data, *, quick: bool = False) -> Seen:
+    """Everything of a setting at one seed, made or read."""
+    prepare(setting, data)
+    text = TestText(data)
+    valid: dict[Recipe, float] = {}
+    nats: dict[str, tuple[float, ...]] = {}
+    for recipe in setting.recipes():
+        valid[recipe], folder = train(setting, data, text, recipe, quick=quick)
+        nats[str(recipe)] = text.nats(folder)
+        click.echo(
+            f"{setting.name}, seed {data.seed}, {recipe}: {valid[recipe]:.4f} bits per byte (valid)",
+            err=True,
+        )
+    pool = read_json(report_location(load_run(setting.run_file(data))), POOL_FILE) or {}
+    blocks = text_blocks(text.text.segments, text.text.block_ends, nats)
+    return Seen(valid, blocks, pool["alone_bpb"], pool.get("forecast"))
+
+
+def measure(
+    settings: Sequence[Setting], *, quick: bool = False, with_steps: bool = True
+) -> dict[str, Any]:
+    """All figures of some settings.
+
+    Args:
+        settings: Which.
+        quick: Three steps a training, and one round of step times.
+        with_steps: Whether step times are measured too, on small models where there are some:
+            there the gate's share of a step is largest.
+    """
+    found = {s.name: [see(s, data, quick=quick) for data in s.data] for s in settings}
+    ratios: tuple[float | None, float | None] = (None, None)
+    if with_steps:
+        timed = next((s for s in settings if s.name not in REAL_TOKENS), settings[0])
+        ratios = step_ratios(timed, timed.data[0], **({"rounds": 1, "steps": 3} if quick else {}))
+    spoiled = {s.name: s.spoiled for s in settings if s.spoiled is not None}
+    return all_figures(found, spoiled, ratios)
+
+
+def _percent(change: Mapping[str, float]) -> str:
+    return f"{change['value']:+.1%} ({change['low']:+.1%} to {change['high']:+.1%})"
+
+
+def settings_table(found: Mapping[str, Any]) -> str:
+    """Each method against the control, for people."""
+    lines = []
+    for name, methods in found["settings"].items():
+        others = {method: record for method, record in methods.items() if method != CONTROL}
+        domains = [key for key in next(iter(others.values()))["changes"] if key != MEAN]
+        lines += [
+            f"{name}: bits per byte against the control's, and nats above it in documents that are "
+            "worse beyond the noise, and in all that are worse",
+            f"{'':<10}"
+            + "".join(f"{key:>26}" for key in [*domains, MEAN])
+            + f"{'excess':>10}{'of all':>10}",
+        ]
+        for method, record in others.items():
+            cells = "".join(f"{_percent(record['changes'][key]):>26}" for key in [*domains, MEAN])
+            excess = "".join(f"{nats:>10.1f}" for nats in record["excess_nats"].values())
+            lines.append(f"{method:<10}{cells}{excess}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def goals(found: Mapping[str, Any]) -> list[tuple[str, str, str, bool | None]]:
+    """Figure, goal, what was seen, whether it is met; None where nothing was seen."""
+    rows: list[tuple[str, str, str, bool | None]] = []
+    for name, worst in found["worst_domain"].items():
+        met = worst["value"] <= 0.003 and worst["high"] <= 0.01
+        shown = f"{_percent(worst)} {worst['domain']}"
+        rows.append((f"worst_domain {name}", "<= 0.3 %, high <= 1 %", shown, met))
+    for tokens, rates in found["mean_gain_real"].items():
+        for rate, change in rates.items():
+            met = change["value"] <= -0.02 and change["high"] < 0
+            rows.append((f"mean_gain_real {tokens} {rate}", "<= -2 %", _percent(change), met))
+    for rival, ratio in found["interference_ratio"].items():
+        rows.append(_row(f"interference_ratio {rival}", ratio, "<=", 0.25))
+    for rival, ratio in found["interference_ratio_every"].items():
+        rows.append(_row(f"interference_ratio_every {rival}", ratio, "", None))
+    rows.append(_row("mean_gain_kept", found["mean_gain_kept"], ">=", 1.0))
+    rows.append(_row("forecast_error", found["forecast_error"], "", None))
+    rows.append(_row("step_ratio", found["step_ratio"], "<=", 1.03))
+    rows.append(_row("seconds_ratio", found["seconds_ratio"], "", None))
+    for name, seeds in found["best_source_over_control"].items():
+        shown = ", ".join(f"{value:+.1%}" for value in seeds)
+        rows.append((f"best source, {name}", "> 0 %", shown, min(seeds) > 0))
+    return rows
+
+
+def _row(
+    name: str, value: float | None, sign: str, goal: float | None
+) -> tuple[str, str, str, bool | None]:
+    if value is None or goal is None:
+        return name, "", "-" if value is None else f"{value:.3f}", None
+    met = value <= goal if sign == "<=" else value >= goal
+    return name, f"{sign} {goal:g}", f"{value:.3f}", met
+
+
+def goals_table(found: Mapping[str, Any]) -> str:
+    """Figures beside their goals, for people."""
+    words = {True: "met", False: "missed", None: ""}
+    return "\n".join(
+        f"{name:<34}{goal:<24}{seen:<38}{words[met]}".rstrip()
+        for name, goal, seen, met in [("figure", "goal", "seen", None), *goals(found)]
+    )
+
+
+def chosen(names: str, settings: Mapping[str, Setting]) -> list[Setting]:
+    """Settings of a comma-separated list.
+
+    Raises:
+        UsageError: One is not known.
+    """
+    asked = [name.strip() for name in names.split(",")] if names else list(settings)
+    for name in asked:
+        if name not in settings:
+            raise click.UsageError(f"no setting {name!r}: there are {', '.join(settings)}")
+    return [settings[name] for name in asked]
+
+
+@click.command()
+@click.option("--settings", "names", default="", help="Comma-separated; all by default.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="runs/interference", show_default=True
+)
+@click.option("--quick", is_flag=True, help="Three steps a training, one seed.")
+@click.option("--steps/--no-steps", default=True, help="Whether step times are measured.")
+def main(names: str, out: Path, quick: bool, steps: bool) -> None:
+    """Train what is not trained, and say where fusing is worse than plain training."""
+    seeds = DEMO_SEEDS[:1] if quick else DEMO_SEEDS
+    try:
+        found = measure(chosen(names, all_settings(out, seeds)), quick=quick, with_steps=steps)
+    except LogitfuseError as error:
+        click.echo(f"bench-interference: {error.line()}", err=True)
+        sys.exit(error.exit_code)
+    except subprocess.CalledProcessError as error:  # its own line says why
+        click.echo(f"bench-interference: ended by {' '.join(map(str, error.cmd))}", err=True)
+        sys.exit(abs(error.returncode))
+    print(settings_table(found))
+    print(goals_table(found))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

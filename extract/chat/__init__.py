@@ -1,0 +1,1 @@
+"""Chats in any published shape: read into one form, cut into responses."""

@@ -1,0 +1,102 @@
+"""A chat cut into responses, each with all that a template needs to write what stands before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from extract.chat.form import ASSISTANT, Chat, Tally, Turn
+from extract.document_error import DocumentError
+
+Thoughts = Literal["context", "train", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseText:
+    """One response.
+
+    Args:
+        text: That is scored and trained on.
+        context: What stands before it, as `store_schema.chat_template` takes it.
+        suffix: Of the document's id.
+    """
+
+    text: str
+    context: dict[str, Any]
+    suffix: str = ""
+
+
+def response_texts(
+    chat: Chat, response: Turn | None, thoughts: Thoughts, tally: Tally, where: str
+) -> list[ResponseText]:
+    """The responses of a chat.
+
+    Args:
+        chat: All turns, or those before `response`.
+        response: The one response; None where each of the assistant's turns is one.
+        thoughts: What is done with reasoning.
+        tally: Where turns that make no response are counted.
+        where: Document, for messages.
+
+    Raises:
+        DocumentError: There is none.
+    """
+    if thoughts == "drop":
+        tally.notes["thoughts left out"] += sum(t.thought is not None for t in chat.turns)
+        turns = tuple(replace(turn, thought=None) for turn in chat.turns)
+        chat = replace(chat, turns=turns)
+        if response is not None:
+            tally.notes["thoughts left out"] += response.thought is not None
+            response = replace(response, thought=None)
+    if response is not None:
+        found = list(_of_turn(chat, chat.turns, response, thoughts, tally, ""))
+    else:
+        asked = [i for i, turn in enumerate(chat.turns) if turn.role == ASSISTANT]
+        tally.notes["opening turns, read and not trained on"] += bool(asked) and asked[0] == 0
+        numbered = enumerate(i for i in asked if i > 0 and _says(chat.turns[i], thoughts))
+        found = [
+            part
+            for number, i in numbered
+            for part in _of_turn(
+                chat, chat.turns[:i], chat.turns[i], thoughts, tally, f"/turn-{number}"
+            )
+        ]
+        tally.notes["tool calls, read and not trained on"] += sum(
+            len(turn.calls) for turn in chat.turns
+        )
+        if not found:
+            alone = chat.turns[0].role == ASSISTANT and bool(chat.turns[0].content)
+            what = "nothing stands before the assistant's turn" if alone else "no assistant turn"
+            raise DocumentError(
+                what, reason="bad_messages", where=f"{where}, message 1" if alone else where
+            )
+    if not found:
+        raise DocumentError("empty text", reason="empty_text", where=where)
+    return found
+
+
+def _says(turn: Turn, thoughts: Thoughts) -> bool:
+    return bool(turn.content.strip()) or (thoughts == "train" and bool(turn.thought))
+
+
+def _of_turn(
+    chat: Chat, before: tuple[Turn, ...], turn: Turn, thoughts: Thoughts, tally: Tally, suffix: str
+) -> Iterator[ResponseText]:
+    """What is trained on of a turn: its content, and before it the thought where that is asked for."""
+    context: dict[str, Any] = {"messages": [turn.message() for turn in before]}
+    if chat.tools:
+        context["tools"] = list(chat.tools)
+    content = turn.content.strip()
+    if turn.thought and thoughts == "train":
+        beside = {"reply": {"content": content}, "part": "reasoning_content"}
+        yield ResponseText(turn.thought.strip(), context | beside, f"{suffix}/thought")
+    if not content:
+        return
+    if content != turn.content:
+        tally.notes["responses without the white space around them"] += 1
+    if turn.thought:
+        context["reply"] = {"reasoning_content": turn.thought}
+    if turn.calls:
+        context["goes_on"] = True
+    yield ResponseText(content, context, suffix)

@@ -1,0 +1,60 @@
+"""Text that every stage can hold and tokenise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from extract.document_error import DocumentError
+
+
+def clean_text(value: Any, where: str) -> str:
+    """The value as text that is not empty.
+
+    Raises:
+        DocumentError: Not text, empty, or with NUL or a lone surrogate; names the character.
+    """
+    if not isinstance(value, str):
+        raise DocumentError(
+            "not text", reason="not_text", where=where, expected="text", got=type(value).__name__
+        )
+    if not value:
+        raise DocumentError("empty text", reason="empty_text", where=where)
+    nul = value.find("\0")
+    if nul >= 0:
+        raise DocumentError(
+            f"NUL at character {nul}",
+            reason="nul",
+            where=where,
+            got=repr(value[max(nul - 8, 0) : nul + 8]),
+            hint="clean the text, or drop such documents with `on_bad: drop`",
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DocumentError(
+            f"lone surrogate at character {error.start}",
+            reason="surrogate",
+            where=where,
+            got=ascii(value[max(error.start - 8, 0) : error.end + 8]),
+            hint="clean the text, or drop such documents with `on_bad: drop`",
+        ) from error
+    return value
+
+
+def clean_values(value: Any, where: str) -> Any:
+    """JSON with every text in it checked and nulls left out of its objects.
+
+    Columns of Parquet and `datasets` fill what one row lacks and another has with null.
+
+    Raises:
+        DocumentError: As for `clean_text`.
+    """
+    if isinstance(value, dict):
+        return {
+            clean_text(str(key), where): clean_values(part, where)
+            for key, part in value.items()
+            if part is not None
+        }
+    if isinstance(value, list):
+        return [clean_values(part, where) for part in value]
+    return clean_text(value, where) if isinstance(value, str) and value else value

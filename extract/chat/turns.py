@@ -1,0 +1,365 @@
+"""One message in any published shape becomes turns of the one form.
+
+Nothing is guessed from what is said, only from the names of fields: `role` or `from`, `content` or
+`value`, text or a list of parts. A field with a value that is not looked at is counted by its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from extract.chat.form import ASSISTANT, Call, Chat, Tally, Turn
+from extract.chat.text import clean_text, clean_values
+from extract.chat_config import ChatInput
+from extract.document_error import DocumentError
+
+ROLE_KEYS = ("role", "from", "speaker", "sender")
+CONTENT_KEYS = ("content", "value", "text", "parts", "message")
+THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+_CALL_KEYS = ("tool_calls", "function_call")
+_NAME_KEYS = ("name",)
+_ID_KEYS = ("tool_call_id",)
+
+CALLING, SAME_WORDS = "function_call", {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    ASSISTANT: ("assistant", "gpt", "model", "chatgpt", "bot", "bard", "bing", "ai"),
+    "tool": ("tool", "function", "observation", "function_response", "tool_response", "ipython"),
+}  # fmt: skip
+ROLES = {word: role for role, words in SAME_WORDS.items() for word in words}
+"""Who speaks, by the names that published chats have for it, in lower case."""
+_ALSO_CALLING = (CALLING, "tool_call")
+"""Speakers whose text is the call of a tool, as JSON."""
+
+PAIR_KEYS = (("human", ASSISTANT), ("input", "output"), ("user", ASSISTANT), ("question", "answer"))
+"""Lists of exchanges: what is asked and what is answered in one object."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReader:
+    """Reads the messages of one input.
+
+    Args:
+        given: What the run file says of them.
+        tally: Where fields that are not read are counted.
+        where: Document and place, for messages.
+    """
+
+    given: ChatInput
+    tally: Tally
+    where: str
+
+    def chat(self, messages: Any, *, tools: Any = None, system: Any = None) -> Chat:
+        """A whole chat.
+
+        Args:
+            messages: List of messages, exchanges or alternating texts; also as a JSON string, or as
+                lists by field.
+            tools: Their schemas, also as a JSON string; None or empty for none.
+            system: What stands before the first message, where a column of its own has it.
+
+        Raises:
+            DocumentError: It is none of that; names the message.
+        """
+        turns: list[Turn] = []
+        for number, message in enumerate(self._list(messages), 1):
+            turns += self._turns(message, f"{self.where}, message {number}", len(turns))
+        if system and not (turns and turns[0].role == "system"):
+            turns.insert(0, Turn("system", clean_text(system, f"{self.where}, system")))
+        return Chat(tuple(turns), self.tools(tools))
+
+    def tools(self, value: Any) -> tuple[dict[str, Any], ...]:
+        """Schemas of tools in OpenAI's form."""
+        value = _rows(_parsed(value))
+        if not value:
+            return ()
+        where = f"{self.where}, tools"
+        listed = value if isinstance(value, list) else [value]
+        return tuple(self._tool(clean_values(_parsed(tool), where), where) for tool in listed)
+
+    def bad(self, what: str, got: str) -> DocumentError:
+        """An error of this row's messages."""
+        return _bad(what, self.where, got)
+
+    def _tool(self, tool: Any, where: str) -> dict[str, Any]:
+        if not isinstance(tool, dict):
+            raise _bad("tools are not a list of objects", where, type(tool).__name__)
+        if isinstance(tool.get("function"), dict):
+            return {"type": "function"} | tool
+        if isinstance(tool.get("function_declarations"), list):
+            raise _bad("tools are nested in function_declarations", where, "Gemini's request form")
+        renamed = {"input_schema": "parameters"}
+        return {
+            "type": "function",
+            "function": {renamed.get(k, k): v for k, v in tool.items() if k != "type"},
+        }
+
+    def _list(self, messages: Any) -> list[Any]:
+        messages = _rows(_parsed(messages))
+        texts = isinstance(messages, list) and all(isinstance(m, str) for m in messages)
+        if texts and len(messages) > 1:
+            return [
+                {"role": ("user", ASSISTANT)[i % 2], "content": text}
+                for i, text in enumerate(messages)
+            ]
+        if not isinstance(messages, list) or not all(
+            isinstance(m, Mapping) or _is_exchange(m) for m in messages
+        ):
+            raise DocumentError(
+                "messages are not a list of objects", reason="bad_messages", where=self.where
+            )
+        if not messages:
+            raise DocumentError("no message", reason="bad_messages", where=self.where)
+        return messages
+
+    def _turns(self, message: Any, where: str, before: int) -> list[Turn]:
+        if not isinstance(message, Mapping):
+            message = {"human": message[0], ASSISTANT: message[1]}
+        role_key = self._key(message, self.given.role_key, ROLE_KEYS)
+        if role_key is None:
+            for asked, answered in PAIR_KEYS:
+                if message.get(asked) is not None and message.get(answered) is not None:
+                    return self._exchange(message, asked, answered, where, before)
+            raise DocumentError(
+                "a message does not say who speaks",
+                reason="bad_messages",
+                where=where,
+                expected=f"one of {', '.join(ROLE_KEYS)}",
+                got=f"fields {', '.join(sorted(map(str, message)))}",
+                hint="name the field as corpus.inputs[].chat.role_key",
+            )
+        return self._spoken(message, role_key, where)
+
+    def _exchange(
+        self, message: Mapping[str, Any], asked: str, answered: str, where: str, before: int
+    ) -> list[Turn]:
+        turns = [
+            Turn("user", _text(message[asked], where)),
+            Turn(ASSISTANT, _text(message[answered], where)),
+        ]
+        used = [asked, answered]
+        if message.get("system") and not before:
+            turns.insert(0, Turn("system", clean_text(message["system"], where)))
+            used.append("system")
+        self._unread(message, used)
+        return turns
+
+    def _spoken(self, message: Mapping[str, Any], role_key: str, where: str) -> list[Turn]:
+        role, calling = self._role(message[role_key], where)
+        content_key = self._key(message, self.given.content_key, CONTENT_KEYS)
+        thought_key = self._key(message, self.given.thought_key, THOUGHT_KEYS)
+        used = {role_key, content_key, thought_key, *_CALL_KEYS, *_NAME_KEYS, *_ID_KEYS}
+        self._unread(message, used)
+        content = None if content_key is None else message[content_key]
+        thought = None if thought_key is None else _text(message[thought_key], where)
+        calls = [
+            call
+            for key in _CALL_KEYS
+            for call in self._calls(_parsed(message.get(key)), f"{where}, {key}")
+        ]
+        if calling:
+            calls, content = self._calls(_parsed(content), where), None
+        parts = self._parts(content, where)
+        if content is None and not calls and thought is None:
+            raise _bad("content of a message is not text", where, type(content).__name__)
+        texts = "".join(part for part in parts if isinstance(part, str))
+        thoughts = [part.content for part in parts if isinstance(part, _Thought)]
+        calls += [part for part in parts if isinstance(part, Call)]
+        answers = [part for part in parts if isinstance(part, Turn)]
+        name = message.get("name")
+        call_id = message.get("tool_call_id")
+        turns = list(answers)
+        if texts or calls or thoughts or thought is not None or not answers:
+            turns.append(
+                Turn(
+                    role,
+                    texts,
+                    "".join(thoughts) or thought or None,
+                    tuple(calls),
+                    None if name is None else clean_text(name, where),
+                    None if call_id is None else clean_text(str(call_id), where),
+                )
+            )
+        return turns
+
+    def _role(self, value: Any, where: str) -> tuple[str, bool]:
+        """Role, and whether its text is a call."""
+        word = clean_text(value, f"{where}, role")
+        if word in self.given.roles:
+            return self.given.roles[word], False
+        if word.lower() in _ALSO_CALLING:
+            return ASSISTANT, True
+        role = ROLES.get(word.lower())
+        if role is None:
+            raise DocumentError(
+                "nobody of that name speaks in a chat",
+                reason="unknown_role",
+                where=where,
+                expected=f"one of {', '.join(ROLES)}",
+                got=word[:40],
+                hint="say who it is under corpus.inputs[].chat.roles: {name: user}",
+            )
+        return role, False
+
+    def _key(
+        self, message: Mapping[str, Any], given: str | None, known: tuple[str, ...]
+    ) -> str | None:
+        names = known if given is None else (given,)
+        return next((name for name in names if message.get(name) is not None), None)
+
+    def _unread(self, message: Mapping[str, Any], used: Any, before: str = "messages.") -> None:
+        for name, value in message.items():
+            if name not in used and value not in (None, "", [], {}):
+                self.tally.unread[f"{before}{name}"] += 1
+
+    def _calls(self, value: Any, where: str) -> list[Call]:
+        if value is None:
+            return []
+        value = _rows(value)
+        listed = value if isinstance(value, list) else [value]
+        return [self._call(_parsed(call), where) for call in listed]
+
+    def _call(self, call: Any, where: str) -> Call:
+        own = _parsed(call.get("function")) if isinstance(call, Mapping) else None
+        inner = own if isinstance(own, Mapping) else call
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+            raise _bad("a tool call has no name", where, type(call).__name__)
+        self._unread(inner, {"name", "arguments", "id", "type"}, "messages.tool_calls.")
+        if inner is not call:
+            self._unread(call, {"id", "type", "function", "index"}, "messages.tool_calls.")
+        found = call.get("id")
+        return Call(
+            clean_text(inner["name"], where),
+            _arguments(inner.get("arguments"), where),
+            None if found is None else clean_text(str(found), where),
+        )
+
+    def _parts(self, content: Any, where: str) -> list[_Part]:
+        """What a message holds, in order."""
+        if content is None or content == "":
+            return []
+        if isinstance(content, str):
+            return [clean_text(content, where)]
+        content = _rows(content)
+        listed = content if isinstance(content, list) else [content]
+        return [part for given in listed for part in self._part(given, where)]
+
+    def _part(self, part: Any, where: str) -> list[_Part]:
+        if isinstance(part, str):
+            return [clean_text(part, where)] if part else []
+        if not isinstance(part, Mapping):
+            raise _bad("content of a message is not text", where, type(part).__name__)
+        part = {key: value for key, value in part.items() if value is not None}
+        kind = part.get("type")
+        if kind in ("thinking", "reasoning"):
+            text = _text(part.get("thinking", part.get("text")), where)
+            self._unread(part, {"type", "thinking", "text"}, "messages.content.")
+            return [_Thought(text)] if text else []
+        if kind == "tool_use" or "functionCall" in part:
+            call = part.get("functionCall", part)
+            arguments = call.get("input", call.get("args"))
+            found = call.get("id")
+            return [
+                Call(
+                    clean_text(call.get("name"), where),
+                    _arguments(arguments, where),
+                    None if found is None else clean_text(str(found), where),
+                )
+            ]
+        if kind == "tool_result" or "functionResponse" in part:
+            return [self._answer(part, where)]
+        if isinstance(part.get("text"), str):
+            self._unread(part, {"type", "text"}, "messages.content.")
+            return self._part(part["text"], where)
+        raise _bad("content of a message is not text", where, f"a part of type {kind}")
+
+    def _answer(self, part: Mapping[str, Any], where: str) -> Turn:
+        """What a tool answers, where it stands in a user's message."""
+        answer = part.get("functionResponse", part)
+        content = answer.get("content", answer.get("response"))
+        if isinstance(content, list):
+            texts = self._parts(content, where)
+            content = "".join(text for text in texts if isinstance(text, str))
+        elif isinstance(content, Mapping):
+            content = json.dumps(clean_values(content, where), ensure_ascii=False)
+        found = answer.get("tool_use_id", answer.get("id"))
+        self._unread(
+            answer,
+            {"type", "content", "response", "tool_use_id", "id", "name"},
+            "messages.content.",
+        )
+        return Turn(
+            "tool",
+            _text(content, where),
+            name=_text(answer.get("name"), where) or None,
+            call_id=None if found is None else clean_text(str(found), where),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Thought:
+    content: str
+
+
+_Part = str | _Thought | Call | Turn
+
+
+def _parsed(value: Any) -> Any:
+    """JSON where a string holds an object or a list; the value where it does not."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _arguments(value: Any, where: str) -> dict[str, Any] | str:
+    """Arguments as an object; text where they are none. What stands in a JSON string is kept whole."""
+    if isinstance(value, str):
+        clean_text(value or "{}", where)
+        parsed = _parsed(value)
+        return parsed if isinstance(parsed, dict) else value
+    cleaned = clean_values(value or {}, where)
+    return cleaned if isinstance(cleaned, dict) else json.dumps(cleaned, ensure_ascii=False)
+
+
+def _text(value: Any, where: str) -> str:
+    """Text, or "" for what holds none."""
+    return clean_text(value, where) if value not in (None, "") else ""
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, also as JSON: a text may be JSON of its own."""
+    listed = _rows(_parsed(value))
+    return (
+        isinstance(listed, list)
+        and bool(listed)
+        and all(isinstance(m, Mapping) and any(key in m for key in ROLE_KEYS) for m in listed)
+    )
+
+
+def _rows(value: Any) -> Any:
+    """A list of objects where `datasets` has one object of lists; any other value as it is."""
+    if not isinstance(value, Mapping) or not value:
+        return value
+    lengths = {len(part) if isinstance(part, list) else -1 for part in value.values()}
+    if len(lengths) > 1 or -1 in lengths:
+        return value
+    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+
+
+def _is_exchange(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+    )
+
+
+def _bad(what: str, where: str, got: str) -> DocumentError:
+    hint = None
+    if "not text" in what:
+        hint = "images and sounds are not read: leave such rows out with `corpus.on_bad: drop`"
+    return DocumentError(what, reason="bad_messages", where=where, got=got, hint=hint)

@@ -1,0 +1,57 @@
+"""Engine transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from extract.engine_kinds.kind import EngineKind
+
+
+class Transformers(EngineKind):
+    """transformers, on a CPU or one GPU; gives whole distributions."""
+
+    whole_rows = True
+    loader = "transformers"
+
+    def open(self, spec: Any) -> Any:
+        """As `EngineKind.open` says."""
+        from extract.engines.transformers_engine import TransformersEngine
+
+        return TransformersEngine(spec)
+
+    def check(self, section: Any) -> None:
+        """It loads weights as they are."""
+        if section.quantization is not None:
+            raise ValueError("quantization needs engine vllm")
+
+    def serves(self, section: Any, *, on_cpu: bool, fp32_head: bool) -> bool:
+        """Where only it will do, and on a CPU with a float32 head: vLLM converts the whole output
+        weight in every step there, twice."""
+        needed = section.needs_all or section.device == "cpu" or (on_cpu and fp32_head)
+        return needed and section.quantization is None
+
+    def device(self, section: Any) -> str:
+        """As the run file says."""
+        device: str = section.device
+        return device
+
+    def memory_need(self, spec: Any, on_cpu: bool) -> Any:
+        """Weights, what a forward pass holds of a batch, and rows of logits."""
+        from extract.engines import memory
+        from store_schema.model.models import model_config
+
+        config, section = model_config(spec.folder), spec.section
+        tokens = max(section.batch_tokens, spec.longest)
+        weights = memory.weight_bytes(spec.folder, config, spec.dtype)
+        sizes: dict[str, Any] = {
+            "tokens": tokens,
+            "token_bytes": memory.token_bytes(config, spec.dtype),
+            "fixed": (("weights", weights),),
+        }
+        if memory.changes_logits(config):
+            # The model's own logits of a batch, and what it computes them from.
+            return memory.need_of(spec, tokens, 2, "batch_tokens", dtype=spec.dtype, **sizes)
+        draws = section.estimator != "topk"
+        copies = memory.SAMPLED_COPIES if draws else memory.TOPK_COPIES
+        rows = min(section.logit_rows(on_cpu=on_cpu), tokens)
+        return memory.need_of(spec, rows, copies, "head_rows", **sizes)

@@ -1,0 +1,1 @@
+"""One file for each selector: its options, and how it is made."""

@@ -1,0 +1,66 @@
+"""Selector asn: the adaptive selection network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from fuse_train.selectors.kind import LearnedKind, LearnedOptions
+
+if TYPE_CHECKING:
+    from fuse_train.selectors.selectors import Selector
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "fusion-x": {
+        "granularity": "segment",
+        "cut": "threshold",
+        "threshold": 0.15,
+        "objective": "fusion",
+        "lr": 1e-3,
+    }
+}
+
+
+class AsnSection(LearnedOptions):
+    """The adaptive selection network, and the constant gate: which source counts, by position."""
+
+    preset: Literal["fusion-x"] | None = None
+    """fusion-x: the paper's network (rewards of the segment in, M -> 2M -> M -> M) with its threshold
+    0.15, trained through the fusion loss; fields given beside it win. Its feedback weight is 0.5
+    (`train.feedback_weight`), its lambda 0.9 (`train.clm_weight`)."""
+    hidden_size: int = Field(default=32, gt=0, le=4096)
+    """Width of the scorer's two hidden layers."""
+    granularity: Literal["span", "position", "segment"] = "span"
+    """One choice where no source is inside a token, kept until the next such place (with one tokenizer
+    for all, every position); one per position; or one per segment, in hindsight."""
+    features: Literal["all", "past"] = "past"
+    """Whether a row's own distributions are looked at, or only what happened before the row."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        name = given.get("preset") if isinstance(given, dict) else None
+        return {**_PRESETS[name], **given} if name in list(_PRESETS) else given
+
+
+class Asn(LearnedKind):
+    """Adaptive selection network, ours; `asn.preset: fusion-x` (hindsight) is the paper's."""
+
+    section = AsnSection
+    always_in_fingerprint = True
+    tried_without = True
+    made_of = ("hedge",)
+
+    def needs_features(self, options: AsnSection) -> bool:
+        """The paper's network looks at rewards alone."""
+        return options.preset is None
+
+    def network(self, options: AsnSection, num_sources: int) -> Selector:
+        """As `LearnedKind.network` says."""
+        from fuse_train.selectors.asn import SharedScorer
+        from fuse_train.selectors.gates import RewardNetwork
+
+        if options.preset == "fusion-x":
+            return RewardNetwork(options, num_sources)
+        return SharedScorer(options)

@@ -1,0 +1,46 @@
+"""Selector static."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fuse_train.selectors.kind import RuleKind
+from store_schema.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fuse_train.selectors.selectors import Selector
+
+
+class Static(RuleKind):
+    """`static_weights`, renormalised over the sources that cover it."""
+
+    section = dict[str, float] | None
+    section_at = "static_weights"
+    always_in_fingerprint = True
+    given = True
+
+    def default_options(self) -> None:
+        """Weights have to be given."""
+
+    def check(self, options: dict[str, float] | None) -> None:
+        """Weight by source; they need not sum to 1."""
+        if not options:
+            raise ValueError("selector static needs static_weights")
+        if min(options.values()) < 0 or sum(options.values()) <= 0:
+            raise ValueError("static_weights must be 0 or more, and not all 0")
+
+    def make(self, options: dict[str, float] | None, sources: Sequence[str]) -> Selector:
+        """As `RuleKind.make` says."""
+        from fuse_train.selectors.selectors import StaticSelector
+
+        given = options or {}
+        unknown = sorted(set(given) - set(sources))
+        if unknown:
+            raise ConfigError(
+                "weights of unknown sources",
+                where="train.static_weights",
+                expected=", ".join(sources),
+                got=", ".join(unknown),
+            )
+        return StaticSelector([given.get(name, 0.0) for name in sources])

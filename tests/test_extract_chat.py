@@ -1,0 +1,399 @@
+"""Chats in published shapes: the same roles, contexts and responses whatever the shape."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extract.chat.form import Call, Chat, Tally, Turn
+from extract.chat.responses import response_texts
+from extract.chat.turns import MessageReader
+from extract.chat_config import ChatInput
+from extract.cli import corpus
+from extract.corpus.corpus import build_corpus, corpus_location, iter_documents, read_documents
+from extract.corpus.documents import Document
+from store_schema.config import load_run
+from tests.chat_shapes import A2, CALL, MESSAGES, PUBLISHED, TIDE, TOOL, A, Q, said
+from tests.extract_runs import ok, refused, write_jsonl, write_run
+from tests.tiny import tiny_tokenizer
+
+NO_MODELS = {name: Path("none") for name in ("code", "target")}
+
+
+def run_of(folder: Path, file: Path, **options: Any) -> Path:
+    entry = {"path": str(file), "domain": "chat", "split": "train", **options}
+    return write_run(folder, NO_MODELS, corpus={"inputs": [entry]})
+
+
+def documents_of(path: Path) -> list[Document]:
+    run = load_run(path)
+    record, _ = build_corpus(run)
+    return list(iter_documents(read_documents(corpus_location(run), record)))
+
+
+def seen(documents: list[Document]) -> list[tuple[Any, str]]:
+    found = []
+    for document in documents:
+        context = json.loads(document.context or "{}")
+        found.append((context.get("messages", context.get("prompt")), document.text))
+    return found
+
+
+@pytest.mark.parametrize("shape", PUBLISHED)
+def test_a_published_shape(tmp_path: Path, shape: str) -> None:
+    row, expected = PUBLISHED[shape]
+    documents = documents_of(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row])))
+    assert seen(documents) == expected
+    tools = [json.loads(d.context or "{}").get("tools") for d in documents]
+    assert tools == [[TOOL] if expected is TIDE else None] * len(documents)
+
+
+@pytest.mark.parametrize("shape", ["messages", "sharegpt", "parts", "tool calls", "texts"])
+@pytest.mark.parametrize("kind", ["parquet", "array", "lines"])
+def test_files_hold_them_alike(tmp_path: Path, shape: str, kind: str) -> None:
+    row, expected = PUBLISHED[shape]
+    rows = [{"id": str(i), **row} for i in range(3)]
+    text = [json.dumps(r) for r in rows]
+    file = tmp_path / ("c.parquet" if kind == "parquet" else "c.json")
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    else:
+        file.write_text(f"[\n{', '.join(text)} ]\n" if kind == "array" else "\n".join(text))
+    assert seen(documents_of(run_of(tmp_path, file))) == expected * 3
+
+
+@pytest.mark.parametrize("shape", ["messages", "sharegpt"])
+def test_a_struct_of_large_strings_is_read_as_a_list(tmp_path: Path, shape: str) -> None:
+    row, expected = PUBLISHED[shape]
+    [(name, messages)] = row.items()
+    fields = list(messages[0])
+    lists = [{key: [m[key] for m in messages] for key in fields}]
+    kind = pa.struct([(key, pa.list_(pa.large_string())) for key in fields])
+    table = pa.table({"id": pa.array(["a"], pa.large_string()), name: pa.array(lists, kind)})
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert seen(documents_of(run_of(tmp_path, tmp_path / "c.parquet"))) == expected
+
+
+WORDS = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12
+).filter(lambda text: bool(text.strip()))
+NAMES = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+CALLS = st.builds(
+    Call,
+    NAMES,
+    st.dictionaries(NAMES, WORDS | st.integers(0, 9) | st.lists(WORDS, max_size=2), max_size=2),
+    st.none() | NAMES,
+)
+TURNS = st.one_of(
+    st.builds(Turn, st.sampled_from(["user", "system"]), WORDS),
+    st.builds(Turn, st.just("assistant"), WORDS, st.none() | WORDS),
+    st.builds(
+        Turn,
+        st.just("assistant"),
+        st.just("") | WORDS,
+        st.none() | WORDS,
+        st.lists(CALLS, min_size=1, max_size=2).map(tuple),
+    ),
+    st.builds(Turn, st.just("tool"), WORDS, name=st.none() | NAMES, call_id=st.none() | NAMES),
+)
+CHATS = st.lists(TURNS, min_size=1, max_size=5).map(lambda turns: Chat(tuple(turns)))
+
+
+def _as_parts(message: dict[str, Any]) -> dict[str, Any]:
+    text = message["content"]
+    return message | {"content": [{"type": "text", "text": part} for part in (text[:1], text[1:])]}
+
+
+def _as_sharegpt(message: dict[str, Any]) -> dict[str, Any]:
+    renamed = {"role": "from", "content": "value", "reasoning_content": "thinking"}
+    return {renamed.get(key, key): value for key, value in message.items()}
+
+
+def _as_blocks(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "tool":
+        block = {"type": "tool_result", "content": message["content"]}
+        block |= {"name": message["name"]} if "name" in message else {}
+        block |= {"tool_use_id": message["tool_call_id"]} if "tool_call_id" in message else {}
+        return {"role": "user", "content": [block]}
+    blocks = []
+    if "reasoning_content" in message:
+        blocks.append({"type": "thinking", "thinking": message["reasoning_content"]})
+    if message["content"]:
+        blocks.append({"type": "text", "text": message["content"]})
+    for call in message.get("tool_calls", []):
+        inner = call["function"]
+        blocks.append(
+            {"type": "tool_use", "name": inner["name"], "input": inner["arguments"]}
+            | ({"id": call["id"]} if "id" in call else {})
+        )
+    return {"role": message["role"], "content": blocks}
+
+
+def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [
+        call
+        | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", [])
+    ]
+    empty = {} if message["content"] else {"content": None}
+    return message | empty | ({"tool_calls": calls} if calls else {})
+
+
+def _filled(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every message with the fields of all, null where it has none: as Arrow's structs are read."""
+    names = {key for message in messages for key in message}
+    return [dict.fromkeys(names) | message for message in messages]
+
+
+WRITERS: dict[str, Any] = {
+    "as it is": lambda messages: messages,
+    "json": json.dumps,
+    "filled": _filled,
+    "struct of lists": lambda messages: {
+        key: [m[key] for m in _filled(messages)] for key in _filled(messages)[0]
+    },
+    "parts": lambda messages: [_as_parts(m) for m in messages],
+    "sharegpt": lambda messages: [_as_sharegpt(m) for m in messages],
+    "blocks": lambda messages: [_as_blocks(m) for m in messages],
+    "text arguments": lambda messages: [_with_text_arguments(m) for m in messages],
+}
+
+
+@pytest.mark.parametrize("shape", WRITERS)
+@settings(max_examples=40)
+@given(chat=CHATS)
+def test_any_chat_is_the_same_in_every_shape(shape: str, chat: Chat) -> None:
+    tally = Tally()
+    reader = MessageReader(ChatInput(), tally, "here")
+    assert reader.chat(WRITERS[shape]([turn.message() for turn in chat.turns])) == chat
+    assert not tally.unread
+
+
+@settings(max_examples=60)
+@given(chat=CHATS, thoughts=st.sampled_from(["context", "train", "drop"]))
+def test_every_response_is_a_turns_own_with_all_before_it(chat: Chat, thoughts: Any) -> None:
+    turns = (Turn("user", "first"), *chat.turns, Turn("assistant", "last"))
+    found = response_texts(Chat(turns), None, thoughts, Tally(), "here")
+    own = [t for t in turns if t.role == "assistant"]
+    wanted = [t.content.strip() for t in own if t.content]
+    texts = [f.text for f in found if "part" not in f.context]
+    assert texts == wanted
+    parts = [f.text for f in found if "part" in f.context]
+    assert parts == [t.thought.strip() for t in own if t.thought and thoughts == "train"]
+    for response in found:
+        before = response.context["messages"]
+        whole = [turn.message() for turn in turns[: len(before)]]
+        if thoughts == "drop":
+            whole = [{k: v for k, v in m.items() if k != "reasoning_content"} for m in whole]
+        assert before == whole
+        turn = turns[len(before)]
+        assert response.text in (turn.content.strip(), (turn.thought or "").strip())
+        assert bool(turn.calls) == ("goes_on" in response.context) or "part" in response.context
+
+
+def test_what_no_stage_looks_at_is_named_and_counted(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": Q, "weight": 0, "name": "ann"},
+        {"role": "assistant", "content": A, "refusal": None, "annotations": [1]},
+    ]
+    rows = [{"id": str(i), "messages": messages, "source": "web", "empty": None} for i in range(2)]
+    file = write_jsonl(tmp_path / "c.jsonl", rows)
+    said_of = "messages.weight 2, messages.annotations 2, source 2"
+    out = ok("corpus", "build", run_of(tmp_path, file))
+    assert f"not read, values by column or field: {said_of}" in out
+    assert "c.jsonl: 2 rows as messages" in out
+    # Columns of a table are not even read, and counted all the same.
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    out = ok("corpus", "build", run_of(tmp_path, tmp_path / "c.parquet"))
+    [line] = [line for line in out.splitlines() if line.startswith("not read")]
+    named = dict(part.rsplit(" ", 1) for part in line.split(": ")[1].split(", "))
+    assert named == {
+        "messages.weight": "2",
+        "messages.annotations": "2",
+        "source": "2",
+        "empty": "2",
+    }
+
+
+def test_notes_say_what_is_read_and_not_trained_on(tmp_path: Path) -> None:
+    messages = [
+        *said(("assistant", "Hello."), ("user", Q)),
+        {"role": "assistant", "content": f"{A}\n", "tool_calls": [CALL], "thinking": "Hm."},
+    ]
+    path = run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [{"messages": messages}]))
+    out = ok("corpus", "build", path)
+    for words in (
+        "1 opening turns, read and not trained on",
+        "1 tool calls, read and not trained on",
+        "1 responses without the white space around them",
+    ):
+        assert words in out
+    [document] = documents_of(path)
+    assert document.text == A
+    context = json.loads(document.context or "")
+    assert context == {
+        "messages": messages[:2],
+        "reply": {"reasoning_content": "Hm."},
+        "goes_on": True,
+    }
+    out = ok("corpus", "build", path, "--set", "corpus.thoughts=drop")
+    assert "1 thoughts left out" in out
+    ok("corpus", "build", path, "--set", "corpus.thoughts=train")
+    thought, content = documents_of_set(path, "corpus.thoughts=train")
+    assert (thought.document_id, thought.text) == ("c.jsonl/1/turn-0/thought", "Hm.")
+    assert json.loads(thought.context or "")["part"] == "reasoning_content"
+    assert content.text == A
+
+
+def documents_of_set(path: Path, override: str) -> list[Document]:
+    run = load_run(path, (override,))
+    record, _ = build_corpus(run)
+    return list(iter_documents(read_documents(corpus_location(run), record)))
+
+
+def test_a_mapping_for_other_names(tmp_path: Path) -> None:
+    row = {
+        "talk": [{"who": "caller", "said": Q}, {"who": "desk", "said": A, "why": "I know."}],
+        "rules": "Be brief.",
+        "abilities": [TOOL],
+    }
+    file = write_jsonl(tmp_path / "c.jsonl", [row])
+    columns = {"messages": "talk", "system": "rules", "tools": "abilities"}
+    chat = {"role_key": "who", "content_key": "said", "thought_key": "why"}
+    line = refused("corpus", "build", run_of(tmp_path, file, columns=columns, chat=chat))
+    assert "nobody of that name speaks in a chat" in line
+    assert "got caller" in line
+    assert "corpus.inputs[].chat.roles" in line
+    roles = {"caller": "user", "desk": "assistant"}
+    path = run_of(tmp_path, file, columns=columns, chat={**chat, "roles": roles})
+    [document] = documents_of(path)
+    assert json.loads(document.context or "") == {
+        "messages": said(("system", "Be brief."), ("user", Q)),
+        "reply": {"reasoning_content": "I know."},
+        "tools": [TOOL],
+    }
+    assert document.text == A
+
+
+def test_a_format_that_is_asked_for_is_the_only_one(tmp_path: Path) -> None:
+    row = {"question": Q, "answer": A, "text": "something else"}
+    file = write_jsonl(tmp_path / "c.jsonl", [row])
+    assert seen(documents_of(run_of(tmp_path, file))) == [(None, "something else")]
+    path = run_of(tmp_path, file, chat={"format": "qa"})
+    assert seen(documents_of(path)) == [(said(("user", Q)), A)]
+    line = refused("corpus", "build", run_of(tmp_path, file, chat={"format": "dolly"}))
+    assert "missing column instruction and response" in line
+
+
+def test_a_text_that_is_json_is_no_list_of_messages(tmp_path: Path) -> None:
+    row = {"prompt": '[{"a": 1}]', "response": '[{"b": 2}]'}
+    documents = documents_of(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row])))
+    assert seen(documents) == [('[{"a": 1}]', '[{"b": 2}]')]
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, MESSAGES[2]]},
+        "content of a message is not text",
+    ),
+    "nobody": (
+        {"messages": [{"content": Q}, MESSAGES[2]]},
+        "a message does not say who speaks",
+    ),
+    "call": (
+        {
+            "messages": [
+                MESSAGES[1],
+                {"role": "assistant", "content": A, "tool_calls": [{"id": "a"}]},
+            ]
+        },
+        "a tool call has no name",
+    ),
+    "tools": ({"messages": MESSAGES, "tools": ["sum"]}, "tools are not a list of objects"),
+    "answers": (
+        {"prompt": said(("user", Q)), "completion": said(("user", Q), ("assistant", A2))},
+        "a response is not one message",
+    ),
+    "nul": ({"messages": said(("user", "a\0b"), ("assistant", A))}, "NUL at character 1"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_read_is_named_or_dropped(tmp_path: Path, what: str) -> None:
+    row, words = BAD[what]
+    rows = [{"id": "good", "messages": MESSAGES}, {"id": "bad", **row}]
+    path = run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", rows))
+    line = refused("corpus", "build", path)
+    assert words in line
+    assert "document bad" in line
+    out = ok("corpus", "build", path, "--set", "corpus.on_bad=drop")
+    assert "dropped, by reason" in out
+    # Of a dropped row nothing is counted but that it was dropped.
+    assert "c.jsonl: 1 rows as messages" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"text": "a"} {"text": "b"}]', "no comma"),
+        ('[{"text": "a"}', "it ends before the list does"),
+        ('[{"text": }]', "bad JSON"),
+        ("[1]", "not a JSON object"),
+    ],
+)
+def test_a_damaged_list_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "c.json").write_text(content)
+    line = refused("corpus", "build", run_of(tmp_path, tmp_path / "c.json"))
+    assert words in line
+    assert "c.json" in line
+
+
+def test_every_shape_has_a_line_in_the_docs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "extraction.md").read_text()
+    rows = Counter(
+        line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")
+    )
+    assert len(PUBLISHED) >= 20
+    assert {shape for shape in PUBLISHED if not rows[shape]} == set()
+
+
+def test_a_document_is_shown_as_each_model_reads_it(tmp_path: Path) -> None:
+    models = {}
+    for name, template in (
+        ("code", "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"),
+        ("target", "{% for m in messages %}{{ m.content | upper }}{% endfor %}"),
+    ):
+        tokenizer = tiny_tokenizer("byte_level")
+        tokenizer.chat_template = template
+        models[name] = tmp_path / name
+        tokenizer.save_pretrained(models[name])
+    row = {
+        "id": "c",
+        "messages": [MESSAGES[0], {"role": "user", "content": "a\x1b[2Jb"}, MESSAGES[2]],
+    }
+    file = write_jsonl(tmp_path / "c.jsonl", [row, {"id": "c2", "text": "plain"}])
+    entry = {"path": str(file), "domain": "chat", "split": "train"}
+    path = write_run(tmp_path, models, corpus={"inputs": [entry]})
+    ok("corpus", "build", path)
+    result = CliRunner().invoke(corpus, ["show", str(path), "--document", "c"], color=True)
+    assert result.exit_code == 0, result.output
+    out = result.output
+    green, yellow = "\x1b[32m\x1b[1m", "\x1b[33m\x1b[1m"
+    assert f"{green}{A}\x1b[0m{yellow}</s>\x1b[0m" in out
+    before = "<system>Be brief.</s>\n<user>a\\x1b[2Jb</s>\n<assistant>"
+    assert f"\x1b[2m{before}\x1b[0m" in out
+    assert "c/turn-0  (chat, train)" in out
+    assert "-- target: no response can be found in what the chat template writes" in out
+    plain = ok("corpus", "show", path, "--document", "c2")
+    assert "-- code, tokens: response" in plain
+    assert "\x1b" not in plain
+    assert "no such document" in refused("corpus", "show", path, "--document", "c3")
