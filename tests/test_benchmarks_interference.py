@@ -11,7 +11,6 @@ import click
 import numpy as np
 import pytest
 import yaml
-from fuse_eval.blocks import Blocks
 
 from benchmarks import bench_interference as bench
 from benchmarks import interference_settings as asked
@@ -33,6 +32,7 @@ from benchmarks.interference_figures import (
 )
 from benchmarks.interference_settings import CONTROL, METHODS, OURS, TODAY, Data, Recipe, Setting
 from benchmarks.interference_steps import median_step
+from fuse_eval.interference.blocks import Blocks
 from fuse_train.cli import train
 from fuse_train.config import TrainSection
 from logitfuse import main

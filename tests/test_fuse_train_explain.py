@@ -36,11 +36,11 @@ from fuse_train.losses.losses import SourceRows
 from fuse_train.run import train_run
 from fuse_train.selector_fit.selector_start import untrained
 from fuse_train.selectors.features import shard_features
-from fuse_train.selectors.selectors import build_selector
 from store_schema.disk.location import open_location
 from store_schema.disk.sealed import seal, unseal
 from store_schema.store.reader import StoreReader
 from tests.aligned_factory import make_run
+from tests.selector_views import build_selector
 from tests.test_fuse_train_run import with_train
 from tests.tiny import tiny_model, tiny_tokenizer
 
