@@ -31,8 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from fuse_eval.blocks import block_sizes, text_blocks  # noqa: E402
-
 from benchmarks import recipes  # noqa: E402 - after the path
 from benchmarks.interference_figures import MEAN, Seen, all_figures  # noqa: E402
 from benchmarks.interference_settings import (  # noqa: E402
@@ -47,6 +45,7 @@ from benchmarks.interference_settings import (  # noqa: E402
 )
 from benchmarks.interference_steps import step_ratios  # noqa: E402
 from fuse_eval import bpb  # noqa: E402
+from fuse_eval.interference.blocks import block_sizes, text_blocks  # noqa: E402
 from fuse_eval.run import open_plan  # noqa: E402
 from fuse_eval.summary import POOL_FILE, read_json, report_location  # noqa: E402
 from fuse_train.config import TrainSection  # noqa: E402

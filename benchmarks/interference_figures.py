@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from fuse_eval.blocks import Blocks
 
 from benchmarks.interference_settings import (
     CONTROL,
@@ -19,7 +18,8 @@ from benchmarks.interference_settings import (
     TODAY,
     Recipe,
 )
-from fuse_eval.interference import document_differences
+from fuse_eval.interference.blocks import Blocks
+from fuse_eval.interference.documents import document_differences
 from fuse_eval.intervals import resampled_bpb, units_by_domain
 
 SAMPLES, CONFIDENCE = 2000, 0.95

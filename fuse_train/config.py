@@ -224,7 +224,8 @@ class TrainSection(SelectorOptions):
     def splits_needed(self) -> dict[str, str]:
         """The one trained on, and the one of the evaluations where weights are chosen by them."""
         needed = {"train.train_split": self.train_split}
-        if self.keep_best or self.early_stopping_patience is not None:
+        gated = self.fusion_gate.kind == "held_out"
+        if self.keep_best or gated or self.early_stopping_patience is not None:
             needed["train.valid_split"] = self.valid_split
         return needed
 

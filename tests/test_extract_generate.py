@@ -73,7 +73,7 @@ def test_stored_answers_are_the_models_own(
         found = zip(arrays["segment_ids"].tolist(), arrays["answer_index"].tolist(), strict=True)
         assert list(found) == pairs
         for d in range(len(pairs)):
-            prompt = source.tokenizer.context_ids(asked[d // 3].context, where="")
+            prompt = source.tokenizer.contexts.prompt(asked[d // 3].context, where="")
             start, stop = arrays["token_offsets"][d : d + 2]
             ids = arrays["token_ids"][start:stop].tolist()
             finish = Finish(arrays["finish"][d])

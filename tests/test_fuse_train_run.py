@@ -297,9 +297,8 @@ def test_missing_inputs_are_told(tmp_path) -> None:
 
 
 def test_without_valid_split_and_without_best(tmp_path) -> None:
-    made = make_run(
-        tmp_path, shards={"train": 1}, train={"keep_best": False, "control": False, "max_steps": 2}
-    )
+    plain = {"keep_best": False, "fusion_gate": {"kind": "none"}}
+    made = make_run(tmp_path, shards={"train": 1}, train={"control": False, "max_steps": 2} | plain)
     (outcome,) = train_run(made)
     assert outcome.record.after is None
     assert outcome.record.step == 2

@@ -48,6 +48,14 @@ def small(covered: torch.Tensor, bpb: torch.Tensor) -> SourceView:
     return SourceView(covered, torch.zeros(*covered.shape, 1), bpb, past)
 
 
+NETWORKS = {
+    "shared": ("asn", {}),
+    "fusion-x": ("asn", {"preset": "fusion-x"}),
+    "constant": ("constant", {}),
+}
+"""Each network that learns: its selector, and the options that choose it."""
+
+
 def stirred(name: str = "asn", num_sources: int = M, **fields):
     """A selector that learns with no parameter at 0."""
     torch.manual_seed(1)
@@ -278,16 +286,18 @@ def test_asn_past_ignores_features_of_the_row() -> None:
 
 @pytest.mark.parametrize("kind", ["shared", "fusion-x", "constant"])
 def test_gradients_are_finite_where_nothing_is_covered(kind) -> None:
-    asn, seen = stirred(kind, cut="none"), view()
+    name, chosen = NETWORKS[kind]
+    asn, seen = stirred(name, cut="none", **chosen), view()
     asn(seen).square().sum().backward()
-    for name, parameter in asn.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
+    for label, parameter in asn.named_parameters():
+        assert parameter.grad is not None, label
+        assert bool(parameter.grad.isfinite().all()), label
 
 
 @pytest.mark.parametrize("kind", ["shared", "fusion-x", "constant"])
 def test_a_step_down_the_feedback_gradient_balances_the_load(kind) -> None:
-    asn, seen = stirred(kind, cut="none"), view()
+    name, chosen = NETWORKS[kind]
+    asn, seen = stirred(name, cut="none", **chosen), view()
     with torch.no_grad():
         for parameter in asn.parameters():
             parameter *= 0.3  # not so sure that the softmax is flat
@@ -312,10 +322,11 @@ def test_summary_leaves_out_sources_that_do_not_cover() -> None:
 
 @pytest.mark.parametrize("kind", ["shared", "fusion-x", "constant"])
 def test_saves_and_loads(kind, tmp_path) -> None:
-    asn = stirred(kind)
+    name, chosen = NETWORKS[kind]
+    asn = stirred(name, **chosen)
     asn.save(tmp_path)
     torch.manual_seed(9)
-    other = stirred(kind)
+    other = stirred(name, **chosen)
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
     other.load(tmp_path)

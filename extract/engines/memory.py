@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extract.engine_kinds import ENGINES
 from launch.quantities import size_text
 from store_schema.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from extract.engine_kinds.kind import EngineKind
     from extract.engines.protocol import EngineSpec
 
 VLLM_COPIES = 3
@@ -102,8 +102,14 @@ def memory_need(spec: EngineSpec, on_cpu: bool) -> Need | None:
     Raises:
         ModelError: config.json is unreadable.
     """
-    need: Need | None = ENGINES[spec.section.engine].memory_need(spec, on_cpu)
+    need: Need | None = _kind_of(spec).memory_need(spec, on_cpu)
     return need
+
+
+def _kind_of(spec: EngineSpec) -> EngineKind:
+    from extract.engine_kinds import ENGINES  # of the run file; the head is used without one
+
+    return ENGINES[spec.section.engine]
 
 
 def require_memory(need: Need, free_bytes: int, where: str) -> None:
@@ -138,7 +144,7 @@ def check_memory(spec: EngineSpec) -> str:
     """
     import torch
 
-    asked = ENGINES[spec.section.engine].device(spec.section)
+    asked = _kind_of(spec).device(spec.section)
     on_cpu = asked == "cpu" or not torch.cuda.is_available()
     need = memory_need(spec, on_cpu)
     free, where = free_memory(spec, on_cpu)
@@ -185,7 +191,7 @@ def free_memory(spec: EngineSpec, on_cpu: bool) -> tuple[int, str]:
     """Bytes that a source may take, and whose they are."""
     if on_cpu:
         return free_host_bytes(), "CPU"
-    return ENGINES[spec.section.engine].free_memory(spec)
+    return _kind_of(spec).free_memory(spec)
 
 
 def gpu_bytes(device: int) -> tuple[int, int]:
