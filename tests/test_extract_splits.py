@@ -108,7 +108,7 @@ def test_what_nobody_asked_for_is_only_said(tmp_path: Path) -> None:
     said = ok("corpus", "build", path).splitlines()
     assert "no text of split valid: the stage that train.valid_split is of will miss it" in said
     assert "no text of split test: the stage that evaluate.split is of will miss it" in said
-    careless = {"train": {"keep_best": False}}  # trains without evaluations
+    careless = {"train": {"keep_best": False, "fusion_gate": {"kind": "none"}}}  # no evaluations
     write_run(tmp_path, NO_MODELS, **careless)
     assert "train.valid_split" not in ok("corpus", "build", path)
 
