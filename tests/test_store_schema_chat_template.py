@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from store_schema.config import ModelRef, TemplateSettings
 from store_schema.errors import ConfigError, NoSpanError, TokenizerError
+from store_schema.text import tokenizer as tokenizer_module
 from store_schema.text.chat_template import ChatTemplate, folded
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.chat_shapes import CALL, MESSAGES, TOOL, A, Q, said
@@ -232,6 +233,26 @@ def test_what_the_run_file_says_of_a_template_is_in_the_fingerprint(tmp_path: Pa
         fingerprint(file=str(tmp_path / "other.jinja")),
     }
     assert len(found) == 5
+    # What is spelled out and is the default anyway changes nothing.
+    assert fingerprint() == fingerprint(date="2025-01-01", variables={}, fold_system=False)
+
+
+def test_a_store_from_before_templates_had_settings_is_still_its_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The identity by default holds what it held then: the template's text, no settings."""
+    hf = tiny_tokenizer("byte_level")
+    hf.chat_template = TEMPLATES["plain"]
+    tokenizer = SegmentTokenizer(hf, name="m")
+    parts: list[Any] = []
+
+    def keep(value: list[Any]) -> str:
+        parts.extend(value)
+        return "kept"
+
+    monkeypatch.setattr(tokenizer_module, "fingerprint", keep)
+    assert tokenizer.fingerprint == "kept"
+    assert tuple(parts[-2:]) == (TEMPLATES["plain"], [list(tokenizer.bos_ids), False, False])
 
 
 def test_another_template_is_read_from_a_file(tmp_path: Path) -> None:

@@ -226,8 +226,9 @@ class SegmentTokenizer:
         pieces = sorted(backend.get_vocab(with_added_tokens=False).items(), key=itemgetter(1))
         template = self.chat.text
         options = [list(self.bos_ids), self.bos_rule == "always", self.by_offsets]
-        if template is not None:
-            options.append(self._settings.model_dump(mode="json", exclude={"file"}))
+        asked = self._settings.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
+        if template is not None and asked:  # nothing by default, as in older stores
+            options.append(asked)
         state = model_state(self._source, backend)
         return fingerprint([state, pieces, rules, tokens, template, options])
 
