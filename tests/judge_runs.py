@@ -82,7 +82,7 @@ def answered(
     rows = [{"domain": "sums", "split": "train"} | row for row in DOCUMENTS]
     write_jsonl(folder / "docs.jsonl", rows)
     defaults = {
-        "plan": {"max_tokens": 96, "shard_tokens": 60},
+        "plan": {"max_tokens": 96, "shard_tokens": 16},
         "generate": {"max_tokens": 40, "temperature": 0.0},
     }
     path = write_run(folder, models, **(defaults | sections))
