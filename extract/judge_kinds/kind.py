@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 
 from store_schema.config import RunConfig, StrictModel
 from store_schema.registry import Kind
-
-if TYPE_CHECKING:
-    from extract.judging.likelihoods import Likelihoods
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +109,19 @@ class JudgeOptions(StrictModel):
         return self.model_dump(mode="json", exclude={"name", *self.runtime_fields})
 
 
+class AnswerLikelihoods(Protocol):
+    """How likely the sources hold each other's answers."""
+
+    @property
+    def digest(self) -> str:
+        """Of the stores that it is read from."""
+        ...
+
+    def of_others(self, answer: Answer) -> float | None:
+        """Nats a byte, the mean of all sources but the author; None where it is not known."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class JudgeContext:
     """What a judge may ask for.
@@ -123,7 +133,7 @@ class JudgeContext:
     """
 
     run: RunConfig
-    likelihoods: Callable[[], Likelihoods]
+    likelihoods: Callable[[], AnswerLikelihoods]
 
 
 class JudgeKind(Kind):
