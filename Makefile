@@ -1,5 +1,6 @@
 # make demo: the whole pipeline on real models made on the spot.  make test: lint, types, tests.
 # make real: the whole pipeline on published models.  make real-smoke: a few minutes of it.
+# make example-chat: published chat models fused on chats; do the answers end?
 # One stage on your own run file: make extract CONFIG=run.yaml (align, train, evaluate, report alike).
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
+.PHONY: demo real real-smoke example-chat test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -86,6 +87,22 @@ real-smoke: $(READY)
 	$(RUN) train run $(SMOKE); \
 	$(RUN) eval run $(SMOKE); \
 	$(RUN) report $(SMOKE); fi
+
+# Models as in `make real`; dialogues are made on the spot.
+CHAT := examples/chat.yaml
+
+example-chat: $(READY)
+	$(REAL_INPUTS) --models-only
+	$(BIN)/python examples/make_chat.py --out runs/chat/inputs
+	$(RUN) corpus build $(CHAT)
+	$(RUN) extract plan $(CHAT)
+	$(RUN) extract run $(CHAT)
+	$(RUN) align run $(CHAT)
+	$(RUN) eval pool $(CHAT)
+	$(RUN) train run $(CHAT)
+	$(RUN) eval run $(CHAT)
+	$(RUN) report $(CHAT)
+	$(BIN)/python examples/ask_chat.py --run runs/chat
 
 # ---- one stage on CONFIG ---------------------------------------------------------------------------
 
