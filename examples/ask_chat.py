@@ -168,6 +168,9 @@ def main(run: Path, prompts: Path | None, target: str) -> None:
         click.echo(error.line(), err=True)
         sys.exit(error.exit_code)
     folders = {"fused": run / "final", "control": run / "control" / "final"}
+    for folder in folders.values():
+        if not (folder / "config.json").is_file():
+            sys.exit(f"{folder} is no model: run `logitfuse train run` first")
     figures = ask_all({**folders, "target": Path(untrained)}, engines, prompts)
     rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
     click.echo(table(figures))

@@ -10,14 +10,14 @@ Output::
                       right one holds
 
 Guarantees: no question is asked twice in all dialogues, so no held-out question is in the text that is
-trained on; the same seed gives the same bytes in every process, whatever the number of dialogues of
-the other splits.
+trained on; the same seed gives the same bytes in every process.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +29,8 @@ import click
 from chat_topics import TOPICS, WORDINGS, Exchange, Topic
 from make_demo import publish
 
-SIZES = {"test": 30, "valid": 20, "train": 150}
-"""Dialogues of each split; half of each domain, and half of these in each shape."""
+SHARES = {"test": 0.15, "valid": 0.1, "train": 0.75}
+"""Of the dialogues, by split; half of each domain, and half of these in each shape."""
 SHAPES = ("messages", "sharegpt")
 SYSTEM_SHARE, THOUGHT_SHARE, SECOND_SHARE = 0.35, 0.6, 0.7
 """Dialogues with a system turn, answers with a thought (where the shape has a place for it), dialogues
@@ -64,18 +64,18 @@ class Dialogue:
         return list(found.values())
 
 
-def dialogues(seed: int, sizes: dict[str, int] = SIZES) -> list[Dialogue]:
-    """All dialogues.
+def dialogues(seed: int, count: int = 200) -> list[Dialogue]:
+    """Dialogues of all splits.
 
     Args:
         seed: Of everything that is drawn.
-        sizes: Dialogues by split, made in this order.
+        count: Of dialogues.
     """
     asked: set[str] = set()
     return [
         _dialogue(Random(f"{seed}/{split}/{number}"), split, number, asked)
-        for split, size in sizes.items()
-        for number in range(size)
+        for split, share in SHARES.items()
+        for number in range(round(share * count))
     ]
 
 
@@ -194,13 +194,15 @@ def write_rows(found: Iterator[dict[str, Any]], path: Path) -> None:
     "--out", type=click.Path(path_type=Path), default=Path("runs/chat/inputs"), show_default=True
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(out: Path, seed: int) -> None:
+@click.option("--dialogues", "count", type=click.IntRange(min=20), default=200, show_default=True)
+def main(out: Path, seed: int, count: int) -> None:
     """Entry point."""
-    found = dialogues(seed)
+    found = dialogues(seed, count)
     for shape in SHAPES:
         publish(out / f"{shape}.jsonl", partial(write_rows, rows(found, shape)))
     publish(out / "prompts.jsonl", partial(write_rows, prompts(found)))
-    counts = ", ".join(f"{split} {size}" for split, size in SIZES.items())
+    sizes = Counter(dialogue.split for dialogue in found)
+    counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
     calls = sum(bool(e.drawn.call) for d in found for _, e, _ in d.exchanges)
     thoughts = sum(told for d in found for _, _, told in d.exchanges)
     click.echo(
