@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
+.PHONY: demo real real-smoke example-chat example-chat-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -196,6 +196,10 @@ bench-interference: $(READY)
 # Bytes and fidelity of the store beside other recipes, decoding and encoding speed (makes a model first).
 bench-store: $(READY)
 	$(BIN)/python benchmarks/bench_store.py
+
+# Size and order of the product's code; TESTS=1 runs the tests too, BEFORE=commit alignment beside its.
+bench-house: $(TOOLS)
+	$(BIN)/python benchmarks/bench_house.py $(if $(TESTS),--tests) $(if $(BEFORE),--before $(BEFORE))
 
 # What `make real` came to, and the speed of its stages beside transformers' own (after `make real`).
 # CASES=folder adds a folder of cases, each with a run.sh that prints FAULT for what is wrong.

@@ -163,6 +163,9 @@ class TrainSection(SelectorOptions):
 
     shuffle_shards: int = Field(default=4, gt=0)
     """Segments are shuffled within windows of so many shards; memory grows with it."""
+    chats: Literal["turns", "whole"] = "turns"
+    """Whether the turns of a chat are shuffled like all segments, or stay together: then one pass over
+    the chat serves all of them that stand in one micro-batch."""
     cache_gib: float = Field(default=2.0, ge=0)
     """Decoded shards kept in memory for later passes, in GiB; one window is always kept."""
     prefetch_batches: int = Field(default=2, ge=0)
@@ -219,6 +222,8 @@ class TrainSection(SelectorOptions):
             del content[name]
         for name in DIVERGENCES.left_out(self.loss.divergence):
             del content["loss"][name]
+        if self.chats == "turns":  # as trainings were before one could choose
+            del content["chats"]
         return content
 
     def splits_needed(self) -> dict[str, str]:

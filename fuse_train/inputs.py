@@ -147,6 +147,7 @@ def stream_options(run: RunConfig, section: TrainSection) -> StreamOptions:
         cache_gib=section.cache_gib,
         prefetch_batches=section.prefetch_batches,
         pack_tokens=section.pack_tokens,
+        whole_chats=section.chats == "whole",
     )
 
 

@@ -58,6 +58,24 @@ def encoded_samples(tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
     return cut
 
 
+def as_chats(texts: list[EncodedSegment], turns: int) -> list[EncodedSegment]:
+    """The same texts as turns of chats: what was read before stands before the next."""
+    found: list[EncodedSegment] = []
+    for i, text in enumerate(texts):
+        before = (*found[-1].input_ids, 7, 8) if i % turns else (5,)
+        found.append(EncodedSegment(before, text.token_ids, text.byte_ends))
+    return found
+
+
+def short_chats(tokenizer: SegmentTokenizer, turns: int = 3) -> list[EncodedSegment]:
+    """Chats of short turns that fit the models, out of the samples; the last text's turns first."""
+    short = [
+        EncodedSegment((), text.token_ids[:20], text.byte_ends[:20])
+        for text in reversed(encoded_samples(tokenizer))
+    ]
+    return as_chats(short, turns)
+
+
 def reference_logprobs(folder: Path, segments: list[EncodedSegment]) -> list[Reference]:
     """Of each segment the label's and all log-probabilities at each row that has something before.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from extract.corpus.corpus import DOCUMENT_SCHEMA
 from extract.corpus.documents import Document
 from extract.plan.cutting import cut_corpus, leads
 from store_schema.errors import TokenizerError
+from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
 
@@ -101,6 +103,44 @@ def test_what_is_dropped_changes_nothing_else(tokenizers: dict[str, SegmentToken
     alone = cut_corpus(table_of(*good), tokenizers, 64, drop_unreadable=False)
     assert cut.cuts == alone.cuts
     assert cut.context_tokens == alone.context_tokens
+
+
+def test_a_chats_turns_are_read_once() -> None:
+    """What the plan says of tokens read: a pass over the last turn serves all."""
+    hf = tiny_tokenizer("byte_level")
+    hf.chat_template = (
+        "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    hf.eos_token = "<|end|>"
+    tokenizer = SegmentTokenizer(hf, name="m")
+    said = [
+        {"role": role, "content": f"{role} says {i}."}
+        for i in range(6)
+        for role in ("user", "assistant")
+    ]
+    turns = [
+        Document(
+            f"c/turn-{i}",
+            "d",
+            "train",
+            json.dumps({"messages": said[: 2 * i + 1]}),
+            said[2 * i + 1]["content"],
+        )
+        for i in range(6)
+    ]
+    other = Document("p", "d", "train", None, "plain text")
+    columns = zip(*map(astuple, [*turns, other, turns[0]]), strict=True)
+    table = pa.table([list(column) for column in columns], schema=DOCUMENT_SCHEMA)
+    cut = cut_corpus(table, {"m": tokenizer}, 512, drop_unreadable=False)
+    last, first = (
+        tokenizer.encode([Segment(0, "s", "s", "d", "train", 0, 1, True, t.context, t.text)])[0]
+        for t in (turns[-1], turns[0])
+    )
+    texts = sum(c.num_tokens[0] for document in cut.cuts for c in document)
+    [plain] = tokenizer.encode_text(["plain text"])
+    read = len(last.input_ids) + len(first.input_ids) + len(plain)
+    assert texts + cut.context_tokens["m"] == read
 
 
 def test_tokens_without_rows_are_told(caplog: pytest.LogCaptureFixture) -> None:

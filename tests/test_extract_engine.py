@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extract.config import ExtractSection
+from extract.engines.pieces import Pieces
 from extract.engines.protocol import DenseRows, EngineSpec, engine_spec
 from extract.engines.registry import open_engine
 from extract.engines.scored_batch import KeptRows, ScoredBatch
-from extract.engines.transformers_engine import Pieces, TransformersEngine, longest_first
+from extract.engines.transformers_engine import TransformersEngine, longest_first
 from extract.scoring.rows import scored_segment
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
@@ -287,16 +288,17 @@ class NamedBatches(TransformersEngine):
         self._device = torch.device("cpu")
         self.found: list[list[int]] = []
 
-    def _score_batch(self, batch: Sequence[int], inputs: object) -> ScoredBatch:
-        self.found.append(list(batch))
-        return ScoredBatch(batch, [0] * len(batch), KeptRows.none(1, ()), False)
+    def _score_batch(self, batch: Sequence[Sequence[int]], inputs: object) -> ScoredBatch:
+        self.found.append([first for first, *_ in batch])
+        members = [i for group in batch for i in group]
+        return ScoredBatch(members, [0] * len(members), KeptRows.none(1, ()), False)
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
 def test_batches_hold_each_input_once(lengths: list[int], limit: int) -> None:
     order = longest_first(lengths)
     assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
-    ids = [np.zeros(n, np.uint32) for n in lengths]
+    ids = [np.full(n, i, np.uint32) for i, n in enumerate(lengths)]  # none begins another
     engine = NamedBatches(limit)
     scored = dict(engine.score([EncodedSegment((), part, part) for part in ids]))
     assert sorted(scored) == list(range(len(lengths)))

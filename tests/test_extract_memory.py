@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -27,8 +28,9 @@ from extract.engines.memory import (
     require_memory,
     weight_bytes,
 )
+from extract.engines.pieces import Pieces
 from extract.engines.protocol import EngineMemoryError, EngineSpec
-from extract.engines.transformers_engine import Input, Pieces, TransformersEngine
+from extract.engines.transformers_engine import TransformersEngine
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
 from store_schema.text.tokenizer import SegmentTokenizer
@@ -289,11 +291,11 @@ class SmallMemory(TransformersEngine):
         self.most_tokens, self.most_rows = tokens, rows
         self.failures = 0
 
-    def _states(self, inputs: Sequence[Input], T: int) -> torch.Tensor:
-        if len(inputs) * T > self.most_tokens:
+    def _states(self, fed: Sequence[npt.NDArray[np.int64]], T: int) -> torch.Tensor:
+        if len(fed) * T > self.most_tokens:
             self.failures += 1
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super()._states(inputs, T)
+        return super()._states(fed, T)
 
     def _kept(self, logits_RV: torch.Tensor, *rest: Any) -> Any:
         if len(logits_RV) > self.most_rows:
@@ -371,14 +373,16 @@ from tests.engine_contract import spec_of
 spec = spec_of(Path(sys.argv[1]), "transformers", threads=1, batch_tokens=1 << 22)
 engine = TransformersEngine(spec)
 ids = np.arange(3, 127, dtype=np.uint32)
-segments = [EncodedSegment((1,), ids, ids)] * int(sys.argv[2])
+# Texts with ends of their own: of equal ones only one would be read.
+ends = [np.array(divmod(i, 200), np.uint32) + 3 for i in range(int(sys.argv[2]))]
+segments = [EncodedSegment((1,), np.append(ids[:-2], end), ids) for end in ends]
 list(engine.score(segments[:2]))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[3]) << 20), resource.RLIM_INFINITY))
 rows = dict(engine.score(segments))
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
 assert len(rows) == len(segments)
-same = all(np.array_equal(rows[0].ids, row.ids) for row in rows.values())
+same = all(np.array_equal(rows[0].ids[:-1], row.ids[:-1]) for row in rows.values())
 print(engine._pieces.batch_tokens < 1 << 22, same)
 """
 

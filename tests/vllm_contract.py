@@ -18,26 +18,55 @@ from extract.engines.registry import open_engine
 from extract.engines.vllm_tap import Tap
 from store_schema.errors import ModelError
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
-from tests.engine_contract import check_engine, encoded_samples, reference_logprobs, spec_of
+from tests.engine_contract import (
+    TOLERANCE_NATS,
+    Reference,
+    check_engine,
+    encoded_samples,
+    reference_logprobs,
+    short_chats,
+    spec_of,
+)
 
 
 def main(folder: Path) -> None:
     """Compute the reference first: afterwards transformers cannot load the same architecture."""
     # Groups smaller than the samples, and steps smaller than the longest of them.
     spec = spec_of(folder, "vllm", max_num_batched_tokens=64, threads=2)
-    samples = encoded_samples(SegmentTokenizer.load(spec.ref, name="m"))
-    references = reference_logprobs(folder, samples)
+    tokenizer = SegmentTokenizer.load(spec.ref, name="m")
+    samples, chats = encoded_samples(tokenizer), short_chats(tokenizer)
+    references, of_chats = (reference_logprobs(folder, part) for part in (samples, chats))
     engine = open_engine(spec)
     try:
         assert engine.description == "vLLM engine (arrays)"
         # With it, scores depend on the order of requests.
         assert not engine.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching  # type: ignore[attr-defined]
         check_engine(engine, spec, references)
+        check_chats(engine, chats, of_chats)
         check_tap(engine, samples)
         check_refusals(engine, samples[0])
     finally:
         engine.close()
     print("contract holds")
+
+
+def check_chats(engine: Any, chats: list[EncodedSegment], references: list[Reference]) -> None:
+    """Turns of a chat take one request, and each gets its own rows."""
+    asked: list[int] = []
+    inner = engine._prompt_rows
+
+    def counted(inputs: Any, tap: Any) -> Any:
+        asked.append(len(inputs))
+        return inner(inputs, tap)
+
+    engine._prompt_rows = counted
+    rows = dict(engine.score(chats))
+    engine._prompt_rows = inner
+    assert asked == [-(-len(chats) // 3)]
+    for i, (labels, logprobs) in enumerate(references):
+        np.testing.assert_allclose(rows[i].label_logprobs, labels, atol=TOLERANCE_NATS)
+        chosen = np.take_along_axis(logprobs, rows[i].ids, axis=1)
+        np.testing.assert_allclose(rows[i].logprobs, chosen, atol=TOLERANCE_NATS)
 
 
 def check_tap(engine: Any, samples: list[EncodedSegment]) -> None:

@@ -22,7 +22,8 @@ import torch
 
 from extract.engines.head import OutputHead
 from extract.engines.logit_rows import best, row_sums
-from extract.engines.memory import LEAST_ROWS, changes_logits, is_out_of_memory
+from extract.engines.memory import changes_logits, is_out_of_memory
+from extract.engines.pieces import Pieces
 from extract.engines.protocol import (
     LOAD_ERRORS,
     Answer,
@@ -37,10 +38,11 @@ from extract.engines.scored_batch import KeptRows, ScoredBatch
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.causal_model import load_causal_model
 from store_schema.model.models import keep_soft_cap
+from store_schema.text.prefixes import prefix_groups
 
 if TYPE_CHECKING:
     from extract.engines.ending import AnswerRules
-    from store_schema.text.tokenizer import EncodedSegment
+from store_schema.text.tokenizer import EncodedSegment
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +98,14 @@ class TransformersEngine:
     def score(self, segments: Sequence[EncodedSegment]) -> Iterator[tuple[int, DenseRows]]:
         """See `Engine.score`."""
         inputs = [Input.of(segment) for segment in segments]
-        order = longest_first([len(found.ids) for found in inputs])
+        groups = prefix_groups([found.ids for found in inputs])
+        order = longest_first([len(inputs[first].ids) for first, *_ in groups])
         under_way: deque[ScoredBatch] = deque()
         ahead = BATCHES_AHEAD if self._device.type == "cuda" else 0
         while order:
-            batch = order[: max(self._pieces.batch_tokens // len(inputs[order[0]].ids), 1)]
-            scored = self._score_batch(batch, [inputs[i] for i in batch])
+            longest = len(inputs[groups[order[0]][0]].ids)
+            batch = order[: max(self._pieces.batch_tokens // longest, 1)]
+            scored = self._score_batch([groups[k] for k in batch], inputs)
             if scored is None:
                 continue  # memory ran out; pieces are smaller
             order = order[len(batch) :]
@@ -123,20 +127,25 @@ class TransformersEngine:
         loaded = LoadedModel(self._model, head, self._device, kept)
         yield from transformers_answers(loaded, self._spec, prompts, rules)
 
-    def _score_batch(self, batch: Sequence[int], inputs: Sequence[Input]) -> ScoredBatch | None:
+    def _score_batch(
+        self, batch: Sequence[Sequence[int]], inputs: Sequence[Input]
+    ) -> ScoredBatch | None:
         """Rows of a batch, on a GPU still being computed; None when memory ran out.
 
         Args:
-            batch: Indices of the segments.
-            inputs: The segments.
+            batch: Indices of the segments, those together that begin the first of them.
+            inputs: All segments.
         """
-        counts = [found.num_rows for found in inputs]
-        longest = max(len(found.ids) for found in inputs)
+        members = [i for group in batch for i in group]
+        counts = [inputs[i].num_rows for i in members]
+        fed = [inputs[first].ids for first, *_ in batch]
+        longest = max(map(len, fed))
         in_head = False
         try:
-            states = self._states(inputs, longest) if sum(counts) else torch.empty(0)
+            states = self._states(fed, longest) if sum(counts) else torch.empty(0)
             in_head = True
-            kept = self._kept_rows(states, inputs, longest)
+            placed = [(b, inputs[i]) for b, group in enumerate(batch) for i in group]
+            kept = self._kept_rows(states, placed, longest)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -144,7 +153,7 @@ class TransformersEngine:
             if self._pieces.shrunk:
                 logger.warning("%s: memory ran out; %s", self._spec.source, self._pieces.told())
             sampled = self._spec.section.estimator == "sampled"
-            return ScoredBatch(batch, counts, kept, sampled)
+            return ScoredBatch(members, counts, kept, sampled)
         # Here nothing holds the error any more, whose frames held the batch.
         self._free_memory()
         if not self._pieces.shrink(in_head, len(batch), longest, sum(counts)):
@@ -157,17 +166,17 @@ class TransformersEngine:
             )
         return None
 
-    def _states(self, inputs: Sequence[Input], T: int) -> torch.Tensor:
+    def _states(self, fed: Sequence[npt.NDArray[np.int64]], T: int) -> torch.Tensor:
         """[B * T, H] last hidden states of all inputs, or [B * T, V] the model's own logits.
 
         No mask: padding stands behind what is read, out of sight of a causal model, and without a
         mask attention takes its fastest path.
         """
         if not self._probed:
-            self._probe(inputs[0].ids[:PROBE_TOKENS].tolist())
-        padded = np.zeros((len(inputs), T), np.int64)
-        for row, found in zip(padded, inputs, strict=True):
-            row[: len(found.ids)] = found.ids
+            self._probe(fed[0][:PROBE_TOKENS].tolist())
+        padded = np.zeros((len(fed), T), np.int64)
+        for row, ids in zip(padded, fed, strict=True):
+            row[: len(ids)] = ids
         ids_BT = _sent(padded, self._device)
         if self._head is None:
             logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
@@ -176,16 +185,22 @@ class TransformersEngine:
         states: torch.Tensor = output.last_hidden_state
         return states.flatten(0, 1)
 
-    def _kept_rows(self, states: torch.Tensor, inputs: Sequence[Input], T: int) -> KeptRows:
+    def _kept_rows(
+        self, states: torch.Tensor, placed: Sequence[tuple[int, Input]], T: int
+    ) -> KeptRows:
         """What is kept of the rows of a batch, segment after segment, `head_rows` at a time.
 
         The only shift: the state at input i - 1 says what stands at input i.
+
+        Args:
+            states: Of all that was fed.
+            placed: Which of what was fed each segment begins, and the segment.
+            T: Length of what was fed.
         """
+        inputs = [found for _, found in placed]
         if not any(found.num_rows for found in inputs):
             return KeptRows.none(self._spec.section.max_entries, self._spec.section.extras)
-        places = [
-            np.arange(found.first - 1, len(found.ids) - 1) + i * T for i, found in enumerate(inputs)
-        ]
+        places = [np.arange(found.first - 1, len(found.ids) - 1) + b * T for b, found in placed]
         place_R = _sent(np.concatenate(places), self._device)
         labels = [found.ids[found.first :] for found in inputs]
         label_R = _sent(np.concatenate(labels), self._device)
@@ -286,51 +301,6 @@ class Input:
     def num_rows(self) -> int:
         """R."""
         return len(self.ids) - self.first
-
-
-@dataclass(slots=True)
-class Pieces:
-    """How much is computed at a time; halved whenever memory runs out.
-
-    Args:
-        batch_tokens: Of one forward pass, padding included; one segment at least.
-        head_rows: Rows of logits.
-        shrunk: Whether it was halved since it was last told.
-    """
-
-    batch_tokens: int
-    head_rows: int
-    shrunk: bool = False
-
-    def shrink(self, in_head: bool, num_segments: int, longest: int, num_rows: int) -> bool:
-        """Halve what ran out: rows of logits, or, if they are few or it was not them, the batch.
-
-        Args:
-            in_head: Whether memory ran out behind the forward pass.
-            num_segments: Of the batch.
-            longest: Tokens of its longest segment.
-            num_rows: Rows of the batch.
-
-        Returns:
-            Whether there was anything left to halve.
-        """
-        rows = min(self.head_rows, num_rows)
-        if in_head and rows > LEAST_ROWS:
-            self.head_rows = max(rows // 2, LEAST_ROWS)
-        elif num_segments > 1:
-            self.batch_tokens = num_segments * longest // 2
-        else:
-            return False
-        self.shrunk = True
-        return True
-
-    def told(self) -> str:
-        """For people, what is computed at a time from here on."""
-        self.shrunk = False
-        return (
-            f"going on with extract.batch_tokens {self.batch_tokens:,} "
-            f"and extract.head_rows {self.head_rows:,}"
-        )
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:

@@ -37,6 +37,7 @@ from extract.engines.protocol import (
 from extract.engines.vllm_tap import Tap
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.weight_shapes import require_shapes_of_class
+from store_schema.text.prefixes import prefix_groups
 from store_schema.text.tokenizer import EncodedSegment
 
 logger = logging.getLogger(__name__)
@@ -102,9 +103,13 @@ class VllmEngine:
         """See `Engine.score`."""
         inputs = [segment.input_ids for segment in segments]
         self._require_valid(inputs)
+        groups = prefix_groups([np.asarray(ids) for ids in inputs])
         with self._memory_errors():
-            for i, ids, logprobs in self._prompt_rows(inputs, self.tap):
-                yield i, self._labelled(segments[i], ids, logprobs)
+            fed = [inputs[first] for first, *_ in groups]
+            for k, ids, logprobs in self._prompt_rows(fed, self.tap):
+                for i in groups[k]:
+                    rows = slice(len(inputs[i]) - 1)
+                    yield i, self._labelled(segments[i], ids[rows], logprobs[rows])
 
     def answer(self, prompts: Sequence[Prompt], rules: AnswerRules) -> Iterator[tuple[int, Answer]]:
         """See `Engine.answer`."""

@@ -22,6 +22,7 @@ from extract.corpus.documents import Document
 from extract.corpus.normal_form import nfc
 from extract.plan.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
 from store_schema.errors import InputError, NoRowError, NoSpanError, TokenizerError
+from store_schema.plan.plan import chat_of
 from store_schema.text.tokenizer import SegmentTokenizer
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,21 @@ SURE_BYTES_PER_TOKEN = 3
 """Documents of fewer bytes than this for each token of the budget are taken to fit: no sample."""
 
 
-_Measured = tuple[int, Document, list[int], list[int]]
-"""Row in the documents table, the document, and each model's tokens before and behind the text."""
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A document before it is cut.
+
+    Args:
+        row: In the documents table.
+        document: The document.
+        contexts: Each model's tokens before the text.
+        ends: Each model's number of tokens behind it.
+    """
+
+    row: int
+    document: Document
+    contexts: list[tuple[int, ...]]
+    ends: list[int]
 
 
 @dataclass
@@ -46,7 +60,8 @@ class CutCorpus:
         rows: Row in the documents table of each kept document.
         cuts: Its segments.
         dropped: Documents left out, by reason.
-        context_tokens: Context tokens that each model reads in all, by model.
+        context_tokens: Tokens that each model reads in all beyond the texts', by model. A turn of a
+            chat that begins the next one's context is not read by itself.
         unwritten: What of chats a model's template leaves out, by model and kind.
     """
 
@@ -91,12 +106,12 @@ def cut_corpus(
                 raise
             found.dropped[_reason(error, "chat_template_refuses")] += 1
             continue
-        taken = [context + end for context, end in zip(contexts, ends, strict=True)]
+        taken = [len(context) + end for context, end in zip(contexts, ends, strict=True)]
         if max_tokens - max(taken) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue
         _count_unwritten(document, tokenizers, found)
-        batch.append((row, document, contexts, ends))
+        batch.append(_Measured(row, document, contexts, ends))
         size += len(document.text)
         if size >= BATCH_BYTES:
             _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
@@ -124,7 +139,7 @@ def _reason(error: TokenizerError, otherwise: str) -> str:
 
 def _sizes_around(
     document: Document, tokenizers: Mapping[str, SegmentTokenizer]
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[tuple[int, ...]], list[int]]:
     """Tokens before the text for each model, and behind it those that end a turn; of chats the response
     is proved to stand between them."""
     sizes, ends = [], []
@@ -134,7 +149,7 @@ def _sizes_around(
         if context is not None and "messages" in context:
             tokenizer.chat.require_span(context, document.text, where=where)
         before, end = tokenizer.contexts.read(document.context, where=where)
-        sizes.append(len(before))
+        sizes.append(before)
         ends.append(int(end is not None))
     return sizes, ends
 
@@ -157,11 +172,11 @@ def _cut_batch(
     found: CutCorpus,
     drop_unreadable: bool,
 ) -> None:
-    ids = [document.document_id for _, document, _, _ in batch]
-    texts = [document.text.encode() for _, document, _, _ in batch]
+    ids = [measured.document.document_id for measured in batch]
+    texts = [measured.document.text.encode() for measured in batch]
     budgets = [
-        [max_tokens - context - end for context, end in zip(contexts, ends, strict=True)]
-        for _, _, contexts, ends in batch
+        [max_tokens - len(c) - end for c, end in zip(measured.contexts, measured.ends, strict=True)]
+        for measured in batch
     ]
     unreadable: dict[int, TokenizerError] | None = {} if drop_unreadable else None
     encoders = [encoder(tokenizer, ids, unreadable) for tokenizer in tokenizers.values()]
@@ -175,16 +190,39 @@ def _cut_batch(
             got=dict(zip(tokenizers, error.num_tokens, strict=True)),
             hint="raise plan.max_tokens",
         ) from error
-    for number, (row, _, contexts, ends) in enumerate(batch):
+    before: _Measured | None = None
+    for number, measured in enumerate(batch):
         if unreadable and number in unreadable:
             found.dropped[_reason(unreadable[number], "tokenizer_changes_text")] += 1
             continue
-        found.rows.append(row)
+        found.rows.append(measured.row)
         *others, last = cuts[number]
-        rows = tuple(n + end for n, end in zip(last.num_tokens, ends, strict=True))
+        rows = tuple(n + end for n, end in zip(last.num_tokens, measured.ends, strict=True))
+        served = (
+            [0] * len(tokenizers) if before is None else _served(before, measured, found.cuts[-1])
+        )
         found.cuts.append([*others, replace(last, num_tokens=rows)])
-        for name, context in zip(tokenizers, contexts, strict=True):
-            found.context_tokens[name] += context * len(cuts[number])
+        for name, context, without in zip(tokenizers, measured.contexts, served, strict=True):
+            found.context_tokens[name] += len(context) * len(cuts[number]) - without
+        before = measured
+
+
+def _served(turn: _Measured, following: _Measured, cuts: Sequence[Cut]) -> list[int]:
+    """Tokens of a turn that each model need not read, since the following turn's context begins so.
+
+    Args:
+        turn: Of a chat, or any other document.
+        following: The document behind it.
+        cuts: The turn's segments: only one that is whole is served.
+    """
+    chat = chat_of(turn.document.document_id)
+    if chat is None or chat != chat_of(following.document.document_id) or len(cuts) > 1:
+        return [0] * len(turn.contexts)
+    served = []
+    for m, (own, theirs) in enumerate(zip(turn.contexts, following.contexts, strict=True)):
+        size = len(own) + cuts[-1].num_tokens[m]
+        served.append(size if theirs[: len(own)] == own and size < len(theirs) else 0)
+    return served
 
 
 def encoder(

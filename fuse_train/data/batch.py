@@ -23,6 +23,7 @@ from fuse_train.selectors.hedge import past_of
 from fuse_train.selectors.pools import span_sums
 from fuse_train.selectors.selectors import SourceView
 from store_schema.layout import Origin
+from store_schema.text.prefixes import prefix_groups
 
 IGNORED = -1
 """Position of a row that nothing predicts, and id of an entry that is not there."""
@@ -69,17 +70,25 @@ class SourceBatch:
 
 @dataclass(frozen=True, slots=True)
 class Packs:
-    """Where the segments of a packed batch stand in its rows of input.
+    """Where the segments of a batch stand in its rows of input, where they share some.
 
     Args:
-        position_ids_BL: int64, from 0 in each segment; 0 on padding.
+        position_ids_BL: int64, from 0 in each segment; 0 on padding. None where a row holds one input
+            alone, and segments share it that are its beginning.
         row_S: int64 row of input of each segment.
         start_S: int64 input position of each segment's first token.
     """
 
-    position_ids_BL: torch.Tensor
+    position_ids_BL: torch.Tensor | None
     row_S: torch.Tensor
     start_S: torch.Tensor
+
+    def of_all(self, groups: Sequence[Sequence[int]]) -> Packs:
+        """Places of all segments from those of each group's first, which the others begin."""
+        group_S = np.empty(sum(map(len, groups)), np.int64)
+        for g, members in enumerate(groups):
+            group_S[list(members)] = g
+        return Packs(self.position_ids_BL, self.row_S[group_S], self.start_S[group_S])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class Batch:
     """Some segments, padded to the longest.
 
     Args:
-        input_ids_BL: int64 context and tokens, padded on the right; one segment a row, or packed.
+        input_ids_BL: int64 context and tokens, padded on the right.
         predicted_by_BT: int64 input position, from the segment's start, whose logits speak of row i, -1
             where none does.
         labels_BT: int64 tokens, 0 on padding.
@@ -96,7 +105,8 @@ class Batch:
         domains: Names.
         segment_ids: For messages.
         sources: None for ground truth alone.
-        packs: None where every segment has a row of input of its own.
+        packs: Segments that begin another's input share its row, and packed ones stand one behind the
+            other; None where every segment has a row of input of its own.
         spans: Spans that sources and target share, where they were loaded.
     """
 
@@ -188,9 +198,15 @@ def collate(
         ]
         for s, ids in zip(samples, labels, strict=True)
     ]
-    sources, packs, rows = None, None, inputs
+    groups = prefix_groups(inputs)
+    sources, packs, rows = None, None, [inputs[longest] for longest, *_ in groups]
     if pack_tokens is not None:
-        rows, packs = pack(inputs, pack_tokens)
+        rows, packs = pack(rows, pack_tokens)
+    elif len(rows) < len(inputs):
+        starts = torch.zeros(len(rows), dtype=torch.int64)
+        packs = Packs(None, torch.arange(len(rows)), starts)
+    if packs is not None:
+        packs = packs.of_all(groups)
     if samples[0].shard.sources:
         sources = _sources(samples, position_BT.shape[1], with_entries)
     return Batch(

@@ -7,7 +7,7 @@ sample at any position costs one window's permutation, so resuming replays nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,12 +30,22 @@ class SampleOrder:
         shard_sizes: Segments of each shard of the split, in plan order; none is 0.
         seed: Of the run.
         window_shards: Shards that are mixed, and so needed at one time.
+        units: Gives a shard's [D] numbers, the same for segments that stay together, in their order;
+            None lets every segment go alone.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], *, seed: int, window_shards: int) -> None:
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        seed: int,
+        window_shards: int,
+        units: Callable[[int], npt.NDArray[np.int64]] | None = None,
+    ) -> None:
         self._sizes = np.asarray(shard_sizes, np.int64)
         self._seed = seed
         self._window_shards = window_shards
+        self._units = units
         self._epoch = lru_cache(maxsize=4)(self._epoch_uncached)
         self._window = lru_cache(maxsize=4)(self._window_uncached)
 
@@ -74,7 +84,13 @@ class SampleOrder:
         chosen = order[first : first + self._window_shards]
         shards = np.repeat(chosen, self._sizes[chosen])
         segments = np.concatenate([np.arange(self._sizes[shard]) for shard in chosen])
-        mixed = np.random.default_rng([self._seed, epoch, window]).permutation(len(shards))
+        rng = np.random.default_rng([self._seed, epoch, window])
+        if self._units is None:
+            mixed = rng.permutation(len(shards))
+        else:
+            numbers = np.concatenate([self._units(int(shard)) for shard in chosen])
+            _, unit = np.unique(np.stack([shards, numbers]), axis=1, return_inverse=True)
+            mixed = np.argsort(rng.permutation(int(unit.max()) + 1)[unit], kind="stable")
         return shards[mixed], segments[mixed]
 
 

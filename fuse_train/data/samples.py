@@ -192,6 +192,13 @@ class AlignedSamples:
         """Segments of each shard of the split."""
         return [shard.stop - shard.start for shard in self.shards]
 
+    def chats(self, position: int) -> npt.NDArray[np.int64]:
+        """[D] number of the chat, within its shard, that each segment is a turn of; a segment that is
+        none has a number of its own."""
+        names = [s.chat_id or s.segment_id for s in self.plan.segments(self.shards[position])]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return np.array([numbers[name] for name in names], np.int64)
+
     def load(self, position: int, *, with_sources: bool) -> DecodedShard:
         """Read one shard of the split.
 

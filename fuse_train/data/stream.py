@@ -1,8 +1,9 @@
 """The stream of training batches: resumable at any step, the same for any number of processes.
 
 Step g takes the samples at positions [g * batch, (g + 1) * batch) of the order's endless sequence;
-process r of w takes its slice of them, sorted by length and cut into micro-batches (a batch is one
-sum, so the order inside it changes nothing but padding). The state is the step number alone.
+process r of w takes its slice of them, sorted by length (whole chats are not) and cut into
+micro-batches (a batch is one sum, so the order inside it changes nothing but padding). The state is the
+step number alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class StreamOptions:
     cache_gib: float
     prefetch_batches: int = 0
     pack_tokens: int | None = None
+    whole_chats: bool = False
 
 
 class SampleStream:
@@ -58,7 +60,10 @@ class SampleStream:
     ) -> None:
         self.samples, self.options, self.domains = samples, options, domains
         self.order = SampleOrder(
-            samples.shard_sizes, seed=options.seed, window_shards=options.shuffle_shards
+            samples.shard_sizes,
+            seed=options.seed,
+            window_shards=options.shuffle_shards,
+            units=samples.chats if options.whole_chats else None,
         )
         self._process, self._with_entries = process, with_entries
         self.cache = cache or ShardCache(
@@ -83,14 +88,16 @@ class SampleStream:
         return self.order.samples(step * size, size)[process_slice(size, *self._process)]
 
     def step_batches(self, step: int, *, micro_batch_segments: int | None = None) -> list[Batch]:
-        """This process's micro-batches of a step (numbered from 0), shortest segments first.
+        """This process's micro-batches of a step (numbered from 0), shortest segments first, or whole
+        chats as they are.
 
         Args:
             step: Of the run.
             micro_batch_segments: None takes the options'.
         """
         samples = [self.sample(ref) for ref in self.step_refs(step)]
-        samples.sort(key=lambda sample: sample.num_tokens)
+        if not self.options.whole_chats:
+            samples.sort(key=lambda sample: sample.num_tokens)
         size = micro_batch_segments or self.options.micro_batch_segments
         groups = [samples[i : i + size] for i in range(0, len(samples), size)]
         return [

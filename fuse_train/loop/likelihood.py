@@ -27,6 +27,7 @@ from fuse_train.model.heads import (
     widen,
 )
 from store_schema.errors import ModelError
+from store_schema.text.prefixes import prefix_groups
 from store_schema.text.tokenizer import EncodedSegment
 
 SCORED_ROWS = 1024
@@ -102,7 +103,7 @@ def row_nats(
     Args:
         model: As in `segment_nll`.
         encoded: As in `segment_nll`.
-        batch_segments: Segments per forward pass.
+        batch_segments: Segments per forward pass, beside those that begin one of them.
         head_chunk_rows: Rows whose logits exist at one time; None chooses.
         on_scored: As in `segment_nll`.
 
@@ -116,19 +117,20 @@ def row_nats(
     direct = _head_known(model)
     if not direct:
         batch_segments = 1  # its own logits come for all tokens of a batch at once
+    groups = prefix_groups([np.asarray(segment.input_ids) for segment in encoded])
     # Longest first: memory runs out at once or never. Neighbours of one length waste no padding.
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].token_ids))
+    groups.sort(key=lambda group: -len(encoded[group[0]].token_ids))
     found: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_segments):
-            chosen = order[start : start + batch_segments]
-            batch = [encoded[i] for i in chosen]
-            for i, nats in zip(
-                chosen, _batch_nats(model, batch, direct, head_chunk_rows), strict=True
-            ):
-                found[i] = nats
+        for start in range(0, len(groups), batch_segments):
+            batch = groups[start : start + batch_segments]
+            chosen = [i for group in batch for i in group]
+            placed = [(row, encoded[i]) for row, group in enumerate(batch) for i in group]
+            nats = _batch_nats(model, placed, direct, head_chunk_rows)
+            for i, nats_T in zip(chosen, nats, strict=True):
+                found[i] = nats_T
             if on_scored is not None:
                 on_scored(len(chosen))
     finally:
@@ -176,17 +178,21 @@ def _head_known(model: Any) -> bool:
 
 
 def _batch_nats(
-    model: Any, batch: Sequence[EncodedSegment], direct: bool, chunk_rows: int | None
+    model: Any, placed: Sequence[tuple[int, EncodedSegment]], direct: bool, chunk_rows: int | None
 ) -> Iterator[npt.NDArray[np.float64]]:
+    """NLL of segments by row of input: of each row the first segment is the one that is fed."""
+    batch = [segment for _, segment in placed]
     num_rows = [len(segment.token_ids) for segment in batch]
     position_BT = torch.from_numpy(
         predicting_positions([len(segment.context_ids) for segment in batch], num_rows)
     )
     labels_BT = torch.from_numpy(padded_inputs([s.token_ids.astype(np.int64) for s in batch]))
-    inputs = [np.asarray(segment.input_ids[:-1] or [0], np.int64) for segment in batch]
+    fed = {row: segment.input_ids[:-1] or [0] for row, segment in reversed(placed)}
+    inputs = [np.asarray(fed[row], np.int64) for row in sorted(fed)]
     input_ids_BL = torch.from_numpy(padded_inputs(inputs)).to(model.device)
     segment_R, row_R = torch.nonzero(position_BT >= 0, as_tuple=True)
-    at = (segment_R.to(model.device), position_BT[segment_R, row_R].to(model.device))
+    input_R = torch.tensor([row for row, _ in placed])[segment_R]
+    at = (input_R.to(model.device), position_BT[segment_R, row_R].to(model.device))
     labels_R = labels_BT[segment_R, row_R].to(model.device)
     if direct:
         states_RH = hidden_states(model, input_ids_BL)[at]

@@ -78,11 +78,22 @@ class Segment:
     text: str
 
     @property
+    def chat_id(self) -> str | None:
+        """What the turns of one chat have in common; None where it is no turn of one."""
+        return None if self.context is None else chat_of(self.document_id)
+
+    @property
     def has_prompt(self) -> bool:
         """Whether its context is a prompt to answer; a document's is answered once, at its start, and
         a chat's turn with its content, not with the thought before it."""
         asks = self.context is not None and self.byte_start == 0
         return asks and "part" not in json.loads(self.context or "{}")
+
+
+def chat_of(document_id: str) -> str | None:
+    """Id of the chat that a document is a turn of; None where its id says of none."""
+    chat, turn, _ = document_id.rpartition("/turn-")
+    return chat if turn else None
 
 
 class ShardRecord(StrictModel):
