@@ -20,10 +20,10 @@ from store_schema.errors import ConfigError, LogitfuseError, Stopped, StorageErr
 logger = logging.getLogger(__name__)
 
 _SMALL_CACHES = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-"""Operations that PyTorch and oneDNN, below it, keep prepared on a CPU, each with memory of its own: of 1,024
-by default. Texts differ in length, so every step prepares others: a training of 135M parameters grew
-by 60 to 90 MB a step. Either cache alone keeps them all. Read when torch is loaded; what the user has set
-stays."""
+"""Operations that PyTorch and oneDNN, below it, keep prepared on a CPU, each with memory of its own:
+1,024 by default. Texts differ in length, so every step prepares others, and a training of 135M
+parameters grew by 60 to 90 MB a step. Either cache alone keeps them all. Read when torch is loaded;
+what the user has set stays."""
 
 
 class StageGroup(click.Group):
