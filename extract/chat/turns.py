@@ -88,7 +88,7 @@ class MessageReader:
         if not isinstance(tool, dict):
             raise _bad("tools are not a list of objects", where, type(tool).__name__)
         if isinstance(tool.get("function"), dict):
-            return {"type": "function"} | tool
+            return tool if "type" in tool else {"type": "function"} | tool
         if isinstance(tool.get("function_declarations"), list):
             raise _bad("tools are nested in function_declarations", where, "Gemini's request form")
         renamed = {"input_schema": "parameters"}

@@ -36,9 +36,22 @@ class Document:
     text: str
 
 
+_AS_GIVEN = ("tools", "tool_calls")
+"""Schemas of tools, and calls: templates write them whole, in the order that they are given in."""
+
+
 def context_json(context: Mapping[str, Any]) -> str:
-    """A prompt or messages as `Document.context` holds them."""
-    return json.dumps(context, ensure_ascii=False, sort_keys=True)
+    """A prompt or messages as `Document.context` holds them: fields in alphabetical order, whatever the
+    data had, but for what templates write as it is given."""
+    return json.dumps(_ordered(context), ensure_ascii=False)
+
+
+def _ordered(value: Any, field: str = "") -> Any:
+    if field in _AS_GIVEN:
+        return value
+    if isinstance(value, Mapping):
+        return {name: _ordered(value[name], name) for name in sorted(value)}
+    return [_ordered(part) for part in value] if isinstance(value, list) else value
 
 
 def columns_wanted(entry: CorpusInput) -> set[str]:
