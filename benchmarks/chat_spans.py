@@ -225,9 +225,7 @@ def span_faults(
     return [f"{where}: {fault}" for fault in faults]
 
 
-def _wholes(
-    model: ChatModel, chat: Mapping[str, Any], at: int, part: str, text: str
-) -> list[str]:
+def _wholes(model: ChatModel, chat: Mapping[str, Any], at: int, part: str, text: str) -> list[str]:
     """The chat up to a message with a text in it, as plain transformers renders it."""
     *before, last = chat["messages"][: at + 1]
     last = last | {key: last[key].strip() for key in ("reasoning_content",) if key in last}

@@ -1,4 +1,4 @@
-"""Chat templates in the shapes that published ones have: what becomes of system turns, space, thoughts."""
+"""Chat templates in the shapes that published ones have."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def test_notes_say_what_is_read_and_not_trained_on(tmp_path: Path) -> None:
     out = ok("corpus", "build", path)
     for words in (
         "1 opening turns, read and not trained on",
-        "1 tool calls, read and not trained on",
+        "1 tool calls behind the last response, not read",
         "1 responses without the white space around them",
     ):
         assert words in out
@@ -321,7 +321,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "tools": ({"messages": MESSAGES, "tools": ["sum"]}, "tools are not a list of objects"),
     "answers": (
         {"prompt": said(("user", Q)), "completion": said(("user", Q), ("assistant", A2))},
-        "a response is not one message",
+        "a response is not one of the assistant's",
     ),
     "nul": ({"messages": said(("user", "a\0b"), ("assistant", A))}, "NUL at character 1"),
 }

@@ -131,7 +131,7 @@ class ChatTemplate:
             whole = self._render([*messages, reply], context, where)
             marks = list(_values([*messages, reply], tools))
         found = Counter(kind for kind, mark in marks if mark not in whole)
-        names = list(_names(messages))
+        names = list(_names([*messages, reply]))
         plain = self._render([*messages, reply], context, where) if names else ""
         found.update(kind for kind, value in names if value not in plain)
         return found
