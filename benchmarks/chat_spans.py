@@ -247,21 +247,19 @@ def _turn_end(model: ChatModel, whole: str, start: int) -> int | None:
 
 # ------------------------------------------------------------------------------ long chats, read once
 
-WORDS = (
-    "the tide comes in at noon and every boat that lies on the flats must wait until the water has "
-    "risen over its keel before anyone can leave harbour master says so twice a day when ferries from "
-    "both islands meet near red buoy while gulls follow them home to pier four where fish is sold"
-).split()
+WORDS = """the tide comes in at noon and every boat that lies on the flats must wait until the water has
+risen over its keel before anyone can leave harbour master says so twice a day when ferries from both
+islands meet near red buoy while gulls follow them home to pier four where fish is sold"""
 TURNS, NUM_CHATS = 6, 8
 
 
 def long_chats(seed: int = 0, num_chats: int = NUM_CHATS) -> list[dict[str, Any]]:
     """Chats of six questions and six answers, each of some dozens of words."""
-    rng = random.Random(seed)
+    rng, words = random.Random(seed), WORDS.split()
 
     def sentences() -> str:
-        words = [rng.choice(WORDS) for _ in range(rng.randint(24, 60))]
-        return " ".join(words).capitalize() + "."
+        chosen = [rng.choice(words) for _ in range(rng.randint(24, 60))]
+        return " ".join(chosen).capitalize() + "."
 
     return [
         {

@@ -92,7 +92,8 @@ def count_left_out(response: Turn, tally: Tally) -> None:
     tally.notes[THOUGHTS_LEFT_OUT] += response.thought is not None
     tally.notes[CALLS_BEHIND] += len(response.calls)
     for name, value in (("name", response.name), ("tool_call_id", response.call_id)):
-        tally.unread[f"messages.{name}"] += value is not None
+        if value is not None:
+            tally.unread[f"messages.{name}"] += 1
 
 
 def _says(turn: Turn, thoughts: Thoughts) -> bool:
