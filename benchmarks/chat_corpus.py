@@ -28,7 +28,7 @@ from extract.corpus.documents import Document  # noqa: E402
 from store_schema.config import load_run  # noqa: E402
 from store_schema.errors import LogitfuseError  # noqa: E402
 from store_schema.plan.plan import Segment  # noqa: E402
-from tests.chat_shapes import PUBLISHED, TIDE, TOOL  # noqa: E402
+from tests.chat_shapes import PUBLISHED, TOOL, WITH_TOOLS  # noqa: E402
 
 FileKind = Literal["jsonl", "parquet"]
 Row = Mapping[str, Any]
@@ -111,7 +111,9 @@ def shapes_read(shapes: Mapping[str, tuple[Row, Any]] = PUBLISHED) -> dict[str, 
             if list(zip(before, texts, strict=True)) != expected:
                 faults.append(f"{kind}: {before} {texts}")
             tools = [context.get("tools") for context in contexts]
-            if tools != [[TOOL] if expected is TIDE else None] * len(documents):
+            if tools != [[TOOL] if any(expected is t for t in WITH_TOOLS) else None] * len(
+                documents
+            ):
                 faults.append(f"{kind}: tools {tools}")
         found[name] = "; ".join(faults)
     return found

@@ -22,7 +22,19 @@ from extract.cli import corpus
 from extract.corpus.corpus import build_corpus, corpus_location, iter_documents, read_documents
 from extract.corpus.documents import Document
 from store_schema.config import load_run
-from tests.chat_shapes import A2, CALL, MESSAGES, PUBLISHED, Q2, SYSTEM, TIDE, TOOL, A, Q, said
+from tests.chat_shapes import (
+    A2,
+    CALL,
+    MESSAGES,
+    PUBLISHED,
+    Q2,
+    SYSTEM,
+    TOOL,
+    WITH_TOOLS,
+    A,
+    Q,
+    said,
+)
 from tests.extract_runs import ok, refused, write_jsonl, write_run
 from tests.tiny import tiny_tokenizer
 
@@ -54,7 +66,7 @@ def test_a_published_shape(tmp_path: Path, shape: str) -> None:
     documents = documents_of(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row])))
     assert seen(documents) == expected
     tools = [json.loads(d.context or "{}").get("tools") for d in documents]
-    assert tools == [[TOOL] if expected is TIDE else None] * len(documents)
+    assert tools == [[TOOL] if any(expected is t for t in WITH_TOOLS) else None] * len(documents)
 
 
 @pytest.mark.parametrize("shape", ["messages", "sharegpt", "parts", "tool calls", "texts"])

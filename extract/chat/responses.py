@@ -109,7 +109,7 @@ def _of_turn(
         context["tools"] = list(chat.tools)
     content = turn.content.strip()
     said = turn.message()
-    beside = {key: said[key] for key in ("name", "tool_call_id") if key in said}
+    beside: dict[str, Any] = {key: said[key] for key in ("name", "tool_call_id") if key in said}
     if turn.thought and thoughts == "train":
         beside_thought = {"reply": {"content": content, **beside}, "part": "reasoning_content"}
         yield ResponseText(turn.thought.strip(), context | beside_thought, f"{suffix}/thought")

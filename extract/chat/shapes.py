@@ -43,7 +43,7 @@ class Shape:
 MESSAGE_COLUMNS = (
     "messages", "conversations", "conversation", "contents", "dialog", "dialogue", "data",
 )  # fmt: skip
-_SYSTEM = ("system", "system_prompt")
+_SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 _TOOLS = ("tools", "functions")
 
 SHAPES = {
@@ -274,14 +274,15 @@ def _asked_once(asked: str, beside: _Beside, reader: MessageReader) -> Chat:
 
 def _headed(chat: Chat, beside: _Beside, reader: MessageReader) -> Chat:
     """With the system turn of a column of its own, where the chat has none."""
-    system, first = beside.held(*_SYSTEM), chat.turns[0]
-    if system is None or (first.role == "system" and first.content != system):
+    held, first = beside.held(*_SYSTEM), chat.turns[0]
+    if held is None or (first.role == "system" and first.content != held):
         return chat
     beside.take(*_SYSTEM)
-    if first.role == "system":
+    where = f"{reader.where}, system"
+    system = reader.said(held, where)
+    if first.role == "system" or not system:
         return chat
-    system = clean_text(system, f"{reader.where}, system")
-    return replace(chat, turns=(Turn("system", system), *chat.turns))
+    return replace(chat, turns=(Turn("system", clean_text(system, where)), *chat.turns))
 
 
 def _longer(chat: Chat, turns: tuple[Turn, ...]) -> Chat:

@@ -75,24 +75,34 @@ class MessageReader:
             return ()
         where = f"{self.where}, tools"
         listed = value if isinstance(value, list) else [value]
-        return tuple(self._tool(clean_values(_parsed(tool), where), where) for tool in listed)
+        cleaned = [clean_values(_parsed(tool), where) for tool in listed]
+        return tuple(tool for given in cleaned for tool in self._tools(given, where))
+
+    def said(self, value: Any, where: str) -> str:
+        """What a text, a list of parts or an object with parts says."""
+        if isinstance(value, Mapping):
+            key = self._key(value, None, CONTENT_KEYS)
+            self._unread(value, {key, *ROLE_KEYS}, "system.")
+            value = value if key is None else value[key]
+        return "".join(part for part in self._parts(value, where) if isinstance(part, str))
 
     def bad(self, what: str, got: str) -> DocumentError:
         """An error of this row's messages."""
         return _bad(what, self.where, got)
 
-    def _tool(self, tool: Any, where: str) -> dict[str, Any]:
+    def _tools(self, tool: Any, where: str) -> list[dict[str, Any]]:
+        """One, or those that Gemini puts under one name."""
         if not isinstance(tool, dict):
             raise _bad("tools are not a list of objects", where, type(tool).__name__)
         if isinstance(tool.get("function"), dict):
-            return {"type": "function"} | tool
-        if isinstance(tool.get("function_declarations"), list):
-            raise _bad("tools are nested in function_declarations", where, "Gemini's request form")
+            return [{"type": "function"} | tool]
+        for name in ("functionDeclarations", "function_declarations"):
+            if isinstance(tool.get(name), list):
+                self._unread(tool, {name}, "tools.")
+                return [one for inner in tool[name] for one in self._tools(inner, where)]
         renamed = {"input_schema": "parameters"}
-        return {
-            "type": "function",
-            "function": {renamed.get(k, k): v for k, v in tool.items() if k != "type"},
-        }
+        function = {renamed.get(k, k): v for k, v in tool.items() if k != "type"}
+        return [{"type": "function", "function": function}]
 
     def _list(self, messages: Any) -> list[Any]:
         messages = _rows(_parsed(messages))
