@@ -21,7 +21,8 @@ from extract.chat_config import ChatInput
 from extract.cli import corpus
 from extract.corpus.corpus import build_corpus, corpus_location, iter_documents, read_documents
 from extract.corpus.documents import Document
-from store_schema.config import load_run
+from store_schema.config import TemplateSettings, load_run
+from store_schema.text.chat_template import ChatTemplate
 from tests.chat_shapes import (
     A2,
     CALL,
@@ -371,14 +372,39 @@ def test_an_answer_that_is_a_message_is_the_answer_of_a_chat(tmp_path: Path) -> 
     ]
 
 
-def test_tools_and_calls_keep_the_order_of_their_keys(tmp_path: Path) -> None:
-    row = {"messages": [ASK, CALLING, TOLD, ANSWER], "tools": [TOOL]}
-    [document] = documents_of(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row])))
-    context = document.context or ""
-    assert json.dumps([TOOL]) in context
-    assert json.dumps(CALLING["tool_calls"]) in context
-    # Everything else is sorted: the corpora of chats without tools are what they were.
-    assert context.startswith('{"messages": [{"content": ')
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_and_arguments_reach_the_template_in_their_own_order(
+    tmp_path: Path, as_text: bool
+) -> None:
+    """A template writes them whole: in another order they are other tokens than plain transformers'."""
+    values = {"to": "Kiel", "from": "Oslo", "after": {"z": 1, "a": [{"y": 2, "b": 3}]}}
+    properties = {"to": {"type": "string", "enum": ["b", "a"]}, "from": {"type": "string"}}
+    function = {"name": "trip", "parameters": {"type": "object", "properties": properties}}
+    tools = [{"type": "function", "function": function}, {"function": function, "type": "function"}]
+    arguments = json.dumps(values) if as_text else values
+    calls = [{"type": "function", "function": {"name": "trip", "arguments": arguments}}]
+    messages = [
+        *said(("user", Q)),
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *said(("tool", "4"), ("assistant", A)),
+    ]
+    row = {"messages": messages, "tools": json.dumps(tools) if as_text else tools}
+    path = run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row]))
+    [document] = documents_of(path)
+    context = json.loads(document.context or "")
+    assert json.dumps(context["tools"]) == json.dumps(tools)
+    [call] = context["messages"][1]["tool_calls"]
+    assert json.dumps(call["function"]["arguments"]) == json.dumps(values)
+    hf = tiny_tokenizer("byte_level")
+    hf.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function | tojson }}{% endfor %}{% endfor %}"
+    )
+    parsed = {"type": "function", "function": {"name": "trip", "arguments": values}}
+    plain = [*messages[:1], messages[1] | {"tool_calls": [parsed]}]
+    around = ChatTemplate(hf, TemplateSettings()).around(context, where="d")
+    written = hf.apply_chat_template([*plain, *messages[2:]], tools=tools, tokenize=False)
+    assert around.before + A == written
 
 
 def test_notes_say_what_is_read_and_not_trained_on(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class MessageReader:
         if not isinstance(tool, dict):
             raise _bad("tools are not a list of objects", where, type(tool).__name__)
         if isinstance(tool.get("function"), dict):
-            return [{"type": "function"} | tool]
+            return [tool if "type" in tool else {"type": "function"} | tool]
         for name in ("functionDeclarations", "function_declarations"):
             if isinstance(tool.get(name), list):
                 self._unread(tool, {name}, "tools.")

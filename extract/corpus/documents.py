@@ -37,21 +37,21 @@ class Document:
 
 
 _AS_GIVEN = ("tools", "tool_calls")
-"""Templates write these as JSON, and models have learnt their keys in the order they come in."""
+"""Schemas of tools, and calls: templates write them whole, in the order that they are given in."""
 
 
 def context_json(context: Mapping[str, Any]) -> str:
-    """A prompt or messages as `Document.context` holds them."""
-    return json.dumps(_in_order(context), ensure_ascii=False)
+    """A prompt or messages as `Document.context` holds them: fields in alphabetical order, whatever the
+    data had, but for what templates write as it is given."""
+    return json.dumps(_ordered(context), ensure_ascii=False)
 
 
-def _in_order(value: Any) -> Any:
-    """Sorted by key, but what is in the order that the data or its publisher has given it."""
-    if isinstance(value, list):
-        return [_in_order(part) for part in value]
-    if not isinstance(value, Mapping):
+def _ordered(value: Any, field: str = "") -> Any:
+    if field in _AS_GIVEN:
         return value
-    return {key: value[key] if key in _AS_GIVEN else _in_order(value[key]) for key in sorted(value)}
+    if isinstance(value, Mapping):
+        return {name: _ordered(value[name], name) for name in sorted(value)}
+    return [_ordered(part) for part in value] if isinstance(value, list) else value
 
 
 def columns_wanted(entry: CorpusInput) -> set[str]:
