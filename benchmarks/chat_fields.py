@@ -206,26 +206,28 @@ def _is_said(template: ChatTemplate, context: Mapping[str, Any], mark: str) -> b
         around = template.around(context, where="here")
         if mark in around.before or mark in around.after:
             return True
-        return template.unwritten(context, where="here")[_kind(context, mark)] > 0
+        return any(
+            template.unwritten(context, where="here")[kind] for kind in _kinds(context, mark)
+        )
     except TokenizerError:
         return True
 
 
-def _kind(context: Mapping[str, Any], mark: str) -> str:
-    """What `ChatTemplate.unwritten` calls the part of a context in which a mark stands."""
+def _kinds(context: Mapping[str, Any], mark: str) -> tuple[str, ...]:
+    """What `ChatTemplate.unwritten` may call the part of a context in which a mark stands."""
     place = next(path for path in _leaves(context) if mark in str(_at(context, path)))
     if place[0] == "tools":
-        return "tools"
+        return ("tools", "fields of tools")
     if "tool_calls" in place:
-        return "ids of calls" if place[-1] == "id" else "tool calls"
+        return ("ids of calls",) if place[-1] == "id" else ("tool calls",)
     kinds = {
         "reasoning_content": "thoughts",
         "tool_call_id": "ids of calls",
         "name": "names of speakers",
     }
     if place[-1] == "content":
-        return f"{context['messages'][place[1]]['role']} turns"
-    return kinds.get(place[-1], str(place[-1]))
+        return (f"{context['messages'][place[1]]['role']} turns",)
+    return (kinds.get(place[-1], str(place[-1])),)
 
 
 # ------------------------------------------------------------------------------------------- places

@@ -149,6 +149,9 @@ def test_what_a_template_leaves_out_is_counted_by_kind() -> None:
     }
     left = template_of(TEMPLATES["drops thoughts of earlier turns"]).unwritten(context, where="d")
     assert left["thoughts"] == 1
+    named = TEMPLATES["plain"] + "{% for t in tools %}{{ t.function.name }}{% endfor %}"
+    left = template_of(named).unwritten(context, where="d")
+    assert (left["tools"], left["fields of tools"]) == (0, 1)
     whole = LOOP.replace("BODY", "{{ m }}") + "{{ tools }}"
     assert not template_of(whole).unwritten(context, where="d")
     quiet = LOOP.replace("BODY", "{% if m.role != 'system' %}{{ m.content }}{% endif %}")

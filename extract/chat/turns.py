@@ -82,7 +82,8 @@ class MessageReader:
         """What a text, a list of parts or an object with parts says."""
         if isinstance(value, Mapping):
             key = self._key(value, None, CONTENT_KEYS)
-            self._unread(value, {key, *ROLE_KEYS}, "system.")
+            roles = {k for k in ROLE_KEYS if value.get(k) in SAME_WORDS["system"]}
+            self._unread(value, {key, *roles}, "system.")
             value = value if key is None else value[key]
         return "".join(part for part in self._parts(value, where) if isinstance(part, str))
 
