@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train bench-house fuzz-store clean help
+.PHONY: demo real real-smoke example-chat example-chat-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -205,6 +205,12 @@ bench-house: $(TOOLS)
 # CASES=folder adds a folder of cases, each with a run.sh that prints FAULT for what is wrong.
 bench-real: $(TOOLS)
 	$(BIN)/python benchmarks/bench_real.py $(if $(CASES),--cases $(CASES))
+
+# Chat data and chat templates as they are published: shapes, spans of responses, what is lost, long chats.
+# Answers that end are those of `make example-chat`, where it was run; CASES as above.
+bench-chat: $(TOOLS)
+	-$(BIN)/python tests/published_tokenizers.py
+	$(BIN)/python benchmarks/bench_chat.py $(if $(CASES),--cases $(CASES))
 
 # Extraction beside vLLM itself and other ways, on one engine; killed workers (makes two models first).
 bench-extract: $(READY)

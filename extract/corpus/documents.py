@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from extract.chat.form import Tally
-from extract.chat.responses import response_texts
+from extract.chat.responses import count_left_out, response_texts
 from extract.chat.shapes import ANY_SHAPE, missing_columns, read_row, shape_of, wanted_columns
 from extract.chat.text import clean_text
 from extract.chat.turns import MessageReader
@@ -146,7 +146,9 @@ def row_documents(
     tally.shapes[row.shape] += 1
     used = _own_columns(entry) | set(row.columns)
     tally.unread.update(
-        name for name, value in record.items() if name not in used and value not in (None, "")
+        name
+        for name, value in record.items()
+        if name not in used and value not in (None, "", [], {})
     )
 
     def document(text: Any, context: Any = None, suffix: str = "") -> Document:
@@ -159,7 +161,10 @@ def row_documents(
         )
 
     if row.chat is None:
-        text = row.response.content if row.response is not None else ""
+        text = ""
+        if row.response is not None:
+            text = row.response.content
+            count_left_out(row.response, tally)
         return [document(text, None if row.prompt is None else {"prompt": row.prompt})]
     return [
         document(found.text, found.context, found.suffix)
