@@ -9,6 +9,7 @@ from typing import Any
 from align.methods import METHODS
 from extract.engine_kinds import ENGINES
 from fuse_train.divergences import DIVERGENCES
+from fuse_train.merge import MERGES
 from fuse_train.selectors import SELECTORS
 from store_schema.registry import Registry
 
@@ -19,6 +20,7 @@ TABLES: dict[str, tuple[str, Registry[Any]]] = {
     "methods": ("alignment.md", METHODS),
     "selectors": ("training.md", SELECTORS),
     "divergences": ("training.md", DIVERGENCES),
+    "merges": ("merging.md", MERGES),
 }
 """Mark in the page: the page and where the table comes from."""
 

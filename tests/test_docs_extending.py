@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fuse_train.divergences.classes import Classes
 from fuse_train.selectors.rule import RuleSelector
@@ -36,6 +37,7 @@ ROOMS = {
     "divergences": "fuse_train",
     "methods": "align",
     "engine_kinds": "extract",
+    "merge": "fuse_train",
 }
 MOST_LINES = 30
 
@@ -229,6 +231,19 @@ def test_the_engine_scores(tmp_path: Path) -> None:
     np.testing.assert_allclose(got["label_logprobs"][known], -nats, rtol=1e-5)
     np.testing.assert_array_equal(np.diff(got["entry_offsets"]), 5 * known)
     np.testing.assert_allclose(got["tail_mass"][known], 1 - 5 * np.exp(-nats), rtol=1e-5)
+
+
+def test_the_method_of_merging_merges(tmp_path: Path) -> None:
+    written(tmp_path, "merge")
+    tokenizer = tiny_tokenizer()
+    models = [tiny_model(tmp_path / str(i), "llama", tokenizer, seed=i) for i in range(3)]
+    out = tmp_path / "out"
+    shown = logitfuse(tmp_path, "merge", str(out), "--method", "median", *map(str, models))
+    assert shown.startswith("merged by median: ")
+    each = [load_file(model / "model.safetensors") for model in models]
+    for name, tensor in load_file(out / "model.safetensors").items():
+        expected = torch.stack([weights[name] for weights in each]).median(0).values
+        assert torch.equal(tensor, expected)
 
 
 CONTENTS = """

@@ -42,6 +42,7 @@ ORDER = {
     "fuse_train": (
         *(
             "disk",
+            "merge",
             "selectors",
             "divergences",
             "loss_config",

@@ -17,6 +17,7 @@ from extract.config import ExtractSection
 from extract.engine_kinds import ENGINES
 from fuse_train.config import TrainSection
 from fuse_train.divergences import DIVERGENCES
+from fuse_train.merge import MERGES
 from fuse_train.selectors import SELECTORS
 from store_schema.config import StrictModel
 from store_schema.fingerprint import fingerprint
@@ -29,6 +30,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "extract/engine_kinds": ENGINES,
     "fuse_train/selectors": SELECTORS,
     "fuse_train/divergences": DIVERGENCES,
+    "fuse_train/merge": MERGES,
 }
 """By the folder that owns all that is listed."""
 
