@@ -1,8 +1,11 @@
-"""`python -m tests.merge_peak FOLDER METHOD`: peak memory of a merge over the largest tensor.
+"""Peak memory of a merge over the largest tensor.
 
-Makes four checkpoints of 40 tensors of 8 MB in FOLDER unless they are there, merges small ones so that
-all code is loaded, then these, and prints one JSON object: the growth of the process's peak in bytes, the
-bytes of the largest tensor, and the first over the second.
+    python -m tests.merge_peak FOLDER          makes four checkpoints of 40 tensors of 8 MB
+    python -m tests.merge_peak FOLDER METHOD   merges them, and prints one JSON object: growth of the
+                                               process's peak in bytes, bytes of the largest tensor, and
+                                               the first over the second
+
+Small checkpoints are merged before, so that all code is loaded.
 """
 
 from __future__ import annotations
@@ -38,13 +41,10 @@ def peak_bytes() -> int:
     return 1024 * int(found[1])
 
 
-def make_weights(folder: Path, seed: int, num_tensors: int, shape: tuple[int, ...]) -> Path:
+def make_weights(folder: Path, seed: int, num_tensors: int, shape: tuple[int, ...]) -> None:
     """A folder of random weights in two files, and no model around them."""
-    if folder.is_dir():
-        return folder
-    making = folder.with_name(folder.name + ".making")
-    making.mkdir(parents=True)
-    (making / "config.json").write_text("{}")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
     drawn = np.random.default_rng(seed)
     places: dict[str, str] = {}
     for half in range(2):
@@ -53,11 +53,10 @@ def make_weights(folder: Path, seed: int, num_tensors: int, shape: tuple[int, ..
             f"layers.{i}.weight": drawn.standard_normal(shape, np.float32)
             for i in range(half, num_tensors, 2)
         }
-        save_file(tensors, making / file, {"format": "pt"})
+        save_file(tensors, folder / file, {"format": "pt"})
         places |= dict.fromkeys(tensors, file)
     index = {"metadata": {}, "weight_map": places}
-    (making / "model.safetensors.index.json").write_text(json.dumps(index))
-    return making.rename(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def merge_weights(out: Path, folders: list[Path], recipe: MergeSettings) -> None:
@@ -73,22 +72,28 @@ def merge_weights(out: Path, folders: list[Path], recipe: MergeSettings) -> None
         write_merged(out, recipe, Inputs(base, models, "", {}))
 
 
-def main(root: Path, method: str) -> None:
-    """Make, merge, measure, print."""
+def make(root: Path) -> None:
+    """All checkpoints."""
+    for i in range(NUM_MODELS):
+        make_weights(root / f"big-{i}", 100 + i, NUM_TENSORS, SHAPE)
+        make_weights(root / f"small-{i}", i, 2, (64, 64))
+
+
+def measure(root: Path, method: str) -> dict[str, float]:
+    """Growth of the peak, the largest tensor, and their ratio."""
     torch.set_num_threads(1)
     recipe = parse_recipe({"method": method})
-    big = [root / f"big-{i}" for i in range(NUM_MODELS)]
-    small = [make_weights(root / f"small-{i}", i, 2, (64, 64)) for i in range(NUM_MODELS)]
     out = root / f"merged-{method}"
-    merge_weights(out / "small", small, recipe)
+    merge_weights(out / "small", [root / f"small-{i}" for i in range(NUM_MODELS)], recipe)
     before = peak_bytes()
-    merge_weights(out / "big", big, recipe)
+    merge_weights(out / "big", [root / f"big-{i}" for i in range(NUM_MODELS)], recipe)
     grown = peak_bytes() - before
     shutil.rmtree(out)
-    print(json.dumps({"grown": grown, "largest": LARGEST_BYTES, "ratio": grown / LARGEST_BYTES}))
+    return {"grown": grown, "largest": LARGEST_BYTES, "ratio": grown / LARGEST_BYTES}
 
 
 if __name__ == "__main__":
-    for number in range(NUM_MODELS):
-        make_weights(Path(sys.argv[1]) / f"big-{number}", 100 + number, NUM_TENSORS, SHAPE)
-    main(Path(sys.argv[1]), sys.argv[2])
+    if len(sys.argv) == 2:
+        make(Path(sys.argv[1]))
+    else:
+        print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2])))

@@ -73,9 +73,7 @@ def trimmed(deltas: Array, density: float) -> Array:
     return kept.reshape(deltas.shape)
 
 
-def dropped(
-    deltas: Array, keep: Array, *, name: str, seed: int, rescale: bool = True
-) -> Array:
+def dropped(deltas: Array, keep: Array, *, name: str, seed: int, rescale: bool = True) -> Array:
     """Entries kept with probability `keep`, by the program's own draws."""
     found = np.zeros_like(deltas)
     for k, delta in enumerate(deltas):

@@ -58,9 +58,7 @@ def theirs(
         method: mergekit.Case(method, (1.0,), own, other, num_models=1)
         for method, (own, other) in ((f"random {m}", o) for m, o in RANDOM.items())
     }
-    jobs = {
-        name: (case, root / str(number)) for number, (name, case) in enumerate(cases.items())
-    }
+    jobs = {name: (case, root / str(number)) for number, (name, case) in enumerate(cases.items())}
     configs = []
     for name, (case, out) in jobs.items():
         config = case.config(base, trained_models[: case.num_models])

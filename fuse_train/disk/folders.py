@@ -102,8 +102,8 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_beside(final: Path) -> None:
-    """The same for one folder that stands among others' folders: only what a kill left of publishing it,
-    and nothing that another process is filling now.
+    """The same for one folder among others that are nobody's business: only what a kill left of
+    publishing it, and nothing that another process is filling now.
 
     Raises:
         StorageError: The disk refused.

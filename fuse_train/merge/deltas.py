@@ -59,11 +59,11 @@ class DeltaKind(MergeKind):
         parts_KE = self.sparse(block, measured, options).mul_(weights_K1)
         if self.elects:
             counts_KE = elected(parts_KE)
-            total_E = (parts_KE * counts_KE).sum(0)
+            total_E = summed(parts_KE * counts_KE)
         else:
-            total_E = parts_KE.sum(0)
+            total_E = summed(parts_KE)
         if options.normalize and self.elects:
-            weight_E = (counts_KE * weights_K1).sum(0)
+            weight_E = summed(counts_KE * weights_K1)
             total_E /= weight_E.masked_fill_(weight_E == 0, 1.0)
         elif options.normalize:
             total_E /= block.weights_K.sum()
@@ -75,5 +75,17 @@ def elected(values_KE: torch.Tensor) -> torch.Tensor:
 
     A sum of 0 counts as positive.
     """
-    positive_E = values_KE.sum(0) >= 0
+    positive_E = summed(values_KE) >= 0
     return (values_KE > 0) & positive_E | (values_KE < 0) & ~positive_E
+
+
+def summed(rows_KE: torch.Tensor) -> torch.Tensor:
+    """Sum of the rows [E], one after the other.
+
+    torch's own sum takes another order at the end of an array than in its middle, so that signs and
+    thresholds near a tie would depend on the size of blocks.
+    """
+    total_E = rows_KE[0].clone()
+    for row_E in rows_KE[1:]:
+        total_E += row_E
+    return total_E

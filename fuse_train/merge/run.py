@@ -229,7 +229,7 @@ def write_merged(
     largest = max(model.weights.tensors[t.name].num_bytes for t in tensors for model in inputs.all)
     elements = block_elements(largest, len(inputs.all))
 
-    def content(name: str) -> Iterator[bytes | memoryview]:
+    def content(name: str) -> Iterator[bytes | bytearray | memoryview]:
         pieces: Iterator[Any]
         if inputs.kept.weights.tensors[name].is_float:
             blocks = Blocks(inputs, name, recipe, elements)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import torch
 
@@ -110,9 +110,7 @@ class StoredWeights:
         """
         stored = self.tensors[tensor]
         values = torch.empty(count, dtype=FLOATS[stored.dtype])
-        self._fill(
-            stored, start * stored.element_bytes, memoryview(values.view(torch.uint8).numpy())
-        )
+        self._fill(stored, start * stored.element_bytes, values.view(torch.uint8).numpy().data)
         return values
 
     def read_bytes(self, tensor: str, start: int, count: int) -> bytearray:
@@ -161,7 +159,7 @@ def _tensors_of(path: Path, name: str) -> dict[str, StoredTensor]:
 
 
 def _checked(
-    path: Path, name: str, head: dict[str, dict[str, object]], first: int
+    path: Path, name: str, head: dict[str, dict[str, Any]], first: int
 ) -> Iterator[tuple[str, StoredTensor]]:
     for tensor, entry in head.items():
         dtype = str(entry["dtype"])
@@ -173,8 +171,8 @@ def _checked(
                 got=f"{tensor} in {dtype}",
                 hint="give the model as it was before it was quantised",
             )
-        begin, end = entry["data_offsets"]  # type: ignore[misc]
-        stored = StoredTensor(path, dtype, tuple(entry["shape"]), first + begin)  # type: ignore[arg-type]
+        begin, end = entry["data_offsets"]
+        stored = StoredTensor(path, dtype, tuple(entry["shape"]), first + begin)
         if end - begin != stored.num_bytes:
             raise ModelError(
                 f"file of weights of {name} is damaged",

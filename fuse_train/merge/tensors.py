@@ -120,7 +120,7 @@ def merged_bytes(
                 got=f"infinity or NaN in {dtype}",
                 hint="give a wider one with --dtype, or smaller weights",
             )
-        yield memoryview(values_E.contiguous().view(torch.uint8).numpy())
+        yield values_E.contiguous().view(torch.uint8).numpy().data
 
 
 def same_bytes(inputs: Inputs, name: str, most_bytes: int) -> Iterator[bytearray]:

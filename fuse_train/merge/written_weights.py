@@ -41,7 +41,7 @@ class NewTensor:
 def write_weights(
     folder: Path,
     tensors: Sequence[NewTensor],
-    content: Callable[[str], Iterable[bytes | memoryview]],
+    content: Callable[[str], Iterable[bytes | bytearray | memoryview]],
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> dict[str, FileRecord]:
     """Write all tensors into one file, or into several and their index.
@@ -90,12 +90,12 @@ def _parts(tensors: Sequence[NewTensor], max_file_bytes: int) -> list[list[NewTe
 def _write_file(
     path: Path,
     tensors: Sequence[NewTensor],
-    content: Callable[[str], Iterable[bytes | memoryview]],
+    content: Callable[[str], Iterable[bytes | bytearray | memoryview]],
 ) -> FileRecord:
     checksum, size = google_crc32c.Checksum(), 0
     with path.open("wb", buffering=0) as file:
 
-        def write(piece: bytes | memoryview) -> int:
+        def write(piece: bytes | bytearray | memoryview) -> int:
             checksum.update(bytes(piece))
             left = memoryview(piece)
             while left:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from fuse_train.merge.deltas import elected
+from fuse_train.merge.deltas import elected, summed
 from fuse_train.merge.kind import Block, MergeKind
 from fuse_train.merge.shares import shares, square_sums
 from store_schema.config import StrictModel
@@ -76,14 +76,15 @@ class Sce(MergeKind):
         else:
             deltas_KE = _selected(block, measured.selected)
         eta_KE = elected(deltas_KE) * measured.eta_K[:, None]
-        total_E = (deltas_KE * eta_KE).sum(0)
-        weight_E = eta_KE.sum(0)
+        total_E = summed(deltas_KE * eta_KE)
+        weight_E = summed(eta_KE)
         return total_E.div_(weight_E.masked_fill_(weight_E == 0, 1.0)).add_(block.base_E)
 
 
 def variance(deltas_KE: torch.Tensor) -> torch.Tensor:
     """Of each entry over the models, float32 [1, E]."""
-    return deltas_KE.var(dim=0, correction=0, keepdim=True)
+    mean_E = summed(deltas_KE).div_(len(deltas_KE))
+    return summed((deltas_KE - mean_E).square_()).div_(len(deltas_KE))[None]
 
 
 def _selected(block: Block, selected: Largest) -> torch.Tensor:

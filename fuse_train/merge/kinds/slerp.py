@@ -56,6 +56,6 @@ class Slerp(MergeKind):
         omega = math.acos(cosine)
         return math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
 
-    def merge(self, block: Block, measured: Any, options: Any) -> torch.Tensor:
+    def merge(self, block: Block, measured: tuple[float, float], options: Any) -> torch.Tensor:
         first, second = measured
         return first * block.models_KE[0] + second * block.models_KE[1]

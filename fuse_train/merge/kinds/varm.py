@@ -30,5 +30,5 @@ class Varm(MergeKind):
         """Weights [K], float32."""
         return shares(square_sums(block.deltas() for block in blocks))
 
-    def merge(self, block: Block, measured: Any, options: Any) -> torch.Tensor:
+    def merge(self, block: Block, measured: torch.Tensor, options: Any) -> torch.Tensor:
         return measured @ block.models_KE
