@@ -14,6 +14,7 @@ STAGES = {
     "judge": ("extract.judging.cli", "judge", "Score the sources' answers, and choose the best."),
     "align": ("align.cli", "align", "Carry distributions into the target's tokens."),
     "train": ("fuse_train.cli", "train", "Train the target on ground truth and the fused sources."),
+    "merge": ("fuse_train.merge.cli", "merge", "Merge the weights of models of one shape."),
     "eval": ("fuse_eval.cli", "evaluate", "Bits per byte, and what pools would score."),
     "report": ("fuse_eval.cli", "report", "Write the report of a run."),
     "submit": ("launch.cli", "submit", "Run stages as Slurm jobs that wait for each other."),

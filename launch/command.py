@@ -41,7 +41,8 @@ class StageGroup(click.Group):
             sys.exit(error.exit_code)
         except click.UsageError as error:
             name = error.ctx.command_path if error.ctx else self.name
-            print(f"error: {error.format_message()} See {name} --help.", file=sys.stderr)
+            said = " ".join(error.format_message().split())
+            print(f"error: {said} See {name} --help.", file=sys.stderr)
             sys.exit(error.exit_code)
         except click.ClickException as error:
             print(f"error: {error.format_message()}", file=sys.stderr)

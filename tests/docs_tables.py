@@ -10,6 +10,7 @@ from align.methods import METHODS
 from extract.engine_kinds import ENGINES
 from extract.judge_kinds import JUDGES
 from fuse_train.divergences import DIVERGENCES
+from fuse_train.merge import MERGES
 from fuse_train.selectors import SELECTORS
 from store_schema.registry import Registry
 
@@ -21,6 +22,7 @@ TABLES: dict[str, tuple[str, Registry[Any]]] = {
     "methods": ("alignment.md", METHODS),
     "selectors": ("training.md", SELECTORS),
     "divergences": ("training.md", DIVERGENCES),
+    "merges": ("merging.md", MERGES),
 }
 """Mark in the page: the page and where the table comes from."""
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fuse_train.divergences.classes import Classes
 from fuse_train.selectors.rule import RuleSelector
@@ -40,6 +41,7 @@ ROOMS = {
     "methods": "align",
     "engine_kinds": "extract",
     "judge_kinds": "extract",
+    "merge": "fuse_train",
 }
 MOST_LINES = 30
 
@@ -254,6 +256,19 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     """Of a Parquet file."""
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
+
+
+def test_the_method_of_merging_merges(tmp_path: Path) -> None:
+    written(tmp_path, "merge")
+    tokenizer = tiny_tokenizer()
+    models = [tiny_model(tmp_path / str(i), "llama", tokenizer, seed=i) for i in range(3)]
+    out = tmp_path / "out"
+    shown = logitfuse(tmp_path, "merge", str(out), "--method", "median", *map(str, models))
+    assert shown.startswith("merged by median: ")
+    each = [load_file(model / "model.safetensors") for model in models]
+    for name, tensor in load_file(out / "model.safetensors").items():
+        expected = torch.stack([weights[name] for weights in each]).median(0).values
+        assert torch.equal(tensor, expected)
 
 
 CONTENTS = """

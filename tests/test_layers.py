@@ -50,6 +50,7 @@ ORDER = {
     "fuse_train": (
         *(
             "disk",
+            "merge",
             "selectors",
             "divergences",
             "loss_config",

@@ -18,6 +18,7 @@ from extract.engine_kinds import ENGINES
 from extract.judge_kinds import JUDGES
 from fuse_train.config import TrainSection
 from fuse_train.divergences import DIVERGENCES
+from fuse_train.merge import MERGES
 from fuse_train.selectors import SELECTORS
 from store_schema.config import StrictModel
 from store_schema.fingerprint import fingerprint
@@ -31,6 +32,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "extract/judge_kinds": JUDGES,
     "fuse_train/selectors": SELECTORS,
     "fuse_train/divergences": DIVERGENCES,
+    "fuse_train/merge": MERGES,
 }
 """By the folder that owns all that is listed."""
 

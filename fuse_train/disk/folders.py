@@ -8,7 +8,9 @@ if the kill came between the two renames.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -45,15 +47,16 @@ def publish_folder(final: Path, write: Callable[[Path], object]) -> None:
     with write_errors(final):
         try:
             temporary.mkdir(parents=True)
-            write(temporary)
-            _flush(temporary)
-            if final.exists():
-                old = _aside(final, "old")
-                final.rename(old)
-                temporary.rename(final)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(final)
+            with _claimed(temporary):
+                write(temporary)
+                _flush(temporary)
+                if final.exists():
+                    old = _aside(final, "old")
+                    final.rename(old)
+                    temporary.rename(final)
+                    shutil.rmtree(old)
+                else:
+                    temporary.rename(final)
             _sync(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -96,6 +99,47 @@ def sweep(folder: Path) -> None:
                 path.rename(final)
         for path in folder.glob(".*.tmp"):
             shutil.rmtree(path)
+
+
+def sweep_beside(final: Path) -> None:
+    """The same for one folder among others that are nobody's business: only what a kill left of
+    publishing it, and nothing that another process is filling now.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    if not final.parent.is_dir():
+        return
+    left = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{32}}\.(tmp|old)")
+    with storage_errors(str(final.parent)):
+        for path in [path for path in final.parent.iterdir() if left.fullmatch(path.name)]:
+            if path.suffix == ".old" and not final.exists():
+                path.rename(final)
+                continue
+            try:
+                with _claimed(path) as free:
+                    if free:
+                        shutil.rmtree(path)
+            except FileNotFoundError:  # it was published meanwhile
+                continue
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether no other process holds the folder; it is held for the block. Where a file system has no
+    locks, nobody does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        except OSError:
+            free = True
+        yield free
+    finally:
+        os.close(descriptor)
 
 
 def _aside(final: Path, ending: str) -> Path:

@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -33,7 +32,7 @@ from store_schema.text.tokenizer_source import (
     ObjectSource,
     Source,
     converted,
-    model_state,
+    text_rules,
 )
 from store_schema.text.vocabulary import Vocabulary
 
@@ -216,21 +215,17 @@ class SegmentTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of all that decides ids, bytes and what stands before a text."""
-        backend = self._whole
-        rules = [
-            None if step is None else step.__getstate__().decode()
-            for step in (backend.normalizer, backend.pre_tokenizer, backend.decoder)
-        ]
-        added = sorted(backend.get_added_tokens_decoder().items())
-        tokens = [[index, token.__getstate__()] for index, token in added]
-        pieces = sorted(backend.get_vocab(with_added_tokens=False).items(), key=itemgetter(1))
         template = self.chat.text
         options = [list(self.bos_ids), self.bos_rule == "always", self.by_offsets]
         asked = self._settings.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
         if template is not None and asked:  # nothing by default, as in older stores
             options.append(asked)
-        state = model_state(self._source, backend)
-        return fingerprint([state, pieces, rules, tokens, template, options])
+        return fingerprint([*text_rules(self._source, self._whole), template, options])
+
+    @property
+    def rules_fingerprint(self) -> str:
+        """Fingerprint of what decides ids and bytes of a text, whatever stands around it."""
+        return fingerprint(text_rules(self._source, self._whole))
 
     def warn_of_class(self) -> None:
         """Say in one line what AutoTokenizer reads otherwise in the model's folder, if anything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,16 @@ def model_state(source: Source, backend: Tokenizer) -> list[Any]:
     if type(backend.model).__name__ != "BPE":
         return [bytes_digest(backend.model.__getstate__())]
     return [sorted(model_rules(backend).items()), source.merges()]
+
+
+def text_rules(source: Source, backend: Tokenizer) -> list[Any]:
+    """All that decides how a text becomes ids, and ids bytes, JSON-like."""
+    steps = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
+    rules = [None if step is None else step.__getstate__().decode() for step in steps]
+    added = sorted(backend.get_added_tokens_decoder().items())
+    tokens = [[index, token.__getstate__()] for index, token in added]
+    pieces = sorted(backend.get_vocab(with_added_tokens=False).items(), key=itemgetter(1))
+    return [model_state(source, backend), pieces, rules, tokens]
 
 
 def _merges(tokenizer_json: str) -> list[list[str]]:

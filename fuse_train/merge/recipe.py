@@ -1,0 +1,114 @@
+"""What a merge is asked to do: method, weights, seed, dtype, and the method's own options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from fuse_train.merge import MERGES
+from fuse_train.merge.kind import MergeKind
+from store_schema.config import ModelRef, StrictModel, validation_line
+from store_schema.errors import ConfigError
+
+
+class MergeSettings(StrictModel):
+    """All of a recipe but the options of methods, which stand beside these under the method's name."""
+
+    method: Annotated[str, MERGES.choice]
+    """Which method."""
+    weights: tuple[float, ...] | None = Field(default=None, min_length=1)
+    """One for each model, in their order; None takes 1 for each."""
+    dtype: str = "auto"
+    """Of the merged weights; 'auto' keeps the base's, tensor by tensor (the first model's, where a
+    method has no base)."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of the draws of methods that drop at random."""
+
+    @field_validator("dtype")
+    @classmethod
+    def _as_of_a_model(cls, given: str) -> str:
+        try:
+            return ModelRef(model="-", dtype=given).dtype
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+    @property
+    def kind(self) -> MergeKind:
+        """The method."""
+        return MERGES[self.method]
+
+    @property
+    def options(self) -> Any:
+        """The method's own options; None where it has none."""
+        return getattr(self, self.kind.field) if self.kind.section is not None else None
+
+    def weights_of(self, num_models: int) -> tuple[float, ...]:
+        """A weight for each model."""
+        return self.weights or (self.kind.default_weight,) * num_models
+
+    def content(self) -> dict[str, Any]:
+        """What shapes the merged weights, for fingerprints and the model card."""
+        left_out = MERGES.left_out(self.method)
+        if not self.kind.draws:
+            left_out.add("seed")
+        if not self.kind.weighted:
+            left_out.add("weights")
+        return self.model_dump(mode="json", exclude=left_out)
+
+    def require_models(self, num_models: int, *, with_base: bool) -> None:
+        """Refuse models that the method cannot merge.
+
+        Args:
+            num_models: Without the base.
+            with_base: Whether there is one.
+
+        Raises:
+            ConfigError: Too few or too many, a base too much or missing, weights that do not fit.
+        """
+        kind, where = self.kind, f"merge by {self.method}"
+        if kind.needs_base and not with_base:
+            raise ConfigError(
+                "the method merges differences from a base", where=where, expected="--base FOLDER"
+            )
+        if with_base and not kind.needs_base:
+            raise ConfigError(
+                "the method has no base", where=where, hint="give all models without --base"
+            )
+        most = num_models if kind.most is None else kind.most
+        if not kind.fewest <= num_models <= most:
+            bound = str(kind.fewest) if kind.fewest == kind.most else f"{kind.fewest} or more"
+            raise ConfigError(
+                "the method needs another number of models",
+                where=where,
+                expected=bound + (" beside the base" if kind.needs_base else ""),
+                got=num_models,
+            )
+        if self.weights is not None and not kind.weighted:
+            raise ConfigError("the method takes no weights", where=where, got=list(self.weights))
+        if self.weights is not None and len(self.weights) != num_models:
+            raise ConfigError(
+                "weights do not fit the models",
+                where=where,
+                expected=f"{num_models}, one for each model",
+                got=len(self.weights),
+            )
+        try:
+            kind.check(self.options, self.weights_of(num_models))
+        except ValueError as error:
+            raise ConfigError("recipe refused", where=where, got=str(error)) from error
+
+
+def parse_recipe(given: dict[str, Any]) -> MergeSettings:
+    """A checked recipe.
+
+    Args:
+        given: Fields of `MergeSettings`, and options under the names of methods.
+
+    Raises:
+        ConfigError: Names what is wrong.
+    """
+    try:
+        return MERGES.with_options(MergeSettings).model_validate(given)
+    except ValidationError as error:
+        raise ConfigError("recipe refused", where="merge", got=validation_line(error)) from error
