@@ -31,8 +31,8 @@ class StageGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         code: object = None
-        for name, size in _SMALL_CACHES.items():
-            os.environ.setdefault(name, size)
+        for variable, size in _SMALL_CACHES.items():
+            os.environ.setdefault(variable, size)
         try:
             with stopped_in_one_line():
                 code = super().main(*args, **kwargs | {"standalone_mode": False})
