@@ -1,5 +1,6 @@
 # make demo: the whole pipeline on real models made on the spot.  make test: lint, types, tests.
 # make real: the whole pipeline on published models.  make real-smoke: a few minutes of it.
+# make example-chat: published chat models fused on chats; do the answers end?
 # One stage on your own run file: make extract CONFIG=run.yaml (align, train, evaluate, report alike).
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train fuzz-store clean help
+.PHONY: demo real real-smoke example-chat example-chat-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -86,6 +87,33 @@ real-smoke: $(READY)
 	$(RUN) train run $(SMOKE); \
 	$(RUN) eval run $(SMOKE); \
 	$(RUN) report $(SMOKE); fi
+
+# Models as in `make real`; dialogues are made on the spot.
+CHAT := examples/chat.yaml
+CHAT_SMOKE := $(CHAT) --set name=chat-smoke --set train.max_steps=4 \
+	--set 'corpus.inputs=[{path: runs/chat-smoke/inputs/messages.jsonl}, {path: runs/chat-smoke/inputs/sharegpt.jsonl}]'
+
+# Run file, run folder, number of dialogues.
+define CHAT_STAGES
+	$(REAL_INPUTS) --models-only
+	$(BIN)/python examples/make_chat.py --out $(2)/inputs --dialogues $(3)
+	$(RUN) corpus build $(1)
+	$(RUN) extract plan $(1)
+	$(RUN) extract run $(1)
+	$(RUN) align run $(1)
+	$(RUN) eval pool $(1)
+	$(RUN) train run $(1)
+	$(RUN) eval run $(1)
+	$(RUN) report $(1)
+	$(BIN)/python examples/ask_chat.py --run $(2)
+endef
+
+example-chat: $(READY)
+	$(call CHAT_STAGES,$(CHAT),runs/chat,200)
+
+# All stages on a fifth of the dialogues, four steps.
+example-chat-smoke: $(READY)
+	$(call CHAT_STAGES,$(CHAT_SMOKE),runs/chat-smoke,40)
 
 # ---- one stage on CONFIG ---------------------------------------------------------------------------
 
@@ -169,10 +197,20 @@ bench-interference: $(READY)
 bench-store: $(READY)
 	$(BIN)/python benchmarks/bench_store.py
 
+# Size and order of the product's code; TESTS=1 runs the tests too, BEFORE=commit alignment beside its.
+bench-house: $(TOOLS)
+	$(BIN)/python benchmarks/bench_house.py $(if $(TESTS),--tests) $(if $(BEFORE),--before $(BEFORE))
+
 # What `make real` came to, and the speed of its stages beside transformers' own (after `make real`).
 # CASES=folder adds a folder of cases, each with a run.sh that prints FAULT for what is wrong.
 bench-real: $(TOOLS)
 	$(BIN)/python benchmarks/bench_real.py $(if $(CASES),--cases $(CASES))
+
+# Chat data and chat templates as they are published: shapes, spans of responses, what is lost, long chats.
+# Answers that end are those of `make example-chat`, where it was run; CASES as above.
+bench-chat: $(TOOLS)
+	-$(BIN)/python tests/published_tokenizers.py
+	$(BIN)/python benchmarks/bench_chat.py $(if $(CASES),--cases $(CASES))
 
 # Extraction beside vLLM itself and other ways, on one engine; killed workers (makes two models first).
 bench-extract: $(READY)

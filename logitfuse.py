@@ -11,6 +11,7 @@ from launch.command import StageGroup
 STAGES = {
     "corpus": ("extract.cli", "corpus", "Turn text into documents."),
     "extract": ("extract.cli", "extract", "Plan segments and score them with each source."),
+    "judge": ("extract.judging.cli", "judge", "Score the sources' answers, and choose the best."),
     "align": ("align.cli", "align", "Carry distributions into the target's tokens."),
     "train": ("fuse_train.cli", "train", "Train the target on ground truth and the fused sources."),
     "merge": ("fuse_train.merge.cli", "merge", "Merge the weights of models of one shape."),

@@ -11,13 +11,16 @@ one that is best on valid text, document by document on the test split.
     python benchmarks/bench_interference.py --quick      # one seed, three steps a training
 
 Data, scores and figures of every training are kept in --out, its weights are not; a stopped run goes
-on. A training is known by its setting and its `train` section, not by the code: take another --out
-for another version. The last line is one JSON object.
+on. The few kilobytes that are left of a training lie in --kept too, from where a machine that has not
+trained it takes them: all of it is days of work. A training is known by its setting and its `train`
+section, not by the code: take another --out and --kept for another version. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,6 +61,8 @@ from store_schema.errors import LogitfuseError  # noqa: E402
 from store_schema.fingerprint import fingerprint  # noqa: E402
 
 SCORES_FILE = "test.json"
+KEPT_FILES = ("recipe.json", "valid.json", SCORES_FILE)
+"""What is left of a training."""
 STAGES = (("corpus", "build"), ("extract", "plan"), ("extract", "run"), ("align", "run"))
 
 
@@ -118,41 +123,59 @@ def prepare(setting: Setting, data: Data) -> None:
     recipes.run_module(["logitfuse", "eval", "pool", str(setting.run_file(data))])
 
 
-def settled_precision(data: Data) -> str:
+def carry(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None:
+    """Copy what is left of a training, where it is whole and not there yet."""
+
+    def whole(place: Path) -> bool:
+        return all((place / name).is_file() for name in names)
+
+    if whole(target) or not whole(folder):
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(folder / name, target / name)
+
+
+def settled_precision(data: Data, kept: Path) -> str:
     """Precision of all trainings on the data, measured once."""
-    path = data.work / "precision.txt"
+    path, name = data.work / "precision.txt", data.work.name
+    carry(kept / name, data.work, [path.name])
     if not path.is_file():
         config = load_config(load_run(data.run_file).target, where="target")
         path.write_text(choose_precision(config, bpb.device_of(None)).precision)
+    carry(data.work, kept / name, [path.name])
     return path.read_text()
 
 
 def train(
-    setting: Setting, data: Data, text: TestText, recipe: Recipe, *, quick: bool
+    setting: Setting, data: Data, text: TestText, recipe: Recipe, *, quick: bool, kept: Path
 ) -> tuple[float, Path]:
     """Train and score one recipe, unless that was done: mean valid bits per byte, and its folder.
 
     Settings on one data set share their control, which no source shapes.
     """
-    precision = f"train.precision={settled_precision(data)}"
+    precision = f"train.precision={settled_precision(data, kept)}"
     overrides = (*recipe.overrides, precision, *(QUICK if quick else ()))
     file = setting.run_file(data)
     section = load_run(file, overrides).section("train", TrainSection)
     out = data.work / "trainings" / (CONTROL if recipe.method == CONTROL else setting.name)
     name = f"{recipe} {fingerprint(section.content())[:8]}"
+    folder = recipes.folder_of(out, name)
+    elsewhere = kept / folder.relative_to(data.work.parent)
+    carry(elsewhere, folder)
     evaluations = recipes.trained(str(file), data.folder, out, name, overrides, text.score)
-    valid = recipes.mean(recipes.best_evaluation(evaluations)[1])
-    return valid, recipes.folder_of(out, name)
+    carry(folder, elsewhere)
+    return recipes.mean(recipes.best_evaluation(evaluations)[1]), folder
 
 
-def see(setting: Setting, data: Data, *, quick: bool = False) -> Seen:
+def see(setting: Setting, data: Data, kept: Path, *, quick: bool = False) -> Seen:
     """Everything of a setting at one seed, made or read."""
     prepare(setting, data)
     text = TestText(data)
     valid: dict[Recipe, float] = {}
     nats: dict[str, tuple[float, ...]] = {}
     for recipe in setting.recipes():
-        valid[recipe], folder = train(setting, data, text, recipe, quick=quick)
+        valid[recipe], folder = train(setting, data, text, recipe, quick=quick, kept=kept)
         nats[str(recipe)] = text.nats(folder)
         click.echo(
             f"{setting.name}, seed {data.seed}, {recipe}: {valid[recipe]:.4f} bits per byte (valid)",
@@ -164,17 +187,18 @@ def see(setting: Setting, data: Data, *, quick: bool = False) -> Seen:
 
 
 def measure(
-    settings: Sequence[Setting], *, quick: bool = False, with_steps: bool = True
+    settings: Sequence[Setting], kept: Path, *, quick: bool = False, with_steps: bool = True
 ) -> dict[str, Any]:
     """All figures of some settings.
 
     Args:
         settings: Which.
+        kept: Where what is left of trainings lies, made here or elsewhere.
         quick: Three steps a training, and one round of step times.
         with_steps: Whether step times are measured too, on small models where there are some:
             there the gate's share of a step is largest.
     """
-    found = {s.name: [see(s, data, quick=quick) for data in s.data] for s in settings}
+    found = {s.name: [see(s, data, kept, quick=quick) for data in s.data] for s in settings}
     ratios: tuple[float | None, float | None] = (None, None)
     if with_steps:
         timed = next((s for s in settings if s.name not in REAL_TOKENS), settings[0])
@@ -269,13 +293,21 @@ def chosen(names: str, settings: Mapping[str, Setting]) -> list[Setting]:
 @click.option(
     "--out", type=click.Path(path_type=Path), default="runs/interference", show_default=True
 )
+@click.option(
+    "--kept",
+    type=click.Path(path_type=Path),
+    default="benchmarks/kept/interference",
+    show_default=True,
+    help="Figures of trainings, taken from here where they are and put here where they are not.",
+)
 @click.option("--quick", is_flag=True, help="Three steps a training, one seed.")
 @click.option("--steps/--no-steps", default=True, help="Whether step times are measured.")
-def main(names: str, out: Path, quick: bool, steps: bool) -> None:
+def main(names: str, out: Path, kept: Path, quick: bool, steps: bool) -> None:
     """Train what is not trained, and say where fusing is worse than plain training."""
     seeds = DEMO_SEEDS[:1] if quick else DEMO_SEEDS
     try:
-        found = measure(chosen(names, all_settings(out, seeds)), quick=quick, with_steps=steps)
+        asked = chosen(names, all_settings(out, seeds))
+        found = measure(asked, out / "kept" if quick else kept, quick=quick, with_steps=steps)
     except LogitfuseError as error:
         click.echo(f"bench-interference: {error.line()}", err=True)
         sys.exit(error.exit_code)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from case_scripts import without_fault
 
 from align.report.report import build_report
 from extract.config import CorpusSection
@@ -31,7 +32,6 @@ from store_schema.errors import MissingError
 from store_schema.model.models import resolve_model
 
 HERE = Path(__file__).resolve().parent
-COMMAND = Path(sys.executable).with_name("logitfuse")
 GOALS: dict[str, tuple[str, float | str]] = {
     "pool_minus_best_source": ("<=", -0.04),
     "aligned_over_own": ("<=", 1.001),
@@ -110,23 +110,6 @@ def families() -> dict[str, int]:
         refused = "refused" in case.attrib["name"]
         counts["fail" if failed else "refused" if refused else "pass"] += 1
     return counts
-
-
-def without_fault(cases: Path) -> dict[str, bool]:
-    """Whether each case's script ends without a fault."""
-    found = {}
-    for script in sorted(cases.glob("*/run.sh")):
-        done = subprocess.run(
-            ["bash", str(script)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"LOGITFUSE": str(COMMAND)},
-        )
-        found[script.parent.name] = done.returncode == 0 and "FAULT" not in done.stdout
-        if not found[script.parent.name]:
-            print(done.stdout, file=sys.stderr)
-    return found
 
 
 def table(found: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ Shape suffixes: B rows, T positions.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,21 +47,6 @@ class Recipe:
     batch_rows: int
     learning_rate: float
     """Peak; linear warm-up over a twentieth of the steps, then cosine to a tenth."""
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of returning them to the kernel each time.
-
-    A step frees and allocates the same few hundred MB; page faults took a quarter of its time.
-    Harmless where there is no glibc.
-    """
-    mmap_threshold, trim_threshold = -3, -1
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:

@@ -240,7 +240,8 @@ def make(out: Path, seed: int) -> dict[str, dict[str, float]]:
     """Make whatever is missing, and return the quality table."""
     import torch
     import transformers
-    from demo_training import keep_freed_memory
+
+    from fuse_train.machine.allocator import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(min(2, os.cpu_count() or 1))

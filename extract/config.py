@@ -39,7 +39,8 @@ class Columns(StrictModel):
     response: str | None = None
     """Text after the prompt, or one message. None: column "response" or "completion"."""
     system: str | None = None
-    """System turn before the messages. None: column "system" or "system_prompt"."""
+    """System turn before the messages. None: column "system", "system_prompt" or Gemini's
+    "systemInstruction"."""
     tools: str | None = None
     """Schemas of the tools that a chat may call. None: column "tools" or "functions"."""
     domain: str | None = None

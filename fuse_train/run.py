@@ -28,6 +28,7 @@ from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
 from fuse_train.loop.trainer import TrainingLoop
 from fuse_train.loop.validation import ValidSet, check_valid, load_valid
+from fuse_train.machine.allocator import keep_freed_memory
 from fuse_train.machine.launchers import check_accelerator, check_launcher
 from fuse_train.machine.memory_fit import free_memory
 from fuse_train.machine.precision import settled_precision
@@ -101,6 +102,7 @@ def train_run(run: RunConfig) -> list[Outcome]:
     """
     section = run.section("train", TrainSection)
     quiet_beside_main()
+    keep_freed_memory()
     check_launcher()
     tracker_names(section)
     if section.lora is not None:

@@ -38,6 +38,18 @@ TIDE = [
         A,
     )
 ]
+TIDE_GEMINI = [
+    (
+        [
+            *said(("system", SYSTEM), ("user", Q)),
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": '{"at": "04:10"}', "name": "high_tide"},
+        ],
+        A,
+    )
+]
+WITH_TOOLS = (TIDE, TIDE_GEMINI)
+"""Responses behind the call of a tool that the row describes."""
 MESSAGES = said(
     ("system", SYSTEM), ("user", Q), ("assistant", A), ("user", Q2), ("assistant", A2)
 )  # fmt: skip
@@ -106,6 +118,28 @@ PUBLISHED: dict[str, tuple[dict[str, Any], list[tuple[Any, str]]]] = {
             ],
         },
         TWO,
+    ),
+    # Gemini's tuning files: the system turn beside, tools in one object, calls among the parts
+    "gemini tools": (
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": SYSTEM}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": Q}]},
+                {
+                    "role": "model",
+                    "parts": [{"functionCall": {"name": "high_tide", "args": {"port": "Kiel"}}}],
+                },
+                {
+                    "role": "function",
+                    "parts": [
+                        {"functionResponse": {"name": "high_tide", "response": {"at": "04:10"}}}
+                    ],
+                },
+                {"role": "model", "parts": [{"text": A}]},
+            ],
+            "tools": [{"functionDeclarations": [TOOL["function"]]}],
+        },
+        TIDE_GEMINI,
     ),
     # Anthropic: blocks, tools in them, the system turn beside
     "anthropic": (

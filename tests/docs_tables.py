@@ -8,6 +8,7 @@ from typing import Any
 
 from align.methods import METHODS
 from extract.engine_kinds import ENGINES
+from extract.judge_kinds import JUDGES
 from fuse_train.divergences import DIVERGENCES
 from fuse_train.merge import MERGES
 from fuse_train.selectors import SELECTORS
@@ -17,6 +18,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 TABLES: dict[str, tuple[str, Registry[Any]]] = {
     "engines": ("extraction.md", ENGINES),
+    "judges": ("judging.md", JUDGES),
     "methods": ("alignment.md", METHODS),
     "selectors": ("training.md", SELECTORS),
     "divergences": ("training.md", DIVERGENCES),

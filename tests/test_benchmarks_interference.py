@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -327,7 +328,8 @@ def test_toy_pass_and_resume(
         assert ended.value.code == 0
 
     monkeypatch.setattr(recipes, "run_module", in_process)
-    first = bench.measure([setting], quick=True)
+    kept = tmp_path / "kept"
+    first = bench.measure([setting], kept, quick=True)
     trainings = sorted((tmp_path / "work" / "trainings").glob("*/*"))
     assert len(trainings) == 4
     for folder in trainings:
@@ -352,8 +354,17 @@ def test_toy_pass_and_resume(
 
     calls.clear()
     (trainings[0] / "valid.json").unlink()  # stopped before it was finished
-    again = bench.measure([setting], quick=True, with_steps=False)
+    (kept / trainings[0].relative_to(tmp_path) / "valid.json").unlink()
+    again = bench.measure([setting], kept, quick=True, with_steps=False)
     assert [words[0] for words in calls] == ["logitfuse", "fuse_train"]
     assert (again["step_ratio"], again["seconds_ratio"]) == (None, None)
     timed = {"step_ratio": None, "seconds_ratio": None}
     assert again == first | timed
+
+    calls.clear()
+    shutil.rmtree(tmp_path / "work" / "trainings")  # another machine
+    (tmp_path / "work" / "precision.txt").unlink()
+    elsewhere = bench.measure([setting], kept, quick=True, with_steps=False)
+    assert [words[0] for words in calls] == ["logitfuse"]
+    assert elsewhere == first | timed
+    assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 50_000

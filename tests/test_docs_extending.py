@@ -11,8 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +28,7 @@ from store_schema.store.reader import StoreReader
 from tests import added_kinds, docs_tables
 from tests.aligned_factory import make_run
 from tests.extract_runs import write_run
+from tests.judge_runs import answered, make_models
 from tests.test_align_run import make_run as make_source
 from tests.test_fuse_train_selectors import view
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -37,6 +40,7 @@ ROOMS = {
     "divergences": "fuse_train",
     "methods": "align",
     "engine_kinds": "extract",
+    "judge_kinds": "extract",
     "merge": "fuse_train",
 }
 MOST_LINES = 30
@@ -231,6 +235,27 @@ def test_the_engine_scores(tmp_path: Path) -> None:
     np.testing.assert_allclose(got["label_logprobs"][known], -nats, rtol=1e-5)
     np.testing.assert_array_equal(np.diff(got["entry_offsets"]), 5 * known)
     np.testing.assert_allclose(got["tail_mass"][known], 1 - 5 * np.exp(-nats), rtol=1e-5)
+
+
+def test_the_judge_judges(tmp_path: Path) -> None:
+    written(tmp_path, "judge_kinds")
+    (tmp_path / "made").mkdir()
+    models = make_models(tmp_path / "models")
+    said = {"coder": lambda *_: "3 + 4 is 7?", "writer": lambda *_: "no"}
+    run_file = str(answered(tmp_path / "made", models, said))
+    judges = json.dumps([{"kind": "length", "cost": 2}])
+    shown = logitfuse(tmp_path, "judge", run_file, *settings(**{"judge.judges": judges}))
+    assert "length" in shown
+    best = {row["prompt_id"]: row for row in rows_of(tmp_path / "made/run/judged/best.parquet")}
+    assert (best["sum"]["author"], best["held"]["author"]) == ("coder", "writer")
+    scores = rows_of(tmp_path / "made/run/judged/scores.parquet")
+    assert {row["score"] for row in scores if row["prompt"] == "sum"} == {0.0, -18.0}
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Of a Parquet file."""
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
 
 
 def test_the_method_of_merging_merges(tmp_path: Path) -> None:

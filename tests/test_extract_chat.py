@@ -21,8 +21,21 @@ from extract.chat_config import ChatInput
 from extract.cli import corpus
 from extract.corpus.corpus import build_corpus, corpus_location, iter_documents, read_documents
 from extract.corpus.documents import Document
-from store_schema.config import load_run
-from tests.chat_shapes import A2, CALL, MESSAGES, PUBLISHED, TIDE, TOOL, A, Q, said
+from store_schema.config import TemplateSettings, load_run
+from store_schema.text.chat_template import ChatTemplate
+from tests.chat_shapes import (
+    A2,
+    CALL,
+    MESSAGES,
+    PUBLISHED,
+    Q2,
+    SYSTEM,
+    TOOL,
+    WITH_TOOLS,
+    A,
+    Q,
+    said,
+)
 from tests.extract_runs import ok, refused, write_jsonl, write_run
 from tests.tiny import tiny_tokenizer
 
@@ -54,7 +67,7 @@ def test_a_published_shape(tmp_path: Path, shape: str) -> None:
     documents = documents_of(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row])))
     assert seen(documents) == expected
     tools = [json.loads(d.context or "{}").get("tools") for d in documents]
-    assert tools == [[TOOL] if expected is TIDE else None] * len(documents)
+    assert tools == [[TOOL] if any(expected is t for t in WITH_TOOLS) else None] * len(documents)
 
 
 @pytest.mark.parametrize("shape", ["messages", "sharegpt", "parts", "tool calls", "texts"])
@@ -224,6 +237,176 @@ def test_what_no_stage_looks_at_is_named_and_counted(tmp_path: Path) -> None:
     }
 
 
+ASK, ANSWER = MESSAGES[1], MESSAGES[2]
+CALLING = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", **CALL}]}
+TOLD = {"role": "tool", "content": "04:10"}
+THOUGHTFUL = {**ANSWER, "reasoning_content": "Hm.", "name": "bo", "tool_calls": [CALL]}
+LEFT: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
+    "another system turn": ({"messages": MESSAGES[:3], "system": "Sing."}, {"system"}, set()),
+    "the same system turn": ({"messages": MESSAGES[:3], "system": SYSTEM}, set(), set()),
+    "two system columns": (
+        {"messages": [ASK, ANSWER], "system": SYSTEM, "system_prompt": "Sing."},
+        {"system_prompt"},
+        set(),
+    ),
+    "two columns of tools": (
+        {"messages": [ASK, ANSWER], "tools": [TOOL], "functions": [TOOL]},
+        {"functions"},
+        set(),
+    ),
+    "a response behind an answer": (
+        {"messages": [ASK, ANSWER], "response": A2},
+        {"response"},
+        set(),
+    ),
+    "a prompt of another chat": ({"prompt": Q2, "chosen": [ASK, ANSWER]}, {"prompt"}, set()),
+    "the chat's own prompt": ({"prompt": [ASK], "chosen": [ASK, ANSWER]}, set(), set()),
+    "empty columns": (
+        {"instruction": Q, "input": "", "output": A, "history": [], "tags": [], "meta": {}},
+        set(),
+        set(),
+    ),
+    "turns behind": (
+        {"messages": [ASK, ANSWER, ASK, CALLING, TOLD]},
+        set(),
+        {"3 turns behind the last response, not read"},
+    ),
+    "a call behind": (
+        {"messages": [ASK, THOUGHTFUL]},
+        set(),
+        {"1 tool calls behind the last response, not read"},
+    ),
+    "a call behind a completion": (
+        {"prompt": [ASK], "completion": [THOUGHTFUL]},
+        set(),
+        {"1 tool calls behind the last response, not read"},
+    ),
+    "a message and nothing before it": (
+        {"prompt": "", "response": [THOUGHTFUL]},
+        {"messages.name"},
+        {"1 thoughts left out", "1 tool calls behind the last response, not read"},
+    ),
+    "two thoughts": (
+        {
+            "messages": [
+                ASK,
+                {
+                    "role": "assistant",
+                    "content": [{"type": "thinking", "thinking": "Hm."}, A],
+                    "thinking": "So.",
+                },
+            ]
+        },
+        {"messages.thinking"},
+        set(),
+    ),
+    "parts of calls": (
+        {
+            "messages": [
+                ASK,
+                {
+                    "role": "model",
+                    "parts": [
+                        {"text": "Hm.", "thought": True},
+                        {"functionCall": {"name": "f", "args": {}, "more": 1}, "signature": "s"},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "name": "ann",
+                    "parts": [{"functionResponse": {"name": "f", "response": {"a": 1}}, "more": 1}],
+                },
+                ANSWER,
+            ]
+        },
+        {"messages.content.more", "messages.content.signature", "messages.name"},
+        {"1 tool calls, read and not trained on"},
+    ),
+    "an id of its own": (
+        {
+            "messages": [
+                ASK,
+                {**CALLING, "tool_calls": [{"id": "c1", "function": {"name": "f", "id": "c2"}}]},
+                TOLD,
+                ANSWER,
+            ]
+        },
+        {"messages.tool_calls.id"},
+        {"1 tool calls, read and not trained on"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_goes_no_further_is_counted(tmp_path: Path, what: str) -> None:
+    row, unread, notes = LEFT[what]
+    run = load_run(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row])))
+    record, _ = build_corpus(run)
+    assert record.unread.keys() == unread
+    assert {f"{number} {note}" for note, number in record.notes.items()} == notes
+
+
+def test_an_answer_that_is_a_message_is_the_answer_of_a_chat(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": Q, "response": [THOUGHTFUL]},
+        {"prompt": Q, "response": A, "tools": [TOOL]},
+        {"prompt": [ASK], "completion": [CALLING, TOLD, ANSWER], "tools": [TOOL]},
+        {"prompt": Q, "chosen": [{"role": "system", "content": SYSTEM}, CALLING, TOLD, ANSWER]},
+    ]
+    documents = documents_of(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", rows)))
+    assert {document.text for document in documents} == {A}
+    contexts = [json.loads(document.context or "") for document in documents]
+    called = [
+        {"role": "assistant", "content": "", "tool_calls": CALLING["tool_calls"]},
+        *said(("tool", "04:10")),
+    ]
+    assert contexts == [
+        {
+            "messages": [ASK],
+            "goes_on": True,
+            "reply": {"reasoning_content": "Hm.", "name": "bo"},
+        },
+        {"messages": [ASK], "tools": [TOOL]},
+        {"messages": [ASK, *called], "tools": [TOOL]},
+        {"messages": [*MESSAGES[:2], *called]},
+    ]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_and_arguments_reach_the_template_in_their_own_order(
+    tmp_path: Path, as_text: bool
+) -> None:
+    """A template writes them whole: in another order they are other tokens than plain transformers'."""
+    values = {"to": "Kiel", "from": "Oslo", "after": {"z": 1, "a": [{"y": 2, "b": 3}]}}
+    properties = {"to": {"type": "string", "enum": ["b", "a"]}, "from": {"type": "string"}}
+    function = {"name": "trip", "parameters": {"type": "object", "properties": properties}}
+    tools = [{"type": "function", "function": function}, {"function": function, "type": "function"}]
+    arguments = json.dumps(values) if as_text else values
+    calls = [{"type": "function", "function": {"name": "trip", "arguments": arguments}}]
+    messages = [
+        *said(("user", Q)),
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *said(("tool", "4"), ("assistant", A)),
+    ]
+    row = {"messages": messages, "tools": json.dumps(tools) if as_text else tools}
+    path = run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row]))
+    [document] = documents_of(path)
+    context = json.loads(document.context or "")
+    assert json.dumps(context["tools"]) == json.dumps(tools)
+    [call] = context["messages"][1]["tool_calls"]
+    assert json.dumps(call["function"]["arguments"]) == json.dumps(values)
+    hf = tiny_tokenizer("byte_level")
+    hf.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function | tojson }}{% endfor %}{% endfor %}"
+    )
+    parsed = {"type": "function", "function": {"name": "trip", "arguments": values}}
+    plain = [*messages[:1], messages[1] | {"tool_calls": [parsed]}]
+    around = ChatTemplate(hf, TemplateSettings()).around(context, where="d")
+    written = hf.apply_chat_template([*plain, *messages[2:]], tools=tools, tokenize=False)
+    assert around.before + A == written
+
+
 def test_notes_say_what_is_read_and_not_trained_on(tmp_path: Path) -> None:
     messages = [
         *said(("assistant", "Hello."), ("user", Q)),
@@ -233,7 +416,7 @@ def test_notes_say_what_is_read_and_not_trained_on(tmp_path: Path) -> None:
     out = ok("corpus", "build", path)
     for words in (
         "1 opening turns, read and not trained on",
-        "1 tool calls, read and not trained on",
+        "1 tool calls behind the last response, not read",
         "1 responses without the white space around them",
     ):
         assert words in out
@@ -321,7 +504,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "tools": ({"messages": MESSAGES, "tools": ["sum"]}, "tools are not a list of objects"),
     "answers": (
         {"prompt": said(("user", Q)), "completion": said(("user", Q), ("assistant", A2))},
-        "a response is not one message",
+        "a response is not one of the assistant's",
+    ),
+    "no call": (
+        {"messages": [MESSAGES[1], {"role": "model", "parts": [{"functionCall": "f"}]}]},
+        "functionCall is no object",
     ),
     "nul": ({"messages": said(("user", "a\0b"), ("assistant", A))}, "NUL at character 1"),
 }

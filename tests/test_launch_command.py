@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,20 @@ def _call(group: click.Group, *args: str) -> int:
         group.main(list(args))
     code = caught.value.code
     return code if isinstance(code, int) else -1
+
+
+def test_torch_is_told_to_keep_few_prepared_operations(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    monkeypatch.setenv(names[0], "")  # restored afterwards
+    monkeypatch.delenv(names[0])
+    monkeypatch.setenv(names[1], "500")
+    seen: list[str] = []
+    group = _group(lambda run, fast: seen.extend(os.environ[name] for name in names))
+    assert _call(group, "go", str(file)) == 0
+    assert int(seen[0]) < 100
+    assert seen[1] == "500"  # the user's
 
 
 def test_command_gets_a_checked_run_and_its_own_options(file: Path) -> None:

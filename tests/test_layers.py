@@ -31,8 +31,16 @@ ORDER = {
         *("disk", "plan", "manifest", "model", "text", "encoding", "store"),
     ),
     "extract": (
-        *("engine_kinds", "chat_config", "config", "document_error", "chat", "corpus"),
-        *("engines", "plan", "scoring", "generation", "report"),
+        *(
+            "engine_kinds",
+            "judge_kinds",
+            "chat_config",
+            "config",
+            "document_error",
+            "chat",
+            "corpus",
+        ),
+        *("engines", "plan", "scoring", "generation", "report", "judging"),
         *("tune", "run", "cli", "__main__"),
     ),
     "align": (

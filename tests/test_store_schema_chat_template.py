@@ -18,44 +18,9 @@ from store_schema.text import tokenizer as tokenizer_module
 from store_schema.text.chat_template import ChatTemplate, folded
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.chat_shapes import CALL, MESSAGES, TOOL, A, Q, said
+from tests.chat_templates import LOOP, TEMPLATES, UNSOUND
 from tests.published_tokenizers import tokenizer_folder
 from tests.tiny import tiny_tokenizer
-
-LOOP = "{% for m in messages %}BODY{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}"
-TEMPLATES = {
-    "plain": LOOP.replace("BODY", "<|{{ m.role[0] }}|>{{ m.content }}<|end|>\n"),
-    "trims": LOOP.replace("BODY", "<|{{ m.role[0] }}|>{{ m.content | trim }}<|end|>"),
-    "merges the system turn": (
-        "{% if messages[0].role == 'system' %}{% set s = messages[0].content + '\n' %}"
-        "{% set rest = messages[1:] %}{% else %}{% set s = '' %}{% set rest = messages %}{% endif %}"
-        "{% for m in rest %}{% if m.role == 'user' %}[INST] {{ (s if loop.first else '') + m.content }}"
-        " [/INST]{% else %} {{ m.content | trim }} </s>{% endif %}{% endfor %}"
-    ),
-    "takes no system turn": (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
-        "{% endif %}<|{{ m.role[0] }}|>{{ m.content }}<|end|>{% endfor %}"
-    ),
-    "drops thoughts of earlier turns": LOOP.replace(
-        "BODY",
-        "<|{{ m.role[0] }}|>{% if loop.last and m.reasoning_content %}<think>"
-        "{{ m.reasoning_content }}</think>{% endif %}{{ m.content.split('</think>')[-1] }}<|end|>",
-    ),
-    "puts the question last": (
-        "{% for m in messages if m.role == 'system' %}S {{ m.content }}\n{% endfor %}"
-        "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    ),
-    "writes thinking": LOOP.replace(
-        "BODY",
-        "<|{{ m.role[0] }}|>{% if m.thinking %}{{ m.thinking }}<|say|>{% endif %}"
-        "{{ m.content }}<|end|>",
-    ),
-}
-UNSOUND = {
-    "shouts": LOOP.replace("BODY", "<|{{ m.role[0] }}|>{{ m.content | upper }}<|end|>"),
-    "says it twice": LOOP.replace("BODY", "{{ m.content }}|{{ m.content }}"),
-    "leaves it out": LOOP.replace("BODY", "{{ m.content if m.role == 'user' }}"),
-    "cuts it": LOOP.replace("BODY", "{{ m.content[:6] }}"),
-}
 
 
 class Roles:
@@ -184,6 +149,9 @@ def test_what_a_template_leaves_out_is_counted_by_kind() -> None:
     }
     left = template_of(TEMPLATES["drops thoughts of earlier turns"]).unwritten(context, where="d")
     assert left["thoughts"] == 1
+    named = TEMPLATES["plain"] + "{% for t in tools %}{{ t.function.name }}{% endfor %}"
+    left = template_of(named).unwritten(context, where="d")
+    assert (left["tools"], left["fields of tools"]) == (0, 1)
     whole = LOOP.replace("BODY", "{{ m }}") + "{{ tools }}"
     assert not template_of(whole).unwritten(context, where="d")
     quiet = LOOP.replace("BODY", "{% if m.role != 'system' %}{{ m.content }}{% endif %}")

@@ -35,7 +35,8 @@ def file(tmp_path: Path) -> Path:
 
 def test_every_section_is_announced_and_checked(file: Path) -> None:
     assert set(section_models()) == {
-        *("store", "corpus", "plan", "extract", "generate", "launch", "align", "train", "evaluate"),
+        *("store", "corpus", "plan", "extract", "generate", "judge", "launch", "align", "train"),
+        "evaluate",
     }
     run = load_run(file)
     assert set(run.sections) == set(section_models())

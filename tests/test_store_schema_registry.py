@@ -15,6 +15,7 @@ from align.config import AlignSection
 from align.methods import METHODS
 from extract.config import ExtractSection
 from extract.engine_kinds import ENGINES
+from extract.judge_kinds import JUDGES
 from fuse_train.config import TrainSection
 from fuse_train.divergences import DIVERGENCES
 from fuse_train.merge import MERGES
@@ -28,6 +29,7 @@ ROOMS = ("store_schema", "launch", "extract", "align", "fuse_train", "fuse_eval"
 REGISTRIES: dict[str, Registry[Any]] = {
     "align/methods": METHODS,
     "extract/engine_kinds": ENGINES,
+    "extract/judge_kinds": JUDGES,
     "fuse_train/selectors": SELECTORS,
     "fuse_train/divergences": DIVERGENCES,
     "fuse_train/merge": MERGES,

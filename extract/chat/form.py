@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ASSISTANT = "assistant"
+TURNS_BEHIND = "turns behind the last response, not read"
+CALLS_BEHIND = "tool calls behind the last response, not read"
+CALLS_READ = "tool calls, read and not trained on"
+THOUGHTS_LEFT_OUT = "thoughts left out"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from extract.chat.form import ASSISTANT, Chat, Tally, Turn
+from extract.chat.form import (
+    ASSISTANT,
+    CALLS_BEHIND,
+    CALLS_READ,
+    THOUGHTS_LEFT_OUT,
+    TURNS_BEHIND,
+    Chat,
+    Tally,
+    Turn,
+)
 from extract.document_error import DocumentError
 
 Thoughts = Literal["context", "train", "drop"]
@@ -43,37 +52,48 @@ def response_texts(
         DocumentError: There is none.
     """
     if thoughts == "drop":
-        tally.notes["thoughts left out"] += sum(t.thought is not None for t in chat.turns)
+        tally.notes[THOUGHTS_LEFT_OUT] += sum(t.thought is not None for t in chat.turns)
         turns = tuple(replace(turn, thought=None) for turn in chat.turns)
         chat = replace(chat, turns=turns)
         if response is not None:
-            tally.notes["thoughts left out"] += response.thought is not None
+            tally.notes[THOUGHTS_LEFT_OUT] += response.thought is not None
             response = replace(response, thought=None)
     if response is not None:
-        found = list(_of_turn(chat, chat.turns, response, thoughts, tally, ""))
+        read, last = chat.turns, response
+        found = list(_of_turn(chat, read, response, thoughts, tally, ""))
     else:
         asked = [i for i, turn in enumerate(chat.turns) if turn.role == ASSISTANT]
         tally.notes["opening turns, read and not trained on"] += bool(asked) and asked[0] == 0
-        numbered = enumerate(i for i in asked if i > 0 and _says(chat.turns[i], thoughts))
+        places = [i for i in asked if i > 0 and _says(chat.turns[i], thoughts)]
         found = [
             part
-            for number, i in numbered
+            for number, i in enumerate(places)
             for part in _of_turn(
                 chat, chat.turns[:i], chat.turns[i], thoughts, tally, f"/turn-{number}"
             )
         ]
-        tally.notes["tool calls, read and not trained on"] += sum(
-            len(turn.calls) for turn in chat.turns
-        )
         if not found:
             alone = chat.turns[0].role == ASSISTANT and bool(chat.turns[0].content)
             what = "nothing stands before the assistant's turn" if alone else "no assistant turn"
             raise DocumentError(
                 what, reason="bad_messages", where=f"{where}, message 1" if alone else where
             )
+        read, last = chat.turns[: places[-1]], chat.turns[places[-1]]
+        tally.notes[TURNS_BEHIND] += len(chat.turns) - places[-1] - 1
     if not found:
         raise DocumentError("empty text", reason="empty_text", where=where)
+    tally.notes[CALLS_READ] += sum(len(turn.calls) for turn in read)
+    tally.notes[CALLS_BEHIND] += len(last.calls)
     return found
+
+
+def count_left_out(response: Turn, tally: Tally) -> None:
+    """Count what of a response without a chat before it goes no further: all but its text."""
+    tally.notes[THOUGHTS_LEFT_OUT] += response.thought is not None
+    tally.notes[CALLS_BEHIND] += len(response.calls)
+    for name, value in (("name", response.name), ("tool_call_id", response.call_id)):
+        if value is not None:
+            tally.unread[f"messages.{name}"] += 1
 
 
 def _says(turn: Turn, thoughts: Thoughts) -> bool:
@@ -88,15 +108,19 @@ def _of_turn(
     if chat.tools:
         context["tools"] = list(chat.tools)
     content = turn.content.strip()
+    said = turn.message()
+    beside: dict[str, Any] = {key: said[key] for key in ("name", "tool_call_id") if key in said}
     if turn.thought and thoughts == "train":
-        beside = {"reply": {"content": content}, "part": "reasoning_content"}
-        yield ResponseText(turn.thought.strip(), context | beside, f"{suffix}/thought")
+        beside_thought = {"reply": {"content": content, **beside}, "part": "reasoning_content"}
+        yield ResponseText(turn.thought.strip(), context | beside_thought, f"{suffix}/thought")
     if not content:
         return
     if content != turn.content:
         tally.notes["responses without the white space around them"] += 1
     if turn.thought:
-        context["reply"] = {"reasoning_content": turn.thought}
+        beside["reasoning_content"] = turn.thought
+    if beside:
+        context["reply"] = beside
     if turn.calls:
         context["goes_on"] = True
     yield ResponseText(content, context, suffix)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from extract.chat.form import ASSISTANT, Chat, Turn
+from extract.chat.form import ASSISTANT, TURNS_BEHIND, Chat, Turn
 from extract.chat.text import clean_text
 from extract.chat.turns import MessageReader, is_messages
 from extract.config import Columns, CorpusInput
@@ -43,7 +43,7 @@ class Shape:
 MESSAGE_COLUMNS = (
     "messages", "conversations", "conversation", "contents", "dialog", "dialogue", "data",
 )  # fmt: skip
-_SYSTEM = ("system", "system_prompt")
+_SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 _TOOLS = ("tools", "functions")
 
 SHAPES = {
@@ -140,16 +140,42 @@ def read_row(
         DocumentError: A value cannot be used.
     """
     shape, named = found
-    beside = {name: record[name] for name in shape.beside if record.get(name) is not None}
-    for role, given in (("system", entry.columns.system), ("tools", entry.columns.tools)):
+    beside = _Beside({name: (name, record.get(name)) for name in shape.beside})
+    for names, given in ((_SYSTEM, entry.columns.system), (_TOOLS, entry.columns.tools)):
         if given is not None:
-            beside[role] = record.get(given)
+            beside.values.update(dict.fromkeys(names, (given, record.get(given))))
     read = _READERS[shape.name](record, named, beside, reader, entry)
-    used = {*named, *beside, *filter(None, (entry.columns.system, entry.columns.tools))}
-    return RowText(shape.name, tuple(sorted(used)), *read)
+    return RowText(shape.name, tuple(sorted({*named, *beside.used})), *read)
 
 
 _Read = tuple[Chat | None, str | None, Turn | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """Columns that are read where they are there, and which of them were.
+
+    Args:
+        values: Column and value, by the name that the column has by default.
+        used: Columns that were read.
+    """
+
+    values: dict[str, tuple[str, Any]]
+    used: set[str] = field(default_factory=set)
+
+    def held(self, *names: str) -> Any:
+        """The first value of these that holds something; None where none does."""
+        return next(
+            (self.values[n][1] for n in names if n in self.values and self.values[n][1]), None
+        )
+
+    def take(self, *names: str) -> Any:
+        """The same, as a column that is read."""
+        value = self.held(*names)
+        if value is not None:
+            columns = [self.values[name] for name in names if name in self.values]
+            self.used.add(next(column for column, held in columns if held))
+        return value
 
 
 def _text(record: Any, named: Any, beside: Any, reader: MessageReader, entry: Any) -> _Read:
@@ -157,48 +183,68 @@ def _text(record: Any, named: Any, beside: Any, reader: MessageReader, entry: An
 
 
 def _messages(record: Any, named: Any, beside: Any, reader: MessageReader, entry: Any) -> _Read:
-    chat = reader.chat(record[named[0]], tools=_tools(beside), system=_system(beside))
-    response = beside.get("response")
-    if response is None or chat.turns[-1].role == ASSISTANT:
+    chat = _headed(reader.chat(record[named[0]], tools=beside.take(*_TOOLS)), beside, reader)
+    if chat.turns[-1].role == ASSISTANT or not beside.held("response"):
         return chat, None, None
-    return chat, None, _answer(response, reader)
+    before, answer = _answer(beside.take("response"), reader)
+    return _longer(chat, before), None, answer
 
 
 def _pair(record: Any, named: Any, beside: Any, reader: MessageReader, entry: Any) -> _Read:
-    prompt, response = record[named[0]], record[named[1]]
-    answer = _answer(response, reader)
+    prompt = record[named[0]]
+    before, answer = _answer(record[named[1]], reader)
     if not isinstance(prompt, str) or is_messages(prompt):
-        return reader.chat(prompt, tools=_tools(beside), system=_system(beside)), None, answer
-    system = _system(beside)
-    if prompt == "" and not system:
+        chat = _headed(reader.chat(prompt, tools=beside.take(*_TOOLS)), beside, reader)
+        return _longer(chat, before), None, answer
+    system = beside.held(*_SYSTEM)
+    if prompt == "" and not system and not before:
         return None, None, answer
     prompt = clean_text(prompt, f"{reader.where}, prompt")
-    if entry.prompt_as == "text" and not system:
+    # What only a chat can hold makes one of it.
+    is_text = answer == Turn(ASSISTANT, answer.content) and not before
+    if entry.prompt_as == "text" and is_text and not system and not beside.held(*_TOOLS):
         return None, prompt, answer
-    return _asked_once(prompt, beside, reader), None, answer
+    return _longer(_asked_once(prompt, beside, reader), before), None, answer
 
 
 def _instruction(record: Any, named: Any, beside: Any, reader: MessageReader, entry: Any) -> _Read:
     asked = clean_text(record[named[0]], f"{reader.where}, {named[0]}")
-    more = beside.get("input") or beside.get("context")
+    more = beside.take("input", "context")
     if more:
         asked += "\n\n" + clean_text(more, reader.where)
-    return _asked_once(asked, beside, reader), None, _answer(record[named[1]], reader)
+    before, answer = _answer(record[named[1]], reader)
+    return _longer(_asked_once(asked, beside, reader), before), None, answer
 
 
 def _preference(record: Any, named: Any, beside: Any, reader: MessageReader, entry: Any) -> _Read:
-    chosen, prompt = record[named[0]], beside.get("prompt")
+    chosen = record[named[0]]
     if isinstance(chosen, str) and chosen.startswith("\n\nHuman: "):
         chosen = _transcript(chosen)
     if isinstance(chosen, str) and not is_messages(chosen):
-        asked = clean_text(prompt, f"{reader.where}, prompt")
-        return _asked_once(asked, beside, reader), None, _answer(chosen, reader)
-    chat = reader.chat(chosen, system=_system(beside))
-    if prompt is None or any(turn.role == "user" for turn in chat.turns):
-        return chat, None, None  # the prompt is the beginning of it
+        asked = clean_text(beside.take("prompt"), f"{reader.where}, prompt")
+        return _asked_once(asked, beside, reader), None, _answer(chosen, reader)[1]
+    chat = reader.chat(chosen)
+    prompt = beside.held("prompt")
+    whole = any(turn.role == "user" for turn in chat.turns)
+    if prompt is None or whole:
+        if whole and prompt is not None and _begins(chat, prompt, reader):
+            beside.take("prompt")
+        return _headed(chat, beside, reader), None, None
+    prompt = beside.take("prompt")
+    before, answer = _last_answer(chat.turns, reader)
     if isinstance(prompt, str) and not is_messages(prompt):
-        return _asked_once(clean_text(prompt, reader.where), beside, reader), None, chat.turns[-1]
-    return reader.chat(prompt, system=_system(beside)), None, chat.turns[-1]
+        asked_once = _asked_once(clean_text(prompt, reader.where), beside, reader)
+        return _longer(asked_once, before), None, answer
+    return _longer(_headed(reader.chat(prompt), beside, reader), before), None, answer
+
+
+def _begins(chat: Chat, prompt: Any, reader: MessageReader) -> bool:
+    """Whether a prompt is among what is said in a chat: text, or messages."""
+    if isinstance(prompt, str) and not is_messages(prompt):
+        said = [prompt]
+    else:
+        said = [turn.content for turn in reader.chat(prompt).turns]
+    return {text.strip() for text in said} <= {turn.content.strip() for turn in chat.turns}
 
 
 def _transcript(text: str) -> list[dict[str, str]]:
@@ -218,30 +264,45 @@ _READERS: dict[str, Any] = {
 }
 
 
-def _asked_once(asked: str, beside: Mapping[str, Any], reader: MessageReader) -> Chat:
+def _asked_once(asked: str, beside: _Beside, reader: MessageReader) -> Chat:
     """A chat of earlier exchanges, where there are some, and one question."""
-    history = beside.get("history") or []
-    before = reader.chat(history).turns if len(history) else ()
-    turns = [*before, Turn("user", asked)]
-    system = _system(beside)
-    if system:
-        turns.insert(0, Turn("system", clean_text(system, f"{reader.where}, system")))
-    return Chat(tuple(turns), reader.tools(_tools(beside)))
+    history = beside.take("history")
+    before = () if history is None else reader.chat(history).turns
+    chat = Chat((*before, Turn("user", asked)), reader.tools(beside.take(*_TOOLS)))
+    return _headed(chat, beside, reader)
 
 
-def _answer(response: Any, reader: MessageReader) -> Turn:
-    """A response that is a text or a list of one message."""
+def _headed(chat: Chat, beside: _Beside, reader: MessageReader) -> Chat:
+    """With the system turn of a column of its own, where the chat has none."""
+    held, first = beside.held(*_SYSTEM), chat.turns[0]
+    if held is None or (first.role == "system" and first.content != held):
+        return chat
+    beside.take(*_SYSTEM)
+    where = f"{reader.where}, system"
+    system = reader.said(held, where)
+    if first.role == "system" or not system:
+        return chat
+    return replace(chat, turns=(Turn("system", clean_text(system, where)), *chat.turns))
+
+
+def _longer(chat: Chat, turns: tuple[Turn, ...]) -> Chat:
+    """With turns behind it; a system turn among them goes to the front where there is none."""
+    if turns and turns[0].role == "system" and chat.turns[0].role != "system":
+        return replace(chat, turns=(turns[0], *chat.turns, *turns[1:]))
+    return replace(chat, turns=(*chat.turns, *turns))
+
+
+def _answer(response: Any, reader: MessageReader) -> tuple[tuple[Turn, ...], Turn]:
+    """A response that is a text or a list of messages, and the turns of the list before it."""
     if isinstance(response, str) and not is_messages(response):
-        return Turn(ASSISTANT, clean_text(response, reader.where))
-    turns = reader.chat(response).turns
-    if len(turns) == 1 and turns[0].role == ASSISTANT:
-        return turns[0]
-    raise reader.bad("a response is not one message of the assistant's", f"{len(turns)} messages")
+        return (), Turn(ASSISTANT, clean_text(response, reader.where))
+    return _last_answer(reader.chat(response).turns, reader)
 
 
-def _system(beside: Mapping[str, Any]) -> Any:
-    return beside.get("system") or beside.get("system_prompt")
-
-
-def _tools(beside: Mapping[str, Any]) -> Any:
-    return beside.get("tools") or beside.get("functions")
+def _last_answer(turns: tuple[Turn, ...], reader: MessageReader) -> tuple[tuple[Turn, ...], Turn]:
+    """The assistant's last turn, and those before it (tools that it called first)."""
+    places = [i for i, turn in enumerate(turns) if turn.role == ASSISTANT]
+    if not places or any(turn.role == "user" for turn in turns):
+        raise reader.bad("a response is not one of the assistant's", f"{len(turns)} messages")
+    reader.tally.notes[TURNS_BEHIND] += len(turns) - places[-1] - 1
+    return turns[: places[-1]], turns[places[-1]]

@@ -52,14 +52,13 @@ class MessageReader:
     tally: Tally
     where: str
 
-    def chat(self, messages: Any, *, tools: Any = None, system: Any = None) -> Chat:
+    def chat(self, messages: Any, *, tools: Any = None) -> Chat:
         """A whole chat.
 
         Args:
             messages: List of messages, exchanges or alternating texts; also as a JSON string, or as
                 lists by field.
             tools: Their schemas, also as a JSON string; None or empty for none.
-            system: What stands before the first message, where a column of its own has it.
 
         Raises:
             DocumentError: It is none of that; names the message.
@@ -67,8 +66,6 @@ class MessageReader:
         turns: list[Turn] = []
         for number, message in enumerate(self._list(messages), 1):
             turns += self._turns(message, f"{self.where}, message {number}", len(turns))
-        if system and not (turns and turns[0].role == "system"):
-            turns.insert(0, Turn("system", clean_text(system, f"{self.where}, system")))
         return Chat(tuple(turns), self.tools(tools))
 
     def tools(self, value: Any) -> tuple[dict[str, Any], ...]:
@@ -78,24 +75,35 @@ class MessageReader:
             return ()
         where = f"{self.where}, tools"
         listed = value if isinstance(value, list) else [value]
-        return tuple(self._tool(clean_values(_parsed(tool), where), where) for tool in listed)
+        cleaned = [clean_values(_parsed(tool), where) for tool in listed]
+        return tuple(tool for given in cleaned for tool in self._tools(given, where))
+
+    def said(self, value: Any, where: str) -> str:
+        """What a text, a list of parts or an object with parts says."""
+        if isinstance(value, Mapping):
+            key = self._key(value, None, CONTENT_KEYS)
+            roles = {k for k in ROLE_KEYS if value.get(k) in SAME_WORDS["system"]}
+            self._unread(value, {key, *roles}, "system.")
+            value = value if key is None else value[key]
+        return "".join(part for part in self._parts(value, where) if isinstance(part, str))
 
     def bad(self, what: str, got: str) -> DocumentError:
         """An error of this row's messages."""
         return _bad(what, self.where, got)
 
-    def _tool(self, tool: Any, where: str) -> dict[str, Any]:
+    def _tools(self, tool: Any, where: str) -> list[dict[str, Any]]:
+        """One, or those that Gemini puts under one name."""
         if not isinstance(tool, dict):
             raise _bad("tools are not a list of objects", where, type(tool).__name__)
         if isinstance(tool.get("function"), dict):
-            return {"type": "function"} | tool
-        if isinstance(tool.get("function_declarations"), list):
-            raise _bad("tools are nested in function_declarations", where, "Gemini's request form")
+            return [tool if "type" in tool else {"type": "function"} | tool]
+        for name in ("functionDeclarations", "function_declarations"):
+            if isinstance(tool.get(name), list):
+                self._unread(tool, {name}, "tools.")
+                return [one for inner in tool[name] for one in self._tools(inner, where)]
         renamed = {"input_schema": "parameters"}
-        return {
-            "type": "function",
-            "function": {renamed.get(k, k): v for k, v in tool.items() if k != "type"},
-        }
+        function = {renamed.get(k, k): v for k, v in tool.items() if k != "type"}
+        return [{"type": "function", "function": function}]
 
     def _list(self, messages: Any) -> list[Any]:
         messages = _rows(_parsed(messages))
@@ -166,23 +174,26 @@ class MessageReader:
         if content is None and not calls and thought is None:
             raise _bad("content of a message is not text", where, type(content).__name__)
         texts = "".join(part for part in parts if isinstance(part, str))
-        thoughts = [part.content for part in parts if isinstance(part, _Thought)]
+        thoughts = "".join(part.content for part in parts if isinstance(part, _Thought))
+        if thoughts and thought and thoughts.strip() != thought.strip():
+            self.tally.unread[f"messages.{thought_key}"] += 1
         calls += [part for part in parts if isinstance(part, Call)]
         answers = [part for part in parts if isinstance(part, Turn)]
-        name = message.get("name")
-        call_id = message.get("tool_call_id")
+        name, call_id = message.get("name"), message.get("tool_call_id")
         turns = list(answers)
         if texts or calls or thoughts or thought is not None or not answers:
             turns.append(
                 Turn(
                     role,
                     texts,
-                    "".join(thoughts) or thought or None,
+                    thoughts or thought or None,
                     tuple(calls),
                     None if name is None else clean_text(name, where),
                     None if call_id is None else clean_text(str(call_id), where),
                 )
             )
+        else:
+            self._unread({"name": name, "tool_call_id": call_id}, ())
         return turns
 
     def _role(self, value: Any, where: str) -> tuple[str, bool]:
@@ -227,10 +238,13 @@ class MessageReader:
         inner = own if isinstance(own, Mapping) else call
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
             raise _bad("a tool call has no name", where, type(call).__name__)
-        self._unread(inner, {"name", "arguments", "id", "type"}, "messages.tool_calls.")
+        found = call.get("id")
+        used = {"name", "arguments", "type"}
         if inner is not call:
             self._unread(call, {"id", "type", "function", "index"}, "messages.tool_calls.")
-        found = call.get("id")
+        if inner is call or found is None:
+            used, found = used | {"id"}, inner.get("id")
+        self._unread(inner, used, "messages.tool_calls.")
         return Call(
             clean_text(inner["name"], where),
             _arguments(inner.get("arguments"), where),
@@ -254,21 +268,14 @@ class MessageReader:
             raise _bad("content of a message is not text", where, type(part).__name__)
         part = {key: value for key, value in part.items() if value is not None}
         kind = part.get("type")
-        if kind in ("thinking", "reasoning"):
-            text = _text(part.get("thinking", part.get("text")), where)
-            self._unread(part, {"type", "thinking", "text"}, "messages.content.")
+        if kind in ("thinking", "reasoning") or part.get("thought") is True:
+            key = "thinking" if "thinking" in part else "text"
+            text = _text(part.get(key), where)
+            said = {"thought"} if part.get("thought") is True else set()
+            self._unread(part, {"type", key} | said, "messages.content.")
             return [_Thought(text)] if text else []
         if kind == "tool_use" or "functionCall" in part:
-            call = part.get("functionCall", part)
-            arguments = call.get("input", call.get("args"))
-            found = call.get("id")
-            return [
-                Call(
-                    clean_text(call.get("name"), where),
-                    _arguments(arguments, where),
-                    None if found is None else clean_text(str(found), where),
-                )
-            ]
+            return [self._used(part, where)]
         if kind == "tool_result" or "functionResponse" in part:
             return [self._answer(part, where)]
         if isinstance(part.get("text"), str):
@@ -276,27 +283,50 @@ class MessageReader:
             return self._part(part["text"], where)
         raise _bad("content of a message is not text", where, f"a part of type {kind}")
 
+    def _used(self, part: Mapping[str, Any], where: str) -> Call:
+        """A call that stands among the parts of a message."""
+        call = self._inner(part, "functionCall", where)
+        given = next((key for key in ("input", "args") if call.get(key) is not None), "input")
+        self._unread(call, {"type", "id", "name", given}, "messages.content.")
+        found = call.get("id")
+        return Call(
+            clean_text(call.get("name"), where),
+            _arguments(call.get(given), where),
+            None if found is None else clean_text(str(found), where),
+        )
+
     def _answer(self, part: Mapping[str, Any], where: str) -> Turn:
         """What a tool answers, where it stands in a user's message."""
-        answer = part.get("functionResponse", part)
-        content = answer.get("content", answer.get("response"))
+        answer = self._inner(part, "functionResponse", where)
+        held = "content" if answer.get("content") is not None else "response"
+        named = "tool_use_id" if answer.get("tool_use_id") is not None else "id"
+        self._unread(answer, {"type", "name", held, named}, "messages.content.")
+        content = answer.get(held)
         if isinstance(content, list):
-            texts = self._parts(content, where)
-            content = "".join(text for text in texts if isinstance(text, str))
+            parts = self._parts(content, where)
+            texts = [part for part in parts if isinstance(part, str)]
+            if len(texts) < len(parts):
+                self.tally.unread[f"messages.content.{held}"] += len(parts) - len(texts)
+            content = "".join(texts)
         elif isinstance(content, Mapping):
             content = json.dumps(clean_values(content, where), ensure_ascii=False)
-        found = answer.get("tool_use_id", answer.get("id"))
-        self._unread(
-            answer,
-            {"type", "content", "response", "tool_use_id", "id", "name"},
-            "messages.content.",
-        )
+        found = answer.get(named)
         return Turn(
             "tool",
             _text(content, where),
             name=_text(answer.get("name"), where) or None,
             call_id=None if found is None else clean_text(str(found), where),
         )
+
+    def _inner(self, part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+        """What a part holds under a name; the part itself where it has none of that name."""
+        if name not in part:
+            return part
+        self._unread(part, {name}, "messages.content.")
+        held = part[name]
+        if not isinstance(held, Mapping):
+            raise _bad(f"{name} is no object", where, type(held).__name__)
+        return held
 
 
 @dataclass(frozen=True, slots=True)

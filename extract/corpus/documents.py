@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from extract.chat.form import Tally
-from extract.chat.responses import response_texts
+from extract.chat.responses import count_left_out, response_texts
 from extract.chat.shapes import ANY_SHAPE, missing_columns, read_row, shape_of, wanted_columns
 from extract.chat.text import clean_text
 from extract.chat.turns import MessageReader
@@ -36,9 +36,22 @@ class Document:
     text: str
 
 
+_AS_GIVEN = ("tools", "tool_calls")
+"""Schemas of tools, and calls: templates write them whole, in the order that they are given in."""
+
+
 def context_json(context: Mapping[str, Any]) -> str:
-    """A prompt or messages as `Document.context` holds them."""
-    return json.dumps(context, ensure_ascii=False, sort_keys=True)
+    """A prompt or messages as `Document.context` holds them: fields in alphabetical order, whatever the
+    data had, but for what templates write as it is given."""
+    return json.dumps(_ordered(context), ensure_ascii=False)
+
+
+def _ordered(value: Any, field: str = "") -> Any:
+    if field in _AS_GIVEN:
+        return value
+    if isinstance(value, Mapping):
+        return {name: _ordered(value[name], name) for name in sorted(value)}
+    return [_ordered(part) for part in value] if isinstance(value, list) else value
 
 
 def columns_wanted(entry: CorpusInput) -> set[str]:
@@ -133,7 +146,9 @@ def row_documents(
     tally.shapes[row.shape] += 1
     used = _own_columns(entry) | set(row.columns)
     tally.unread.update(
-        name for name, value in record.items() if name not in used and value not in (None, "")
+        name
+        for name, value in record.items()
+        if name not in used and value not in (None, "", [], {})
     )
 
     def document(text: Any, context: Any = None, suffix: str = "") -> Document:
@@ -146,7 +161,10 @@ def row_documents(
         )
 
     if row.chat is None:
-        text = row.response.content if row.response is not None else ""
+        text = ""
+        if row.response is not None:
+            text = row.response.content
+            count_left_out(row.response, tally)
         return [document(text, None if row.prompt is None else {"prompt": row.prompt})]
     return [
         document(found.text, found.context, found.suffix)

@@ -7,17 +7,19 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from extract.generation.answers import answer_text
 from extract.plan.planning import plan_location
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
-from store_schema.errors import MismatchError, StorageError
+from store_schema.errors import MismatchError, MissingError, StorageError
 from store_schema.layout import Finish
 from store_schema.plan.plan import Plan, Segment, ShardRecord
 from store_schema.store.answers import TEXT_ARRAYS, StoredAnswer, read_answers
-from store_schema.store.reader import StoreReader
+from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.store.same_source import require_same_source
 from store_schema.text.tokenizer import SegmentTokenizer
 
@@ -47,7 +49,7 @@ def write_answers(
         StorageError: The disk refused.
     """
     plan = Plan.open(plan_location(run))
-    readers = {name: _open(run, name, plan) for name in names}
+    stores = [AnswerStore.open(run, name, plan) for name in names]
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     part = None
     try:
@@ -55,11 +57,9 @@ def write_answers(
             "w", encoding="utf-8", dir=out.parent, prefix=f".{out.name}-", delete=False
         ) as file:
             part = Path(file.name)
-            for name, (reader, drops_space) in readers.items():
+            for store in stores:
                 for shard in plan.shards:
-                    for line in _documents(
-                        reader, plan, shard, name, drops_space, keep_cut, counts[name]
-                    ):
+                    for line in _documents(store, plan, shard, keep_cut, counts[store.source]):
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
         os.replace(part, out)
     except OSError as error:
@@ -70,43 +70,70 @@ def write_answers(
     return counts
 
 
-def _open(run: RunConfig, name: str, plan: Plan) -> tuple[StoreReader, bool]:
-    """A source's finished store, and whether its tokenizer puts a space before every text."""
-    reader = StoreReader.open(open_location(run.generated_url(name)))
-    reader.require_plan(plan)
-    require_same_source(run, name, reader, plan)
-    reader.require_shards(plan.shards)
-    tokenizer = SegmentTokenizer.load(run.sources[name], name=name)
-    stored = reader.manifest.model.tokenizer_fingerprint
-    if stored != tokenizer.fingerprint:
-        raise MismatchError(
-            "the store was made with another tokenizer",
-            where=reader.location.url,
-            expected=tokenizer.fingerprint,
-            got=stored,
-        )
-    return reader, tokenizer.puts_space
+@dataclass(frozen=True, slots=True)
+class AnswerStore:
+    """A source's finished generated store.
+
+    Args:
+        source: Its name.
+        reader: Of the store.
+        drops_space: Whether the source's tokenizer puts a space before every text, which is no part of
+            what was said.
+    """
+
+    source: str
+    reader: StoreReader
+    drops_space: bool
+
+    @classmethod
+    def open(cls, run: RunConfig, name: str, plan: Plan) -> Self:
+        """The store of a source of the run.
+
+        Raises:
+            MissingError: It is not there, or not all of its shards.
+            MismatchError: It was made with another plan or tokenizer.
+        """
+        location = open_location(run.generated_url(name))
+        if not location.exists(MANIFEST_FILE):
+            raise MissingError(
+                f"no store of answers of {name}",
+                where=location.url,
+                hint="run `logitfuse extract generate` first",
+            )
+        reader = StoreReader.open(location)
+        reader.require_plan(plan)
+        require_same_source(run, name, reader, plan)
+        reader.require_shards(plan.shards)
+        tokenizer = SegmentTokenizer.load(run.sources[name], name=name)
+        stored = reader.manifest.model.tokenizer_fingerprint
+        if stored != tokenizer.fingerprint:
+            raise MismatchError(
+                "the store was made with another tokenizer",
+                where=reader.location.url,
+                expected=tokenizer.fingerprint,
+                got=stored,
+            )
+        return cls(name, reader, tokenizer.puts_space)
+
+    def answers(self, shard: ShardRecord) -> Iterator[tuple[StoredAnswer, str | None]]:
+        """Every answer of a shard, and what it says; None where that is no UTF-8."""
+        arrays = self.reader.read(shard.index, TEXT_ARRAYS)
+        for answer in read_answers(arrays, self.reader.vocabulary):
+            text = answer_text(answer.text, answer.finish)
+            if self.drops_space and text is not None:
+                text = text.removeprefix(" ")
+            yield answer, text
 
 
 def _documents(
-    reader: StoreReader,
-    plan: Plan,
-    shard: ShardRecord,
-    source: str,
-    drops_space: bool,
-    keep_cut: bool,
-    counts: Counter[str],
+    store: AnswerStore, plan: Plan, shard: ShardRecord, keep_cut: bool, counts: Counter[str]
 ) -> Iterator[dict[str, object]]:
     segments = plan.segments(shard)
-    arrays = reader.read(shard.index, TEXT_ARRAYS)
-    for answer in read_answers(arrays, reader.vocabulary):
-        text = answer_text(answer.text, answer.finish)
-        if drops_space and text is not None:
-            text = text.removeprefix(" ")
+    for answer, text in store.answers(shard):
         reason = left_out(text, answer.finish, keep_cut=keep_cut)
         counts[reason or WRITTEN] += 1
         if reason is None:
-            yield _document(segments[answer.row - shard.start], source, answer, text)
+            yield _document(segments[answer.row - shard.start], store.source, answer, text)
 
 
 def left_out(text: str | None, finish: Finish, *, keep_cut: bool) -> str | None:

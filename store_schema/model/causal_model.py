@@ -1,4 +1,4 @@
-"""Loading a causal model through transformers: all weights from the checkpoint, in its shapes."""
+"""Loading a model through transformers: all weights from the checkpoint, in its shapes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ _REPORT = "LOAD REPORT"
 
 
 def load_causal_model(model: str, *, of: str, **options: Any) -> Any:
+    """Load a causal language model; as `load_whole_model` says."""
+    import transformers
+
+    return load_whole_model(transformers.AutoModelForCausalLM, model, of=of, **options)
+
+
+def load_whole_model(auto_class: Any, model: str, *, of: str, **options: Any) -> Any:
     """Load a model of which no weight is missing and none has another shape.
 
     Args:
+        auto_class: Of transformers, with `from_pretrained`.
         model: Folder or hub name.
         of: What it is in the run, for messages.
         options: Of `from_pretrained`.
@@ -33,7 +41,7 @@ def load_causal_model(model: str, *, of: str, **options: Any) -> Any:
 
     transformers.utils.logging.disable_progress_bar()
     with _table_kept_back() as tables:
-        loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded, report = auto_class.from_pretrained(
             model, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     if report["mismatched_keys"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from store_schema.errors import ConfigError, NoSpanError, TokenizerError
 ASSISTANT, SYSTEM, USER = "assistant", "system", "user"
 _THOUGHT_KEYS = ("reasoning_content", "thinking")
 """What templates call the reasoning before an answer."""
+_TOOLS, _TOOL_FIELDS = "tools", "fields of tools"
 _DROP = "change the messages, or leave such documents out with `corpus.on_bad: drop`"
 
 Message = dict[str, Any]
@@ -131,7 +132,9 @@ class ChatTemplate:
             whole = self._render([*messages, reply], context, where)
             marks = list(_values([*messages, reply], tools))
         found = Counter(kind for kind, mark in marks if mark not in whole)
-        names = list(_names(messages))
+        if found[_TOOLS]:
+            del found[_TOOL_FIELDS]  # they are left out with their tools
+        names = list(_names([*messages, reply]))
         plain = self._render([*messages, reply], context, where) if names else ""
         found.update(kind for kind, value in names if value not in plain)
         return found
@@ -293,7 +296,7 @@ def _values(
         for call in message.get("tool_calls") or []:
             yield "tool calls", call["function"]["name"]
     for tool in tools:
-        yield "tools", str(tool["function"].get("name", ""))
+        yield _TOOLS, str(tool["function"].get("name", ""))
 
 
 def _names(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
@@ -330,5 +333,22 @@ def _marked(
                 for call in message["tool_calls"]
             ]
         said.append(message)
-    named = [tool | {"function": tool["function"] | {"name": mark("tools")}} for tool in tools]
+    named = []
+    for tool in tools:
+        function = _with_marks(tool["function"], ("name", "parameters"), mark)
+        named.append(
+            _with_marks(tool, ("type", "function"), mark)
+            | {"function": function | {"name": mark(_TOOLS)}}
+        )
     return (said, named), marks
+
+
+def _with_marks(
+    described: Mapping[str, Any], but: tuple[str, ...], mark: Callable[[str], str]
+) -> dict[str, Any]:
+    """What describes a tool, with a mark in place of plain values; `but` those looked for otherwise, or
+    that templates take to pieces."""
+    return {
+        key: value if key in but or isinstance(value, dict | list) else mark(_TOOL_FIELDS)
+        for key, value in described.items()
+    }

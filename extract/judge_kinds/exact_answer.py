@@ -1,0 +1,73 @@
+"""Judge exact_answer."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from extract.judge_kinds.kind import Answer, JudgeContext, JudgeKind, JudgeOptions, Score, TextJudge
+from store_schema.errors import ConfigError
+
+NO_FINAL_ANSWER = "no final answer in the reference"
+
+
+class ExactAnswerOptions(JudgeOptions):
+    """Judge exact_answer."""
+
+    pattern: str | None = Field(default=None, min_length=1)
+    """Regular expression that finds the final answer in answer and reference alike: the first group of
+    its last match, or the whole match. None: what stands in the last \\boxed{}, else behind the last
+    "####", else the last number."""
+    compare: Literal["plain", "math_verify"] = "plain"
+    """plain: numbers as numbers (1,000 is 1000.0, 1/2 is 0.5), all else as words without regard to
+    case, spaces and a full stop. math_verify: what differs so is also compared as formulas (package
+    math-verify)."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return pattern
+
+
+class ExactAnswer(JudgeKind):
+    """1 where the final answer is that of the reference, else 0; numbers are compared as numbers."""
+
+    section = ExactAnswerOptions
+
+    def identity(self, options: Any, context: JudgeContext) -> Any:
+        """The version of math-verify, where it is asked."""
+        if options.compare == "plain":
+            return None
+        try:
+            return version("math-verify")
+        except PackageNotFoundError as error:
+            raise ConfigError(
+                "`compare: math_verify` needs the package math-verify",
+                where="judge.judges",
+                hint="pip install 'logitfuse[judge]', or compare: plain",
+            ) from error
+
+    def open(self, options: Any, context: JudgeContext) -> TextJudge:
+        """As `JudgeKind.open` says."""
+        from extract.judging.final_answers import final_answer, same_answer, same_formula
+
+        def score(answer: Answer) -> Score:
+            expected = final_answer(answer.question.reference, options.pattern)
+            if expected is None:
+                return Score(None, NO_FINAL_ANSWER)
+            given = final_answer(answer.text, options.pattern)
+            if given is None:
+                return Score(0.0)
+            same = same_answer(given, expected)
+            if not same and options.compare == "math_verify":
+                same = same_formula(given, expected)
+            return Score(float(same))
+
+        return TextJudge(score)

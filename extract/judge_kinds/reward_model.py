@@ -1,0 +1,69 @@
+"""Judge reward_model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from extract.judge_kinds.kind import JudgeContext, JudgeKind, JudgeOptions
+from store_schema.config import ModelRef, TemplateSettings
+from store_schema.paths import PathText
+
+
+class RewardModelOptions(JudgeOptions):
+    """Judge reward_model."""
+
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "device"})
+
+    model: PathText = Field(min_length=1)
+    """Folder or hub name of a sequence classification model with one label."""
+    revision: str | None = None
+    """Commit of a hub model. None takes the folder, or the hub's default branch."""
+    dtype: str = "auto"
+    """bfloat16, float16, float32 or float64; auto takes the checkpoint's."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+    template: TemplateSettings = TemplateSettings()
+    """How its chat template is asked, as for a source; `file` names one where it has none."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a prompt with its answer; longer ones get no score (counted). None: as many as its
+    config says that it reads."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens of one forward pass, padding included."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs."""
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model as loaders take it."""
+        return ModelRef.model_validate(
+            {
+                name: getattr(self, name)
+                for name in ("model", "revision", "dtype", "trust_remote_code", "template")
+            }
+        )
+
+
+class RewardModel(JudgeKind):
+    """A reward model of Hugging Face, by name or folder, which reads prompt and answer in its own chat
+    template."""
+
+    section = RewardModelOptions
+
+    def identity(self, options: Any, context: JudgeContext) -> Any:
+        """The content of model and tokenizer."""
+        from extract.judging.rewards import check_reward_model, tokenizer_of
+        from store_schema.fingerprint import bytes_digest, model_fingerprint
+
+        folder = check_reward_model(options)
+        backend, chat = tokenizer_of(options, folder)
+        files = [backend.to_str(), json.dumps(chat.text)]
+        return [model_fingerprint(folder), *(bytes_digest(text.encode()) for text in files)]
+
+    def open(self, options: Any, context: JudgeContext) -> Any:
+        """As `JudgeKind.open` says."""
+        from extract.judging.rewards import RewardJudge
+
+        return RewardJudge(options)

@@ -1,0 +1,1 @@
+"""Which source's answer to a prompt is the best: judges score, votes choose, a corpus comes out."""

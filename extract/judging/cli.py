@@ -1,0 +1,68 @@
+"""Commands of this sub-room: `judge`, which judges, and `judge show`."""
+
+from __future__ import annotations
+
+import click
+
+from launch.command import StageGroup, run_options, timed_stage
+from store_schema.config import RunConfig
+
+
+class _JudgeGroup(StageGroup):
+    """`judge RUN` is `judge run RUN`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_JudgeGroup)
+def judge() -> None:
+    """Score the sources' answers, vote, and write the best as a corpus: `judge RUN`."""
+
+
+@judge.command("run")
+@run_options
+def run_judges(run: RunConfig) -> None:
+    """Score all answers that are not scored yet, and vote (the same as `judge RUN`)."""
+    from extract.judging.records import judged_location
+    from extract.judging.report import judged_report
+    from extract.judging.run import judge_answers
+
+    with timed_stage(run, "judge") as figures:
+        record, changed = judge_answers(run)
+        figures |= {"prompts": sum(record.settled_by.values()), "silent": record.silent}
+    if not changed:
+        click.echo("judge complete, nothing to do")
+        return
+    click.echo(judged_report(record, judged_location(run).url))
+
+
+@judge.command("show")
+@run_options
+@click.option(
+    "--prompt", "prompts", multiple=True, metavar="ID", help="Only this one (repeatable)."
+)
+@click.option(
+    "--author", "authors", multiple=True, metavar="SOURCE", help="Only what it answers best."
+)
+@click.option("--domain", "domains", multiple=True, metavar="NAME", help="Only this domain.")
+@click.option("--disputed", is_flag=True, help="Only where the judges do not agree.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N prompts.")
+def show(
+    run: RunConfig,
+    prompts: tuple[str, ...],
+    authors: tuple[str, ...],
+    domains: tuple[str, ...],
+    disputed: bool,
+    limit: int | None,
+) -> None:
+    """Show prompts with their best answer, all scores and votes; page by page on a terminal."""
+    from extract.judging.show import shown_prompts
+
+    click.echo_via_pager(
+        shown_prompts(
+            run, prompts=prompts, authors=authors, domains=domains, disputed=disputed, limit=limit
+        )
+    )

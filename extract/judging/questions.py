@@ -1,0 +1,151 @@
+"""The prompts of a plan with all sources' answers, shard by shard, and what was left out and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from extract.generation.answer_documents import AnswerStore, left_out
+from extract.judge_kinds.kind import Answer, Question
+from extract.judging.config import JudgeSection
+from extract.judging.final_answers import holds_answer
+from store_schema.config import RunConfig
+from store_schema.plan.plan import Plan, Segment, ShardRecord
+
+CUT = "cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt and what there is to choose from.
+
+    Args:
+        question: The prompt.
+        answers: In the order of the run file's sources, then by number; never empty.
+        holds_answer: Whether the prompt holds its answer.
+    """
+
+    question: Question
+    answers: tuple[Answer, ...]
+    holds_answer: bool
+
+
+@dataclass(slots=True)
+class AskedCounts:
+    """What became of prompts and answers.
+
+    Args:
+        prompts: All that there are.
+        left_out: Answers by source and reason.
+        silent: Prompts to which no source says anything that can be used.
+        only_cut: Of these, those whose answers were all left out because one or more were cut.
+        too_few: Prompts with fewer answers than `judge.min_answers`.
+        held: Ids of prompts that hold their answer.
+    """
+
+    prompts: int = 0
+    left_out: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    silent: int = 0
+    only_cut: int = 0
+    too_few: int = 0
+    held: list[str] = field(default_factory=list)
+
+
+class AnsweredPrompts:
+    """The prompts of a run's plan, answered by all of its sources."""
+
+    def __init__(self, run: RunConfig, plan: Plan, section: JudgeSection) -> None:
+        """Open all stores of answers.
+
+        Raises:
+            MissingError: A source has not answered, or not all prompts.
+            MismatchError: A store was made with another plan or tokenizer.
+        """
+        self.plan = plan
+        self._section = section
+        self._stores = [AnswerStore.open(run, name, plan) for name in run.sources]
+
+    def content(self, shard: ShardRecord) -> Any:
+        """JSON that changes with what is asked and answered in a shard."""
+        stores = {s.source: s.reader.commits[shard.index].content_sha256 for s in self._stores}
+        return [shard.fingerprint, stores]
+
+    def asked(self, shard: ShardRecord, counts: AskedCounts | None = None) -> list[Asked]:
+        """The prompts of a shard that are judged.
+
+        Args:
+            shard: Of the plan.
+            counts: Where what becomes of prompts and answers is added.
+        """
+        counts = AskedCounts() if counts is None else counts
+        segments = self.plan.segments(shard)
+        questions = {s.index: self._question(s) for s in segments if s.has_prompt}
+        usable: defaultdict[int, list[Answer]] = defaultdict(list)
+        cut: set[int] = set()
+        for store in self._stores:
+            for answer, text in store.answers(shard):
+                reason = left_out(text, answer.finish, keep_cut=not self._section.drop_cut)
+                if reason is not None or text is None:
+                    counts.left_out[store.source][reason or ""] += 1
+                    cut.update([answer.row] * (reason == CUT))
+                    continue
+                found = Answer(questions[answer.row], store.source, answer.number, text)
+                usable[answer.row].append(found)
+        return list(self._judged(questions, usable, cut, counts))
+
+    def _judged(
+        self,
+        questions: dict[int, Question],
+        usable: dict[int, list[Answer]],
+        cut: set[int],
+        counts: AskedCounts,
+    ) -> list[Asked]:
+        found = []
+        for row, question in questions.items():
+            answers = usable.get(row, [])
+            held = holds_answer(_said(question.messages), question.reference)
+            counts.prompts += 1
+            if held:
+                counts.held.append(question.document_id)
+            if not answers:
+                counts.silent += 1
+                counts.only_cut += row in cut
+            elif len(answers) < self._section.min_answers:
+                counts.too_few += 1
+            elif not (held and self._section.drop_held):
+                found.append(Asked(question, tuple(answers), held))
+        return found
+
+    def _question(self, segment: Segment) -> Question:
+        context = json.loads(segment.context or "{}")
+        return Question(
+            segment.document_id,
+            {key: context[key] for key in ("prompt", "messages", "tools") if key in context},
+            segment.domain,
+            segment.split,
+            self._long.get(segment.document_id, segment.text),
+        )
+
+    @cached_property
+    def _long(self) -> dict[str, str]:
+        """Whole text of documents with a prompt that were cut into several segments."""
+        parts: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+        for shard in self.plan.shards:
+            for segment in self.plan.segments(shard):
+                whole = segment.byte_start == 0 and segment.ends_document
+                if segment.context is not None and not whole:
+                    parts[segment.document_id].append((segment.byte_start, segment.text))
+        return {name: "".join(text for _, text in sorted(found)) for name, found in parts.items()}
+
+
+def flat(asked: Sequence[Asked]) -> list[Answer]:
+    """All answers to some prompts, in order."""
+    return [answer for one in asked for answer in one.answers]
+
+
+def _said(messages: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(str(message.get("content") or "") for message in messages)

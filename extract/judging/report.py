@@ -1,0 +1,83 @@
+"""What `judge` shows people: who has the best answers, what judges did, what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from extract.judging.records import BEST_FILE, SCORES_FILE, JudgedRecord
+from extract.report.tables import table
+
+SHOWN_HELD = 5
+
+
+def judged_report(record: JudgedRecord, folder: str) -> str:
+    """Tables and lines.
+
+    Args:
+        record: Of the judgement.
+        folder: Where it lies.
+    """
+    sources = list(record.answers)
+    lines = [f"best answers by author ({record.vote}):", _authors(record, sources), ""]
+    headers = ["judge", "scores", "none", "chose the best", *(f"mean {name}" for name in sources)]
+    rows = [
+        [
+            title,
+            judge.scores,
+            sum(judge.failures.values()),
+            f"{judge.chosen / max(judge.judged, 1):.1%}",
+            *(judge.means.get(name, "-") for name in sources),
+        ]
+        for title, judge in record.judges.items()
+    ]
+    lines += [table(headers, rows)]
+    for title, judge in record.judges.items():
+        if judge.failures:
+            lines.append(f"{title} has no score for some answers: {_counts(judge.failures)}")
+    lines += _left_out(record)
+    lines.append(f"prompts settled by: {_counts(record.settled_by)}")
+    lines.append(f"{folder}/{BEST_FILE} is a corpus (corpus.inputs); {SCORES_FILE} has all votes")
+    if "://" in folder:
+        lines.append("corpus inputs are read from disk: copy it there first")
+    return "\n".join(lines)
+
+
+def _authors(record: JudgedRecord, sources: list[str]) -> str:
+    whole: Counter[str] = Counter()
+    rows: list[list[object]] = []
+    for domain, found in record.best.items():
+        whole.update(found)
+        rows.append(_author_row(domain, found, sources))
+    if len(rows) > 1:
+        rows.append(_author_row("all", whole, sources))
+    return table(["domain", "prompts", *sources], rows)
+
+
+def _author_row(domain: str, found: Mapping[str, int], sources: list[str]) -> list[object]:
+    number = sum(found.values())
+    shares = [f"{found.get(name, 0):,} ({found.get(name, 0) / number:.0%})" for name in sources]
+    return [domain, number, *shares]
+
+
+def _left_out(record: JudgedRecord) -> list[str]:
+    lines = []
+    for name, reasons in record.left_out.items():
+        lines.append(f"answers of {name} left out: {_counts(reasons)}")
+    if record.silent:
+        cut = f", {record.only_cut:,} of them with cut answers alone" if record.only_cut else ""
+        lines.append(f"prompts dropped, every source silent: {record.silent:,}{cut}")
+    if record.too_few:
+        lines.append(f"prompts dropped, fewer answers than judge.min_answers: {record.too_few:,}")
+    if record.held:
+        shown = ", ".join(record.held[:SHOWN_HELD])
+        more = ", ..." if len(record.held) > SHOWN_HELD else ""
+        what = "dropped" if record.held_dropped else "kept (judge.drop_held)"
+        lines.append(
+            f"prompts that hold their answer, {what}: {len(record.held):,} ({shown}{more})"
+        )
+    return lines
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in found.items())

@@ -1,0 +1,185 @@
+"""Runs whose sources have answered with texts that a test chose, and reward models, for `judge`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from click.testing import CliRunner, Result
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from extract.engines.protocol import Answer, DenseRows
+from extract.generation.answers import answer_arrays, kept_answer, no_answer
+from extract.generation.generate import answer_rules, check_answering
+from extract.judging.cli import judge
+from extract.judging.records import BestRow, ScoreRow, judged_location, read_best, read_scores
+from extract.plan.planning import plan_location
+from store_schema.config import load_run
+from store_schema.disk.location import open_location
+from store_schema.layout import Finish
+from store_schema.plan.plan import Plan
+from tests.extract_runs import ok, write_jsonl, write_run
+from tests.generate_runs import CHAT_TEMPLATE, make_chat_models
+from tests.tiny import tiny_tokenizer
+
+DOCUMENTS: list[dict[str, Any]] = [
+    {"id": "sum", "prompt": "What is 3 + 4?", "response": "3 + 4 is 7."},
+    {"id": "half", "prompt": "What is 1 / 2?", "response": "It is 0.5"},
+    {"id": "word", "prompt": "Name a colour.", "response": "The colour is 1 red thing."},
+    {"id": "far", "prompt": "What is 10 * 10?", "response": "#### 100", "split": "test"},
+    {"id": "held", "prompt": "What is 2 + 2? The answer is 4.", "response": "4"},
+    {
+        "id": "talk",
+        "messages": [
+            {"role": "user", "content": "Hi, what is 5 - 3?"},
+            {"role": "assistant", "content": "That is 2."},
+        ],
+        "domain": "chat",
+    },
+    {"id": "plain", "text": "No prompt here. " * 4},
+]
+PROMPTS = ("sum", "half", "word", "far", "held", "talk/turn-0")
+RIGHT = {
+    "sum": "7", "half": "1/2", "word": "A red thing, 1.", "far": "100.0", "held": "4",
+    "talk/turn-0": "2",
+}  # fmt: skip
+Said = Callable[[str, int], str | tuple[str, Finish]]
+"""What a source answers, by document and number; "" is no answer."""
+
+
+def right(document: str, number: int) -> str:
+    """The right answer."""
+    return RIGHT[document]
+
+
+def wrong(document: str, number: int) -> str:
+    """An answer that is wrong."""
+    return f"Perhaps {number + 91}, who knows?"
+
+
+def half_right(document: str, number: int) -> str:
+    """Right for two of the prompts."""
+    return right(document, number) if document in ("half", "far") else wrong(document, number)
+
+
+def make_models(root: Path) -> dict[str, Path]:
+    """Two sources and a target that end their answers with </s> alone."""
+    models = make_chat_models(root)
+    for folder in models.values():
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    return models
+
+
+def answered(
+    folder: Path, models: Mapping[str, Path], said: Mapping[str, Said], **sections: Any
+) -> Path:
+    """A run whose sources have answered."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"domain": "sums", "split": "train"} | row for row in DOCUMENTS]
+    write_jsonl(folder / "docs.jsonl", rows)
+    defaults = {
+        "plan": {"max_tokens": 96, "shard_tokens": 16},
+        "generate": {"max_tokens": 40, "temperature": 0.0},
+    }
+    path = write_run(folder, models, **(defaults | sections))
+    ok("corpus", "build", path)
+    ok("extract", "plan", path)
+    for name, texts in said.items():
+        say(path, name, texts)
+    return path
+
+
+def say(path: Path, name: str, texts: Said) -> None:
+    """Write a source's store of answers."""
+    run = load_run(path)
+    plan = Plan.open(plan_location(run))
+    source = check_answering(run, name, plan)
+    rules = answer_rules(source)
+    by_byte = {token: i for i, token in reversed(list(enumerate(rules.tokens))) if len(token) == 1}
+    open_location(run.generated_url(name)).delete("commits")
+    writer = source.open_store()
+    for shard in plan.shards:
+        kept = []
+        for segment in plan.segments(shard):
+            for number in range(rules.section.answers) if segment.has_prompt else ():
+                text = texts(segment.document_id, number)
+                text, finish = text if isinstance(text, tuple) else (text, Finish.STOP)
+                if finish == Finish.PROMPT_TOO_LONG:
+                    kept.append(no_answer(segment, number, rules, ()))
+                    continue
+                ids = [by_byte[bytes([byte])] for byte in text.encode()]
+                if not ids:
+                    finish = Finish.EMPTY
+                if finish in (Finish.STOP, Finish.EMPTY):
+                    ids.append(min(rules.end_ids))
+                ones = np.full((len(ids), 1), -1.0, np.float32)
+                rows = DenseRows(np.array(ids)[:, None], ones, ones[:, 0])
+                answer = Answer(np.array(ids), rows, finish)
+                kept.append(kept_answer(segment, number, answer, rules, where="here"))
+        writer.write(shard, answer_arrays(kept, ()), {"seconds": 1.0})
+
+
+def call_judge(*words: object) -> Result:
+    """`logitfuse judge` in this process."""
+    return CliRunner().invoke(judge, [str(word) for word in words])
+
+
+def judged(*words: object) -> str:
+    """Output of a judgement that must succeed."""
+    result = call_judge(*words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def not_judged(*words: object) -> str:
+    """The one error line of a judgement that must fail."""
+    result = call_judge(*words)
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    lines = result.stderr.strip().splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
+    return lines[-1]
+
+
+def judges(*given: Any, **more: Any) -> list[str]:
+    """`--set` words for the section `judge`."""
+    found = {"judge.judges": list(given)} | {f"judge.{name}": value for name, value in more.items()}
+    return [
+        word for name, value in found.items() for word in ("--set", f"{name}={json.dumps(value)}")
+    ]
+
+
+def best_of(path: Path) -> dict[str, BestRow]:
+    """Rows of best.parquet by prompt."""
+    return {row.prompt_id: row for row in read_best(judged_location(load_run(path)))}
+
+
+def scores_of(path: Path) -> list[ScoreRow]:
+    """Rows of scores.parquet."""
+    return read_scores(judged_location(load_run(path)))
+
+
+def authors(path: Path, prompts: Sequence[str] = PROMPTS) -> list[str]:
+    """Authors of the best answers."""
+    best = best_of(path)
+    return [best[name].author for name in prompts]
+
+
+def reward_model(
+    folder: Path, *, labels: int = 1, template: str | None = CHAT_TEMPLATE, pad: bool = False
+) -> Path:
+    """Save a random reward model of two layers."""
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = template
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+        initializer_range=0.3, num_labels=labels, pad_token_id=2 if pad else None,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

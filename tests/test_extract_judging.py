@@ -1,0 +1,355 @@
+"""`logitfuse judge`: scores, votes, the corpus that comes out, and what is refused or counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from extract.corpus.corpus import corpus_location, iter_documents, open_corpus, read_documents
+from store_schema.config import load_run
+from store_schema.layout import Finish
+from tests.extract_runs import ok, write_run
+from tests.judge_runs import (
+    PROMPTS,
+    RIGHT,
+    answered,
+    authors,
+    best_of,
+    half_right,
+    judged,
+    judges,
+    make_models,
+    not_judged,
+    right,
+    say,
+    scores_of,
+    wrong,
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXACT = judges("exact_answer")
+
+
+@pytest.fixture(scope="session")
+def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_models(tmp_path_factory.mktemp("chat_models"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, chat_models: dict[str, Path]) -> Path:
+    """coder is right on two prompts, writer on all."""
+    return answered(tmp_path, chat_models, {"coder": half_right, "writer": right})
+
+
+def test_the_best_answers_become_a_corpus(run: Path, chat_models: dict[str, Path]) -> None:
+    said = judged(run, *EXACT)
+    assert authors(run) == ["writer", "coder", "writer", "coder", "writer", "writer"]
+    best = best_of(run)
+    assert best["sum"].settled_by == "votes"
+    assert best["half"].settled_by == "order"
+    assert {name: row.response for name, row in best.items()} == RIGHT
+    assert "prompts settled by: order 2, votes 4" in said
+    assert "prompts that hold their answer, kept (judge.drop_held): 1 (held)" in said
+    rows = scores_of(run)
+    assert len(rows) == 2 * len(PROMPTS)
+    assert {row.judge for row in rows} == {"exact_answer"}
+    assert {(r.prompt, r.source) for r in rows if r.score == 1.0} == {
+        *((name, "writer") for name in PROMPTS),
+        *((name, "coder") for name in ("half", "far")),
+    }
+    assert sum(row.best for row in rows) == len(PROMPTS)
+    assert judged(run, *EXACT) == "judge complete, nothing to do\n"
+    # The corpus is an input as it is.
+    again = run.parent / "again"
+    again.mkdir()
+    place = run.parent / "run/judged/best.parquet"
+    second = write_run(again, chat_models, corpus={"inputs": [{"path": str(place)}]})
+    ok("corpus", "build", second)
+    location = corpus_location(load_run(second))
+    found = {
+        d.document_id: d for d in iter_documents(read_documents(location, open_corpus(location)))
+    }
+    assert set(found) == {row.id for row in best.values()}
+    assert found["sum/writer/0"].text == "7"
+    assert json.loads(found["sum/writer/0"].context or "") == {"prompt": "What is 3 + 4?"}
+    assert found["far/coder/0"].split == "test"
+    talk = found["talk/turn-0/writer/0"]
+    assert (talk.text, talk.domain) == ("2", "chat")
+    assert json.loads(talk.context or "") == {
+        "messages": [{"role": "user", "content": "Hi, what is 5 - 3?"}]
+    }
+    ok("extract", "plan", second)
+
+
+def test_show(run: Path) -> None:
+    assert "nothing is judged" in not_judged("show", run)
+    judged(run, *EXACT)
+    said = judged("show", run)
+    assert said.count("best, of ") == len(PROMPTS)
+    assert "user: Hi, what is 5 - 3?" in said
+    said = judged("show", run, "--prompt", "sum")
+    assert "1/1  sum  domain sums  split train" in said
+    assert "best, of writer: 7" in said
+    assert "writer 0 *" in said
+    assert "1 (1)" in said
+    assert judged("show", run, "--domain", "chat").count("best, of") == 1
+    assert judged("show", run, "--author", "coder", "--limit", "1").count("best, of") == 1
+    assert "no such prompt was judged" in not_judged("show", run, "--prompt", "other")
+    length = {"kind": "python", "function": f"{_function(run.parent)}:length"}
+    judged(run, *judges("exact_answer", length))
+    disputed = judged("show", run, "--disputed")
+    assert "sum" in disputed
+    best = run.parent / "run/judged/best.parquet"
+    best.write_bytes(best.read_bytes()[:-1])
+    assert "a table was changed" in not_judged("show", run)
+    assert "best answers by author" in judged(run, *judges("exact_answer", length))
+
+
+def test_without_answers_or_judges(tmp_path: Path, chat_models: dict[str, Path]) -> None:
+    path = answered(tmp_path, chat_models, {"coder": right})
+    assert "no judge is named" in not_judged(path)
+    line = not_judged(path, *EXACT)
+    assert "no store of answers of writer" in line
+    assert "logitfuse extract generate" in line
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, chat_models: dict[str, Path]) -> None:
+    def coder(document: str, number: int) -> Any:
+        kinds = {
+            "sum": ("3 + 4 is 7", Finish.LENGTH), "half": "", "word": "  \n", "far": "7\0",
+            "held": ("", Finish.PROMPT_TOO_LONG),
+        }  # fmt: skip
+        return kinds.get(document, "2")
+
+    def writer(document: str, number: int) -> Any:
+        return {"sum": ("7", Finish.LENGTH), "half": "", "word": "1"}.get(document, "3")
+
+    path = answered(tmp_path, chat_models, {"coder": coder, "writer": writer})
+    said = judged(path, *EXACT)
+    assert "answers of coder left out: NUL 1, cut 1, empty 2, prompt too long 1" in said
+    assert "answers of writer left out: cut 1, empty 1" in said
+    assert "every source silent: 2, 1 of them with cut answers alone" in said
+    assert set(best_of(path)) == {"word", "far", "held", "talk/turn-0"}
+    said = judged(path, *judges("exact_answer", drop_cut=False, drop_held=True))
+    assert set(best_of(path)) == {"sum", "word", "far", "talk/turn-0"}
+    assert "every source silent: 1\n" in said
+    assert "prompts that hold their answer, dropped: 1 (held)" in said
+    said = judged(path, *judges("exact_answer", min_answers=2))
+    assert set(best_of(path)) == {"talk/turn-0"}
+    assert "fewer answers than judge.min_answers: 3" in said
+    line = not_judged(path, *judges("exact_answer", min_answers=9))
+    assert "no prompt has an answer to judge" in line
+
+
+def test_one_score_for_all_is_refused(tmp_path: Path, chat_models: dict[str, Path]) -> None:
+    path = answered(tmp_path, chat_models, {"coder": wrong, "writer": wrong})
+    line = not_judged(path, *EXACT)
+    assert "judge exact_answer gives one score for all 12 answers" in line
+    assert not (tmp_path / "run/judged/judged.json").exists()
+
+
+def test_other_answers_are_judged_again(run: Path) -> None:
+    judged(run, *EXACT)
+    parts = sorted((run.parent / "run/judged/parts/exact_answer").iterdir())
+    assert len(parts) > 1
+    say(run, "writer", wrong)
+    assert "best answers by author" in judged(run, *EXACT)
+    assert authors(run) == ["coder"] * len(PROMPTS)
+    assert judged(run, *EXACT) == "judge complete, nothing to do\n"
+    assert "mean_rank" in judged(run, *EXACT, "--set", "judge.vote=mean_rank")
+
+
+def test_several_answers_of_a_source(tmp_path: Path, chat_models: dict[str, Path]) -> None:
+    def coder(document: str, number: int) -> str:
+        return right(document, 0) if number == 1 else wrong(document, number)
+
+    sections = {"generate": {"answers": 3, "max_tokens": 40}}
+    path = answered(tmp_path, chat_models, {"coder": coder, "writer": wrong}, **sections)
+    judged(path, *EXACT)
+    assert {(row.author, row.answer) for row in best_of(path).values()} == {("coder", 1)}
+    assert len(scores_of(path)) == 6 * len(PROMPTS)
+
+
+FUNCTION = """
+import os, signal, sys, time
+from pathlib import Path
+
+def length(asked):
+    print("noise", file=sys.stdout)
+    return len(asked["answer"])
+
+def trouble(asked):
+    if asked["source"] == "writer":
+        return len(asked["answer"])
+    what = asked["id"]
+    if what == "sum":
+        time.sleep(60)
+    if what == "half":
+        os._exit(0)
+    if what == "word":
+        return len(bytearray(1 << 40))
+    if what == "far":
+        raise ValueError("no")
+    if what == "held":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return None
+
+def nan(asked):
+    return float("nan")
+
+def stopper(asked):
+    log = Path(__file__).with_name("log")
+    with log.open("a") as file:
+        file.write(asked["id"] + " " + asked["source"] + chr(10))
+    if len(log.read_text().splitlines()) == 7:
+        os.kill(os.getppid(), int(Path(__file__).with_name("signal").read_text()))
+        time.sleep(1)
+    return len(asked["answer"]) + len(asked.get("prompt", "")) / 100
+
+no_function = 3
+"""
+
+
+def _function(folder: Path) -> Path:
+    path = folder / "functions.py"
+    path.write_text(FUNCTION)
+    return path
+
+
+def test_a_function_in_trouble_is_counted(run: Path) -> None:
+    place = _function(run.parent)
+    given = {"kind": "python", "name": "mine", "function": f"{place}:trouble", "seconds": 1.0}
+    said = judged(run, *judges(given | {"memory_mib": 256}))
+    assert "mine has no score for some answers: crashed 2, memory 1, no score 1, " in said
+    assert "raised ValueError 1, time 1" in said
+    rows = {(row.prompt, row.source): row for row in scores_of(run)}
+    assert rows["sum", "coder"].failure == "time"
+    assert rows["sum", "coder"].score is None
+    assert rows["sum", "coder"].vote == 0.0
+    assert authors(run) == ["writer"] * len(PROMPTS)
+    assert "time" in judged("show", run, "--prompt", "sum")
+
+
+def test_functions_that_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = _function(run.parent)
+
+    def refused(function: str) -> str:
+        return not_judged(run, *judges({"kind": "python", "function": function}))
+
+    assert "judge python gives nan in answer 0 of " in refused(f"{place}:nan")
+    for function, said in (
+        (f"{place}:absent", "AttributeError"),
+        (f"{place}:no_function", "TypeError"),
+        (f"{run.parent}/none.py:length", "no file"),
+        ("no_such_module:length", "ModuleNotFoundError"),
+    ):
+        line = refused(function)
+        assert "function of judge python cannot be loaded" in line
+        assert said in line
+    # A module in the folder where the command runs, or one that is installed.
+    monkeypatch.chdir(run.parent)
+    judged(run, *judges({"kind": "python", "function": "functions:length"}))
+    # Another function is another judge.
+    place.write_text(
+        FUNCTION.replace('return len(asked["answer"])', 'return -len(asked["answer"])')
+    )
+    assert "best answers" in judged(
+        run, *judges({"kind": "python", "function": "functions:length"})
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_judge_goes_on(
+    tmp_path: Path, chat_models: dict[str, Path], number: signal.Signals
+) -> None:
+    said = {"coder": half_right, "writer": right}
+    path, other = (answered(tmp_path / name, chat_models, said) for name in ("a", "b"))
+    place = _function(tmp_path)
+    (tmp_path / "signal").write_text(str(int(number)))
+    words = judges({"kind": "python", "function": f"{place}:stopper"}, "exact_answer")
+    done = subprocess.run(
+        [sys.executable, "-m", "logitfuse", "judge", str(path), *words],
+        cwd=REPOSITORY, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == (75 if number == signal.SIGTERM else -9), done.stderr
+    assert not (tmp_path / "a/run/judged/judged.json").exists()
+    parts = list((tmp_path / "a/run/judged/parts/python").iterdir())
+    assert parts
+    log = tmp_path / "log"
+    first = log.read_text().splitlines()
+    assert len(first) == 7
+    judged(path, *words)
+    again = log.read_text().splitlines()[7:]
+    # What stood in a finished shard was not asked again.
+    assert len(again) < 12
+    assert set(first) | set(again) == {f"{p} {s}" for p in PROMPTS for s in ("coder", "writer")}
+    judged(other, *words)
+    for name in ("best.parquet", "scores.parquet"):
+        one, two = (tmp_path / run / "run/judged" / name for run in ("a", "b"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_damaged_part_is_made_again(run: Path) -> None:
+    judged(run, *EXACT)
+    before = (run.parent / "run/judged/scores.parquet").read_bytes()
+    (run.parent / "run/judged/judged.json").unlink()
+    part = next((run.parent / "run/judged/parts/exact_answer").iterdir())
+    part.write_bytes(part.read_bytes()[:-20])
+    judged(run, *EXACT)
+    assert (run.parent / "run/judged/scores.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("metric", ["chrf", "bleu", "rouge_l"])
+def test_overlap_with_the_reference(run: Path, metric: str) -> None:
+    pytest.importorskip({"rouge_l": "rouge_score"}.get(metric, "sacrebleu"))
+    say(run, "writer", lambda document, number: "3 + 4 is 7" if document == "sum" else "x y")
+    judged(run, *judges({"kind": "reference_overlap", "metric": metric}))
+    assert best_of(run)["sum"].author == "writer"
+    scores = {(row.prompt, row.source): row.score or 0.0 for row in scores_of(run)}
+    assert scores["sum", "writer"] > 3 * scores["sum", "coder"]
+
+
+def test_formulas_are_compared(tmp_path: Path, chat_models: dict[str, Path]) -> None:
+    pytest.importorskip("math_verify")
+
+    def writer(document: str, number: int) -> str:
+        return r"\boxed{\sqrt{49}}" if document == "sum" else wrong(document, number)
+
+    path = answered(tmp_path, chat_models, {"coder": wrong, "writer": writer})
+    assert "one score for all" in not_judged(path, *EXACT)
+    judged(path, *judges({"kind": "exact_answer", "compare": "math_verify"}))
+    assert [r.source for r in scores_of(path) if r.score == 1.0] == ["writer"]
+
+
+def test_packages_that_are_not_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    for module in ("reference_overlap", "exact_answer"):
+        monkeypatch.setattr(f"extract.judge_kinds.{module}.version", missing)
+    line = not_judged(run, *judges("reference_overlap"))
+    assert "needs the package sacrebleu" in line
+    assert "logitfuse[judge]" in line
+    line = not_judged(run, *judges({"kind": "exact_answer", "compare": "math_verify"}))
+    assert "needs the package math-verify" in line
+
+
+def test_the_run_file_holds_what_it_says(run: Path) -> None:
+    content = yaml.safe_load(run.read_text())
+    content["judge"] = {"judges": ["exact_answer"], "vote": "mean_z"}
+    run.write_text(yaml.safe_dump(content))
+    judged("--config", run)
+    resolved = yaml.safe_load((run.parent / "run/judged/config.yaml").read_text())
+    assert resolved["judge"]["judges"][0]["compare"] == "plain"
+    assert judged("run", run.parent / "run/judged/config.yaml").startswith("judge complete")
