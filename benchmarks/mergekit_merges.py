@@ -133,7 +133,7 @@ def environment() -> Path:
         venv.create(making, with_pip=True, symlinks=True)
         own = Path(sysconfig.get_path("purelib", vars={"base": str(making)}))
         (own / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-        words = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        words = ["-m", "pip", "install", "--quiet", "--retries", "1"]
         _python(making / "bin" / "python", *words, f"mergekit=={VERSION}")
         _python(making / "bin" / "python", "-c", "import mergekit.merge")
         making.rename(folder)

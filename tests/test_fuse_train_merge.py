@@ -458,6 +458,12 @@ def test_too_few_models_are_refused(folder: Path, tmp_path: Path) -> None:
     assert "got 3" in refused("merge", tmp_path / "out", "--method", "slerp", one, base, one)
 
 
+@pytest.mark.parametrize("name", ["", "$NO_SUCH_VARIABLE/model", "./nothing", "a/b/c"])
+def test_names_of_no_model_are_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    refused("merge", tmp_path / "out", "--method", "linear", folder / "one", name)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_holds_something_is_refused(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

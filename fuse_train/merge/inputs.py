@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fuse_train.merge.stored_weights import StoredWeights
-from store_schema.config import ModelRef
-from store_schema.errors import ModelError
+from store_schema.config import ModelRef, validation_line
+from store_schema.errors import ConfigError, ModelError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.model.model_check import require_language_model
 from store_schema.model.models import in_folder, model_config, resolve_model, transformers_config
@@ -85,6 +87,7 @@ def open_inputs(base: str | None, models: Sequence[str], files: ExitStack) -> In
         files: Closes their files.
 
     Raises:
+        ConfigError: A name that can be none, such as one with a variable that is not set.
         ModelError: One cannot be had, is no causal model, or differs from the first in architecture,
             names or shapes of tensors.
         TokenizerError: A tokenizer cannot be read.
@@ -115,7 +118,10 @@ def open_inputs(base: str | None, models: Sequence[str], files: ExitStack) -> In
 
 
 def _local(name: str) -> ModelRef:
-    ref = ModelRef(model=name)
+    try:
+        ref = ModelRef(model=name)
+    except ValidationError as error:
+        raise ConfigError("model refused", where="merge", got=validation_line(error)) from error
     return in_folder(ref, resolve_model(ref))
 
 
