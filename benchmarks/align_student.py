@@ -178,7 +178,9 @@ class Trial:
 
     def _train(self, settings: ModelSettings, tokenizer: Any, path: Path) -> None:
         import torch
-        from demo_training import Recipe, build_model, keep_freed_memory, packed_rows, train
+        from demo_training import Recipe, build_model, packed_rows, train
+
+        from fuse_train.machine.allocator import keep_freed_memory
 
         keep_freed_memory()
         recipe = Recipe(

@@ -116,7 +116,8 @@ def forward(engine: TransformersEngine, inputs: list[Input], *, with_logits: boo
     order = longest_first([len(found.ids) for found in inputs])
     for start in range(0, len(order), per_batch):
         batch = [inputs[i] for i in order[start : start + per_batch]]
-        states = engine._states(batch, max(len(found.ids) for found in batch))
+        fed = [found.ids for found in batch]
+        states = engine._states(fed, max(map(len, fed)))
         if with_logits:
             assert engine._head is not None
             for rows in states.split(engine._pieces.head_rows):
@@ -126,9 +127,9 @@ def forward(engine: TransformersEngine, inputs: list[Input], *, with_logits: boo
 @torch.inference_mode()
 def largest_error(engine: TransformersEngine, inputs: list[Input]) -> float:
     """Nats between some rows' entries and a float64 product and log-softmax of the same states."""
-    few = [Input(inputs[0].segment, inputs[0].ids[: CHECKED_ROWS + 1], 1)]
-    states = engine._states(few, len(few[0].ids))
-    kept = engine._kept_rows(states, few, len(few[0].ids))
+    few = Input(inputs[0].segment, inputs[0].ids[: CHECKED_ROWS + 1], 1)
+    states = engine._states([few.ids], len(few.ids))
+    kept = engine._kept_rows(states, [(0, few)], len(few.ids))
     weight = engine._model.get_output_embeddings().weight
     parts = [states[:-1].double() @ part.double().t() for part in weight.split(8192)]
     exact = torch.log_softmax(torch.cat(parts, dim=1), dim=-1)

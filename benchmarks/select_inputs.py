@@ -272,7 +272,9 @@ class Inputs:
 
     def _make_model(self, settings: SourceSettings, path: Path) -> None:
         import torch
-        from demo_training import Recipe, build_model, keep_freed_memory, packed_rows, train
+        from demo_training import Recipe, build_model, packed_rows, train
+
+        from fuse_train.machine.allocator import keep_freed_memory
 
         keep_freed_memory()
         recipe = Recipe(

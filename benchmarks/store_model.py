@@ -30,10 +30,11 @@ from demo_training import (  # noqa: E402
     Recipe,
     bits_per_byte,
     build_model,
-    keep_freed_memory,
     packed_rows,
     train,
 )
+
+from fuse_train.machine.allocator import keep_freed_memory  # noqa: E402 - after the path
 
 VOCAB_SIZE = 32_768
 SIZES = SplitSizes(train=0, valid=100_000, test=100_000)

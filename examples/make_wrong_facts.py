@@ -102,8 +102,10 @@ def make(inputs: Path, seed: int, steps: int | None = None) -> None:
 
 def _write_model(settings: ModelSettings, inputs: Path, seed: int, path: Path) -> None:
     import torch
-    from demo_training import Recipe, build_model, keep_freed_memory, packed_rows, train
+    from demo_training import Recipe, build_model, packed_rows, train
     from transformers import AutoTokenizer
+
+    from fuse_train.machine.allocator import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(min(2, os.cpu_count() or 1))

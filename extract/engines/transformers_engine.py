@@ -42,7 +42,7 @@ from store_schema.text.prefixes import prefix_groups
 
 if TYPE_CHECKING:
     from extract.engines.ending import AnswerRules
-from store_schema.text.tokenizer import EncodedSegment
+    from store_schema.text.tokenizer import EncodedSegment
 
 logger = logging.getLogger(__name__)
 
