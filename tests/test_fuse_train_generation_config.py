@@ -59,4 +59,6 @@ def test_mended_as_little_as_it_takes(given, kept, said, caplog) -> None:
 
 
 def test_models_without_one_are_left_alone() -> None:
-    mend_generation_config(SimpleNamespace(), where="m")
+    model = SimpleNamespace()
+    mend_generation_config(model, where="m")
+    assert model == SimpleNamespace()

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from extract.judge_kinds.kind import Score
 from store_schema.errors import ConfigError
@@ -54,12 +54,10 @@ class FunctionProcess:
         """
         if self._process is None:
             self._start()
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
+        process, to_it, _ = self._pipes()
         try:
-            process.stdin.write(json.dumps(asked).encode() + b"\n")
-            process.stdin.flush()
+            to_it.write(json.dumps(asked).encode() + b"\n")
+            to_it.flush()
         except OSError:
             line: bytes | None = None
         else:
@@ -123,17 +121,22 @@ class FunctionProcess:
         digest: str | None = said["digest"]
         return digest
 
+    def _pipes(self) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
+        """The process that runs, what it reads and what it writes."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise TypeError("no process was started with pipes")
+        return process, process.stdin, process.stdout
+
     def _line(self, seconds: float) -> bytes | None:
         """A line that the process writes; None where it does not come in time or at all."""
-        process = self._process
-        assert process is not None
-        assert process.stdout is not None
+        process, _, from_it = self._pipes()
         until = time.monotonic() + seconds
         while b"\n" not in self._buffer:
             left = until - time.monotonic()
-            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            if left <= 0 or not select.select([from_it], [], [], left)[0]:
                 return None
-            data = os.read(process.stdout.fileno(), 1 << 16)
+            data = os.read(from_it.fileno(), 1 << 16)
             if not data:
                 with suppress(subprocess.TimeoutExpired):  # it lets go of its output when it ends
                     process.wait(1.0)

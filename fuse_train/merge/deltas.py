@@ -54,7 +54,6 @@ class DeltaKind(MergeKind):
         return block.deltas()
 
     def merge(self, block: Block, measured: Any, options: Any) -> torch.Tensor:
-        assert block.base_E is not None
         weights_K1 = block.weights_K[:, None]
         parts_KE = self.sparse(block, measured, options).mul_(weights_K1)
         if self.elects:
@@ -67,7 +66,7 @@ class DeltaKind(MergeKind):
             total_E /= weight_E.masked_fill_(weight_E == 0, 1.0)
         elif options.normalize:
             total_E /= block.weights_K.sum()
-        return total_E.mul_(options.scale).add_(block.base_E)
+        return total_E.mul_(options.scale).add_(block.required_base)
 
 
 def elected(values_KE: torch.Tensor) -> torch.Tensor:

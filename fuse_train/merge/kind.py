@@ -43,9 +43,14 @@ class Block:
 
     def deltas(self) -> torch.Tensor:
         """What each model is away from the base: float32 [K, E], new at each call."""
+        return self.models_KE - self.required_base
+
+    @property
+    def required_base(self) -> torch.Tensor:
+        """float32 [E] weights of the base, for methods that have one (`needs_base`)."""
         if self.base_E is None:
             raise TypeError("the method has no base")
-        return self.models_KE - self.base_E
+        return self.base_E
 
 
 class MergeKind(Kind):

@@ -70,7 +70,6 @@ class Sce(MergeKind):
         return Measured(selected, shares(square_sums(parts)))
 
     def merge(self, block: Block, measured: Any, options: Any) -> torch.Tensor:
-        assert block.base_E is not None
         if measured.selected is None or options.select_for == "weights":
             deltas_KE = block.deltas()
         else:
@@ -78,7 +77,7 @@ class Sce(MergeKind):
         eta_KE = elected(deltas_KE) * measured.eta_K[:, None]
         total_E = summed(deltas_KE * eta_KE)
         weight_E = summed(eta_KE)
-        return total_E.div_(weight_E.masked_fill_(weight_E == 0, 1.0)).add_(block.base_E)
+        return total_E.div_(weight_E.masked_fill_(weight_E == 0, 1.0)).add_(block.required_base)
 
 
 def variance(deltas_KE: torch.Tensor) -> torch.Tensor:
