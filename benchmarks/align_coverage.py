@@ -18,7 +18,8 @@ from align_pairs import (
     text_of,
 )
 
-from align.chain.project import BytesAligner, VocabularyMap
+from align.chain.project import BytesAligner
+from align.chain.vocabulary_map import VocabularyMap
 from store_schema.errors import LogitfuseError
 from store_schema.layout import Origin
 from store_schema.plan.plan import Segment

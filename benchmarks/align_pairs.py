@@ -41,8 +41,9 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from align.chain.continuation import PairCounts, first_tokens  # noqa: E402
 from align.chain.first_token import piece_table  # noqa: E402
-from align.chain.project import BytesAligner, VocabularyMap  # noqa: E402
+from align.chain.project import BytesAligner  # noqa: E402
 from align.chain.trie import TargetTrie  # noqa: E402
+from align.chain.vocabulary_map import VocabularyMap  # noqa: E402
 from align.methods.method import Aligner  # noqa: E402
 from align.papers.mined import MinedAligner  # noqa: E402
 from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens  # noqa: E402
@@ -392,19 +393,19 @@ class Pair:
         """The same without counts: every token goes to what the target begins with on it."""
         counts = PairCounts(self.source.vocab_size, self.target.vocab_size)
         plain = counts.continuation(first_tokens(mapping.pieces), PRIOR)
-        return replace(mapping, continuation=plain)
+        return mapping._replace(continuation=plain)
 
     def aligners(self) -> dict[str, Aligner]:
         """All methods, and the variants of `bytes`."""
         mapping = self.bytes_map()
-        sure = replace(mapping, continuation=mapping.continuation.only_sure())
+        sure = mapping._replace(continuation=mapping.continuation.only_sure())
         found: dict[str, Aligner] = {
             name: BytesAligner(one, MAX_ENTRIES)
             for name, one in {
                 "bytes": mapping,
                 "bytes, first token": self.first_token_map(mapping),
                 "bytes, tail": sure,
-                "bytes, no look-ahead": replace(mapping, look_ahead=False),
+                "bytes, no look-ahead": mapping._replace(look_ahead=False),
             }.items()
         }
         own, other = self.source.vocabulary, self.target.vocabulary

@@ -19,8 +19,8 @@ import numpy as np
 
 from align.chain.continuation import Continuation
 from align.chain.first_token import PieceTable
-from align.chain.project import VocabularyMap
 from align.chain.trie import TargetTrie
+from align.chain.vocabulary_map import VocabularyMap
 from store_schema.layout import Arrays, Origin
 from store_schema.text.tokenizer import EncodedSegment
 from store_schema.text.vocabulary import Vocabulary

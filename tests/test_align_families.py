@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from align.chain.continuation import PairCounts, first_tokens
 from align.chain.first_token import piece_table
-from align.chain.project import VocabularyMap, project
+from align.chain.project import project
 from align.chain.trie import TargetTrie
+from align.chain.vocabulary_map import VocabularyMap
 from store_schema.errors import TokenizerError
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer

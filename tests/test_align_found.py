@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from align.chain.found import add_mass, clear, heaviest, room_for
-from align.chain.places import FOUND
+from align.chain.found import add_mass, allocate_found, allocate_scratch, clear, heaviest
 
 MASSES = st.one_of(
     st.floats(0.0, 1.0),
@@ -38,20 +37,20 @@ def test_many_tokens_of_one_mass() -> None:
 
 def check(size: int, given_masses: list[tuple[int, float]], limit: int, label: int) -> None:
     given_masses = [*given_masses, (label, 0.125)]
-    room = room_for(size)
-    state = np.zeros(FOUND + 1, np.int64)
+    found, scratch = allocate_found(size), allocate_scratch(size)
     expected: dict[int, float] = {}
     for token, mass in given_masses:
-        add_mass(token, mass, state, room[:2])
+        add_mass(token, mass, found)
         if mass > 0:
             expected[token] = expected.get(token, 0.0) + mass
-    assert state[FOUND] == len(expected)
+    assert found.number[0] == len(expected)
     ids, masses = np.zeros(size + 3, np.uint32), np.zeros(size + 3)
-    stop = heaviest(int(state[FOUND]), label, limit, room, ids, masses, 3)
+    stop = heaviest(found, label, limit, scratch, ids, masses, 3)
     order = sorted(expected, key=lambda token: (-np.float32(expected[token]), token))[:limit]
     if label not in order:
         order[-1] = label
     assert ids[3:stop].tolist() == order
     assert masses[3:stop].tolist() == [expected[token] for token in order]
-    clear(int(state[FOUND]), room[0], room[1])
-    assert not room[0].any()
+    clear(found)
+    assert not found.masses.any()
+    assert found.number[0] == 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -243,7 +242,7 @@ def test_the_word_mark_of_the_target_takes_no_byte() -> None:
     target = vocabulary(b"a", b"b", b" a", b" ab", b"ac", b"c")
     tables = hand_tables(ABC, target)
     start = np.array([2, 1, 3, 1, 3, 1, 1, 5, 1, 5], np.int32)  # by bytes of ABC's tokens
-    mapping = replace(tables.mapping, pieces=replace(tables.mapping.pieces, start=start))
+    mapping = tables.mapping._replace(pieces=tables.mapping.pieces._replace(start=start))
     arrays = hand_arrays([A, B], [1, 2], [{A: 0.5, AB: 0.5}, {B: 0.5, C: 0.5}])
     encoded = EncodedSegment((), np.array([3], np.uint32), np.array([2], np.uint32))
     found = masses(project(arrays, [b"ab"], [encoded], mapping, max_entries=8))
@@ -254,7 +253,7 @@ def test_a_lone_word_mark_of_the_target_leaves_the_source_where_it_stands() -> N
     target = vocabulary(b" ", b"a", b"b", b"c")
     tables = hand_tables(ABC, target)
     start = np.zeros_like(tables.mapping.pieces.start)
-    mapping = replace(tables.mapping, pieces=replace(tables.mapping.pieces, start=start))
+    mapping = tables.mapping._replace(pieces=tables.mapping.pieces._replace(start=start))
     arrays = hand_arrays([A, B], [1, 2], [{A: 0.5, C: 0.25, AB: 0.25}, {B: 1.0}])
     encoded = EncodedSegment((), np.array([0, 1, 2], np.uint32), np.array([0, 1, 2], np.uint32))
     result = project(arrays, [b"ab"], [encoded], mapping, max_entries=8)

@@ -11,7 +11,7 @@ so a token never seen goes to its first token, and a frequent one where it went 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,8 @@ LEAST_SHARE = 0.01
 made alignment twice as fast: each entry of each row is spread over so many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """CSR over source tokens.
+class Continuation(NamedTuple):
+    """CSR over source tokens, which compiled code reads as it is.
 
     Args:
         offsets: [V+1] int64.

@@ -8,7 +8,7 @@ token that begins them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,7 @@ _ANCHORS_BEFORE_SPACE = ("a", ".", "\n")
 _ANCHORS_BEFORE_TEXT = ("\n", " ", ".", "a")
 
 
-@dataclass(frozen=True, slots=True)
-class PieceTable:
+class PieceTable(NamedTuple):
     """The bytes of a source vocabulary, laid end to end, and what the target begins with at each.
 
     Args:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.chain.places import FOUND
 from store_schema.compiled import bare, compiled
 
 _ONE = np.int64(0x3F800000)
@@ -20,14 +19,42 @@ NUM_STEPS = 256
 """From 1 down to 2^-32; the last step has all that is smaller."""
 
 
+class Found(NamedTuple):
+    """Target tokens that have mass at a position.
+
+    Args:
+        number: [1] int64, how many.
+        tokens: [V] int32, which, in the order in which they were found.
+        masses: [V] float64 by token; 0 for those not found.
+    """
+
+    number: Any
+    tokens: Any
+    masses: Any
+
+
+class Scratch(NamedTuple):
+    """What `heaviest` works in: float32 copies of masses, their bits, keys to sort by, keys in order,
+    and places by step."""
+
+    rounded: Any
+    bits: Any
+    keys: Any
+    ordered: Any
+    places: Any
+
+
 @compiled
-def room_for(vocab_size: int) -> Any:
-    """What `add_mass` and `heaviest` work in: (masses by token, all 0; tokens found; float32 copies and
-    their bits; keys; keys in order; places by step)."""
+def allocate_found(vocab_size: int) -> Found:
+    """Nothing found yet among so many target tokens."""
+    return Found(np.zeros(1, np.int64), np.empty(vocab_size, np.int32), np.zeros(vocab_size))
+
+
+@compiled
+def allocate_scratch(vocab_size: int) -> Scratch:
+    """Room to sort so many target tokens in."""
     rounded = np.empty(vocab_size, np.float32)
-    return (
-        np.zeros(vocab_size),
-        np.empty(vocab_size, np.int32),
+    return Scratch(
         rounded,
         rounded.view(np.int32),
         np.empty(vocab_size, np.int64),
@@ -37,23 +64,18 @@ def room_for(vocab_size: int) -> Any:
 
 
 @bare
-def add_mass(token: int, mass: float, state: Any, found: Any) -> None:
-    """Give mass to a target token.
-
-    Args:
-        found: (masses by token, 0 where none was given; tokens that were given some).
-    """
-    masses, tokens = found
+def add_mass(token: int, mass: float, found: Found) -> None:
+    """Give mass to a target token."""
     if mass > 0.0:
-        if masses[token] == 0.0:
-            tokens[state[FOUND]] = token
-            state[FOUND] += 1
-        masses[token] += mass
+        if found.masses[token] == 0.0:
+            found.tokens[found.number[0]] = token
+            found.number[0] += 1
+        found.masses[token] += mass
 
 
 @bare
 def heaviest(
-    count: int, label: int, limit: int, room: Any, out_ids: Any, out_mass: Any, at: int
+    found: Found, label: int, limit: int, scratch: Scratch, out_ids: Any, out_mass: Any, at: int
 ) -> int:
     """Write the heaviest `limit` tokens (the label always among them) from place `at` on, heaviest
     first; returns the place after them.
@@ -61,7 +83,8 @@ def heaviest(
     Masses are compared as the float32 they are stored in, ties by id. They are dealt into steps of
     mass, and only the steps that are written are put in order.
     """
-    masses, tokens, rounded, bits, keys, ordered, places = room
+    count, tokens, masses = found.number[0], found.tokens, found.masses
+    rounded, bits, keys, ordered, places = scratch
     places[:] = 0
     for k in range(count):
         rounded[k] = masses[tokens[k]]
@@ -113,10 +136,11 @@ def _step(key: int) -> int:
 
 
 @bare
-def clear(count: int, masses: Any, tokens: Any) -> None:
+def clear(found: Found) -> None:
     """Forget what was found."""
-    for k in range(count):
-        masses[tokens[k]] = 0.0
+    for k in range(found.number[0]):
+        found.masses[found.tokens[k]] = 0.0
+    found.number[0] = 0
 
 
 @compiled

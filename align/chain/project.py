@@ -9,35 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from align.chain.continuation import Continuation
-from align.chain.first_token import PieceTable
-from align.chain.kernel import project_segments
-from align.chain.trie import TargetTrie
+from align.chain.kernel import ShardText, project_segments
+from align.chain.rows import SourceRows, non_label_scale
+from align.chain.vocabulary_map import VocabularyMap
 from align.methods.shard_arrays import join_segments, span_arrays
 from store_schema.layout import Arrays, row_sums
 from store_schema.text.tokenizer import EncodedSegment
-
-
-@dataclass(frozen=True, slots=True)
-class VocabularyMap:
-    """Where the bytes of each source token go.
-
-    Args:
-        pieces: What the target begins with at each byte of each source token.
-        continuation: Where a whole source token's mass goes in running text.
-        trie: The target's vocabulary.
-        target_lengths: [V] bytes of the target's tokens.
-        eos: EOS of the source and of the target, -1 for none: where the source may end, so may the
-            target.
-        look_ahead: Ask the source's next row where the target might have written a longer token.
-    """
-
-    pieces: PieceTable
-    continuation: Continuation
-    trie: TargetTrie
-    target_lengths: npt.NDArray[np.int64]
-    eos: tuple[int, int] = (-1, -1)
-    look_ahead: bool = True
 
 
 def project(
@@ -69,40 +46,23 @@ def project(
     with np.errstate(invalid="ignore"):
         probabilities = np.exp(source["entry_logprobs"].astype(np.float64))
         labels = np.exp(source["label_logprobs"].astype(np.float64))
-    pieces, continuation = mapping.pieces, mapping.continuation
-    offsets, ids, mass, origin, label_mass = project_segments(
-        rows,
-        target_ids,
-        target_ends,
-        np.frombuffer(b"".join(texts), np.uint8),
-        np.concatenate(([0], np.cumsum(text_lengths))),
-        (
-            word_marks(
-                source["token_offsets"], source["token_ids"], source_ends, np.diff(pieces.offsets)
-            ),
-            word_marks(target_offsets, target_ids, target_ends, mapping.target_lengths),
+    of_rows = (source["entry_offsets"], source["entry_ids"], probabilities, labels)
+    source_ids, source_lengths = source["token_ids"], np.diff(mapping.pieces.offsets)
+    projected = project_segments(
+        ShardText(
+            *rows,
+            target_ids,
+            target_ends,
+            np.frombuffer(b"".join(texts), np.uint8),
+            np.concatenate(([0], np.cumsum(text_lengths))),
+            word_marks(rows[0], source_ids, source_ends, source_lengths),
+            word_marks(rows[1], target_ids, target_ends, mapping.target_lengths),
         ),
-        (
-            source_ends,
-            source["token_ids"],
-            source["entry_offsets"],
-            source["entry_ids"],
-            probabilities,
-            labels,
-        ),
-        (
-            pieces.data,
-            pieces.offsets,
-            pieces.middle,
-            pieces.start,
-            (continuation.offsets, continuation.targets, continuation.weights),
-            *mapping.eos,
-            mapping.trie.arrays,
-            mapping.look_ahead,
-        ),
-        len(mapping.target_lengths),
+        SourceRows(source_ends, source_ids, *of_rows, *non_label_scale(source_ids, *of_rows)),
+        mapping,
         max_entries,
     )
+    mass, label_mass = projected.masses, projected.labels
     with np.errstate(divide="ignore"):
         # Of the masses as they were compared, so that order is kept.
         logprobs = np.minimum(np.log(mass.astype("<f4")), 0.0).astype("<f4")
@@ -112,12 +72,12 @@ def project(
         "token_offsets": target_offsets,
         "token_ids": target_ids,
         "byte_ends": target_ends.astype("<u4"),
-        "entry_offsets": offsets,
-        "entry_ids": ids,
+        "entry_offsets": projected.offsets,
+        "entry_ids": projected.ids,
         "entry_logprobs": logprobs,
-        "tail_mass": _tail(mass, offsets),
+        "tail_mass": _tail(mass, projected.offsets),
         "label_logprobs": np.where(label_mass > 0, label_logprobs, np.nan).astype("<f4"),
-        "origin": origin,
+        "origin": projected.origin,
     }
     return entries | span_arrays(source, rows, source_ends, target_ends)
 

@@ -6,9 +6,8 @@ is a short binary search in five bytes a node, which stay in the cache at any vo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,8 @@ UNDETERMINED = -2
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-@dataclass(frozen=True, slots=True)
-class TargetTrie:
-    """The trie's arrays; node 0 is the root.
+class TargetTrie(NamedTuple):
+    """The trie's arrays, which compiled code reads as they are; node 0 is the root.
 
     Args:
         first_child: [nodes + 1] int32, the first child of each node; the next node's is one past its
@@ -61,11 +59,6 @@ class TargetTrie:
             longest=longest[order],
             is_token=own[order] >= 0,
         )
-
-    @property
-    def arrays(self) -> tuple[Any, ...]:
-        """For compiled code."""
-        return self.first_child, self.last_byte, self.longest, self.is_token
 
 
 @compiled
@@ -129,9 +122,9 @@ def _inherit(longest: Any, parents: Any) -> None:
 
 
 @bare
-def child_of(trie: Any, node: int, byte: int) -> int:
+def child_of(trie: TargetTrie, node: int, byte: int) -> int:
     """The node that `byte` leads to, FALLEN for none."""
-    first_child, last_byte, _, _ = trie
+    first_child, last_byte = trie.first_child, trie.last_byte
     low, high = first_child[node], first_child[node + 1]
     while low < high:
         middle = (low + high) >> 1
@@ -145,19 +138,19 @@ def child_of(trie: Any, node: int, byte: int) -> int:
 
 
 @bare
-def goes_on(trie: Any, node: int) -> bool:
+def goes_on(trie: TargetTrie, node: int) -> bool:
     """Whether a node has children."""
-    return bool(trie[0][node] < trie[0][node + 1])
+    return bool(trie.first_child[node] < trie.first_child[node + 1])
 
 
 @bare
-def walk(trie: Any, node: int, data: Any, start: int, stop: int) -> tuple[int, int]:
+def walk(trie: TargetTrie, node: int, data: Any, start: int, stop: int) -> tuple[int, int]:
     """Go on from `node` along data[start:stop].
 
     Returns:
         The node reached, FALLEN where no token goes on; and the longest token met so far, -1 for none.
     """
-    longest = trie[2]
+    longest = trie.longest
     for i in range(start, stop):
         following = child_of(trie, node, data[i])
         if following == FALLEN:
@@ -167,7 +160,7 @@ def walk(trie: Any, node: int, data: Any, start: int, stop: int) -> tuple[int, i
 
 
 @bare
-def token_of(trie: Any, node: int, data: Any, start: int, stop: int) -> int:
+def token_of(trie: TargetTrie, node: int, data: Any, start: int, stop: int) -> int:
     """The token that text must begin with that has come to `node` and goes on with data[start:stop]:
     -1 for none, UNDETERMINED where longer tokens still go on."""
     reached, token = walk(trie, node, data, start, stop)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from align.chain.continuation import PairCounts, first_tokens
 from align.chain.first_token import piece_table
-from align.chain.project import VocabularyMap
 from align.chain.trie import TargetTrie
+from align.chain.vocabulary_map import VocabularyMap
 from align.methods import METHODS
 from align.methods.method import Aligner
 from align.papers.dtw import BAND_BYTES
