@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import time
@@ -315,3 +316,10 @@ def test_folders_and_files_have_a_size_that_can_be_read() -> None:
         if size > (MOST_FILES if folder.parts[0] in ORDER else MOST_FILES_FLAT)
     }
     assert not full
+
+
+def test_every_path_of_the_architecture_page_exists() -> None:
+    page = (REPOSITORY / "docs/architecture.md").read_text()
+    paths = set(re.findall(r"`([a-z_]+(?:/[a-z_.]+)+/?|[a-z_]+/)`", page))
+    assert len(paths) > 20
+    assert [path for path in sorted(paths) if not (REPOSITORY / path).exists()] == []
