@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from store_schema.errors import ConfigError
+from store_schema.papers import preset_text
 from store_schema.paths import PathText
 
 BosRule = Literal["auto", "always", "never"]
@@ -150,6 +151,8 @@ class RunConfig(StrictModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Names the run and its folder."""
+    preset: str | None = None
+    """A paper's recipe, whose values stand wherever the file has none (`logitfuse preset list`)."""
     run_dir: PathText | None = None
     """Where everything of the run goes, a path or URL for stores; None means runs/<name>."""
     data_dir: PathText | None = None
@@ -158,7 +161,8 @@ class RunConfig(StrictModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of shuffles and initialisations."""
     sources: dict[str, ModelRef] = Field(min_length=1)
-    """The models whose distributions are fused, by the name used everywhere."""
+    """The models whose distributions are fused, by the name used everywhere. `target` in place of a
+    model is the target as it was before training; null takes away a source of the preset."""
     target: ModelRef
     """The model that is trained."""
     sections: dict[str, SectionModel] = {}
@@ -239,6 +243,9 @@ def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     raw = _read_yaml(Path(path))
     for override in overrides:
         _apply(raw, override)
+    raw = _with_preset(raw)
+    if isinstance(raw.get("sources"), dict):
+        raw["sources"] = {n: _source(ref, raw.get("target")) for n, ref in raw["sources"].items()}
     models = section_models()
     sections = {
         name: _parse(model, {} if raw.get(name) is None else raw[name], where=f"{path}, {name}")
@@ -249,6 +256,34 @@ def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
         raise ConfigError("unknown key", where=path, got="sections")
     parsed = _parse(RunConfig, head, where=str(path))
     return parsed.model_copy(update={"sections": sections})
+
+
+def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
+    """The file over the preset that it names."""
+    if raw.get("preset") is None:
+        return raw
+    preset: dict[str, Any] = yaml.safe_load(preset_text(raw["preset"]))
+    both = _over(preset, raw)
+    if isinstance(both.get("sources"), dict):
+        taken_away = {n for n in preset.get("sources", {}) if both["sources"][n] is None}
+        both["sources"] = {n: ref for n, ref in both["sources"].items() if n not in taken_away}
+    return both
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` put over `below`, mapping by mapping; what is said above stands first."""
+    both = dict(above)
+    for key, value in below.items():
+        if key not in above:
+            both[key] = value
+        elif isinstance(value, dict) and isinstance(above[key], dict):
+            both[key] = _over(value, above[key])
+    return both
+
+
+def _source(ref: Any, target: Any) -> Any:
+    """A source as the file has it, the target's own model in place of the word `target`."""
+    return target if ref == "target" else ref
 
 
 class _OnceLoader(yaml.SafeLoader):

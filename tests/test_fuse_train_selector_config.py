@@ -48,6 +48,20 @@ def test_preset_is_the_papers_and_given_fields_win() -> None:
     assert AsnSection.model_validate(other.model_dump()) == other
 
 
+def test_untrained_is_never_trained_and_leaves_other_fingerprints_alone() -> None:
+    made = AsnSection.model_validate({"preset": "fusion-x", "untrained": True})
+    assert made.pretrain_steps == 0
+    assert AsnSection.model_validate(made.model_dump()) == made
+    assert "untrained" not in AsnSection().model_dump()
+    for wrong in (
+        {},
+        {"preset": "fusion-x", "pretrain_steps": 1},
+        {"preset": "fusion-x", "start_from": "x"},
+    ):
+        with pytest.raises(ValidationError, match="untrained needs"):
+            AsnSection.model_validate(wrong | {"untrained": True})
+
+
 def test_control_is_the_same_whatever_selects() -> None:
     plain = TrainSection().control_section().content()
     for fields in (

@@ -91,6 +91,7 @@ MADE: dict[str, Callable[[], Selector]] = {
     "asn_top_p": lambda: stirred(cut="top_p", top_p=0.5),
     "asn_none": lambda: stirred(cut="none"),
     "fusion-x": lambda: stirred(preset="fusion-x"),
+    "fusion-x_untrained": lambda: stirred(preset="fusion-x", untrained=True, pretrain_steps=0),
 }
 """Every selector of the registry, and some with other options."""
 
@@ -194,9 +195,9 @@ def test_the_registry_says_what_the_selector_is(name) -> None:
 def test_who_is_hindsight_and_who_is_bound() -> None:
     made = {name: make() for name, make in MADE.items()}
     hindsight = {name for name, selector in made.items() if selector.hindsight}
-    assert hindsight == {"min_ce", "avg_ce", "asn_segment", "fusion-x"}
+    assert hindsight == {"min_ce", "avg_ce", "asn_segment", "fusion-x", "fusion-x_untrained"}
     assert {name for name, selector in made.items() if selector.bound} == {
-        "static", "fusion-x", "constant", "bayes",
+        "static", "fusion-x", "fusion-x_untrained", "constant", "bayes",
     }  # fmt: skip
 
 
@@ -238,6 +239,21 @@ def test_fusion_x_sees_rewards_alone_and_has_the_papers_shape() -> None:
     gates = network.mlp(rewards).softmax(-1)[2]
     full = seen.covered_BTM[2].all(-1)
     torch.testing.assert_close(network.gates(seen)[2][full], gates.expand(int(full.sum()), M))
+
+
+def test_an_untrained_network_is_another_for_each_batch_and_the_same_when_it_comes_again() -> None:
+    network = MADE["fusion-x_untrained"]()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    covered = torch.ones(1, 1, M, dtype=torch.bool)
+    one, two = (small(covered, torch.full((1, M), bpb)) for bpb in (1.0, 1.001))
+    first, other = network.gates(one), network.gates(two)
+    assert not torch.allclose(first, other, atol=1e-2)  # not for what little the rewards differ
+    assert torch.equal(network.gates(one), first)
+    assert torch.equal(network.gates(two), other)
+    assert torch.equal(torch.get_rng_state(), state)  # draws nothing that a training draws
+    assert not any(p.requires_grad for p in network.parameters())
+    assert not first.requires_grad
 
 
 def test_constant_gate_varies_with_coverage_alone() -> None:

@@ -28,7 +28,17 @@ MAY_IMPORT = {
 
 ORDER = {
     "store_schema": (
-        *("errors", "fingerprint", "paths", "compiled", "config", "registry", "presets", "layout"),
+        *(
+            "errors",
+            "papers",
+            "fingerprint",
+            "paths",
+            "compiled",
+            "config",
+            "registry",
+            "presets",
+            "layout",
+        ),
         *("disk", "plan", "manifest", "model", "text", "encoding", "store"),
     ),
     "extract": (

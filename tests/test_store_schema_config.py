@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from store_schema.config import (
     section_models,
 )
 from store_schema.errors import ConfigError
+from store_schema.papers import preset_names, preset_text, preset_title
 
 HEAD: dict[str, Any] = {
     "name": "demo",
@@ -223,3 +225,50 @@ def test_dtypes_by_their_usual_names(given: str, read: str) -> None:
 def test_other_dtypes_are_refused(given: str) -> None:
     with pytest.raises(ValidationError, match="must be one of auto, bfloat16"):
         ModelRef(model="m", dtype=given)
+
+
+def test_a_preset_stands_under_the_file(file: Path) -> None:
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "p",
+                "preset": "fusellm-mince",
+                "sources": {"code": {"model": "models/code"}},
+                "target": {"model": "models/target", "dtype": "bf16"},
+                "train": {"lr": 0.01, "optim_kwargs": {"eps": 1e-6}},
+            }
+        )
+    )
+    run = load_run(file)
+    train = run.sections["train"].model_dump()
+    assert (train["selector"], train["clm_weight"], train["lr"]) == ("min_ce", 0.9, 0.01)
+    assert train["optim_kwargs"] == {"betas": [0.9, 0.95], "eps": 1e-6}
+    assert list(run.sources) == ["code", "base"]
+    assert run.sources["base"] == run.target
+    assert list(load_run(file, ("sources.base=null",)).sources) == ["code"]
+    assert run.preset == "fusellm-mince"
+    file.write_text(run.resolved())
+    assert load_run(file) == run
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_value_of_a_preset_says_where_it_comes_from(name: str, file: Path) -> None:
+    head = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(head | {"preset": name}))
+    load_run(file)  # every value is one that a run file takes
+    silent = [
+        line
+        for line in preset_text(name).splitlines()
+        if line.strip() and not line.rstrip().endswith(":") and "#" not in line
+    ]
+    assert silent == []
+    said = re.findall(r"# (\w+)", preset_text(name).partition("\n\n")[2])
+    assert set(said) <= {"paper", "code", "ours", "as"}
+    assert "arXiv:" in preset_title(name)
+
+
+def test_a_preset_that_there_is_not(file: Path) -> None:
+    with pytest.raises(ConfigError, match="fusellm-mince"):
+        load_run(file, ("preset=fusellm",))
+    with pytest.raises(ConfigError, match="no such preset"):
+        load_run(file, ("preset=[fusellm-mince]",))

@@ -5,6 +5,8 @@ Shape suffixes: B segments, T rows, M sources.
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from torch import nn
 
@@ -23,7 +25,8 @@ class RewardNetwork(AdaptiveSelector):
 
     Source: Fusion-X (2505.23844) and its public code. Departures: CE in nats per byte, not per token
     (sources with longer tokens lose otherwise); softmax over the covered sources; created once, trained
-    and saved (the public code creates it in every loss call).
+    and saved. The public code creates it in every loss call and trains none: `untrained` does so, with
+    weights drawn from what the batch itself says, the same whenever it comes.
     """
 
     kind = "fusion-x"
@@ -38,6 +41,8 @@ class RewardNetwork(AdaptiveSelector):
             nn.GELU(),
             nn.Linear(num_sources, num_sources),
         )
+        self._untrained = section.untrained
+        self.requires_grad_(not section.untrained)
 
     @property
     def hindsight(self) -> bool:
@@ -48,8 +53,20 @@ class RewardNetwork(AdaptiveSelector):
         return True
 
     def gates(self, view: SourceView) -> torch.Tensor:
+        if self._untrained:
+            self._made_anew(view.source_bpb_BM)
         scores_BM = self.mlp(rewards(view.source_bpb_BM))
         return covered_softmax(scores_BM[:, None].expand(view.covered_BTM.shape), view.covered_BTM)
+
+    def _made_anew(self, source_bpb_BM: torch.Tensor) -> None:
+        """Weights as PyTorch begins with, drawn from the figures of the batch."""
+        seed = zlib.crc32(source_bpb_BM.detach().cpu().numpy().tobytes())
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            for layer in self.mlp:
+                if isinstance(layer, nn.Linear):
+                    fresh = nn.Linear(layer.in_features, layer.out_features)
+                    layer.load_state_dict(fresh.state_dict())
 
     def record(self) -> SelectorRecord:
         return SelectorRecord(kind=self.kind, granularity="segment", num_sources=self.num_sources)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from fuse_train.selectors.kind import LearnedKind, LearnedOptions
 
@@ -29,6 +29,9 @@ class AsnSection(LearnedOptions):
     """fusion-x: the paper's network (rewards of the segment in, M -> 2M -> M -> M) with its threshold
     0.15, trained through the fusion loss; fields given beside it win. Its feedback weight is 0.5
     (`train.feedback_weight`), its lambda 0.9 (`train.clm_weight`)."""
+    untrained: bool = False
+    """With `preset: fusion-x`, what its public code does: the network is made anew for every batch and
+    never trained, so its choice is a random one. To compare with."""
     hidden_size: int = Field(default=32, gt=0, le=4096)
     """Width of the scorer's two hidden layers."""
     granularity: Literal["span", "position", "segment"] = "span"
@@ -40,8 +43,28 @@ class AsnSection(LearnedOptions):
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, given: Any) -> Any:
-        name = given.get("preset") if isinstance(given, dict) else None
-        return {**_PRESETS[name], **given} if name in list(_PRESETS) else given
+        if not isinstance(given, dict):
+            return given
+        name = given.get("preset")
+        below = _PRESETS[name] if name in list(_PRESETS) else {}
+        if given.get("untrained"):
+            below = below | {"pretrain_steps": 0}
+        return {**below, **given}
+
+    @model_serializer(mode="wrap")
+    def _as_before_one_could_choose(self, plainly: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = plainly(self)
+        if not self.untrained:
+            del fields["untrained"]  # fingerprints of runs stay
+        return fields
+
+    @model_validator(mode="after")
+    def _untrained_is_not_trained(self) -> Self:
+        if self.untrained and (self.preset is None or self.pretrain_steps or self.start_from):
+            raise ValueError(
+                "untrained needs preset: fusion-x, pretrain_steps: 0 and no start_from"
+            )
+        return self
 
 
 class Asn(LearnedKind):
