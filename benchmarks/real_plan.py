@@ -73,7 +73,7 @@ def plan_speed(
         for name, path in folders.items()
     }
     columns = [[str(i) for i in range(len(texts))], ["d"] * len(texts), ["train"] * len(texts)]
-    columns += [[None] * len(texts), list(texts)]  # type: ignore[list-item]
+    columns += [[None] * len(texts), list(texts), *[[None] * len(texts)] * 2]  # type: ignore[list-item]
     table = pa.table(columns, schema=DOCUMENT_SCHEMA)
     rates: list[tuple[float, float]] = []
     segments = 0

@@ -45,6 +45,9 @@ class Columns(StrictModel):
     """Schemas of the tools that a chat may call. None: column "tools" or "functions"."""
     domain: str | None = None
     """Domain. None: column "domain", unless the input has a constant one."""
+    author: str | None = None
+    """The source whose answer a text is, such as column "author" of `judge`'s best.parquet (selector
+    author). None: nobody's."""
     split: str | None = None
     """Split. None: column "split" when there is one, else dealt by `split_fractions`."""
 
@@ -67,6 +70,8 @@ class CorpusInput(StrictModel):
     """How to read it; auto goes by the name's ending."""
     columns: Columns = Columns()
     """Names of the columns where they differ from the defaults."""
+    corpus: str | None = Field(default=None, min_length=1)
+    """What stages of training call its documents (`train.stages`); several inputs may share a name."""
     domain: str | None = Field(default=None, min_length=1)
     """Domain of every document of this input, instead of a column."""
     split: str | None = Field(default=None, min_length=1)

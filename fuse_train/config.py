@@ -11,6 +11,7 @@ from fuse_train.gate_config import FusionGateSection
 from fuse_train.loss_config import LossSection
 from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.kind import LearnedOptions, SelectorKind
+from fuse_train.stages_config import StageSection
 from store_schema.config import SectionModel, StrictModel
 from store_schema.fingerprint import canonical_json
 from store_schema.presets import TailPolicy
@@ -131,7 +132,10 @@ class TrainSection(SelectorOptions):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training split."""
     max_steps: int | None = Field(default=None, gt=0)
-    """Optimizer steps in all; None means as many as `epochs` takes."""
+    """Optimizer steps in all; None means as many as `epochs` or `stages` take."""
+    stages: tuple[StageSection, ...] = ()
+    """Stages, one behind the other, each with what texts of each corpus count there; () is one stage
+    of all texts, `epochs` long."""
     batch_segments: int = Field(default=32, gt=0)
     """Segments of one optimizer step, over all processes."""
     micro_batch_segments: int = Field(default=32, gt=0)
@@ -224,6 +228,8 @@ class TrainSection(SelectorOptions):
             del content["loss"][name]
         if self.chats == "turns":  # as trainings were before one could choose
             del content["chats"]
+        if not self.stages:
+            del content["stages"]
         return content
 
     def splits_needed(self) -> dict[str, str]:
@@ -247,6 +253,15 @@ class TrainSection(SelectorOptions):
     @model_validator(mode="after")
     def _selector_has_what_it_needs(self) -> Self:
         self.selector_kind.check(self.options_of(self.selector_kind))
+        return self
+
+    @model_validator(mode="after")
+    def _stages_count_rows(self) -> Self:
+        if self.stages and self.loss.span_weight:
+            raise ValueError("stages and loss.span_weight do not go together")
+        scheduled = self.loss.clm_weight_schedule is not None
+        if scheduled and any(stage.clm_weight is not None for stage in self.stages):
+            raise ValueError("clm_weight of a stage and loss.clm_weight_schedule: give one of them")
         return self
 
     @model_validator(mode="after")

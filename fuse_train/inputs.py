@@ -148,6 +148,7 @@ def stream_options(run: RunConfig, section: TrainSection) -> StreamOptions:
         prefetch_batches=section.prefetch_batches,
         pack_tokens=section.pack_tokens,
         whole_chats=section.chats == "whole",
+        stages=section.stages,
     )
 
 

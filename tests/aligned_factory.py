@@ -59,8 +59,13 @@ def make_plan(
     shards: Mapping[str, int] | None = None,
     segments_per_shard: int = 12,
     seed: int = 0,
+    inputs: Mapping[str, tuple[str | None, str | None]] | None = None,
 ) -> Plan:
-    """A plan with shards of mixed domains for each split."""
+    """A plan with shards of mixed domains for each split.
+
+    Args:
+        inputs: Author and corpus of the texts of a domain.
+    """
     rng = np.random.default_rng(seed)
     made: list[tuple[list[Segment], dict[str, int]]] = []
     index = 0
@@ -74,7 +79,17 @@ def make_plan(
                 size = len(text.encode())
                 segments.append(
                     Segment(
-                        index, f"{document}#0", document, domain, split, 0, size, True, None, text
+                        index,
+                        f"{document}#0",
+                        document,
+                        domain,
+                        split,
+                        0,
+                        size,
+                        True,
+                        None,
+                        text,
+                        *(inputs or {}).get(domain, ()),
                     )
                 )
                 index += 1
@@ -173,6 +188,7 @@ def make_run(
     shards: Mapping[str, int] | None = None,
     seed: int = 0,
     added: Sequence[str] = (),
+    inputs: Mapping[str, tuple[str | None, str | None]] | None = None,
 ) -> RunConfig:
     """A run folder with target, plan and aligned stores, and its run file `run.yaml`.
 
@@ -186,6 +202,7 @@ def make_run(
         shards: Number by split.
         seed: Of the run.
         added: Tokens of the target's tokenizer that the model has no rows for.
+        inputs: Author and corpus of the texts of a domain.
     """
     sources = sources or {name: name for name in ("code", "prose", "facts")}
     hf = tiny_tokenizer(
@@ -198,7 +215,11 @@ def make_run(
         tokenizer = SegmentTokenizer.load(ModelRef(model=str(target)), name="target")
     run_folder = folder / "run"
     plan = make_plan(
-        run_folder / "plan", tokenizer, segments_per_shard=segments_per_shard, shards=shards
+        run_folder / "plan",
+        tokenizer,
+        segments_per_shard=segments_per_shard,
+        shards=shards,
+        inputs=inputs,
     )
     head = {
         "name": "made",

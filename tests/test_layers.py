@@ -66,6 +66,7 @@ ORDER = {
             "divergences",
             "loss_config",
             "gate_config",
+            "stages_config",
             "config",
             "machine",
             "model",

@@ -27,6 +27,8 @@ class Document:
         split: "train", "valid", "test" or whatever the corpus says.
         context: None, or JSON of the prompt or messages before the text: read, never scored.
         text: What the models are scored and trained on. Never empty, no NUL, valid Unicode.
+        author: The source whose answer it is, None where it is nobody's.
+        corpus: Name of its input, None where that has none.
     """
 
     document_id: str
@@ -34,6 +36,13 @@ class Document:
     split: str
     context: str | None
     text: str
+    author: str | None = None
+    corpus: str | None = None
+
+    def values(self) -> list[str | None]:
+        """All fields, for digests; author and corpus, which came later, only where there are some."""
+        since = [self.author, self.corpus] if self.author or self.corpus else []
+        return [self.document_id, self.domain, self.split, self.context, self.text, *since]
 
 
 _AS_GIVEN = ("tools", "tool_calls")
@@ -58,13 +67,15 @@ def columns_wanted(entry: CorpusInput) -> set[str]:
     """Names of all columns that `row_documents` may look at."""
     roles = ("id", "domain", "split")
     named = {getattr(entry.columns, role) or role for role in roles}
-    return named | wanted_columns(entry.columns)
+    author = {entry.columns.author} if entry.columns.author else set()
+    return named | author | wanted_columns(entry.columns)
 
 
 def _own_columns(entry: CorpusInput) -> set[str]:
     """Columns that say what a document is called and belongs to."""
     given = {"id": entry.ids == "place", "domain": entry.domain, "split": entry.split}
-    return {getattr(entry.columns, role) or role for role, other in given.items() if not other}
+    own = {getattr(entry.columns, role) or role for role, other in given.items() if not other}
+    return own | {entry.columns.author} if entry.columns.author else own
 
 
 def row_split(
@@ -139,6 +150,7 @@ def row_documents(
     """
     where = f"document {document_id} ({place})"
     domain = entry.domain or _domain(record, entry, where)
+    author = _author(record, entry, where)
     found = shape_of(record, entry)
     if found is None:
         raise _missing(missing_columns(entry), where, record)
@@ -158,6 +170,8 @@ def row_documents(
             split,
             None if context is None else context_json(context),
             clean_text(text, where + suffix),
+            author,
+            entry.corpus,
         )
 
     if row.chat is None:
@@ -170,6 +184,16 @@ def row_documents(
         document(found.text, found.context, found.suffix)
         for found in response_texts(row.chat, row.response, corpus.thoughts, tally, where)
     ]
+
+
+def _author(record: Mapping[str, Any], entry: CorpusInput, where: str) -> str | None:
+    name = entry.columns.author
+    if name is None:
+        return None
+    value = record.get(name)
+    if value is None:
+        raise _missing(name, where, record)
+    return clean_text(value, f"{where}, column {name}")
 
 
 def _domain(record: Mapping[str, Any], entry: CorpusInput, where: str) -> str:

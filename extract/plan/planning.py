@@ -287,6 +287,8 @@ def _segment_builder(table: pa.Table, cut: CutCorpus) -> Callable[[int, int, int
             ends_document=piece.end == len(data),
             context=row["context"],
             text=data[piece.start : piece.end].decode(),
+            author=row.get("author"),
+            corpus=row.get("corpus"),
         )
 
     return build

@@ -42,6 +42,7 @@ class SourceBatch:
         features_BTMF: float32, see features.py; F is 0 where no selector looks at them.
         source_bpb_BM: float32 bits per byte of the segment, inf where not known.
         begins_BT: bool, rows where no source is inside one of its tokens (see pools.py); None is all.
+        author_B: int64, the source that wrote a segment, -1 for none; None where none wrote any.
     """
 
     entry_ids_BTMK: torch.Tensor
@@ -52,13 +53,19 @@ class SourceBatch:
     features_BTMF: torch.Tensor
     source_bpb_BM: torch.Tensor
     begins_BT: torch.Tensor | None = None
+    author_B: torch.Tensor | None = None
 
     @property
     def view(self) -> SourceView:
         """What a selector may see: of labels, those of earlier rows alone."""
         past_BTM = past_of(self.label_logprobs_BTM)
         return SourceView(
-            self.covered_BTM, self.features_BTMF, self.source_bpb_BM, past_BTM, self.begins_BT
+            self.covered_BTM,
+            self.features_BTMF,
+            self.source_bpb_BM,
+            past_BTM,
+            self.begins_BT,
+            self.author_B,
         )
 
     def rows(self, where: tuple[torch.Tensor, torch.Tensor]) -> SourceRows:
@@ -108,6 +115,7 @@ class Batch:
         packs: Segments that begin another's input share its row, and packed ones stand one behind the
             other; None where every segment has a row of input of its own.
         spans: Spans that sources and target share, where they were loaded.
+        weights_B: float32, what each segment counts in its stage; None counts each 1.
     """
 
     input_ids_BL: torch.Tensor
@@ -120,6 +128,7 @@ class Batch:
     sources: SourceBatch | None
     packs: Packs | None = None
     spans: SpanBatch | None = None
+    weights_B: torch.Tensor | None = None
 
     @property
     def num_labels(self) -> int:
@@ -179,6 +188,7 @@ def collate(
     *,
     with_entries: bool = True,
     pack_tokens: int | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Batch:
     """One batch of samples.
 
@@ -187,6 +197,7 @@ def collate(
         domains: Names of all domains of the run.
         with_entries: False leaves the distributions empty (K = 0), for scoring pools.
         pack_tokens: Most tokens of a row of input that segments share; None gives each its own.
+        weights: What each sample counts; None counts each 1.
     """
     labels = [sample.labels for sample in samples]
     num_rows = [len(ids) for ids in labels]
@@ -220,6 +231,7 @@ def collate(
         sources,
         packs,
         collate_spans(samples, position_BT.shape[1]) if has_spans(samples[0]) else None,
+        None if weights is None else torch.tensor(weights, dtype=torch.float32),
     )
 
 
@@ -291,9 +303,13 @@ def _sources(samples: Sequence[Sample], width: int, with_entries: bool) -> Sourc
             if num_bytes > 0:
                 bpb_BM[b, m] = arrays["source_nats"][sample.index] / num_bytes / np.log(2)
     ids_BTMK, probs_BTMK = _entries(samples, counts_BTM, with_entries)
+    author_B = np.array([sample.author for sample in samples], np.int64)
     distributions = (ids_BTMK, probs_BTMK, tail_BTM, counts_BTM > 0)
     arrays_out = (*distributions, labels_BTM, features_BTMF, bpb_BM, begins_BT)
-    return SourceBatch(*(torch.from_numpy(array) for array in arrays_out))
+    return SourceBatch(
+        *(torch.from_numpy(array) for array in arrays_out),
+        author_B=torch.from_numpy(author_B) if (author_B >= 0).any() else None,
+    )
 
 
 def _entries(

@@ -14,6 +14,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+Units = Callable[[int], npt.NDArray[np.int64]]
+"""Gives a shard's [D] numbers, the same for segments that stay together."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
@@ -30,8 +33,7 @@ class SampleOrder:
         shard_sizes: Segments of each shard of the split, in plan order; none is 0.
         seed: Of the run.
         window_shards: Shards that are mixed, and so needed at one time.
-        units: Gives a shard's [D] numbers, the same for segments that stay together, in their order;
-            None lets every segment go alone.
+        units: Of segments that stay together, in their order; None lets every segment go alone.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class SampleOrder:
         *,
         seed: int,
         window_shards: int,
-        units: Callable[[int], npt.NDArray[np.int64]] | None = None,
+        units: Units | None = None,
     ) -> None:
         self._sizes = np.asarray(shard_sizes, np.int64)
         self._seed = seed

@@ -45,6 +45,7 @@ class DecodedShard:
         features_NMF: Selector features, None without sources or where no selector looks at them.
         eos_id: Token to train after segments that end their document, or None.
         ends_turn: Segments whose last row is the end of a chat's turn: no `eos_id` behind it.
+        names: Of the sources, as segments name their authors.
     """
 
     segments: Sequence[Segment]
@@ -56,6 +57,7 @@ class DecodedShard:
     features_NMF: npt.NDArray[np.float32] | None
     eos_id: int | None = None
     ends_turn: frozenset[int] = frozenset()
+    names: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -88,6 +90,12 @@ class Sample:
     def segment(self) -> Segment:
         """The plan's record."""
         return self.shard.segments[self.index]
+
+    @property
+    def author(self) -> int:
+        """Place among the sources of the one whose answer it is, -1 for none."""
+        author, names = self.segment.author, self.shard.names
+        return names.index(author) if author in names else -1
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -199,6 +207,10 @@ class AlignedSamples:
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         return np.array([numbers[name] for name in names], np.int64)
 
+    def corpora(self, position: int) -> list[str | None]:
+        """[D] name of the input that each segment of a shard came from, None where it has none."""
+        return self.plan.corpora(self.shards[position])
+
     def load(self, position: int, *, with_sources: bool) -> DecodedShard:
         """Read one shard of the split.
 
@@ -256,6 +268,7 @@ class AlignedSamples:
             features,
             self._eos_id,
             frozenset(d for d, (_, end) in enumerate(read) if end is not None),
+            self.sources,
         )
 
     def _check_plan_lengths(self) -> None:

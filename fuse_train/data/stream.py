@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from fuse_train.data.batch import Batch, collate
-from fuse_train.data.order import SampleOrder, SampleRef, process_slice
+from fuse_train.data.order import SampleOrder, SampleRef, Units, process_slice
 from fuse_train.data.samples import AlignedSamples, Sample, ShardCache
+from fuse_train.data.stages import StagedOrder
+from fuse_train.stages_config import StageSection
 
 _GIB = 1 << 30
 
@@ -32,6 +34,24 @@ class StreamOptions:
     prefetch_batches: int = 0
     pack_tokens: int | None = None
     whole_chats: bool = False
+    stages: tuple[StageSection, ...] = ()
+
+
+def training_order(samples: AlignedSamples, options: StreamOptions) -> StagedOrder:
+    """The order of a split's samples, step by step."""
+
+    def make_order(stage: int, sizes: Sequence[int], units: Units | None) -> SampleOrder:
+        seed = options.seed + (stage << 32)  # the first stage's is the seed itself
+        return SampleOrder(sizes, seed=seed, window_shards=options.shuffle_shards, units=units)
+
+    return StagedOrder(
+        options.stages,
+        samples.corpora,
+        samples.shard_sizes,
+        batch_segments=options.batch_segments,
+        make_order=make_order,
+        units=samples.chats if options.whole_chats else None,
+    )
 
 
 class SampleStream:
@@ -59,12 +79,7 @@ class SampleStream:
         cache: ShardCache | None = None,
     ) -> None:
         self.samples, self.options, self.domains = samples, options, domains
-        self.order = SampleOrder(
-            samples.shard_sizes,
-            seed=options.seed,
-            window_shards=options.shuffle_shards,
-            units=samples.chats if options.whole_chats else None,
-        )
+        self.order = training_order(samples, options)
         self._process, self._with_entries = process, with_entries
         self.cache = cache or ShardCache(
             samples,
@@ -85,7 +100,7 @@ class SampleStream:
     def step_refs(self, step: int) -> list[SampleRef]:
         """This process's samples of a step, in the order's order."""
         size = self.options.batch_segments
-        return self.order.samples(step * size, size)[process_slice(size, *self._process)]
+        return self.order.samples(step)[process_slice(size, *self._process)]
 
     def step_batches(self, step: int, *, micro_batch_segments: int | None = None) -> list[Batch]:
         """This process's micro-batches of a step (numbered from 0), shortest segments first, or whole
@@ -100,12 +115,14 @@ class SampleStream:
             samples.sort(key=lambda sample: sample.num_tokens)
         size = micro_batch_segments or self.options.micro_batch_segments
         groups = [samples[i : i + size] for i in range(0, len(samples), size)]
+        stage = self.order.stage_at(step)
         return [
             collate(
                 group,
                 self.domains,
                 with_entries=self._with_entries,
                 pack_tokens=self.options.pack_tokens,
+                weights=None if stage is None else _weights(group, stage),
             )
             for group in groups
         ]
@@ -150,3 +167,7 @@ class SampleStream:
         finally:
             ended.set()
             thread.join()
+
+
+def _weights(samples: Sequence[Sample], stage: StageSection) -> list[float]:
+    return [stage.weights.get(str(sample.segment.corpus), 0.0) for sample in samples]

@@ -17,7 +17,7 @@ import torch
 
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import Sample
-from fuse_train.data.stream import SampleStream
+from fuse_train.data.stream import SampleStream, training_order
 from fuse_train.explain.model import Chosen, choose_model, load_chosen
 from fuse_train.explain.positions import Position, explain_sample
 from fuse_train.gate.held_out import HeldOutText
@@ -113,8 +113,9 @@ def explain_segment(
         )
     objective = FusionObjective(target, selector, section, inputs.samples.sources)
     step = 0 if checkpoint is None else checkpoint[1].step
-    num_steps = steps_in_all(section, sum(inputs.samples.shard_sizes))
-    objective.at_progress(progress_at(step, num_steps))
+    order = training_order(inputs.samples, stream_options(run, section))
+    num_steps = steps_in_all(section, len(order), order.num_steps)
+    objective.at_progress(progress_at(step, num_steps), order.stage_at(step))
     shares, share_from = _fusion_shares(inputs, checkpoint, chosen, objective, processes)
     objective.fusion_shares = shares
     positions = explain_sample(objective, sample, inputs.domains, inputs.tokenizer.vocabulary)

@@ -43,4 +43,5 @@ class LoopInputs:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return steps_in_all(self.section, self.stream.num_samples)
+        stream = self.stream
+        return steps_in_all(self.section, stream.num_samples, stream.order.num_steps)

@@ -15,7 +15,7 @@ domains.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from fuse_train.model.heads import head_of, hidden_states
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.pools import label_pool_nll, pool_nats
 from fuse_train.selectors.selectors import Selector, SourceView
+from fuse_train.stages_config import StageSection
 from store_schema.errors import ConfigError
 
 Sums = dict[str, torch.Tensor]
@@ -88,9 +89,16 @@ class FusionObjective(nn.Module):
         self.fusion_shares: dict[str, float] = {}
         """What the fusion loss keeps of its weight, by domain; 1 where nothing is said."""
 
-    def at_progress(self, progress: float) -> None:
-        """Set what is scheduled, before a step: 0 at the run's first step, 1 at its last."""
+    def at_progress(self, progress: float, stage: StageSection | None = None) -> None:
+        """Set what is scheduled, before a step.
+
+        Args:
+            progress: 0 at the run's first step, 1 at its last.
+            stage: That the step belongs to.
+        """
         self.weights = weights_at(self.section, progress)
+        if stage is not None and stage.clm_weight is not None:
+            self.weights = replace(self.weights, clm_weight=stage.clm_weight)
         if self.weights.threshold is not None and self.selector is not None:
             self.selector.set_threshold(self.weights.threshold)
 
@@ -113,6 +121,8 @@ class FusionObjective(nn.Module):
 
     def _ground_truth(self, hidden_RH: torch.Tensor, batch: Batch, at: At) -> HeadLoss:
         ones_R = torch.ones(len(hidden_RH), device=hidden_RH.device)
+        if batch.weights_B is not None:
+            ones_R = ones_R * batch.weights_B[at[0]]
         return self._head_loss(hidden_RH, batch, at, ones_R)
 
     def _head_loss(
@@ -172,6 +182,9 @@ class FusionObjective(nn.Module):
         rows = with_temperature(rows, options.source_temperature)
         clm_G = weights_RM.new_tensor(self.clm_weights(batch.domains))
         clm_R, fusion_RM = row_coefficients(weights_RM, covered_RM, clm_G[batch.domains_B[at[0]]])
+        if batch.weights_B is not None:
+            counts_R = batch.weights_B[at[0]]
+            clm_R, fusion_RM = clm_R * counts_R, fusion_RM * counts_R[:, None]
         beside = weights_RM.new_zeros(())
         sums: Sums = {}
         if options.needs_labels_first:

@@ -20,8 +20,16 @@ def steps_between_checkpoints(section: TrainSection, num_steps: int) -> int:
     return section.checkpoint_every or min(math.ceil(num_steps / 10), MOST_STEPS_UNSAVED)
 
 
-def steps_in_all(section: TrainSection, num_samples: int) -> int:
-    """Optimizer steps of a whole training, given the samples of an epoch."""
+def steps_in_all(section: TrainSection, num_samples: int, staged: int | None = None) -> int:
+    """Optimizer steps of a whole training.
+
+    Args:
+        section: The recipe.
+        num_samples: Of an epoch.
+        staged: Steps of all stages, where there are some.
+    """
+    if staged is not None:
+        return min(staged, section.max_steps or staged)
     per_epoch = num_samples / section.batch_segments
     return section.max_steps or max(1, math.ceil(section.epochs * per_epoch - 1e-9))
 

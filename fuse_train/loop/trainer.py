@@ -147,7 +147,8 @@ class TrainingLoop:
         waited = time.monotonic() - asked
         _seed_step(self.inputs.seed, step, accelerator.process_index)
         batches = [to_device(batch, accelerator.device) for batch in batches]
-        self._plain_objective.at_progress(progress_at(step, self.inputs.num_steps))
+        stage = self.inputs.stream.order.stage_at(step)
+        self._plain_objective.at_progress(progress_at(step, self.inputs.num_steps), stage)
         self._plain_objective.fusion_shares = self.state.fusion_shares
         totals = self._totals(batches)
         parts = self._gradients(step, batches, totals)

@@ -11,6 +11,7 @@ SELECTORS = Registry(
         "static": "fuse_train.selectors.kinds.static:Static",
         "min_ce": "fuse_train.selectors.kinds.min_ce:MinCe",
         "avg_ce": "fuse_train.selectors.kinds.avg_ce:AvgCe",
+        "author": "fuse_train.selectors.kinds.author:Author",
         "hedge": "fuse_train.selectors.kinds.hedge:Hedge",
         "asn": "fuse_train.selectors.kinds.asn:Asn",
         "constant": "fuse_train.selectors.kinds.constant:Constant",

@@ -30,6 +30,7 @@ class SourceView:
         source_bpb_BM: The source's bits per byte of the whole segment, inf where not known. Hindsight.
         past_logprobs_BTM: float32 nats of the label of the row BEFORE, NaN where not known.
         begins_BT: bool, rows where no source is inside one of its tokens (see pools.py); None is all.
+        author_B: int64, the source that wrote a segment, -1 for none; None where none wrote any.
     """
 
     covered_BTM: torch.Tensor
@@ -37,16 +38,23 @@ class SourceView:
     source_bpb_BM: torch.Tensor
     past_logprobs_BTM: torch.Tensor
     begins_BT: torch.Tensor | None = None
+    author_B: torch.Tensor | None = None
 
     def of_sources(self, kept: Sequence[int]) -> SourceView:
         """The same without the other sources."""
         at = list(kept)
+        author_B = self.author_B
+        if author_B is not None:
+            places = torch.full((self.covered_BTM.shape[-1] + 1,), -1, device=author_B.device)
+            places[at] = torch.arange(len(at), device=author_B.device)
+            author_B = places[author_B]  # -1 stands last, and stays
         return SourceView(
             self.covered_BTM[..., at],
             self.features_BTMF[:, :, at],
             self.source_bpb_BM[:, at],
             self.past_logprobs_BTM[..., at],
             self.begins_BT,
+            author_B,
         )
 
 

@@ -6,7 +6,7 @@ small file repeats a million times is seen before it is spelt out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -26,6 +26,7 @@ def read_parquet(
     where: str,
     hint: str,
     row_group: int | None = None,
+    since: Collection[str] = (),
 ) -> pa.Table:
     """A table of known schema.
 
@@ -37,6 +38,7 @@ def read_parquet(
         where: The file, for messages.
         hint: What to do when it is damaged.
         row_group: The only one to read; None reads all.
+        since: Last columns of the schema that files of earlier versions lack: null there.
 
     Raises:
         CorruptionError: Not such a table, damaged, or larger than it may be.
@@ -56,12 +58,16 @@ def read_parquet(
         groups = [file.metadata.row_group(i) for i in chosen]
         require_at_most("rows", max_rows, sum(group.num_rows for group in groups))
         require_at_most("bytes", max_bytes, sum(group.total_byte_size for group in groups))
-        if file.schema_arrow.names != schema.names:
-            raise fault("other columns", schema.names, str(file.schema_arrow.names)[:200])
+        names = file.schema_arrow.names
+        earlier = [name for name in schema.names if name not in since]
+        if names != schema.names and names != earlier:
+            raise fault("other columns", schema.names, str(names)[:200])
         table = file.read_row_groups(chosen)
         table.validate(full=True)
         require_at_most("rows", max_rows, len(table))
         require_at_most("bytes", max_bytes, sum(_spelt_bytes(c) for c in table.columns))
+        for name in schema.names[len(names) :]:
+            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
         return _spelt(table, schema)
     except LogitfuseError:
         raise

@@ -21,7 +21,7 @@ from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import StrictModel
 from store_schema.disk.bounded import read_record
 from store_schema.disk.location import Location
-from store_schema.disk.parquet import read_parquet
+from store_schema.disk.parquet import parquet_errors, read_parquet
 from store_schema.disk.sealed import MAX_RECORD_BYTES, seal, unseal
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MissingError
@@ -45,8 +45,13 @@ SEGMENT_SCHEMA = pa.schema(
         ("ends_document", pa.bool_()),
         ("context", pa.string()),
         ("text", pa.string()),
+        ("author", pa.string()),
+        ("corpus", pa.string()),
     ]
 )
+_SINCE_STAGES = ("author", "corpus")
+"""Columns that plans of earlier versions lack; null where a document says nothing of them."""
+_MAY_BE_NULL = ("context", *_SINCE_STAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,8 @@ class Segment:
         ends_document: Whether nothing of the document follows.
         context: None, or JSON of the prompt or messages before the text (see SegmentTokenizer).
         text: The text itself; its tokens are the rows.
+        author: The source whose answer it is, None where it is nobody's.
+        corpus: Name of the input that it came from, None where that has none.
     """
 
     index: int
@@ -76,6 +83,8 @@ class Segment:
     ends_document: bool
     context: str | None
     text: str
+    author: str | None = None
+    corpus: str | None = None
 
     @property
     def chat_id(self) -> str | None:
@@ -154,10 +163,17 @@ class PlanRecord(StrictModel):
 
 def shard_fingerprint(segments: Sequence[Segment]) -> str:
     """Fingerprint of a shard's segments: every field but their place in the plan."""
-    fields = [name for name in SEGMENT_SCHEMA.names if name != "text"]
-    return fingerprint(
-        [[bytes_digest(s.text.encode()), *(getattr(s, name) for name in fields)] for s in segments]
-    )
+    fields = [name for name in SEGMENT_SCHEMA.names if name not in ("text", *_SINCE_STAGES)]
+
+    def values(segment: Segment) -> list[Any]:
+        since = [getattr(segment, name) for name in _SINCE_STAGES]
+        return [
+            bytes_digest(segment.text.encode()),
+            *(getattr(segment, name) for name in fields),
+            *(since if any(value is not None for value in since) else []),  # as it always was
+        ]
+
+    return fingerprint([values(segment) for segment in segments])
 
 
 class Plan:
@@ -210,6 +226,27 @@ class Plan:
             found[shard.split] = (*found.get(shard.split, ()), shard)
         return found
 
+    def corpora(self, shard: ShardRecord) -> list[str | None]:
+        """Name of the input that each segment of a shard came from; reads that column alone.
+
+        Raises:
+            CorruptionError: The segment file is damaged.
+        """
+        where = f"{self.location.url}/{SEGMENTS_FILE}, shard {shard.index}"
+        size = shard.stop - shard.start
+        with self.location.open_read(SEGMENTS_FILE) as file, parquet_errors(where, RESTORE):
+            opened = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+            if "corpus" not in opened.schema_arrow.names:
+                return [None] * size
+            names: list[str | None] = opened.read_row_group(shard.index, ["corpus"])[
+                "corpus"
+            ].to_pylist()
+        if len(names) != size:
+            raise CorruptionError(
+                "other number of segments", where=where, expected=size, got=len(names), hint=RESTORE
+            )
+        return names
+
     def segments(self, shard: ShardRecord) -> list[Segment]:
         """The segments of one shard, checked against the shard's fingerprint.
 
@@ -226,6 +263,7 @@ class Plan:
                 where=where,
                 hint=RESTORE,
                 row_group=shard.index,
+                since=_SINCE_STAGES,
             )
         _require_segment_table(table, where)
         try:
@@ -344,7 +382,7 @@ def _readable(record: PlanRecord, where: str) -> bytes:
 
 
 def _require_segment_table(table: pa.Table, where: str) -> None:
-    nulls = [n for n in table.column_names if n != "context" and table[n].null_count]
+    nulls = [n for n in table.column_names if n not in _MAY_BE_NULL and table[n].null_count]
     if nulls:
         raise CorruptionError("fields without a value", where=where, got=nulls, hint=RESTORE)
 

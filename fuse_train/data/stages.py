@@ -1,0 +1,158 @@
+"""Stages of a training: an order of samples for each, one behind the other.
+
+A stage is the texts of some corpora in an order of their own. It begins at a step, so a step's samples
+are all of one stage, and which stage that is follows from the step alone: there is nothing to save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fuse_train.data.order import SampleOrder, SampleRef, Units
+from fuse_train.stages_config import StageSection
+from store_schema.errors import ConfigError, InputError
+
+
+class StagedOrder:
+    """Samples by step, stage after stage.
+
+    Args:
+        stages: Of the run file; none is one stage of all texts, which count 1.
+        corpora: [D] name of the corpus of each segment, shard by shard; read only where there are
+            stages.
+        shard_sizes: Segments of each shard of the split.
+        batch_segments: Segments of a step.
+        make_order: Makes a `SampleOrder` of shard sizes and of units (see there), with the seed of a
+            stage.
+        units: As in `SampleOrder`, by shard of the split.
+
+    Raises:
+        ConfigError: A stage names a corpus that the split does not have.
+        InputError: Texts of inputs without a name.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[StageSection],
+        corpora: Callable[[int], Sequence[str | None]],
+        shard_sizes: Sequence[int],
+        *,
+        batch_segments: int,
+        make_order: Callable[..., SampleOrder],
+        units: Units | None = None,
+    ) -> None:
+        self._batch = batch_segments
+        self.stages = tuple(stages)
+        if not stages:
+            self._parts = [_Part.whole(make_order(0, shard_sizes, units))]
+            self._starts = [0]
+            return
+        names = [list(corpora(shard)) for shard in range(len(shard_sizes))]
+        _require_names(names, stages)
+        self._parts = [
+            _Part.of(stage.corpora, names, units, lambda *a, n=n: make_order(n, *a))
+            for n, stage in enumerate(stages)
+        ]
+        steps = [
+            stage.steps or max(1, math.ceil(stage.epochs * len(part) / batch_segments - 1e-9))
+            for stage, part in zip(stages, self._parts, strict=True)
+        ]
+        self._starts = [0, *np.cumsum(steps).tolist()]
+
+    @property
+    def num_steps(self) -> int | None:
+        """Steps of all stages; None where there are none."""
+        return self._starts[-1] if self.stages else None
+
+    def __len__(self) -> int:
+        """Samples of an epoch of the first stage."""
+        return len(self._parts[0])
+
+    def stage_at(self, step: int) -> StageSection | None:
+        """The stage of a step (from 0); None where there are no stages."""
+        return self.stages[self._number(step)] if self.stages else None
+
+    def samples(self, step: int) -> list[SampleRef]:
+        """The samples of a step."""
+        number = self._number(step)
+        start = (step - self._starts[number]) * self._batch
+        return self._parts[number].samples(start, self._batch)
+
+    def _number(self, step: int) -> int:
+        if not self.stages:
+            return 0
+        found = int(np.searchsorted(self._starts, step, side="right")) - 1
+        return min(found, len(self.stages) - 1)
+
+
+class _Part:
+    """The order of one stage: samples counted among those of the stage, and where each stands."""
+
+    def __init__(
+        self, order: SampleOrder, places: list[tuple[int, npt.NDArray[np.int64]]] | None
+    ) -> None:
+        self._order, self._places = order, places
+
+    @classmethod
+    def whole(cls, order: SampleOrder) -> _Part:
+        """Of all samples."""
+        return cls(order, None)
+
+    @classmethod
+    def of(
+        cls,
+        corpora: frozenset[str],
+        names: Sequence[Sequence[str | None]],
+        units: Units | None,
+        make_order: Callable[..., SampleOrder],
+    ) -> _Part:
+        """Of the samples whose corpus counts."""
+        kept = [np.flatnonzero([name in corpora for name in of_shard]) for of_shard in names]
+        places = [(shard, found) for shard, found in enumerate(kept) if len(found)]
+
+        def kept_units(at: int) -> npt.NDArray[np.int64]:
+            shard, found = places[at]
+            return units(shard)[found] if units is not None else np.arange(len(found))
+
+        sizes = [len(found) for _, found in places]
+        return cls(make_order(sizes, None if units is None else kept_units), places)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def samples(self, start: int, count: int) -> list[SampleRef]:
+        """`count` samples from position `start` of the stage."""
+        found = self._order.samples(start, count)
+        if self._places is None:
+            return found
+        return [
+            SampleRef(self._places[ref.shard][0], int(self._places[ref.shard][1][ref.segment]))
+            for ref in found
+        ]
+
+
+def _require_names(names: Sequence[Sequence[str | None]], stages: Sequence[StageSection]) -> None:
+    counts = Counter(name for of_shard in names for name in of_shard)
+    if counts.get(None):
+        raise InputError(
+            "texts of inputs without a name, so no stage can say what they count",
+            where="train.stages",
+            got=f"{counts[None]:,} segments",
+            hint="name each input of the run file (corpus.inputs[].corpus), then build the corpus "
+            "and plan again",
+        )
+    known = sorted(str(name) for name in counts)
+    for number, stage in enumerate(stages):
+        unknown = sorted(set(stage.weights) - set(known))
+        if unknown:
+            raise ConfigError(
+                "a stage names a corpus that the training split does not have",
+                where=f"train.stages[{number}].weights",
+                expected=", ".join(known),
+                got=", ".join(unknown),
+            )
