@@ -320,6 +320,30 @@ def test_every_field_of_a_segment_is_in_the_fingerprint(tmp_path: Path) -> None:
     assert shard_fingerprint([replace(segment, index=7)]) == base
 
 
+def test_a_plan_of_before_authors_and_corpora_reads_as_it_did(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    location = open_location(tmp_path)
+    plan = store_factory.plan(location, [["alpha beta", "gamma"], ["delta"] * 3])
+    path = tmp_path / "segments.parquet"
+    table = pq.read_table(path)
+    assert table.column_names[-2:] == ["author", "corpus"]
+    earlier = table.drop_columns(["author", "corpus"])
+    with pq.ParquetWriter(path, earlier.schema) as writer:
+        for shard in plan.shards:
+            size = shard.stop - shard.start
+            writer.write_table(earlier.slice(shard.start, size), row_group_size=size)
+    opened = Plan.open(location)
+    segments = [segment for shard in opened.shards for segment in opened.segments(shard)]
+    assert [s.text for s in segments] == ["alpha beta", "gamma", *["delta"] * 3]
+    assert {(s.author, s.corpus) for s in segments} == {(None, None)}
+    assert [opened.corpora(shard) for shard in opened.shards] == [[None] * 2, [None] * 3]
+    with pq.ParquetWriter(path, earlier.drop_columns(["text"]).schema) as writer:
+        writer.write_table(earlier.drop_columns(["text"]))
+    with pytest.raises(CorruptionError):
+        opened.segments(opened.shards[0])
+
+
 def _everything(location: Any) -> Any:
     plan = Plan.open(location)
     return plan.record, [plan.segments(shard) for shard in plan.shards]

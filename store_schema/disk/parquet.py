@@ -6,7 +6,7 @@ small file repeats a million times is seen before it is spelt out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -52,7 +52,7 @@ def read_parquet(
             raise fault(f"more {what} than there can be", f"at most {limit}", got)
 
     try:
-        file = _opened(source, schema)
+        file = _opened(source, schema, since)
         chosen = list(range(file.num_row_groups)) if row_group is None else [row_group]
         # Not what a row group says of its columns: asked for damaged ones, Arrow aborts.
         groups = [file.metadata.row_group(i) for i in chosen]
@@ -91,16 +91,25 @@ def parquet_errors(where: str, hint: str) -> Iterator[None]:
         raise CorruptionError("not readable as Parquet", where=where, got=got, hint=hint) from error
 
 
-def _opened(source: bytes | BinaryIO, schema: pa.Schema) -> pq.ParquetFile:
-    return pq.ParquetFile(
-        pa.BufferReader(source) if isinstance(source, bytes) else source,
-        read_dictionary=[f.name for f in schema if f.type in (pa.string(), pa.binary())],
-        page_checksum_verification=True,
-        # Not ahead: a thread of Arrow's that lets go of a Python buffer while the interpreter ends
-        # takes the process down with it.
-        pre_buffer=False,
-        thrift_string_size_limit=1 << 24,
-    )
+def _opened(
+    source: bytes | BinaryIO, schema: pa.Schema, since: Collection[str]
+) -> pq.ParquetFile:
+    def opened(texts: Sequence[str]) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            pa.BufferReader(source) if isinstance(source, bytes) else source,
+            read_dictionary=list(texts),
+            page_checksum_verification=True,
+            # Not ahead: a thread of Arrow's that lets go of a Python buffer while the interpreter
+            # ends takes the process down with it.
+            pre_buffer=False,
+            thrift_string_size_limit=1 << 24,
+        )
+
+    texts = [field.name for field in schema if field.type in (pa.string(), pa.binary())]
+    if since:  # Arrow takes no dictionary of a column that is not there
+        there = opened(()).schema_arrow.names
+        texts = [name for name in texts if name in there or name not in since]
+    return opened(texts)
 
 
 def _spelt_bytes(column: pa.ChunkedArray) -> int:
