@@ -61,7 +61,12 @@ def train() -> None:
     is_flag=True,
     help="Go on where shards of a source, or text of a domain, are missing.",
 )
-def run_command(run: RunConfig, allow_partial: bool) -> None:
+@click.option(
+    "--pair",
+    metavar="SOURCE",
+    help="Of train.pairwise, only the pair of the pivot and this source; without it all, then merged.",
+)
+def run_command(run: RunConfig, allow_partial: bool, pair: str | None) -> None:
     """Train the fused target and its CLM control; goes on where it was stopped."""
     from fuse_train.run import train_run
 
@@ -69,14 +74,14 @@ def run_command(run: RunConfig, allow_partial: bool) -> None:
         run = _with_train(run, allow_partial=True)
     if not is_main():
         quiet_beside_main()
-        train_run(run)
+        train_run(run, only=pair)
         return
     with timed_stage(run, "train") as figures:
-        outcomes = train_run(run)
+        outcomes = train_run(run, only=pair)
         figures.update(_figures(outcomes))
     for outcome in outcomes:
         if not outcome.fresh:
-            print(f"train {outcome.record.label}: complete, nothing to do")
+            print(f"train {outcome.name}: complete, nothing to do")
     print(_table(outcomes))
 
 
@@ -157,7 +162,7 @@ def _with_train(run: RunConfig, **changes: Any) -> RunConfig:
 
 def _figures(outcomes: list[Outcome]) -> dict[str, Any]:
     return {
-        outcome.record.label: {
+        outcome.name: {
             "num_steps": outcome.record.num_steps,
             "step": outcome.record.step,
             "train_seconds": round(outcome.record.seconds, 3),
@@ -175,9 +180,9 @@ def _table(outcomes: list[Outcome]) -> str:
         if record.before is not None:
             columns.setdefault("before", record.before)
         if record.after is not None:
-            columns[record.label] = record.after
+            columns[outcome.name] = record.after
     lines = [
-        f"{o.record.label}: step {o.record.step} of {o.record.num_steps}, "
+        f"{o.name}: step {o.record.step} of {o.record.num_steps}, "
         f"{o.record.seconds:,.0f} s, {o.folder}"
         for o in outcomes
     ]

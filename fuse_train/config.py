@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from fuse_train.divergences import DIVERGENCES
 from fuse_train.gate_config import FusionGateSection
 from fuse_train.loss_config import LossSection
+from fuse_train.pairwise_config import PairwiseSection
 from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.kind import LearnedOptions, SelectorKind
 from fuse_train.stages_config import StageSection
@@ -136,6 +137,9 @@ class TrainSection(SelectorOptions):
     stages: tuple[StageSection, ...] = ()
     """Stages, one behind the other, each with what texts of each corpus count there; () is one stage
     of all texts, `epochs` long."""
+    pairwise: PairwiseSection | None = None
+    """A training for each pair of the pivot and another source, in `pairs/<source>` of the run's
+    folder, merged at the end. None trains once, with all sources."""
     batch_segments: int = Field(default=32, gt=0)
     """Segments of one optimizer step, over all processes."""
     micro_batch_segments: int = Field(default=32, gt=0)
@@ -230,6 +234,8 @@ class TrainSection(SelectorOptions):
             del content["chats"]
         if not self.stages:
             del content["stages"]
+        if self.pairwise is None:
+            del content["pairwise"]
         return content
 
     def splits_needed(self) -> dict[str, str]:
@@ -282,5 +288,6 @@ class TrainSection(SelectorOptions):
         return self.model_copy(
             update=neutral
             | {"clm_weight": 1.0, "selector": "uniform", "control": False, "push_to_hub": None}
+            | {"pairwise": None}
             | given
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from fuse_train.machine.processes import quiet_beside_main
 from fuse_train.model.adapters import check_lora
 from fuse_train.model.models import load_config, own_dtype
 from fuse_train.model.target import Target, load_target
+from fuse_train.pairs import merge_pairs, pair_runs
 from fuse_train.publish.dry_save import dry_save
 from fuse_train.publish.final import (
     DoneRecord,
@@ -78,18 +79,25 @@ class Outcome:
         record: Of its final folder.
         folder: Where that is.
         fresh: False when it had been finished before.
+        name: For people: "fused", "control", or the pair.
     """
 
     record: DoneRecord
     folder: Path
     fresh: bool
+    name: str
 
 
-def train_run(run: RunConfig) -> list[Outcome]:
+def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
     """Train what is not finished.
 
+    Args:
+        run: The run file.
+        only: Of pairwise fusion, the pair of the pivot with this source alone; nothing is merged.
+
     Returns:
-        The fused outcome, and the control's where the config asks for it.
+        The fused outcome (of pairwise fusion those of the pairs before it), and the control's where the
+        config asks for it.
 
     Raises:
         ConfigError: Options or a launcher that cannot work.
@@ -101,6 +109,10 @@ def train_run(run: RunConfig) -> list[Outcome]:
         Stopped: A signal asked to stop.
     """
     section = run.section("train", TrainSection)
+    if only is not None and section.pairwise is None:
+        raise ConfigError(
+            "the run has no pairs", where="--pair", expected="train.pairwise", got=only
+        )
     quiet_beside_main()
     keep_freed_memory()
     check_launcher()
@@ -109,15 +121,42 @@ def train_run(run: RunConfig) -> list[Outcome]:
         check_lora(section.lora)
     inputs = open_inputs(run, section)
     check_domains(inputs, section)
-    jobs = [("fused", section)]
-    if section.control:
-        jobs.append(("control", section.control_section()))
-    outcomes = []
     with stop_on_signals() as stop:
-        for label, recipe in jobs:
-            outcomes.append(_train_one(inputs, label, recipe, stop))
-            stop.check()
+        if section.pairwise is None:
+            outcomes = [_train_one(inputs, "fused", section, stop)]
+        else:
+            outcomes = _train_pairs(run, section, stop, only)
+        stop.check()
+        if section.control and only is None:
+            outcomes.append(_train_one(inputs, "control", section.control_section(), stop))
     return outcomes
+
+
+def _train_pairs(
+    run: RunConfig, section: TrainSection, stop: StopFlag, only: str | None
+) -> list[Outcome]:
+    """Train every pair, or one alone; where all are trained, merge them."""
+    from accelerate import PartialState
+
+    runs = pair_runs(run, section)
+    if only is not None and only not in runs:
+        raise ConfigError("no such pair", where="--pair", expected=", ".join(runs), got=only)
+    outcomes = {}
+    for name, pair in runs.items():
+        if only in (None, name):
+            recipe = pair.section("train", TrainSection)
+            trained = _train_one(open_inputs(pair, recipe), "fused", recipe, stop)
+            outcomes[name] = replace(trained, name=f"with {name}")
+            stop.check()
+    if only is not None:
+        return list(outcomes.values())
+    folders = {name: outcome.folder for name, outcome in outcomes.items()}
+    with PartialState().main_process_first():
+        folder, fresh = merge_pairs(run, section, folders)
+    record = read_done(folder)
+    if record is None:
+        raise MismatchError("final folder vanished", where=folder)
+    return [*outcomes.values(), Outcome(record, folder, fresh, "fused")]
 
 
 def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag) -> Outcome:
@@ -142,7 +181,7 @@ def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag
         push_final(
             root / "final", section.push_to_hub, private=section.hub_private, fingerprint=mark
         )
-    return Outcome(record, root / "final", fresh=done is None)
+    return Outcome(record, root / "final", done is None, label)
 
 
 def _with_precision(run: RunConfig, section: TrainSection) -> TrainSection:

@@ -67,11 +67,12 @@ ORDER = {
             "loss_config",
             "gate_config",
             "stages_config",
+            "pairwise_config",
             "config",
             "machine",
             "model",
         ),
-        *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "recipe"),
+        *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "pairs", "recipe"),
         *("run", "selector_run", "explain", "cli", "__main__"),
     ),
 }

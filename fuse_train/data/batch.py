@@ -306,10 +306,10 @@ def _sources(samples: Sequence[Sample], width: int, with_entries: bool) -> Sourc
     author_B = np.array([sample.author for sample in samples], np.int64)
     distributions = (ids_BTMK, probs_BTMK, tail_BTM, counts_BTM > 0)
     arrays_out = (*distributions, labels_BTM, features_BTMF, bpb_BM, begins_BT)
-    return SourceBatch(
-        *(torch.from_numpy(array) for array in arrays_out),
-        author_B=torch.from_numpy(author_B) if (author_B >= 0).any() else None,
-    )
+    batch = SourceBatch(*(torch.from_numpy(array) for array in arrays_out))
+    if (author_B < 0).all():
+        return batch
+    return replace(batch, author_B=torch.from_numpy(author_B))
 
 
 def _entries(

@@ -77,6 +77,7 @@ def merge_models(
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
     on_bytes: OnBytes | None = None,
+    beside: Callable[[Path], object] = lambda place: None,
 ) -> Merged:
     """Merge models into a folder; does nothing where it is there and made of the same.
 
@@ -87,6 +88,7 @@ def merge_models(
         base: Likewise, for methods that have one.
         max_file_bytes: Of a file of weights.
         on_bytes: Told the bytes written since it was last told, and how many there are in all.
+        beside: Writes further files into the folder, before it is there.
 
     Raises:
         ConfigError: The recipe does not fit the models, or `out` holds something else.
@@ -110,7 +112,7 @@ def merge_models(
         publish_folder(
             out,
             lambda place: made.append(
-                _fill(place, out.name, recipe, inputs, own, max_file_bytes, on_bytes)
+                _fill(place, out.name, recipe, inputs, own, max_file_bytes, on_bytes, beside)
             ),
         )
     return Merged(made[0], fresh=True, seconds=time.monotonic() - start)
@@ -173,6 +175,7 @@ def _fill(
     own: str,
     max_file_bytes: int,
     on_bytes: OnBytes | None,
+    beside: Callable[[Path], object],
 ) -> MergeRecord:
     """Write all files of a merged folder; returns the record, written last."""
     files = write_merged(place, recipe, inputs, max_file_bytes, on_bytes)
@@ -182,6 +185,7 @@ def _fill(
     SegmentTokenizer.load(kept, name=inputs.kept.name).save_pretrained(place)
     card = merge_card(title, recipe, inputs, packages)
     (place / "README.md").write_text(card, encoding="utf-8")
+    beside(place)
     tensors = planned_tensors(recipe, inputs)
     record = MergeRecord(
         fingerprint=own,

@@ -1,0 +1,129 @@
+"""Pairwise fusion: a training for each pair of pivot and source, and what they come to once merged.
+
+Source: FuseChat (2408.07990). Each pair is a run of its own over the same data, in `pairs/<source>` of
+the run's folder, so that it is stopped, resumed and submitted by itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fuse_train.config import TrainSection
+from fuse_train.disk.folders import sweep
+from fuse_train.inputs import final_folder
+from fuse_train.merge.run import merge_models
+from fuse_train.publish.final import CONFIG_FILE, DONE_FILE, DoneRecord, read_done
+from launch.progress import Progress
+from store_schema.config import RunConfig
+from store_schema.disk.sealed import seal
+from store_schema.errors import ConfigError
+from store_schema.fingerprint import fingerprint
+from store_schema.model.models import resolve_model
+
+_KEPT = ("generation_config.json",)
+"""Of a pair's final folder: as it was mended for the target, not as the target has it."""
+
+
+def pair_runs(run: RunConfig, section: TrainSection) -> dict[str, RunConfig]:
+    """The run of each pair, by the source that is fused with the pivot.
+
+    Raises:
+        ConfigError: The pivot is none of the sources, or is alone.
+    """
+    pairwise = section.pairwise
+    if pairwise is None:
+        raise TypeError("a run without pairwise has no pairs")
+    others = [name for name in run.sources if name != pairwise.pivot]
+    if len(others) == len(run.sources) or not others:
+        raise ConfigError(
+            "the pivot must be one of two sources or more",
+            where="train.pairwise.pivot",
+            expected=", ".join(run.sources),
+            got=pairwise.pivot,
+            hint="name the source that is the target itself, such as `base: target` under sources",
+        )
+    own = section.model_copy(update={"pairwise": None, "control": False, "push_to_hub": None})
+    return {
+        name: run.model_copy(
+            update={
+                "name": f"{run.name}-{name}",
+                "run_dir": f"{run.folder}/pairs/{name}",
+                "data_dir": run.data_folder,
+                "sources": {kept: run.sources[kept] for kept in (pairwise.pivot, name)},
+                "sections": run.sections | {"train": own},
+            }
+        )
+        for name in others
+    }
+
+
+def merge_pairs(run: RunConfig, section: TrainSection, pairs: dict[str, Path]) -> tuple[Path, bool]:
+    """Merge the final folders of all pairs into the run's, the target being the base.
+
+    Args:
+        run: The run.
+        section: Its train section.
+        pairs: Final folder of each pair.
+
+    Returns:
+        The final folder, and whether it was made now.
+
+    Raises:
+        MismatchError: Another model is there.
+        ModelError: The pairs' models cannot be merged.
+        StorageError: The disk refused.
+    """
+    pairwise = section.pairwise
+    if pairwise is None:
+        raise TypeError("a run without pairwise has nothing to merge")
+    recipe, out = pairwise.merge, final_folder(run, "fused")
+    done = {name: _done(folder) for name, folder in pairs.items()}
+    mark = fingerprint(
+        {
+            "merge": recipe.content(),
+            "pairs": {name: record.fingerprint for name, record in done.items()},
+        }
+    )
+    sweep(out.parent)
+    if read_done(out, mark) is not None:
+        return out, False
+    first = next(iter(pairs.values()))
+    record = DoneRecord(
+        fingerprint=mark,
+        label="fused",
+        num_steps=sum(record.num_steps for record in done.values()),
+        step=sum(record.step for record in done.values()),
+        before=next(iter(done.values())).before,
+        after=None,
+        seconds=sum(record.seconds for record in done.values()),
+    )
+
+    def beside(place: Path) -> None:
+        for name in _KEPT:
+            if (first / name).is_file():
+                shutil.copyfile(first / name, place / name)
+        (place / CONFIG_FILE).write_text(run.resolved(), encoding="utf-8")
+        (place / DONE_FILE).write_bytes(seal(record))
+
+    bar: list[Progress] = []
+
+    def on_bytes(done: int, total: int) -> None:
+        if not bar:
+            bar.append(Progress("merge pairs", total, unit="B"))
+        bar[0].add(done)
+
+    models = [str(folder) for folder in pairs.values()]
+    recipe.require_models(len(models), with_base=recipe.kind.needs_base)
+    base = str(resolve_model(run.target)) if recipe.kind.needs_base else None
+    merge_models(out, recipe, models, base, beside=beside, on_bytes=on_bytes)
+    if bar:
+        bar[0].__exit__(None, None, None)
+    return out, True
+
+
+def _done(folder: Path) -> DoneRecord:
+    record = read_done(folder)
+    if record is None:
+        raise TypeError(f"{folder} is not finished")
+    return record

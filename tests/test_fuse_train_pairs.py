@@ -1,0 +1,132 @@
+"""Pairwise fusion: a training for each pair, each a run of its own, merged at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fuse_train.cli import train
+from fuse_train.config import TrainSection
+from fuse_train.loop.objective import FusionObjective
+from fuse_train.pairs import pair_runs
+from fuse_train.publish.final import read_done
+from fuse_train.run import open_inputs, train_run
+from store_schema.errors import ConfigError, MismatchError, Stopped
+from tests.aligned_factory import make_run
+from tests.test_fuse_train_run import same, weights, with_train
+
+PAIRWISE = {
+    "selector": "min_ce",
+    "pairwise": {"pivot": "code", "merge": {"method": "linear"}},
+    "max_steps": 3,
+    "eval_every": None,
+    "checkpoint_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    made = make_run(folder, train=PAIRWISE)
+    return folder, made, train_run(made)
+
+
+def test_each_pair_is_trained_alone_and_the_models_are_merged(trained) -> None:
+    folder, _, outcomes = trained
+    assert [outcome.name for outcome in outcomes] == [
+        "with prose",
+        "with facts",
+        "fused",
+        "control",
+    ]
+    parts = [load_file(folder / f"run/pairs/{name}/final/model.safetensors") for name in
+             ("prose", "facts")]  # fmt: skip
+    merged = weights(folder / "run/final")
+    for name, tensor in merged.items():
+        mean = (parts[0][name].double() + parts[1][name].double()) / 2
+        torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-8)
+    assert not same(parts[0], parts[1])
+    AutoModelForCausalLM.from_pretrained(folder / "run/final")
+    AutoTokenizer.from_pretrained(folder / "run/final")
+    record = read_done(folder / "run/final")
+    assert (record.label, record.num_steps) == ("fused", 6)
+    assert not (folder / "run/pairs/prose/control").exists()
+
+
+def test_a_pair_is_the_same_as_a_run_of_these_two_sources(trained, tmp_path) -> None:
+    folder, made, _ = trained
+    two = {name: made.sources[name] for name in ("code", "facts")}
+    alone = with_train(made, pairwise=None, control=False).model_copy(
+        update={"sources": two, "run_dir": str(tmp_path), "data_dir": made.folder}
+    )
+    train_run(alone)
+    assert same(weights(tmp_path / "final"), weights(folder / "run/pairs/facts/final"))
+
+
+def test_again_nothing_is_done(trained) -> None:
+    _, made, _ = trained
+    assert [outcome.fresh for outcome in train_run(made)] == [False] * 4
+    with pytest.raises(MismatchError):  # another merge is not put over it
+        train_run(with_train(made, pairwise={"pivot": "code", "merge": {"method": "sce"}}))
+
+
+def test_stopped_in_the_second_pair_and_gone_on_with(trained, tmp_path, monkeypatch) -> None:
+    folder, _, _ = trained
+    made = make_run(tmp_path, train=PAIRWISE)
+    original, seen = FusionObjective.forward, []
+
+    def counted(self, batch, totals):
+        seen.append(batch)
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, totals)
+
+    monkeypatch.setattr(FusionObjective, "forward", counted)
+    with pytest.raises(Stopped):
+        train_run(made)
+    assert read_done(tmp_path / "run/pairs/prose/final") is not None
+    assert read_done(tmp_path / "run/pairs/facts/final") is None
+    fresh = [outcome.fresh for outcome in train_run(made)]
+    assert fresh == [False, True, True, True]
+    assert same(weights(tmp_path / "run/final"), weights(folder / "run/final"))
+
+
+def test_one_pair_by_the_command(trained, tmp_path) -> None:
+    make_run(tmp_path, train=PAIRWISE)
+    file = str(tmp_path / "run.yaml")
+    result = CliRunner().invoke(train, ["run", file, "--pair", "facts"])
+    assert result.exit_code == 0, result.output
+    assert "with facts: step 3 of 3" in result.stdout
+    assert not (tmp_path / "run/final").exists()
+    assert not (tmp_path / "run/control").exists()
+    result = CliRunner().invoke(train, ["run", file, "--pair", "code"])
+    assert result.exit_code == 2
+    assert "expected prose, facts, got code" in result.stderr
+    plain = ["run", file, "--pair", "facts", "--set", "train.pairwise=null"]
+    assert "train.pairwise" in CliRunner().invoke(train, plain).stderr
+
+
+def test_refused(trained) -> None:
+    _, made, _ = trained
+    for pivot in ("nobody", "target"):
+        wrong = with_train(made, pairwise={"pivot": pivot})
+        with pytest.raises(ConfigError, match=r"train\.pairwise\.pivot"):
+            pair_runs(wrong, wrong.section("train", TrainSection))
+    one = made.model_copy(update={"sources": {"code": made.sources["code"]}})
+    with pytest.raises(ConfigError, match="two sources or more"):
+        pair_runs(one, one.section("train", TrainSection))
+
+
+def test_what_pairwise_is_no_part_of_keeps_its_fingerprint(trained) -> None:
+    _, made, _ = trained
+    section = made.section("train", TrainSection)
+    assert "pairwise" not in TrainSection().content()
+    assert "pairwise" in section.content()
+    assert section.control_section().pairwise is None
+    assert open_inputs(made, section).samples.sources == ("code", "prose", "facts")
