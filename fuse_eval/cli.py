@@ -89,6 +89,19 @@ def interference_command(
     click.echo(as_json_text(content) if as_json else interference_report(content))
 
 
+@evaluate.command("advantage")
+@JSON_OPTION
+@run_options
+def advantage_command(run: RunConfig, as_json: bool) -> None:
+    """Say how often each source is the best: by given answers, by its own judged ones, and by both."""
+    from fuse_eval.advantage import advantage, advantage_table
+    from fuse_eval.summary import ADVANTAGE_FILE, report_location, write_json
+
+    content = advantage(run)
+    write_json(report_location(run), ADVANTAGE_FILE, content)
+    click.echo(as_json_text(content) if as_json else advantage_table(content))
+
+
 @click.command()
 @run_options
 def report(run: RunConfig) -> None:

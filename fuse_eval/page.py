@@ -11,6 +11,7 @@ import yaml
 from markupsafe import Markup
 
 from fuse_eval import training_charts
+from fuse_eval.advantage import advantage_section
 from fuse_eval.charts import (
     Bar,
     Range,
@@ -74,6 +75,7 @@ def render_page(
             interference_section(evaluation),
             *training_sections(summary, steps),
             _pool_section(summary["pool"]),
+            *([advantage_section(summary["advantage"])] if summary["advantage"] else []),
             _alignment_section(summary["alignment"]),
             _cost_section(summary),
         ],

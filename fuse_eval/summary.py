@@ -22,6 +22,7 @@ from store_schema.store.same_source import require_run_sources
 REPORT_FOLDER = "report"
 EVALUATION_FILE = "evaluation.json"
 POOL_FILE = "pool.json"
+ADVANTAGE_FILE = "advantage.json"
 SUMMARY_FILE = "summary.json"
 PAGE_FILE = "index.html"
 STAGES = ("corpus", "plan", "extract", "align", "pool", "train", "evaluate", "report")
@@ -68,8 +69,8 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
         `bpb` {model: {domain: bits per byte}}, `mean_bpb` {model: value}, `interference` as in
         evaluation.json, `pool_bpb` {selector: {domain: value}}, `coverage` {source: share of
         positions with a distribution}, `seconds` {stage: value over all its runs},
-        `peak_rss_bytes` of the largest stage, `evaluation`, `pool` and `alignment` in full,
-        `fingerprints`, `versions` and `settings`.
+        `peak_rss_bytes` of the largest stage, `evaluation`, `pool`, `advantage` and `alignment` in
+        full, `fingerprints`, `versions` and `settings`.
 
     Raises:
         MismatchError: A store is of another model than the run file's source.
@@ -95,6 +96,7 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
         "peak_rss_bytes_by_stage": peak,
         "evaluation": evaluation,
         "pool": pool,
+        "advantage": read_json(report, ADVANTAGE_FILE) or {},
         "alignment": alignment,
         "fingerprints": _fingerprints(run),
         "versions": _versions(),

@@ -1,0 +1,188 @@
+"""`eval advantage`: how often each source is the best, by given text, by its own answers, and by both.
+
+Source: ProFuser (2408.04998). Training mode: the source with the least NLL a byte of a prompt's given
+answer. Inference mode: the author of the answer that `logitfuse judge` chose. A source that is best by
+both is best at writing and at recognising.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from fuse_eval.charts import Bar, bar_chart, share_of
+from fuse_eval.page_parts import Panels, Section
+from fuse_eval.palette import colours_of
+from store_schema.config import RunConfig
+from store_schema.disk.location import open_location
+from store_schema.disk.parquet import parquet_errors
+from store_schema.errors import MissingError
+from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.store.reader import StoreReader
+from store_schema.store.same_source import require_same_source
+
+BEST_ANSWERS = "judged/best.parquet"
+MODES = ("training", "inference", "both")
+_ARRAYS = ("segment_ids", "token_offsets", "label_logprobs")
+
+
+def advantage(run: RunConfig) -> dict[str, Any]:
+    """Count who is best.
+
+    Args:
+        run: With scored sources and judged answers.
+
+    Returns:
+        `domains`: by domain and mode how often each source is best, and the number of prompts that
+        were counted; `agree`: share of the prompts known by both in which the modes name one source;
+        `unknown`: prompts without a likelihood by all sources, and without a judged answer.
+
+    Raises:
+        MissingError: No plan, stores that are not whole, or nothing judged.
+        MismatchError: A store is of another plan or model.
+        CorruptionError: Damaged files.
+    """
+    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    nats, domains = _given_answers(run, plan)
+    authors = _best_authors(run)
+    sources = list(run.sources)
+    counted: dict[str, dict[str, Counter[str]]] = {}
+    unknown = Counter[str]()
+    agree = together = 0
+    for prompt, domain in domains.items():
+        by_mode = counted.setdefault(domain, {mode: Counter() for mode in MODES})
+        nats_M = nats[prompt]
+        likely = None if np.isnan(nats_M).any() else sources[int(nats_M.argmin())]
+        author = authors.get(prompt)
+        if likely is not None:
+            by_mode["training"][likely] += 1
+        if author is not None:
+            by_mode["inference"][author] += 1
+        unknown["likelihood"] += likely is None
+        unknown["answer"] += author is None
+        if likely is not None and author is not None:
+            together += 1
+            agree += likely == author
+            by_mode["both"][likely if likely == author else ""] += 1
+    return {
+        "sources": sources,
+        "prompts": {domain: sum(d == domain for d in domains.values()) for domain in counted},
+        "domains": {
+            domain: {
+                mode: {"of": sum(found.values())} | {name: found[name] for name in sources}
+                for mode, found in by_mode.items()
+            }
+            for domain, by_mode in sorted(counted.items())
+        },
+        "agree": agree / together if together else None,
+        "unknown": dict(unknown),
+    }
+
+
+def _given_answers(
+    run: RunConfig, plan: Plan
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Nats of each prompt's given answer by source [M], and each prompt's domain."""
+    stores = {name: StoreReader.open(open_location(run.store_url(name))) for name in run.sources}
+    for name, reader in stores.items():
+        require_same_source(run, name, reader, plan)
+        reader.require_plan(plan)
+        reader.require_shards(plan.shards)
+    nats: dict[str, np.ndarray[Any, Any]] = {}
+    domains: dict[str, str] = {}
+    for shard in plan.shards:
+        segments = plan.segments(shard)
+        by_source = [_segment_nats(reader, shard) for reader in stores.values()]
+        for segment in segments:
+            if segment.context is None or segment.author is not None:
+                continue  # no prompt, or itself an answer of a source
+            domains[segment.document_id] = segment.domain
+            here = np.array([found[segment.index] for found in by_source])
+            nats[segment.document_id] = nats.get(segment.document_id, 0.0) + here
+    if not domains:
+        raise MissingError(
+            "no text with a prompt before it",
+            where=plan.location.url,
+            expected="prompts with their given answers",
+            hint="inputs with prompt and response, or chats (docs/extraction.md)",
+        )
+    return nats, domains
+
+
+def _segment_nats(reader: StoreReader, shard: ShardRecord) -> dict[int, float]:
+    """Nats of each segment by its row in the plan; NaN where a token's is not known."""
+    arrays = reader.read(shard.index, _ARRAYS)
+    parts = np.split(-arrays["label_logprobs"].astype(np.float64), arrays["token_offsets"][1:-1])
+    ids = arrays["segment_ids"].tolist()
+    return {index: float(part.sum()) for index, part in zip(ids, parts, strict=True)}
+
+
+def _best_authors(run: RunConfig) -> dict[str, str]:
+    """Author of the best answer by prompt."""
+    location = open_location(run.folder)
+    where = f"{location.url}/{BEST_ANSWERS}"
+    if not location.exists(BEST_ANSWERS):
+        raise MissingError("no judged answers", where=where, hint="run `logitfuse judge` first")
+    with location.open_read(BEST_ANSWERS) as file, parquet_errors(where, "judge again"):
+        table = pq.read_table(file, columns=["prompt_id", "author"], pre_buffer=False)
+        rows = zip(table["prompt_id"].to_pylist(), table["author"].to_pylist(), strict=True)
+        return dict(rows)
+
+
+def advantage_table(content: Mapping[str, Any]) -> str:
+    """The counts for people."""
+    sources: Sequence[str] = content["sources"]
+    width = max([len("source"), *map(len, sources)])
+    lines = ["how often each source is the best (share of prompts)"]
+    for domain, by_mode in content["domains"].items():
+        heads = [f"{mode} ({by_mode[mode]['of']:,})" for mode in MODES]
+        lines += [
+            "",
+            f"{domain}",
+            "  " + "source".ljust(width) + "".join(f"{h:>20}" for h in heads),
+        ]
+        for name in sources:
+            cells = [_share(by_mode[mode][name], by_mode[mode]["of"]) for mode in MODES]
+            lines.append("  " + name.ljust(width) + "".join(f"{cell:>20}" for cell in cells))
+    lines.append("")
+    if content["agree"] is not None:
+        lines.append(f"Both name the same source for {content['agree']:.0%} of the prompts.")
+    left = content["unknown"]
+    lines += [
+        f"Without {what}: {left[key]:,} prompts."
+        for key, what in (
+            ("likelihood", "a likelihood by every source"),
+            ("answer", "a judged answer"),
+        )
+        if left.get(key)
+    ]
+    return "\n".join(lines)
+
+
+def _share(number: int, of: int) -> str:
+    return "-" if not of else f"{number:,} ({number / of:.0%})"
+
+
+def advantage_section(content: Mapping[str, Any]) -> Section:
+    """The counts as charts of the report page."""
+    colours = colours_of(content["sources"])
+    panels: Panels = []
+    for domain, by_mode in content["domains"].items():
+        for mode in MODES:
+            of = by_mode[mode]["of"]
+            bars = [
+                Bar(name, share, colours[name], share_of(share))
+                for name in content["sources"]
+                for share in [by_mode[mode][name] / max(of, 1)]
+            ]
+            title = f"{domain}, {mode} ({of:,} prompts)"
+            panels.append((title, bar_chart(title, bars, unit="share of prompts", top=1.0)))
+    text = (
+        "How often each source is the best: by the likelihood of the given answer (training), by its "
+        "own answer (inference), and by both."
+    )
+    return Section("Whose answer", [text], panels=panels)
