@@ -1,0 +1,122 @@
+"""Each preset from one line of a run file to an evaluated model, on toy models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.cli import align
+from extract.cli import corpus, extract
+from extract.judging.cli import judge
+from fuse_eval.cli import evaluate
+from fuse_train.cli import train
+from launch.preset_cli import preset
+from store_schema.config import load_run
+from store_schema.papers import preset_names
+from tests.extract_runs import write_jsonl
+from tests.generate_runs import make_chat_models
+
+PROMPTS = [
+    {
+        "id": f"{split}-{n}",
+        "prompt": f"What is {n} + {n + 1}?",
+        "response": f"It is {2 * n + 1}.",
+        "split": split,
+        "domain": "sums",
+    }
+    for split, count in (("train", 12), ("valid", 3), ("test", 4))
+    for n in range(count)
+]
+SMALL: dict[str, Any] = {  # what a toy needs smaller; all else is the preset's
+    "plan": {"max_tokens": 96, "shard_tokens": 256},
+    "extract": {"engine": "transformers"},
+    "train": {"batch_segments": 4, "max_steps": 4, "eval_every": 2, "trackers": []},
+}
+
+
+def call(group: Any, *words: object) -> str:
+    result = CliRunner().invoke(group, [str(word) for word in words])
+    assert result.exit_code == 0, (words, result.output, result.exception)
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    made = make_chat_models(tmp_path_factory.mktemp("models"))
+    return {name: str(path) for name, path in made.items()}
+
+
+def write_run(folder: Path, models: dict[str, str], **more: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "prompts.jsonl", PROMPTS)
+    head = {
+        "name": folder.name,
+        "run_dir": str(folder / "run"),
+        "sources": {n: {"model": path} for n, path in models.items() if n != "target"},
+        "target": {"model": models["target"]},
+        "corpus": {"inputs": [{"path": str(folder / "prompts.jsonl"), "corpus": "given"}]},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(head | more, sort_keys=False))
+    return path
+
+
+def best_answers(folder: Path, models: dict[str, str]) -> Path:
+    """What ProFuser's first run leaves: every source asked, the best answers chosen."""
+    path = write_run(
+        folder,
+        models,
+        plan=SMALL["plan"],
+        extract=SMALL["extract"],
+        generate={"max_tokens": 8, "temperature": 0.0},
+        judge={"judges": [{"kind": "reference_overlap"}], "drop_cut": False},
+    )
+    call(corpus, "build", path)
+    call(extract, "plan", path)
+    call(extract, "generate", path)
+    call(judge, path)
+    return folder / "run/judged/best.parquet"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_one_line_and_the_way_to_the_end(name: str, models: dict[str, str], tmp_path: Path) -> None:
+    path = write_run(tmp_path / "learn", models, preset=name, **SMALL)
+    if name == "profuser":
+        best = best_answers(tmp_path / "ask", models)
+        content = yaml.safe_load(path.read_text())
+        content["corpus"]["inputs"].append(
+            {"path": str(best), "corpus": "best", "columns": {"author": "author"}}
+        )
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+    call(corpus, "build", path)
+    call(extract, "plan", path)
+    call(extract, "run", path)
+    call(align, "run", path)
+    trained = call(train, "run", path)
+    found = json.loads(call(evaluate, "run", "--json", path))
+    run = load_run(path)
+    assert set(found["bpb"]) == {"target_before", "clm_control", "fused", *run.sources}
+    final = Path(run.folder) / "final"
+    AutoModelForCausalLM.from_pretrained(final)
+    assert AutoTokenizer.from_pretrained(final).chat_template
+    assert "fused: step" in trained
+    if name == "fusechat":
+        assert trained.count("with ") == len(run.sources) - 1
+    assert "complete, nothing to do" in call(train, "run", path)
+
+
+def test_what_a_preset_is_can_be_read() -> None:
+    listed = call(preset, "list").splitlines()
+    assert [line.split()[0] for line in listed] == list(preset_names())
+    for name in preset_names():
+        shown = call(preset, "show", name)
+        assert yaml.safe_load(shown)["train"]["fusion_gate"] == {"kind": "none"}
+    result = CliRunner().invoke(preset, ["show", "none"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: no such preset")
