@@ -1,6 +1,6 @@
 """`make bench-align-student`: alignment judged by the student that learns from it.
 
-A target learns the demo's facts (spelt numbers, dates, units, clock times) three ways, from the same
+A target learns the demo's facts (written numbers, dates, units, clock times) three ways, from the same
 text in the same order for the same number of steps: (i) from the text alone, the CLM control;
 (ii) from a specialist of other tokens, aligned by method bytes; (iii) from the same specialist
 retrained on the target's own tokens, which needs no alignment (method exact). Alignment keeps
@@ -9,7 +9,7 @@ retrained on the target's own tokens, which needs no alignment (method exact). A
 
 of the gain, on held-out facts. Retraining on other tokens makes another model, better or worse by more
 than alignment may cost, so specialists are made equally good: both are trained on the same text for the
-same steps, then the better one anew for fewer, until its bpb of the valid split is within 2 % of the
+same steps, then the better one again for fewer, until its bpb of the valid split is within 2 % of the
 other's. Steps and bpb of both stand beside the result. Two pairs of tokenizers:
 
 ====== =========================================== ==============================================

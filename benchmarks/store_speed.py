@@ -85,8 +85,8 @@ def shard_arrays(rows: BenchRows) -> Arrays:
 
 def new_store(folder: Path, rows: BenchRows, encoding: Encoding) -> StoreWriter:
     """An empty store with the rows' vocabulary."""
-    spelt = tuple(b"%d " % i for i in range(rows.vocab_size))
-    vocabulary = Vocabulary(spelt, np.zeros(rows.vocab_size, bool))
+    written = tuple(b"%d " % i for i in range(rows.vocab_size))
+    vocabulary = Vocabulary(written, np.zeros(rows.vocab_size, bool))
     model = ModelIdentity(
         name="bench", model_fingerprint="b", tokenizer_fingerprint="b", vocab_size=rows.vocab_size
     )

@@ -26,8 +26,8 @@ def extract() -> None:
 def child_options(function: Callable[..., None]) -> Callable[..., None]:
     """Adds what the parent process tells a child: see `extract.scoring.children`."""
     halvings = click.option("--halvings", type=int, default=0, help="Of vLLM's steps.")
-    leash = click.option("--leash", type=int, help="Pipe whose closing asks to stop.")
-    return leash(halvings(function))
+    stop_fd = click.option("--stop-fd", type=int, help="Pipe whose closing asks to stop.")
+    return stop_fd(halvings(function))
 
 
 @corpus.command("build")
@@ -124,13 +124,18 @@ def run_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool)
 @work_options
 @child_options
 def run_one(
-    run: RunConfig, sources: tuple[str, ...], part: Part, leash: int | None, halvings: int, **_: Any
+    run: RunConfig,
+    sources: tuple[str, ...],
+    part: Part,
+    stop_fd: int | None,
+    halvings: int,
+    **_: Any,
 ) -> None:
     """What `run` starts for each source: the same work in this very process."""
     from extract.run import run_source
 
     for name in sources:
-        run_source(run, name, part, leash=leash, halvings=halvings)
+        run_source(run, name, part, stop_fd=stop_fd, halvings=halvings)
 
 
 @extract.command("generate")
@@ -161,14 +166,19 @@ def generate_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: 
 @work_options
 @child_options
 def generate_one(
-    run: RunConfig, sources: tuple[str, ...], part: Part, leash: int | None, halvings: int, **_: Any
+    run: RunConfig,
+    sources: tuple[str, ...],
+    part: Part,
+    stop_fd: int | None,
+    halvings: int,
+    **_: Any,
 ) -> None:
     """What `generate` starts for each source: the same work in this very process."""
     from extract.generation.generate import ANSWERING
     from extract.run import run_source
 
     for name in sources:
-        run_source(run, name, part, ANSWERING, leash=leash, halvings=halvings)
+        run_source(run, name, part, ANSWERING, stop_fd=stop_fd, halvings=halvings)
 
 
 @extract.command("answers")

@@ -49,7 +49,7 @@ class Columns(StrictModel):
     """The source whose answer a text is, such as column "author" of `judge`'s best.parquet (selector
     author). None: nobody's."""
     split: str | None = None
-    """Split. None: column "split" when there is one, else dealt by `split_fractions`."""
+    """Split. None: column "split" when there is one, else assigned by `split_fractions`."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -114,7 +114,7 @@ class CorpusSection(SectionModel):
     split_fractions: dict[str, float] = Field(
         default={"train": 0.9, "valid": 0.05, "test": 0.05}, min_length=1
     )
-    """Shares of documents without a split, dealt by a seeded hash of their id."""
+    """Shares of documents without a split, assigned by a seeded hash of their id."""
     on_bad: Literal["error", "drop"] = "error"
     """What to do with a document that cannot be used: stop, or drop it and count the reason."""
     unicode: Literal["nfc", "keep"] | None = None
@@ -145,7 +145,7 @@ class CorpusSection(SectionModel):
 
 
 class PlanSection(SectionModel):
-    """How documents are cut and dealt into shards."""
+    """How documents are cut and assigned to shards."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"assumed_tokens_per_s"})
 

@@ -16,7 +16,7 @@ from extract.engines.registry import open_engine
 from extract.plan.planning import plan_location
 from extract.scoring.bos_probe import probe_bos
 from extract.scoring.causality import require_causal
-from extract.scoring.children import SMALLER_STEPS, check_leash, run_children
+from extract.scoring.children import SMALLER_STEPS, check_stop_fd, run_children
 from extract.scoring.pipeline import Pipeline
 from extract.scoring.sources import CheckedSource, check_source, model_folder
 from extract.scoring.stage import Job, Stage
@@ -96,7 +96,7 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
     sources.sort(key=lambda source: not source.location.exists(MANIFEST_FILE))
     committed = {s.name: s.open_store().committed(plan.shards) for s in sources}
     pending = {name: part.pending(plan.shards, committed[name]) for name in names}
-    # A child that is started again after memory ran out must not count its limit anew.
+    # A child that is started again after memory ran out must not count its limit again.
     parts = {
         name: part if part.limit is None else part.only(shards)
         for name, shards in pending.items()
@@ -135,7 +135,7 @@ def run_source(
     part: Part,
     stage: Stage = SCORING,
     *,
-    leash: int | None = None,
+    stop_fd: int | None = None,
     halvings: int = 0,
 ) -> None:
     """Do the pending shards of one source in this process.
@@ -145,7 +145,7 @@ def run_source(
         name: The source.
         part: Which of the shards.
         stage: What to do.
-        leash: Descriptor of a pipe whose closing asks to stop; None for none.
+        stop_fd: Descriptor of a pipe whose closing asks to stop; None for none.
         halvings: How often the engine's batches are to be halved, because memory ran out.
 
     Raises:
@@ -162,7 +162,7 @@ def run_source(
             return
         spec = halved(source.spec, halvings)
         check_memory(spec)
-        check_leash(flag, leash)
+        check_stop_fd(flag, stop_fd)
         log = WorkLog(run, stage.name, name, part.worker)
         try:
             with log.session(pending, name if stage.planned_tokens else None) as session:
@@ -171,7 +171,7 @@ def run_source(
                     seconds = time.monotonic() - start
                     print(f"{name}: {engine.description} ready in {seconds:.1f} s", file=sys.stderr)
                     _require_causal(engine, spec, source, pending[0])
-                    stage.work(engine, Job(source, writer, part, pending, session, flag, leash))
+                    stage.work(engine, Job(source, writer, part, pending, session, flag, stop_fd))
         except EngineMemoryError as error:
             if halved(spec, 1) == spec:
                 raise

@@ -1,7 +1,7 @@
 """Paired bootstrap: how sure a difference between two models is, on the same text.
 
 Both models are scored on the same units (documents), units are drawn with replacement within each
-domain, and the difference is taken anew for each draw. Pairing removes the spread between easy and
+domain, and the difference is taken again for each draw. Pairing removes the spread between easy and
 hard documents, which is far larger than the difference looked for. What it does not hold is the
 spread between training seeds: that takes several runs.
 """

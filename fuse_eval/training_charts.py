@@ -1,4 +1,4 @@
-"""Curves of the trainer's step logs: loss terms, validation, and who was heard when."""
+"""Curves of the trainer's step logs: loss terms, validation, and which source had weight when."""
 
 from __future__ import annotations
 

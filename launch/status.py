@@ -282,7 +282,7 @@ def worker_status(
 
 
 def _patience(slowest_s: float | None) -> timedelta:
-    """How long nothing may be heard of a worker at work."""
+    """How long a worker at work may go unseen."""
     if slowest_s is None:
         return timedelta(seconds=SILENT_FIRST_S)
     return timedelta(seconds=max(SILENT_S, SILENT_SHARDS * slowest_s))

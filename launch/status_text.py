@@ -18,7 +18,7 @@ STAGE_HEAD = (
     *("stage", "source", "shards", "pending", "failed"),
     *("tokens", "tok/s", "ETA", "on disk", "workers"),
 )
-WORKER_HEAD = ("worker", "state", "done", "left", "shard in hand", "tok/s", "heard", "host", "job")
+WORKER_HEAD = ("worker", "state", "done", "left", "shard in hand", "tok/s", "seen", "host", "job")
 
 
 def status_text(status: RunStatus, *, all_workers: bool = False) -> str:

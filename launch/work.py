@@ -18,7 +18,7 @@ Ranges = tuple[tuple[int, int], ...]
 """Shards as inclusive ranges, sorted, apart from one another."""
 
 SHOWN_RANGES = 10
-"""How many are spelt out where people read them."""
+"""How many are written out where people read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Part:
         """Shards that this process still has to do.
 
         The deal does not depend on what is committed, so workers that start at different moments
-        never choose the same shard; a changed worker count deals anew over what is left.
+        never choose the same shard; a changed worker count deals again over what is left.
 
         Args:
             shards: All of the plan.
@@ -78,7 +78,7 @@ class Part:
         return [s for s in self.mine(shards) if s.index not in committed][: self.limit]
 
     def only(self, pending: Iterable[ShardRecord]) -> Part:
-        """The same without a limit, these shards named: asked again, it does not count anew."""
+        """The same without a limit, these shards named: asked again, it does not count again."""
         named = shard_ranges(shard.index for shard in pending)
         return Part(self.worker, named, None)
 

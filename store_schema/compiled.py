@@ -3,7 +3,7 @@
 Numba keeps machine code beside a function and renews it when that function's own file changes. Code
 of a function that it calls is part of it, though, so a change in one file could leave stale code in
 another's. Here the place is named by a digest of all files of the rooms concerned, sub-folders too: a
-change anywhere starts anew.
+change anywhere starts again.
 """
 
 from __future__ import annotations

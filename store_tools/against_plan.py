@@ -18,7 +18,7 @@ COMPARED = ("segment_ids", "token_offsets", "token_ids", "byte_ends")
 
 
 class Speller:
-    """A vocabulary as flat arrays: tokens of a whole shard are spelt without a Python loop.
+    """A vocabulary as flat arrays: tokens of a whole shard are written without a Python loop.
 
     The loop it saves would hold Python's lock for a quarter of a shard's time.
     """
@@ -39,7 +39,7 @@ class Speller:
         """Whether tokens join to the texts and end where they should.
 
         No means only that a closer look is due: a tokenizer may put a space of its own before a
-        text, or take a special token that is spelt out for text.
+        text, or take a special token that is written out for text.
 
         Args:
             ids: [N].
@@ -58,8 +58,8 @@ class Speller:
         if not np.array_equal(totals[1:] - np.repeat(before[:-1], rows), ends):
             return False
         place = np.repeat(self._starts[ids] - totals[:-1], lengths)
-        spelt: bytes = self._bytes[place + np.arange(totals[-1])].tobytes()
-        return spelt == b"".join(texts)
+        written: bytes = self._bytes[place + np.arange(totals[-1])].tobytes()
+        return written == b"".join(texts)
 
 
 def compare_with_plan(
@@ -126,7 +126,7 @@ def _compare_bytes(
     if not vocabulary.exact:
         return  # ends came from the tokenizer's offsets
     try:
-        spelt = vocabulary.byte_ends(ids.tolist(), text, where=where)
+        written = vocabulary.byte_ends(ids.tolist(), text, where=where)
     except TokenizerError as error:
         raise CorruptionError(
             error.what,
@@ -135,7 +135,7 @@ def _compare_bytes(
             got=error.got,
             hint=REPAIR,
         ) from error
-    if not np.array_equal(spelt, ends):
+    if not np.array_equal(written, ends):
         raise CorruptionError(
             "byte ends are not those of the tokens",
             where=f"{where}, array byte_ends",

@@ -148,7 +148,7 @@ def repair_command(
     dry_run: bool,
     jobs: int | None,
 ) -> None:
-    """Take back the commits of damaged shards, so that a rerun of the stage writes them anew.
+    """Remove the commits of damaged shards, so that a rerun of the stage writes them again.
 
     Verifies first; with --shard takes back just those, sound or not.
     """
@@ -169,15 +169,15 @@ def repair_command(
 def repair_lines(report: RepairReport, *, dry_run: bool) -> str:
     """What was done to one store, and the command that comes next."""
     lines = [f"not mended by this: {fault.line()}" for fault in report.broken]
-    done = "would be taken back" if dry_run else "taken back"
+    done = "would be uncommitted" if dry_run else "uncommitted"
     for shard, fault in report.taken.items():
         why = "as asked" if fault is None else f"{fault.what} in {fault.where}"
         lines.append(f"shard {shard} {done}: {why}")
     if report.left:
-        lines.append(f"written anew meanwhile, left alone: {ranges(report.left)}")
+        lines.append(f"written again meanwhile, left alone: {ranges(report.left)}")
     lines.append(f"{report.name}: {len(report.taken)} shard(s) {done}")
     if report.taken and not dry_run:
-        lines.append(f"to write them anew: {report.rerun}")
+        lines.append(f"to write them again: {report.rerun}")
     return "\n".join(lines)
 
 

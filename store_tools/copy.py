@@ -175,7 +175,7 @@ def _copy_shard(
     where = f"{source.url}, shard {commit.shard}"
     sealed = read_bounded(source, key, MAX_COMMIT_BYTES) or b""
     if unseal(Commit, sealed, where=f"{source.url}/{key}", hint=REPAIR) != commit:
-        raise MismatchError("shard was written anew meanwhile", where=where, hint="rerun the copy")
+        raise MismatchError("shard was written again meanwhile", where=where, hint="rerun the copy")
     for name, record in commit.files.items():
         flag.check()
         if not _DATA_FILE.fullmatch(name):

@@ -229,7 +229,7 @@ def _is_there(location: Location, key: str, form: str, wanted: Metadata) -> bool
         with storage_errors(f"{location.url}/{key}"):
             return FORMATS[form][1](location, key) == wanted
     except (ValueError, LookupError, AttributeError, TypeError):  # pa.ArrowInvalid is a ValueError
-        return False  # not a file of ours: it is written anew
+        return False  # not a file of ours: it is written again
 
 
 def export_store(

@@ -1,6 +1,6 @@
-"""`store repair`: takes back the commits of damaged shards, so that a rerun writes just those anew.
+"""`store repair`: removes the commits of damaged shards, so that a rerun writes just those again.
 
-Nothing else is touched: sound shards stay, and the data of a commit that was taken back stays until
+Nothing else is touched: sound shards stay, and the data of a commit that was uncommitted stays until
 `store gc` finds it old enough, or is removed at once where that is asked for. A commit that a worker
 put while we looked is left alone.
 """
@@ -24,10 +24,10 @@ class RepairReport:
 
     Args:
         name: What people call it.
-        taken: Shards whose commits were taken back, and why (None: they were named by the user).
-        left: Damaged shards that a worker wrote anew meanwhile.
+        taken: Shards whose commits were uncommitted, and why (None: they were named by the user).
+        left: Damaged shards that a worker wrote again meanwhile.
         broken: Faults that this does not mend.
-        rerun: The command that writes the shards anew.
+        rerun: The command that writes the shards again.
     """
 
     name: str
@@ -52,7 +52,7 @@ def repair_store(
         place: The store.
         shards: Those to take back, sound or not; () verifies the store and takes back what is
             damaged.
-        delete: Remove the data of what is taken back, too.
+        delete: Remove the data of what is uncommitted, too.
         dry_run: Only say what would be done.
         jobs: Shards verified at a time.
         stop: Asked between shards.
@@ -60,7 +60,7 @@ def repair_store(
     Raises:
         MissingError: A shard that was named has no commit.
         StorageError: The disk or object store refused.
-        Stopped: `stop` was asked; nothing was taken back.
+        Stopped: `stop` was asked; nothing was uncommitted.
     """
     report = RepairReport(place.name)
     wanted: dict[int, LogitfuseError | None] = dict.fromkeys(shards)

@@ -26,12 +26,12 @@ class Expected:
 
     Args:
         token_id: In the store's vocabulary.
-        spelt: Its bytes; of a special token how it is written.
+        written: Its bytes; of a special token how it is written.
         logprob: Nats.
     """
 
     token_id: int
-    spelt: bytes
+    written: bytes
     logprob: float
 
 

@@ -154,7 +154,7 @@ def _panel(shown: ShownSegment, position: Position) -> str:
         stands = " l" if item.token_id == position.token_id else ""
         columns = f"{100 * math.exp(item.logprob):.0f}%"
         rows.append(
-            f'<span class="r{stands}" style="--w:{columns}"><bdi>{escape(quoted(item.spelt))}</bdi>'
+            f'<span class="r{stands}" style="--w:{columns}"><bdi>{escape(quoted(item.written))}</bdi>'
             f"<span>{escape(share(item.logprob))}</span></span>"
         )
     return (

@@ -81,7 +81,7 @@ def _wrapped(position: Position, room: int) -> list[str]:
     lines: list[str] = []
     for item in position.best:
         mark = "*" if item.token_id == position.token_id else ""
-        text = f"{mark}{cut(quoted(item.spelt), room - 8)} {share(item.logprob)}"
+        text = f"{mark}{cut(quoted(item.written), room - 8)} {share(item.logprob)}"
         if lines and width(lines[-1]) + len(_GAP) + width(text) <= room:
             lines[-1] += _GAP + text
         else:

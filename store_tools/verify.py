@@ -149,7 +149,7 @@ def _require_number(reader: SoundReader, plan: Plan) -> None:
 def _open_tables(reader: SoundReader, report: StoreReport) -> bool:
     """Read what all shards share; whether they can be read at all."""
     readable = True
-    # The shards' numbers are ranks in the second table; the first only says how tokens are spelt.
+    # The shards' numbers are ranks in the second table; the first only says how tokens are written.
     for table in ("vocabulary", "ranking"):
         if table == "ranking" and reader.manifest.encoding is None:
             continue

@@ -298,17 +298,17 @@ class Reading:
 
     def beside(self, row: Row, token: int, mass: float) -> Part:
         """An entry of a later row on the real path, not the real token."""
-        spelt = self.tables.source.tokens[token]
+        written = self.tables.source.tokens[token]
         known, whole = self.known(row.start), self.known(self.end)
-        if not spelt:
+        if not written:
             # Where the text ends the target writes what it has.
             ends = token == self.tables.mapping.eos[0]
             return Part(self.tables.longest(known) if ends else TAIL, mass)
-        if whole not in self.tables.by_bytes:  # the label is a role, spelt in the text
-            if spelt.startswith(self.text[row.start : self.end]):
+        if whole not in self.tables.by_bytes:  # the label is a role, written in the text
+            if written.startswith(self.text[row.start : self.end]):
                 return Part(self.label, mass, self.read_on(token, 0, row.start))
             return Part(TAIL, mass)
-        goal = self.tables.decided(known + spelt)
+        goal = self.tables.decided(known + written)
         if goal == self.tables.longest(whole):
             return Part(self.label, mass, self.read_on(token, 0, row.start))
         return Part(goal, mass)
@@ -341,9 +341,9 @@ class Reading:
             return {}
         found = {}
         for token in after.others:
-            spelt = self.tables.source.tokens[token]
-            goal = self.tables.decided(known + spelt)
-            if spelt and goal != self.tables.longest(known):
+            written = self.tables.source.tokens[token]
+            goal = self.tables.decided(known + written)
+            if written and goal != self.tables.longest(known):
                 found[token] = goal
         return found
 

@@ -90,15 +90,15 @@ def nearest(source: Vocabulary, target: Vocabulary, count: int) -> list[list[tup
         if token:
             distinct.setdefault(token, index)
     roles = {
-        spelt: index
-        for index, spelt in reversed(list(enumerate(target.spelt)))
-        if target.special[index] and spelt
+        written: index
+        for index, written in reversed(list(enumerate(target.written)))
+        if target.special[index] and written
     }
     found = []
     for index, token in enumerate(source.tokens):
         if source.special[index]:
-            spelt = source.spelt[index]
-            found.append([(roles[spelt], 0)] if spelt in roles else [])
+            written = source.written[index]
+            found.append([(roles[written], 0)] if written in roles else [])
         elif token in distinct:
             found.append([(distinct[token], 0)])
         elif not token:

@@ -87,7 +87,7 @@ class Proxy:
         return fault
 
     def reset(self, choose: Callable[[Request], Fault | None] = lambda request: None) -> None:
-        """Forget what was seen and choose faults anew."""
+        """Forget what was seen and choose faults again."""
         with self.lock:
             self.choose = choose
             self.requests, self.faults, self.numbers = [], Counter(), itertools.count()

@@ -47,7 +47,7 @@ TEXTS = {
         "\ufeffmark first,\u00a0hard\u00a0spaces  and  two ",
         "   begins and ends with spaces   ",
         "e\u0301 a\u0308 n\u0303 combining, \u1112\u1161\u11ab jamo, \ufb01ligature \uff21\uff22",
-        "spelt <s> [UNK] </s> <|endoftext|> <unk> [CLS] <0x41x>",
+        "written <s> [UNK] </s> <|endoftext|> <unk> [CLS] <0x41x>",
         "7 42 365 1024 31415 271828 1000000 0.5",
         "a",
         "\n",

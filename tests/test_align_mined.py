@@ -102,7 +102,7 @@ def test_the_map_is_that_of_every_pair_compared(ours, theirs, count, workers, sp
     for token, expected in enumerate(papers_reference.nearest(source, target, count)):
         some = found.ids[token] >= 0
         pairs = zip(found.ids[token][some].tolist(), found.distances[token][some], strict=True)
-        assert list(pairs) == expected, source.spelt[token]
+        assert list(pairs) == expected, source.written[token]
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)

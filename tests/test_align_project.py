@@ -120,8 +120,8 @@ def by_hand(
     encoded = hand_segment(target, tables.target)
     result = project(arrays, [text], [encoded], tables.mapping, max_entries=64)
     check_shard("aligned", result, vocab_size=len(tables.target), where="test")
-    spelt = tables.target.spelt
-    return [{spelt[y]: m for y, m in row.items()} for row in masses(result)]
+    written = tables.target.written
+    return [{written[y]: m for y, m in row.items()} for row in masses(result)]
 
 
 ABC = vocabulary(b"a", b"b", b"ab", b"abc", b"c", b"bc", b"</s>", special=[6])

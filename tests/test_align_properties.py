@@ -96,9 +96,9 @@ def pair(source: tuple[str, int], target: tuple[str, int], *, look_ahead: bool) 
 @cache
 def by_first_byte(tokens: tuple[bytes, ...]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
-    for token, spelt in enumerate(tokens):
-        if spelt:
-            found.setdefault(spelt[0], []).append(token)
+    for token, written in enumerate(tokens):
+        if written:
+            found.setdefault(written[0], []).append(token)
     return found
 
 
@@ -321,7 +321,7 @@ def test_the_chain_rule(case: Case) -> None:
             product = labels[positions].sum()
             rows = slice(rows_from[d] + rows_read(start), rows_from[d] + rows_read(end))
             own = math.log(real_weight(before)) + source[rows].sum()
-            if math.isnan(own):  # the source was taken up anew in between
+            if math.isnan(own):  # the source was taken up again in between
                 continue
             tolerance = 1e-6 * (1 + abs(own))  # labels are float32
             assert product + math.log(real_weight(after)) == pytest.approx(own, abs=tolerance)
@@ -350,10 +350,10 @@ def standing_rows(tables: Tables, arrays: Arrays) -> Arrays:
         label = int(arrays["token_ids"][i])
         marked = i in starts and len(tables.source.tokens[label]) == arrays["byte_ends"][i] + 1
         for token in arrays["entry_ids"][first:stop].tolist():
-            spelt = tables.source.tokens[token]
-            at = int(marked and spelt.startswith(b" "))
+            written = tables.source.tokens[token]
+            at = int(marked and written.startswith(b" "))
             goes = tables.start if i in starts else tables.middle
-            stands = token in (own, label) or (len(spelt) > at and goes(token, at) == token)
+            stands = token in (own, label) or (len(written) > at and goes(token, at) == token)
             keep.append(stands)
     kept = np.array(keep, bool)
     counts = np.concatenate(([0], np.cumsum(kept)))[arrays["entry_offsets"]]
@@ -652,11 +652,11 @@ def next_token_law(world: World) -> dict[int, dict[int, float]]:
     law = {}
     for v, token in enumerate(world.source.tokens):
         law[v] = {}
-        for y, spelt in enumerate(world.target):
-            if token.startswith(spelt):
+        for y, written in enumerate(world.target):
+            if token.startswith(written):
                 law[v][y] = 1.0
-            elif spelt.startswith(token):
-                law[v][y] = world.source.begins(spelt[len(token) :], v)
+            elif written.startswith(token):
+                law[v][y] = world.source.begins(written[len(token) :], v)
     return law
 
 
@@ -685,11 +685,11 @@ def test_against_the_truth_where_the_target_needs_no_look_ahead(world: World) ->
     labels = np.exp(result["label_logprobs"].astype(float)).tolist()
     for row, label, real, tail in zip(masses(result), target, labels, tails, strict=True):
         gone += joint * tail
-        for y, spelt in [*enumerate(world.target), (eos, b"")]:
-            true = world.source.begins(read + spelt, ended=y == eos)
+        for y, written in [*enumerate(world.target), (eos, b"")]:
+            true = world.source.begins(read + written, ended=y == eos)
             found = joint * row.get(y, 0.0)
-            assert found <= true + 1e-6, (read, spelt)
-            assert found >= true - gone - 1e-6, (read, spelt)
+            assert found <= true + 1e-6, (read, written)
+            assert found >= true - gone - 1e-6, (read, written)
             if gone < 1e-9:
                 assert found == pytest.approx(true, abs=1e-6)
         read += world.target[label]
@@ -776,15 +776,15 @@ def odd_case(seed: int, size: int) -> Case:
 
 
 def _odd_vocabulary(alphabet: Sequence[bytes], size: int, rng: np.random.Generator) -> Vocabulary:
-    spelt = [b""] * size
+    written = [b""] * size
     made = [*alphabet, alphabet[0] * 200, b" " + alphabet[0]]
     made += [
         b"".join(alphabet[i] for i in rng.integers(0, 4, rng.integers(2, 5))) for _ in range(12)
     ]
     made += made[:6]  # the same bytes twice
     for index, token in zip(rng.choice(size, len(made), replace=False), made, strict=True):
-        spelt[index] = token
-    return vocabulary(*spelt, special=[])
+        written[index] = token
+    return vocabulary(*written, special=[])
 
 
 def _any_split(text: bytes, chosen: Vocabulary, rng: np.random.Generator) -> EncodedSegment:

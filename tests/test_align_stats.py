@@ -99,7 +99,9 @@ def test_the_map_by_hand() -> None:
 def test_special_tokens_and_tokens_without_bytes_keep_the_map_by_spelling() -> None:
     source, target = vocabulary([b"a", b"</s>"], [1]), vocabulary([b"</s>", b"a", b"b"], [0])
     counts = MatchCounts(2, 3)
-    add(counts, b"a", [(1, 1)], [(2, 1)])  # "</s>" spelt out in a text is text, but keeps its role
+    add(
+        counts, b"a", [(1, 1)], [(2, 1)]
+    )  # "</s>" written out in a text is text, but keeps its role
     add(counts, b"a", [(0, 1)], [(0, 0), (0, 0), (1, 1)])
     mapping = counts.token_map(np.array([1, 0], np.int32), source, target)
     assert mapping.tolist() == [1, 0]

@@ -97,7 +97,7 @@ def ends_turn(segment: Segment) -> bool:
 def test_a_turn_ends_with_the_templates_token(aligned_run: RunConfig) -> None:
     plan = Plan.open(plan_location(aligned_run))
     for name, tokenizer in load_tokenizers(aligned_run).items():
-        stop = tokenizer.vocabulary.spelt.index(STOPS[name].strip().encode())
+        stop = tokenizer.vocabulary.written.index(STOPS[name].strip().encode())
         assert tokenizer.contexts.turn_end == stop
         for shard in plan.shards:
             segments = plan.segments(shard)

@@ -62,15 +62,15 @@ def pieces_of(reader: str, text: bytes) -> list[bytes]:
 def vocabulary(reader: str) -> Vocabulary:
     """Id 0 is special, id 1 the token that takes no bytes, then every piece that occurs."""
     found = {p for texts in TEXTS for t in texts for p in pieces_of(reader, t.encode()) if p}
-    spelt = (b"<s>", b" ", *sorted(found))
-    return Vocabulary(spelt, np.arange(len(spelt)) == 0)
+    written = (b"<s>", b" ", *sorted(found))
+    return Vocabulary(written, np.arange(len(written)) == 0)
 
 
 def make_arrays(
     reader: str, texts: list[bytes], first_row: int, kind: Kind, own: Arrays | None, seed: int
 ) -> Arrays:
     """Random distributions over real tokens; `own` is the source that was aligned."""
-    table = {data: i for i, data in enumerate(vocabulary(reader).spelt)}
+    table = {data: i for i, data in enumerate(vocabulary(reader).written)}
     cut = [pieces_of(reader, text) for text in texts]
     made = store_factory.arrays(
         kind, [len(part) for part in cut], top_k=6, vocab_size=len(table), seed=seed
@@ -254,7 +254,7 @@ def test_what_is_viewed_is_what_both_stores_hold(run_file: Path, source: str) ->
                 assert item.logprob == (None if np.isnan(label) else label)
                 assert item.tail_mass == arrays["tail_mass"][i]
                 if item.end > item.start:
-                    assert reader.vocabulary.spelt[item.token_id] == data[item.start : item.end]
+                    assert reader.vocabulary.written[item.token_id] == data[item.start : item.end]
         assert [int(o) for o in found.origins] == arrays["origin"][start:stop].tolist()
         assert [s.end for s in found.spans][-1:] == ([len(data)] if data else [])
 

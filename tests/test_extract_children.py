@@ -14,7 +14,7 @@ from extract.engine_kinds.vllm import LEAST_STEP_TOKENS
 from extract.engines.protocol import EngineMemoryError
 from extract.plan.planning import plan_location
 from extract.run import halved, run_source
-from extract.scoring.children import SMALLER_STEPS, _wait, check_leash, run_children
+from extract.scoring.children import SMALLER_STEPS, _wait, check_stop_fd, run_children
 from extract.scoring.sources import check_source
 from launch.signals import STOP_SIGNALS, StopFlag
 from launch.work import Part, Worker
@@ -94,33 +94,33 @@ def test_a_killed_child_is_told(run_file: Path, children: list[int]) -> None:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_child_tells_the_signal_that_its_parent_got(number: signal.Signals) -> None:
-    """The parent sends it through the leash; the child is Python that waits for it."""
+    """The parent sends it through the stop_read_fd; the child is Python that waits for it."""
     script = (
-        "import sys, time\nfrom extract.scoring.children import check_leash\n"
+        "import sys, time\nfrom extract.scoring.children import check_stop_fd\n"
         "from launch.signals import STOP_SIGNALS, StopFlag\nflag = StopFlag()\n"
-        "for _ in range(600):\n    check_leash(flag, int(sys.argv[1]))\n    time.sleep(0.05)\n"
+        "for _ in range(600):\n    check_stop_fd(flag, int(sys.argv[1]))\n    time.sleep(0.05)\n"
     )
-    leash, hand = os.pipe()
+    stop_read_fd, stop_write_fd = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, "-c", script, str(leash)], pass_fds=[leash],
+        [sys.executable, "-c", script, str(stop_read_fd)], pass_fds=[stop_read_fd],
         stderr=subprocess.PIPE, cwd=REPOSITORY,
     )  # fmt: skip
-    os.close(leash)
+    os.close(stop_read_fd)
     flag = StopFlag()
     flag.ask(number)
     with child:
-        assert _wait(child, flag, hand) == 1
+        assert _wait(child, flag, stop_write_fd) == 1
         assert child.stderr is not None
         assert f"stopped by {number.name}," in child.stderr.read().decode()
 
 
 def test_a_child_whose_parent_died_stops() -> None:
-    leash, hand = os.pipe()
-    check_leash(StopFlag(), leash)
-    os.close(hand)
+    stop_read_fd, stop_write_fd = os.pipe()
+    check_stop_fd(StopFlag(), stop_read_fd)
+    os.close(stop_write_fd)
     with pytest.raises(Stopped, match="SIGTERM"):
-        check_leash(StopFlag(), leash)
-    os.close(leash)
+        check_stop_fd(StopFlag(), stop_read_fd)
+    os.close(stop_read_fd)
 
 
 def test_steps_are_halved_down_to_the_least(

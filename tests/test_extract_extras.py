@@ -23,7 +23,7 @@ EXTRAS = ["entropy", "space_mass"]
 
 
 def test_ids_that_end_a_word() -> None:
-    spelt = (
+    written = (
         b"a",
         b" a",
         b" ",
@@ -38,7 +38,7 @@ def test_ids_that_end_a_word() -> None:
         b"",
     )
     special = np.array([False] * 10 + [True, True])
-    found = space_initial_ids(Vocabulary(spelt, special))
+    found = space_initial_ids(Vocabulary(written, special))
     assert np.flatnonzero(found).tolist() == [1, 2, 3, 4, 5, 6, 10]
     assert found.dtype == np.bool_
 

@@ -83,8 +83,8 @@ def test_stored_answers_are_the_models_own(
                 assert (finish, ids) == (Finish.PROMPT_TOO_LONG, [])
                 continue
             _check_end(ids, finish, rules.end_ids)
-            spelt = [b"" if i in rules.end_ids else rules.tokens[i] for i in ids]
-            ends = np.cumsum([len(token) for token in spelt])
+            written = [b"" if i in rules.end_ids else rules.tokens[i] for i in ids]
+            ends = np.cumsum([len(token) for token in written])
             assert arrays["byte_ends"][start:stop].tolist() == ends.tolist()
             with torch.inference_mode():
                 logits = model(torch.tensor([[*prompt, *ids]])).logits[0]
@@ -176,23 +176,23 @@ def test_a_stop_keeps_what_is_committed(
     generate(path)
     whole = contents(path)
     shutil.rmtree(tmp_path / "run" / "generated")
-    leash, hand = os.pipe()
-    os.close(hand)  # the parent let go before the first batch
+    stop_read_fd, stop_write_fd = os.pipe()
+    os.close(stop_write_fd)  # the parent let go before the first batch
     with pytest.raises(Stopped):
-        generate(path, leash=leash)
+        generate(path, stop_fd=stop_read_fd)
     assert not contents(path)
-    os.close(leash)
-    leash, hand = os.pipe()
+    os.close(stop_read_fd)
+    stop_read_fd, stop_write_fd = os.pipe()
 
     def after_one(job: Any, shard: Any, arrays: Any, stats: Any) -> None:
         commit(job, shard, arrays, stats)
-        os.close(hand)
+        os.close(stop_write_fd)
 
     commit = Job.commit
     monkeypatch.setattr(Job, "commit", after_one)
     with pytest.raises(StoppedMidway):
-        generate(path, leash=leash)
-    os.close(leash)
+        generate(path, stop_fd=stop_read_fd)
+    os.close(stop_read_fd)
     monkeypatch.undo()
     assert len(contents(path)) == 1
     generate(path)

@@ -171,7 +171,7 @@ def test_how_answers_end() -> None:
     assert grown([1, 2, 0]) == Finish.STOP
     assert grown([1, 6]) == Finish.STOP
     assert grown([0]) == Finish.EMPTY
-    assert grown([6]) == Finish.EMPTY  # an end token stands for no text, however it is spelt
+    assert grown([6]) == Finish.EMPTY  # an end token stands for no text, however it is written
     assert grown([7, 7, 0]) == Finish.EMPTY
     assert grown([1, 1, 1, 1]) == Finish.LENGTH
     assert grown([7, 7, 7, 7]) == Finish.LENGTH

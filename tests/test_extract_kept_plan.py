@@ -276,7 +276,7 @@ def test_changed_documents_are_refused_until_recut(begun: Path, tmp_path: Path) 
     recut = open_plan(begun)
     kept = [s.index for s in recut.shards if s in before.shards]
     assert "stores/code: " in said
-    assert "shards taken back" in said
+    assert "shards uncommitted" in said
     assert "nothing to do" in ok("extract", "plan", begun, "--recut")
     assert {s.split for s in recut.shards if s.index in kept} >= {"train", "valid"}
     assert fill(begun, "code") == {s.index for s in recut.shards} - set(kept)
@@ -293,7 +293,7 @@ def test_shards_of_other_segments_are_never_gone_on_with(begun: Path, tmp_path: 
     with pytest.raises(MismatchError, match="written from other segments"):
         fill(begun, "code")
     assert "written from other segments" in refused("extract", "run", begun, "--source", "code")
-    assert "taken back" in ok("extract", "plan", begun, "--recut")
+    assert "uncommitted" in ok("extract", "plan", begun, "--recut")
     assert fill(begun, "code")
 
 

@@ -276,7 +276,7 @@ def test_a_text_that_reaches_a_token_without_a_row_is_named_or_dropped(
     add_beyond_rows(copied, "[PAD]")
     models = {"code": tiny_models["code"], "target": tiny_models["target"]} | {longer: copied}
     first = sample_documents()[0]
-    # A special token spelt out is text and stays.
+    # A special token written out is text and stays.
     documents = [*sample_documents(), first | {"id": "seen", "text": "an <image> here"}]
     write_jsonl(tmp_path / "docs.jsonl", documents)
     path = write_run(tmp_path, models)

@@ -158,7 +158,7 @@ def test_numbers_against_dense_float64(run, name: str) -> None:
         assert [one.probability for one in p.target_top] == pytest.approx(
             best.values.tolist(), rel=1e-4
         )
-        assert all(one.data == vocabulary.spelt[one.token_id] for one in p.target_top)
+        assert all(one.data == vocabulary.written[one.token_id] for one in p.target_top)
 
     stores = [StoreReader.open(open_location(run.aligned_url(s))) for s in run.sources]
     arrays = [reader.read(shard.index) for reader in stores]
@@ -456,7 +456,7 @@ def test_marked_text_is_the_text(text: str, data: st.DataObject) -> None:
 def test_likely_tokens_beyond_the_tokenizer_have_a_name(run) -> None:
     vocabulary = open_inputs(run, run.sections["train"]).tokenizer.vocabulary
     assert vocabulary.spelling(len(vocabulary) + 3) == b"<id %d>" % (len(vocabulary) + 3)
-    assert Likely(0, vocabulary.spelling(0), 0.5).data == vocabulary.spelt[0]
+    assert Likely(0, vocabulary.spelling(0), 0.5).data == vocabulary.written[0]
 
 
 # ---------------------------------------------------------------------------------- refusals

@@ -89,7 +89,7 @@ def test_packed_loss_and_gradients_equal_single_ones(tmp_path, opened, arch, att
 
 
 def test_sight_across_segments_would_be_seen(opened) -> None:
-    """The same rows without positions that begin anew: another loss, so the test above can fail."""
+    """The same rows without positions that begin again: another loss, so the test above can fail."""
     run, inputs = opened
     section = run.sections["train"].model_copy(update={"selector": "uniform"})
     packed = replace(stream_options(run, section), pack_tokens=64)

@@ -70,7 +70,7 @@ def test_trained_pool_is_better_than_every_simple_one(stream, held_out) -> None:
 
 
 def test_gradient_reaches_every_layer(stream) -> None:
-    """The public code of Fusion-X builds its network anew at every loss: it never learns."""
+    """The public code of Fusion-X builds its network again at every loss: it never learns."""
     section = AsnSection(pretrain_steps=3)
     before = new_selector(section, learner("asn"), 0)
     after = train_selector(stream, section, learner("asn"), seed=0, feedback_weight=0.1)

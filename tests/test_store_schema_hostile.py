@@ -259,7 +259,7 @@ def test_parquet_bombs(store: Path, readers: Readers, what: str) -> None:
         "types": lambda: pa.table({"bytes": [1], "special": [[True]]}),
         "nothing": lambda: pa.table({"bytes": pa.array([], pa.binary())}),
     }
-    if what == "repeated":  # 8 GiB when spelt out, kept as one string in a dictionary
+    if what == "repeated":  # 8 GiB when written out, kept as one string in a dictionary
         one = pa.array([b"\0" * (1 << 18)], pa.binary())
         column = pa.DictionaryArray.from_arrays(pa.repeat(0, 1 << 15).cast(pa.int32()), one)
         data = _parquet(_tokens(column), store_schema=False)

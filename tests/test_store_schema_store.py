@@ -114,7 +114,7 @@ def test_another_manifest_is_refused_and_shows_both(tmp_path: Path) -> None:
 
 
 def test_names_and_versions_do_not_make_another_store(tmp_path: Path) -> None:
-    # A finished shard first: a store without any would be begun anew, whatever differs.
+    # A finished shard first: a store without any would be begun again, whatever differs.
     _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
     manifest = store_factory.manifest()
     moved = manifest.model_copy(

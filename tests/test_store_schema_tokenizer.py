@@ -87,7 +87,7 @@ def test_tokens_join_to_real_and_odd_text(
 def test_text_that_a_family_cannot_keep_is_refused_not_misread(
     tokenizers: dict[str, SegmentTokenizer], name: str, text: str
 ) -> None:
-    """SentencePiece's own marks, spelt out: the word mark is a space, a byte piece is its byte."""
+    """SentencePiece's own marks, written out: the word mark is a space, a byte piece is its byte."""
     with pytest.raises(TokenizerError, match="do not join to the text"):
         tokenizers[name].token_ends([text])
     _check(tokenizers["byte_level"], text)
@@ -337,8 +337,8 @@ def test_tokens_that_share_a_changed_character_end_with_the_last() -> None:
     [(ids, ends)] = tokenizer.read_texts(["o\ufb03ce \U0001f600\u00a0x"], ["here"])
     text = "o\ufb03ce \U0001f600\u00a0x".encode()
     assert set(ends.tolist()) & {2, 3} == set()
-    spelt = b"".join(tokenizer.vocabulary.tokens[i] for i in ids)
-    assert spelt == "office \U0001f600 x".encode()
+    written = b"".join(tokenizer.vocabulary.tokens[i] for i in ids)
+    assert written == "office \U0001f600 x".encode()
     assert tokenizer.vocabulary.num_changed(ids, ends, text) >= 2
     face = [e for e in ends.tolist() if 7 < e < 12]
     assert len(face) == len(zoo("nfkc").encode_text([" \U0001f600"])[0][1:])  # cut as its bytes are
@@ -533,7 +533,7 @@ def test_the_vocabulary_ends_at_the_models_rows(tmp_path: Path, kind: Any) -> No
     assert longer.vocabulary.fingerprint == plain.vocabulary.fingerprint
     assert longer.vocab_size == plain.vocab_size
     assert longer.encode_text(ALL_TEXTS) == plain.encode_text(ALL_TEXTS)
-    # A special token spelt out is text; another added token is met in a text.
+    # A special token written out is text; another added token is met in a text.
     _check(longer, "an <image> in the text")
     with pytest.raises(NoRowError) as caught:
         longer.token_ends(["fine", "a [PAD] in the text"])

@@ -192,7 +192,7 @@ def test_every_array_of_answers_is_under_a_checksum_and_repaired(tmp_path: Path)
         flip(data_file(tmp_path, 0, name, "generated"), 3)
     flip(data_file(tmp_path, 0, "finish", "generated"), 3)
     assert ok("repair", run_file).splitlines()[-1] == (
-        f"to write them anew: logitfuse extract generate {run_file} --source s"
+        f"to write them again: logitfuse extract generate {run_file} --source s"
     )
     assert "missing shards: 0" in found_wrong("verify", run_file)
     assert "1 folder(s)" in ok("gc", run_file, "--older-than", "0")

@@ -60,9 +60,9 @@ def test_a_flipped_byte_is_found_taken_back_and_written_anew(tmp_path: Path) -> 
     flip(data_file(tmp_path, 1, "entry_ids_coded"), 5)
     assert "shard 1, array entry_ids_coded, chunk 0" in found_wrong("verify", run_file)
     lines = ok("repair", run_file).splitlines()
-    assert lines[0].startswith("shard 1 taken back: checksum is wrong")
-    assert lines[1] == "stores/s: 1 shard(s) taken back"
-    assert lines[2] == f"to write them anew: logitfuse extract run {run_file} --source s"
+    assert lines[0].startswith("shard 1 uncommitted: checksum is wrong")
+    assert lines[1] == "stores/s: 1 shard(s) uncommitted"
+    assert lines[2] == f"to write them again: logitfuse extract run {run_file} --source s"
     assert sorted(reader_of(tmp_path).commits) == [0, 2]
     assert write_pending(tmp_path) == [1]
     assert ok("verify", run_file).splitlines()[-1].endswith("3 shards sound, 0 damaged, 0 missing")
@@ -75,7 +75,7 @@ def test_a_commit_that_cannot_be_read_is_taken_back(tmp_path: Path, content: str
     run_file = make_run(tmp_path)
     commit = store_folder(tmp_path) / commit_key(0)
     commit.write_text(content)
-    assert "stores/s: 1 shard(s) taken back" in ok("repair", run_file)
+    assert "stores/s: 1 shard(s) uncommitted" in ok("repair", run_file)
     assert not commit.exists()
     assert write_pending(tmp_path) == [0]
     ok("verify", run_file)
@@ -83,14 +83,14 @@ def test_a_commit_that_cannot_be_read_is_taken_back(tmp_path: Path, content: str
 
 def test_a_sound_store_is_left_as_it_is(tmp_path: Path) -> None:
     run_file = make_run(tmp_path)
-    assert ok("repair", run_file) == "stores/s: 0 shard(s) taken back\n"
+    assert ok("repair", run_file) == "stores/s: 0 shard(s) uncommitted\n"
     assert len(reader_of(tmp_path).commits) == 3
 
 
 def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     run_file = make_run(tmp_path)
     flip(data_file(tmp_path, 1, "tail_mass"))
-    assert "shard 1 would be taken back" in ok("repair", run_file, "--dry-run")
+    assert "shard 1 would be uncommitted" in ok("repair", run_file, "--dry-run")
     assert len(reader_of(tmp_path).commits) == 3
 
 
@@ -106,7 +106,7 @@ def test_the_data_stays_until_it_is_asked_away(tmp_path: Path, delete: bool) -> 
 
 def test_named_shards_are_taken_back_unseen(tmp_path: Path) -> None:
     run_file = make_run(tmp_path, leave_out=[2])
-    assert "shard 0 taken back: as asked" in ok("repair", run_file, "--shard", 0)
+    assert "shard 0 uncommitted: as asked" in ok("repair", run_file, "--shard", 0)
     assert sorted(reader_of(tmp_path).commits) == [1]
     assert "shard(s) 0, 2 have no commit" in refused(
         "repair", run_file, "--shard", 0, "--shard", 2, "--shard", 1

@@ -60,7 +60,7 @@ def test_positions_are_those_of_the_store(tmp_path: Path, kind: Kind) -> None:
             assert [e.token_id for e in position.best] == arrays["entry_ids"][row][:3].tolist()
             assert [e.logprob for e in position.best] == arrays["entry_logprobs"][row][:3].tolist()
             for item in position.best:
-                assert item.spelt == VOCABULARY.spelt[item.token_id]
+                assert item.written == VOCABULARY.written[item.token_id]
             assert position.tail_mass == arrays["tail_mass"][i]
             label = arrays["label_logprobs"][i]
             assert position.logprob == (None if np.isnan(label) else label)
@@ -250,8 +250,8 @@ def test_any_bytes_are_shown_on_one_line(data: bytes) -> None:
     shown = visible(data)
     assert shown.isprintable()
     if shown.isascii():
-        spelt = shown.encode().decode("unicode_escape").encode("latin-1", "backslashreplace")
-        assert spelt == data or not data.isascii()
+        written = shown.encode().decode("unicode_escape").encode("latin-1", "backslashreplace")
+        assert written == data or not data.isascii()
     assert quoted(data)[1:-1].replace('\\"', '"') in (shown, "◌" + shown)
 
 

@@ -192,15 +192,15 @@ def trained_ranks(texts: Sequence[str], vocab_size: int) -> dict[bytes, int]:
     """Token bytes -> rank, as a .tiktoken file lists them."""
     vocab = _byte_bpe(texts, vocab_size, _split_then_bytes(CL100K)).get_vocab()
     alphabet = _alphabet()
-    spelt = {bytes(alphabet[c] for c in piece): i for piece, i in vocab.items()}
-    return {token: rank for rank, token in enumerate(sorted(spelt, key=spelt.__getitem__))}
+    written = {bytes(alphabet[c] for c in piece): i for piece, i in vocab.items()}
+    return {token: rank for rank, token in enumerate(sorted(written, key=written.__getitem__))}
 
 
 def from_ranks(ranks: dict[bytes, int], pattern: str) -> Tokenizer:
     """A `tokenizers` BPE of ranks: each token's merge is the last that builds it by lower ranks."""
     stand_in = {byte: character for character, byte in _alphabet().items()}
 
-    def spelt(token: bytes) -> str:
+    def written(token: bytes) -> str:
         return "".join(stand_in[byte] for byte in token)
 
     merges = []
@@ -213,8 +213,8 @@ def from_ranks(ranks: dict[bytes, int], pattern: str) -> Tokenizer:
             at = pairs.index(min(pairs))
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         if len(parts) == 2:
-            merges.append((spelt(parts[0]), spelt(parts[1])))
-    vocab = {spelt(token): rank for token, rank in ranks.items()}
+            merges.append((written(parts[0]), written(parts[1])))
+    vocab = {written(token): rank for token, rank in ranks.items()}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = _split_then_bytes(pattern)
     backend.decoder = decoders.ByteLevel()

@@ -80,7 +80,7 @@ def heaviest(
     """Write the heaviest `limit` tokens (the label always among them) from place `at` on, heaviest
     first; returns the place after them.
 
-    Masses are compared as the float32 they are stored in, ties by id. They are dealt into steps of
+    Masses are compared as the float32 they are stored in, ties by id. They are sorted into steps of
     mass, and only the steps that are written are put in order.
     """
     count, tokens, masses = found.number[0], found.tokens, found.masses
@@ -95,17 +95,17 @@ def heaviest(
     while places[last + 1] < limit and last + 1 < NUM_STEPS:
         last += 1
         places[last + 1] += places[last]
-    dealt = places[last + 1]
+    num_sorted = places[last + 1]
     for k in range(count):
         step = _step(keys[k] >> 32)
         if step <= last:
             ordered[places[step]] = keys[k]
             places[step] += 1
     gap = 1
-    while dealt > limit + MANY and gap < dealt // 3:
+    while num_sorted > limit + MANY and gap < num_sorted // 3:
         gap = 3 * gap + 1  # Shell's sort
     while gap > 0:
-        for k in range(gap, dealt):
+        for k in range(gap, num_sorted):
             key = ordered[k]
             i = k - gap
             while i >= 0 and ordered[i] > key:
@@ -113,7 +113,7 @@ def heaviest(
                 i -= gap
             ordered[i + gap] = key
         gap //= 3
-    kept = min(dealt, limit)
+    kept = min(num_sorted, limit)
     has_label = False
     for k in range(kept):
         token = ordered[k] & _ID

@@ -5,7 +5,7 @@
 
 Pairs stand by source token, then target token, so the same counts are the same bytes from any worker,
 and several that write the file at once do no harm. No reader of the store asks for it, no copy takes
-it along, and whoever finds none that is sound and of the same text counts anew.
+it along, and whoever finds none that is sound and of the same text counts again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COUNTS_FILE = "pair_counts.bin"
 _MAX_HEAD_BYTES = 64 << 10
 _PAIR_BYTES = 16
 _HEAD_END = b"\n}\n"
-_ANEW = "counted anew"
+_ANEW = "counted again"
 
 
 class CountsHead(StrictModel):

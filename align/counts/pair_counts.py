@@ -47,6 +47,6 @@ class DistinctPairs:
         return self._keys // self._width, self._keys % self._width, self._counts
 
     def take(self, source: Ids, target: Ids, counts: Ids) -> None:
-        """Begin anew with what `counts` of another gave."""
+        """Begin again with what `counts` of another gave."""
         self._pending, self._num_pending = [], 0
         self._keys, self._counts = source * self._width + target, counts

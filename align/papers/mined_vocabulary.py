@@ -122,7 +122,7 @@ def nearest_tokens(
         written: [V of the target] whether the tokenizer writes an id; of tokens with the same bytes the
             first written one stands for all (`written_tokens`). None takes the lowest id.
         roles: Special tokens of the source and what they are in the target, such as the two EOS.
-            Others go to the special token that is spelt the same, else nowhere.
+            Others go to the special token that is written the same, else nowhere.
         workers: Threads; the result does not depend on them.
     """
     ids = np.full((len(source), count), NO_TOKEN, np.int32)
@@ -132,13 +132,13 @@ def nearest_tokens(
         ids[token, 0] = goal
     known = distinct_tokens(target, written)
     wanted: dict[bytes, list[int]] = {}
-    for token, spelt in enumerate(source.tokens):
-        if not spelt or token in named:
+    for token, token_bytes in enumerate(source.tokens):
+        if not token_bytes or token in named:
             continue
-        if spelt in known:
-            ids[token, 0] = known[spelt]
+        if token_bytes in known:
+            ids[token, 0] = known[token_bytes]
         else:
-            wanted.setdefault(spelt, []).append(token)
+            wanted.setdefault(token_bytes, []).append(token)
     if not wanted or not known:
         return NearestTokens(ids, distances)
     found = _search(list(wanted), known, count, workers)
@@ -191,14 +191,14 @@ def written_tokens(tokenizer: SegmentTokenizer) -> npt.NDArray[np.bool_]:
 
 
 def _same_role(source: Vocabulary, target: Vocabulary) -> dict[int, int]:
-    """Special tokens of both sides that are spelt the same."""
+    """Special tokens of both sides that are written the same."""
     there = {
-        target.spelt[index]: index
+        target.written[index]: index
         for index in np.flatnonzero(target.special)[::-1].tolist()
-        if target.spelt[index]
+        if target.written[index]
     }
     special = np.flatnonzero(source.special).tolist()
-    return {i: there[source.spelt[i]] for i in special if source.spelt[i] in there}
+    return {i: there[source.written[i]] for i in special if source.written[i] in there}
 
 
 def _search(

@@ -1,4 +1,4 @@
-"""Method `stats` (FuseChat): the map is what tokens met in aligned text, not how they are spelt.
+"""Method `stats` (FuseChat): the map is what tokens met in aligned text, not how they are written.
 
 Each source token goes to the target token that stood beside it most often on warping paths over the
 training split. Everything else is as in method `mined`, whose module says what a match is.

@@ -58,7 +58,7 @@ def shards_to_count(checked: CheckedAlignment) -> list[ShardRecord]:
 def count_once(checked: CheckedAlignment, counting: Counting, stop: StopFlag) -> None:
     """Fill `counting.pairs` with the counts that are kept, or count and keep them.
 
-    The store must be there. Counts that cannot be used are named in one line and made anew.
+    The store must be there. Counts that cannot be used are named in one line and made again.
 
     Raises:
         MissingError: A shard of the source store is not there.

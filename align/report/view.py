@@ -77,11 +77,11 @@ class Token:
     """How a token is written.
 
     Args:
-        spelt: Its bytes; of a special token its name.
+        written: Its bytes; of a special token its name.
         special: Whether it stands for a role, not for bytes.
     """
 
-    spelt: bytes
+    written: bytes
     special: bool
 
 
@@ -360,8 +360,8 @@ def names_of(rows: Sequence[Row], vocabulary: Vocabulary) -> dict[int, Token]:
     ids = {row.token_id for row in rows} | {entry for row in rows for entry, _ in row.entries}
     found = {}
     for i in sorted(ids):
-        if i < len(vocabulary) and vocabulary.spelt[i]:
-            found[i] = Token(vocabulary.spelt[i], bool(vocabulary.special[i]))
+        if i < len(vocabulary) and vocabulary.written[i]:
+            found[i] = Token(vocabulary.written[i], bool(vocabulary.special[i]))
         else:
             found[i] = Token(f"<id {i}>".encode(), True)
     return found

@@ -332,7 +332,7 @@ def _number(nats: float | None) -> float | None:
 
 def shown(token: Token) -> str:
     """A token in quotes, a special one by its bare name."""
-    return visible(token.spelt) if token.special else quoted(token.spelt)
+    return visible(token.written) if token.special else quoted(token.written)
 
 
 # ------------------------------------------------------------------------------- text made visible

@@ -81,7 +81,7 @@ def _own_columns(entry: CorpusInput) -> set[str]:
 def row_split(
     record: Mapping[str, Any], entry: CorpusInput, corpus: CorpusSection, *, doc: str, seed: int
 ) -> str:
-    """Split of a row as it is named there: the input's constant, its column, or dealt by a seeded
+    """Split of a row as it is named there: the input's constant, its column, or assigned by a seeded
     hash of its id."""
     if entry.split is not None:
         return entry.split

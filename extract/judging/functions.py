@@ -26,7 +26,7 @@ _FAILURES = {"memory": "memory", "none": "no score"}
 
 
 class FunctionProcess:
-    """The process of one function; begun anew after it had to be ended."""
+    """The process of one function; begun again after it had to be ended."""
 
     def __init__(self, options: Any) -> None:
         """Start it.

@@ -91,7 +91,7 @@ class Likelihoods:
             raise MismatchError(
                 f"answer {answer.document_id} was scored with another text",
                 where=self._url,
-                hint="the sources have answered anew since: " + HOW,
+                hint="the sources have answered again since: " + HOW,
             )
         others = [value for name, value in by_source.items() if name != answer.source]
         return math.fsum(others) / len(others) if others else None

@@ -30,7 +30,7 @@ from store_schema.errors import CorruptionError, MissingError
 from store_schema.fingerprint import bytes_digest
 
 JUDGED_FILE, BEST_FILE, SCORES_FILE = "judged.json", "best.parquet", "scores.parquet"
-MAKE_AGAIN = "run `logitfuse judge` again, which writes it anew"
+MAKE_AGAIN = "run `logitfuse judge` again, which writes it again"
 MAX_ROWS = 1 << 31
 MAX_TABLE_BYTES = 1 << 36
 
@@ -301,7 +301,7 @@ def read_part(location: Location, key: str, mark: str, num_answers: int) -> list
     try:
         part = unseal(PartRecord, data, where=f"{location.url}/{key}")
     except CorruptionError:
-        return None  # it is made anew
+        return None  # it is made again
     if part.fingerprint != mark or len(part.scores) != num_answers:
         return None
     return part.read()

@@ -40,7 +40,7 @@ class KeptPlan:
         tokenizers: Fingerprints of these.
         context_tokens: That each of them reads in all.
         documents: Digest of every split's documents, also of those to be cut.
-        new_splits: Splits that are to be cut and dealt after the others.
+        new_splits: Splits that are to be cut and assigned after the others.
     """
 
     plan: Plan
@@ -143,7 +143,7 @@ def _require_new_stores(plan: Plan, stores: Mapping[str, Location]) -> None:
             where=f"{plan.location.url} ({', '.join(tied)} were made from it)",
             expected="stores of version 4, which go on with a plan that grows",
             got="stores of an earlier version, or damaged ones",
-            hint="undo the change, give the run another name, or delete these stores to plan anew",
+            hint="undo the change, give the run another name, or delete these stores to plan again",
         )
 
 
@@ -211,5 +211,5 @@ def take_back(plan: Plan, stores: Mapping[str, Location]) -> list[str]:
         for shard in stale:
             location.delete(commit_key(shard))
         if stale:
-            lines.append(f"{name}: {len(stale)} shards taken back ({some_shards(stale)})")
+            lines.append(f"{name}: {len(stale)} shards uncommitted ({some_shards(stale)})")
     return lines

@@ -1,4 +1,4 @@
-"""`extract plan`: documents are cut for all tokenizers, and segments dealt into shards, once.
+"""`extract plan`: documents are cut for all tokenizers, and segments assigned to shards, once.
 
 The deal is a pure function of seed and documents: documents of a split in the order of a seeded
 SHA-256 of their ids, so that each shard mixes domains, and segments of a document in order.

@@ -76,7 +76,7 @@ def parts_of(document: Document, tokenizer: SegmentTokenizer) -> list[Part]:
     [ends] = tokenizer.token_ends([document.text])
     parts = [Part("context", before, len(ids)), Part("response", document.text, len(ends))]
     if end is not None:
-        written = tokenizer.vocabulary.spelt[end].decode(errors="replace")
+        written = tokenizer.vocabulary.written[end].decode(errors="replace")
         parts.append(Part("end of turn", written, 1))
         after = after.partition(written)[2]
     if after:

@@ -1,7 +1,7 @@
 """Each source in a child process of its own, one after the other.
 
 Memory is freed between sources, and vLLM's patches of model classes stay in the process that asked
-for them. A pipe is the child's leash: when the parent is asked to stop, it sends the signal's number
+for them. A pipe tells the child to stop: when the parent is asked to stop, it sends the signal's number
 through it, and when it dies the pipe closes; either way the child stops before its next batch.
 """
 
@@ -34,7 +34,7 @@ def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: 
 
     Args:
         run: The run file.
-        command: Of `python -m extract`; takes --source, a part, --leash and --halvings.
+        command: Of `python -m extract`; takes --source, a part, --stop-fd and --halvings.
         parts: Which of the shards, by source.
         flag: Asked between children, and passed on to the one that runs.
 
@@ -69,18 +69,20 @@ def _run_child(
     with tempfile.TemporaryDirectory(prefix="logitfuse-") as folder:
         config = Path(folder) / "run.yaml"
         config.write_text(run.resolved(), encoding="utf-8")
-        leash, hand = os.pipe()
+        stop_read_fd, stop_write_fd = os.pipe()
         try:
             # -P: a folder called `extract` where the user stands must not be taken for ours.
             words = [sys.executable, "-P", "-m", "extract", command, str(config)]
             words += ["--source", name, *part.arguments()]
-            words += ["--leash", str(leash), "--halvings", str(halvings)]
+            words += ["--stop-fd", str(stop_read_fd), "--halvings", str(halvings)]
             child = subprocess.Popen(
-                words, pass_fds=[leash], env=_QUIET | os.environ | {"PYTHONPATH": _python_path()}
+                words,
+                pass_fds=[stop_read_fd],
+                env=_QUIET | os.environ | {"PYTHONPATH": _python_path()},
             )
-            return _wait(child, flag, hand)
+            return _wait(child, flag, stop_write_fd)
         finally:
-            os.close(leash)
+            os.close(stop_read_fd)
 
 
 def _python_path() -> str:
@@ -88,8 +90,8 @@ def _python_path() -> str:
     return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 
 
-def _wait(child: subprocess.Popen[bytes], flag: StopFlag, hand: int) -> int:
-    """Wait for the child; let go of its leash when asked to stop or on any error."""
+def _wait(child: subprocess.Popen[bytes], flag: StopFlag, stop_write_fd: int) -> int:
+    """Wait for the child; close its pipe when asked to stop or on any error."""
     held = True
     try:
         while True:
@@ -98,25 +100,25 @@ def _wait(child: subprocess.Popen[bytes], flag: StopFlag, hand: int) -> int:
             except subprocess.TimeoutExpired:
                 if flag.asked and held:
                     with suppress(BrokenPipeError):  # it has just ended
-                        os.write(hand, bytes([flag.number]))
-                    os.close(hand)
+                        os.write(stop_write_fd, bytes([flag.number]))
+                    os.close(stop_write_fd)
                     held = False
     finally:
         if held:
-            os.close(hand)
+            os.close(stop_write_fd)
 
 
-def check_leash(flag: StopFlag, leash: int | None) -> None:
+def check_stop_fd(flag: StopFlag, stop_read_fd: int | None) -> None:
     """In the child: stop when asked to, or when the parent let go.
 
     Args:
         flag: Of this process.
-        leash: Descriptor of a pipe whose closing asks to stop; None for none.
+        stop_read_fd: Descriptor of a pipe whose closing asks to stop; None for none.
 
     Raises:
         Stopped: Asked to stop; what is committed stays.
     """
-    if leash is not None and not flag.asked and select.select([leash], [], [], 0)[0]:
-        told = os.read(leash, 1)
+    if stop_read_fd is not None and not flag.asked and select.select([stop_read_fd], [], [], 0)[0]:
+        told = os.read(stop_read_fd, 1)
         flag.ask(told[0] if told else signal.SIGTERM)
     flag.check()

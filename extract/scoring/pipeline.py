@@ -294,5 +294,5 @@ def require_planned(shard: ShardRecord, name: str, num_tokens: int) -> None:
             where=f"shard {shard.index}, source {name}",
             expected=shard.num_tokens[name],
             got=num_tokens,
-            hint="another version of the tokenizers library splits otherwise; plan anew with it",
+            hint="another version of the tokenizers library splits otherwise; plan again with it",
         )

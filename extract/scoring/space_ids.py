@@ -30,7 +30,7 @@ def space_initial_ids(vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
     (".\\n\\n") newline is not strictly such a byte; the paper takes it all the same.
     """
     begins = [token[:1] in WHITE_SPACE and token != b"" for token in vocabulary.tokens]
-    spelt = [spelling != b"" for spelling in vocabulary.spelt]
+    written = [spelling != b"" for spelling in vocabulary.written]
     ends_word: npt.NDArray[np.bool_] = np.array(begins, bool)
-    ends_word |= vocabulary.special & np.array(spelt, bool)
+    ends_word |= vocabulary.special & np.array(written, bool)
     return ends_word

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from extract.engines.protocol import Engine
-from extract.scoring.children import check_leash
+from extract.scoring.children import check_stop_fd
 from extract.scoring.sources import CheckedSource
 from launch.signals import StopFlag
 from launch.work import Part
@@ -28,7 +28,7 @@ class Job:
         pending: Those to do, in order.
         session: Of the worker's log.
         flag: Of this process.
-        leash: See `extract.scoring.children`.
+        stop_fd: See `extract.scoring.children`.
         written: Bytes committed so far.
     """
 
@@ -38,7 +38,7 @@ class Job:
     pending: Sequence[ShardRecord]
     session: Session
     flag: StopFlag
-    leash: int | None
+    stop_fd: int | None
     written: int = 0
 
     def check(self) -> None:
@@ -47,7 +47,7 @@ class Job:
         Raises:
             Stopped: Asked to stop; what is committed stays.
         """
-        check_leash(self.flag, self.leash)
+        check_stop_fd(self.flag, self.stop_fd)
 
     def commit(self, shard: ShardRecord, arrays: Arrays, stats: dict[str, float]) -> None:
         """Encode, write and commit a shard, and log it."""

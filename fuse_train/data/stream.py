@@ -24,7 +24,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """How samples are dealt (see TrainSection for each)."""
+    """How samples are handed out (see TrainSection for each)."""
 
     seed: int
     batch_segments: int

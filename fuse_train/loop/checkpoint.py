@@ -116,7 +116,7 @@ def latest_checkpoint(checkpoints: Path, fingerprint: str) -> tuple[Path, TrainS
             where=path,
             expected=f"fingerprint {fingerprint}",
             got=f"fingerprint {state.fingerprint}",
-            hint="undo the change, or give the run another name (or delete checkpoints) to start anew",
+            hint="undo the change, or give the run another name (or delete checkpoints) to start again",
         )
     check_files(path, hint=ONE_BEFORE)
     return path, state

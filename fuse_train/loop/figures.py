@@ -98,7 +98,7 @@ def readable(line: dict[str, Any], total: int) -> str:
 
 
 class CollapseWatch:
-    """Says once when a source is hardly heard any more."""
+    """Says once when a source has hardly any weight any more."""
 
     def __init__(self) -> None:
         self._warned = False

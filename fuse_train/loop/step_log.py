@@ -7,7 +7,7 @@ Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the C
      "tokens_per_s": ..., "seconds": of this step without evaluation, "wait_seconds": of these,
      waiting for the batch, "grad_norm": ...,
      "weights": {source: mean weight}, "weights_by_domain": {domain: {source: mean weight}},
-     "load_by_domain": {domain: {source: share of rows it is heard at}},
+     "load_by_domain": {domain: {source: share of rows where it has weight}},
      "entropy_by_domain": {domain: mean entropy of the weights, nats},
      "fusion_weights": {domain: weight of the fusion loss, 1 - lambda there},
      "valid_bpb": {domain: bits per byte},
@@ -41,7 +41,7 @@ class StepLog:
         self._path = path
 
     def start(self, step: int) -> None:
-        """Forget lines after `step`, and lines cut by a kill; 0 begins anew."""
+        """Forget lines after `step`, and lines cut by a kill; 0 begins again."""
         if self._path is None:
             return
         with storage_errors(str(self._path)):

@@ -40,7 +40,7 @@ def tracker_folder(logs: Path, label: str) -> Path:
 def start_trackers(
     accelerator: Any, run_name: str, label: str, fingerprint: str, *, step: int
 ) -> None:
-    """Begin or go on with the training's runs; what was told after `step` is told anew.
+    """Begin or go on with the training's runs; what was told after `step` is told again.
 
     Args:
         accelerator: Made with `log_with` and the folder above.

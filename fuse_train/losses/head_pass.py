@@ -28,7 +28,7 @@ MIN_TAIL = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ChunkSources:
-    """What the sources say of some rows, and how loudly (the fusion coefficients)."""
+    """What the sources say of some rows, and how much it counts (the fusion coefficients)."""
 
     ids_CMK: torch.Tensor
     probs_CMK: torch.Tensor

@@ -32,7 +32,7 @@ def block_elements(largest_bytes: int, num_models: int) -> int:
 
 
 class Blocks:
-    """All blocks of a tensor of floats, read anew each time it is gone through; one block is kept.
+    """All blocks of a tensor of floats, read again each time it is gone through; one block is kept.
 
     Args:
         inputs: The models.

@@ -1,6 +1,6 @@
 """Whether a model keeps the segments of a packed row apart: asked of the model itself, once.
 
-transformers tells attention where a segment ends by positions that begin anew. Not every architecture
+transformers tells attention where a segment ends by positions that begin again. Not every architecture
 and attention kernel heeds that (recurrent ones cannot), so a model that does not is refused instead of
 being trained on segments that see each other.
 

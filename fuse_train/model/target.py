@@ -1,4 +1,4 @@
-"""The target as it is trained: loaded anew or from a checkpoint, whole or with adapters."""
+"""The target as it is trained: loaded again or from a checkpoint, whole or with adapters."""
 
 from __future__ import annotations
 

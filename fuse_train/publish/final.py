@@ -22,7 +22,7 @@ from store_schema.errors import MismatchError, MissingError
 
 DONE_FILE = "done.json"
 CONFIG_FILE = "run.yaml"
-ANEW = "delete the checkpoints to train anew"
+TRAIN_AGAIN = "delete the checkpoints to train again"
 
 
 class DoneRecord(StrictModel):
@@ -66,7 +66,7 @@ def read_done(folder: Path, fingerprint: str | None = None) -> DoneRecord | None
             where=folder,
             expected=f"fingerprint {fingerprint}",
             got=f"fingerprint {record.fingerprint}",
-            hint="undo the change, or give the run another name (or delete the folder) to train anew",
+            hint="undo the change, or give the run another name (or delete the folder) to train again",
         )
     return record
 
@@ -103,9 +103,9 @@ def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> Fi
     else:
         choice = FinalChoice(best.step, best_folder(checkpoints, best.step), best.bpb)
     if choice.folder is not None and not choice.folder.is_dir():
-        raise MissingError("weights to publish are gone", where=choice.folder, hint=ANEW)
+        raise MissingError("weights to publish are gone", where=choice.folder, hint=TRAIN_AGAIN)
     if choice.folder is not None:
-        check_files(choice.folder, hint=ANEW)
+        check_files(choice.folder, hint=TRAIN_AGAIN)
     return choice
 
 

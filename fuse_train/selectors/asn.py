@@ -1,4 +1,4 @@
-"""The adaptive selection network (ASN): a scorer that learns which source to hear where.
+"""The adaptive selection network (ASN): a scorer that learns which source counts where.
 
 `AdaptiveSelector` is what all selectors with parameters share: gates, what is kept of them, files.
 `SharedScorer` is ours; the paper's own network and the constant gate are in gates.py.
@@ -140,7 +140,7 @@ class AdaptiveSelector(Selector):
             raise CorruptionError(
                 "selector's weights changed since they were written",
                 where=where,
-                hint="train the selector anew",
+                hint="train the selector again",
             )
         theirs, ours = theirs.model_copy(update={"weights": None}), self.record()
         if ours != theirs:

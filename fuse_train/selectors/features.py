@@ -85,7 +85,7 @@ def shard_features(
 def token_bytes(
     token_offsets: npt.NDArray[np.int64], byte_ends: npt.NDArray[np.uint32]
 ) -> npt.NDArray[np.int64]:
-    """[N] bytes of each token, from ends that start anew in each segment."""
+    """[N] bytes of each token, from ends that start again in each segment."""
     sizes = np.diff(byte_ends.astype(np.int64), prepend=0)
     starts = token_offsets[:-1][np.diff(token_offsets) > 0]
     sizes[starts] = byte_ends[starts]

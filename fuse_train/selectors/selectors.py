@@ -1,4 +1,4 @@
-"""Selectors: who of the sources is heard at each position, and how loudly.
+"""Selectors: what weight each source has at each position.
 
 A selector sees figures of the sources (`SourceView`), never the label of the row it decides on, and
 gives weights that sum to 1 over the sources that cover the row. Those marked `hindsight` judge by the

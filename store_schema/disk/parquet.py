@@ -1,7 +1,7 @@
 """Reading a Parquet file that may be hostile: refused where it claims more than its bytes can hold.
 
 Text is first read as a dictionary with one number for each row, so that one long string which a
-small file repeats a million times is seen before it is spelt out.
+small file repeats a million times is seen before it is written out.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def read_parquet(
         table = file.read_row_groups(chosen)
         table.validate(full=True)
         require_at_most("rows", max_rows, len(table))
-        require_at_most("bytes", max_bytes, sum(_spelt_bytes(c) for c in table.columns))
+        require_at_most("bytes", max_bytes, sum(_decoded_bytes(c) for c in table.columns))
         for name in schema.names[len(names) :]:
             table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
-        return _spelt(table, schema)
+        return _decoded(table, schema)
     except LogitfuseError:
         raise
     # Damaged bytes come out of the Parquet reader as any of these.
@@ -91,9 +91,7 @@ def parquet_errors(where: str, hint: str) -> Iterator[None]:
         raise CorruptionError("not readable as Parquet", where=where, got=got, hint=hint) from error
 
 
-def _opened(
-    source: bytes | BinaryIO, schema: pa.Schema, since: Collection[str]
-) -> pq.ParquetFile:
+def _opened(source: bytes | BinaryIO, schema: pa.Schema, since: Collection[str]) -> pq.ParquetFile:
     def opened(texts: Sequence[str]) -> pq.ParquetFile:
         return pq.ParquetFile(
             pa.BufferReader(source) if isinstance(source, bytes) else source,
@@ -112,7 +110,7 @@ def _opened(
     return opened(texts)
 
 
-def _spelt_bytes(column: pa.ChunkedArray) -> int:
+def _decoded_bytes(column: pa.ChunkedArray) -> int:
     """Bytes of a text column once each row has its own copy."""
     total = 0
     for chunk in column.chunks:
@@ -122,7 +120,7 @@ def _spelt_bytes(column: pa.ChunkedArray) -> int:
     return total
 
 
-def _spelt(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def _decoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table without dictionaries."""
     return pa.table(
         [_plain(c, f.type) for c, f in zip(table.columns, schema, strict=True)], schema=schema

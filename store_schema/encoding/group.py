@@ -67,7 +67,7 @@ class Coder:
         return CorruptionError(
             what,
             where=f"{self.where}, array {name}",
-            hint="`logitfuse store repair` takes the shard back so that a rerun writes it anew",
+            hint="`logitfuse store repair` uncommits the shard so that a rerun writes it again",
         )
 
 

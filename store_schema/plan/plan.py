@@ -1,4 +1,4 @@
-"""The plan: every document cut into segments, segments dealt into shards, once, for all models.
+"""The plan: every document cut into segments, segments assigned to shards, once, for all models.
 
 `segments.parquet` holds the segments with their text, one row group per shard, so that a worker
 reads just its own; `plan.json`, written last, holds the rest and is the plan's existence.

@@ -42,7 +42,7 @@ MAX_VOCAB_SIZE = 1 << 24
 MAX_VOCABULARY_BYTES = 1 << 28
 MAX_SHARDS = 1_000_000
 
-REPAIR = "`logitfuse store repair` takes the shard back so that a rerun writes it anew"
+REPAIR = "`logitfuse store repair` uncommits the shard so that a rerun writes it again"
 
 Decoder = Callable[[bytes, npt.NDArray[Any]], None]
 

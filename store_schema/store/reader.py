@@ -166,7 +166,7 @@ class StoreReader:
         """
         where = f"{self.location.url}/{VOCABULARY_FILE}"
         data = self._table(VOCABULARY_FILE, MAX_VOCABULARY_BYTES)
-        # Read twice: once for its size, with nothing spelt out, then as what it is.
+        # Read twice: once for its size, with nothing written out, then as what it is.
         read_parquet(
             data,
             VOCABULARY_SCHEMA,

@@ -81,7 +81,7 @@ class StoreWriter:
                 return cls(location, _brought_up_to(reader.manifest, manifest, location))
             if any(reader.scan()):
                 raise _mismatch(reader.manifest, manifest, location.url)
-            # Begun from something else but nothing is finished: nothing is lost by starting anew.
+            # Begun from something else but nothing is finished: nothing is lost by starting again.
         counts = np.zeros(manifest.vocab_size, np.int64) if count_tokens is None else count_tokens()
         ranking = ids_by_rank(counts)
         manifest = manifest.model_copy(update={"ranking_fingerprint": ranking_fingerprint(ranking)})
@@ -195,7 +195,9 @@ def _brought_up_to(found: Manifest, wanted: Manifest, location: Location) -> Man
     return now
 
 
-_ANOTHER_STORE = "undo the change, or give the run another name (or delete the store) to start anew"
+_ANOTHER_STORE = (
+    "undo the change, or give the run another name (or delete the store) to start again"
+)
 _ANOTHER_ALIGNMENT = (
     "undo the change, or put this alignment beside it: give the run another name, and `data_dir` the "
     "folder that the sources' stores lie in"

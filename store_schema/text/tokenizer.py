@@ -50,7 +50,7 @@ class SegmentTokenizer:
     """Tokenizer of one model.
 
     Ids and bytes are those of tokenizer.json. The text of a segment is tokenised by itself, so that
-    it starts at a token boundary for every model whatever stands before it. Special tokens spelt out
+    it starts at a token boundary for every model whatever stands before it. Special tokens written out
     in the text are text.
     """
 
@@ -179,8 +179,8 @@ class SegmentTokenizer:
         """
         size = len(self.vocabulary)
         if rows is not None and rows < size:
-            spelt = (self._whole.id_to_token(i) for i in range(rows, size))
-            self.beyond_rows = tuple(token for token in spelt if token is not None)
+            written = (self._whole.id_to_token(i) for i in range(rows, size))
+            self.beyond_rows = tuple(token for token in written if token is not None)
             self.vocabulary = self.vocabulary.first(rows)
 
     def require_rows(self, ids: Sequence[int], where: str) -> None:

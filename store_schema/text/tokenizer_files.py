@@ -89,11 +89,11 @@ def require_content(path: Path, *, name: str) -> None:
         raise ModelError(
             f"tokenizer of {name} is not there: the file is a pointer of git-lfs",
             where=path,
-            hint="run `git lfs pull` in the model's folder, or download it anew",
+            hint="run `git lfs pull` in the model's folder, or download it again",
         )
     if not size:
         raise ModelError(
-            f"tokenizer of {name} is an empty file", where=path, hint="download it anew"
+            f"tokenizer of {name} is an empty file", where=path, hint="download it again"
         )
 
 
@@ -105,7 +105,7 @@ def _read_json(path: Path, *, name: str) -> Any:
             f"tokenizer of {name} is damaged: not JSON",
             where=path,
             got=str(error)[:160],
-            hint="download it anew",
+            hint="download it again",
         ) from error
 
 

@@ -45,7 +45,7 @@ class FolderSource:
         self._post_processor: Any = None
 
     def open(self) -> Tokenizer:
-        """The tokenizer, read anew."""
+        """The tokenizer, read again."""
         backend = read_backend(self._folder / TOKENIZER_FILE, name=self._name)
         if self._backend is None:
             self._backend, self._post_processor = backend, backend.post_processor

@@ -31,38 +31,38 @@ class Vocabulary:
     """Bytes of every token.
 
     Args:
-        spelt: Bytes by id; for special tokens how they are spelt, b"" for unused ids.
+        written: Bytes by id; for special tokens how they are written, b"" for unused ids.
         special: [V] bool, True where an id stands for a role (BOS, EOS, padding, unknown).
         unknown: Ids that the model gives text it has no piece for. Known where the tokenizer is at
             hand; a table read from a store has none.
-        exact: Whether joined token bytes are the text, proved. False: `spelt` is what a token most
+        exact: Whether joined token bytes are the text, proved. False: `written` is what a token most
             often stands for, byte ends came from offsets (`offset_ends`), and nothing may compare
             joined bytes with a text.
     """
 
-    spelt: tuple[bytes, ...]
+    written: tuple[bytes, ...]
     special: npt.NDArray[np.bool_]
     unknown: frozenset[int] = frozenset()
     exact: bool = True
 
     def __len__(self) -> int:
-        return len(self.spelt)
+        return len(self.written)
 
     def first(self, size: int) -> Vocabulary:
         """The table of ids below `size` alone."""
         unknown = frozenset(i for i in self.unknown if i < size)
-        return Vocabulary(self.spelt[:size], self.special[:size], unknown, self.exact)
+        return Vocabulary(self.written[:size], self.special[:size], unknown, self.exact)
 
     @cached_property
     def tokens(self) -> tuple[bytes, ...]:
         """Bytes by id as a model means them: a special token stands for no text."""
-        pairs = zip(self.spelt, self.special.tolist(), strict=True)
+        pairs = zip(self.written, self.special.tolist(), strict=True)
         return tuple(b"" if special else token for token, special in pairs)
 
     def spelling(self, token_id: int) -> bytes:
         """How a token is written; models may have ids that their tokenizer does not know."""
-        if token_id < len(self.spelt) and self.spelt[token_id]:
-            return self.spelt[token_id]
+        if token_id < len(self.written) and self.written[token_id]:
+            return self.written[token_id]
         return f"<id {token_id}>".encode()
 
     @cached_property
@@ -71,16 +71,16 @@ class Vocabulary:
         return np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
 
     @cached_property
-    def spelt_lengths(self) -> npt.NDArray[np.int64]:
-        """[V] bytes of each token as it is spelt."""
-        return np.fromiter(map(len, self.spelt), np.int64, len(self.spelt))
+    def written_lengths(self) -> npt.NDArray[np.int64]:
+        """[V] bytes of each token as it is written."""
+        return np.fromiter(map(len, self.written), np.int64, len(self.written))
 
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the table: tokenizers with one table may still split otherwise."""
         special = np.flatnonzero(self.special).tolist()
         inexact = [] if self.exact else ["inexact"]
-        return fingerprint([[token.hex() for token in self.spelt], special, *inexact])
+        return fingerprint([[token.hex() for token in self.written], special, *inexact])
 
     def byte_ends(self, ids: Sequence[int], text: bytes, *, where: str) -> npt.NDArray[np.uint32]:
         """End of each token in `text`, proved.
@@ -113,7 +113,7 @@ class Vocabulary:
             # token is none of them: that its spelling stands in the text is chance.
             if not any(self.special[i] for i in ids) or not self.unknown.isdisjoint(ids):
                 return None
-            table, lengths = self.spelt, self.spelt_lengths
+            table, lengths = self.written, self.written_lengths
             joined = b"".join([table[i] for i in ids])
             if joined not in (text, b" " + text):
                 return None
@@ -225,7 +225,7 @@ class Vocabulary:
 
     def to_parquet(self) -> bytes:
         """The table as a Parquet file, for a store."""
-        table = pa.table({"bytes": pa.array(self.spelt, pa.binary()), "special": self.special})
+        table = pa.table({"bytes": pa.array(self.written, pa.binary()), "special": self.special})
         if not self.exact:
             table = table.replace_schema_metadata(_INEXACT)
         sink = io.BytesIO()

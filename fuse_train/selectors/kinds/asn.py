@@ -30,7 +30,7 @@ class AsnSection(LearnedOptions):
     0.15, trained through the fusion loss; fields given beside it win. Its feedback weight is 0.5
     (`train.feedback_weight`), its lambda 0.9 (`train.clm_weight`)."""
     untrained: bool = False
-    """With `preset: fusion-x`, what its public code does: the network is made anew for every batch and
+    """With `preset: fusion-x`, what its public code does: the network is made again for every batch and
     never trained, so its choice is a random one. To compare with."""
     hidden_size: int = Field(default=32, gt=0, le=4096)
     """Width of the scorer's two hidden layers."""
