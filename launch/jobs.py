@@ -18,11 +18,13 @@ class Pending:
         extract: Shards by source.
         align: Shards by source.
         train: Whether there is something to train.
+        pairs: Of pairwise training, sources whose pair is not trained.
     """
 
     extract: Mapping[str, Collection[int]]
     align: Mapping[str, Collection[int]]
     train: bool
+    pairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,9 @@ def stages_from(stage: Stage, *, only: bool) -> tuple[Stage, ...]:
 def needed_jobs(request: Request, pending: Pending) -> list[Job]:
     """The jobs to submit, in an order in which each comes after those it waits for.
 
-    An alignment waits for the extraction of its source; training waits for all alignments. Training
-    is left out when a source would still not be aligned then, unless nothing else was asked for.
+    An alignment waits for the extraction of its source; training waits for all alignments. Of pairwise
+    training each pair is a job, and the last one, which merges, waits for them all. Training is left
+    out when a source would still not be aligned then, unless nothing else was asked for.
 
     Raises:
         MissingError: What a requested stage reads is not there and not asked for.
@@ -80,7 +83,12 @@ def needed_jobs(request: Request, pending: Pending) -> list[Job]:
             hint="`logitfuse submit extract` submits what is missing, and the training after it",
         )
     if "train" in request.stages and pending.train and not missing:
-        jobs.append(Job("train", None, request.options["train"], after=tuple(alignments)))
+        options, after = request.options["train"], tuple(alignments)
+        # Two pairs or more: one alone is trained by the job that merges.
+        pairs = pending.pairs if len(pending.pairs) > 1 else ()
+        of_pairs = [Job("train", source, options, after=after) for source in pairs]
+        jobs += of_pairs
+        jobs.append(Job("train", None, options, after=(*after, *(job.stem for job in of_pairs))))
     return jobs
 
 

@@ -40,7 +40,7 @@ class Job:
 
     Args:
         stage: What it runs.
-        source: Of which source; None for training.
+        source: Of which source; of training, the pair with it alone; None for all of training.
         options: sbatch's, values by long name.
         workers: Of how many workers the array's tasks are some.
         part: The array; None for training, which is one job.
@@ -220,7 +220,8 @@ def _start(job: Job, place: Place) -> list[str]:
         program += ["-m", "fuse_train", "run"]
     words = [shlex.quote(word) for word in (*place.python, *program, str(place.run_file))]
     if job.part is None:
-        return [f"{' '.join(words)} &"]
+        pair = ["--pair", shlex.quote(job.source)] if job.source is not None else []
+        return [f"{' '.join([*words, *pair])} &"]
     index = "$SLURM_ARRAY_TASK_ID"
     if job.part.offset:
         index = f"$((SLURM_ARRAY_TASK_ID + {job.part.offset}))"

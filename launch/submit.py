@@ -15,7 +15,7 @@ from launch.config import LaunchSection
 from launch.jobs import Pending
 from launch.json_lines import append_line
 from launch.slurm import ArrayLimits, Job, Place, sbatch_command, script_text
-from launch.summary import logs_folder
+from launch.summary import logs_folder, pair_folders
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError, MissingError, StorageError
@@ -54,6 +54,11 @@ def find_pending(run: RunConfig) -> Pending:
         extract={source: _pending(plan, run.store_url(source)) for source in run.sources},
         align={source: _pending(plan, run.aligned_url(source)) for source in run.sources},
         train=not _trained(run),
+        pairs=tuple(
+            name
+            for name, folder in pair_folders(run).items()
+            if not (folder / "final" / _DONE_FILE).exists()
+        ),
     )
 
 

@@ -20,6 +20,21 @@ def logs_folder(run: RunConfig) -> Path:
     return Path(f"runs/{run.name}" if "://" in run.folder else run.folder) / "logs"
 
 
+def pair_folders(run: RunConfig) -> dict[str, Path]:
+    """Where each pair of a pairwise training (`train.pairwise`) lies, by the source that is paired with
+    the pivot; {} where there is none."""
+    pairwise = getattr(run.sections.get("train"), "pairwise", None)
+    if pairwise is None:
+        return {}
+    folder = logs_folder(run).parent
+    remote = "://" in run.folder
+    return {
+        name: folder.parent / f"{run.name}-{name}" if remote else folder / "pairs" / name
+        for name in run.sources
+        if name != pairwise.pivot
+    }
+
+
 def peak_rss_bytes() -> int:
     """Largest resident size of this process or of any child it waited for."""
     kib = max(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.json_lines import read_lines
-from launch.summary import logs_folder
+from launch.summary import logs_folder, pair_folders
 from store_schema.config import RunConfig
 
 STEP_LOGS = {"fused": "train_steps.jsonl", "control": "control_steps.jsonl"}
@@ -28,7 +28,7 @@ class TrainingStatus:
     """One training.
 
     Args:
-        label: "fused" or "control".
+        label: "fused", "control", or of pairwise training the pair: "with NAME".
         state: `silent`: it did not say that it ended, and wrote nothing for long.
         step: Steps done.
         num_steps: Of all; None before the first step.
@@ -48,12 +48,17 @@ class TrainingStatus:
 
 
 def read_trainings(run: RunConfig, time: datetime) -> tuple[TrainingStatus, ...]:
-    """The fused training, and the control where the run has one."""
+    """The fused training or those of all pairs, and the control where the run has one."""
     section = run.sections.get("train")
-    labels = [name for name in STEP_LOGS if name == "fused" or getattr(section, "control", True)]
     folder = logs_folder(run)
     ending = _last_ending(folder / SUMMARIES)
-    return tuple(_training(label, folder / STEP_LOGS[label], ending, time) for label in labels)
+    logs = {
+        f"with {name}": place / "logs" / STEP_LOGS["fused"]
+        for name, place in pair_folders(run).items()
+    } or {"fused": folder / STEP_LOGS["fused"]}
+    if getattr(section, "control", True):
+        logs["control"] = folder / STEP_LOGS["control"]
+    return tuple(_training(label, path, ending, time) for label, path in logs.items())
 
 
 def _training(

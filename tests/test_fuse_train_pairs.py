@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from fuse_train.config import TrainSection
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.pairs import pair_runs
 from fuse_train.publish.final import read_done
-from fuse_train.run import open_inputs, train_run
+from fuse_train.run import open_inputs, output_folder, train_run
+from launch.summary import pair_folders
+from launch.training_status import read_trainings
 from store_schema.errors import ConfigError, MismatchError, Stopped
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_run import same, weights, with_train
@@ -67,6 +71,18 @@ def test_a_pair_is_the_same_as_a_run_of_these_two_sources(trained, tmp_path) -> 
     )
     train_run(alone)
     assert same(weights(tmp_path / "final"), weights(folder / "run/pairs/facts/final"))
+
+
+def test_status_and_submit_know_the_pairs(trained, tmp_path) -> None:
+    _, made, _ = trained
+    states = {t.label: (t.state, t.step) for t in read_trainings(made, datetime.now(UTC))}
+    assert states == {"with prose": ("done", 3), "with facts": ("done", 3), "control": ("done", 3)}
+    folders = pair_folders(made)
+    assert folders == {name: Path(pair.folder) for name, pair in pair_runs(
+        made, made.section("train", TrainSection)).items()}  # fmt: skip
+    remote = made.model_copy(update={"run_dir": "s3://bucket/x"})
+    runs = pair_runs(remote, made.section("train", TrainSection))
+    assert {name: output_folder(pair) for name, pair in runs.items()} == pair_folders(remote)
 
 
 def test_again_nothing_is_done(trained) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import logitfuse
 from fuse_train.publish.final import DONE_FILE
 from fuse_train.run import final_folder
 from launch.jobs import Pending, Request, needed_jobs, stages_from, unaligned
-from launch.slurm import ArrayLimits, ArrayPart, Job
+from launch.slurm import ArrayLimits, ArrayPart, Job, Place, script_text
 from launch.slurm_options import (
     STAGES,
     Stage,
@@ -62,6 +63,20 @@ ALL = pending({"a": range(4), "b": range(4)}, {"a": range(4), "b": range(4)})
 
 def after(jobs: Sequence[Job]) -> dict[str, tuple[str, ...]]:
     return {job.stem: job.after for job in jobs}
+
+
+def test_each_pair_of_a_pairwise_training_is_a_job_and_the_last_one_merges() -> None:
+    done = {"a": (), "b": (), "pivot": ()}
+    sources = ["a", "b", "pivot"]
+    left = replace(ALL, extract=done, align=done, pairs=("a", "b"))
+    jobs = needed_jobs(request("train", sources), left)
+    assert after(jobs) == {"train-a": (), "train-b": (), "train": ("train-a", "train-b")}
+    assert [job.source for job in jobs] == ["a", "b", None]
+    one = needed_jobs(request("train", sources), replace(left, pairs=("b",)))
+    assert after(one) == {"train": ()}
+    place = Place("mine", Path("scripts"), Path("."), ("python",))
+    assert "-m logitfuse train run scripts/run.yaml --pair a &" in script_text(jobs[0], place)
+    assert "--pair" not in script_text(jobs[2], place)
 
 
 def test_a_source_is_aligned_when_extracted_and_all_are_trained_on() -> None:
