@@ -30,7 +30,7 @@ PROMPTS = [
         "split": split,
         "domain": "sums",
     }
-    for split, count in (("train", 12), ("valid", 3), ("test", 4))
+    for split, count in (("train", 8), ("valid", 2), ("test", 2))
     for n in range(count)
 ]
 SMALL: dict[str, Any] = {  # what a toy needs smaller; all else is the preset's
@@ -107,7 +107,8 @@ def test_one_line_and_the_way_to_the_end(name: str, models: dict[str, str], tmp_
     assert AutoTokenizer.from_pretrained(final).chat_template
     assert "fused: step" in trained
     if name == "fusechat":
-        assert trained.count("with ") == len(run.sources) - 1
+        lines = [line for line in trained.splitlines() if line.startswith("with ")]
+        assert len(lines) == len(run.sources) - 1
     assert "complete, nothing to do" in call(train, "run", path)
 
 
