@@ -227,25 +227,29 @@ class Plan:
         return found
 
     def corpora(self, shard: ShardRecord) -> list[str | None]:
-        """Name of the input that each segment of a shard came from; reads that column alone.
+        """Name of the input that each segment of a shard came from.
 
         Raises:
             CorruptionError: The segment file is damaged.
         """
-        where = f"{self.location.url}/{SEGMENTS_FILE}, shard {shard.index}"
-        size = shard.stop - shard.start
+        names: list[str | None] = self._corpora[shard.start : shard.stop].to_pylist()
+        return names
+
+    @cached_property
+    def _corpora(self) -> pa.ChunkedArray:
+        """That of every segment, read alone and once."""
+        where = f"{self.location.url}/{SEGMENTS_FILE}"
+        size = self.record.num_segments
         with self.location.open_read(SEGMENTS_FILE) as file, parquet_errors(where, RESTORE):
             opened = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             if "corpus" not in opened.schema_arrow.names:
-                return [None] * size
-            names: list[str | None] = opened.read_row_group(shard.index, ["corpus"])[
-                "corpus"
-            ].to_pylist()
-        if len(names) != size:
+                return pa.chunked_array([pa.nulls(size, pa.string())])
+            found = opened.read(["corpus"])["corpus"]
+        if len(found) != size:
             raise CorruptionError(
-                "other number of segments", where=where, expected=size, got=len(names), hint=RESTORE
+                "other number of segments", where=where, expected=size, got=len(found), hint=RESTORE
             )
-        return names
+        return found
 
     def segments(self, shard: ShardRecord) -> list[Segment]:
         """The segments of one shard, checked against the shard's fingerprint.
