@@ -84,6 +84,16 @@ class CorpusInput(StrictModel):
     chat: ChatInput = ChatInput()
     """How chats are read where their shape is none of those known."""
 
+    def content(self) -> dict[str, Any]:
+        """What it asks for, for fingerprints; what inputs could not ask for at first, only where it is
+        asked."""
+        content = self.model_dump(mode="json", exclude={"path"})
+        if self.corpus is None:
+            del content["corpus"]
+        if self.columns.author is None:
+            del content["columns"]["author"]
+        return content
+
     @model_validator(mode="after")
     def _constant_or_column(self) -> Self:
         for name in ("domain", "split"):

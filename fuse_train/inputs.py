@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of
@@ -18,11 +17,10 @@ from fuse_train.selector_fit.selector_start import saved_identity
 from launch.summary import logs_folder
 from store_schema.config import ModelRef, RunConfig
 from store_schema.disk.location import open_location
-from store_schema.disk.parquet import parquet_errors
-from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import InputError
 from store_schema.fingerprint import fingerprint
-from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan
+from store_schema.plan.columns import segment_columns
+from store_schema.plan.plan import Plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source
 from store_schema.text.tokenizer import SegmentTokenizer
@@ -123,11 +121,7 @@ def check_domains(inputs: Inputs, section: TrainSection) -> None:
 
 def split_bytes(plan: Plan, split: str) -> dict[str, int]:
     """Bytes of text by domain in one split of the plan."""
-    columns = ["domain", "split", "byte_start", "byte_end"]
-    where = f"{plan.location.url}/{SEGMENTS_FILE}"
-    with storage_errors(plan.location.url), plan.location.open_read(SEGMENTS_FILE) as file:
-        with parquet_errors(where, RESTORE):
-            table = pq.read_table(file, columns=columns, pre_buffer=False)
+    table = segment_columns(plan, ["domain", "split", "byte_start", "byte_end"])
     chosen = table.filter(pc.equal(table["split"], split))
     sizes = pc.subtract(chosen["byte_end"], chosen["byte_start"])
     sums = pa.table({"domain": chosen["domain"], "bytes": sizes})

@@ -323,6 +323,8 @@ def test_every_field_of_a_segment_is_in_the_fingerprint(tmp_path: Path) -> None:
 def test_a_plan_of_before_authors_and_corpora_reads_as_it_did(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
+    from store_schema.plan.columns import segment_columns
+
     location = open_location(tmp_path)
     plan = store_factory.plan(location, [["alpha beta", "gamma"], ["delta"] * 3])
     path = tmp_path / "segments.parquet"
@@ -337,7 +339,8 @@ def test_a_plan_of_before_authors_and_corpora_reads_as_it_did(tmp_path: Path) ->
     segments = [segment for shard in opened.shards for segment in opened.segments(shard)]
     assert [s.text for s in segments] == ["alpha beta", "gamma", *["delta"] * 3]
     assert {(s.author, s.corpus) for s in segments} == {(None, None)}
-    assert [opened.corpora(shard) for shard in opened.shards] == [[None] * 2, [None] * 3]
+    columns = segment_columns(opened, ["corpus", "domain"]).to_pydict()
+    assert columns == {"corpus": [None] * 5, "domain": [s.domain for s in segments]}
     with pq.ParquetWriter(path, earlier.drop_columns(["text"]).schema) as writer:
         writer.write_table(earlier.drop_columns(["text"]))
     with pytest.raises(CorruptionError):

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -259,22 +259,12 @@ def _request_fingerprint(
 ) -> str:
     """Of names and content, not of paths: moved inputs ask for the same corpus."""
     inputs = [
-        [_asked(entry), file.name, file.format, digest]
+        [entry.content(), file.name, file.format, digest]
         for (entry, file), digest in zip(files, digests, strict=True)
     ]
     # What `unicode` comes to is known when documents are read: NormalForm.is_met looks after it.
     settings = section.model_dump(mode="json", exclude={"inputs", "unicode"})
     return fingerprint(["corpus", SCHEMA_VERSION, inputs, settings, run.seed])
-
-
-def _asked(entry: CorpusInput) -> dict[str, Any]:
-    """What an input asks for; what inputs could not ask for at first, only where it is asked."""
-    asked = entry.model_dump(mode="json", exclude={"path"})
-    if entry.corpus is None:
-        del asked["corpus"]
-    if entry.columns.author is None:
-        del asked["columns"]["author"]
-    return asked
 
 
 def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:

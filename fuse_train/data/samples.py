@@ -9,18 +9,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from fuse_train.data.partial import incomplete, missing_shards, silent_arrays
 from fuse_train.selectors.features import shard_features
-from store_schema.disk.parquet import parquet_errors
-from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, InputError, MismatchError
 from store_schema.layout import Arrays
-from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
+from store_schema.plan.columns import segment_columns
+from store_schema.plan.plan import Plan, Segment, ShardRecord
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
 
@@ -209,7 +209,13 @@ class AlignedSamples:
 
     def corpora(self, position: int) -> list[str | None]:
         """[D] name of the input that each segment of a shard came from, None where it has none."""
-        return self.plan.corpora(self.shards[position])
+        shard = self.shards[position]
+        names: list[str | None] = self._corpora[shard.start : shard.stop].to_pylist()
+        return names
+
+    @cached_property
+    def _corpora(self) -> pa.ChunkedArray:
+        return segment_columns(self.plan, ["corpus"])["corpus"]
 
     def load(self, position: int, *, with_sources: bool) -> DecodedShard:
         """Read one shard of the split.
@@ -326,11 +332,7 @@ class AlignedSamples:
 
 def domains_of(plan: Plan) -> tuple[str, ...]:
     """Every domain of the plan, in alphabetical order."""
-    where = f"{plan.location.url}/{SEGMENTS_FILE}"
-    with storage_errors(plan.location.url), plan.location.open_read(SEGMENTS_FILE) as file:
-        with parquet_errors(where, RESTORE):
-            column = pq.read_table(file, columns=["domain"], pre_buffer=False)["domain"]
-    return tuple(sorted(column.unique().to_pylist()))
+    return tuple(sorted(segment_columns(plan, ["domain"])["domain"].unique().to_pylist()))
 
 
 def check_store(reader: StoreReader, plan: Plan, tokenizer: SegmentTokenizer) -> None:

@@ -21,7 +21,7 @@ from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import StrictModel
 from store_schema.disk.bounded import read_record
 from store_schema.disk.location import Location
-from store_schema.disk.parquet import parquet_errors, read_parquet
+from store_schema.disk.parquet import read_parquet
 from store_schema.disk.sealed import MAX_RECORD_BYTES, seal, unseal
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MissingError
@@ -224,31 +224,6 @@ class Plan:
         found: dict[str, tuple[ShardRecord, ...]] = {}
         for shard in self.shards:
             found[shard.split] = (*found.get(shard.split, ()), shard)
-        return found
-
-    def corpora(self, shard: ShardRecord) -> list[str | None]:
-        """Name of the input that each segment of a shard came from.
-
-        Raises:
-            CorruptionError: The segment file is damaged.
-        """
-        names: list[str | None] = self._corpora[shard.start : shard.stop].to_pylist()
-        return names
-
-    @cached_property
-    def _corpora(self) -> pa.ChunkedArray:
-        """That of every segment, read alone and once."""
-        where = f"{self.location.url}/{SEGMENTS_FILE}"
-        size = self.record.num_segments
-        with self.location.open_read(SEGMENTS_FILE) as file, parquet_errors(where, RESTORE):
-            opened = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
-            if "corpus" not in opened.schema_arrow.names:
-                return pa.chunked_array([pa.nulls(size, pa.string())])
-            found = opened.read(["corpus"])["corpus"]
-        if len(found) != size:
-            raise CorruptionError(
-                "other number of segments", where=where, expected=size, got=len(found), hint=RESTORE
-            )
         return found
 
     def segments(self, shard: ShardRecord) -> list[Segment]:
