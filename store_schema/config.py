@@ -105,7 +105,12 @@ class TemplateSettings(StrictModel):
     @field_validator("variables")
     @classmethod
     def _own_names(cls, variables: dict[str, Any]) -> dict[str, Any]:
-        taken = {"messages", "tools", "add_generation_prompt", "tokenize", "chat_template"}
+        taken = {
+            *("messages", "tools", "add_generation_prompt", "tokenize", "chat_template"),
+            *("conversation", "continue_final_message", "return_dict", "return_tensors"),
+            *("return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+            *("tokenizer_kwargs", "processor_kwargs"),
+        }
         if taken & variables.keys():
             raise ValueError(f"{', '.join(sorted(taken & variables.keys()))}: set by the stages")
         return variables

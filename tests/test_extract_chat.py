@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import Counter
 from pathlib import Path
@@ -43,6 +44,7 @@ NO_MODELS = {name: Path("none") for name in ("code", "target")}
 
 
 def run_of(folder: Path, file: Path, **options: Any) -> Path:
+    folder.mkdir(exist_ok=True)
     entry = {"path": str(file), "domain": "chat", "split": "train", **options}
     return write_run(folder, NO_MODELS, corpus={"inputs": [entry]})
 
@@ -483,6 +485,20 @@ def test_a_text_that_is_json_is_no_list_of_messages(tmp_path: Path) -> None:
     assert seen(documents) == [('[{"a": 1}]', '[{"b": 2}]')]
 
 
+def deep(levels: int) -> dict[str, Any]:
+    """A tool's schema of so many levels."""
+    inner: dict[str, Any] = {}
+    for _ in range(levels):
+        inner = {"a": inner}
+    return {"name": "sum", "parameters": inner}
+
+
+def calling(arguments: str) -> list[dict[str, Any]]:
+    """A chat that calls with these arguments."""
+    call = {"type": "function", "function": {"name": "sum", "arguments": arguments}}
+    return [MESSAGES[1], {"role": "assistant", "content": A, "tool_calls": [call]}]
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, MESSAGES[2]]},
@@ -502,6 +518,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "a tool call has no name",
     ),
     "tools": ({"messages": MESSAGES, "tools": ["sum"]}, "tools are not a list of objects"),
+    "nameless tool": (
+        {"messages": MESSAGES, "tools": {"sum": {"description": "adds"}, "two": {}}},
+        "a tool has no name",
+    ),
+    "deep tool": ({"messages": MESSAGES, "tools": [deep(900)]}, "nested too deep"),
+    "deep arguments": ({"messages": calling(json.dumps(deep(900)))}, "nested too deep"),
+    "surrogate in arguments": ({"messages": calling('{"a": "\\ud800"}')}, "lone surrogate"),
+    "nul in arguments": ({"messages": calling('{"a": "x\\u0000"}')}, "NUL at character 1"),
     "answers": (
         {"prompt": said(("user", Q)), "completion": said(("user", Q), ("assistant", A2))},
         "a response is not one of the assistant's",
@@ -535,6 +559,8 @@ def test_what_cannot_be_read_is_named_or_dropped(tmp_path: Path, what: str) -> N
         ('[{"text": "a"}', "it ends before the list does"),
         ('[{"text": }]', "bad JSON"),
         ("[1]", "not a JSON object"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', "more behind the list, at character 16"),
+        ('[{"text": "a"}] garbage', "more behind the list"),
     ],
 )
 def test_a_damaged_list_is_named(tmp_path: Path, content: str, words: str) -> None:
@@ -542,6 +568,95 @@ def test_a_damaged_list_is_named(tmp_path: Path, content: str, words: str) -> No
     line = refused("corpus", "build", run_of(tmp_path, tmp_path / "c.json"))
     assert words in line
     assert "c.json" in line
+
+
+def test_a_list_may_have_space_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('[{"text": "a"}]\r\n\n ')
+    assert seen(documents_of(run_of(tmp_path, tmp_path / "c.json"))) == [(None, "a")]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_geminis_tools_without_a_list_around_them(tmp_path: Path, as_text: bool) -> None:
+    declared = {"functionDeclarations": [{"name": "f"}, {"name": "g"}]}
+    row = {"messages": MESSAGES, "tools": json.dumps(declared) if as_text else declared}
+    documents = documents_of(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row])))
+    tools = json.loads(documents[0].context or "")["tools"]
+    assert [tool["function"] for tool in tools] == [{"name": "f"}, {"name": "g"}]
+
+
+def test_a_map_of_parquet_is_an_object(tmp_path: Path) -> None:
+    kind = pa.struct([("name", pa.string()), ("arguments", pa.map_(pa.string(), pa.string()))])
+    calls = pa.list_(pa.struct([("type", pa.string()), ("function", kind)]))
+    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", calls)])
+    call = {"type": "function", "function": {"name": "f", "arguments": [("city", "Kiel")]}}
+    rows = [[
+        {"role": "user", "content": Q, "tool_calls": None},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4", "tool_calls": None},
+        {"role": "assistant", "content": A, "tool_calls": None},
+    ]]  # fmt: skip
+    pq.write_table(
+        pa.table({"messages": pa.array(rows, pa.list_(message))}), tmp_path / "c.parquet"
+    )
+    documents = documents_of(run_of(tmp_path, tmp_path / "c.parquet"))
+    made = json.loads(documents[-1].context or "")["messages"][1]["tool_calls"][0]["function"]
+    assert made["arguments"] == {"city": "Kiel"}
+
+
+def test_what_arguments_hold_that_json_has_no_word_for_is_named(tmp_path: Path) -> None:
+    call = {"function": {"name": "f", "arguments": {"at": datetime.datetime(2026, 1, 1)}}}
+    asked = {"role": "user", "content": Q, "tool_calls": []}
+    answered = {"role": "assistant", "content": A, "tool_calls": [call]}
+    table = pa.table({"messages": [[asked, answered]]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    line = refused("corpus", "build", run_of(tmp_path, tmp_path / "c.parquet"))
+    assert "a value that JSON does not have" in line
+    assert "got datetime" in line
+
+
+def test_other_kinds_of_tools_and_late_texts_are_counted(tmp_path: Path) -> None:
+    used = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+    parts = [{"type": "text", "text": "Before. "}, used, {"type": "text", "text": "After."}]
+    row = {
+        "messages": [MESSAGES[1], {"role": "assistant", "content": parts}],
+        "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+    }
+    path = run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row]))
+    out = ok("corpus", "build", path)
+    assert "tools.type 1" in out
+    assert "1 text behind a call, read as before it" in out
+    [document] = documents_of(path)
+    assert document.text == "Before. After."
+
+
+def test_empty_fields_are_as_none(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [message | {"name": "", "tool_call_id": "", "tool_calls": ""}
+                      for message in MESSAGES], "tools": "null"}
+    ]  # fmt: skip
+    plain = write_jsonl(tmp_path / "plain.jsonl", [{"messages": MESSAGES}])
+    expected = seen(documents_of(run_of(tmp_path / "a", plain)))
+    empty = write_jsonl(tmp_path / "empty.jsonl", rows)
+    assert seen(documents_of(run_of(tmp_path / "b", empty))) == expected
+
+
+def test_roles_of_the_run_file_are_known_ones(tmp_path: Path) -> None:
+    call = json.dumps({"name": "f", "arguments": {}})
+    row = {"messages": [
+        {"role": "caller", "content": Q},
+        {"role": "act", "content": call},
+        {"role": "result", "content": "4"},
+        {"role": "desk", "content": A},
+    ]}  # fmt: skip
+    file = write_jsonl(tmp_path / "c.jsonl", [row])
+    roles = {"caller": "Human", "act": "function_call", "result": "observation", "desk": "gpt"}
+    documents = documents_of(run_of(tmp_path, file, chat={"roles": roles}))
+    messages = json.loads(documents[-1].context or "")["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    assert messages[1]["tool_calls"][0]["function"]["name"] == "f"
+    path = run_of(tmp_path, file, chat={"roles": roles | {"desk": "usr"}})
+    line = refused("corpus", "build", path)
+    assert "nobody is called usr: one of system, user, assistant, tool, function_call" in line
 
 
 def test_every_shape_has_a_line_in_the_docs() -> None:

@@ -243,8 +243,9 @@ def test_another_template_is_read_from_a_file(tmp_path: Path) -> None:
 
 
 def test_settings_that_the_stages_set_are_refused() -> None:
-    with pytest.raises(ValueError, match="tools: set by the stages"):
-        ModelRef(model="m", template={"variables": {"tools": []}})  # type: ignore[arg-type]
+    for name in ("tools", "continue_final_message", "return_dict"):
+        with pytest.raises(ValueError, match=f"{name}: set by the stages"):
+            ModelRef(model="m", template={"variables": {name: []}})  # type: ignore[arg-type]
 
 
 def test_the_space_of_a_text_is_not_written_twice() -> None:

@@ -41,20 +41,46 @@ def clean_text(value: Any, where: str) -> str:
     return value
 
 
-def clean_values(value: Any, where: str) -> Any:
+MOST_LEVELS = 100
+"""Objects and lists within each other: templates and JSON writers call themselves for each."""
+
+
+def clean_values(value: Any, where: str, levels: int = MOST_LEVELS) -> Any:
     """JSON with every text in it checked and nulls left out of its objects.
 
     Columns of Parquet and `datasets` fill what one row lacks and another has with null.
 
     Raises:
-        DocumentError: As for `clean_text`.
+        DocumentError: As for `clean_text`; or something that JSON has no word for, or that is nested
+            deeper than `levels`.
     """
+    if levels < 0:
+        raise DocumentError(
+            "nested too deep", reason="nested", where=where, expected=f"{MOST_LEVELS} levels"
+        )
+    if isinstance(value, list) and value and all(_is_pair(part) for part in value):
+        value = dict(value)
     if isinstance(value, dict):
         return {
-            clean_text(str(key), where): clean_values(part, where)
+            clean_text(str(key), where): clean_values(part, where, levels - 1)
             for key, part in value.items()
             if part is not None
         }
     if isinstance(value, list):
-        return [clean_values(part, where) for part in value]
-    return clean_text(value, where) if isinstance(value, str) and value else value
+        return [clean_values(part, where, levels - 1) for part in value]
+    if isinstance(value, str):
+        return clean_text(value, where) if value else value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise DocumentError(
+        "a value that JSON does not have",
+        reason="not_json",
+        where=where,
+        expected="text, a number, true, false, a list or an object",
+        got=type(value).__name__,
+    )
+
+
+def _is_pair(part: Any) -> bool:
+    """Whether it is an entry of a map, as Arrow gives maps; JSON has no tuples."""
+    return isinstance(part, tuple) and len(part) == 2

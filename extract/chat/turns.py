@@ -13,7 +13,7 @@ from typing import Any
 
 from extract.chat.form import ASSISTANT, Call, Chat, Tally, Turn
 from extract.chat.text import clean_text, clean_values
-from extract.chat_config import ChatInput
+from extract.chat_config import CALLING, ROLES, SAME_WORDS, ChatInput
 from extract.document_error import DocumentError
 
 ROLE_KEYS = ("role", "from", "speaker", "sender")
@@ -22,17 +22,9 @@ THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 _CALL_KEYS = ("tool_calls", "function_call")
 _NAME_KEYS = ("name",)
 _ID_KEYS = ("tool_call_id",)
-
-CALLING, SAME_WORDS = "function_call", {
-    "system": ("system", "developer"),
-    "user": ("user", "human", "prompter"),
-    ASSISTANT: ("assistant", "gpt", "model", "chatgpt", "bot", "bard", "bing", "ai"),
-    "tool": ("tool", "function", "observation", "function_response", "tool_response", "ipython"),
-}  # fmt: skip
-ROLES = {word: role for role, words in SAME_WORDS.items() for word in words}
-"""Who speaks, by the names that published chats have for it, in lower case."""
-_ALSO_CALLING = (CALLING, "tool_call")
-"""Speakers whose text is the call of a tool, as JSON."""
+_DECLARED = ("functionDeclarations", "function_declarations")
+"""Where Gemini puts the schemas of tools."""
+_CALL_BEFORE_TEXT = "text behind a call, read as before it"
 
 PAIR_KEYS = (("human", ASSISTANT), ("input", "output"), ("user", ASSISTANT), ("question", "answer"))
 """Lists of exchanges: what is asked and what is answered in one object."""
@@ -70,13 +62,22 @@ class MessageReader:
 
     def tools(self, value: Any) -> tuple[dict[str, Any], ...]:
         """Schemas of tools in OpenAI's form."""
-        value = _rows(_parsed(value))
+        value = _parsed(value)
+        if value in (None, "", "null"):
+            return ()
+        if not (isinstance(value, Mapping) and any(name in value for name in _DECLARED)):
+            value = _rows(value)
         if not value:
             return ()
         where = f"{self.where}, tools"
         listed = value if isinstance(value, list) else [value]
         cleaned = [clean_values(_parsed(tool), where) for tool in listed]
-        return tuple(tool for given in cleaned for tool in self._tools(given, where))
+        tools = tuple(tool for given in cleaned for tool in self._tools(given, where))
+        for tool in tools:
+            if not isinstance(tool["function"].get("name"), str):
+                fields = ", ".join(sorted(tool["function"]))
+                raise _bad("a tool has no name", where, f"fields {fields}"[:80])
+        return tools
 
     def said(self, value: Any, where: str) -> str:
         """What a text, a list of parts or an object with parts says."""
@@ -97,10 +98,12 @@ class MessageReader:
             raise _bad("tools are not a list of objects", where, type(tool).__name__)
         if isinstance(tool.get("function"), dict):
             return [tool if "type" in tool else {"type": "function"} | tool]
-        for name in ("functionDeclarations", "function_declarations"):
+        for name in _DECLARED:
             if isinstance(tool.get(name), list):
                 self._unread(tool, {name}, "tools.")
                 return [one for inner in tool[name] for one in self._tools(inner, where)]
+        if tool.get("type") not in (None, "function", "custom"):
+            self.tally.unread["tools.type"] += 1
         renamed = {"input_schema": "parameters"}
         function = {renamed.get(k, k): v for k, v in tool.items() if k != "type"}
         return [{"type": "function", "function": function}]
@@ -173,13 +176,15 @@ class MessageReader:
         parts = self._parts(content, where)
         if content is None and not calls and thought is None:
             raise _bad("content of a message is not text", where, type(content).__name__)
+        first_call = next((i for i, part in enumerate(parts) if isinstance(part, Call)), len(parts))
+        self.tally.notes[_CALL_BEFORE_TEXT] += any(isinstance(p, str) for p in parts[first_call:])
         texts = "".join(part for part in parts if isinstance(part, str))
         thoughts = "".join(part.content for part in parts if isinstance(part, _Thought))
         if thoughts and thought and thoughts.strip() != thought.strip():
             self.tally.unread[f"messages.{thought_key}"] += 1
         calls += [part for part in parts if isinstance(part, Call)]
         answers = [part for part in parts if isinstance(part, Turn)]
-        name, call_id = message.get("name"), message.get("tool_call_id")
+        name, call_id = (message.get(key) or None for key in ("name", "tool_call_id"))
         turns = list(answers)
         if texts or calls or thoughts or thought is not None or not answers:
             turns.append(
@@ -199,11 +204,10 @@ class MessageReader:
     def _role(self, value: Any, where: str) -> tuple[str, bool]:
         """Role, and whether its text is a call."""
         word = clean_text(value, f"{where}, role")
-        if word in self.given.roles:
-            return self.given.roles[word], False
-        if word.lower() in _ALSO_CALLING:
+        known = self.given.roles.get(word, word).lower()
+        if known in CALLING:
             return ASSISTANT, True
-        role = ROLES.get(word.lower())
+        role = ROLES.get(known)
         if role is None:
             raise DocumentError(
                 "nobody of that name speaks in a chat",
@@ -227,7 +231,7 @@ class MessageReader:
                 self.tally.unread[f"{before}{name}"] += 1
 
     def _calls(self, value: Any, where: str) -> list[Call]:
-        if value is None:
+        if value in (None, ""):
             return []
         value = _rows(value)
         listed = value if isinstance(value, list) else [value]
@@ -352,6 +356,7 @@ def _arguments(value: Any, where: str) -> dict[str, Any] | str:
     if isinstance(value, str):
         clean_text(value or "{}", where)
         parsed = _parsed(value)
+        clean_values(parsed, where)  # what the string holds is checked, and stays as it is
         return parsed if isinstance(parsed, dict) else value
     cleaned = clean_values(value or {}, where)
     return cleaned if isinstance(cleaned, dict) else json.dumps(cleaned, ensure_ascii=False)
@@ -390,6 +395,6 @@ def _is_exchange(value: Any) -> bool:
 
 def _bad(what: str, where: str, got: str) -> DocumentError:
     hint = None
-    if "not text" in what:
+    if any(kind in got for kind in ("image", "audio", "video", "sound", "file")):
         hint = "images and sounds are not read: leave such rows out with `corpus.on_bad: drop`"
     return DocumentError(what, reason="bad_messages", where=where, got=got, hint=hint)

@@ -248,6 +248,9 @@ def _json_array(file: InputFile, data: bytes) -> Iterator[Row]:
                 at = _behind_space(text, at + 1)
             elif text[at] != "]":
                 raise ValueError(f"no comma at character {at}")
+        behind = len(text) - len(text[at + 1 :].lstrip(" \t\r\n"))
+        if behind < len(text):
+            raise ValueError(f"more behind the list, at character {behind}: one list a file")
     except (ValueError, IndexError, RecursionError) as error:
         said = "it ends before the list does" if isinstance(error, IndexError) else str(error)[:120]
         raise InputError("bad JSON", where=file.path, got=said) from error
