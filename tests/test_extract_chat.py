@@ -570,6 +570,27 @@ def test_a_damaged_list_is_named(tmp_path: Path, content: str, words: str) -> No
     assert "c.json" in line
 
 
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"question": Q}, Q),
+        ({"instruction": Q, "input": "3 + 4"}, f"{Q}\n\n3 + 4"),
+        ({"prompt": Q}, Q),
+    ],
+)
+def test_what_stands_before_a_chosen_answer(
+    tmp_path: Path, row: dict[str, str], asked: str
+) -> None:
+    row = row | {"system": SYSTEM, "chosen": A, "rejected": "No."}
+    documents = documents_of(run_of(tmp_path, write_jsonl(tmp_path / "c.jsonl", [row])))
+    assert seen(documents) == [(said(("system", SYSTEM), ("user", asked)), A)]
+    alone = write_jsonl(tmp_path / "d.jsonl", [{"chosen": A, "rejected": "No."}])
+    line = refused("corpus", "build", run_of(tmp_path / "d", alone))
+    assert "no prompt, question, instruction before the chosen answer" in line
+    told = write_jsonl(tmp_path / "e.jsonl", [{"chosen": f"Human: {Q}\n\nAssistant: {A}"}])
+    assert seen(documents_of(run_of(tmp_path / "e", told))) == [(said(("user", Q)), A)]
+
+
 def test_a_list_may_have_space_behind_it(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('[{"text": "a"}]\r\n\n ')
     assert seen(documents_of(run_of(tmp_path, tmp_path / "c.json"))) == [(None, "a")]

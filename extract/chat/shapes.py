@@ -46,6 +46,8 @@ MESSAGE_COLUMNS = (
 _SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 _TOOLS = ("tools", "functions")
 
+_PROMPTS = ("prompt", "question", "instruction")
+
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -58,7 +60,7 @@ SHAPES = {
         Shape("orca", (("question",), ("response",)), _SYSTEM),
         Shape("query", (("query",), ("response",)), ("history", *_SYSTEM, *_TOOLS)),
         Shape("qa", (("question",), ("answer",)), _SYSTEM),
-        Shape("preference", (("chosen",),), ("prompt", *_SYSTEM)),
+        Shape("preference", (("chosen",),), (*_PROMPTS, "input", *_SYSTEM)),
     )
 }
 ANY_SHAPE = "text, messages, or prompt and response"
@@ -218,10 +220,15 @@ def _instruction(record: Any, named: Any, beside: Any, reader: MessageReader, en
 
 def _preference(record: Any, named: Any, beside: Any, reader: MessageReader, entry: Any) -> _Read:
     chosen = record[named[0]]
-    if isinstance(chosen, str) and chosen.startswith("\n\nHuman: "):
-        chosen = _transcript(chosen)
+    if isinstance(chosen, str) and chosen.lstrip().startswith("Human: "):
+        chosen = _transcript(f"\n\n{chosen.lstrip()}")
     if isinstance(chosen, str) and not is_messages(chosen):
-        asked = clean_text(beside.take("prompt"), f"{reader.where}, prompt")
+        if beside.held(*_PROMPTS) is None:
+            raise reader.bad(f"no {', '.join(_PROMPTS)} before the chosen answer", "none of them")
+        asked = clean_text(beside.take(*_PROMPTS), f"{reader.where}, prompt")
+        more = beside.take("input")
+        if more:
+            asked += "\n\n" + clean_text(more, f"{reader.where}, input")
         return _asked_once(asked, beside, reader), None, _answer(chosen, reader)[1]
     chat = reader.chat(chosen)
     prompt = beside.held("prompt")

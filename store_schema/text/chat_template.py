@@ -194,6 +194,14 @@ class ChatTemplate:
         except (
             Exception
         ) as error:  # a template is a program of the model's: it raises what it likes
+            if type(error).__name__ == "TemplateSyntaxError":
+                file = self._settings.file
+                raise TokenizerError(
+                    "the chat template cannot be read",
+                    where=where if file is None else file,
+                    got=str(error)[:160],
+                    hint="mend the file, or name another one: `template: {file: ...}` beside the model",
+                ) from error
             raise TokenizerError(
                 "the chat template refuses the messages",
                 where=where,
