@@ -19,7 +19,7 @@ STAGES = {
     "report": ("fuse_eval.cli", "report", "Write the report of a run."),
     "submit": ("launch.cli", "submit", "Run stages as Slurm jobs that wait for each other."),
     "status": ("launch.status_cli", "status", "Say how far a run is, and who works on it."),
-    "preset": ("launch.preset_cli", "preset", "List and show the recipes of published papers."),
+    "preset": ("launch.cli", "preset", "List and show the recipes of published papers."),
     "store": ("store_tools.cli", "store", "Tune, verify, repair, show, copy and export stores."),
 }
 FROM_ELSEWHERE = {"store": {"tune": ("extract.cli", "tune")}}

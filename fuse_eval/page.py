@@ -75,7 +75,7 @@ def render_page(
             interference_section(evaluation),
             *training_sections(summary, steps),
             _pool_section(summary["pool"]),
-            *([advantage_section(summary["advantage"])] if summary["advantage"] else []),
+            *([advantage_section(summary["advantage"])] if summary.get("advantage") else []),
             _alignment_section(summary["alignment"]),
             _cost_section(summary),
         ],

@@ -1,4 +1,4 @@
-"""`logitfuse submit`."""
+"""`logitfuse submit` and `logitfuse preset`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.command import SOURCE_OPTION, run_options
+from launch.command import SOURCE_OPTION, StageGroup, run_options
 from launch.slurm import Job, Place, dependency_options, script_text
 from launch.slurm_options import STAGES, Stage, options_of, parse_options, parse_workers
 from launch.work import chosen_sources, range_text, shard_ranges
@@ -105,3 +105,30 @@ def table(submitted: Sequence[Submitted]) -> str:
         waits = ",".join(ids[stem] for stem in job.after) or "-"
         lines.append(f"{each.job_id:<10} {job.stem:<{width}}  {waits:<20} {tasks}".rstrip())
     return "\n".join(lines)
+
+
+@click.group("preset", cls=StageGroup)
+def preset() -> None:
+    """Recipes of published papers: `preset: NAME` in a run file puts one under its values."""
+
+
+@preset.command("list")
+def list_presets() -> None:
+    """Name every preset and the paper it is of."""
+    from store_schema.papers import preset_names, preset_title
+
+    width = max(map(len, preset_names()))
+    for name in preset_names():
+        click.echo(f"{name:{width}}  {preset_title(name)}")
+
+
+@preset.command("show")
+@click.argument("name")
+def show_preset(name: str) -> None:
+    """Print a preset as it could stand in a run file, with a comment at each value.
+
+    A comment says where the value comes from: the paper, its public code, or us and why.
+    """
+    from store_schema.papers import preset_text
+
+    click.echo(preset_text(name), nl=False)

@@ -16,7 +16,7 @@ from extract.cli import corpus, extract
 from extract.judging.cli import judge
 from fuse_eval.cli import evaluate
 from fuse_train.cli import train
-from launch.preset_cli import preset
+from launch.cli import preset
 from store_schema.config import load_run
 from store_schema.papers import preset_names
 from tests.extract_runs import write_jsonl

@@ -46,7 +46,7 @@ SAMPLE_TEXTS: dict[str, list[str]] = {
         "Emoji 😀👩‍👩‍👧‍👦🏳️‍🌈 and CJK 漢字かな交じり文 한국어 العربية हिन्दी.",
         "\x01control\x02 characters\x1b[0m\tand\x7f\u200bzero width\u2028separators",
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" + " " * 97 + "b",
-        " leading space, <|endoftext|> and <s> written out </s> <unk>",
+        " leading space, <|endoftext|> and <s> spelt out </s> <unk>",
     ],
 }
 
