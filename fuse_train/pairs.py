@@ -89,15 +89,7 @@ def merge_pairs(run: RunConfig, section: TrainSection, pairs: dict[str, Path]) -
     if read_done(out, mark) is not None:
         return out, False
     first = next(iter(pairs.values()))
-    record = DoneRecord(
-        fingerprint=mark,
-        label="fused",
-        num_steps=sum(record.num_steps for record in done.values()),
-        step=sum(record.step for record in done.values()),
-        before=next(iter(done.values())).before,
-        after=None,
-        seconds=sum(record.seconds for record in done.values()),
-    )
+    record = _record(mark, list(done.values()))
 
     def beside(place: Path) -> None:
         for name in _KEPT:
@@ -120,6 +112,19 @@ def merge_pairs(run: RunConfig, section: TrainSection, pairs: dict[str, Path]) -
     if bar:
         bar[0].__exit__(None, None, None)
     return out, True
+
+
+def _record(mark: str, pairs: list[DoneRecord]) -> DoneRecord:
+    """Of the merged model: what its pairs took together; nobody has evaluated it yet."""
+    return DoneRecord(
+        fingerprint=mark,
+        label="fused",
+        num_steps=sum(record.num_steps for record in pairs),
+        step=sum(record.step for record in pairs),
+        before=pairs[0].before,
+        after=None,
+        seconds=sum(record.seconds for record in pairs),
+    )
 
 
 def _done(folder: Path) -> DoneRecord:

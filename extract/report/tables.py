@@ -107,7 +107,7 @@ def plan_report(
         record: The plan.
         models: Names of the run's sources and "target"; the plan may know more.
         entries: To be kept at each position, at most.
-        tokens_per_s: Speed to reckon with.
+        tokens_per_s: Speed that is assumed.
     """
     splits = list(dict.fromkeys(shard.split for shard in record.shards))
     rows: list[list[object]] = []
