@@ -63,7 +63,8 @@ REAL := examples/real.yaml
 REAL_INPUTS := $(BIN)/python examples/make_real.py --out runs/real/inputs
 SMOKE := $(REAL) --set name=real-smoke --set 'corpus.inputs=[{path: runs/real/inputs/text/smoke.jsonl}]' \
 	--set plan.max_tokens=256 --set train.epochs=100 --set train.max_steps=10 \
-	--set train.batch_segments=1 --set train.micro_batch_segments=1 --set train.lr=1e-4 --set train.asn.pretrain_steps=20
+	--set train.batch_segments=1 --set train.micro_batch_segments=1 --set train.lr=1e-4 --set train.asn.pretrain_steps=20 \
+	--set train.save_total_limit=1
 
 real: $(READY)
 	$(REAL_INPUTS)

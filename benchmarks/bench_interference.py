@@ -3,9 +3,9 @@
 Settings: `real` (the models of `make real`), `demo`, `spoiled-domain` (the demo without its source of
 prose: in that domain every source is worse than the trained control), `spoiled-source` (the demo with
 a source of facts that has learnt wrong ones), `real-large` (the models of `make real` on three times
-the text; only for the gain). In each, plain training (the control), ours, ours without its gate,
-MinCE, AvgCE and Fusion-X as published are trained by the same three recipes; each is measured at the
-one that is best on valid text, document by document on the test split.
+the text, by two recipes; only for the gain). In each, plain training (the control), ours, MinCE, AvgCE
+and Fusion-X as published, and in the demo ours without its gate, are trained by the same three recipes;
+each is measured at the one that is best on valid text, document by document on the test split.
 
     python benchmarks/bench_interference.py --settings demo,spoiled-source
     python benchmarks/bench_interference.py --quick      # one seed, three steps a training

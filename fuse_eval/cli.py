@@ -102,6 +102,25 @@ def advantage_command(run: RunConfig, as_json: bool) -> None:
     click.echo(as_json_text(content) if as_json else advantage_table(content))
 
 
+@evaluate.command("answers")
+@JSON_OPTION
+@run_options
+def answers_command(run: RunConfig, as_json: bool) -> None:
+    """Let all models of the run answer held-out prompts, and count what is right."""
+    from fuse_eval.answers.report import answer_table
+    from fuse_eval.answers.run import count_right
+
+    with timed_stage(run, "answers") as figures, stop_on_signals() as stop:
+        result = count_right(run, stop)
+        figures["fresh"] = result.fresh
+    if as_json:
+        click.echo(as_json_text(result.content))
+        return
+    click.echo(answer_table(result.content))
+    if not result.fresh:
+        click.echo("eval answers: complete, nothing to do")
+
+
 @click.command()
 @run_options
 def report(run: RunConfig) -> None:

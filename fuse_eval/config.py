@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from fuse_eval.answers.config import AnswersSection
 from fuse_train.selectors import SELECTORS
 from store_schema.config import SectionModel
 
@@ -15,7 +16,7 @@ PoolSelector = Annotated[str, SELECTORS.choice]
 class EvaluateSection(SectionModel):
     """What is measured, on which text, and how sure it has to be."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "device"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "device", "answers"})
 
     split: str = Field(default="test", min_length=1)
     """Split of the plan whose segments are scored. No stage before has trained on it."""
@@ -35,6 +36,9 @@ class EvaluateSection(SectionModel):
     """Padded tokens of one forward pass. Changes speed and memory only."""
     device: str | None = None
     """torch device by name; None takes CUDA when there is one, else the CPU."""
+
+    answers: AnswersSection = AnswersSection()
+    """How right answers are counted; no part of `eval run`."""
 
     def splits_needed(self) -> dict[str, str]:
         """The one that is scored."""

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from fuse_eval import training_charts
 from fuse_eval.advantage import advantage_section
+from fuse_eval.answers.report import answer_section
 from fuse_eval.charts import (
     Bar,
     Range,
@@ -75,6 +76,7 @@ def render_page(
             interference_section(evaluation),
             *training_sections(summary, steps),
             _pool_section(summary["pool"]),
+            *([answer_section(summary["answers"])] if summary.get("answers") else []),
             *([advantage_section(summary["advantage"])] if summary.get("advantage") else []),
             _alignment_section(summary["alignment"]),
             _cost_section(summary),

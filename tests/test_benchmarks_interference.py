@@ -79,15 +79,17 @@ EVEN = [1.0] * 6
 # ------------------------------------------------------------------------------------ what is trained
 
 
-def test_every_method_has_the_same_three_recipes() -> None:
-    for setting in asked.all_settings(Path("out")).values():
+def test_every_method_has_the_same_recipes() -> None:
+    for name, setting in asked.all_settings(Path("out")).items():
         by_method: dict[str, list[tuple[float, float]]] = {}
         for one in setting.recipes():
             by_method.setdefault(one.method, []).append((one.lr, one.epochs))
-        assert len(set(setting.grid)) == 3
+        assert len(set(setting.grid)) == (2 if name == asked.LARGE else 3)
         assert all(sorted(pairs) == sorted(setting.grid) for pairs in by_method.values())
         assert {CONTROL, OURS} <= by_method.keys()
-    assert set(asked.REAL_RATES) <= {lr for lr, _ in asked.GRIDS["real"]}
+        assert (TODAY in by_method) == (name == "demo")
+    for grid in asked.GRIDS["real"], asked.GRID_OF_LARGE:
+        assert set(asked.REAL_RATES) == {lr for lr, _ in grid}
 
 
 def test_every_recipe_is_one_that_training_takes(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "extract": {"store_schema", "launch"},
     "align": {"store_schema", "launch"},
     "fuse_train": {"store_schema", "launch"},
-    "fuse_eval": {"store_schema", "launch", "fuse_train"},
+    "fuse_eval": {"store_schema", "launch", "extract", "fuse_train"},
     "store_tools": {"store_schema", "launch"},
 }
 

@@ -31,12 +31,16 @@ def _judge(given: Any) -> Any:
         raise ValueError(f"{name}: {validation_line(error)}") from error
 
 
+JudgeChoice = Annotated[SerializeAsAny[JudgeOptions], BeforeValidator(_judge)]
+"""A judge with its options, or the name of its kind."""
+
+
 class JudgeSection(SectionModel):
     """How the best of the sources' answers are found (`logitfuse judge`)."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"scored_in"})
 
-    judges: tuple[Annotated[SerializeAsAny[JudgeOptions], BeforeValidator(_judge)], ...] = ()
+    judges: tuple[JudgeChoice, ...] = ()
     """What scores the answers: names of extract/judge_kinds/__init__.py, or mappings with `kind`, a
     `name` where there are two of a kind, and options of the kind."""
     vote: Vote = "majority"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -83,7 +83,7 @@ class AnsweredPrompts:
         """
         counts = AskedCounts() if counts is None else counts
         segments = self.plan.segments(shard)
-        questions = {s.index: self._question(s) for s in segments if s.has_prompt}
+        questions = {s.index: question_of(s, self._references) for s in segments if s.has_prompt}
         usable: defaultdict[int, list[Answer]] = defaultdict(list)
         cut: set[int] = set()
         for store in self._stores:
@@ -120,26 +120,37 @@ class AnsweredPrompts:
                 found.append(Asked(question, tuple(answers), held))
         return found
 
-    def _question(self, segment: Segment) -> Question:
-        context = json.loads(segment.context or "{}")
-        return Question(
-            segment.document_id,
-            {key: context[key] for key in ("prompt", "messages", "tools") if key in context},
-            segment.domain,
-            segment.split,
-            self._long.get(segment.document_id, segment.text),
-        )
-
     @cached_property
-    def _long(self) -> dict[str, str]:
-        """Whole text of documents with a prompt that were cut into several segments."""
-        parts: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
-        for shard in self.plan.shards:
-            for segment in self.plan.segments(shard):
-                whole = segment.byte_start == 0 and segment.ends_document
-                if segment.context is not None and not whole:
-                    parts[segment.document_id].append((segment.byte_start, segment.text))
-        return {name: "".join(text for _, text in sorted(found)) for name, found in parts.items()}
+    def _references(self) -> dict[str, str]:
+        return long_references(self.plan)
+
+
+def question_of(segment: Segment, references: Mapping[str, str]) -> Question:
+    """What a document's first segment asks.
+
+    Args:
+        segment: One that has a prompt.
+        references: From `long_references`.
+    """
+    context = json.loads(segment.context or "{}")
+    return Question(
+        segment.document_id,
+        {key: context[key] for key in ("prompt", "messages", "tools") if key in context},
+        segment.domain,
+        segment.split,
+        references.get(segment.document_id, segment.text),
+    )
+
+
+def long_references(plan: Plan) -> dict[str, str]:
+    """Whole text of documents with a prompt that were cut into several segments, by document id."""
+    parts: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    for shard in plan.shards:
+        for segment in plan.segments(shard):
+            whole = segment.byte_start == 0 and segment.ends_document
+            if segment.context is not None and not whole:
+                parts[segment.document_id].append((segment.byte_start, segment.text))
+    return {name: "".join(text for _, text in sorted(found)) for name, found in parts.items()}
 
 
 def flat(asked: Sequence[Asked]) -> list[Answer]:

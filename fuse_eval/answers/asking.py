@@ -1,0 +1,103 @@
+"""Let one model answer prompts by itself: the best token each time, in its own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from extract.config import ExtractSection, GenerateSection
+from extract.engines.ending import AnswerRules, end_ids
+from extract.engines.protocol import Prompt, engine_spec
+from extract.engines.registry import open_engine
+from extract.generation.answers import answer_text
+from extract.scoring.sources import model_folder
+from launch.progress import Progress
+from launch.signals import StopFlag
+from store_schema.config import ModelRef, RunConfig
+from store_schema.layout import Finish
+from store_schema.model.models import max_positions, model_config
+from store_schema.plan.plan import Segment
+from store_schema.text.tokenizer import SegmentTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer.
+
+    Args:
+        text: "" where there is none: an empty one, one that is no UTF-8, a prompt that is too long.
+        finish: How it ended, by name.
+    """
+
+    text: str
+    finish: str
+
+
+def ask_model(
+    run: RunConfig,
+    name: str,
+    ref: ModelRef,
+    prompts: Sequence[Segment],
+    max_tokens: int,
+    stop: StopFlag,
+) -> list[Said]:
+    """Answers of one model to the contexts of segments, in their order.
+
+    Args:
+        run: Its `extract` section says what engine answers, its `generate` section what ends an answer.
+        name: Of the model, for messages.
+        ref: The model.
+        prompts: Segments that have a context.
+        max_tokens: Most tokens of an answer.
+        stop: Looked at after each answer.
+
+    Raises:
+        ModelError: The model cannot be used.
+        TokenizerError: It has no chat template, or a prompt has no tokens.
+        Stopped: A stop was asked for.
+    """
+    section = run.section("generate", GenerateSection)
+    section = section.model_copy(
+        update={"answers": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": max_tokens}
+    )
+    alone = run.model_copy(update={"sources": {name: ref}})
+    folder = model_folder(alone, name)
+    tokenizer = SegmentTokenizer.load(ref, name=name)
+    inputs = [
+        tokenizer.contexts.prompt(s.context, where=f"segment {s.segment_id}, tokenizer of {name}")
+        for s in prompts
+    ]
+    longest = max(map(len, inputs)) + max_tokens
+    most = max_positions(model_config(folder))
+    longest = longest if most is None else min(longest, most)
+    engine_section = run.section("extract", ExtractSection).model_copy(
+        update={"top_k": 1, "estimator": "topk", "extras": ()}
+    )
+    spec = engine_spec(
+        name,
+        folder,
+        ref,
+        engine_section,
+        vocab_size=tokenizer.vocab_size,
+        longest=longest,
+        seed=run.seed,
+    )
+    rules = AnswerRules(section, end_ids(folder, tokenizer), tokenizer.vocabulary.tokens)
+    opening = " " if tokenizer.puts_space else ""  # no part of what is said
+    fitting = [i for i, ids in enumerate(inputs) if 0 < len(ids) <= longest - max_tokens]
+    said = [Said("", "prompt too long")] * len(prompts)
+    with (
+        closing(open_engine(replace(spec, generates=True))) as engine,
+        Progress(name, len(prompts), unit="ans", done=len(prompts) - len(fitting)) as progress,
+    ):
+        asked = [Prompt(inputs[i], seed=0) for i in fitting]
+        for index, answer in engine.answer(asked, rules):
+            stop.check()
+            ids = [i for i in answer.token_ids.tolist() if i not in rules.end_ids]
+            data = b"".join(rules.tokens[i] for i in ids)
+            text = answer_text(data, Finish(answer.finish))
+            finish = "no UTF-8" if text is None else answer.finish.name.lower().replace("_", " ")
+            said[fitting[index]] = Said((text or "").removeprefix(opening), finish)
+            progress.add(1)
+    return said

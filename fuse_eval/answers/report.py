@@ -1,0 +1,89 @@
+"""Right answers for people: a table, a line, and a section of the report page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fuse_eval.charts import Bar, bar_chart, share_of
+from fuse_eval.findings import BEFORE, CONTROL, FUSED, title_of
+from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, table_head
+from fuse_eval.palette import colours_of
+from fuse_eval.tables import plain
+
+TITLE = "Answers"
+
+
+def points(change: Mapping[str, float]) -> str:
+    """A difference of shares in points, with its interval."""
+    value, low, high = (100 * change[key] for key in ("value", "low", "high"))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def answer_lines(content: Mapping[str, Any]) -> list[str]:
+    """What the figures say, a sentence each."""
+    lines = []
+    for found in content["comparisons"]:
+        model, against = title_of(found["model"]), title_of(found["against"])
+        level = share_of(content["confidence"], 0)
+        lines.append(
+            f"{model} against {against}: {points(found['mean'])}, mean of domains, {level} interval "
+            "over prompts."
+        )
+    lines += [
+        f"Left out, {reason}: {number:,} prompts." for reason, number in content["left_out"].items()
+    ]
+    lines += [
+        f"{title_of(name)}: {number:,} answers without a score, counted as wrong ({reason})."
+        for name, reasons in content["failures"].items()
+        for reason, number in reasons.items()
+    ]
+    return lines
+
+
+def answer_table(content: Mapping[str, Any]) -> str:
+    """Models by domains, for a terminal."""
+    domains = list(content["prompts"])
+    total = sum(content["prompts"].values())
+    names = {name: title_of(name) for name in content["scores"]}
+    first = max(map(len, names.values()))
+    width = max(9, *(len(domain) + 2 for domain in domains))
+    heads = [*domains, "mean", "ended"]
+    lines = [
+        f"right answers on split {content['split']}, by judge {content['judge']}: {total:,} prompts",
+        " " * first + "".join(head.rjust(width) for head in heads),
+    ]
+    for name, title in names.items():
+        by_domain = content["scores"][name]
+        shares = [by_domain[domain] for domain in domains]
+        shares += [content["mean_score"][name], content["ended"][name]]
+        lines.append(title.ljust(first) + "".join(share_of(s).rjust(width) for s in shares))
+    return plain("\n".join([*lines, "", *answer_lines(content)]))
+
+
+def answer_section(content: Mapping[str, Any]) -> Section:
+    """The same for the report page, with bars."""
+    domains = list(content["prompts"])
+    rows = [
+        Row(
+            title_of(name),
+            [
+                *(Cell(share_of(by_domain[domain])) for domain in domains),
+                Cell(share_of(content["mean_score"][name]), mean=True),
+            ],
+            own=name == FUSED,
+        )
+        for name, by_domain in content["scores"].items()
+    ]
+    total = sum(content["prompts"].values())
+    caption = f"Share of {total:,} held-out prompts that are answered right"
+    table = Table(caption, table_head("model", domains), rows)
+    others = [name for name in content["scores"] if name not in (BEFORE, CONTROL, FUSED)]
+    colours = colours_of(others)
+    bars = [
+        Bar(title_of(name), share, colours[name], share_of(share))
+        for name, share in content["mean_score"].items()
+    ]
+    panels: Panels = [("Right answers", bar_chart("Right answers", bars, unit="share", top=1.0))]
+    text = f"Each model answers by itself, the best token each time; judged by {content['judge']}."
+    return Section(TITLE, [text, *answer_lines(content)], [table], panels)

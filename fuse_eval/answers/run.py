@@ -1,0 +1,258 @@
+"""`eval answers`: how many held-out prompts each model of a run answers right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import numpy as np
+
+from extract.config import ExtractSection, GenerateSection
+from extract.judge_kinds import JUDGES
+from extract.judge_kinds.kind import Answer, JudgeContext, JudgeOptions, Question, Score
+from extract.judging.questions import long_references, question_of
+from fuse_eval.answers.asking import Said, ask_model
+from fuse_eval.answers.figures import Floats, difference, mean_scores
+from fuse_eval.config import EvaluateSection
+from fuse_eval.findings import BEFORE, CONTROL, FUSED
+from fuse_eval.run import StageResult, models_to_score, open_plan
+from fuse_eval.summary import ANSWERS_FILE, read_json, report_location, write_json
+from fuse_train.model.models import identity
+from launch.signals import StopFlag
+from store_schema import __version__
+from store_schema.config import ModelRef, RunConfig
+from store_schema.errors import ConfigError, MissingError, ModelError
+from store_schema.fingerprint import fingerprint
+from store_schema.plan.plan import Plan, Segment
+
+SILENT = Score(0.0)
+"""Of what was not answered: wrong, without a judge's word."""
+
+
+def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
+    """Ask every model of the evaluation the prompts of the section's split, and judge what they say.
+
+    Raises:
+        MissingError: Nothing planned or trained yet, or the split has no prompt.
+        ConfigError: The judge cannot work.
+        ModelError: A model cannot be asked, or the judge gives scores that are no shares of right.
+        Stopped: On a signal; models that were asked are not asked again.
+    """
+    section = run.section("evaluate", EvaluateSection)
+    plan = open_plan(run)
+    judge = section.answers.judge
+    context = JudgeContext(run, _no_likelihoods)
+    models = models_to_score(run, section)
+    asking = {name: _asking(run, plan, ref, section) for name, (ref, _) in models.items()}
+    judging = [judge.content(), JUDGES[judge.kind].identity(judge, context)]
+    request = fingerprint(
+        [asking, judging, section.bootstrap_samples, section.confidence, run.seed, __version__]
+    )
+    report = report_location(run)
+    before = read_json(report, ANSWERS_FILE)
+    if before is not None and before.get("fingerprint") == request:
+        return StageResult(before, fresh=False)
+    prompts = held_out_prompts(plan, section)
+    references = long_references(plan)
+    questions = [question_of(segment, references) for segment in prompts]
+    said = {
+        name: _answers(run, name, ref, prompts, section, asking[name], stop)
+        for name, (ref, _) in models.items()
+    }
+    with closing(JUDGES[judge.kind].open(judge, context)) as opened:
+        scores = {
+            name: _scores(opened, judge, name, questions, answers, stop)
+            for name, answers in said.items()
+        }
+    content = {"fingerprint": request, "split": section.split, "judge": judge.title}
+    content |= figures(questions, said, scores, section, run.seed)
+    write_json(report, ANSWERS_FILE, content)
+    return StageResult(content, fresh=True)
+
+
+def held_out_prompts(plan: Plan, section: EvaluateSection) -> list[Segment]:
+    """First segments of the split that have a prompt, at most `answers.limit` of a domain.
+
+    Answers that a source wrote (`author`) are no references and are left out.
+
+    Raises:
+        MissingError: There is none.
+    """
+    found: dict[str, list[Segment]] = {}
+    for shard in plan.shards:
+        for segment in plan.segments(shard):
+            if segment.split == section.split and segment.has_prompt and segment.author is None:
+                found.setdefault(segment.domain, []).append(segment)
+    if not found:
+        raise MissingError(
+            f"no prompt in split {section.split}",
+            where=plan.location.url,
+            expected="texts with a prompt before them",
+            hint="inputs with prompt and response, or chats (docs/extraction.md)",
+        )
+    limit = section.answers.limit
+    return [s for name in sorted(found) for s in _spread(found[name], limit)]
+
+
+def _spread(segments: Sequence[Segment], limit: int | None) -> list[Segment]:
+    if limit is None or len(segments) <= limit:
+        return list(segments)
+    return [segments[i * len(segments) // limit] for i in range(limit)]
+
+
+def _asking(run: RunConfig, plan: Plan, ref: ModelRef, section: EvaluateSection) -> str:
+    """Fingerprint of all that shapes one model's answers."""
+    generate = run.section("generate", GenerateSection)
+    return fingerprint(
+        [
+            *(identity(ref), plan.fingerprint, section.split, section.answers.limit),
+            *(_most(run, section), list(generate.stop), __version__),
+            run.section("extract", ExtractSection).engine,
+            None if ref.template is None else ref.template.model_dump(mode="json"),
+        ]
+    )
+
+
+def _most(run: RunConfig, section: EvaluateSection) -> int:
+    return section.answers.max_tokens or run.section("generate", GenerateSection).max_tokens
+
+
+def _answers(
+    run: RunConfig,
+    name: str,
+    ref: ModelRef,
+    prompts: Sequence[Segment],
+    section: EvaluateSection,
+    asking: str,
+    stop: StopFlag,
+) -> list[Said]:
+    """Answers of a model: kept ones where they are the ones asked for."""
+    report, key = report_location(run), f"answers/{name}.json"
+    kept = read_json(report, key)
+    if kept is not None and kept.get("fingerprint") == asking:
+        return [Said(answer["text"], answer["finish"]) for answer in kept["answers"]]
+    said = ask_model(run, name, ref, prompts, _most(run, section), stop)
+    told = [
+        {"document_id": segment.document_id} | asdict(answer)
+        for segment, answer in zip(prompts, said, strict=True)
+    ]
+    write_json(report, key, {"fingerprint": asking, "model": name, "answers": told})
+    stop.progressed = True
+    return said
+
+
+def _scores(
+    judge: Any,
+    options: JudgeOptions,
+    name: str,
+    questions: Sequence[Question],
+    said: Sequence[Said],
+    stop: StopFlag,
+) -> list[Score]:
+    """A score for each prompt; what was not answered has 0.
+
+    Raises:
+        ModelError: A score is no share.
+    """
+    scores = [SILENT] * len(questions)
+    answered = [i for i, answer in enumerate(said) if answer.text.strip()]
+    for place, score in judge.scores(
+        [Answer(questions[i], name, 0, said[i].text) for i in answered]
+    ):
+        stop.check()
+        if score.value is not None and not 0 <= score.value <= 1:
+            raise ModelError(
+                f"judge {options.title} gives {score.value:g}",
+                where=f"evaluate.answers.judge, {questions[answered[place]].document_id}",
+                expected="a share from 0 (wrong) to 1 (right)",
+                hint="take a judge such as exact_answer, or a function that returns a share",
+            )
+        scores[answered[place]] = score
+    return scores
+
+
+def figures(
+    questions: Sequence[Question],
+    said: Mapping[str, Sequence[Said]],
+    scores: Mapping[str, Sequence[Score]],
+    section: EvaluateSection,
+    seed: int,
+) -> dict[str, Any]:
+    """What answers.json says beside what it is of.
+
+    A prompt that the judge has a score for from no model is left out of all figures; elsewhere an
+    answer without a score counts as wrong. Both are counted.
+
+    Args:
+        questions: The prompts.
+        said: Answers by model.
+        scores: Of these, by model.
+        section: Of the run file.
+        seed: Of the resampling.
+
+    Returns:
+        `prompts` {domain: number}, `left_out` {reason: number}, `scores` {model: {domain: mean}},
+        `mean_score` {model: value}, `ended` {model: share of answers that ended by themselves},
+        `failures` {model: {reason: number}}, `comparisons`.
+
+    Raises:
+        ModelError: The judge has a score for nothing.
+    """
+    kept = []
+    left_out = Counter[str]()
+    for i in range(len(questions)):
+        judged = [found[i] for found in scores.values() if found[i] is not SILENT]
+        if judged and all(score.value is None for score in judged):
+            left_out[judged[0].failure or "no score"] += 1
+        else:
+            kept.append(i)
+    if not kept:
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in left_out.most_common())
+        raise ModelError(
+            "the judge has a score for no answer", where="evaluate.answers.judge", got=reasons
+        )
+    domains = [questions[i].domain for i in kept]
+    values: dict[str, Floats] = {
+        name: np.array([found[i].value or 0.0 for i in kept]) for name, found in scores.items()
+    }
+    means = {name: mean_scores(values_P, domains) for name, values_P in values.items()}
+    pairs = [(FUSED, against) for against in (CONTROL, BEFORE) if against in values]
+    comparisons = [
+        {"model": model, "against": against}
+        | difference(
+            values[model],
+            values[against],
+            domains,
+            samples=section.bootstrap_samples,
+            confidence=section.confidence,
+            seed=seed,
+        )
+        for model, against in pairs
+    ]
+    return {
+        "confidence": section.confidence,
+        "prompts": dict(sorted(Counter(domains).items())),
+        "left_out": dict(left_out),
+        "scores": means,
+        "mean_score": {name: float(np.mean(list(by.values()))) for name, by in means.items()},
+        "ended": {
+            name: sum(found[i].finish in ("stop", "stop text") for i in kept) / len(kept)
+            for name, found in said.items()
+        },
+        "failures": {
+            name: dict(Counter(s.failure for i in kept if (s := found[i]).failure is not None))
+            for name, found in scores.items()
+        },
+        "comparisons": comparisons,
+    }
+
+
+def _no_likelihoods() -> NoReturn:
+    raise ConfigError(
+        "judge likelihood compares sources, and says nothing of what is right",
+        where="evaluate.answers.judge",
+        expected=", ".join(name for name in JUDGES.names() if name != "likelihood"),
+    )
