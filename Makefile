@@ -1,12 +1,15 @@
 # make demo: the whole pipeline on real models made on the spot.  make test: lint, types, tests.
 # make real: the whole pipeline on published models.  make real-smoke: a few minutes of it.
 # make example-chat: published chat models fused on chats; do the answers end?
+# make example-profuser, example-fusechat, example-fusellm: the papers' recipes on published chat models;
+# example-toy: ProFuser on small models, a few minutes.
 # One stage on your own run file: make extract CONFIG=run.yaml (align, train, evaluate, report alike).
 
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= examples/demo.yaml
 SEED ?= 0
+TOY_SCALE ?= 1
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/logitfuse
@@ -14,7 +17,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-store bench-extract bench-align bench-align-student bench-select bench-train bench-house fuzz-store clean help
+.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-student bench-select bench-train bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -32,6 +35,18 @@ $(TOOLS): $(READY)
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Every stage on a run file.
+define STAGES
+	$(RUN) corpus build $(1)
+	$(RUN) extract plan $(1)
+	$(RUN) extract run $(1)
+	$(RUN) align run $(1)
+	$(RUN) eval pool $(1)
+	$(RUN) train run $(1)
+	$(RUN) eval run $(1)
+	$(RUN) report $(1)
+endef
+
 # ---- the demo ------------------------------------------------------------------------------------
 
 ifeq ($(SEED),0)
@@ -48,14 +63,7 @@ ifneq ($(SEED),0)
 	sed -e 's#runs/demo#$(DEMO)#; s#^name: .*#name: demo-$(SEED)#; s#^seed: .*#seed: $(SEED)#' examples/demo.yaml > $(DEMO_CONFIG)
 endif
 	$(BIN)/python examples/make_demo.py --out $(DEMO)/inputs --seed $(SEED)
-	$(RUN) corpus build $(DEMO_CONFIG)
-	$(RUN) extract plan $(DEMO_CONFIG)
-	$(RUN) extract run $(DEMO_CONFIG)
-	$(RUN) align run $(DEMO_CONFIG)
-	$(RUN) eval pool $(DEMO_CONFIG)
-	$(RUN) train run $(DEMO_CONFIG)
-	$(RUN) eval run $(DEMO_CONFIG)
-	$(RUN) report $(DEMO_CONFIG)
+	$(call STAGES,$(DEMO_CONFIG))
 
 # ---- published models --------------------------------------------------------------------------------
 
@@ -68,14 +76,7 @@ SMOKE := $(REAL) --set name=real-smoke --set 'corpus.inputs=[{path: runs/real/in
 
 real: $(READY)
 	$(REAL_INPUTS)
-	$(RUN) corpus build $(REAL)
-	$(RUN) extract plan $(REAL)
-	$(RUN) extract run $(REAL)
-	$(RUN) align run $(REAL)
-	$(RUN) eval pool $(REAL)
-	$(RUN) train run $(REAL)
-	$(RUN) eval run $(REAL)
-	$(RUN) report $(REAL)
+	$(call STAGES,$(REAL))
 
 # All stages on one small shard of each split, ten steps. Where the packages cannot be had, says why and ends well (exit code 3).
 real-smoke: $(READY)
@@ -98,14 +99,7 @@ CHAT_SMOKE := $(CHAT) --set name=chat-smoke --set train.max_steps=4 \
 define CHAT_STAGES
 	$(REAL_INPUTS) --models-only
 	$(BIN)/python examples/make_chat.py --out $(2)/inputs --dialogues $(3)
-	$(RUN) corpus build $(1)
-	$(RUN) extract plan $(1)
-	$(RUN) extract run $(1)
-	$(RUN) align run $(1)
-	$(RUN) eval pool $(1)
-	$(RUN) train run $(1)
-	$(RUN) eval run $(1)
-	$(RUN) report $(1)
+	$(call STAGES,$(1))
 	$(BIN)/python examples/ask_chat.py --run $(2)
 endef
 
@@ -115,6 +109,50 @@ example-chat: $(READY)
 # All stages on a fifth of the dialogues, four steps.
 example-chat-smoke: $(READY)
 	$(call CHAT_STAGES,$(CHAT_SMOKE),runs/chat-smoke,40)
+
+# ---- the papers' recipes on questions that a program can check ----------------------------------------
+
+define QUESTIONS
+	$(REAL_INPUTS) --models-only
+	$(BIN)/python examples/make_questions.py --out runs/questions/inputs
+endef
+
+# Every source answers, and the best answers are found.
+define ASK
+	$(RUN) corpus build $(1)
+	$(RUN) extract plan $(1)
+	$(RUN) extract run $(1)
+	$(RUN) extract generate $(1)
+	$(RUN) judge $(1)
+	$(RUN) eval advantage $(1)
+endef
+
+# Every stage, then who answers held-out questions right; the report is made again with that.
+define TEACH
+	$(call STAGES,$(1))
+	$(RUN) eval answers $(1)
+	$(RUN) report $(1)
+endef
+
+example-fusellm: $(READY)
+	$(QUESTIONS)
+	$(call TEACH,examples/fusellm.yaml)
+
+example-fusechat: $(READY)
+	$(QUESTIONS)
+	$(call TEACH,examples/fusechat.yaml)
+
+example-profuser: $(READY)
+	$(QUESTIONS)
+	$(call ASK,examples/profuser-ask.yaml)
+	$(call TEACH,examples/profuser.yaml)
+
+# ProFuser on four small chat models that are made on the spot: a few minutes.
+example-toy: $(READY)
+	$(BIN)/python examples/toy_chat_models.py --out runs/toy/inputs --scale $(TOY_SCALE)
+	$(BIN)/python examples/make_questions.py --out runs/toy/inputs --level easy --train 200 --valid 40 --test 150
+	$(call ASK,examples/toy-ask.yaml)
+	$(call TEACH,examples/toy.yaml)
 
 # ---- one stage on CONFIG ---------------------------------------------------------------------------
 
@@ -191,6 +229,9 @@ bench-real-rates: $(READY)
 
 # Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
 # and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.
+bench-presets: $(READY)
+	$(BIN)/python benchmarks/bench_presets.py $(if $(WORLDS),--worlds $(WORLDS))
+
 bench-interference: $(READY)
 	$(BIN)/python benchmarks/bench_interference.py $(if $(SETTINGS),--settings $(SETTINGS))
 

@@ -72,8 +72,8 @@ def _worked(steps: str, final: str) -> str:
 
 
 def number_in_words(random: Random) -> Drawn:
-    """A number below 10,000, written out."""
-    n = random.randrange(100, 10_000)
+    """A number below 2000, written out."""
+    n = random.randrange(100, 2000)
     asked = (f"How is {n} written in words?", f"Write {n} in words.", f"Spell the number {n}.")
     return random.choice(asked), "", number_words(n)
 
@@ -87,8 +87,8 @@ def time_in_words(random: Random) -> Drawn:
 
 
 def roman_numeral(random: Random) -> Drawn:
-    """A number below 4000 as the Romans wrote it."""
-    n = random.randrange(1, 4000)
+    """A number below 2000 as the Romans wrote it."""
+    n = random.randrange(1, 2000)
     asked = (f"Write {n} in Roman numerals.", f"What is {n} in Roman numerals?", f"{n} in Roman?")
     return random.choice(asked), "", roman(n)
 

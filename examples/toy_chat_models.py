@@ -29,9 +29,9 @@ from demo_text import Document
 from make_demo import publish
 from questions import Question, by_split, questions
 
-HELD_OUT = {"test": 200, "valid": 40, "train": 240}
+HELD_OUT = {"test": 150, "valid": 40, "train": 200}
 """Questions of each topic that no toy model has seen."""
-LEARNED = 2500
+LEARNED = 1500
 """Questions of its topic that a source has seen, at most."""
 
 
@@ -61,9 +61,9 @@ class ToyModel:
 
 
 MODELS = {
-    "numbers": ToyModel("mistral", "facts", 700, 220, LEARNED, 200, "Question\n", "\nReply\n"),
-    "times": ToyModel("gpt_neox", "prose", 700, 220, LEARNED, 200, "[ask]\n", "\n[say]\n"),
-    "romans": ToyModel("llama", "code", 700, 220, LEARNED, 200, "User\n", "\nBot\n"),
+    "numbers": ToyModel("mistral", "facts", 700, 350, LEARNED, 100, "Question\n", "\nReply\n"),
+    "times": ToyModel("gpt_neox", "prose", 700, 350, LEARNED, 100, "[ask]\n", "\n[say]\n"),
+    "romans": ToyModel("llama", "code", 700, 350, LEARNED, 100, "User\n", "\nBot\n"),
     "target": ToyModel("llama", "target", 800, 60, 300, 300, "### Ask\n", "\n### Answer\n"),
 }
 
