@@ -127,7 +127,7 @@ class World:
         return found
 
 
-def toy_world(out: Path, seed: int, *, scale: float = 1.0, steps: int = 120) -> World:
+def toy_world(out: Path, seed: int, *, scale: float = 1.0, steps: int = 240) -> World:
     """Small chat models that are made on the spot."""
     folder = out / f"toy-{seed}"
     inputs = folder / "inputs"
@@ -143,11 +143,11 @@ def toy_world(out: Path, seed: int, *, scale: float = 1.0, steps: int = 120) -> 
             ("make_questions.py", *words, "--level", "easy", *_SIZES),
         ),
         steps,
-        (1e-3, 3e-3),
+        (5e-4, 1e-3),
     )
 
 
-_SIZES = ("--train", "200", "--valid", "40", "--test", "150")
+_SIZES = ("--train", "200", "--valid", "40", "--test", "150", "--mistakes", "0.25")
 
 
 def real_world(out: Path) -> World:

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from demo_facts import clock_words, number_words, roman
 from questions import FUNCTIONS
 
 _FENCED = re.compile(r"```(?:python|py)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -39,6 +40,22 @@ def right(asked: dict[str, Any]) -> float:
         return float(bool(numbers) and float(numbers[-1]) == float(expected[-1]))
     lines = [words for line in answer.splitlines() if (words := _words(line))]
     return float(any(words[-len(expected) :] == expected for words in lines[-1:]))
+
+
+def right_by_question(asked: dict[str, Any]) -> float:
+    """1 where the answer to an easy question is right, whatever its reference says, else 0.
+
+    Args:
+        asked: As judge `python` gives it: answer, domain, messages.
+    """
+    question = asked["messages"][-1]["content"]
+    numbers = [int(number) for number in re.findall(r"\d+", question)]
+    expected = {
+        "numbers": lambda: number_words(numbers[0]),
+        "times": lambda: clock_words(*numbers[:2]),
+        "romans": lambda: roman(numbers[0]),
+    }[asked["domain"]]()
+    return float(asked["answer"].strip() == f"The answer is {expected}.")
 
 
 def _words(text: str) -> list[str]:

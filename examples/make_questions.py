@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 from make_demo import publish
-from questions import TOPICS, Question, questions
+from questions import TOPICS, Question, by_split, questions, with_mistakes
 
 
 def write_questions(found: list[Question], path: Path) -> None:
@@ -38,9 +38,20 @@ def write_questions(found: list[Question], path: Path) -> None:
 @click.option("--train", type=click.IntRange(min=1), default=60, show_default=True)
 @click.option("--valid", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--test", type=click.IntRange(min=1), default=25, show_default=True)
-def main(out: Path, seed: int, level: str, train: int, valid: int, test: int) -> None:
+@click.option(
+    "--mistakes",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of the answers to train on that are wrong, as in data that nobody has checked.",
+)
+def main(
+    out: Path, seed: int, level: str, train: int, valid: int, test: int, mistakes: float
+) -> None:
     """Entry point; numbers are of each topic."""
     found = list(questions(level, {"test": test, "valid": valid, "train": train}, seed))
+    learned = with_mistakes(by_split(found, "train"), mistakes, seed)
+    found = [question for question in found if question.split != "train"] + learned
     publish(out / "given.jsonl", partial(write_questions, found))
     counts = Counter(question.split for question in found)
     said = ", ".join(f"{split} {number}" for split, number in counts.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from demo_facts import clock_words, number_words, roman
@@ -239,6 +239,21 @@ def questions(level: str, sizes: Mapping[str, int], seed: int) -> Iterator[Quest
                 prompt, steps, final = drawn
                 answer = steps if topic == "code" else _worked(steps, final)
                 yield Question(f"{topic}/{split}/{number}", topic, split, prompt, answer, final)
+
+
+def with_mistakes(found: Sequence[Question], share: float, seed: int) -> list[Question]:
+    """The same questions, a share of them with the answer to another one of their topic and split."""
+    random = Random(f"{seed}/mistakes")
+    others: dict[tuple[str, str], list[Question]] = {}
+    for question in found:
+        others.setdefault((question.topic, question.split), []).append(question)
+    mistaken = []
+    for question in found:
+        other = random.choice(others[question.topic, question.split])
+        if random.random() < share and other.final != question.final:
+            question = replace(question, answer=other.answer, final=other.final)
+        mistaken.append(question)
+    return mistaken
 
 
 def by_split(found: Sequence[Question], split: str) -> list[Question]:

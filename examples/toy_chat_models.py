@@ -64,7 +64,7 @@ MODELS = {
     "numbers": ToyModel("mistral", "facts", 700, 350, LEARNED, 100, "Question\n", "\nReply\n"),
     "times": ToyModel("gpt_neox", "prose", 700, 350, LEARNED, 100, "[ask]\n", "\n[say]\n"),
     "romans": ToyModel("llama", "code", 700, 350, LEARNED, 100, "User\n", "\nBot\n"),
-    "target": ToyModel("llama", "target", 800, 60, 300, 300, "### Ask\n", "\n### Answer\n"),
+    "target": ToyModel("llama", "target", 800, 200, 300, 300, "### Ask\n", "\n### Answer\n"),
 }
 
 

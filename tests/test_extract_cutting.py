@@ -55,7 +55,7 @@ def bytes_read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         def counted(self, texts, *rest, method=method, original=original):
             # read_texts asks encode_text itself.
-            if method == "read_texts" or sys._getframe(1).f_code.co_name != "read_texts":
+            if method == "read_texts" or sys._getframe(1).f_code.co_name != "_read_texts":
                 read[self.name] += sum(len(text.encode()) for text in texts)
             return original(self, texts, *rest)
 

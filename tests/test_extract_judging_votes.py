@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -103,6 +103,7 @@ def test_votes_do_not_depend_on_the_order_of_judges(
     st.floats(1e-3, 1e3),
     st.floats(-1e3, 1e3),
 )
+@example([[3.0, 3.0, 3.0], [None, None, None]], "majority", 0.001, 0.0)
 def test_votes_do_not_depend_on_a_judges_scale(
     scores: list[list[float | None]], vote: Any, factor: float, offset: float
 ) -> None:

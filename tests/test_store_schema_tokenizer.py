@@ -481,7 +481,7 @@ def test_prompt_and_messages_are_context() -> None:
     for template, words in (
         ("{{ raise_exception('no such role') }}", "the chat template refuses .*no such role"),
         ("{{ messages[5].x.y }}", "the chat template refuses"),
-        ("{% if %}", "the chat template refuses"),
+        ("{% if %}", "the chat template cannot be read"),
         ("{# nothing #}", "the chat template renders the messages to nothing"),
     ):
         hf.chat_template = template

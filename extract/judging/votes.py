@@ -37,13 +37,14 @@ class Scale:
     @classmethod
     def of(cls, scores: Sequence[float]) -> Scale:
         """The scale of some scores; one or more."""
+        least, greatest = min(scores), max(scores)
+        if least == greatest:  # their mean may lie beside them by a rounding
+            return cls(least, 1.0, least)
         mean = math.fsum(scores) / len(scores)
         # Of what is left of them divided by the largest, lest squares of large scores overflow.
         most = max(abs(score - mean) for score in scores)
-        if most == 0:
-            return cls(mean, 1.0, min(scores))
         squares = math.fsum(((score - mean) / most) ** 2 for score in scores)
-        return cls(mean, most * math.sqrt(squares / len(scores)), min(scores))
+        return cls(mean, most * math.sqrt(squares / len(scores)), least)
 
     def z(self, score: float) -> float:
         """Standard deviations from the mean."""

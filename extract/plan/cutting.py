@@ -23,6 +23,7 @@ from extract.corpus.normal_form import nfc
 from extract.plan.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
 from store_schema.errors import InputError, NoRowError, NoSpanError, TokenizerError
 from store_schema.plan.plan import chat_of
+from store_schema.text.context_reader import ReadContext
 from store_schema.text.tokenizer import SegmentTokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,14 +43,22 @@ class _Measured:
     Args:
         row: In the documents table.
         document: The document.
-        contexts: Each model's tokens before the text.
-        ends: Each model's number of tokens behind it.
+        around: What each model reads around the text.
     """
 
     row: int
     document: Document
-    contexts: list[tuple[int, ...]]
-    ends: list[int]
+    around: Sequence[ReadContext]
+
+    @property
+    def contexts(self) -> list[tuple[int, ...]]:
+        """Each model's tokens before the text."""
+        return [read.ids for read in self.around]
+
+    @property
+    def ends(self) -> list[int]:
+        """Each model's number of tokens behind it."""
+        return [int(read.turn_end is not None) for read in self.around]
 
 
 @dataclass
@@ -100,18 +109,19 @@ def cut_corpus(
     size = 0
     for row, document in enumerate(iter_documents(table)):
         try:
-            contexts, ends = _sizes_around(document, tokenizers)
+            measured = _Measured(row, document, _around(document, tokenizers))
         except TokenizerError as error:
             if not drop_unreadable:
                 raise
             found.dropped[_reason(error, "chat_template_refuses")] += 1
             continue
-        taken = [len(context) + end for context, end in zip(contexts, ends, strict=True)]
+        sizes = zip(measured.contexts, measured.ends, strict=True)
+        taken = [len(context) + end for context, end in sizes]
         if max_tokens - max(taken) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue
         _count_unwritten(document, tokenizers, found)
-        batch.append(_Measured(row, document, contexts, ends))
+        batch.append(measured)
         size += len(document.text)
         if size >= BATCH_BYTES:
             _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
@@ -137,21 +147,16 @@ def _reason(error: TokenizerError, otherwise: str) -> str:
     return "token_without_row" if isinstance(error, NoRowError) else otherwise
 
 
-def _sizes_around(
-    document: Document, tokenizers: Mapping[str, SegmentTokenizer]
-) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Tokens before the text for each model, and behind it those that end a turn; of chats the response
-    is proved to stand between them."""
-    sizes, ends = [], []
+def _around(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[ReadContext]:
+    """What each model reads around a document; of chats the response is proved to stand there."""
+    found = []
     context = None if document.context is None else json.loads(document.context)
     for name, tokenizer in tokenizers.items():
         where = f"document {document.document_id}, tokenizer of {name}"
         if context is not None and "messages" in context:
             tokenizer.chat.require_span(context, document.text, where=where)
-        before, end = tokenizer.contexts.read(document.context, where=where)
-        sizes.append(before)
-        ends.append(int(end is not None))
-    return sizes, ends
+        found.append(tokenizer.contexts.read(document.context, where=where))
+    return found
 
 
 def _count_unwritten(
@@ -179,7 +184,10 @@ def _cut_batch(
         for measured in batch
     ]
     unreadable: dict[int, TokenizerError] | None = {} if drop_unreadable else None
-    encoders = [encoder(tokenizer, ids, unreadable) for tokenizer in tokenizers.values()]
+    encoders = [
+        encoder(tokenizer, ids, unreadable, [measured.around[m].opens for measured in batch])
+        for m, tokenizer in enumerate(tokenizers.values())
+    ]
     try:
         cuts = cut_documents(texts, budgets, encoders, leads(texts, budgets, tokenizers.values()))
     except UnfitCharacterError as error:
@@ -229,6 +237,7 @@ def encoder(
     tokenizer: SegmentTokenizer,
     ids: Sequence[str],
     unreadable: dict[int, TokenizerError] | None = None,
+    opens: Sequence[bool] | None = None,
 ) -> Encoder:
     """A tokenizer as `cut_documents` uses it, every piece proved.
 
@@ -238,6 +247,7 @@ def encoder(
         unreadable: None raises the error of a piece that the tokenizer cannot represent. Else it
             goes here, by document, and the piece counts as one without tokens: the whole document
             is to be left out.
+        opens: `ReadContext.opens` of each document; None where nothing stands before them.
     """
 
     def read(pieces: Sequence[Piece]) -> list[Ends]:
@@ -245,7 +255,9 @@ def encoder(
             f"document {ids[piece.document]} from byte {piece.start}, tokenizer of {tokenizer.name}"
             for piece in pieces
         ]
-        return [ends for _, ends in tokenizer.read_texts([piece.text for piece in pieces], where)]
+        texts = [piece.text for piece in pieces]
+        opening = None if opens is None else [opens[piece.document] for piece in pieces]
+        return [ends for _, ends in tokenizer.read_texts(texts, where, opening)]
 
     def read_what_can_be(pieces: Sequence[Piece]) -> list[Ends]:
         try:

@@ -66,14 +66,14 @@ def parts_of(document: Document, tokenizer: SegmentTokenizer) -> list[Part]:
         TokenizerError: Its template or tokenizer refuses the document.
     """
     where = f"document {document.document_id}, tokenizer of {tokenizer.name}"
-    ids, end = tokenizer.contexts.read(document.context, where=where)
+    ids, end, opens = tokenizer.contexts.read(document.context, where=where)
     context = {} if document.context is None else json.loads(document.context)
     before, after = str(context.get("prompt", "")), ""
     if "messages" in context:
         tokenizer.chat.require_span(context, document.text, where=where)
         around = tokenizer.chat.around(context, where=where)
         before, after = around.before, around.after
-    [ends] = tokenizer.token_ends([document.text])
+    [(_, ends)] = tokenizer.read_texts([document.text], [where], [opens])
     parts = [Part("context", before, len(ids)), Part("response", document.text, len(ends))]
     if end is not None:
         written = tokenizer.vocabulary.written[end].decode(errors="replace")

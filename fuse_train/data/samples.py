@@ -22,6 +22,7 @@ from store_schema.layout import Arrays
 from store_schema.plan.columns import segment_columns
 from store_schema.plan.plan import Plan, Segment, ShardRecord
 from store_schema.store.reader import StoreReader
+from store_schema.text.context_reader import ReadContext
 from store_schema.text.tokenizer import SegmentTokenizer
 
 TOKEN_ARRAYS = ("segment_ids", "token_offsets", "token_ids", "byte_ends")
@@ -253,7 +254,7 @@ class AlignedSamples:
                     hint="run align again for all sources",
                 )
         read = self._contexts(segments)
-        context = [ids for ids, _ in read]
+        context = [around.ids for around in read]
         self._check_lengths(segments, context, first["token_offsets"])
         sources: tuple[Arrays, ...] = ()
         if with_sources:
@@ -273,7 +274,7 @@ class AlignedSamples:
             sources,
             features,
             self._eos_id,
-            frozenset(d for d, (_, end) in enumerate(read) if end is not None),
+            frozenset(d for d, around in enumerate(read) if around.turn_end is not None),
             self.sources,
         )
 
@@ -296,11 +297,11 @@ class AlignedSamples:
         )
         segments = self.plan.segments(shard)
         offsets = reader.read(shard.index, ("token_offsets",))["token_offsets"]
-        context = [ids for ids, _ in self._contexts(segments)]
+        context = [read.ids for read in self._contexts(segments)]
         self._check_lengths(segments, context, offsets)
 
-    def _contexts(self, segments: Sequence[Segment]) -> list[tuple[tuple[int, ...], int | None]]:
-        """Tokens before each text, and the one that ends its turn."""
+    def _contexts(self, segments: Sequence[Segment]) -> list[ReadContext]:
+        """What the target reads around each text."""
         return [
             self.tokenizer.contexts.read(s.context, where=f"segment {s.segment_id}")
             for s in segments

@@ -6,12 +6,27 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
 from store_schema.errors import TokenizerError
 from store_schema.text.chat_template import ChatTemplate
 from store_schema.text.vocabulary import Vocabulary
+
+
+class ReadContext(NamedTuple):
+    """What one model reads around a text."""
+
+    ids: tuple[int, ...]
+    """Tokens before it."""
+    turn_end: int | None
+    """The token that ends its turn: the first special token that the template writes behind a response,
+    with nothing but white space before it; None for no chat, where the turn goes on, or where there is
+    none."""
+    opens: bool
+    """Whether the text begins with the space that the tokenizer puts before a text by itself. Behind a
+    line's end, or any other text, it puts none."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +56,12 @@ class ContextReader:
     read_text: Callable[[str], Sequence[int]]
     require_rows: Callable[[Sequence[int], str], None]
 
-    def read(self, context: str | None, *, where: str) -> tuple[tuple[int, ...], int | None]:
-        """Tokens that stand before a text, and the one that ends its turn.
+    def read(self, context: str | None, *, where: str) -> ReadContext:
+        """What stands before a text, and ends its turn.
 
         Args:
             context: Of the segment.
             where: Segment, for messages.
-
-        Returns:
-            The tokens before it, and the first special token that the template writes behind a
-            response, with nothing but white space before it; None for no chat, where the turn goes
-            on, or where there is none.
 
         Raises:
             TokenizerError: Messages without a chat template, or with one that refuses them or renders
@@ -59,23 +69,24 @@ class ContextReader:
             NoRowError: A token of `beyond_rows` among them.
         """
         parsed = {} if context is None else json.loads(context)
-        ids, end = self.bos_ids, None
+        ids, end, opens = self.bos_ids, None, True
         if "prompt" in parsed:
-            ids = (*ids, *self.read_text(parsed["prompt"]))
+            before, opens = self._before(parsed["prompt"], self.read_text)
+            ids = (*ids, *before)
         elif "messages" in parsed:
             around = self.chat.around(parsed, where=where)
-            ids = self._rendered(around.before, where)
+            ids, opens = self._rendered(around.before, where)
             if "goes_on" not in parsed and "part" not in parsed:
                 end = self._turn_end(around.after)
         self.require_rows(ids, f"what stands before the text, {where}")
-        return ids, end
+        return ReadContext(ids, end, opens)
 
     def prompt(self, context: str | None, *, where: str) -> tuple[int, ...]:
         """Tokens that a model is asked with: as in `read`, but as its template begins an answer."""
         parsed = {} if context is None else json.loads(context)
         if "messages" not in parsed:
-            return self.read(context, where=where)[0]
-        ids = self._rendered(self.chat.prompt(parsed, where=where), where)
+            return self.read(context, where=where).ids
+        ids, _ = self._rendered(self.chat.prompt(parsed, where=where), where)
         self.require_rows(ids, f"what stands before the text, {where}")
         return ids
 
@@ -84,18 +95,32 @@ class ContextReader:
         """The token that ends the assistant's turn in any chat; None where there is none."""
         probe = json.dumps({"messages": [{"role": "user", "content": "?"}]})
         try:
-            return self.read(probe, where="a chat")[1]
+            return self.read(probe, where="a chat").turn_end
         except TokenizerError:
             return None
 
-    def _rendered(self, written: str, where: str) -> tuple[int, ...]:
-        if self.puts_space:
-            written = written.removesuffix(" ")  # the text's first token brings it
-        ids = tuple(self.backend.encode(written, add_special_tokens=False).ids)
+    def _rendered(self, written: str, where: str) -> tuple[tuple[int, ...], bool]:
+        ids, opens = self._before(
+            written, lambda text: self.backend.encode(text, add_special_tokens=False).ids
+        )
         if not ids:
             raise TokenizerError("the chat template renders the messages to nothing", where=where)
         own = ids[: len(self.bos_ids)] == self.bos_ids
-        return ids if own or not self.always_bos else (*self.bos_ids, *ids)
+        return (ids if own or not self.always_bos else (*self.bos_ids, *ids)), opens
+
+    def _before(
+        self, written: str, encode: Callable[[str], Sequence[int]]
+    ) -> tuple[tuple[int, ...], bool]:
+        """Tokens of what stands before a text, and `ReadContext.opens`, asked of the tokenizer itself.
+
+        A space at the end is the one that the text's first token brings, as in a text read whole.
+        """
+        if not self.puts_space:
+            return tuple(encode(written)), True
+        table = self.vocabulary
+        last = [table.tokens[i] for i in encode(f"{written}a")[-2:] if i < len(table)]
+        opens = b"".join(last).endswith(b" a")
+        return tuple(encode(written.removesuffix(" ") if opens else written)), opens
 
     def _turn_end(self, after: str) -> int | None:
         table = self.vocabulary

@@ -19,6 +19,7 @@ from store_schema.errors import NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.models import model_rows, resolve_tokenizer
 from store_schema.plan.plan import Segment
+from store_schema.text.behind import TextTokens, read_behind
 from store_schema.text.chat_template import ChatTemplate
 from store_schema.text.context_reader import ContextReader
 from store_schema.text.encoded import EncodedSegment as EncodedSegment
@@ -39,19 +40,18 @@ from store_schema.text.vocabulary import Vocabulary
 _log = logging.getLogger(__name__)
 
 _MOST_BEYOND = 0.05
-"""Share of a tokenizer's tokens that published models have no row for, at the very most: those that
-someone added, a handful."""
+"""Share of a tokenizer's tokens that published models have no row for, at the very most."""
 
 _OPEN: WeakValueDictionary[Any, SegmentTokenizer] = WeakValueDictionary()
-"""Tokenizers in use in this process by what they were read from: a stage may ask for one again."""
+"""Tokenizers in use in this process by what they were read from."""
 
 
 class SegmentTokenizer:
     """Tokenizer of one model.
 
     Ids and bytes are those of tokenizer.json. The text of a segment is tokenised by itself, so that
-    it starts at a token boundary for every model whatever stands before it. Special tokens written out
-    in the text are text.
+    it starts at a token boundary for every model whatever stands before it; a space that the tokenizer
+    puts before a text is there where it would put one. Special tokens written out in the text are text.
     """
 
     def __init__(
@@ -216,7 +216,9 @@ class SegmentTokenizer:
     def fingerprint(self) -> str:
         """Fingerprint of all that decides ids, bytes and what stands before a text."""
         template = self.chat.text
-        options = [list(self.bos_ids), self.bos_rule == "always", self.by_offsets]
+        options: list[Any] = [list(self.bos_ids), self.bos_rule == "always", self.by_offsets]
+        if template is not None and self.puts_space:  # in older stores one stood before all answers
+            options.append("no space behind a line's end")
         asked = self._settings.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
         if template is not None and asked:  # nothing by default, as in older stores
             options.append(asked)
@@ -294,7 +296,7 @@ class SegmentTokenizer:
 
     @property
     def eos_id(self) -> int | None:
-        """End of sequence, if there is one."""
+        """End of sequence, if any."""
         return self._id_of(getattr(self.roles, "eos_token", None))
 
     @property
@@ -315,19 +317,25 @@ class SegmentTokenizer:
         return [encoding.ids for encoding in batch]
 
     def read_texts(
-        self, texts: Sequence[str], where: Sequence[str]
-    ) -> list[tuple[list[int], npt.NDArray[np.uint32]]]:
+        self, texts: Sequence[str], where: Sequence[str], opens: Sequence[bool] | None = None
+    ) -> list[TextTokens]:
         """Ids of plain texts as `encode_text` gives them, and the byte end of each token, proved.
 
         Args:
             texts: Each read whole.
             where: Document or segment of each, for messages.
+            opens: `ReadContext.opens` of each; None where nothing stands before the texts.
 
         Raises:
             TokenizerError: Tokens do not join to a text. With `by_offsets`, only where a part of the
                 text has no piece, or a text no token.
             NoRowError: A text reaches a token of `beyond_rows`.
         """
+        if opens is None or all(opens) or not self.puts_space:
+            return self._read_texts(texts, where)
+        return read_behind(texts, where, opens, self._read_texts)
+
+    def _read_texts(self, texts: Sequence[str], where: Sequence[str]) -> list[TextTokens]:
         table = self.vocabulary
         if not self.by_offsets:
             read_ids = self.encode_text(texts)
@@ -358,17 +366,18 @@ class SegmentTokenizer:
         """
         encoded = []
         places = [f"segment {s.segment_id}, tokenizer of {self.name}" for s in segments]
-        read = self.read_texts([s.text for s in segments], places)
-        for segment, (ids, ends), where in zip(segments, read, places, strict=True):
-            context, turn_end = self.contexts.read(segment.context, where=where)
+        pairs = zip(segments, places, strict=True)
+        around = [self.contexts.read(s.context, where=where) for s, where in pairs]
+        read = self.read_texts([s.text for s in segments], places, [a.opens for a in around])
+        for segment, (ids, ends), reads in zip(segments, read, around, strict=True):
             changed = 0
             if self.by_offsets:
                 changed = self.vocabulary.num_changed(ids, ends, segment.text.encode())
-            ends_turn = turn_end is not None and segment.ends_document
-            if turn_end is not None and ends_turn:
-                ids, ends = [*ids, turn_end], np.append(ends, ends[-1])
+            ends_turn = reads.turn_end is not None and segment.ends_document
+            if reads.turn_end is not None and ends_turn:
+                ids, ends = [*ids, reads.turn_end], np.append(ends, ends[-1])
             encoded.append(
-                EncodedSegment(context, np.asarray(ids, np.uint32), ends, changed, ends_turn)
+                EncodedSegment(reads.ids, np.asarray(ids, np.uint32), ends, changed, ends_turn)
             )
         return encoded
 
@@ -382,7 +391,7 @@ class SegmentTokenizer:
 
     def context_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:
         """Tokens that stand before a text: see `ContextReader.read`."""
-        return self.contexts.read(context, where=where)[0]
+        return self.contexts.read(context, where=where).ids
 
     @cached_property
     def puts_space(self) -> bool:
