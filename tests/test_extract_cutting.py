@@ -143,6 +143,27 @@ def test_a_chats_turns_are_read_once() -> None:
     assert texts + cut.context_tokens["m"] == read
 
 
+def test_a_template_that_ends_no_turn_is_told() -> None:
+    turn = {"messages": [{"role": "user", "content": "Why?"}]}
+    documents = [
+        Document("d0", "d", "train", json.dumps(turn), "Because."),
+        Document("d1", "d", "train", json.dumps(turn | {"goes_on": True}), "Because."),
+        Document("d2", "d", "train", None, "Plain text."),
+    ]
+    columns = zip(*map(astuple, documents), strict=True)
+    table = pa.table([list(column) for column in columns], schema=DOCUMENT_SCHEMA)
+    found = {}
+    for name, end in (("ending", "{{ eos_token }}"), ("endless", "")):
+        hf = tiny_tokenizer("byte_level")
+        hf.chat_template = (
+            "{% for m in messages %}{{ m.role }}:\n{{ m.content }}" + end + "\n{% endfor %}"
+        )
+        found[name] = SegmentTokenizer(hf, name=name)
+    cut = cut_corpus(table, found, 64, drop_unreadable=False)
+    assert cut.unwritten["endless"] == {"ends of turns": 1}
+    assert not cut.unwritten["ending"]
+
+
 def test_tokens_without_rows_are_told(caplog: pytest.LogCaptureFixture) -> None:
     hf = tiny_tokenizer()
     rows = len(hf)

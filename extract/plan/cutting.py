@@ -120,7 +120,7 @@ def cut_corpus(
         if max_tokens - max(taken) < MIN_TEXT_TOKENS:
             found.dropped["context_too_long"] += 1
             continue
-        _count_unwritten(document, tokenizers, found)
+        _count_unwritten(measured, tokenizers, found)
         batch.append(measured)
         size += len(document.text)
         if size >= BATCH_BYTES:
@@ -160,13 +160,17 @@ def _around(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> l
 
 
 def _count_unwritten(
-    document: Document, tokenizers: Mapping[str, SegmentTokenizer], found: CutCorpus
+    measured: _Measured, tokenizers: Mapping[str, SegmentTokenizer], found: CutCorpus
 ) -> None:
+    document = measured.document
     context = None if document.context is None else json.loads(document.context)
     if context is None or "messages" not in context:
         return
-    for name, tokenizer in tokenizers.items():
+    ends_turn = "goes_on" not in context and "part" not in context
+    for (name, tokenizer), read in zip(tokenizers.items(), measured.around, strict=True):
         left = tokenizer.chat.unwritten(context, where=f"document {document.document_id}")
+        if ends_turn and read.turn_end is None:
+            left["ends of turns"] += 1
         found.unwritten.setdefault(name, Counter()).update(left)
 
 
