@@ -154,8 +154,10 @@ def _train_at(
     record = kept / world.name / f"{name}-lr{lr:g}-{fingerprint(section)[:8]}.json"
     if record.is_file():
         return dict(json.loads(record.read_text()))
-    # Pairs are trained once for all ways of merging them.
+    # Pairs are trained once for all ways of merging them; a model merged another way is in the way.
     folder = world.folder / "trainings" / re.sub(r"^pairwise_.*", "pairwise", name) / f"lr{lr:g}"
+    if name.startswith("pairwise"):
+        shutil.rmtree(folder / "final", ignore_errors=True)
     data = world.folder / ("teach-base" if variant.base else "teach")
     precision = choose_precision(
         load_config(held_out.run.target, where="target"), bpb.device_of(None)
@@ -168,7 +170,7 @@ def _train_at(
     found = {"lr": lr, "valid": _valid(folder)} | held_out.seen(name, ref)
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(found))
-    if "pairwise" not in name or name == list(VARIANTS)[-1]:
+    if not name.startswith("pairwise") or name == list(VARIANTS)[-1]:
         shutil.rmtree(folder)
     return found
 
