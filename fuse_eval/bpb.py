@@ -244,10 +244,8 @@ def score_model(
 
 
 def checkpoint_ref(folder: Path, target: ModelRef) -> ModelRef:
-    """A trained model's folder, loaded like the target it started as."""
-    return ModelRef(
-        model=str(folder), dtype=target.dtype, trust_remote_code=target.trust_remote_code
-    )
+    """A trained model's folder, loaded and asked like the target it started as."""
+    return target.model_copy(update={"model": str(folder), "gguf_file": None, "revision": None})
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

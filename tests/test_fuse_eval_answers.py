@@ -161,6 +161,54 @@ def test_a_stopped_run_asks_no_model_twice(trained: Path, monkeypatch: pytest.Mo
     assert asked[5:] == ["fused"]
 
 
+def test_all_are_asked_alike_and_again_when_that_changes(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: dict[str, list[bytes]] = {}
+
+    class Listening(Scripted):
+        name = ""
+
+        def answer(self, asked: Sequence[Prompt], rules: AnswerRules) -> Any:
+            said = [b"".join(rules.tokens[i] for i in one.input_ids) for one in asked]
+            prompts[self.name] = said
+            return super().answer(asked, rules)
+
+    def opened(spec: EngineSpec) -> Scripted:
+        engine = Listening({})
+        engine.name = spec.source
+        return engine
+
+    monkeypatch.setattr(asking, "open_engine", opened)
+    template = trained.parent / "other.jinja"
+    template.write_text("{% for m in messages %}!! {{ m.content }}{{ eos_token }}\n{% endfor %}")
+    words = ("--set", f"target.template.file={template}", "--set", "evaluate.answers.max_tokens=20")
+    content(trained, *words)
+    assert prompts["fused"] == prompts["target_before"] == prompts["clm_control"]
+    assert any(b"!! " in prompt for prompt in prompts["fused"])
+    prompts.clear()
+    content(trained, *words)
+    assert not prompts
+    final = Path(load_run(trained).folder) / "final/generation_config.json"
+    before = final.read_text()
+    final.write_text(json.dumps({"eos_token_id": [2, 5]}))
+    try:
+        content(trained, *words)
+    finally:
+        final.write_text(before)
+    assert list(prompts) == ["fused"]
+
+
+def test_prompts_that_do_not_fit_are_told(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch)
+    result = call(trained, "--set", "evaluate.answers.max_tokens=5000")
+    assert result.exit_code == 2
+    assert "no prompt leaves target_before room for an answer" in result.stderr
+    said = call(trained, "--set", "evaluate.answers.max_tokens=76")
+    assert said.exit_code == 0, said.output
+    assert "counted as wrong (prompt too long)" in said.stdout
+
+
 def test_the_real_engine_says_what_generate_says(trained: Path) -> None:
     greedy = ("--set", "evaluate.answers.max_tokens=6", "--set", "evaluate.sources=false")
     found = content(trained, *greedy)

@@ -101,19 +101,19 @@ def test_what_a_model_is_asked_with_stands_before_what_it_reads() -> None:
             assert asked == ours.contexts.read(context, where="here").ids
 
 
-@pytest.mark.parametrize(
-    ("prompt", "text", "first"),
-    [("Q: 2 + 2?\nA:\n", "four", "f"), ("Q: 2 + 2? A: ", "four", " f"), ("", "four", " f")],
-)
-def test_a_response_behind_a_prompt(prompt: str, text: str, first: str) -> None:
+def test_a_response_behind_a_prompt_is_a_text_of_its_own() -> None:
+    """As in stores of before: nothing says that the prompt was a chat."""
     ours = SegmentTokenizer(tiny_tokenizer("unigram"), name="m")
-    assert ours.puts_space
-    [read] = ours.encode([segment(text, {"prompt": prompt})])
-    written = b"".join(ours.vocabulary.tokens[i] for i in read.token_ids).decode()
-    assert written.startswith(first)
-    assert read.byte_ends[-1] == len(text)
-    whole = ours.encode_text([prompt + text])[0]
-    assert [*read.context_ids, *read.token_ids.tolist()] == whole
+    for prompt in "Q: 2 + 2?\nA:\n", "Q: ", "":
+        [read] = ours.encode([segment("four", {"prompt": prompt})])
+        assert read.token_ids.tolist() == ours.encode_text(["four"])[0]
+        assert [*read.context_ids] == [*ours.bos_ids, *ours.encode_text([prompt])[0]]
+
+
+def test_a_tokenizer_that_changes_text_reads_it_as_before() -> None:
+    ours = SegmentTokenizer(tiny_tokenizer("unigram"), name="m", by_offsets=True)
+    [(ids, _)] = ours.read_texts(["four"], ["here"], [False])
+    assert ids == ours.encode_text(["four"])[0]
 
 
 def test_others_read_as_before() -> None:

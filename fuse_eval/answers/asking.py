@@ -15,10 +15,13 @@ from extract.scoring.sources import model_folder
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.config import ModelRef, RunConfig
+from store_schema.errors import ConfigError
 from store_schema.layout import Finish
 from store_schema.model.models import max_positions, model_config
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import SegmentTokenizer
+
+TOO_LONG = "prompt too long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,8 @@ def ask_model(
 
     Raises:
         ModelError: The model cannot be used.
-        TokenizerError: It has no chat template, or a prompt has no tokens.
+        ConfigError: No prompt fits.
+        TokenizerError: It has no chat template.
         Stopped: A stop was asked for.
     """
     section = run.section("generate", GenerateSection)
@@ -86,7 +90,14 @@ def ask_model(
     rules = AnswerRules(section, end_ids(folder, tokenizer), tokenizer.vocabulary.tokens)
     opening = " " if tokenizer.puts_space else ""  # no part of what is said
     fitting = [i for i, ids in enumerate(inputs) if 0 < len(ids) <= longest - max_tokens]
-    said = [Said("", "prompt too long")] * len(prompts)
+    if not fitting:
+        raise ConfigError(
+            f"no prompt leaves {name} room for an answer",
+            where="evaluate.answers.max_tokens",
+            expected=f"less than the {most} positions of the model without its prompts",
+            got=max_tokens,
+        )
+    said = [Said("", TOO_LONG)] * len(prompts)
     with (
         closing(open_engine(replace(spec, generates=True))) as engine,
         Progress(name, len(prompts), unit="ans", done=len(prompts) - len(fitting)) as progress,

@@ -11,10 +11,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from extract.config import ExtractSection, GenerateSection
+from extract.engines.ending import end_ids
 from extract.judge_kinds import JUDGES
 from extract.judge_kinds.kind import Answer, JudgeContext, JudgeOptions, Question, Score
 from extract.judging.questions import long_references, question_of
-from fuse_eval.answers.asking import Said, ask_model
+from extract.scoring.sources import model_folder
+from fuse_eval.answers.asking import TOO_LONG, Said, ask_model
 from fuse_eval.answers.figures import Floats, difference, mean_scores
 from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
@@ -27,6 +29,8 @@ from store_schema.config import ModelRef, RunConfig
 from store_schema.errors import ConfigError, MissingError, ModelError
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan, Segment
+from store_schema.store.same_source import require_run_sources
+from store_schema.text.tokenizer import SegmentTokenizer
 
 SILENT = Score(0.0)
 """Of what was not answered: wrong, without a judge's word."""
@@ -46,7 +50,8 @@ def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
     judge = section.answers.judge
     context = JudgeContext(run, _no_likelihoods)
     models = models_to_score(run, section)
-    asking = {name: _asking(run, plan, ref, section) for name, (ref, _) in models.items()}
+    require_run_sources(run, plan)
+    asking = {name: _asking(run, plan, name, ref, section) for name, (ref, _) in models.items()}
     judging = [judge.content(), JUDGES[judge.kind].identity(judge, context)]
     request = fingerprint(
         [asking, judging, section.bootstrap_samples, section.confidence, run.seed, __version__]
@@ -103,15 +108,21 @@ def _spread(segments: Sequence[Segment], limit: int | None) -> list[Segment]:
     return [segments[i * len(segments) // limit] for i in range(limit)]
 
 
-def _asking(run: RunConfig, plan: Plan, ref: ModelRef, section: EvaluateSection) -> str:
-    """Fingerprint of all that shapes one model's answers."""
+def _asking(run: RunConfig, plan: Plan, name: str, ref: ModelRef, section: EvaluateSection) -> str:
+    """Fingerprint of all that shapes one model's answers.
+
+    Raises:
+        LogitfuseError: The model cannot be asked.
+    """
     generate = run.section("generate", GenerateSection)
+    tokenizer = SegmentTokenizer.load(ref, name=name)
+    ends = end_ids(model_folder(run.model_copy(update={"sources": {name: ref}}), name), tokenizer)
     return fingerprint(
         [
-            *(identity(ref), plan.fingerprint, section.split, section.answers.limit),
+            *(identity(ref), tokenizer.fingerprint, sorted(ends)),
+            *(plan.fingerprint, section.split, section.answers.limit),
             *(_most(run, section), list(generate.stop), __version__),
             run.section("extract", ExtractSection).engine,
-            None if ref.template is None else ref.template.model_dump(mode="json"),
         ]
     )
 
@@ -243,11 +254,15 @@ def figures(
             for name, found in said.items()
         },
         "failures": {
-            name: dict(Counter(s.failure for i in kept if (s := found[i]).failure is not None))
+            name: dict(Counter(filter(None, (_failure(said[name][i], found[i]) for i in kept))))
             for name, found in scores.items()
         },
         "comparisons": comparisons,
     }
+
+
+def _failure(said: Said, score: Score) -> str | None:
+    return said.finish if said.finish == TOO_LONG else score.failure
 
 
 def _no_likelihoods() -> NoReturn:

@@ -25,8 +25,8 @@ class ReadContext(NamedTuple):
     with nothing but white space before it; None for no chat, where the turn goes on, or where there is
     none."""
     opens: bool
-    """Whether the text begins with the space that the tokenizer puts before a text by itself. Behind a
-    line's end, or any other text, it puts none."""
+    """Whether the text begins with the space that the tokenizer puts before a text by itself: not
+    behind a chat that ends in something else than a space or a special token."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ class ContextReader:
         parsed = {} if context is None else json.loads(context)
         ids, end, opens = self.bos_ids, None, True
         if "prompt" in parsed:
-            before, opens = self._before(parsed["prompt"], self.read_text)
-            ids = (*ids, *before)
+            ids = (*ids, *self.read_text(parsed["prompt"]))
         elif "messages" in parsed:
             around = self.chat.around(parsed, where=where)
             ids, opens = self._rendered(around.before, where)
@@ -100,27 +99,22 @@ class ContextReader:
             return None
 
     def _rendered(self, written: str, where: str) -> tuple[tuple[int, ...], bool]:
-        ids, opens = self._before(
-            written, lambda text: self.backend.encode(text, add_special_tokens=False).ids
-        )
+        """Tokens of what a template wrote before a text, and `ReadContext.opens`, asked of the
+        tokenizer itself. A space at the end is the one that the text's first token brings."""
+        opens = True
+        if self.puts_space:
+            table = self.vocabulary
+            last = [table.tokens[i] for i in self._encode(f"{written}a")[-2:] if i < len(table)]
+            opens = b"".join(last).endswith(b" a")
+            written = written.removesuffix(" ") if opens else written
+        ids = self._encode(written)
         if not ids:
             raise TokenizerError("the chat template renders the messages to nothing", where=where)
         own = ids[: len(self.bos_ids)] == self.bos_ids
         return (ids if own or not self.always_bos else (*self.bos_ids, *ids)), opens
 
-    def _before(
-        self, written: str, encode: Callable[[str], Sequence[int]]
-    ) -> tuple[tuple[int, ...], bool]:
-        """Tokens of what stands before a text, and `ReadContext.opens`, asked of the tokenizer itself.
-
-        A space at the end is the one that the text's first token brings, as in a text read whole.
-        """
-        if not self.puts_space:
-            return tuple(encode(written)), True
-        table = self.vocabulary
-        last = [table.tokens[i] for i in encode(f"{written}a")[-2:] if i < len(table)]
-        opens = b"".join(last).endswith(b" a")
-        return tuple(encode(written.removesuffix(" ") if opens else written)), opens
+    def _encode(self, written: str) -> tuple[int, ...]:
+        return tuple(self.backend.encode(written, add_special_tokens=False).ids)
 
     def _turn_end(self, after: str) -> int | None:
         table = self.vocabulary

@@ -331,7 +331,7 @@ class SegmentTokenizer:
                 text has no piece, or a text no token.
             NoRowError: A text reaches a token of `beyond_rows`.
         """
-        if opens is None or all(opens) or not self.puts_space:
+        if opens is None or all(opens) or self.by_offsets or not self.puts_space:
             return self._read_texts(texts, where)
         return read_behind(texts, where, opens, self._read_texts)
 
