@@ -44,7 +44,7 @@ from extract.judge_kinds.kind import Answer, JudgeContext  # noqa: E402
 from extract.judging.questions import long_references, question_of  # noqa: E402
 from fuse_eval import bpb  # noqa: E402
 from fuse_eval.answers.asking import ask_model  # noqa: E402
-from fuse_eval.answers.run import held_out_prompts  # noqa: E402
+from fuse_eval.answers.run import held_out_prompts, most_tokens  # noqa: E402
 from fuse_eval.config import EvaluateSection  # noqa: E402
 from fuse_eval.interference.blocks import by_segment  # noqa: E402
 from fuse_eval.run import open_plan  # noqa: E402
@@ -82,6 +82,7 @@ class HeldOut:
         plan = open_plan(self.run)
         section = self.run.section("evaluate", EvaluateSection)
         self._answers = section.answers
+        self._most_tokens = most_tokens(self.run, section)
         self._prompts = held_out_prompts(plan, section)
         references = long_references(plan)
         self._questions = [question_of(segment, references) for segment in self._prompts]
@@ -91,8 +92,7 @@ class HeldOut:
 
     def seen(self, name: str, ref: ModelRef, tokenizer: str = "target") -> dict[str, Any]:
         """Right answers, their domains, and bits per byte by domain of one model."""
-        most = self._answers.max_tokens or 120
-        said = ask_model(self.run, name, ref, self._prompts, most, StopFlag())
+        said = ask_model(self.run, name, ref, self._prompts, self._most_tokens, StopFlag())
         judge = self._answers.judge
         context = JudgeContext(self.run, lambda: None)  # type: ignore[arg-type,return-value]
         right = [0.0] * len(said)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from extract.config import ExtractSection, GenerateSection
 from extract.engines.ending import AnswerRules, end_ids
-from extract.engines.protocol import Prompt, engine_spec
+from extract.engines.protocol import Answer, Prompt, engine_spec
 from extract.engines.registry import open_engine
 from extract.generation.answers import answer_text
 from extract.scoring.sources import model_folder
@@ -16,12 +16,14 @@ from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.config import ModelRef, RunConfig
 from store_schema.errors import ConfigError
-from store_schema.layout import Finish
 from store_schema.model.models import max_positions, model_config
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import SegmentTokenizer
 
 TOO_LONG = "prompt too long"
+_GREEDY = {"answers": 1, "temperature": 0.0, "top_p": 1.0}
+_NO_ROWS = {"top_k": 1, "estimator": "topk", "extras": ()}
+"""Of the section `extract`: distributions are not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,6 @@ def ask_model(
         TokenizerError: It has no chat template.
         Stopped: A stop was asked for.
     """
-    section = run.section("generate", GenerateSection)
-    section = section.model_copy(
-        update={"answers": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": max_tokens}
-    )
     alone = run.model_copy(update={"sources": {name: ref}})
     folder = model_folder(alone, name)
     tokenizer = SegmentTokenizer.load(ref, name=name)
@@ -75,18 +73,12 @@ def ask_model(
     longest = max(map(len, inputs)) + max_tokens
     most = max_positions(model_config(folder))
     longest = longest if most is None else min(longest, most)
-    engine_section = run.section("extract", ExtractSection).model_copy(
-        update={"top_k": 1, "estimator": "topk", "extras": ()}
-    )
     spec = engine_spec(
-        name,
-        folder,
-        ref,
-        engine_section,
-        vocab_size=tokenizer.vocab_size,
-        longest=longest,
-        seed=run.seed,
-    )
+        name, folder, ref, run.section("extract", ExtractSection).model_copy(update=_NO_ROWS),
+        vocab_size=tokenizer.vocab_size, longest=longest, seed=run.seed,
+    )  # fmt: skip
+    section = run.section("generate", GenerateSection)
+    section = section.model_copy(update={**_GREEDY, "max_tokens": max_tokens})
     rules = AnswerRules(section, end_ids(folder, tokenizer), tokenizer.vocabulary.tokens)
     opening = " " if tokenizer.puts_space else ""  # no part of what is said
     fitting = [i for i, ids in enumerate(inputs) if 0 < len(ids) <= longest - max_tokens]
@@ -105,10 +97,15 @@ def ask_model(
         asked = [Prompt(inputs[i], seed=0) for i in fitting]
         for index, answer in engine.answer(asked, rules):
             stop.check()
-            ids = [i for i in answer.token_ids.tolist() if i not in rules.end_ids]
-            data = b"".join(rules.tokens[i] for i in ids)
-            text = answer_text(data, Finish(answer.finish))
-            finish = "no UTF-8" if text is None else answer.finish.name.lower().replace("_", " ")
-            said[fitting[index]] = Said((text or "").removeprefix(opening), finish)
+            said[fitting[index]] = _said(answer, rules, opening)
             progress.add(1)
     return said
+
+
+def _said(answer: Answer, rules: AnswerRules, opening: str) -> Said:
+    """What an engine gave, as text; `opening` is no part of it."""
+    ids = [i for i in answer.token_ids.tolist() if i not in rules.end_ids]
+    text = answer_text(b"".join(rules.tokens[i] for i in ids), answer.finish)
+    if text is None:
+        return Said("", "no UTF-8")
+    return Said(text.removeprefix(opening), answer.finish.name.lower().replace("_", " "))

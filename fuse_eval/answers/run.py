@@ -121,13 +121,14 @@ def _asking(run: RunConfig, plan: Plan, name: str, ref: ModelRef, section: Evalu
         [
             *(identity(ref), tokenizer.fingerprint, sorted(ends)),
             *(plan.fingerprint, section.split, section.answers.limit),
-            *(_most(run, section), list(generate.stop), __version__),
+            *(most_tokens(run, section), list(generate.stop), __version__),
             run.section("extract", ExtractSection).engine,
         ]
     )
 
 
-def _most(run: RunConfig, section: EvaluateSection) -> int:
+def most_tokens(run: RunConfig, section: EvaluateSection) -> int:
+    """Most tokens of an answer."""
     return section.answers.max_tokens or run.section("generate", GenerateSection).max_tokens
 
 
@@ -145,7 +146,7 @@ def _answers(
     kept = read_json(report, key)
     if kept is not None and kept.get("fingerprint") == asking:
         return [Said(answer["text"], answer["finish"]) for answer in kept["answers"]]
-    said = ask_model(run, name, ref, prompts, _most(run, section), stop)
+    said = ask_model(run, name, ref, prompts, most_tokens(run, section), stop)
     told = [
         {"document_id": segment.document_id} | asdict(answer)
         for segment, answer in zip(prompts, said, strict=True)
@@ -212,14 +213,7 @@ def figures(
     Raises:
         ModelError: The judge has a score for nothing.
     """
-    kept = []
-    left_out = Counter[str]()
-    for i in range(len(questions)):
-        judged = [found[i] for found in scores.values() if found[i] is not SILENT]
-        if judged and all(score.value is None for score in judged):
-            left_out[judged[0].failure or "no score"] += 1
-        else:
-            kept.append(i)
+    kept, left_out = _kept(len(questions), scores)
     if not kept:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in left_out.most_common())
         raise ModelError(
@@ -259,6 +253,20 @@ def figures(
         },
         "comparisons": comparisons,
     }
+
+
+def _kept(
+    num_prompts: int, scores: Mapping[str, Sequence[Score]]
+) -> tuple[list[int], Counter[str]]:
+    """Prompts that count, and how many are left out for what reason."""
+    kept, left_out = [], Counter[str]()
+    for i in range(num_prompts):
+        judged = [found[i] for found in scores.values() if found[i] is not SILENT]
+        if judged and all(score.value is None for score in judged):
+            left_out[judged[0].failure or "no score"] += 1
+        else:
+            kept.append(i)
+    return kept, left_out
 
 
 def _failure(said: Said, score: Score) -> str | None:
