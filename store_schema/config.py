@@ -134,9 +134,6 @@ class ModelRef(StrictModel):
     """What stands before a text. 'auto': as the model's own files say (`add_bos_token` in
     tokenizer_config.json, else tokenizer.json). 'always' and 'never' where they say it wrongly. What
     a chat template writes itself is neither doubled nor taken away."""
-    by_offsets: bool = False
-    """Accept a tokenizer that changes text (WordPiece, lower case, NFKC): where its tokens do not join
-    to the text, they end where the tokenizer's own offsets say. Such text is refused otherwise."""
 
     template: TemplateSettings = TemplateSettings()
     """How its chat template is asked: what is written here is fixed in the plan."""
