@@ -91,9 +91,7 @@ spellings = st.lists(
 )
 
 
-@given(
-    ours=spellings, theirs=spellings, workers=st.integers(1, 3), special=st.integers(0, 3)
-)
+@given(ours=spellings, theirs=spellings, workers=st.integers(1, 3), special=st.integers(0, 3))
 def test_the_map_is_that_of_every_pair_compared(ours, theirs, workers, special) -> None:
     source = vocabulary(ours, list(range(min(special, len(ours)))))
     target = vocabulary(theirs, list(range(min(special, len(theirs)))))

@@ -220,8 +220,9 @@ def test_every_family_joins_to_odd_text(name: str) -> None:
     for text in ODD_TEXTS:
         if name != "qwen" or "\u0301" not in text:
             _check(zoo(name), text)
+    said = "text to NFC" if name == "qwen" else "do not join to the text, first difference at"
     for text in bad:
-        with pytest.raises(TokenizerError, match="do not join to the text, first difference at|NFC"):
+        with pytest.raises(TokenizerError, match=said):
             zoo(name).token_ends([text])
 
 
@@ -230,11 +231,11 @@ def test_every_family_joins_to_odd_text(name: str) -> None:
 def test_changed_text_is_refused_by_name(name: str, text: str) -> None:
     """And text that the tokenizer happens to keep is read."""
     tokenizer = zoo(name)
-    try:
+    if _joined(tokenizer, text) in (text.encode(), b" " + text.encode()):
         _check(tokenizer, text)
-    except TokenizerError as error:
-        assert f"tokenizer of {name}" in error.line()
-        assert _joined(tokenizer, text).removeprefix(b" ") != text.encode()
+        return
+    with pytest.raises(TokenizerError, match=f"tokenizer of {name}"):
+        tokenizer.token_ends([text])
 
 
 CHANGED = {
@@ -260,7 +261,9 @@ def test_what_helps_is_said_where_text_is_changed(name: str) -> None:
 
 def test_text_that_is_not_nfc_is_told_what_makes_it_so() -> None:
     for text in ("e\u0301", "a\u030a and more", "\u1112\u1161\u11ab"):
-        with pytest.raises(TokenizerError, match="normalises text to NFC, and the corpus") as caught:
+        with pytest.raises(
+            TokenizerError, match="normalises text to NFC, and the corpus"
+        ) as caught:
             zoo("qwen").token_ends([text])
         assert "set `corpus.unicode: nfc` and run `logitfuse corpus build`" in caught.value.line()
 

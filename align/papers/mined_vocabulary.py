@@ -179,9 +179,7 @@ def _same_role(source: Vocabulary, target: Vocabulary) -> dict[int, int]:
     return {i: there[source.written[i]] for i in special if source.written[i] in there}
 
 
-def _search(
-    wanted: list[bytes], known: Mapping[bytes, int], workers: int
-) -> npt.NDArray[np.int64]:
+def _search(wanted: list[bytes], known: Mapping[bytes, int], workers: int) -> npt.NDArray[np.int64]:
     """[len(wanted)] key of the nearest token, see `spelling_key`."""
     packed = PackedTokens.of(known)
     lengths = np.fromiter(map(len, wanted), np.int64, len(wanted))
