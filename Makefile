@@ -232,11 +232,13 @@ bench-real-rates: $(READY)
 	$(BIN)/python benchmarks/recipes.py --config examples/real.yaml --data runs/real \
 		--out runs/real-rates $(call RATES,1e-4 2e-4 3e-4)
 
-# Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
-# and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.
+# The parts of the papers' recipes against each other, by right answers; merges; the five presets from one line
+# (hours; goes on where it was stopped). WORLDS=real takes the published models.
 bench-presets: $(READY)
 	$(BIN)/python benchmarks/bench_presets.py $(if $(WORLDS),--worlds $(WORLDS))
 
+# Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
+# and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.
 bench-interference: $(READY)
 	$(BIN)/python benchmarks/bench_interference.py $(if $(SETTINGS),--settings $(SETTINGS))
 
