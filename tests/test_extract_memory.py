@@ -23,7 +23,6 @@ from extract.engines.memory import (
     check_memory,
     free_host_bytes,
     free_memory,
-    is_out_of_memory,
     memory_need,
     require_memory,
     weight_bytes,
@@ -33,6 +32,7 @@ from extract.engines.protocol import EngineMemoryError, EngineSpec
 from extract.engines.transformers_engine import TransformersEngine
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.engine_contract import check_engine, encoded_samples, spec_of
 

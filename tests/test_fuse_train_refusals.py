@@ -14,12 +14,13 @@ from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.loop.validation import load_valid, valid_scores
-from fuse_train.machine.memory_fit import fitting_size, is_out_of_memory
+from fuse_train.machine.memory_fit import fitting_size
 from fuse_train.publish.final import read_done
 from fuse_train.run import train_run
 from fuse_train.selectors.features import FEATURES
 from store_schema.errors import ConfigError, InputError
 from store_schema.fingerprint import fingerprint
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_plan, make_run
 from tests.test_fuse_train_run import lines_of, same, weights, with_train

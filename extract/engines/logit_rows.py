@@ -17,7 +17,7 @@ from functools import cache
 
 import torch
 
-from extract.engines.memory import is_out_of_memory
+from store_schema.model.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import torch
 
 from extract.engines.head import OutputHead
 from extract.engines.logit_rows import best, row_sums
-from extract.engines.memory import changes_logits, is_out_of_memory
+from extract.engines.memory import changes_logits
 from extract.engines.pieces import Pieces
 from extract.engines.protocol import (
     LOAD_ERRORS,
@@ -38,6 +38,7 @@ from extract.engines.scored_batch import KeptRows, ScoredBatch
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.causal_model import load_causal_model
 from store_schema.model.models import keep_soft_cap
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.prefixes import prefix_groups
 
 if TYPE_CHECKING:

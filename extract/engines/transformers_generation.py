@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from extract.engines.ending import AnswerRules, GrowingAnswer
-from extract.engines.memory import is_out_of_memory
 from extract.engines.protocol import Answer, DenseRows, EngineMemoryError, EngineSpec, Prompt
 from extract.engines.sampling import philox_uniforms, sampled_rows
 from extract.engines.scored_batch import KeptRows
 from store_schema.layout import Finish
+from store_schema.model.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

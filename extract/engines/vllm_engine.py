@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from extract.engines.ending import AnswerRules
-from extract.engines.memory import is_out_of_memory
 from extract.engines.protocol import (
     LOAD_ERRORS,
     Answer,
@@ -36,6 +35,7 @@ from extract.engines.protocol import (
 )
 from extract.engines.vllm_tap import Tap
 from store_schema.errors import ConfigError, ModelError
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_shapes import require_shapes_of_class
 from store_schema.text.prefixes import prefix_groups
 from store_schema.text.tokenizer import EncodedSegment

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from extract.engines.memory import is_out_of_memory
 from extract.judge_kinds.kind import Answer, Score
 from store_schema.errors import ConfigError, ModelError, TokenizerError
 from store_schema.model.causal_model import load_whole_model
@@ -29,6 +28,7 @@ from store_schema.model.models import (
     resolved_dtype,
     transformers_config,
 )
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_files import require_weights
 from store_schema.text.chat_template import ChatTemplate
 from store_schema.text.tokenizer_files import TOKENIZER_FILE
