@@ -207,7 +207,7 @@ def model_rows(
     Raises:
         ConfigError: A pass does not fit in memory.
     """
-    model = load_model(ref, where=name, dtype=score_dtype(ref)).to(device)
+    model = load_model(ref, where=name, dtype=score_dtype(ref), device=device)
     lengths = [len(e.context_ids) + len(e.token_ids) for e in encoded]
     found: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
     try:

@@ -14,7 +14,7 @@ from extract.engines.protocol import DenseRows, Engine, EngineSpec, engine_spec,
 from extract.scoring.rows import scored_segment
 from extract.scoring.space_ids import space_initial_ids
 from store_schema.config import ModelRef
-from store_schema.model.models import keep_soft_cap
+from store_schema.model.causal_model import keep_soft_cap
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.tiny import SAMPLE_TEXTS

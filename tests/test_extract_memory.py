@@ -415,3 +415,15 @@ def test_an_index_of_weights_that_is_none_is_one_line(tmp_path: Path, text: str)
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match=r"index of weights is unreadable in \S+index.json"):
         memory.weight_bytes(tmp_path, {}, "float32")
+
+
+def test_a_model_that_has_no_room_is_no_damaged_model(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
+
+    spec = spec_of(tiny_models["code"], "transformers")
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(EngineMemoryError, match=r"cannot be loaded.*; load a smaller dtype"):
+        TransformersEngine(spec)

@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from store_schema.layout import Finish
     from store_schema.text.tokenizer import EncodedSegment
 
-LOAD_ERRORS = (Exception,)
-"""What model libraries raise on a folder they cannot load: no list names it all (pickle's own errors, a
-bare Exception of a Rust library, whatever a model's code raises)."""
-
 
 class EngineMemoryError(ModelError):
     """Memory of the CPU or GPU ran out in a batch; a smaller batch may do."""

@@ -25,7 +25,6 @@ from extract.engines.logit_rows import best, row_sums
 from extract.engines.memory import changes_logits
 from extract.engines.pieces import Pieces
 from extract.engines.protocol import (
-    LOAD_ERRORS,
     Answer,
     DenseRows,
     EngineMemoryError,
@@ -37,7 +36,7 @@ from extract.engines.sampling import sampled_rows, segment_uniforms, systematic_
 from extract.engines.scored_batch import KeptRows, ScoredBatch
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.causal_model import load_causal_model
-from store_schema.model.models import keep_soft_cap
+from store_schema.model.models import in_folder
 from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.prefixes import prefix_groups
 
@@ -346,21 +345,12 @@ def _load(spec: EngineSpec, device: torch.device) -> Any:
     dtype = getattr(torch, spec.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError("no such floating-point type", where="dtype of a model", got=spec.dtype)
+    ref = in_folder(spec.ref, spec.folder)
     try:
-        model = load_causal_model(
-            str(spec.folder),
-            of=spec.source,
-            dtype=dtype,
-            trust_remote_code=spec.ref.trust_remote_code,
-        )
-        keep_soft_cap(model)
-        return model.to(device).eval()
-    except ModelError:
-        raise
-    except (*LOAD_ERRORS, MemoryError) as error:
-        kind = EngineMemoryError if is_out_of_memory(error) else ModelError
-        raise kind(
-            "model cannot be loaded",
-            where=spec.folder,
-            got=f"{type(error).__name__}: {str(error)[:200]}",
+        return load_causal_model(ref, of=spec.source, dtype=dtype, device=device).eval()
+    except ModelError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EngineMemoryError(
+            error.what, where=error.where, got=error.got, hint=error.hint
         ) from error

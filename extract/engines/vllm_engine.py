@@ -25,7 +25,6 @@ import torch
 
 from extract.engines.ending import AnswerRules
 from extract.engines.protocol import (
-    LOAD_ERRORS,
     Answer,
     DenseRows,
     EngineMemoryError,
@@ -35,6 +34,7 @@ from extract.engines.protocol import (
 )
 from extract.engines.vllm_tap import Tap
 from store_schema.errors import ConfigError, ModelError
+from store_schema.model.models import in_folder
 from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_shapes import require_shapes_of_class
 from store_schema.text.prefixes import prefix_groups
@@ -72,12 +72,11 @@ class VllmEngine:
         try:
             with _out_of_sight("llvmlite.binding.ffi"):
                 self.llm = self.vllm.LLM(**_engine_arguments(spec, on_cpu))
-        except LOAD_ERRORS as error:
+        except Exception as error:  # no list names what model libraries raise on a folder
             if is_out_of_memory(error):
                 raise _out_of_memory(spec, error) from error
             # vLLM's message of weights of another shape names neither weight nor shapes.
-            ref = spec.ref.model_copy(update={"model": str(spec.folder)})
-            require_shapes_of_class(ref, name=spec.source)
+            require_shapes_of_class(in_folder(spec.ref, spec.folder), name=spec.source)
             raise ModelError(
                 "vLLM cannot start with the model",
                 where=spec.folder,

@@ -20,7 +20,7 @@ from extract.judge_kinds.kind import Answer, Score
 from store_schema.errors import ConfigError, ModelError, TokenizerError
 from store_schema.model.causal_model import load_whole_model
 from store_schema.model.models import (
-    keep_soft_cap,
+    in_folder,
     max_positions,
     model_config,
     resolve_model,
@@ -189,21 +189,14 @@ def _device(options: Any) -> torch.device:
 def _load(options: Any, folder: Path, dtype: str, device: torch.device) -> Any:
     import transformers
 
+    ref, of = in_folder(options.ref, folder), f"judge {options.title}"
+    auto_class = transformers.AutoModelForSequenceClassification
+    dtype = getattr(torch, dtype)
     try:
-        model = load_whole_model(
-            transformers.AutoModelForSequenceClassification,
-            str(folder),
-            of=f"judge {options.title}",
-            dtype=getattr(torch, dtype),
-            trust_remote_code=options.trust_remote_code,
-        )
-        keep_soft_cap(model)
-        return model.to(device).eval()
+        return load_whole_model(auto_class, ref, of=of, device=device, dtype=dtype).eval()
     except ModelError as error:
-        raise ModelError(error.what, where=error.where, got=error.got, hint=_ANOTHER) from error
-    except Exception as error:  # model libraries and a model's own code raise what they like
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"the model of judge {options.title} cannot be loaded",
-            where=options.model,
-            got=f"{type(error).__name__}: {str(error)[:200]}",
+            error.what, where=error.where, expected=error.expected, got=error.got, hint=_ANOTHER
         ) from error

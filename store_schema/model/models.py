@@ -364,20 +364,6 @@ def knows_type(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING
 
 
-def keep_soft_cap(model: Any) -> None:
-    """Let a loaded model compute the soft cap of attention scores that its config has (Gemma 2).
-
-    transformers 5.19 picks PyTorch's fused kernel for it, which knows no cap and leaves it out.
-
-    Args:
-        model: Of transformers; changed in place.
-    """
-    config = model.config.get_text_config()
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    if capped and config._attn_implementation == "sdpa":
-        model.set_attn_implementation("eager")
-
-
 def max_positions(config: dict[str, Any]) -> int | None:
     """Most tokens the model was made to read, as its config says; None where it says nothing."""
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
