@@ -30,7 +30,6 @@ TOPK_COPIES, SAMPLED_COPIES = 2, 4
 LEAST_ROWS = 16
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-_CHANGED_LOGITS = ("final_logit_softcapping", "logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +142,6 @@ def check_memory(spec: EngineSpec) -> str:
         return f"not known what it takes; free {size_text(free)} ({where})"
     require_memory(need, free, where)
     return need.against(free, where)
-
-
-def changes_logits(config: dict[str, Any]) -> bool:
-    """Whether a config names a scale or cap of the logits, so that the head is not run alone."""
-    return any(config.get(name) not in (None, 1, 1.0) for name in _CHANGED_LOGITS)
 
 
 def _shard_names(index: Path) -> set[str]:

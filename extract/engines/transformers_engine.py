@@ -22,7 +22,6 @@ import torch
 
 from extract.engines.head import OutputHead
 from extract.engines.logit_rows import best, row_sums
-from extract.engines.memory import changes_logits
 from extract.engines.pieces import Pieces
 from extract.engines.protocol import (
     Answer,
@@ -35,6 +34,7 @@ from extract.engines.protocol import (
 from extract.engines.sampling import sampled_rows, segment_uniforms, systematic_points
 from extract.engines.scored_batch import KeptRows, ScoredBatch
 from store_schema.errors import ConfigError, ModelError
+from store_schema.model.causal_head import head_error, scale_and_cap
 from store_schema.model.causal_model import load_causal_model
 from store_schema.model.models import in_folder
 from store_schema.model.out_of_memory import is_out_of_memory
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROBE_TOKENS = 16
-PROBE_TOLERANCE = 1e-5
-"""Relative to the largest logit, in the model's own type: the same matrix product, so the same."""
+PROBE_TOLERANCE = 1e-4
+"""Of logits in the model's own type: the same matrix product, so the same."""
 BATCHES_AHEAD = 1
 """Batches that a GPU is given before the results of an earlier one are waited for."""
 
@@ -266,12 +266,12 @@ class TransformersEngine:
             )
         self._probed = True
         config = self._model.config.get_text_config()
-        if layer is None or base is self._model or changes_logits(vars(config)):
+        changed = scale_and_cap(vars(config)) != (1.0, None)
+        if layer is None or base is self._model or changed:
             logger.info("logits taken from the model itself: its head cannot be run alone")
             return
         alone = layer(base(input_ids=ids_BT, use_cache=False).last_hidden_state)
-        error = (alone.float() - logits.float()).abs().max()
-        if not error <= PROBE_TOLERANCE * logits.float().abs().max():
+        if not head_error(logits.float(), alone.float()) <= PROBE_TOLERANCE:
             logger.info("logits taken from the model itself: it changes what its head gives")
             return
         self._head = OutputHead(layer, fp32=self._spec.fp32_head)
