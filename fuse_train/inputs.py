@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of
 from fuse_train.data.stream import StreamOptions
-from fuse_train.model.models import identity, load_config, own_dtype
+from fuse_train.model.models import identity, own_dtype
 from fuse_train.selector_fit.selector_start import saved_identity
 from launch.summary import logs_folder
-from store_schema.config import ModelRef, RunConfig
+from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.errors import InputError
 from store_schema.fingerprint import fingerprint
+from store_schema.model.models import model_positions
 from store_schema.plan.columns import segment_columns
 from store_schema.plan.plan import Plan
 from store_schema.store.reader import StoreReader
@@ -84,18 +85,12 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
         tokenizer,
         split=split or section.train_split,
         append_eos=section.append_eos,
-        max_positions=_max_positions(run.target),
+        max_positions=model_positions(run.target),
         allow_partial=section.allow_partial,
         with_spans=section.loss.span_weight > 0,
         with_features=section.needs_features,
     )
     return Inputs(run, plan, samples, tokenizer, domains_of(plan))
-
-
-def _max_positions(ref: ModelRef) -> int | None:
-    config = load_config(ref, where="target")
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
 
 
 def check_domains(inputs: Inputs, section: TrainSection) -> None:

@@ -13,7 +13,7 @@ from store_schema.config import RunConfig
 from store_schema.disk.location import Location, open_location
 from store_schema.encoding.frequency import token_counts
 from store_schema.manifest import Manifest
-from store_schema.model.models import config_folder, max_positions, model_config
+from store_schema.model.models import model_positions
 from store_schema.plan.plan import Plan
 from store_schema.presets import StoreSection
 from store_schema.store.aligned_place import aligned_store_url
@@ -109,8 +109,7 @@ def planned_for_target(run: RunConfig, plan: Plan, target: SegmentTokenizer, *, 
     if plan.record.tokenizers.get("target") == target.fingerprint:
         return plan
     total = sum(shard.num_bytes for shard in plan.shards)
-    folder = config_folder(run.target)
-    longest = None if folder is None else max_positions(model_config(folder))
+    longest = model_positions(run.target)
     with Progress("count the target's tokens", total, unit="B") as progress:
         return plan_for(
             plan, "target", target, keep=keep, max_positions=longest, on_shard=progress.add

@@ -27,6 +27,7 @@ from fuse_train.model.heads import (
     widen,
 )
 from store_schema.errors import ModelError
+from store_schema.model.models import max_positions
 from store_schema.text.prefixes import prefix_groups
 from store_schema.text.tokenizer import EncodedSegment
 
@@ -146,7 +147,7 @@ def check_inputs(model: Any, encoded: Sequence[EncodedSegment]) -> None:
     """
     where = str(model.config.name_or_path)
     vocab = int(model.get_input_embeddings().weight.shape[0])
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = max_positions(vars(model.config.get_text_config()))
     for segment in encoded:
         highest = max(segment.input_ids, default=0)
         if highest >= vocab:

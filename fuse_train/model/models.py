@@ -50,15 +50,6 @@ def load_model(
     return load_causal_model(ref, of=where, dtype=dtype, **options)
 
 
-def load_config(ref: ModelRef, *, where: str) -> Any:
-    """The config of a model, as transformers reads it.
-
-    Raises:
-        ModelError: There is none, or transformers cannot read it.
-    """
-    return transformers_config(ref, of=where)
-
-
 def identity(ref: ModelRef) -> dict[str, Any]:
     """What fixes a model's weights: a folder's fingerprint, or a hub name and its revision, and the
     dtype that its numbers are rounded to, by its full name where a config is at hand."""
@@ -78,7 +69,7 @@ def own_dtype(ref: ModelRef) -> torch.dtype:
     """
     name = ref.dtype
     if name == "auto":
-        config = load_config(ref, where="target")
+        config = transformers_config(ref, of="target")
         name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
