@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from launch.command import set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
+from launch.work import parse_shards, shards_in
 from store_schema.disk.location import Location, open_location
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, MissingError
@@ -40,24 +40,6 @@ _HEADER_LIMIT = 100 << 20
 """safetensors' own limit on the header's bytes."""
 
 Metadata = dict[str, str]
-
-
-def parse_shards(text: str) -> list[int]:
-    """Shards from "3-7" or "0,3-7,12".
-
-    Raises:
-        ConfigError: Written otherwise.
-    """
-    shards: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last or last - first >= 1_000_000:
-            raise ConfigError(
-                "shards refused", where="--shards", expected="such as 3-7 or 0,3-7", got=text
-            )
-        shards.update(range(first, last + 1))
-    return sorted(shards)
 
 
 def file_metadata(reader: StoreReader, shard: int) -> Metadata:
@@ -297,7 +279,7 @@ def export_command(source: str, out: str, form: str, shards: str | None) -> None
     """Write the store SOURCE to the folder or URL OUT, for other tools."""
     set_up_logging()
     reader = StoreReader.open(open_location(source))
-    chosen = None if shards is None else parse_shards(shards)
+    chosen = None if shards is None else shards_in(parse_shards(shards))
     with stop_on_signals() as flag:
         target = open_location(out)
         require_outside(reader.location, target)

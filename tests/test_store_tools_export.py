@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 
 from launch.command import StageGroup
 from store_schema.disk.location import open_location
-from store_schema.errors import ConfigError, MissingError
+from store_schema.errors import MissingError
 from store_schema.layout import KINDS, Kind
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_tools import export
-from store_tools.export import export_command, export_store, parse_shards
+from store_tools.export import export_command, export_store
 from tests import store_factory
 
 VOCAB = 3
@@ -144,20 +144,6 @@ def test_a_shard_that_is_not_there(reader: StoreReader, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"1 shard\(s\) not committed \(1\)"):
         export_store(reader, open_location(tmp_path), "parquet", [0, 1])
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("text", "shards"),
-    [("3", [3]), ("3-5", [3, 4, 5]), ("0, 3-4,3", [0, 3, 4]), ("7-7", [7])],
-)
-def test_lists_of_shards(text: str, shards: list[int]) -> None:
-    assert parse_shards(text) == shards
-
-
-@pytest.mark.parametrize("text", ["", "a", "5-3", "1-", "-1", "1,,2", "0-999999999", "1.5"])
-def test_lists_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="--shards"):
-        parse_shards(text)
 
 
 def test_command(reader: StoreReader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
