@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from extract.chat_config import ChatInput
 from extract.engine_kinds import ENGINES
+from extract.engine_kinds.kind import Device
 from store_schema.config import SectionModel, StrictModel
+from store_schema.model.model_check import Loader
 from store_schema.paths import PathText
 
 CPU_STEP_TOKENS, GPU_STEP_TOKENS = 256, 2_048
@@ -21,6 +23,9 @@ LEAST_TEMPERATURE = 0.01
 
 MIN_TEXT_TOKENS = 8
 """Room for text that a context must leave: any one character fits any byte-complete tokenizer."""
+
+Thoughts = Literal["context", "train", "drop"]
+UnicodeForm = Literal["nfc", "keep"]
 
 
 class Columns(StrictModel):
@@ -127,11 +132,11 @@ class CorpusSection(SectionModel):
     """Shares of documents without a split, assigned by a seeded hash of their id."""
     on_bad: Literal["error", "drop"] = "error"
     """What to do with a document that cannot be used: stop, or drop it and count the reason."""
-    unicode: Literal["nfc", "keep"] | None = None
+    unicode: UnicodeForm | None = None
     """Whether text is brought into Unicode's composed normal form, for all models alike. None: as soon
     as a tokenizer of the run does so itself (Qwen's), else it is kept."""
 
-    thoughts: Literal["context", "train", "drop"] = "context"
+    thoughts: Thoughts = "context"
     """What is done with the reasoning before an answer, where a message has a field for it: read before
     the answer wherever a model's template writes it; a response of its own besides; or left out."""
 
@@ -219,7 +224,7 @@ class ExtractSection(EngineOptions):
     quantization: str | None = Field(default=None, min_length=1)
     """vllm: how weights are quantised on loading, as vLLM names it ("fp8", "bitsandbytes"). None
     leaves it to the checkpoint."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the transformers engine runs (the installed build of vLLM decides for itself)."""
     head_rows: int | None = Field(default=None, ge=1)
     """transformers: rows of logits that exist at a time; each takes 4 bytes an id twice, four times
@@ -281,7 +286,7 @@ class ExtractSection(EngineOptions):
         return self.model_copy(update={"engine": next(serving).name})
 
     @property
-    def loader(self) -> Literal["transformers", "vllm", "auto"]:
+    def loader(self) -> Loader:
         """What loads a model, as far as the run file alone decides it; auto: the machine's choice."""
         if self.engine != "auto":
             return ENGINES[self.engine].loader

@@ -11,14 +11,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from extract.chat.form import Tally
-from extract.config import CorpusInput, CorpusSection
+from extract.config import CorpusInput, CorpusSection, UnicodeForm
 from extract.corpus.documents import Document, columns_wanted, row_documents, row_id, row_split
 from extract.corpus.inputs import (
     InputFile,
@@ -89,7 +88,7 @@ class CorpusRecord(StrictModel):
     """Values that no stage looks at, by column, or by field of a message."""
     notes: dict[str, int] = Field(default_factory=dict)
     """What of chats is read otherwise than one might think, by what."""
-    unicode: Literal["nfc", "keep"] = "keep"
+    unicode: UnicodeForm = "keep"
     """What was done with documents that were not in Unicode's composed normal form."""
     not_nfc: int | None = Field(default=None, ge=0)
     """How many there were; None in corpora of earlier versions."""

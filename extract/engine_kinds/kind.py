@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from store_schema.model.model_check import Loader
 from store_schema.registry import Kind
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class EngineKind(Kind):
@@ -16,7 +19,7 @@ class EngineKind(Kind):
 
     whole_rows: ClassVar[bool] = False
     """Whether it gives whole distributions, which draws and extras need."""
-    loader: ClassVar[Literal["transformers", "vllm", "auto"]] = "auto"
+    loader: ClassVar[Loader] = "auto"
     """What reads the model's files, where that decides which models can be loaded at all."""
 
     def open(self, spec: Any) -> Any:

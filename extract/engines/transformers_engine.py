@@ -67,7 +67,7 @@ class TransformersEngine:
         if spec.section.threads is not None:
             torch.set_num_threads(spec.section.threads)
         self._spec = spec
-        self._device = _device(spec.section.device)
+        self._device = chosen_device(spec.section.device, where="extract.device")
         self._model = _load(spec, self._device)
         if self._device.type == "cpu" and not multiplies(spec.dtype):
             logger.warning(
@@ -327,10 +327,15 @@ def _space_mask(spec: EngineSpec, device: torch.device) -> torch.Tensor | None:
     return mask_V.to(device)
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str, *, where: str) -> torch.device:
+    """The device that an option `device` names.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ConfigError("no CUDA device", where="extract.device", got=name)
+        raise ConfigError("no CUDA device", where=where, got=name)
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 

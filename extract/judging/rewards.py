@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from extract.engines.transformers_engine import chosen_device
 from extract.judge_kinds.kind import Answer, Score
-from store_schema.errors import ConfigError, ModelError, TokenizerError
+from store_schema.errors import ModelError, TokenizerError
 from store_schema.model.causal_model import load_whole_model
 from store_schema.model.models import (
     in_folder,
@@ -108,7 +109,7 @@ class RewardJudge:
         self._backend, self._chat = tokenizer_of(options, folder)
         config = model_config(folder)
         self._most = options.max_tokens or max_positions(config)
-        self._device = _device(options)
+        self._device = chosen_device(options.device, where=f"judge {options.title}")
         self._model = _load(options, folder, resolved_dtype(options.ref, config), self._device)
         self._batch_tokens = options.batch_tokens
 
@@ -177,13 +178,6 @@ class RewardJudge:
             config.pad_token_id = own
         rewards: list[float] = made.logits.float().reshape(len(ids)).tolist()
         return rewards
-
-
-def _device(options: Any) -> torch.device:
-    available = torch.cuda.is_available()
-    if options.device == "cuda" and not available:
-        raise ConfigError("no CUDA device", where=f"judge {options.title}", got=options.device)
-    return torch.device("cuda" if options.device != "cpu" and available else "cpu")
 
 
 def _load(options: Any, folder: Path, dtype: str, device: torch.device) -> Any:
