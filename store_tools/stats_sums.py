@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from store_schema.layout import Arrays, Finish, Kind, Origin, row_sums
+from store_schema.text.encoded import token_lengths
 
 MASS_BINS = 10_000
 """Kept mass is counted in steps of 1e-4: percentiles of any number of positions in fixed memory."""
@@ -216,14 +217,3 @@ def entropies(
     tail = tail_mass.astype(np.float64)
     tails: npt.NDArray[np.float64] = tail * np.log(np.where(tail > 0, tail, 1.0))
     return row_sums(parts, offsets) - tails
-
-
-def token_lengths(
-    byte_ends: npt.NDArray[np.uint32], token_offsets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """[N] bytes of each token; the first of a segment begins at 0."""
-    ends = byte_ends.astype(np.int64)
-    lengths = np.diff(ends, prepend=0)
-    starts = token_offsets[:-1][np.diff(token_offsets) > 0]
-    lengths[starts] = ends[starts]
-    return lengths

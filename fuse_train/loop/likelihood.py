@@ -28,6 +28,7 @@ from fuse_train.model.heads import (
 )
 from store_schema.errors import ModelError
 from store_schema.model.models import max_positions
+from store_schema.text.encoded import token_lengths
 from store_schema.text.prefixes import prefix_groups
 from store_schema.text.tokenizer import EncodedSegment
 
@@ -86,7 +87,7 @@ def segment_nll(
 def segment_nll_of(segment: EncodedSegment, nats: npt.NDArray[np.float64]) -> SegmentNll:
     """The sums over a segment's rows from `row_nats`."""
     known = ~np.isnan(nats)
-    sizes = np.diff(segment.byte_ends.astype(np.int64), prepend=0)
+    sizes = token_lengths(segment.byte_ends)
     return SegmentNll(float(nats[known].sum()), int(sizes[known].sum()), int(known.sum()))
 
 

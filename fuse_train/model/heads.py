@@ -163,15 +163,15 @@ def check_head(model: Any, *, where: str) -> None:
             got=_not_finite(model),
             hint="fetch the weights again, or give another checkpoint",
         )
-    error = head_error(own, ours)
+    difference = head_error(own, ours)
     rounding = _ROUNDINGS * torch.finfo(own_dtype).eps * head_error(own, torch.zeros_like(own))
-    if not error <= PROBE_TOLERANCE + rounding:
+    if not difference <= PROBE_TOLERANCE + rounding:
         raise ModelError(
             "model treats its logits in a way that is not supported",
             where=where,
             expected="logits of base model and head, with logit_scale, logits_scaling or "
             "final_logit_softcapping of the config at most",
-            got=f"relative difference {error:.2g}, shape {tuple(own.shape)}",
+            got=f"relative difference {difference:.2g}, shape {tuple(own.shape)}",
             hint="train another architecture",
         )
 
