@@ -49,7 +49,6 @@ from benchmarks.interference_settings import (  # noqa: E402
 from benchmarks.interference_steps import step_ratios  # noqa: E402
 from fuse_eval import bpb  # noqa: E402
 from fuse_eval.interference.blocks import block_sizes, text_blocks  # noqa: E402
-from fuse_eval.run import open_plan  # noqa: E402
 from fuse_eval.summary import POOL_FILE, read_json, report_location  # noqa: E402
 from fuse_train.config import TrainSection  # noqa: E402
 from fuse_train.machine.precision import choose_precision  # noqa: E402
@@ -59,6 +58,7 @@ from store_schema.disk.location import open_location  # noqa: E402
 from store_schema.errors import LogitfuseError  # noqa: E402
 from store_schema.fingerprint import fingerprint  # noqa: E402
 from store_schema.model.models import transformers_config  # noqa: E402
+from store_schema.plan.run_plan import open_plan  # noqa: E402
 
 SCORES_FILE = "test.json"
 KEPT_FILES = ("recipe.json", "valid.json", SCORES_FILE)

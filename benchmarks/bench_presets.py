@@ -47,13 +47,13 @@ from fuse_eval.answers.asking import ask_model  # noqa: E402
 from fuse_eval.answers.run import held_out_prompts, most_tokens  # noqa: E402
 from fuse_eval.config import EvaluateSection  # noqa: E402
 from fuse_eval.interference.blocks import by_segment  # noqa: E402
-from fuse_eval.run import open_plan  # noqa: E402
 from fuse_train.machine.precision import choose_precision  # noqa: E402
 from launch.signals import StopFlag  # noqa: E402
 from store_schema.config import ModelRef, load_run  # noqa: E402
 from store_schema.errors import LogitfuseError  # noqa: E402
 from store_schema.fingerprint import fingerprint  # noqa: E402
 from store_schema.model.models import transformers_config  # noqa: E402
+from store_schema.plan.run_plan import open_plan  # noqa: E402
 
 SEEDS = (0, 1, 2)
 BEFORE = "target_before"

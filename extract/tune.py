@@ -19,7 +19,6 @@ from extract.config import ExtractSection
 from extract.engine_kinds import ENGINES
 from extract.engines.protocol import DenseRows, EngineSpec
 from extract.engines.registry import open_engine
-from extract.plan.planning import plan_location
 from extract.scoring.sources import check_source
 from launch.progress import Progress
 from store_schema.config import RunConfig
@@ -29,6 +28,7 @@ from store_schema.encoding.trial import engine_arrays, half_learned, joined, try
 from store_schema.errors import ConfigError
 from store_schema.layout import Arrays
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.presets import PRESETS, Encoding, Preset, StoreSection
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
@@ -105,7 +105,7 @@ def tune(run: RunConfig, source: str, *, num_positions: int) -> list[Measured]:
         raise ConfigError(
             "no such source", where="--source", expected=", ".join(run.sources), got=source
         )
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     checked = check_source(run, source, plan)
     tokenizer = checked.tokenizer
     counts = token_counts(plan, tokenizer)

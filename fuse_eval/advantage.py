@@ -22,6 +22,7 @@ from store_schema.disk.location import open_location
 from store_schema.disk.parquet import parquet_errors
 from store_schema.errors import MissingError
 from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source
 
@@ -46,7 +47,7 @@ def advantage(run: RunConfig) -> dict[str, Any]:
         MismatchError: A store is of another plan or model.
         CorruptionError: Damaged files.
     """
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     nats, domains = _given_answers(run, plan)
     authors = _best_authors(run)
     sources = list(run.sources)

@@ -42,6 +42,7 @@ from store_schema.disk.location import Location, open_location
 from store_schema.errors import MissingError
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_run_sources, require_same_source
 from store_schema.text.tokenizer import SegmentTokenizer
@@ -53,11 +54,6 @@ class StageResult:
 
     content: dict[str, Any]
     fresh: bool
-
-
-def open_plan(run: RunConfig) -> Plan:
-    """The run's plan."""
-    return Plan.open(open_location(f"{run.data_folder}/plan"))
 
 
 def final_folders(run: RunConfig) -> dict[str, Path]:

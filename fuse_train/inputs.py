@@ -22,6 +22,7 @@ from store_schema.fingerprint import fingerprint
 from store_schema.model.models import model_positions
 from store_schema.plan.columns import segment_columns
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source
 from store_schema.text.tokenizer import SegmentTokenizer
@@ -74,7 +75,7 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
         MismatchError: A store is of another model than the run file's source, of another plan, or of
             another target.
     """
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     tokenizer = SegmentTokenizer.load(run.target, name="target")
     stores = {name: StoreReader.open(open_location(run.aligned_url(name))) for name in run.sources}
     for name, reader in stores.items():

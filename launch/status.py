@@ -19,6 +19,7 @@ from store_schema.disk.location import open_location
 from store_schema.errors import StoreError
 from store_schema.manifest import Commit
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 
 SILENT_S = 600.0
@@ -131,7 +132,7 @@ def run_status(run: RunConfig, time: datetime | None = None) -> RunStatus:
         StorageError: Disk or object store refused.
     """
     time = datetime.now(UTC) if time is None else time
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     work = []
     for stage in ("extract", "generate", "align"):
         for source in run.sources:

@@ -17,11 +17,10 @@ from extract.generation.answers import answer_arrays, kept_answer, no_answer
 from extract.generation.generate import answer_rules, check_answering
 from extract.judging.cli import judge
 from extract.judging.records import BestRow, ScoreRow, judged_location, read_best, read_scores
-from extract.plan.planning import plan_location
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.layout import Finish
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from tests.extract_runs import ok, write_jsonl, write_run
 from tests.generate_runs import CHAT_TEMPLATE, make_chat_models
 from tests.tiny import tiny_tokenizer
@@ -96,7 +95,7 @@ def answered(
 def say(path: Path, name: str, texts: Said) -> None:
     """Write a source's store of answers."""
     run = load_run(path)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     source = check_answering(run, name, plan)
     rules = answer_rules(source)
     by_byte = {token: i for i, token in reversed(list(enumerate(rules.tokens))) if len(token) == 1}

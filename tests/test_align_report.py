@@ -31,7 +31,7 @@ from align.report.report_sums import Sums
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.layout import Arrays, Origin
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from tests.test_align_view import CHROMIUM, IDS, TEXTS, framed, make_run, ok, refused
 
@@ -62,7 +62,7 @@ class Plain:
 def plain(run_file: Path, source: str) -> tuple[dict[Any, Plain], list[tuple[float, int]]]:
     """Groups by domain and by (domain, origin), and each segment's excess per byte with its row."""
     run = load_run(run_file)
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     stores = [StoreReader.open(open_location(u(source))) for u in (run.store_url, run.aligned_url)]
     groups: dict[Any, Plain] = {}
     excess = []

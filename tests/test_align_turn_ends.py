@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from align.cli import align
 from align.methods.turn_ends import turn_end_rows, with_turn_ends, without_turn_ends
-from extract.plan.planning import load_tokenizers, plan_location
+from extract.plan.planning import load_tokenizers
 from extract.run import run_source
 from fuse_train.data.samples import AlignedSamples
 from fuse_train.model.generation_config import name_turn_end
@@ -22,7 +22,8 @@ from launch.work import Part
 from store_schema.config import RunConfig, load_run
 from store_schema.disk.location import open_location
 from store_schema.layout import Arrays, Origin
-from store_schema.plan.plan import Plan, Segment
+from store_schema.plan.plan import Segment
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from store_tools.cli import store
@@ -95,7 +96,7 @@ def ends_turn(segment: Segment) -> bool:
 
 
 def test_a_turn_ends_with_the_templates_token(aligned_run: RunConfig) -> None:
-    plan = Plan.open(plan_location(aligned_run))
+    plan = open_plan(aligned_run)
     for name, tokenizer in load_tokenizers(aligned_run).items():
         stop = tokenizer.vocabulary.written.index(STOPS[name].strip().encode())
         assert tokenizer.contexts.turn_end == stop
@@ -128,7 +129,7 @@ def _logprob_of_end(run: RunConfig, name: str, segment: Segment) -> float:
 def test_ends_are_scored_and_carried_to_the_targets_token(
     aligned_run: RunConfig, name: str
 ) -> None:
-    plan = Plan.open(plan_location(aligned_run))
+    plan = open_plan(aligned_run)
     source = StoreReader.open(open_location(aligned_run.store_url(name)))
     reader = StoreReader.open(open_location(aligned_run.aligned_url(name)))
     target = load_tokenizers(aligned_run)["target"]
@@ -167,7 +168,7 @@ def test_ends_are_scored_and_carried_to_the_targets_token(
 
 
 def test_ends_are_labels_and_no_other_end_stands_behind_them(aligned_run: RunConfig) -> None:
-    plan = Plan.open(plan_location(aligned_run))
+    plan = open_plan(aligned_run)
     stores = {
         name: StoreReader.open(open_location(aligned_run.aligned_url(name)))
         for name in aligned_run.sources

@@ -12,7 +12,6 @@ import pytest
 
 from extract.engine_kinds.vllm import LEAST_STEP_TOKENS
 from extract.engines.protocol import EngineMemoryError
-from extract.plan.planning import plan_location
 from extract.run import halved, run_source
 from extract.scoring.children import SMALLER_STEPS, _wait, check_stop_fd, run_children
 from extract.scoring.sources import check_source
@@ -20,7 +19,7 @@ from launch.signals import STOP_SIGNALS, StopFlag
 from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ModelError, Stopped
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from tests.extract_runs import ok, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -130,7 +129,7 @@ def test_steps_are_halved_down_to_the_least(
     ok("corpus", "build", run_file)
     ok("extract", "plan", run_file)
     config = load_run(str(run_file), ["extract.engine=vllm", "extract.max_num_batched_tokens=100"])
-    spec = check_source(config, "code", Plan.open(plan_location(config))).spec
+    spec = check_source(config, "code", open_plan(config)).spec
     steps = [halved(spec, times).section.max_num_batched_tokens for times in range(5)]
     assert steps == [100, 50, 25, LEAST_STEP_TOKENS, LEAST_STEP_TOKENS]
 

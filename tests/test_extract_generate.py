@@ -18,13 +18,13 @@ import torch
 from extract.config import GenerateSection
 from extract.generation.answers import LATER_SEGMENTS, NO_PROMPT, PROMPTS, answer_seed, answer_stats
 from extract.generation.generate import answer_rules, check_answering
-from extract.plan.planning import plan_location
 from extract.scoring.stage import Job
 from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ConfigError, ModelError, Stopped, StoppedMidway
 from store_schema.layout import Finish
-from store_schema.plan.plan import Plan, Segment
+from store_schema.plan.plan import Segment
+from store_schema.plan.run_plan import open_plan
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store as store_command
 from tests.answer_contract import TOLERANCE_NATS
@@ -59,7 +59,7 @@ def test_stored_answers_are_the_models_own(
     path = planned(tmp_path, one_source(chat_models, name))
     generate(path, name)
     run = load_run(path)
-    plan, store = Plan.open(plan_location(run)), store_of(path, name)
+    plan, store = open_plan(run), store_of(path, name)
     source = check_answering(run, name, plan)
     rules = answer_rules(source)
     assert source.spec.longest == POSITIONS
@@ -154,7 +154,7 @@ def test_workers_shards_and_stops_change_nothing(
     tmp_path: Path, chat_models: dict[str, Path]
 ) -> None:
     path = planned(tmp_path, one_source(chat_models))
-    num_shards = len(Plan.open(plan_location(load_run(path))).shards)
+    num_shards = len(open_plan(load_run(path)).shards)
     assert num_shards >= 4
     generate(path)
     whole = contents(path)
@@ -355,7 +355,7 @@ def test_max_tokens_must_leave_room_for_a_prompt(
 ) -> None:
     path = planned(tmp_path, one_source(chat_models))
     run = load_run(path, ("generate.max_tokens=99", "generate.answers=1"))
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     assert check_answering(run, "coder", plan).spec.longest == POSITIONS
     with pytest.raises(ConfigError):
         check_answering(load_run(path, ("generate.max_tokens=100",)), "coder", plan)

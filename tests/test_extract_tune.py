@@ -12,12 +12,11 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
 from extract.config import ExtractSection
-from extract.plan.planning import plan_location
 from extract.scoring.sources import check_source
 from extract.tune import _whole_rows, recommended, sample_segments, tune, whole_logprobs
 from logitfuse import main
 from store_schema.config import load_run
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from tests.extract_runs import ok, write_run
 
 
@@ -38,7 +37,7 @@ def call(*words: object) -> Result:
 
 def test_whole_rows_are_the_models_softmax(planned: Path, tiny_models: dict[str, Path]) -> None:
     run = load_run(planned)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     checked = check_source(run, "code", plan)
     segments = sample_segments(plan, checked.tokenizer, 200)
     model = AutoModelForCausalLM.from_pretrained(tiny_models["code"], dtype=torch.float32).eval()
@@ -53,7 +52,7 @@ def test_whole_rows_are_the_models_softmax(planned: Path, tiny_models: dict[str,
 
 def test_sample_is_spread_over_the_plan(planned: Path) -> None:
     run = load_run(planned)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     tokenizer = check_source(run, "code", plan).tokenizer
     few = sample_segments(plan, tokenizer, 2 * 128)
     assert len(few) == 2

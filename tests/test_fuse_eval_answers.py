@@ -20,9 +20,9 @@ from fuse_eval.answers.figures import difference, mean_scores
 from fuse_eval.answers.run import held_out_prompts
 from fuse_eval.cli import evaluate, report
 from fuse_eval.config import EvaluateSection
-from fuse_eval.run import open_plan
 from store_schema.config import load_run
 from store_schema.layout import Finish
+from store_schema.plan.run_plan import open_plan
 from tests.extract_runs import ok
 from tests.judge_runs import answered, make_models
 

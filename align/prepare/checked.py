@@ -15,6 +15,7 @@ from store_schema.encoding.frequency import token_counts
 from store_schema.manifest import Manifest
 from store_schema.model.models import model_positions
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.presets import StoreSection
 from store_schema.store.aligned_place import aligned_store_url
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
@@ -93,7 +94,7 @@ def check_alignment(run: RunConfig, source: str, *, keep: bool = True) -> Checke
         TokenizerError: The target's tokenizer cannot represent a segment.
     """
     section = run.section("align", AlignSection)
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     reader = StoreReader.open(open_location(run.store_url(source)))
     reader.require_plan(plan)
     require_same_source(run, source, reader, plan)

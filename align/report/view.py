@@ -15,6 +15,7 @@ from store_schema.errors import ConfigError, CorruptionError, MismatchError, Mis
 from store_schema.layout import Arrays, Kind, Origin
 from store_schema.plan.find_segment import find_segment
 from store_schema.plan.plan import Plan, Segment, ShardRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.guards import REPAIR
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source
@@ -168,7 +169,7 @@ def read_view(run: RunConfig, sources: Iterable[str], wanted: str, *, top: int) 
         MismatchError: Plan and stores do not belong together.
         CorruptionError: Something that was read is damaged.
     """
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     record, segment = find_segment(plan, wanted)
     viewed = [view_source(run, plan, record, segment, source, top=top) for source in sources]
     return ViewedSegment(segment, record.index, tuple(viewed))

@@ -44,6 +44,7 @@ from store_schema.errors import (
 )
 from store_schema.fingerprint import bytes_digest, canonical_json, fingerprint
 from store_schema.plan.plan import PLAN_FILE, Plan
+from store_schema.plan.run_plan import plan_location
 
 CORPUS_FILE = "corpus.json"
 DOCUMENTS_FILE = "documents.parquet"
@@ -268,7 +269,7 @@ def _request_fingerprint(
 
 def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:
     """What is to do about a plan that was made from another corpus; [] where there is none."""
-    location = open_location(run.data_folder).child("plan")
+    location = plan_location(run)
     if not location.exists(PLAN_FILE):
         return []
     if Plan.open(location).record.corpus_fingerprint == record.corpus_fingerprint:

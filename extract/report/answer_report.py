@@ -15,14 +15,13 @@ from extract.generation.answers import (
     PROMPTS,
     finish_key,
 )
-from extract.plan.planning import plan_location
 from extract.report.tables import table
 from extract.scoring.score import BYTES, TOKENS
 from launch.quantities import size_text
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.layout import Finish
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 
 _SUMMED = (PROMPTS, ANSWERS, PROMPT_TOKENS, TOKENS, BYTES, INVALID_UTF8, NO_PROMPT, LATER_SEGMENTS)
@@ -51,7 +50,7 @@ class AnswerFigures:
     @classmethod
     def read(cls, run: RunConfig, name: str) -> AnswerFigures:
         """Read the commits of a source's generated store."""
-        plan = Plan.open(plan_location(run))
+        plan = open_plan(run)
         reader = StoreReader.open(open_location(run.generated_url(name)))
         commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
         total: Counter[str] = Counter()

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from extract.corpus.corpus import CorpusRecord
-from extract.plan.planning import plan_location
 from extract.scoring.bos_probe import BosFigures, read_figures
 from launch.quantities import size_text
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
-from store_schema.plan.plan import Plan, PlanRecord
+from store_schema.plan.plan import PlanRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 
 POSITION_BYTES = 24
@@ -180,7 +180,7 @@ class SourceFigures:
     @classmethod
     def read(cls, run: RunConfig, name: str) -> SourceFigures:
         """Read the commits of a source's store."""
-        plan = Plan.open(plan_location(run))
+        plan = open_plan(run)
         reader = StoreReader.open(open_location(run.store_url(name)))
         commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
         model = reader.manifest.model
