@@ -16,15 +16,13 @@ from fuse_train.model.models import identity, own_dtype
 from fuse_train.selector_fit.selector_start import saved_identity
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
-from store_schema.disk.location import open_location
 from store_schema.errors import InputError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.models import model_positions
 from store_schema.plan.columns import segment_columns
 from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import open_plan
-from store_schema.store.reader import StoreReader
-from store_schema.store.same_source import require_same_source
+from store_schema.store.same_source import aligned_stores
 from store_schema.text.tokenizer import SegmentTokenizer
 
 
@@ -77,12 +75,9 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
     """
     plan = open_plan(run)
     tokenizer = SegmentTokenizer.load(run.target, name="target")
-    stores = {name: StoreReader.open(open_location(run.aligned_url(name))) for name in run.sources}
-    for name, reader in stores.items():
-        require_same_source(run, name, reader, plan)
     samples = AlignedSamples(
         plan,
-        stores,
+        aligned_stores(run, plan),
         tokenizer,
         split=split or section.train_split,
         append_eos=section.append_eos,
