@@ -21,6 +21,7 @@ from extract.engines.protocol import DenseRows, EngineSpec
 from extract.engines.registry import open_engine
 from extract.scoring.sources import check_source
 from launch.progress import Progress
+from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.encoding.fidelity import Fidelity, FidelitySums, measure
 from store_schema.encoding.frequency import Ranking, ids_by_rank, token_counts
@@ -226,18 +227,21 @@ def recommended(found: Sequence[Measured], tolerance: float) -> Measured:
 
 def tune_table(found: Sequence[Measured], chosen: Measured) -> str:
     """For people."""
-    lines = [
-        f"{'store':<22}{'entries':>9}{'bytes/pos':>11}{'TV':>9}{'KL nats':>9}"
-        f"{'gradient angle':>16}{'norm error':>12}"
-    ]
-    for m in found:
-        f = m.fidelity
-        lines.append(
-            f"{m.choice!s:<22}{f.entries_per_row:>9.1f}{m.bytes_per_position:>11.1f}"
-            f"{f.total_variation:>9.4f}{f.finite_kl_nats:>9.4f}"
-            f"{f.gradient_angle_degrees:>14.2f} °{f.gradient_norm_error:>12.4f}"
-            f"{'  <- recommended' if m is chosen else ''}"
+    head = ("store", "entries", "bytes/pos", "TV", "KL nats", "gradient angle", "norm error", "")
+    rows = [
+        (
+            str(m.choice),
+            f"{m.fidelity.entries_per_row:.1f}",
+            f"{m.bytes_per_position:.1f}",
+            f"{m.fidelity.total_variation:.4f}",
+            f"{m.fidelity.finite_kl_nats:.4f}",
+            f"{m.fidelity.gradient_angle_degrees:.2f} °",
+            f"{m.fidelity.gradient_norm_error:.4f}",
+            "<- recommended" if m is chosen else "",
         )
+        for m in found
+    ]
+    lines = table(head, rows)
     lines.append(
         "against the whole distribution, the tail spread evenly; gradient: of the fusion loss at the "
         "logits of a\nstudent half-way between token frequencies and the source; bytes of all arrays, "

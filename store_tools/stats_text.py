@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from launch.visible import padded, visible, width
+from launch.visible import table, visible
 
 _EXTRA_FIGURES = {
     "entropy": ("full_entropy_nats_per_position", "full entropy"),
@@ -55,7 +54,7 @@ def _array_table(stats: dict[str, Any]) -> str:
         )
         for name, size in [*stats["array_bytes"].items(), ("all", total)]
     ]
-    return table(("array", "bytes", "bytes/position", "share"), rows)
+    return "\n".join(table(("array", "bytes", "bytes/position", "share"), rows))
 
 
 def _entry_bars(stats: dict[str, Any]) -> str:
@@ -110,7 +109,7 @@ def _domain_table(stats: dict[str, Any]) -> str:
         notes += "\nfull entropy, space mass: of whole distributions, as the model gave them."
     if any(found["impossible_labels"] for found in stats["domains"].values()):
         notes += "\ninf: a label has probability 0."
-    return f"{table(head, rows)}\n{notes}"
+    return "\n".join([*table(head, rows), notes])
 
 
 def _finish_line(finishes: dict[str, int]) -> str:
@@ -128,19 +127,6 @@ def _origin_line(origins: dict[str, float]) -> str:
     return (
         f"coverage: {_percent(covered)} of positions, {_percent(origins['boundary'])} start where "
         f"a source token starts, {_percent(origins['inside'])} inside one"
-    )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns as wide as they need; the first to the left, the others to the right."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(width(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            padded(cell, columns) if i == 0 else " " * (columns - width(cell)) + cell
-            for i, (cell, columns) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
     )
 
 

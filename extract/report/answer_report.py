@@ -15,9 +15,9 @@ from extract.generation.answers import (
     PROMPTS,
     finish_key,
 )
-from extract.report.tables import table
 from extract.scoring.score import BYTES, TOKENS
 from launch.quantities import size_text
+from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.layout import Finish
@@ -98,7 +98,7 @@ def answer_report(sources: Sequence[AnswerFigures]) -> str:
         [source.name, *(source.total[finish_key(finish)] for finish in Finish)]
         for source in sources
     ]
-    lines = [table(headers, rows), "", "answers by how they ended:", table(reasons, ends)]
+    lines = [*table(headers, rows), "", "answers by how they ended:", *table(reasons, ends)]
     for source in sources:
         if source.total[INVALID_UTF8]:
             number = source.total[INVALID_UTF8]
