@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from fuse_eval.charts import Bar, bar_chart, share_of
 from fuse_eval.page_parts import Panels, Section
 from fuse_eval.palette import colours_of
+from launch.pages.charts import Bar, bar_chart, share_of
 from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fuse_eval.charts import percent, significant
 from fuse_eval.findings import VERDICTS, mean_of
+from launch.pages.charts import percent, significant
 from launch.visible import table
 
 

@@ -17,10 +17,12 @@ import yaml
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from align.cli import align
 from align.report.view import Row, Span, Token, ViewedSource, read_view
-from align.report.view_page import clusters, cut_text, text_html
+from align.report.view_page import clusters, cut_text
+from launch.pages.page import text_html
 from launch.quantities import share_text
 from launch.visible import padded, quoted, visible, width
 from store_schema.config import load_run
@@ -443,7 +445,7 @@ def test_hostile_names_stay_text(run_file: Path, tmp_path: Path) -> None:
     assert "${css}" in page
     assert page.count("<b>") == 1  # the legend's own
     assert page.count("</style>") == 1
-    assert html.escape("d'3 <b>\\u202e${css}#0") in page
+    assert escape("d'3 <b>\\u202e${css}#0") in page
     assert page.count("</script>") == 2
 
 

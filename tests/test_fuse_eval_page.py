@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fuse_eval.charts import percent, significant, thinned, ticks
 from fuse_eval.findings import document_line, headline, interference_line, pool_lines
 from fuse_eval.page import duration, render_page
+from launch.pages.charts import percent, significant, thinned, ticks
 from tests import report_factory
 
 CHROMIUM = (

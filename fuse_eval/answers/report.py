@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fuse_eval.charts import Bar, bar_chart, share_of
 from fuse_eval.findings import BEFORE, CONTROL, FUSED, title_of
-from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, table_head
+from fuse_eval.page_parts import Panels, Section
 from fuse_eval.palette import colours_of
 from fuse_eval.tables import plain
+from launch.pages.charts import Bar, bar_chart, share_of
+from launch.pages.parts import Cell, Row, Table, head_of
 from launch.visible import table
 
 TITLE = "Answers"
@@ -65,15 +66,15 @@ def answer_section(content: Mapping[str, Any]) -> Section:
             title_of(name),
             [
                 *(Cell(share_of(by_domain[domain])) for domain in domains),
-                Cell(share_of(content["mean_score"][name]), mean=True),
+                Cell(share_of(content["mean_score"][name]), kind="mean"),
             ],
-            own=name == FUSED,
+            "own" if name == FUSED else "",
         )
         for name, by_domain in content["scores"].items()
     ]
     total = sum(content["prompts"].values())
     caption = f"Share of {total:,} held-out prompts that are answered right"
-    table = Table(caption, table_head("model", domains), rows)
+    table = Table(caption, head_of(["model", *domains, "mean"]), rows)
     others = [name for name in content["scores"] if name not in (BEFORE, CONTROL, FUSED)]
     colours = colours_of(others)
     bars = [

@@ -113,26 +113,32 @@ def _label_width(labels: Sequence[str], limit: int = 16) -> float:
     return 10 + _CHARACTER * max((len(_cut(label, limit)) for label in labels), default=0)
 
 
-def _svg(height: float, name: str, parts: Sequence[Markup]) -> Markup:
+def svg_chart(height: float, name: str, parts: Sequence[Markup]) -> Markup:
+    """A chart of its marks; `name` is for screen readers."""
     return Markup(
         '<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{name}">{body}</svg>'
     ).format(width=WIDTH, height=height, name=name, body=Markup("").join(parts))
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> Markup:
+def svg_text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> Markup:
+    """Text at a place, by its CSS class."""
     return Markup('<text x="{x:.1f}" y="{y:.1f}" text-anchor="{a}" class="{c}">{t}</text>').format(
         x=x, y=y, a=anchor, c=css, t=text
     )
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+def svg_rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+    """A line between two places."""
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
         x1, y1, x2, y2, css
     )
 
 
-def _row_label(label: str, x: float, y: float) -> Markup:
-    return Markup("<g><title>{}</title>{}</g>").format(label, _text(x, y, _cut(label, 16), "end"))
+def row_label(label: str, x: float, y: float) -> Markup:
+    """A row's name, cut to what fits, whole where it is pointed at."""
+    return Markup("<g><title>{}</title>{}</g>").format(
+        label, svg_text(x, y, _cut(label, 16), "end")
+    )
 
 
 def bar_chart(name: str, rows: Sequence[Bar], *, unit: str, top: float | None = None) -> Markup:
@@ -152,7 +158,10 @@ def bar_chart(name: str, rows: Sequence[Bar], *, unit: str, top: float | None = 
     parts = []
     for value, shown in zip(marks, _axis_labels(marks), strict=True):
         x = left + room * value / top
-        parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 14, shown, "middle", "tick")]
+        parts += [
+            svg_rule(x, _TOP, x, bottom, "grid"),
+            svg_text(x, bottom + 14, shown, "middle", "tick"),
+        ]
     for i, row in enumerate(rows):
         y = _TOP + _ROW * i
         width = room * max(row.value, 0) / top
@@ -161,20 +170,20 @@ def bar_chart(name: str, rows: Sequence[Bar], *, unit: str, top: float | None = 
                 '<g>{label}<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="14" rx="2" '
                 'class="fill {c}"><title>{title}</title></rect>{shown}</g>'
             ).format(
-                label=_row_label(row.label, left - 6, y + 15),
+                label=row_label(row.label, left - 6, y + 15),
                 x=left,
                 y=y + 4,
                 w=width,
                 c=row.colour,
                 title=f"{row.label}: {row.shown} {unit}",
-                shown=_text(left + width + 5, y + 15, row.shown, css="value"),
+                shown=svg_text(left + width + 5, y + 15, row.shown, css="value"),
             )
         )
     parts += [
-        _rule(left, _TOP, left, bottom, "axis"),
-        _text(left + room / 2, bottom + 29, unit, "middle", "unit"),
+        svg_rule(left, _TOP, left, bottom, "axis"),
+        svg_text(left + room / 2, bottom + 29, unit, "middle", "unit"),
     ]
-    return _svg(bottom + 34, name, parts)
+    return svg_chart(bottom + 34, name, parts)
 
 
 def interval_chart(name: str, rows: Sequence[Range], *, unit: str, good: str, bad: str) -> Markup:
@@ -203,13 +212,16 @@ def interval_chart(name: str, rows: Sequence[Range], *, unit: str, good: str, ba
     parts = []
     for value, shown in zip(marks, _axis_labels(marks), strict=True):
         x = place(value)
-        parts += [_rule(x, head, x, bottom, "grid"), _text(x, bottom + 14, shown, "middle", "tick")]
+        parts += [
+            svg_rule(x, head, x, bottom, "grid"),
+            svg_text(x, bottom + 14, shown, "middle", "tick"),
+        ]
     zero = place(0)
-    parts.append(_rule(zero, _TOP, zero, bottom, "axis"))
+    parts.append(svg_rule(zero, _TOP, zero, bottom, "axis"))
     if zero - left > len(good) * _CHARACTER:
-        parts.append(_text(zero - 6, _TOP + 8, good, "end", "unit"))
+        parts.append(svg_text(zero - 6, _TOP + 8, good, "end", "unit"))
     if left + room - zero > len(bad) * _CHARACTER:
-        parts.append(_text(zero + 6, _TOP + 8, bad, "start", "unit"))
+        parts.append(svg_text(zero + 6, _TOP + 8, bad, "start", "unit"))
     for i, row in enumerate(rows):
         y = head + (_ROW + 4) * i + 12
         colour = "c1" if row.low > 0 else "c0" if row.high < 0 else "cmuted"
@@ -220,8 +232,8 @@ def interval_chart(name: str, rows: Sequence[Range], *, unit: str, good: str, ba
                 '<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" class="fill {c}"/></g>'
             ).format(
                 title=f"{row.label}: {shown}",
-                label=_row_label(row.label, left - 6, y + 4),
-                whisker=_rule(
+                label=row_label(row.label, left - 6, y + 4),
+                whisker=svg_rule(
                     place(row.low * 100), y, place(row.high * 100), y, f"stroke whisker {colour}"
                 ),
                 x=place(row.value * 100),
@@ -230,8 +242,8 @@ def interval_chart(name: str, rows: Sequence[Range], *, unit: str, good: str, ba
                 c=colour,
             )
         )
-    parts.append(_text(left + room / 2, bottom + 29, unit, "middle", "unit"))
-    return _svg(bottom + 34, name, parts)
+    parts.append(svg_text(left + room / 2, bottom + 29, unit, "middle", "unit"))
+    return svg_chart(bottom + 34, name, parts)
 
 
 def thinned(
@@ -279,15 +291,18 @@ def line_chart(
         across = left + (right - left) * (x - x_low) / (x_high - x_low)
         return across, bottom - height * (y - span[0]) / (span[1] - span[0])
 
-    parts = [legend, _text(4, head - 11, y_unit, css="unit")]
+    parts = [legend, svg_text(4, head - 11, y_unit, css="unit")]
     marks = ticks(*span)
     for value, shown in zip(marks, _axis_labels(marks), strict=True):
         y = place(x_low, value)[1]
-        parts += [_rule(left, y, right, y, "grid"), _text(left - 5, y + 4, shown, "end", "tick")]
+        parts += [
+            svg_rule(left, y, right, y, "grid"),
+            svg_text(left - 5, y + 4, shown, "end", "tick"),
+        ]
     marks = ticks(x_low, x_high, 5)
     for value, shown in zip(marks, _axis_labels(marks), strict=True):
-        parts.append(_text(place(value, span[0])[0], bottom + 14, shown, "middle", "tick"))
-    parts.append(_rule(left, bottom, right, bottom, "axis"))
+        parts.append(svg_text(place(value, span[0])[0], bottom + 14, shown, "middle", "tick"))
+    parts.append(svg_rule(left, bottom, right, bottom, "axis"))
     for line in lines:
         placed = [place(x, y) for x, y in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
@@ -299,8 +314,8 @@ def line_chart(
                 '<circle cx="{:.1f}" cy="{:.1f}" r="3" class="fill {}"/></g>'
             ).format(title, path, line.colour, *placed[-1], line.colour)
         )
-    parts.append(_text((left + right) / 2, bottom + 29, x_unit, "middle", "unit"))
-    return _svg(bottom + 34, name, parts)
+    parts.append(svg_text((left + right) / 2, bottom + 29, x_unit, "middle", "unit"))
+    return svg_chart(bottom + 34, name, parts)
 
 
 def stack_chart(
@@ -321,7 +336,7 @@ def stack_chart(
     body = [legend]
     for i, row in enumerate(rows):
         y, x = head + 6 + _ROW * i, left
-        body.append(_row_label(row.label, left - 6, y + 15))
+        body.append(row_label(row.label, left - 6, y + 15))
         for share, (label, colour) in zip(row.parts, parts_shown, strict=True):
             width = room * share
             body.append(
@@ -335,9 +350,9 @@ def stack_chart(
             x += width
     for value in (0, 25, 50, 75, 100):
         place = left + room * value / 100
-        body.append(_text(place, bottom + 14, str(value), "middle", "tick"))
-    body.append(_text(left + room / 2, bottom + 29, unit, "middle", "unit"))
-    return _svg(bottom + 34, name, body)
+        body.append(svg_text(place, bottom + 14, str(value), "middle", "tick"))
+    body.append(svg_text(left + room / 2, bottom + 29, unit, "middle", "unit"))
+    return svg_chart(bottom + 34, name, body)
 
 
 def _legend(items: Sequence[tuple[str, str]], kind: str) -> tuple[Markup, float]:
@@ -356,6 +371,6 @@ def _legend(items: Sequence[tuple[str, str]], kind: str) -> tuple[Markup, float]
             )
         )
         offset = 9 if kind == "fill" else 5.5
-        parts += [swatch.format(x, y - offset, colour), _text(x + 17, y, shown)]
+        parts += [swatch.format(x, y - offset, colour), svg_text(x + 17, y, shown)]
         x += width
     return Markup("").join(parts), y + 6
