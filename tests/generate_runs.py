@@ -13,7 +13,8 @@ from launch.work import Part
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.store.reader import StoreReader
-from tests.extract_runs import ok, write_jsonl, write_run
+from tests.command import ok
+from tests.extract_runs import write_jsonl, write_run
 from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
 
 CHAT_TEMPLATE = (

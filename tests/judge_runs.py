@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from click.testing import CliRunner, Result
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from extract.engines.protocol import Answer, DenseRows
 from extract.generation.answers import answer_arrays, kept_answer, no_answer
 from extract.generation.generate import answer_rules, check_answering
-from extract.judging.cli import judge
 from extract.judging.records import BestRow, ScoreRow, judged_location, read_best, read_scores
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.layout import Finish
 from store_schema.plan.run_plan import open_plan
-from tests.extract_runs import ok, write_jsonl, write_run
+from tests import command
+from tests.command import ok
+from tests.extract_runs import write_jsonl, write_run
 from tests.generate_runs import CHAT_TEMPLATE, make_chat_models
 from tests.tiny import tiny_tokenizer
 
@@ -122,25 +123,9 @@ def say(path: Path, name: str, texts: Said) -> None:
         writer.write(shard, answer_arrays(kept, ()), {"seconds": 1.0})
 
 
-def call_judge(*words: object) -> Result:
-    """`logitfuse judge` in this process."""
-    return CliRunner().invoke(judge, [str(word) for word in words])
-
-
-def judged(*words: object) -> str:
-    """Output of a judgement that must succeed."""
-    result = call_judge(*words)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def not_judged(*words: object) -> str:
-    """The one error line of a judgement that must fail."""
-    result = call_judge(*words)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = result.stderr.strip().splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
-    return lines[-1]
+call_judge = partial(command.call, "judge")
+judged = partial(command.ok, "judge")
+not_judged = partial(command.refused, "judge")
 
 
 def judges(*given: Any, **more: Any) -> list[str]:

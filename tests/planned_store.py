@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import yaml
-from click.testing import CliRunner, Result
 
 from store_schema.disk.location import Location, open_location
 from store_schema.layout import Arrays, Extra, Finish, Kind
@@ -22,8 +22,7 @@ from store_schema.presets import PRESETS, Preset
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_schema.text.vocabulary import Vocabulary
-from store_tools.cli import store
-from tests import store_factory
+from tests import command, store_factory
 
 VOCABULARY = Vocabulary(
     (b"<s>", *(bytes([byte]) for byte in range(256))), np.arange(257, dtype=np.int64) == 0
@@ -236,18 +235,9 @@ def flip(path: Path, at: int = 0) -> None:
     path.write_bytes(data)
 
 
-def call(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
-    """A command of `store` in this process."""
-    result = CliRunner(env=env).invoke(store, [str(argument) for argument in arguments])
-    assert "Traceback" not in result.output
-    return result
-
-
-def ok(*arguments: object, env: Mapping[str, str] | None = None) -> str:
-    """Output of a command that must succeed."""
-    result = call(*arguments, env=env)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
+call = partial(command.call, "store")
+ok = partial(command.ok, "store")
+refused = partial(command.refused, "store")
 
 
 def found_wrong(*arguments: object) -> str:
@@ -256,12 +246,3 @@ def found_wrong(*arguments: object) -> str:
     assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
     assert "error: " not in result.output
     return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    """The one error line of a command that must be refused."""
-    result = call(*arguments)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = result.stderr.strip().splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
-    return lines[-1]

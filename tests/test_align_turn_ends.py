@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from align.cli import align
 from align.methods.turn_ends import turn_end_rows, with_turn_ends, without_turn_ends
 from extract.plan.planning import load_tokenizers
 from extract.run import run_source
@@ -26,9 +24,9 @@ from store_schema.plan.plan import Segment
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
-from store_tools.cli import store
 from tests.chat_shapes import MESSAGES, A, Q, said
-from tests.extract_runs import ok, write_jsonl, write_run
+from tests.command import ok
+from tests.extract_runs import write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 STOPS = {"coder": "</s>", "writer": " </s>", "target": "<s>"}
@@ -55,12 +53,6 @@ def make_models(root: Path) -> dict[str, Path]:
     return models
 
 
-def call(group: Any, *arguments: object) -> str:
-    result = CliRunner().invoke(group, list(map(str, arguments)))
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 @pytest.fixture(scope="module")
 def aligned_run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Chats, a turn that goes on with a call, a long answer and plain text; extracted and aligned."""
@@ -81,8 +73,8 @@ def aligned_run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         ok(*words, path)
     for name in ("coder", "writer"):
         run_source(load_run(path), name, Part())
-    call(align, "run", path)
-    call(store, "verify", path)
+    ok("align", "run", path)
+    ok("store", "verify", path)
     return load_run(path)
 
 

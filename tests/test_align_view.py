@@ -8,18 +8,17 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from align.cli import align
 from align.report.view import Row, Span, Token, ViewedSource, read_view
 from align.report.view_page import clusters, cut_text
 from launch.pages.page import text_html
@@ -34,7 +33,11 @@ from store_schema.plan.plan import Plan, Segment, write_plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_schema.text.vocabulary import Vocabulary
-from tests import store_factory
+from tests import command, store_factory
+
+ok = partial(command.ok, "align")
+refused = partial(command.refused, "align")
+
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -200,27 +203,6 @@ def make_run(
     return folder / "run.yaml"
 
 
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(align, [str(argument) for argument in arguments])
-    assert "Traceback" not in result.output
-    return result
-
-
-def ok(*arguments: object) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    """The one error line of a command that must be refused."""
-    result = call(*arguments)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
-
-
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("view"))
@@ -330,7 +312,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "no store" in refused("view", path, "--segment", "0")
     shutil.rmtree(tmp_path / "run/plan")
     assert "no plan" in refused("view", path, "--segment", "0")
-    assert call("view", path).exit_code == 2
+    assert command.call("align", "view", path).exit_code == 2
 
 
 def test_damage_and_stores_that_do_not_belong_together(tmp_path: Path) -> None:

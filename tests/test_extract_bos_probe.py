@@ -27,7 +27,8 @@ from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import EncodedSegment
-from tests.extract_runs import ok, sample_documents, write_jsonl, write_run
+from tests.command import ok
+from tests.extract_runs import sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 LOST = "is much better"

@@ -18,8 +18,9 @@ from store_schema.config import ModelRef, load_run
 from store_schema.errors import ModelError
 from store_schema.model.causal_config import require_causal_config
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from tests.command import ok, refused
 from tests.engine_contract import encoded_samples, spec_of
-from tests.extract_runs import ok, refused, write_run
+from tests.extract_runs import write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -20,7 +20,8 @@ from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ModelError, Stopped
 from store_schema.plan.run_plan import open_plan
-from tests.extract_runs import ok, write_run
+from tests.command import ok
+from tests.extract_runs import write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -28,7 +28,8 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store as store_command
 from tests.answer_contract import TOLERANCE_NATS
-from tests.extract_runs import files_of, ok, refused, write_jsonl, write_run
+from tests.command import ok, refused
+from tests.extract_runs import files_of, write_jsonl, write_run
 from tests.generate_runs import (
     GENERATE,
     POSITIONS,

@@ -18,7 +18,8 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.answers import read_answers
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_schema.text.vocabulary import Vocabulary
-from tests.extract_runs import ok, refused, write_jsonl, write_run
+from tests.command import ok, refused
+from tests.extract_runs import write_jsonl, write_run
 from tests.generate_runs import generate, make_chat_models, one_source, planned, store_of
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -15,7 +15,8 @@ from store_schema.model.models import in_folder, local_ref, resolve_model, resol
 from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import open_plan
 from store_schema.text.tokenizer import SegmentTokenizer
-from tests.extract_runs import ok, write_run
+from tests.command import ok
+from tests.extract_runs import write_run
 from tests.tiny import tiny_model
 from tests.tiny_gguf import write_gguf
 

@@ -18,7 +18,8 @@ from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
-from tests.extract_runs import ok, write_run
+from tests.command import ok
+from tests.extract_runs import write_run
 from tests.generate_runs import CHAT_TEMPLATE
 from tests.judge_runs import (
     PROMPTS,

@@ -23,7 +23,8 @@ from store_schema.store.reader import StoreReader
 from store_schema.text.plan_tokens import plan_for
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store
-from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
+from tests.command import ok, refused
+from tests.extract_runs import files_of, sample_documents, write_jsonl, write_run
 from tests.random_source import random_source
 from tests.tiny import tiny_tokenizer
 

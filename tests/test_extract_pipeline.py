@@ -27,7 +27,8 @@ from store_schema.plan.plan import Plan, ShardRecord
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.writer import StoreWriter
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
-from tests.extract_runs import ok, sample_documents, write_jsonl, write_run
+from tests.command import ok
+from tests.extract_runs import sample_documents, write_jsonl, write_run
 
 
 class FakeEngine:

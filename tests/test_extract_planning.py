@@ -16,7 +16,8 @@ from extract.scoring.sources import check_source
 from store_schema.config import load_run
 from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import open_plan
-from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
+from tests.command import ok, refused
+from tests.extract_runs import files_of, sample_documents, write_jsonl, write_run
 from tests.tiny import add_beyond_rows, tiny_model, tiny_tokenizer
 
 

@@ -25,14 +25,8 @@ from store_schema.disk.location import open_location
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
-from tests.extract_runs import (
-    files_of,
-    ok,
-    refused,
-    sample_documents,
-    write_jsonl,
-    write_run,
-)
+from tests.command import ok, refused
+from tests.extract_runs import files_of, sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 COMMAND = [sys.executable, "-m", "extract"]

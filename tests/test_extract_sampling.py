@@ -24,8 +24,9 @@ from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from tests.command import ok, refused
 from tests.engine_contract import TOLERANCE_NATS, encoded_samples, reference_logprobs, spec_of
-from tests.extract_runs import ok, refused, write_run
+from tests.extract_runs import write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 V = 300

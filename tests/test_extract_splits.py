@@ -10,7 +10,8 @@ import pytest
 from extract.corpus.corpus import corpus_location, open_corpus
 from store_schema.config import load_run
 from store_schema.plan.run_plan import open_plan
-from tests.extract_runs import files_of, ok, refused, write_jsonl, write_run
+from tests.command import ok, refused
+from tests.extract_runs import files_of, write_jsonl, write_run
 
 NO_MODELS = {"code": Path("m/code"), "target": Path("m/target")}
 TRAIN: dict[str, Any] = {"train": {"selector": "uniform"}}

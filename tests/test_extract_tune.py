@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
 from extract.config import ExtractSection
 from extract.scoring.sources import check_source
 from extract.tune import _whole_rows, recommended, sample_segments, tune, whole_logprobs
-from logitfuse import main
 from store_schema.config import load_run
 from store_schema.plan.run_plan import open_plan
-from tests.extract_runs import ok, write_run
+from tests import command
+from tests.command import ok
+from tests.extract_runs import write_run
+
+call = partial(command.call, "store", "tune")
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +32,6 @@ def planned(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     ok("corpus", "build", path)
     ok("extract", "plan", path)
     return path
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(main, ["store", "tune", *map(str, words)])
 
 
 def test_whole_rows_are_the_models_softmax(planned: Path, tiny_models: dict[str, Path]) -> None:

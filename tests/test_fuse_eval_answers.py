@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 import fuse_eval.answers.asking as asking
 from extract.engines.ending import AnswerRules
@@ -18,13 +19,16 @@ from extract.engines.protocol import Answer, DenseRows, EngineSpec, Prompt
 from fuse_eval.answers.config import AnswersSection
 from fuse_eval.answers.figures import difference, mean_scores
 from fuse_eval.answers.run import held_out_prompts
-from fuse_eval.cli import evaluate, report
+from fuse_eval.cli import report
 from fuse_eval.config import EvaluateSection
 from store_schema.config import load_run
 from store_schema.layout import Finish
 from store_schema.plan.run_plan import open_plan
-from tests.extract_runs import ok
+from tests import command
+from tests.command import ok
 from tests.judge_runs import answered, make_models
+
+call = partial(command.call, "eval", "answers")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +43,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in "final", "control/final":
         shutil.copytree(models["target"], folder / name)
     return path
-
-
-def call(path: Path, *words: str) -> Result:
-    return CliRunner().invoke(evaluate, ["answers", str(path), *words])
 
 
 def content(path: Path, *words: str) -> dict[str, Any]:

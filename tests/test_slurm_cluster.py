@@ -16,7 +16,8 @@ from store_schema.config import RunConfig, load_run
 from store_schema.disk.location import open_location
 from store_schema.errors import MissingError
 from store_schema.store.reader import StoreReader
-from tests.extract_runs import ok, sample_documents, write_jsonl, write_run
+from tests.command import ok
+from tests.extract_runs import sample_documents, write_jsonl, write_run
 from tests.slurm_cluster import REQUIRED, Cluster, running_cluster, unavailable
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
