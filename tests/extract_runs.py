@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tests.command import ok
 from tests.tiny import SAMPLE_TEXTS
 
 
@@ -55,3 +56,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "logs" not in path.parts
     }
+
+
+def plan_run(path: Path) -> Path:
+    """The run file, its corpus built and its plan made."""
+    ok("corpus", "build", path)
+    ok("extract", "plan", path)
+    return path

@@ -13,8 +13,7 @@ from launch.work import Part
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.store.reader import StoreReader
-from tests.command import ok
-from tests.extract_runs import write_jsonl, write_run
+from tests.extract_runs import plan_run, write_jsonl, write_run
 from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
 
 CHAT_TEMPLATE = (
@@ -90,9 +89,7 @@ def planned(folder: Path, models: Mapping[str, Path], **sections: Any) -> Path:
         models,
         **({"corpus": {"inputs": inputs}, "generate": GENERATE} | sections),
     )
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(path)
 
 
 def one_source(models: Mapping[str, Path], name: str = "coder") -> dict[str, Path]:

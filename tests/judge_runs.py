@@ -21,8 +21,7 @@ from store_schema.disk.location import open_location
 from store_schema.layout import Finish
 from store_schema.plan.run_plan import open_plan
 from tests import command
-from tests.command import ok
-from tests.extract_runs import write_jsonl, write_run
+from tests.extract_runs import plan_run, write_jsonl, write_run
 from tests.generate_runs import CHAT_TEMPLATE, make_chat_models
 from tests.tiny import tiny_tokenizer
 
@@ -85,9 +84,7 @@ def answered(
         "plan": {"max_tokens": 96, "shard_tokens": 16},
         "generate": {"max_tokens": 40, "temperature": 0.0},
     }
-    path = write_run(folder, models, **(defaults | sections))
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(folder, models, **(defaults | sections)))
     for name, texts in said.items():
         say(path, name, texts)
     return path

@@ -33,7 +33,8 @@ from store_schema.disk.location import open_location
 from store_schema.layout import Arrays, Origin
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
-from tests.test_align_view import CHROMIUM, IDS, TEXTS, framed, make_run, ok, refused
+from tests.browser import framed, needs_browser
+from tests.test_align_view import IDS, TEXTS, make_run, ok, refused
 
 ORIGINS = ("boundary", "inside", "none")
 
@@ -411,7 +412,7 @@ addEventListener('load', () => {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+@needs_browser
 def test_page_in_a_real_browser(run_file: Path, tmp_path: Path) -> None:
     reports = framed(tmp_path, hostile_page(run_file), PROBE)
     assert sorted(r["inner"] for r in reports) == [320, 390, 1280]

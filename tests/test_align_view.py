@@ -6,7 +6,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from html.parser import HTMLParser
@@ -34,14 +33,12 @@ from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_schema.text.vocabulary import Vocabulary
 from tests import command, store_factory
+from tests.browser import browse, framed, needs_browser
 
 ok = partial(command.ok, "align")
 refused = partial(command.refused, "align")
 
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 HOSTILE_ID = "d'3 <b>\u202e${css}#0"
 TEXTS = (
     ("def f(a):\n\treturn  a\r\n", "Emoji 😀👩‍👩‍👧🏳️‍🌈🇫🇷👍🏽 漢字 e\u0301 naïve", ""),
@@ -522,20 +519,6 @@ def test_unknown_labels_and_tokens_are_named() -> None:
 
 # ------------------------------------------------------------------------------- the browser
 
-CHROMIUM_OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--virtual-time-budget=4000",
-    "--dump-dom",
-)
-
 PROBE = """<script>
 addEventListener('load', () => {
   const panel = document.getElementById('panel');
@@ -570,45 +553,8 @@ addEventListener('load', () => {
 </script>"""
 
 
-def browse(folder: Path, path: Path, *options: str) -> tuple[str, str]:
-    """The page's document after its script ran, and what the browser complained of."""
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            *CHROMIUM_OPTIONS,
-            *options,
-            f"--user-data-dir={folder / 'profile'}",
-            f"file://{path}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.stdout, done.stderr
-
-
-def framed(folder: Path, page: str, probe: str) -> list[dict[str, object]]:
-    """What a probe reports of a page at phone and desk width."""
-    probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    assert probed != page
-    (folder / "probed.html").write_text(probed.replace("</body>", probe + "</body>"))
-    frames = "".join(
-        f"<iframe src=probed.html width={w} height=900></iframe>" for w in (320, 390, 1280)
-    )
-    (folder / "frames.html").write_text(
-        "<!doctype html><meta charset=utf-8><pre id=out></pre><script>addEventListener('message',"
-        "e => out.append(e.data + '\\n'))</script>" + frames
-    )
-    dom, errors = browse(folder, folder / "frames.html")
-    found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
-    assert found is not None, errors[-2000:]
-    assert "CONSOLE" not in errors, errors[-2000:]
-    return [json.loads(html.unescape(line)) for line in found[1].split("\n") if line]
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+@needs_browser
 @pytest.mark.parametrize("row", range(7))
 def test_the_policy_lets_its_script_run_and_nothing_complains(
     run_file: Path, tmp_path: Path, row: int
@@ -623,7 +569,7 @@ def test_the_policy_lets_its_script_run_and_nothing_complains(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+@needs_browser
 def test_keys_pointer_and_sources_in_a_real_browser(run_file: Path, tmp_path: Path) -> None:
     """The figures follow, and no page scrolls sideways at phone or desk width."""
     path = tmp_path / "page.html"
@@ -671,7 +617,7 @@ def test_keys_pointer_and_sources_in_a_real_browser(run_file: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+@needs_browser
 def test_very_long_lines_and_odd_text_do_not_scroll_sideways(
     run_file: Path, tmp_path: Path
 ) -> None:

@@ -20,8 +20,7 @@ from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ModelError, Stopped
 from store_schema.plan.run_plan import open_plan
-from tests.command import ok
-from tests.extract_runs import write_run
+from tests.extract_runs import plan_run, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -127,8 +126,7 @@ def test_steps_are_halved_down_to_the_least(
     run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Out of memory: the child asks to be started again, at the least steps it gives up."""
-    ok("corpus", "build", run_file)
-    ok("extract", "plan", run_file)
+    plan_run(run_file)
     config = load_run(str(run_file), ["extract.engine=vllm", "extract.max_num_batched_tokens=100"])
     spec = check_source(config, "code", open_plan(config)).spec
     steps = [halved(spec, times).section.max_num_batched_tokens for times in range(5)]

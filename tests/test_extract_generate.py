@@ -35,7 +35,6 @@ from tests.generate_runs import (
     POSITIONS,
     contents,
     generate,
-    make_chat_models,
     one_source,
     planned,
     store_of,
@@ -43,11 +42,6 @@ from tests.generate_runs import (
 )
 
 COMMAND = [sys.executable, "-m", "extract"]
-
-
-@pytest.fixture(scope="session")
-def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_chat_models(tmp_path_factory.mktemp("chat_models"))
 
 
 @pytest.mark.parametrize("name", ["coder", "writer"])

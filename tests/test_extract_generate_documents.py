@@ -20,14 +20,8 @@ from store_schema.text.tokenizer import SegmentTokenizer
 from store_schema.text.vocabulary import Vocabulary
 from tests.command import ok, refused
 from tests.extract_runs import write_jsonl, write_run
-from tests.generate_runs import generate, make_chat_models, one_source, planned, store_of
+from tests.generate_runs import generate, one_source, planned, store_of
 from tests.tiny import tiny_model, tiny_tokenizer
-
-
-@pytest.fixture(scope="session")
-def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_chat_models(tmp_path_factory.mktemp("chat_models"))
-
 
 TOKENS = (b"</s>", b" He", b"llo", b"END", b"\xe2\x82", b"\xac", b"\0", b"\xff")
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from store_tools.cli import store as store_command
-from tests.generate_runs import contents, make_chat_models, one_source, planned
+from tests.generate_runs import contents, one_source, planned
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = [
@@ -65,8 +65,3 @@ def test_command(tmp_path: Path, chat_models: dict[str, Path]) -> None:
     finished("extract", "generate", path, "--worker", "1/2", "--limit", 1)
     finished("extract", "generate", path)
     assert contents(path) == whole
-
-
-@pytest.fixture(scope="session")
-def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_chat_models(tmp_path_factory.mktemp("chat_models"))

@@ -16,7 +16,7 @@ from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import open_plan
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.command import ok
-from tests.extract_runs import write_run
+from tests.extract_runs import plan_run, write_run
 from tests.tiny import tiny_model
 from tests.tiny_gguf import write_gguf
 
@@ -72,8 +72,7 @@ def test_a_source_and_a_target_are_extracted_from_a_file(
     path = write_run(
         tmp_path, {"target": files}, sources={"g": {**ref, "dtype": "float32"}}, target=ref
     )
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    plan_run(path)
     run = load_run(path)
     plan = open_plan(run)
     assert run.sources["g"].gguf_file == ref.get("gguf_file")

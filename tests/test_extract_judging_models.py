@@ -19,7 +19,7 @@ from store_schema.disk.location import open_location
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from tests.command import ok
-from tests.extract_runs import write_run
+from tests.extract_runs import plan_run, write_run
 from tests.generate_runs import CHAT_TEMPLATE
 from tests.judge_runs import (
     PROMPTS,
@@ -163,9 +163,7 @@ def scored(run: Path, models: dict[str, Path], folder: Path) -> Path:
     folder.mkdir()
     out = folder / "answers.jsonl"
     ok("extract", "answers", run, "--out", out)
-    path = write_run(folder, models, corpus={"inputs": [{"path": str(out)}]})
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(folder, models, corpus={"inputs": [{"path": str(out)}]}))
     for name in ("coder", "writer"):
         run_source(load_run(path), name, Part())
     return path

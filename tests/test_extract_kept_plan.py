@@ -24,7 +24,7 @@ from store_schema.text.plan_tokens import plan_for
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store
 from tests.command import ok, refused
-from tests.extract_runs import files_of, sample_documents, write_jsonl, write_run
+from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.random_source import random_source
 from tests.tiny import tiny_tokenizer
 
@@ -55,9 +55,7 @@ def fill(path: Path, name: str, **settings: Any) -> set[int]:
 @pytest.fixture
 def begun(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
     """A run of two sources, the first of them extracted."""
-    path = write_run(tmp_path, {name: tiny_models[name] for name in (*TWO, "target")})
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(tmp_path, {name: tiny_models[name] for name in (*TWO, "target")}))
     assert fill(path, "code") == {shard.index for shard in plan_of(path).shards}
     return path
 
@@ -213,8 +211,7 @@ def test_a_split_is_taken_in_later(
     assert not (tmp_path / "run/plan/segments.next.parquet").exists()
     # Left out again, it stays: its shards are made.
     again(begun, tiny_models, *TWO)
-    ok("corpus", "build", begun)
-    ok("extract", "plan", begun)
+    plan_run(begun)
     assert plan_of(begun).fingerprint == grown.fingerprint
 
 

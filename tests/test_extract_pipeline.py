@@ -28,7 +28,7 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.writer import StoreWriter
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.command import ok
-from tests.extract_runs import sample_documents, write_jsonl, write_run
+from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
 
 
 class FakeEngine:
@@ -63,10 +63,7 @@ class FakeEngine:
 def planned(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     write_jsonl(folder / "docs.jsonl", sample_documents(12))
-    path = write_run(folder, {name: tiny_models[name] for name in ("prose", "target")})
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(write_run(folder, {name: tiny_models[name] for name in ("prose", "target")}))
 
 
 @pytest.fixture

@@ -17,16 +17,13 @@ from store_schema.config import load_run
 from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import open_plan
 from tests.command import ok, refused
-from tests.extract_runs import files_of, sample_documents, write_jsonl, write_run
+from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.tiny import add_beyond_rows, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
 def planned(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
-    path = write_run(tmp_path, tiny_models)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(write_run(tmp_path, tiny_models))
 
 
 def plan_of(path: Path) -> Plan:
@@ -281,9 +278,7 @@ def test_a_text_that_reaches_a_token_without_a_row_is_named_or_dropped(
     # A special token written out is text and stays.
     documents = [*sample_documents(), first | {"id": "seen", "text": "an <image> here"}]
     write_jsonl(tmp_path / "docs.jsonl", documents)
-    path = write_run(tmp_path, models)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(tmp_path, models))
     checked = check_source(load_run(path), "code", plan_of(path))
     assert checked.manifest.model.vocab_size == checked.spec.model_vocab_size
     write_jsonl(tmp_path / "docs.jsonl", [*documents, first | {"id": "padded", "text": "a [PAD]"}])

@@ -26,7 +26,7 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.command import ok, refused
-from tests.extract_runs import files_of, sample_documents, write_jsonl, write_run
+from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 COMMAND = [sys.executable, "-m", "extract"]
@@ -40,10 +40,7 @@ def two_models(tiny_models: dict[str, Path]) -> dict[str, Path]:
 
 def planned(folder: Path, models: dict[str, Path], repeat: int = 4) -> Path:
     write_jsonl(folder / "docs.jsonl", sample_documents(repeat))
-    path = write_run(folder, models)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(write_run(folder, models))
 
 
 def store_of(path: Path, source: str) -> StoreReader:
@@ -287,9 +284,7 @@ def test_full_disk_is_one_line_and_a_rerun_finishes(
 ) -> None:
     write_jsonl(tmp_path / "docs.jsonl", sample_documents(40))
     sections = {"plan": {"max_tokens": 96, "shard_tokens": 1024}}
-    path = write_run(tmp_path, two_models, run_dir=str(small_disk / "run"), **sections)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(tmp_path, two_models, run_dir=str(small_disk / "run"), **sections))
     line = refused("extract", "run-source", path, "--source", "prose")
     assert "No space left" in line
     assert "free space and rerun" in line
@@ -328,9 +323,7 @@ def test_an_object_store_holds_a_run_as_well(
     monkeypatch.chdir(tmp_path)
     local = planned(tmp_path, two_models, repeat=1)
     score(local, "prose")
-    remote = write_run(tmp_path, two_models, run_dir=f"memory://{tmp_path.name}/run")
-    ok("corpus", "build", remote)
-    ok("extract", "plan", remote)
+    remote = plan_run(write_run(tmp_path, two_models, run_dir=f"memory://{tmp_path.name}/run"))
     score(remote, "prose")
     local = write_run(tmp_path, two_models)
     stored = contents(local, "prose")

@@ -17,8 +17,7 @@ from extract.tune import _whole_rows, recommended, sample_segments, tune, whole_
 from store_schema.config import load_run
 from store_schema.plan.run_plan import open_plan
 from tests import command
-from tests.command import ok
-from tests.extract_runs import write_run
+from tests.extract_runs import plan_run, write_run
 
 call = partial(command.call, "store", "tune")
 
@@ -29,9 +28,7 @@ def planned(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     path = write_run(
         tmp_path_factory.mktemp("tune"), models, extract={"engine": "transformers", "top_k": 64}
     )
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(path)
 
 
 def test_whole_rows_are_the_models_softmax(planned: Path, tiny_models: dict[str, Path]) -> None:

@@ -26,6 +26,7 @@ from store_schema.layout import Finish
 from store_schema.plan.run_plan import open_plan
 from tests import command
 from tests.command import ok
+from tests.extract_runs import plan_run
 from tests.judge_runs import answered, make_models
 
 call = partial(command.call, "eval", "answers")
@@ -233,8 +234,7 @@ def test_the_real_engine_says_what_generate_says(trained: Path) -> None:
         generate={"max_tokens": 6, "temperature": 0.0},
         extract={"engine": "transformers"},
     )
-    ok("corpus", "build", twin)
-    ok("extract", "plan", twin)
+    plan_run(twin)
     ok("extract", "generate", twin)
     ok("extract", "answers", twin, "--out", other / "answers.jsonl", "--keep-cut")
     rows = map(json.loads, (other / "answers.jsonl").read_text().split("\n")[:-1])

@@ -15,7 +15,7 @@ from launch.cli import preset
 from store_schema.config import load_run
 from store_schema.papers import preset_names
 from tests.command import ok
-from tests.extract_runs import write_jsonl
+from tests.extract_runs import plan_run, write_jsonl
 from tests.generate_runs import make_chat_models
 
 PROMPTS = [
@@ -67,8 +67,7 @@ def best_answers(folder: Path, models: dict[str, str]) -> Path:
         generate={"max_tokens": 8, "temperature": 0.0},
         judge={"judges": [{"kind": "reference_overlap"}], "drop_cut": False},
     )
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    plan_run(path)
     ok("extract", "generate", path)
     ok("judge", path)
     return folder / "run/judged/best.parquet"
@@ -84,8 +83,7 @@ def test_one_line_and_the_way_to_the_end(name: str, models: dict[str, str], tmp_
             {"path": str(best), "corpus": "best", "columns": {"author": "author"}}
         )
         path.write_text(yaml.safe_dump(content, sort_keys=False))
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    plan_run(path)
     ok("extract", "run", path)
     ok("align", "run", path)
     trained = ok("train", "run", path)
