@@ -39,6 +39,7 @@ def arrays(
         seed: Of the content.
     """
     rng = np.random.default_rng(seed)
+    top_k = 0 if kind == "generated" else top_k
     token_offsets = np.concatenate([[0], np.cumsum(rows)]).astype("<i8")
     total = int(token_offsets[-1])
     first = np.zeros(total, bool)
