@@ -76,9 +76,7 @@ def store_stats(
         )
     wanted = sample_of(there) if shards is None else list(shards)
     total = _sums(place.name, reader, plan, wanted, jobs, stop)
-    return (
-        _identity(place, reader, wanted) | _sizes(reader) | _figures(reader.manifest.kind, total)
-    )
+    return _identity(place, reader, wanted) | _sizes(reader) | _figures(reader.manifest.kind, total)
 
 
 def _sums(

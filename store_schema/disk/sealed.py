@@ -25,7 +25,9 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_DEPTH = 64
 """Of nested lists and objects; ours stay below ten."""
 RESTORE = "a byte was changed; restore the file or make it again"
-EARLIER = "delete the folder that it belongs to, or give the run another name, and run its stage again"
+EARLIER = (
+    "delete the folder that it belongs to, or give the run another name, and run its stage again"
+)
 
 
 def seal(record: StrictModel) -> bytes:

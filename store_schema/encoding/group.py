@@ -146,4 +146,3 @@ def coded_logs(name: str, spec: StoredSpec) -> Group:
         return {name: (-nats).astype(np.float32)}
 
     return Group((name,), (spec,), there, back)
-
