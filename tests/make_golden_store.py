@@ -3,8 +3,8 @@
     python -m tests.make_golden_store
 
 A golden store is small and real, and read as it was written (`tests/test_store_schema_golden.py`).
-`expected.json` beside it holds what its arrays were when they were written, as plain numbers. Of version
-4 those named `bare` have what is kept now; the other source and generated stores have more.
+`expected.json` beside it holds what its arrays were when they were written, as plain numbers. Of
+version 4 those named `bare` have what is kept now; the other source and generated stores have more.
 """
 
 from __future__ import annotations

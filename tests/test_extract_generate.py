@@ -57,7 +57,7 @@ def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_stored_answers_are_the_models_own(
     tmp_path: Path, chat_models: dict[str, Path], name: str
 ) -> None:
-    """Tokens are those that a plain forward over prompt and answer may give; ends and bytes are as said."""
+    """Tokens are those that a plain forward may give there; ends and bytes are as said."""
     from transformers import AutoModelForCausalLM
 
     path = planned(tmp_path, one_source(chat_models, name))

@@ -139,7 +139,9 @@ def test_nan_ends_an_answer_wherever_it_comes(
             caught.value.line(),
         )
     whole = answered(answer, prompts, rules)
-    place = next(i for i, (ids, _) in enumerate(whole) if ids[0] not in {o[0] for o, _ in whole[:i]})
+    place = next(
+        i for i, (ids, _) in enumerate(whole) if ids[0] not in {o[0] for o, _ in whole[:i]}
+    )
     ends = rules_of(spec, temperature=temperature, max_tokens=6, ends=[whole[place][0][0]])
     expected = answered(answer, prompts, ends)
     assert expected[place] == (whole[place][0][:1], Finish.EMPTY)

@@ -205,7 +205,7 @@ class StoreReader:
         ranking = ranking_from_bytes(
             self._table(RANKING_FILE, 4 * vocab_size + MAX_METADATA_BYTES),
             vocab_size=vocab_size,
-            expected=self.manifest.ranking_fingerprint or "",
+            expected=str(self.manifest.ranking_fingerprint),
             where=where,
         )
         # Ids that are read without the other arrays are not checked again.
@@ -331,12 +331,11 @@ class StoreReader:
 
     def _decoded(self, shard: int, stored: Arrays, names: Iterable[str] | None) -> Arrays:
         """Arrays of the layout from those on disk, checked where all are there."""
-        manifest = self.manifest
         where = f"{self.location.url}, shard {shard}"
-        coder = Coder(manifest.encoding, self.ranking, where)
-        arrays = decode(manifest.kind, stored, coder, names)
+        coder = Coder(self.manifest.encoding, self.ranking, where)
+        arrays = decode(self.manifest.kind, stored, coder, names)
         if names is None:
-            manifest.check_shard(arrays, where=where)
+            self.manifest.check_shard(arrays, where=where)
         return arrays
 
     def _commit(self, shard: int) -> Commit:
@@ -375,7 +374,7 @@ def _require_sane(manifest: Manifest, where: str) -> None:
                 f"{field} cannot be", where=where, expected=f"at most {limit}", hint=RESTORE
             )
     if manifest.ranking_fingerprint is None:
-        raise CorruptionError("no fingerprint of the rank table", where=where, hint=RESTORE)
+        raise CorruptionError("rank table without fingerprint", where=where, hint=RESTORE)
 
 
 def _require_present_form(manifest: Manifest, where: str) -> None:
