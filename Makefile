@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-student bench-select bench-train bench-house fuzz-store clean help
+.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -232,11 +232,13 @@ bench-real-rates: $(READY)
 	$(BIN)/python benchmarks/recipes.py --config examples/real.yaml --data runs/real \
 		--out runs/real-rates $(call RATES,1e-4 2e-4 3e-4)
 
-# Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
-# and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.
+# The parts of the papers' recipes against each other, by right answers; merges; the five presets from one line
+# (hours; goes on where it was stopped). WORLDS=real takes the published models.
 bench-presets: $(READY)
 	$(BIN)/python benchmarks/bench_presets.py $(if $(WORLDS),--worlds $(WORLDS))
 
+# Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
+# and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.
 bench-interference: $(READY)
 	$(BIN)/python benchmarks/bench_interference.py $(if $(SETTINGS),--settings $(SETTINGS))
 
@@ -266,6 +268,10 @@ bench-extract: $(READY)
 # Alignment beside the papers' ways: speed, coverage, mass, bits per byte.
 bench-align: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_align.py
+
+# How far alignments are from what the source itself says (PAIRS: small ones, or those of make real).
+bench-align-oracle: $(READY)
+	$(BIN)/python benchmarks/bench_align_oracle.py $(if $(PAIRS),--pairs $(PAIRS))
 
 # What a student keeps of a source's gain through alignment (needs the machine alone).
 bench-align-student: $(READY)

@@ -89,6 +89,23 @@ def test_the_best_answers_become_a_corpus(run: Path, chat_models: dict[str, Path
     ok("extract", "plan", second)
 
 
+def test_a_least_score_drops_prompts_that_nobody_answers_rightly(
+    tmp_path: Path, chat_models: dict[str, Path]
+) -> None:
+    path = answered(tmp_path, chat_models, {"coder": half_right, "writer": wrong})
+    said = judged(path, *judges({"kind": "exact_answer", "min_score": 1}))
+    assert sorted(best_of(path)) == ["far", "half"]
+    assert {row.author for row in best_of(path).values()} == {"coder"}
+    assert f"no answer scored as high as a judge's min_score: {len(PROMPTS) - 2}" in said
+    # Their scores are kept, and taken again when the least score is another.
+    assert {row.prompt for row in scores_of(path)} == set(PROMPTS)
+    parts = sorted((path.parent / "run/judged/parts").rglob("*.json"))
+    before = [part.stat().st_mtime_ns for part in parts]
+    judged(path, *EXACT)
+    assert sorted(best_of(path)) == sorted(PROMPTS)
+    assert [part.stat().st_mtime_ns for part in parts] == before
+
+
 def test_show(run: Path) -> None:
     assert "nothing is judged" in not_judged("show", run)
     judged(run, *EXACT)

@@ -19,7 +19,7 @@ from extract.judging.final_answers import (
     same_answer,
     stated_answer,
 )
-from extract.judging.votes import TIE, Scale, judge_votes, settle, totals
+from extract.judging.votes import TIE, Scale, judge_votes, passing, settle, totals
 
 VOTES = ("majority", "mean_rank", "mean_z")
 
@@ -27,7 +27,8 @@ VOTES = ("majority", "mean_rank", "mean_z")
 def chosen(vote: Any, scores_JA: list[list[float | None]], likely: Any = None) -> tuple[int, str]:
     scales = [Scale.of([s for s in scores if s is not None] or [0.0]) for scores in scores_JA]
     votes = [judge_votes(vote, s, scale) for s, scale in zip(scores_JA, scales, strict=True)]
-    return settle(totals(vote, votes), likely or [None] * len(scores_JA[0]))
+    number = len(scores_JA[0])
+    return settle(totals(vote, votes), likely or [None] * number, range(number))
 
 
 @pytest.mark.parametrize("vote", VOTES)
@@ -70,8 +71,17 @@ def test_ties_go_to_the_likelier_then_to_the_earlier(vote: Any) -> None:
 
 
 def test_sums_that_differ_by_rounding_tie() -> None:
-    assert settle([0.3, 0.1 + 0.2], [-1.0, -2.0]) == (0, "likelihood")
-    assert settle([0.3, 0.3 + 3 * TIE], [-1.0, -2.0]) == (1, "votes")
+    assert settle([0.3, 0.1 + 0.2], [-1.0, -2.0], (0, 1)) == (0, "likelihood")
+    assert settle([0.3, 0.3 + 3 * TIE], [-1.0, -2.0], (0, 1)) == (1, "votes")
+
+
+def test_answers_below_a_least_score_are_not_chosen() -> None:
+    scores_JA = [[1.0, 0.5, None, 2.0], [5.0, 9.0, 9.0, None]]
+    assert passing([None, None], scores_JA) == [0, 1, 2, 3]
+    assert passing([0.5, None], scores_JA) == [0, 1, 3]
+    assert passing([1.0, 5.0], scores_JA) == [0]
+    assert passing([3.0, None], scores_JA) == []
+    assert settle([0.9, 0.1, 0.1], [None, -2.0, -1.0], (1, 2)) == (2, "likelihood")
 
 
 def test_scale_of_large_and_of_equal_scores() -> None:

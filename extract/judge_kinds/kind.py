@@ -98,6 +98,9 @@ class JudgeOptions(StrictModel):
     """A name of extract/judge_kinds/__init__.py."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """What tables and files call it. None: its kind; two of one kind need names."""
+    min_score: float | None = Field(default=None, allow_inf_nan=False)
+    """An answer that it scores lower, or has no score for, is never the best; a prompt without another
+    is dropped (counted). None: the best of any will do."""
 
     @property
     def title(self) -> str:
@@ -105,8 +108,8 @@ class JudgeOptions(StrictModel):
         return self.name or self.kind
 
     def content(self) -> dict[str, Any]:
-        """The options that shape scores, for fingerprints."""
-        return self.model_dump(mode="json", exclude={"name", *self.runtime_fields})
+        """The options that shape scores, for fingerprints of scores."""
+        return self.model_dump(mode="json", exclude={"name", "min_score", *self.runtime_fields})
 
 
 class AnswerLikelihoods(Protocol):

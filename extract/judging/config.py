@@ -69,5 +69,5 @@ class JudgeSection(SectionModel):
 
     def content(self) -> dict[str, Any]:
         """As `SectionModel.content` says."""
-        judges = [[judge.title, judge.content()] for judge in self.judges]
+        judges = [[judge.title, judge.min_score, judge.content()] for judge in self.judges]
         return super().content() | {"judges": judges}

@@ -178,6 +178,8 @@ class JudgedRecord(StrictModel):
     """Of these, those that have answers which were cut at their most tokens."""
     too_few: int = Field(ge=0)
     """Dropped: fewer answers than `judge.min_answers`."""
+    none_passes: int = Field(default=0, ge=0)
+    """Dropped: no answer that all judges score as high as their `min_score`."""
     held: tuple[str, ...]
     """Prompts that hold their answer."""
     held_dropped: bool

@@ -69,6 +69,11 @@ def _left_out(record: JudgedRecord) -> list[str]:
         lines.append(f"prompts dropped, every source silent: {record.silent:,}{cut}")
     if record.too_few:
         lines.append(f"prompts dropped, fewer answers than judge.min_answers: {record.too_few:,}")
+    if record.none_passes:
+        lines.append(
+            "prompts dropped, no answer scored as high as a judge's min_score: "
+            f"{record.none_passes:,}"
+        )
     if record.held:
         shown = ", ".join(record.held[:SHOWN_HELD])
         more = ", ..." if len(record.held) > SHOWN_HELD else ""

@@ -26,7 +26,7 @@ from extract.judging.records import (
     write_judged,
     write_part,
 )
-from extract.judging.votes import Scale, judge_votes, settle, totals
+from extract.judging.votes import Scale, judge_votes, passing, settle, totals
 from extract.plan.planning import plan_location
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
@@ -198,6 +198,7 @@ class _Tables:
     settled_by: Counter[str] = field(default_factory=Counter)
     chosen: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
+    none_passes: int = 0
 
 
 def _settled(
@@ -220,7 +221,8 @@ def _settled(
             "no prompt has an answer to judge",
             where=location.url,
             got=f"{counts.prompts:,} prompts: {counts.silent:,} without an answer that can be used, "
-            f"{counts.too_few:,} with too few",
+            f"{counts.too_few:,} with too few, {tables.none_passes:,} with none that a judge scores "
+            "as high as its min_score",
             hint="generate.max_tokens cuts answers, and judge.drop_cut leaves such out",
         )
     record = JudgedRecord(
@@ -230,6 +232,7 @@ def _settled(
         silent=counts.silent,
         only_cut=counts.only_cut,
         too_few=counts.too_few,
+        none_passes=tables.none_passes,
         held=tuple(counts.held),
         held_dropped=section.drop_held,
         left_out={name: dict(sorted(found.items())) for name, found in counts.left_out.items()},
@@ -257,21 +260,28 @@ def _vote(
     ]
     totals_A = totals(section.vote, votes_JA)
     likelihoods_A = [None if known is None else known.of_others(a) for a in asked.answers]
-    best, settled_by = settle(totals_A, likelihoods_A)
-    row = BestRow.of(asked.answers[best], totals_A[best], settled_by)
-    tables.best.append(row)
-    tables.by_domain[row.domain][row.author] += 1
-    tables.settled_by[settled_by] += 1
+    values_JA = [[score.value for score in scores_A] for scores_A in scores_JA]
+    places = passing([judge.min_score for judge in section.judges], values_JA)
+    best = None
+    if places:
+        best, settled_by = settle(totals_A, likelihoods_A, places)
+        row = BestRow.of(asked.answers[best], totals_A[best], settled_by)
+        tables.best.append(row)
+        tables.by_domain[row.domain][row.author] += 1
+        tables.settled_by[settled_by] += 1
+    else:
+        tables.none_passes += 1
     for judge, scores_A, votes_A in zip(section.judges, scores_JA, votes_JA, strict=True):
         values = [score.value for score in scores_A if score.value is not None]
-        tables.judged[judge.title] += bool(values)
-        tables.chosen[judge.title] += bool(values) and scores_A[best].value == max(values)
+        if best is not None:
+            tables.judged[judge.title] += bool(values)
+            tables.chosen[judge.title] += bool(values) and scores_A[best].value == max(values)
         for i, (answer, score, vote) in enumerate(
             zip(asked.answers, scores_A, votes_A, strict=True)
         ):
             tables.scores.append(
                 ScoreRow(
-                    prompt=row.prompt_id,
+                    prompt=answer.question.document_id,
                     source=answer.source,
                     answer=answer.number,
                     judge=judge.title,

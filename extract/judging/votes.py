@@ -101,19 +101,39 @@ def totals(vote: Vote, votes_JA: Sequence[Scores]) -> list[float]:
     return found
 
 
-def settle(totals_A: Sequence[float], likelihoods_A: Scores) -> tuple[int, SettledBy]:
+def passing(least_J: Scores, scores_JA: Sequence[Scores]) -> list[int]:
+    """Places of the answers that every judge scores at least as high as it asks for.
+
+    Args:
+        least_J: `min_score` of the judges; None asks for nothing.
+        scores_JA: By judge.
+    """
+    return [
+        place
+        for place, scores_J in enumerate(zip(*scores_JA, strict=True))
+        if all(
+            least is None or (score is not None and score >= least)
+            for least, score in zip(least_J, scores_J, strict=True)
+        )
+    ]
+
+
+def settle(
+    totals_A: Sequence[float], likelihoods_A: Scores, places: Sequence[int]
+) -> tuple[int, SettledBy]:
     """The best answer, and what decided.
 
     Args:
         totals_A: From `totals`; answers stand in the order of the run file's sources.
         likelihoods_A: Under the other sources; None where it is not known.
+        places: Of the answers to choose from, one or more, in order.
 
     Returns:
         Place of the best answer. Of those that tie the most likely; of those that tie again, or of
         which no likelihood is known, the first.
     """
-    most = max(totals_A)
-    tied = [i for i, total in enumerate(totals_A) if total >= most - TIE]
+    most = max(totals_A[i] for i in places)
+    tied = [i for i in places if totals_A[i] >= most - TIE]
     if len(tied) == 1:
         return tied[0], "votes"
     known = [(likelihoods_A[i], i) for i in tied]

@@ -1,0 +1,305 @@
+"""`make bench-align-oracle`: how far an alignment is from what the source itself says.
+
+At a sample of positions the source is asked for its exact distribution over the target's next token
+(align_oracle.py). Every method's row is held against it: KL and total variation in the mean, by kind
+of text and of position, with the worst positions shown as text. Small pairs by default, the published
+models of `make real` by name.
+
+    python benchmarks/bench_align_oracle.py
+    python benchmarks/bench_align_oracle.py --pairs qwen-smollm2,gemma-smollm2,smollm2-qwen
+    python benchmarks/bench_align_oracle.py --quick
+
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT / "benchmarks", ROOT):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+from align_baselines import BASELINES, Maps, Row, places  # noqa: E402 - after the path
+from align_oracle import (  # noqa: E402
+    ModelRows,
+    SourcePieces,
+    TargetText,
+    Truth,
+    divergence,
+    truth_at,
+)
+from align_pairs import Pair, as_segments  # noqa: E402
+from oracle_pairs import (  # noqa: E402
+    COUNTED_BYTES,
+    DOMAINS,
+    PUBLISHED,
+    RULES,
+    OraclePair,
+    model_rows,
+    published_pair,
+    segments_of,
+    small_pair,
+    texts_of,
+)
+
+from launch.progress import Progress  # noqa: E402
+from store_schema.layout import Arrays, Origin  # noqa: E402
+
+OURS = "bytes"
+WORST_SHOWN, SHOWN_BEFORE = 10, 48
+FIRST_POSITION = 3
+"""Before it neither side has read anything."""
+KINDS = {Origin.BOUNDARY: "a source token begins", Origin.INSIDE: "inside a source token"}
+
+
+class Distance(NamedTuple):
+    """A row's from the truth."""
+
+    kl: float
+    variation: float
+
+
+@dataclass
+class Seen:
+    """One position.
+
+    Args:
+        domain: Kind of text.
+        kind: Of position.
+        truth: There.
+        distances: By method.
+        shown: The text before, the label, the truth and our row, for people.
+    """
+
+    domain: str
+    kind: str
+    truth: Truth
+    distances: dict[str, Distance]
+    shown: str
+
+
+@dataclass
+class Domain:
+    """Held-out segments of one kind of text, read and scored."""
+
+    name: str
+    texts: list[bytes]
+    source: Arrays
+    own: Sequence[Any]
+    read: Sequence[Any]
+    aligned: dict[str, Arrays] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pair: OraclePair, name: str, number: int) -> Domain:
+        """Scored by the pair's source."""
+        segments = as_segments(segments_of(name, number))
+        own, read = pair.source.encode(segments), pair.target.encode(segments)
+        texts = [segment.text.encode() for segment in segments]
+        return cls(name, texts, model_rows(pair.model, own), own, read)
+
+
+def training_texts(pair: OraclePair) -> list[str]:
+    """What continuations are counted on: text of all kinds."""
+    found = []
+    for domain in DOMAINS:
+        size = 0
+        for text in texts_of(domain, held_out=False):
+            if size < COUNTED_BYTES:
+                found.append(text)
+                size += len(text.encode())
+    return found
+
+
+def row_of(arrays: Arrays, row: int) -> Row:
+    """Entries of an aligned row."""
+    here = slice(int(arrays["entry_offsets"][row]), int(arrays["entry_offsets"][row + 1]))
+    masses = np.exp(arrays["entry_logprobs"][here].astype(np.float64))
+    return dict(zip(arrays["entry_ids"][here].tolist(), masses.tolist(), strict=True))
+
+
+def distance(truth: Truth, row: Row, num_ids: int) -> Distance:
+    """Of a row."""
+    ids, masses = np.array(list(row), np.int64), np.array(list(row.values()), np.float64)
+    return Distance(*divergence(truth, ids, masses, num_ids))
+
+
+def look(pair: OraclePair, domain: Domain, maps: Maps, number: int, seed: int) -> Iterator[Seen]:
+    """Some positions of each segment.
+
+    Args:
+        pair: Source and target.
+        domain: Text, with aligned rows.
+        maps: For the baselines.
+        number: Positions of a segment.
+        seed: Of their choice.
+    """
+    chance = np.random.default_rng(seed)
+    pieces = SourcePieces(pair.source.vocabulary, pair.source.eos_id)
+    offsets = domain.aligned[OURS]["token_offsets"]
+    for d, (text, own, read) in enumerate(zip(domain.texts, domain.own, domain.read, strict=True)):
+        rows = ModelRows(pair.model, own.context_ids, own.token_ids.tolist())
+        there = np.arange(FIRST_POSITION, len(read.token_ids))
+        stand = list(places(own, read, text))
+        for j in sorted(chance.permutation(there)[:number].tolist()):
+            truth = truth_at(rows, pieces, TargetText(pair.target, text, read, j), text, own)
+            place, row = stand[j], int(offsets[d]) + j
+            if truth is None or not truth.mass or place is None:
+                continue
+            first_row = int(domain.source["token_offsets"][d])
+            made = {name: row_of(arrays, row) for name, arrays in domain.aligned.items()}
+            made |= {n: f(maps, domain.source, first_row, place) for n, f in BASELINES.items()}
+            found = {n: distance(truth, r, pair.target.vocab_size) for n, r in made.items()}
+            kind = KINDS.get(Origin(int(domain.aligned[OURS]["origin"][row])), "nothing known")
+            shown = _shown(pair, text, read, j, truth, made[OURS])
+            yield Seen(domain.name, kind, truth, found, shown)
+
+
+def _shown(pair: OraclePair, text: bytes, read: Any, j: int, truth: Truth, ours: Row) -> str:
+    tokens, begin = pair.target.vocabulary.tokens, int(read.byte_ends[j - 1])
+
+    def best(row: Mapping[int, float]) -> str:
+        first = sorted(row.items(), key=lambda item: -item[1])[:5]
+        return ", ".join(f"{_text(tokens[token])} {mass:.3f}" for token, mass in first)
+
+    before = _text(text[max(0, begin - SHOWN_BEFORE) : begin])
+    label = _text(tokens[int(read.token_ids[j])])
+    return f"...{before} | {label}\n    source: {best(truth.mass)}\n    row:    {best(ours)}"
+
+
+def _text(written: bytes) -> str:
+    return repr(written.decode(errors="replace"))[1:-1] or "(end)"
+
+
+def mean(values: Sequence[float]) -> float:
+    """NaN of nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def table(seen: Sequence[Seen], key: Callable[[Seen], str]) -> dict[str, dict[str, Distance]]:
+    """Method to group to mean distances."""
+    groups: defaultdict[str, list[Seen]] = defaultdict(list)
+    for one in seen:
+        groups[key(one)].append(one)
+    return {
+        method: {
+            name: Distance(
+                mean([one.distances[method].kl for one in group]),
+                mean([one.distances[method].variation for one in group]),
+            )
+            for name, group in groups.items()
+        }
+        for method in seen[0].distances
+    }
+
+
+def show(title: str, seen: Sequence[Seen], key: Callable[[Seen], str]) -> None:
+    """A table for people."""
+    found = table(seen, key)
+    groups = list(next(iter(found.values())))
+    print(f"\n{title}: KL in nats (total variation)")
+    print(f"{'':<24}" + "".join(f"{name:>24}" for name in groups) + f"{'mean':>18}")
+    for method, by_group in found.items():
+        cells = "".join(f"{d.kl:>16.4f} ({d.variation:.3f})" for d in by_group.values())
+        kl, variation = (mean([d[i] for d in by_group.values()]) for i in (0, 1))
+        print(f"{method:<24}{cells}{kl:>10.4f} ({variation:.3f})")
+
+
+def look_at_pair(name: str, out: Path, *, positions: int, segments: int, seed: int) -> list[Seen]:
+    """All positions of one pair."""
+    if name in PUBLISHED:
+        pair = published_pair(name, ROOT / "runs/real/inputs/models")
+    else:
+        pair = small_pair(name, out)
+    made = Pair(pair.source, pair.target, as_segments(training_texts(pair)))
+    aligners = made.aligners()
+    maps = Maps(pair.source, pair.target)
+    found: list[Seen] = []
+    with Progress(f"ask {name}", len(DOMAINS) * segments * positions, unit="position") as progress:
+        for domain_name in DOMAINS:
+            domain = Domain.of(pair, domain_name, segments)
+            for method, aligner in aligners.items():
+                domain.aligned[method] = aligner.align(domain.source, domain.texts, domain.read)
+            for one in look(pair, domain, maps, positions, seed):
+                found.append(one)
+                progress.add(1)
+    return found
+
+
+def figures(seen: Mapping[str, Sequence[Seen]]) -> dict[str, Any]:
+    """For programs. Means are over kinds of text, then over pairs."""
+    kl = {
+        pair: {
+            method: {domain: d.kl for domain, d in by_domain.items()}
+            for method, by_domain in table(found, lambda one: one.domain).items()
+        }
+        for pair, found in seen.items()
+    }
+    means = {
+        method: mean([mean(list(by[method].values())) for by in kl.values()])
+        for method in next(iter(kl.values()))
+    }
+    baselines = {m: v for m, v in means.items() if m in BASELINES or m in ("mined", "stats")}
+    best = min(baselines, key=baselines.__getitem__)
+    every = [one for found in seen.values() for one in found]
+    return {
+        "oracle_kl": kl,
+        "oracle_kl_mean": means,
+        "oracle_kl_vs_best_baseline": means[OURS] / baselines[best],
+        "best_baseline": best,
+        "positions": {pair: len(found) for pair, found in seen.items()},
+        "remainder": mean([one.truth.remainder for one in every]),
+        "elsewhere": mean([one.truth.elsewhere for one in every]),
+        "rows_asked": mean([float(one.truth.nodes) for one in every]),
+    }
+
+
+@click.command()
+@click.option("--pairs", default=",".join(RULES), show_default=True)
+@click.option("--segments", default=12, show_default=True, help="Of each kind of text.")
+@click.option("--positions", default=4, show_default=True, help="Of each segment.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--quick", is_flag=True, help="One pair, a few positions.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="runs/bench/oracle", show_default=True
+)
+def main(pairs: str, segments: int, positions: int, seed: int, quick: bool, out: Path) -> None:
+    """Ask, compare, print tables, and one JSON object as the last line."""
+    names = pairs.split(",")[:1] if quick else pairs.split(",")
+    for name in names:
+        if name not in RULES and name not in PUBLISHED:
+            raise click.UsageError(f"no pair {name!r}: there are {', '.join((*RULES, *PUBLISHED))}")
+    if quick:
+        segments, positions = 2, 2
+    seen: dict[str, list[Seen]] = {}
+    for name in names:
+        started = time.monotonic()
+        seen[name] = look_at_pair(name, out, positions=positions, segments=segments, seed=seed)
+        seconds = time.monotonic() - started
+        print(f"\n{name}: {len(seen[name])} positions, {seconds:.0f} s")
+        show("by kind of text", seen[name], lambda one: one.domain)
+        show("by kind of position", seen[name], lambda one: one.kind)
+        worst = sorted(seen[name], key=lambda one: -one.distances[OURS].kl)[:WORST_SHOWN]
+        print(f"\nworst of {OURS}")
+        for one in worst:
+            print(f"{one.domain}, KL {one.distances[OURS].kl:.3f}, {one.kind}: {one.shown}")
+    print(json.dumps(figures(seen)))
+
+
+if __name__ == "__main__":
+    main()
