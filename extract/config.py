@@ -204,7 +204,7 @@ class ExtractSection(EngineOptions):
     engine: Annotated[str, ENGINES.choice_or("auto")] = "auto"
     """What runs the model: a name of extract/engine_kinds/__init__.py. vllm and transformers give the
     same to about 1e-5 nats, not to the last bit. auto: what a store was begun with; else transformers
-    where only it will do (draws, extras, `device: cpu`) and for bf16 and fp16 models with a float32
+    where only it will do (draws, `device: cpu`) and for bf16 and fp16 models with a float32
     head on a machine without a GPU, and vLLM for the rest."""
     top_k: int = Field(default=64, ge=1, le=1 << 17)
     """topk: entries the engine gives at each position; the section `store` says which are kept."""
@@ -217,10 +217,6 @@ class ExtractSection(EngineOptions):
     """sampled: best entries kept exactly, besides the draws, which are then of the others."""
     fp32_head: bool = True
     """Compute the logits of bf16 and fp16 models in float32: in bf16 some 30 of them tie a row."""
-    extras: tuple[Literal["entropy", "space_mass"], ...] = ()
-    """Figures of each position kept beside its entries: the entropy of the full softmax, and its
-    mass on tokens that begin with white space or are special (for debiased chunk likelihoods). Both
-    need whole distributions, so the transformers engine."""
     quantization: str | None = Field(default=None, min_length=1)
     """vllm: how weights are quantised on loading, as vLLM names it ("fp8", "bitsandbytes"). None
     leaves it to the checkpoint."""
@@ -250,11 +246,6 @@ class ExtractSection(EngineOptions):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads. None leaves it to the libraries."""
 
-    @field_validator("extras")
-    @classmethod
-    def _in_one_order(cls, extras: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(extras)))
-
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
         if self.engine != "auto":
@@ -271,7 +262,11 @@ class ExtractSection(EngineOptions):
     @property
     def needs_all(self) -> bool:
         """Whether whole distributions are needed, which the transformers engine alone has."""
-        return self.estimator == "sampled" or bool(self.extras)
+        return self.estimator == "sampled"
+
+    def answering(self) -> Self:
+        """The same for an engine that answers prompts: no entries are asked for."""
+        return self.model_copy(update={"top_k": 1, "estimator": "topk"})
 
     def settled(self, *, on_cpu: bool, fp32_head: bool) -> Self:
         """The same with an engine chosen where it is left open.
@@ -330,7 +325,7 @@ class GenerateSection(SectionModel):
     answers: int = Field(default=1, ge=1, le=1024)
     """Answers to each prompt."""
     temperature: float = Field(default=0.7, ge=0, le=2, allow_inf_nan=False)
-    """Of the draws; 0 takes the best token. Stored distributions are those of temperature 1."""
+    """Of the draws; 0 takes the best token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Tokens are drawn from the smallest set of the most probable with at least this mass."""
     max_tokens: int = Field(default=512, ge=1, le=1 << 20)

@@ -43,8 +43,8 @@ class Position:
         index: Within the segment.
         data: Its bytes in the text.
         token_id: In the store's vocabulary.
-        logprob: Nats; None where it is not known.
-        tail_mass: Probability outside the entries.
+        logprob: Nats; None where it is not known, as in all of an answer.
+        tail_mass: Probability outside the entries; all of it where nothing is known.
         best: The most probable tokens, best first.
         origin: Of an aligned store.
         name: How the vocabulary writes a token that stands for no text; b"" for others.
@@ -53,10 +53,10 @@ class Position:
     index: int
     data: bytes
     token_id: int
-    logprob: float | None
-    tail_mass: float
-    best: tuple[Expected, ...]
-    origin: Origin | None
+    logprob: float | None = None
+    tail_mass: float = 1.0
+    best: tuple[Expected, ...] = ()
+    origin: Origin | None = None
     name: bytes = b""
 
 
@@ -257,30 +257,38 @@ def positions_of(
     begin = 0
     for i in range(start, stop):
         token, end = int(arrays["token_ids"][i]), int(arrays["byte_ends"][i])
-        label = float(arrays["label_logprobs"][i])
-        first, last = map(int, arrays["entry_offsets"][i : i + 2])
-        best = [
-            Expected(int(e), vocabulary.spelling(int(e)), float(logprob))
-            for e, logprob in zip(
-                arrays["entry_ids"][first : min(last, first + top)],
-                arrays["entry_logprobs"][first : min(last, first + top)],
-                strict=True,
-            )
-        ]
-        positions.append(
-            Position(
-                i - start,
-                vocabulary.spelling(token) if text is None else text[begin:end],
-                token,
-                None if math.isnan(label) else label,
-                float(arrays["tail_mass"][i]),
-                tuple(best),
-                Origin(int(arrays["origin"][i])) if "origin" in arrays else None,
-                vocabulary.spelling(token) if "finish" in arrays and end == begin else b"",
-            )
-        )
+        data = vocabulary.spelling(token) if text is None else text[begin:end]
+        if "finish" in arrays:
+            name = vocabulary.spelling(token) if end == begin else b""
+            positions.append(Position(i - start, data, token, name=name))
+        else:
+            positions.append(_scored_position(arrays, i, i - start, data, vocabulary, top))
         begin = end
     return tuple(positions)
+
+
+def _scored_position(
+    arrays: Arrays, i: int, index: int, data: bytes, vocabulary: Vocabulary, top: int
+) -> Position:
+    label = float(arrays["label_logprobs"][i])
+    first, last = map(int, arrays["entry_offsets"][i : i + 2])
+    best = [
+        Expected(int(e), vocabulary.spelling(int(e)), float(logprob))
+        for e, logprob in zip(
+            arrays["entry_ids"][first : min(last, first + top)],
+            arrays["entry_logprobs"][first : min(last, first + top)],
+            strict=True,
+        )
+    ]
+    return Position(
+        index,
+        data,
+        int(arrays["token_ids"][i]),
+        None if math.isnan(label) else label,
+        float(arrays["tail_mass"][i]),
+        tuple(best),
+        Origin(int(arrays["origin"][i])) if "origin" in arrays else None,
+    )
 
 
 def list_segments(place: StorePlace, count: int = LISTED) -> list[Listed]:

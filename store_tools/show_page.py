@@ -1,4 +1,5 @@
-"""A segment as a page: its text, each token coloured by its probability, what was expected below.
+"""A segment as a page: its text, each token coloured by its probability, what was expected below. Of an
+answer its tokens, whose probabilities are not kept.
 
 The page is one file that loads nothing and runs nothing; every byte of text is escaped, and what
 cannot be seen or would reorder the line is written out.
@@ -49,7 +50,8 @@ def page(shown: ShownSegment) -> str:
         store=escape(visible(f"{shown.store} · {shown.kind} store of {shown.source}")),
         css=folder.joinpath("show.css").read_text(encoding="utf-8"),
         tiles="".join(_tile(label, value) for label, value in _facts(shown)),
-        legend=_legend(),
+        help=_help(shown),
+        legend="" if shown.answer is not None else _legend(),
         prompt=_prompt(shown),
         text="".join(tokens),
         footer=_footer(shown),
@@ -66,9 +68,12 @@ def _facts(shown: ShownSegment) -> list[tuple[str, str]]:
         ("row", f"{shown.row:,}"),
         ("bytes", f"{shown.num_bytes:,}"),
         ("positions", f"{len(shown.positions):,}"),
-        ("bits per byte", "–" if shown.bpb is None else f"{shown.bpb:.3f}"),
-        ("kept mass", "–" if shown.kept_mass is None else f"{shown.kept_mass:.1%}"),
     ]
+    if shown.answer is None:
+        facts += [
+            ("bits per byte", "–" if shown.bpb is None else f"{shown.bpb:.3f}"),
+            ("kept mass", "–" if shown.kept_mass is None else f"{shown.kept_mass:.1%}"),
+        ]
     return facts
 
 
@@ -86,22 +91,32 @@ def _tile(label: str, value: str) -> str:
     return f"<div><dt>{label}</dt><dd>{escape(visible(value))}</dd></div>"
 
 
+def _help(shown: ShownSegment) -> str:
+    what = "what the model expected there is" if shown.answer is None else "its bytes and id are"
+    return f"Point at a token, tap it or reach it with Tab: {what} shown at the bottom."
+
+
 def _legend() -> str:
     names = [f"≥ {100 * bound:g}%" for bound in LEVELS]
     keys = [f'<span class="k{i}">{name}</span>' for i, name in enumerate(names)]
     keys.append(f'<span class="k{len(LEVELS)}">less</span><span class="ku">not known</span>')
-    return "".join(keys)
+    return (
+        '<div class="legend" aria-label="Colours: probability of the token that stands there">\n'
+        '<span class="soft">probability of the token</span>\n'
+        f'<span class="keys">{"".join(keys)}</span>\n</div>\n'
+    )
 
 
 def _footer(shown: ShownSegment) -> str:
+    text = f"{INSIDE_CHARACTER} stands for a token that ends inside a character."
+    if shown.answer is not None:
+        return f"The prompt was read, not written. {text}"
     text = (
         "Row i is the distribution of token i, given the tokens before it. Tail: probability outside "
-        f"the stored entries. {INSIDE_CHARACTER} stands for a token that ends inside a character."
+        f"the stored entries. {text}"
     )
     if shown.kind == "aligned":
         text += " Tokens are the target's, distributions the source's, carried over."
-    if shown.kind == "generated":
-        text += " The prompt was read, not written; distributions are those of temperature 1."
     return text
 
 
@@ -123,7 +138,7 @@ def _token(shown: ShownSegment, position: Position, text: str) -> str:
     seen = _escaped(text) if text or not position.data else f'<i class="e">{INSIDE_CHARACTER}</i>'
     if position.name:
         seen += f'<i class="e">{escape(visible(position.name))}</i>'
-    kind = level(position.logprob)
+    kind = level(position.logprob) if shown.answer is None else "k0"
     return f'<span class="t {kind}" tabindex="0">{seen}{_panel(shown, position)}</span>'
 
 
@@ -140,13 +155,19 @@ def _escaped(text: str) -> str:
     return "".join(parts)
 
 
+def _probability(position: Position) -> list[str]:
+    tail = f"tail {position.tail_mass:.3f}"
+    if position.logprob is None:
+        return ["probability not known", tail]
+    return [f"probability {share(position.logprob)}", f"{position.logprob:.3f} nats", tail]
+
+
 def _panel(shown: ShownSegment, position: Position) -> str:
     facts = [f"{position.index + 1} of {len(shown.positions)}"]
-    if position.logprob is None:
-        facts.append("probability not known")
+    if shown.answer is not None:
+        facts.append(f"id {position.token_id}")
     else:
-        facts += [f"probability {share(position.logprob)}", f"{position.logprob:.3f} nats"]
-    facts.append(f"tail {position.tail_mass:.3f}")
+        facts += _probability(position)
     if position.origin is not None:
         facts.append(ORIGINS[position.origin])
     rows = []

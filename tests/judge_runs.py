@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from extract.engines.protocol import Answer, DenseRows
-from extract.generation.answers import answer_arrays, kept_answer, no_answer
+from extract.engines.protocol import Answer
+from extract.generation.answers import NO_ANSWER, answer_arrays, kept_answer
 from extract.generation.generate import answer_rules, check_answering
 from extract.judging.records import BestRow, ScoreRow, judged_location, read_best, read_scores
 from store_schema.config import load_run
@@ -106,18 +106,15 @@ def say(path: Path, name: str, texts: Said) -> None:
                 text = texts(segment.document_id, number)
                 text, finish = text if isinstance(text, tuple) else (text, Finish.STOP)
                 if finish == Finish.PROMPT_TOO_LONG:
-                    kept.append(no_answer(segment, number, rules, ()))
+                    kept.append(kept_answer(segment, number, NO_ANSWER, rules))
                     continue
                 ids = [by_byte[bytes([byte])] for byte in text.encode()]
                 if not ids:
                     finish = Finish.EMPTY
                 if finish in (Finish.STOP, Finish.EMPTY):
                     ids.append(min(rules.end_ids))
-                ones = np.full((len(ids), 1), -1.0, np.float32)
-                rows = DenseRows(np.array(ids)[:, None], ones, ones[:, 0])
-                answer = Answer(np.array(ids), rows, finish)
-                kept.append(kept_answer(segment, number, answer, rules, where="here"))
-        writer.write(shard, answer_arrays(kept, ()), {"seconds": 1.0})
+                kept.append(kept_answer(segment, number, Answer(np.array(ids), finish), rules))
+        writer.write(shard, answer_arrays(kept), {"seconds": 1.0})
 
 
 call_judge = partial(command.call, "judge")

@@ -26,6 +26,7 @@ from store_tools.cli import store
 from tests.command import ok, refused
 from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.random_source import random_source
+from tests.store_damage import reseal
 from tests.tiny import tiny_tokenizer
 
 TWO = ("code", "prose")
@@ -352,8 +353,7 @@ def test_text_that_a_new_model_cannot_represent(
 def test_stores_of_an_earlier_version_keep_their_plan(
     begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
-    golden = Path(__file__).parent / "golden/v3-source-exact/store/manifest.json"
-    (tmp_path / "run/stores/code/manifest.json").write_bytes(golden.read_bytes())
+    reseal(tmp_path / "run/stores/code/manifest.json", schema_version=3)
     line = refused("extract", "plan", again(begun, tiny_models, *TWO, "facts"))
     assert "the plan was changed after extraction began" in line
     assert "stores/code" in line

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import fuse_eval.answers.asking as asking
 from extract.engines.ending import AnswerRules
-from extract.engines.protocol import Answer, DenseRows, EngineSpec, Prompt
+from extract.engines.protocol import Answer, EngineSpec, Prompt
 from fuse_eval.answers.config import AnswersSection
 from fuse_eval.answers.figures import difference, mean_scores
 from fuse_eval.answers.run import held_out_prompts
@@ -69,9 +69,7 @@ class Scripted:
             if finish == Finish.STOP:
                 written.append(min(rules.end_ids))
                 finish = Finish.STOP if text else Finish.EMPTY
-            nats = np.full((len(written), 1), -1.0, np.float32)
-            rows = DenseRows(np.array(written)[:, None], nats, nats[:, 0])
-            yield place, Answer(np.array(written), rows, finish)
+            yield place, Answer(np.array(written), finish)
 
     def close(self) -> None:
         pass

@@ -81,6 +81,7 @@ class Made:
                 path=f"data/{shard:05d}-{'0' * 16}",
                 store_fingerprint=manifest.fingerprint(),
                 shard_fingerprint=segments,
+                first_segment=self.plan.shards[shard].start,
                 content_sha256="0" * 64,
                 files={name: FileRecord(size=10**6, crc32c=1) for name in "ab"},
                 counts=Counts(segments=3, positions=TOKENS, entries=5),

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from launch.command import StageGroup
 from store_schema.disk.location import open_location
 from store_schema.errors import MissingError
-from store_schema.layout import KINDS, Kind
+from store_schema.layout import KINDS, Arrays, Kind
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_tools import export
@@ -68,32 +68,38 @@ def test_parquet_rows_are_the_positions(
             reader.vocabulary.tokens[i] for i in arrays["token_ids"]
         ]
         _same(table["byte_end"], arrays["byte_ends"], "byte_end")
-        _same(table["tail_mass"], arrays["tail_mass"], "tail_mass")
-        labels = table["label_logprob"].to_pylist()
-        assert [label is None for label in labels] == np.isnan(arrays["label_logprobs"]).tolist()
-        _same(table["label_logprob"].to_numpy(), arrays["label_logprobs"], "label_logprob")
-        for column, name in (("entry_ids", "entry_ids"), ("entry_logprobs", "entry_logprobs")):
-            lists = table[column].combine_chunks()
-            rows = lists.to_pylist()
-            assert [len(row) for row in rows] == np.diff(arrays["entry_offsets"]).tolist()
-            _same(lists.flatten(), arrays[name], name)
         generated = reader.manifest.kind == "generated"
-        for name in ("answer_index", "finish", "entropy", "space_mass"):
+        for name in ("answer_index", "finish"):
             assert (name in table.column_names) == generated
-        if generated:
-            for name in ("answer_index", "finish"):
+            if generated:
                 _same(table[name], np.repeat(arrays[name], sizes), name)
-            for name in ("entropy", "space_mass"):
-                _same(table[name], arrays[name], name)
+        distributions = ("tail_mass", "label_logprob", "entry_ids", "entry_logprobs")
+        assert set(distributions) & set(table.column_names) == (
+            set() if generated else set(distributions)
+        )
+        if not generated:
+            _check_distributions(table, arrays)
         for name in ("origin", "span_index"):
             assert (name in table.column_names) == (reader.manifest.kind == "aligned")
             if name in table.column_names:
                 _same(table[name], arrays[name], name)
-        assert table.schema.field("entry_ids").type == pa.list_(pa.uint32())
-        assert table.schema.field("entry_logprobs").type == pa.list_(pa.float32())
         metadata = table.schema.metadata
         assert json.loads(metadata[b"logitfuse.manifest"])["source"] == "s"
         assert metadata[b"logitfuse.shard"] == str(shard).encode()
+
+
+def _check_distributions(table: pa.Table, arrays: Arrays) -> None:
+    _same(table["tail_mass"], arrays["tail_mass"], "tail_mass")
+    labels = table["label_logprob"].to_pylist()
+    assert [label is None for label in labels] == np.isnan(arrays["label_logprobs"]).tolist()
+    _same(table["label_logprob"].to_numpy(), arrays["label_logprobs"], "label_logprob")
+    for name in ("entry_ids", "entry_logprobs"):
+        lists = table[name].combine_chunks()
+        rows = lists.to_pylist()
+        assert [len(row) for row in rows] == np.diff(arrays["entry_offsets"]).tolist()
+        _same(lists.flatten(), arrays[name], name)
+    assert table.schema.field("entry_ids").type == pa.list_(pa.uint32())
+    assert table.schema.field("entry_logprobs").type == pa.list_(pa.float32())
 
 
 def test_safetensors_are_the_arrays(reader: StoreReader, tmp_path: Path) -> None:

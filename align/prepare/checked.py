@@ -8,7 +8,6 @@ from align.config import AlignSection
 from align.counts.counted_text import counts_text, planned_count, text_fingerprint
 from align.methods import METHODS
 from launch.progress import Progress
-from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.manifest import Manifest
@@ -113,16 +112,12 @@ def aligned_manifest(
         update={
             "kind": "aligned",
             "target": source_identity(run.target, target, folder=None),
-            "extras": (),
-            "top_k": method.top_k(section, source.top_k),
+            "top_k": method.top_k(section, source.max_entries),
             "settings": settings,
             "corpus_fingerprint": plan.record.corpus_fingerprint,
             "plan_fingerprint": plan.fingerprint,
             "encoding": run.section("store", StoreSection).encoding(source.estimator),
             "num_shards": len(plan.shards),
-            "schema_version": SCHEMA_VERSION,  # the source store may be older
-            "top_p": None,
-            "logprob_codec": None,
             "vocabulary_fingerprint": target.vocabulary.fingerprint,
         }
     )

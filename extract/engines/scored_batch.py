@@ -5,9 +5,9 @@ Shapes: R rows, K entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -22,20 +22,17 @@ class KeptRows:
         ids_RK: int32.
         logprobs_RK: float32 nats.
         label_logprobs_R: float32 nats.
-        extras: [R] float32 by name.
     """
 
     ids_RK: torch.Tensor
     logprobs_RK: torch.Tensor
     label_logprobs_R: torch.Tensor
-    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def none(cls, num_entries: int, extras: Sequence[str]) -> Self:
+    def none(cls, num_entries: int) -> Self:
         """No rows."""
         ids = torch.empty(0, num_entries, dtype=torch.int32)
-        nothing = {name: torch.empty(0) for name in extras}
-        return cls(ids, torch.empty(0, num_entries), torch.empty(0), nothing)
+        return cls(ids, torch.empty(0, num_entries), torch.empty(0))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -44,7 +41,6 @@ class KeptRows:
             torch.cat([part.ids_RK for part in parts]),
             torch.cat([part.logprobs_RK for part in parts]),
             torch.cat([part.label_logprobs_R for part in parts]),
-            {name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras},
         )
 
     def on_cpu(self) -> Self:
@@ -53,7 +49,6 @@ class KeptRows:
             _on_cpu(self.ids_RK),
             _on_cpu(self.logprobs_RK),
             _on_cpu(self.label_logprobs_R),
-            {name: _on_cpu(found) for name, found in self.extras.items()},
         )
 
 
@@ -94,10 +89,8 @@ class ScoredBatch:
             self._arrived.synchronize()
         ids, logprobs = self.kept.ids_RK.numpy(), self.kept.logprobs_RK.numpy()
         labels = self.kept.label_logprobs_R.numpy()
-        extras: Mapping[str, Any] = {n: found.numpy() for n, found in self.kept.extras.items()}
         start = 0
         for i, count in zip(self.batch, self.counts, strict=True):
             part = slice(start, start + count)
-            here = {name: found[part] for name, found in extras.items()}
-            yield i, DenseRows(ids[part], logprobs[part], labels[part], self.sampled, here)
+            yield i, DenseRows(ids[part], logprobs[part], labels[part], self.sampled)
             start += count

@@ -13,7 +13,6 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -81,7 +80,6 @@ class TransformersEngine:
             spec.section.batch_tokens,
             spec.section.logit_rows(on_cpu=self._device.type == "cpu"),
         )
-        self._space_V = _space_mask(spec, self._device)
 
     @property
     def description(self) -> str:
@@ -90,7 +88,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        del self._model, self._head, self._space_V
+        del self._model, self._head
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -123,8 +121,7 @@ class TransformersEngine:
         if prompts and not self._probed:
             self._probe(prompts[0].input_ids[:PROBE_TOKENS])
         head = None if self._head is None else self._head.logits
-        kept = partial(self._kept, uniforms_R=torch.empty(0))
-        loaded = LoadedModel(self._model, head, self._device, kept)
+        loaded = LoadedModel(self._model, head, self._device)
         yield from transformers_answers(loaded, self._spec, prompts, rules)
 
     def _score_batch(
@@ -199,7 +196,7 @@ class TransformersEngine:
         """
         inputs = [found for _, found in placed]
         if not any(found.num_rows for found in inputs):
-            return KeptRows.none(self._spec.section.max_entries, self._spec.section.extras)
+            return KeptRows.none(self._spec.section.max_entries)
         places = [np.arange(found.first - 1, len(found.ids) - 1) + b * T for b, found in placed]
         place_R = _sent(np.concatenate(places), self._device)
         labels = [found.ids[found.first :] for found in inputs]
@@ -218,10 +215,9 @@ class TransformersEngine:
         self, logits_RV: torch.Tensor, labels_R: torch.Tensor, uniforms_R: torch.Tensor
     ) -> KeptRows:
         section = self._spec.section
-        sums = row_sums(logits_RV, with_entropy="entropy" in section.extras, marked_V=self._space_V)
+        sums = row_sums(logits_RV)
         total_R1 = sums.log_total_R[:, None]
         label_R1 = logits_RV.gather(1, labels_R[:, None]) - total_R1
-        extras = {"entropy": sums.entropy_R, "space_mass": sums.marked_R}
         if section.estimator == "sampled":
             ids_RK, logprobs_RK = sampled_rows(
                 logits_RV[:, : self._spec.vocab_size],
@@ -231,12 +227,7 @@ class TransformersEngine:
         else:
             values_RK, ids_RK = best(logits_RV, sums.peaks_RC, section.top_k)
             logprobs_RK = values_RK - total_R1
-        return KeptRows(
-            ids_RK.int(),
-            logprobs_RK.float(),
-            label_R1[:, 0].float(),
-            {name: found.float() for name, found in extras.items() if found is not None},
-        )
+        return KeptRows(ids_RK.int(), logprobs_RK.float(), label_R1[:, 0].float())
 
     def _uniforms(self, found: Input) -> npt.NDArray[np.float64]:
         """[R] the number of each row that places its draws; none for the best."""
@@ -314,17 +305,6 @@ def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _space_mask(spec: EngineSpec, device: torch.device) -> torch.Tensor | None:
-    """[V] 1 for ids that begin with white space, 0 for others and for padding ids."""
-    if "space_mass" not in spec.section.extras:
-        return None
-    if spec.space_ids is None:
-        raise ValueError("space_mass without space_ids")
-    mask_V = torch.zeros(spec.model_vocab_size)
-    mask_V[: len(spec.space_ids)] = torch.from_numpy(spec.space_ids).float()
-    return mask_V.to(device)
 
 
 def chosen_device(name: str, *, where: str) -> torch.device:

@@ -25,6 +25,7 @@ import torch
 
 from extract.engines.ending import AnswerRules
 from extract.engines.protocol import (
+    CHECK_WEIGHTS,
     Answer,
     DenseRows,
     EngineMemoryError,
@@ -57,7 +58,7 @@ class VllmEngine:
 
         Raises:
             ConfigError: vLLM is not installed.
-            ModelError: vLLM refuses the model.
+            ModelError: vLLM refuses the model, or it is to generate and gives NaN.
             EngineMemoryError: Memory ran out.
         """
         self._spec = spec
@@ -86,6 +87,9 @@ class VllmEngine:
         self._engine = self.llm.llm_engine
         few = [i % spec.vocab_size for i in range(min(8, spec.longest))]
         rows = self._first_rows(few)
+        if spec.generates and np.isnan(rows[1]).any():  # answers come without numbers
+            self.close()
+            raise ModelError("NaN from the model", where=spec.folder, hint=CHECK_WEIGHTS)
         self.tap = self._probed_tap(few, rows) if spec.section.tap else None
         """What takes rows as arrays; None: they come as lists."""
 

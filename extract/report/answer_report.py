@@ -36,7 +36,6 @@ class AnswerFigures:
         num_shards: Finished shards, of how many.
         total: Sums of the shards' figures (`extract.generation.answers.answer_stats`).
         seconds: Spent answering.
-        tail_mass: Mean over positions.
         size_bytes: On disk.
     """
 
@@ -44,7 +43,6 @@ class AnswerFigures:
     num_shards: tuple[int, int]
     total: dict[str, int]
     seconds: float
-    tail_mass: float
     size_bytes: int
 
     @classmethod
@@ -54,18 +52,16 @@ class AnswerFigures:
         reader = StoreReader.open(open_location(run.generated_url(name)))
         commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
         total: Counter[str] = Counter()
-        seconds = tail = 0.0
+        seconds = 0.0
         for commit in commits.values():
             for key in (*_SUMMED, *map(finish_key, Finish)):
                 total[key] += int(commit.stats[key])
             seconds += commit.stats["seconds"]
-            tail += commit.stats["tail_mass_mean"] * commit.counts.positions
         return cls(
             name=name,
             num_shards=(len(commits), len(plan.shards)),
             total=dict(total),
             seconds=seconds,
-            tail_mass=tail / max(total[TOKENS], 1),
             size_bytes=sum(f.size for c in commits.values() for f in c.files.values()),
         )
 
@@ -77,8 +73,8 @@ class AnswerFigures:
 
 def answer_report(sources: Sequence[AnswerFigures]) -> str:
     """Answers, speed and bytes of each source, and how its answers ended."""
-    headers = ["source", "shards", "prompts", "answers", "tokens", "tokens/answer", "tokens/s"]
-    headers += ["mean tail", "on disk"]
+    headers = ["source", "shards", "prompts", "answers"]
+    headers += ["tokens", "tokens/answer", "tokens/s", "on disk"]
     rows = [
         [
             source.name,
@@ -88,7 +84,6 @@ def answer_report(sources: Sequence[AnswerFigures]) -> str:
             source.total[TOKENS],
             source.total[TOKENS] / max(source.total[ANSWERS], 1),
             round(source.tokens_per_s),
-            f"{source.tail_mass:.4f}",
             size_text(source.size_bytes),
         ]
         for source in sources

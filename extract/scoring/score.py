@@ -34,10 +34,6 @@ def shard_arrays(
         "entry_logprobs": np.concatenate([part.entry_logprobs for part in scored]),
         "tail_mass": np.concatenate([part.tail_mass for part in scored]),
         "label_logprobs": np.concatenate([part.label_logprobs for part in scored]),
-        **{
-            name: np.concatenate([part.extras[name] for part in scored])
-            for name in scored[0].extras
-        },
     }
 
 

@@ -6,7 +6,7 @@ A store may come from anywhere: `guards` says what is refused before it is belie
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Self
@@ -20,9 +20,15 @@ from store_schema.disk.sealed import MAX_RECORD_BYTES, unseal
 from store_schema.encoding.encoding import decode, needed_specs
 from store_schema.encoding.frequency import Ranking, ranking_from_bytes
 from store_schema.encoding.group import Coder, StoredSpec
-from store_schema.errors import CorruptionError, MismatchError, MissingError, StoreError
+from store_schema.errors import (
+    CorruptionError,
+    MismatchError,
+    MissingError,
+    SchemaVersionError,
+    StoreError,
+)
 from store_schema.fingerprint import arrays_digest
-from store_schema.layout import Arrays, ArraySpec, array_names, array_specs
+from store_schema.layout import Arrays, array_names
 from store_schema.manifest import Commit, Manifest
 from store_schema.plan.plan import Plan, ShardRecord
 from store_schema.store.guards import (
@@ -64,7 +70,7 @@ class StoreReader:
 
         Raises:
             MissingError: There is none (yet).
-            SchemaVersionError: Written by a newer logitfuse.
+            SchemaVersionError: Written by a newer or an earlier logitfuse.
             CorruptionError: The manifest is damaged.
         """
         data = read_record(location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE)
@@ -78,6 +84,7 @@ class StoreReader:
         where = f"{location.url}/{MANIFEST_FILE}"
         manifest = unseal(Manifest, data, where=where, hint=RESTORE)
         _require_sane(manifest, where)
+        _require_present_form(manifest, where)
         return cls(location, manifest)
 
     @cached_property
@@ -188,7 +195,7 @@ class StoreReader:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """[V] ids of the store's vocabulary by frequency rank (schema version 2).
+        """[V] ids of the store's vocabulary by frequency rank.
 
         Raises:
             CorruptionError: The file is not the one the manifest speaks of.
@@ -198,7 +205,7 @@ class StoreReader:
         ranking = ranking_from_bytes(
             self._table(RANKING_FILE, 4 * vocab_size + MAX_METADATA_BYTES),
             vocab_size=vocab_size,
-            expected=self.manifest.ranking_fingerprint or "",
+            expected=str(self.manifest.ranking_fingerprint),
             where=where,
         )
         # Ids that are read without the other arrays are not checked again.
@@ -209,19 +216,18 @@ class StoreReader:
     def require_plan(self, plan: Plan) -> None:
         """Refuse to read a store together with a plan it was not made from.
 
-        A store of version 4 goes with any plan that has the segments of one of its shards;
-        `require_shards` says of each shard whether it does.
+        It goes with any plan that has the segments of one of its shards; `require_shards` says of each
+        shard whether it does.
 
         Raises:
             MismatchError: Shows both fingerprints.
         """
         if self.manifest.plan_fingerprint == plan.fingerprint:
             return
-        if self.manifest.schema_version > 3:
-            commits, _ = self.scan()
-            shards = {shard.index: shard for shard in plan.shards}
-            if not commits or any(c.is_of(shards[i]) for i, c in commits.items() if i in shards):
-                return
+        commits, _ = self.scan()
+        shards = {shard.index: shard for shard in plan.shards}
+        if not commits or any(c.is_of(shards[i]) for i, c in commits.items() if i in shards):
+            return
         raise MismatchError(
             "store and plan do not belong together",
             where=self.location.url,
@@ -281,8 +287,7 @@ class StoreReader:
             ValueError: The store has no such array.
         """
         wanted = None if names is None else tuple(names)
-        names_there = array_names(self.manifest.kind, self.manifest.extras)
-        if unknown := set(wanted or ()).difference(names_there):
+        if unknown := set(wanted or ()).difference(array_names(self.manifest.kind)):
             raise ValueError(f"no such arrays: {sorted(unknown)}")
         return self._decoded(shard, self._stored(shard, wanted), wanted)
 
@@ -306,20 +311,16 @@ class StoreReader:
                 hint=REPAIR,
             )
 
-    def _specs(self, names: Iterable[str] | None) -> Sequence[ArraySpec | StoredSpec]:
+    def _specs(self, names: Iterable[str] | None) -> tuple[StoredSpec, ...]:
         """The arrays on disk that hold some arrays of the layout."""
-        kind, encoding, extras = self.manifest.kind, self.manifest.encoding, self.manifest.extras
-        if encoding is not None:
-            return needed_specs(kind, encoding, names, extras)
-        wanted = array_names(kind) if names is None else set(names)
-        return [spec for spec in array_specs(kind) if spec.name in wanted]
+        return needed_specs(self.manifest.kind, self.manifest.encoding, names)
 
     def _files(self, shard: int) -> CommittedShard:
         """The files of a shard whose commit is sound."""
         commit = self._commit(shard)
         where = f"{self.location.url}, shard {shard}"
         check_commit(commit, self.manifest, self._specs(None), where)
-        return CommittedShard(self.location, commit, self.manifest.schema_version, where)
+        return CommittedShard(self.location, commit, where)
 
     def _stored(self, shard: int, names: Iterable[str] | None) -> Arrays:
         """Arrays on disk, decompressed."""
@@ -330,13 +331,11 @@ class StoreReader:
 
     def _decoded(self, shard: int, stored: Arrays, names: Iterable[str] | None) -> Arrays:
         """Arrays of the layout from those on disk, checked where all are there."""
-        manifest, arrays = self.manifest, stored
         where = f"{self.location.url}, shard {shard}"
-        if manifest.encoding is not None:
-            coder = Coder(manifest.encoding, self.ranking, where, manifest.extras)
-            arrays = decode(manifest.kind, stored, coder, names)
+        coder = Coder(self.manifest.encoding, self.ranking, where)
+        arrays = decode(self.manifest.kind, stored, coder, names)
         if names is None:
-            manifest.check_shard(arrays, where=where)
+            self.manifest.check_shard(arrays, where=where)
         return arrays
 
     def _commit(self, shard: int) -> Commit:
@@ -374,12 +373,28 @@ def _require_sane(manifest: Manifest, where: str) -> None:
             raise CorruptionError(
                 f"{field} cannot be", where=where, expected=f"at most {limit}", hint=RESTORE
             )
-    # Version 1 has none of these, later versions have both.
-    later = (manifest.encoding, manifest.ranking_fingerprint)
-    if any((field is None) != (manifest.schema_version == 1) for field in later):
-        raise CorruptionError(
-            "fields of another schema version",
-            where=where,
-            expected=f"those of version {manifest.schema_version}",
-            hint=RESTORE,
-        )
+    if manifest.ranking_fingerprint is None:
+        raise CorruptionError("rank table without fingerprint", where=where, hint=RESTORE)
+
+
+def _require_present_form(manifest: Manifest, where: str) -> None:
+    """Refuse a store that was made when more was kept.
+
+    Raises:
+        SchemaVersionError: Says what to run again.
+    """
+    if manifest.kind == "generated" and manifest.top_k is not None:
+        what, expected, got = "distributions of answers", "top_k null", f"top_k {manifest.top_k}"
+    elif manifest.extras:
+        shown = ", ".join(repr(name[:20]) for name in manifest.extras[:3])
+        what, expected, got = "figures beside entries", "no extras", f"extras {shown}"
+    else:
+        return
+    stage = "generate" if manifest.kind == "generated" else "run"
+    raise SchemaVersionError(
+        f"the store has {what}, which are no longer kept",
+        where=where,
+        expected=expected,
+        got=got,
+        hint=f"delete the store and run `logitfuse extract {stage}` again",
+    )
