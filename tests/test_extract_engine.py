@@ -18,7 +18,7 @@ from extract.config import ExtractSection
 from extract.engines.pieces import Pieces
 from extract.engines.protocol import DenseRows, EngineSpec, engine_spec
 from extract.engines.registry import open_engine
-from extract.engines.scored_batch import KeptRows, ScoredBatch
+from extract.engines.scored_batch import ScoredBatch, no_rows
 from extract.engines.transformers_engine import TransformersEngine, longest_first
 from extract.scoring.rows import scored_segment
 from store_schema.config import ModelRef
@@ -314,7 +314,7 @@ class NamedBatches(TransformersEngine):
     def _score_batch(self, batch: Sequence[Sequence[int]], inputs: object) -> ScoredBatch:
         self.found.append([first for first, *_ in batch])
         members = [i for group in batch for i in group]
-        return ScoredBatch(members, [0] * len(members), KeptRows.none(1), False)
+        return ScoredBatch(members, [0] * len(members), no_rows(1), False)
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))

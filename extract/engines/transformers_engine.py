@@ -31,7 +31,7 @@ from extract.engines.protocol import (
     first_known,
 )
 from extract.engines.sampling import sampled_rows, segment_uniforms, systematic_points
-from extract.engines.scored_batch import KeptRows, ScoredBatch
+from extract.engines.scored_batch import ScoredBatch, Tensors, no_rows
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.causal_head import head_error, scale_and_cap
 from store_schema.model.causal_model import load_causal_model
@@ -184,7 +184,7 @@ class TransformersEngine:
 
     def _kept_rows(
         self, states: torch.Tensor, placed: Sequence[tuple[int, Input]], T: int
-    ) -> KeptRows:
+    ) -> Tensors:
         """What is kept of the rows of a batch, segment after segment, `head_rows` at a time.
 
         The only shift: the state at input i - 1 says what stands at input i.
@@ -196,7 +196,7 @@ class TransformersEngine:
         """
         inputs = [found for _, found in placed]
         if not any(found.num_rows for found in inputs):
-            return KeptRows.none(self._spec.section.max_entries)
+            return no_rows(self._spec.section.max_entries)
         places = [np.arange(found.first - 1, len(found.ids) - 1) + b * T for b, found in placed]
         place_R = _sent(np.concatenate(places), self._device)
         labels = [found.ids[found.first :] for found in inputs]
@@ -209,11 +209,12 @@ class TransformersEngine:
             rows = states.index_select(0, place_R[part])
             logits_RV = rows.float() if self._head is None else self._head.logits(rows)
             parts.append(self._kept(logits_RV, label_R[part], uniform_R[part]))
-        return KeptRows.joined(parts)
+        ids, logprobs, of_labels = zip(*parts, strict=True)
+        return torch.cat(ids), torch.cat(logprobs), torch.cat(of_labels)
 
     def _kept(
         self, logits_RV: torch.Tensor, labels_R: torch.Tensor, uniforms_R: torch.Tensor
-    ) -> KeptRows:
+    ) -> Tensors:
         section = self._spec.section
         sums = row_sums(logits_RV)
         total_R1 = sums.log_total_R[:, None]
@@ -227,7 +228,7 @@ class TransformersEngine:
         else:
             values_RK, ids_RK = best(logits_RV, sums.peaks_RC, section.top_k)
             logprobs_RK = values_RK - total_R1
-        return KeptRows(ids_RK.int(), logprobs_RK.float(), label_R1[:, 0].float())
+        return ids_RK.int(), logprobs_RK.float(), label_R1[:, 0].float()
 
     def _uniforms(self, found: Input) -> npt.NDArray[np.float64]:
         """[R] the number of each row that places its draws; none for the best."""
