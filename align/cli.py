@@ -11,8 +11,8 @@ import click
 
 from align.report.report import build_report
 from align.report.report_page import costly, missing_line, number, view_command, write_report
-from align.report.view import Row, Token, ViewedSegment, read_view, require_position
-from align.report.view_page import ORIGINS, figures, page, shown
+from align.report.view import Token, ViewedSegment, read_view, require_position
+from align.report.view_page import figures, page, shown
 from align.run import AlignSummary, align_source
 from align.run import dry_run as try_out
 from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
@@ -23,6 +23,7 @@ from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError
+from store_schema.store.segment_rows import ORIGINS, Row
 
 _COLUMN = 34
 

@@ -6,14 +6,13 @@ import json
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from launch.visible import visible
 from store_schema.errors import ConfigError, MissingError
 from store_schema.layout import Arrays, Finish, Origin
 from store_schema.plan.find_segment import find_segment, row_number
 from store_schema.plan.plan import Plan, Segment
 from store_schema.store.answers import TEXT_ARRAYS, StoredAnswer, read_answers
+from store_schema.store.segment_rows import place_of, rows_of
 from store_schema.text.vocabulary import Vocabulary
 from store_tools.places import SoundReader, StorePlace, planned_shard
 
@@ -176,7 +175,7 @@ def read_segment(
         prompt = () if segment is None else prompt_turns(segment.context)
         shown, text = ShownAnswer(found.number, count, found.finish, prompt), found.text
     else:
-        at = int(np.flatnonzero(arrays["segment_ids"] == row)[0])
+        at = place_of(arrays, row, f"{reader.location.url}, shard {shard}")
     positions = positions_of(arrays, at, text, reader.vocabulary, top=top)
     return ShownSegment(
         place.name, manifest.kind, manifest.source, row, shard, segment, positions, shown
@@ -252,42 +251,30 @@ def positions_of(
         vocabulary: Of the store.
         top: Tokens shown of each position.
     """
+    spelling = vocabulary.spelling
     start, stop = map(int, arrays["token_offsets"][at : at + 2])
-    positions = []
-    begin = 0
-    for i in range(start, stop):
-        token, end = int(arrays["token_ids"][i]), int(arrays["byte_ends"][i])
-        data = vocabulary.spelling(token) if text is None else text[begin:end]
-        if "finish" in arrays:
-            name = vocabulary.spelling(token) if end == begin else b""
-            positions.append(Position(i - start, data, token, name=name))
-        else:
-            positions.append(_scored_position(arrays, i, i - start, data, vocabulary, top))
-        begin = end
-    return tuple(positions)
-
-
-def _scored_position(
-    arrays: Arrays, i: int, index: int, data: bytes, vocabulary: Vocabulary, top: int
-) -> Position:
-    label = float(arrays["label_logprobs"][i])
-    first, last = map(int, arrays["entry_offsets"][i : i + 2])
-    best = [
-        Expected(int(e), vocabulary.spelling(int(e)), float(logprob))
-        for e, logprob in zip(
-            arrays["entry_ids"][first : min(last, first + top)],
-            arrays["entry_logprobs"][first : min(last, first + top)],
-            strict=True,
+    if "finish" in arrays:
+        positions, begin = [], 0
+        for i, token in enumerate(arrays["token_ids"][start:stop].tolist()):
+            end = int(arrays["byte_ends"][start + i])
+            data = spelling(token) if text is None else text[begin:end]
+            positions.append(Position(i, data, token, name=spelling(token) * (end == begin)))
+            begin = end
+        return tuple(positions)
+    origins: list[Origin | None] = [None] * (stop - start)
+    if "origin" in arrays:
+        origins = [Origin(number) for number in arrays["origin"][start:stop].tolist()]
+    return tuple(
+        Position(
+            i,
+            spelling(row.token_id) if text is None else text[row.start : row.end],
+            row.token_id,
+            row.logprob,
+            row.tail_mass,
+            tuple(Expected(e, spelling(e), logprob) for e, logprob in row.entries),
+            origin,
         )
-    ]
-    return Position(
-        index,
-        data,
-        int(arrays["token_ids"][i]),
-        None if math.isnan(label) else label,
-        float(arrays["tail_mass"][i]),
-        tuple(best),
-        Origin(int(arrays["origin"][i])) if "origin" in arrays else None,
+        for i, (row, origin) in enumerate(zip(rows_of(arrays, at, top=top), origins, strict=True))
     )
 
 

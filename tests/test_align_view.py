@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 
-from align.report.view import Row, Span, Token, ViewedSource, read_view
+from align.report.view import Span, Token, ViewedSource, read_view
 from align.report.view_page import clusters, cut_text
 from launch.pages.page import text_html
 from launch.quantities import share_text
@@ -30,6 +30,7 @@ from store_schema.layout import Arrays, Kind, Origin
 from store_schema.plan.find_segment import find_shard, row_number
 from store_schema.plan.plan import Plan, Segment, write_plan
 from store_schema.store.reader import StoreReader
+from store_schema.store.segment_rows import Row
 from store_schema.store.writer import StoreWriter
 from store_schema.text.vocabulary import Vocabulary
 from tests import command, store_factory

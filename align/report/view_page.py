@@ -15,17 +15,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from align.report.view import Row, Span, Token, ViewedSegment, ViewedSource
+from align.report.view import Span, Token, ViewedSegment, ViewedSource
 from launch.pages.page import render, text_html
 from launch.pages.parts import Tile
 from launch.visible import JOINERS, quoted, visible
 from store_schema.layout import Origin
-
-ORIGINS = {
-    Origin.NONE: "nothing known here",
-    Origin.BOUNDARY: "starts where a source token starts",
-    Origin.INSIDE: "starts inside a source token",
-}
+from store_schema.store.segment_rows import ORIGINS, Row
 
 # ------------------------------------------------------------------------------- the page
 
@@ -196,6 +191,8 @@ def _drawn_piece(piece: Piece, sides: Sequence[_Side]) -> dict[str, Any]:
     ]
     if not piece.text:
         return {"marks": marks, "text": ""}
+    # A lone mark needs something to stand on.
+    stand = "\u25cc" if unicodedata.category(piece.text[0]) in ("Mn", "Mc", "Me") else ""
     classes, styles = ["p"], []
     for side, inside in zip(sides, piece.tokens, strict=True):
         letter = side.name[0]
@@ -205,7 +202,7 @@ def _drawn_piece(piece: Piece, sides: Sequence[_Side]) -> dict[str, Any]:
             styles.append(f"--{letter}i:{_stripes(side, inside)}")
     return {
         "marks": marks,
-        "text": text_html(piece.text),
+        "text": stand + text_html(piece.text),
         "start": piece.start,
         "classes": " ".join(classes),
         "style": ";".join(styles),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import unicodedata
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -58,17 +57,21 @@ def _read(folder: Traversable, name: str) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def text_html(text: str) -> Markup:
-    """Text with everything in it to be seen; nothing that a browser obeys."""
+def text_html(text: str, *, kept: str = JOINERS, dots: bool = True) -> Markup:
+    """Text with everything in it to be seen; nothing that a browser obeys.
+
+    Args:
+        text: Of unknown origin.
+        kept: Characters left as they are though they are not printable.
+        dots: Whether spaces are marked (class "w").
+    """
     parts: list[str] = []
-    if unicodedata.category(text[0]) in ("Mn", "Mc", "Me"):
-        parts.append("\u25cc")  # a lone mark needs something to stand on
     for run in re.findall(r" +|[^ ]", text, re.DOTALL):
         if run[0] == " ":
-            parts.append(f'<i class="w">{run}</i>')
+            parts.append(f'<i class="w">{run}</i>' if dots else run)
         elif run in _SEEN:
             parts.append(f'<i class="e">{_SEEN[run][0]}</i>{_SEEN[run][1:]}')
-        elif run in JOINERS or run.isprintable():
+        elif run in kept or run.isprintable():
             parts.append(escape(run))
         else:
             parts.append(f'<i class="e">{escape(visible(run))}</i>')
