@@ -16,12 +16,12 @@ from align.report.view_page import figures, page, shown
 from align.run import AlignSummary, align_source
 from align.run import dry_run as try_out
 from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
+from launch.pages.page import write_page
 from launch.quantities import share_text
 from launch.signals import stop_on_signals
 from launch.visible import cut, padded, quoted, table, visible
 from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
-from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError
 from store_schema.store.segment_rows import ORIGINS, Row
 
@@ -108,9 +108,7 @@ def view_segment(
     if position is not None:
         require_position(view, position)
     path = out or f"{run.folder}/report/view-{view.segment.index}.html"
-    folder, _, name = path.rpartition("/")
-    location = open_location(folder or ("/" if path.startswith("/") else "."))
-    location.write_atomic(name, page(view, position or 0).encode())
+    write_page(path, page(view, position or 0))
     click.echo(summary(view))
     if position is not None:
         click.echo(f"\n{position_text(view, position)}\n")

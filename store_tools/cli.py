@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from launch.command import StageGroup, set_up_logging
+from launch.pages.page import write_page
 from launch.signals import stop_on_signals
 from launch.work import parse_shards, shards_in
-from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError, LogitfuseError
 from store_schema.layout import KINDS, Kind
 from store_tools.copy import copy_command
@@ -272,7 +272,5 @@ def show_command(
     if html is None:
         click.echo(segment_text(shown, columns))
         return
-    folder, _, name = html.rpartition("/")
-    location = open_location(folder or ("/" if html.startswith("/") else "."))
-    location.write_atomic(name, page(shown).encode())
+    write_page(html, page(shown))
     click.echo(f"{heading(shown)}\nwritten to {html}")

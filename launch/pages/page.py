@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from launch.visible import JOINERS, visible
+from store_schema.disk.location import open_location
 
 _SEEN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 """White space that is marked; the first two keep their effect, too."""
@@ -43,6 +44,17 @@ def render(package: str, name: str, **values: Any) -> str:
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def write_page(path: str, html: str) -> None:
+    """Write a page to a path or URL that a person gave.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    folder, _, name = path.rpartition("/")
+    location = open_location(folder or ("/" if path.startswith("/") else "."))
+    location.write_atomic(name, html.encode())
 
 
 def looks(package: str, name: str) -> list[str]:
