@@ -46,9 +46,8 @@ from align.chain.trie import TargetTrie  # noqa: E402
 from align.chain.vocabulary_map import VocabularyMap  # noqa: E402
 from align.methods.method import Aligner  # noqa: E402
 from align.papers.mined import MinedAligner  # noqa: E402
-from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens  # noqa: E402
+from align.papers.mined_vocabulary import nearest_tokens, written_tokens  # noqa: E402
 from align.papers.stats import MatchCounts, StatsAligner  # noqa: E402
-from align.papers.transport import NUM_CANDIDATES, TransportAligner  # noqa: E402
 from extract.plan.planning import plan_location  # noqa: E402
 from store_schema.config import load_run  # noqa: E402
 from store_schema.disk.location import open_location  # noqa: E402
@@ -59,7 +58,7 @@ from store_schema.plan.plan import Plan, Segment, write_plan  # noqa: E402
 from store_schema.store.reader import StoreReader  # noqa: E402
 from store_schema.store.writer import StoreWriter  # noqa: E402
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer  # noqa: E402
-from tests.tokenizer_zoo import CHANGING, FAMILIES  # noqa: E402
+from tests.tokenizer_zoo import FAMILIES  # noqa: E402
 
 NUM_ENTRIES = 25
 SMOOTHING = 5.0
@@ -225,7 +224,7 @@ def trained(
     if not (path / "tokenizer.json").exists():
         FAMILIES[family](texts(), vocab_size).save_pretrained(path)
     made = PreTrainedTokenizerFast.from_pretrained(path)
-    return SegmentTokenizer(made, name=family, by_offsets=family in CHANGING)
+    return SegmentTokenizer(made, name=family)
 
 
 def frequent_only(texts: Sequence[str]) -> list[str]:
@@ -378,13 +377,12 @@ class Pair:
         encoded = self.source.encode(self.training), self.target.encode(self.training)
         return zip(*encoded, strict=True)
 
-    def nearest(self, count: int = 1) -> NearestTokens:
-        """The MinED map as `align run` makes it."""
+    def nearest(self) -> npt.NDArray[np.int32]:
+        """[V] the MinED map as `align run` makes it."""
         own, other = self.eos
         return nearest_tokens(
             self.source.vocabulary,
             self.target.vocabulary,
-            count=count,
             written=written_tokens(self.target),
             roles={own: other} if own >= 0 and other >= 0 else {},
         )
@@ -409,16 +407,15 @@ class Pair:
             }.items()
         }
         own, other = self.source.vocabulary, self.target.vocabulary
-        nearest = self.nearest(NUM_CANDIDATES)
+        nearest = self.nearest()
         counts = MatchCounts(self.source.vocab_size, self.target.vocab_size)
         for segment, (source, target) in zip(self.training, self._read(), strict=True):
             ends = source.byte_ends.astype(np.int64), target.byte_ends.astype(np.int64)
             text = segment.text.encode()
             counts.add(text, source.token_ids, ends[0], target.token_ids, ends[1])
-        met = counts.token_map(nearest.token_map, own, other)
-        found["mined"] = MinedAligner(nearest.token_map, self.target.vocab_size)
+        met = counts.token_map(nearest, own, other)
+        found["mined"] = MinedAligner(nearest, self.target.vocab_size)
         found["stats"] = StatsAligner(met, self.target.vocab_size)
-        found["ot"] = TransportAligner.of(nearest, own, other)
         return found
 
 

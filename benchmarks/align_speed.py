@@ -35,7 +35,6 @@ from align_pairs import (
 
 from align.chain.project import BytesAligner
 from align.methods.method import Aligner
-from align.papers.mined_vocabulary import NearestTokens
 from store_schema.layout import Arrays
 from store_schema.text.tokenizer import EncodedSegment
 
@@ -182,7 +181,7 @@ def run(aligner: Aligner, work: Work) -> Arrays:
 
 
 def against_plain(
-    aligner: Aligner, work: Work, nearest: NearestTokens, pair: Pair
+    aligner: Aligner, work: Work, nearest: npt.NDArray[np.int32], pair: Pair
 ) -> dict[str, float | bool | None]:
     """Seconds of the plain way over ours, on the same segments.
 
@@ -190,7 +189,7 @@ def against_plain(
     right after each segment, so that nothing is added to what is compared; the rest is the table of
     the warping, the way back and the rows.
     """
-    tokens = enumerate(nearest.token_map.tolist())
+    tokens = enumerate(nearest.tolist())
     mapping = {token: goal for token, goal in tokens if goal >= 0}
     plain, distances, used, cut_off = 0.0, 0.0, 0, False
     while used < len(work.texts) and (used == 0 or plain < PLAIN_SECONDS) and not cut_off:

@@ -68,7 +68,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "bytes-no_look_ahead": {"method": "bytes", "look_ahead": "false"},
     "mined": {"method": "mined"},
     "stats": {"method": "stats"},
-    "ot": {"method": "ot"},
 }
 """Settings of the section `align`."""
 DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name.startswith("bytes"))

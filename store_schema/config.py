@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from store_schema.errors import ConfigError
 from store_schema.papers import preset_text
@@ -134,12 +141,22 @@ class ModelRef(StrictModel):
     """What stands before a text. 'auto': as the model's own files say (`add_bos_token` in
     tokenizer_config.json, else tokenizer.json). 'always' and 'never' where they say it wrongly. What
     a chat template writes itself is neither doubled nor taken away."""
-    by_offsets: bool = False
-    """Accept a tokenizer that changes text (WordPiece, lower case, NFKC): where its tokens do not join
-    to the text, they end where the tokenizer's own offsets say. Such text is refused otherwise."""
 
     template: TemplateSettings = TemplateSettings()
     """How its chat template is asked: what is written here is fixed in the plan."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_by_offsets(cls, given: Any) -> Any:
+        """The option is gone; files with every default filled in say false of it."""
+        if not isinstance(given, dict) or "by_offsets" not in given:
+            return given
+        if given["by_offsets"] is not False:
+            raise ValueError(
+                "by_offsets is gone: a tokenizer has to give text back as it is; leave documents out "
+                "that it changes with `corpus.on_bad: drop`, or take another model"
+            )
+        return {key: value for key, value in given.items() if key != "by_offsets"}
 
     @field_validator("dtype")
     @classmethod

@@ -35,6 +35,7 @@ class ModelIdentity(StrictModel):
     bos: BosRule | None = None
     """None in stores that were made before these four were kept."""
     by_offsets: bool | None = None
+    """Written as False; a store that says True is refused (`StoreReader.open`)."""
     model_fingerprint: str | None
     """Config and weights; None where only the tokenizer matters (the target of an alignment)."""
     tokenizer_fingerprint: str

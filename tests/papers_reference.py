@@ -1,7 +1,6 @@
 """The papers' alignment methods read slowly and plainly: lists, dictionaries, every pair compared.
 
-Written from what `align.papers.mined`, `align.papers.stats` and `align.papers.transport` say, not from
-their code.
+Written from what `align.papers.mined` and `align.papers.stats` say, not from their code.
 """
 
 from __future__ import annotations
@@ -83,8 +82,8 @@ def spelling_order(token: bytes, other: bytes, index: int) -> tuple[int, int, in
     return edit_distance(token, other), -prefix, index
 
 
-def nearest(source: Vocabulary, target: Vocabulary, count: int) -> list[list[tuple[int, int]]]:
-    """(target token, distance) of the nearest tokens of each source token, twins left out."""
+def nearest(source: Vocabulary, target: Vocabulary) -> list[int]:
+    """The nearest target token of each source token, twins left out; -1 for none."""
     distinct: dict[bytes, int] = {}
     for index, token in enumerate(target.tokens):
         if token:
@@ -98,14 +97,13 @@ def nearest(source: Vocabulary, target: Vocabulary, count: int) -> list[list[tup
     for index, token in enumerate(source.tokens):
         if source.special[index]:
             written = source.written[index]
-            found.append([(roles[written], 0)] if written in roles else [])
+            found.append(roles.get(written, -1))
         elif token in distinct:
-            found.append([(distinct[token], 0)])
-        elif not token:
-            found.append([])
+            found.append(distinct[token])
+        elif not token or not distinct:
+            found.append(-1)
         else:
-            order = sorted(spelling_order(token, other, i) for other, i in distinct.items())
-            found.append([(i, distance) for distance, _, i in order[:count]])
+            found.append(min(spelling_order(token, other, i) for other, i in distinct.items())[-1])
     return found
 
 
@@ -122,18 +120,18 @@ def carried(
     d: int,
     text: bytes,
     target: EncodedSegment,
-    spread: Mapping[int, Mapping[int, float]],
+    goals: Mapping[int, int],
     *,
     exact_label: bool = True,
 ) -> list[Expected]:
-    """One segment by method `mined` or any other static map.
+    """One segment by a map of tokens.
 
     Args:
         arrays: The source's.
         d: Segment.
         text: Of the segment.
         target: Its target tokens.
-        spread: Source token -> shares of target tokens, best first.
+        goals: Source token -> target token.
         exact_label: Whether the real token has its stored probability.
     """
     rows = range(*arrays["token_offsets"][d : d + 2].tolist())
@@ -151,10 +149,9 @@ def carried(
             continue
         i = beside[j][0]
         token = int(arrays["token_ids"][rows[i]])
-        best = next(iter(spread.get(token, {})), None)
-        if source_texts[i] != target_texts[j] and best != label:
+        if source_texts[i] != target_texts[j] and goals.get(token) != label:
             continue
-        expected.masses = _row(arrays, rows[i], token, label, spread, exact_label)
+        expected.masses = _row(arrays, rows[i], token, label, goals, exact_label)
         if expected.masses:
             begins = ([0, *source_ends][i], [0, *target_ends][j])
             same = begins[0] == begins[1]
@@ -164,7 +161,7 @@ def carried(
 
 def _row(
     arrays: Arrays, row: int, real: int, label: int,
-    spread: Mapping[int, Mapping[int, float]], exact_label: bool,
+    goals: Mapping[int, int], exact_label: bool,
 ) -> dict[int, float]:  # fmt: skip
     entries = slice(*arrays["entry_offsets"][row : row + 2])
     mass = np.exp(arrays["entry_logprobs"][entries].astype(float)).tolist()
@@ -178,8 +175,8 @@ def _row(
             by_token = {t: p * (1 - known) / others for t, p in by_token.items()}
         masses[label] += known
     for token, p in by_token.items():
-        for goal, share in spread.get(token, {}).items():
-            masses[goal] += p * share
+        if token in goals:
+            masses[goals[token]] += p
     total = max(sum(masses.values()), 1.0)
     return {token: p / total for token, p in masses.items() if p > 0}
 
@@ -204,26 +201,3 @@ def met_most(
         if s not in best or key < best[s][0]:
             best[s] = (key, t)
     return counts, {s: t for s, (_, t) in best.items()}
-
-
-def sinkhorn(
-    masses: np.ndarray, costs_KT: np.ndarray, strength: float, *, hold: float, steps: int = 500
-) -> np.ndarray:
-    """Entropic transport, first marginal kept, second drawn to a uniform one, iterated in log space.
-
-    Args:
-        masses: [K] of the entries.
-        costs_KT: [K, T], inf where an entry cannot go.
-        strength: eps.
-        hold: How much the second marginal's divergence from the uniform one costs; 0 is free.
-        steps: Iterations.
-    """
-    kernel_KT = -costs_KT / strength
-    goal_T = np.full(costs_KT.shape[1], np.log(masses.sum() / costs_KT.shape[1]))
-    right_T = np.zeros(costs_KT.shape[1])
-    for _ in range(steps):
-        left_K = np.log(masses) - np.logaddexp.reduce(kernel_KT + right_T, axis=1)
-        column_T = np.logaddexp.reduce(kernel_KT + left_K[:, None], axis=0)
-        right_T = hold / (hold + strength) * (goal_T - column_T)
-    left_K = np.log(masses) - np.logaddexp.reduce(kernel_KT + right_T, axis=1)
-    return np.exp(left_K[:, None] + kernel_KT + right_T)

@@ -59,9 +59,7 @@ def test_no_piece_begins_with_a_token_that_the_target_has_no_row_for(kind: str) 
     for first in (table.middle, table.start):
         assert first.min() >= 0
         assert first.max() < rows
-    nearest = nearest_tokens(
-        source.vocabulary, target.vocabulary, written=written_tokens(target)
-    ).token_map
+    nearest = nearest_tokens(source.vocabulary, target.vocabulary, written=written_tokens(target))
     assert nearest.max() < rows
 
 

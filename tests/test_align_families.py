@@ -24,7 +24,7 @@ from store_schema.errors import TokenizerError
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.random_source import segments
-from tests.tokenizer_zoo import CHANGING, FAMILIES, LOSSLESS, WORLD, zoo
+from tests.tokenizer_zoo import LOSSLESS, WORLD, zoo
 
 TEXTS = {
     "prose": [
@@ -55,14 +55,14 @@ TEXTS = {
 }  # fmt: skip
 LEAST_COVERAGE = {"prose": 0.99, "code": 0.99, "cjk": 0.97, "emoji": 0.97, "odd": 0.0}
 
-PAIRS = list(itertools.product(FAMILIES, FAMILIES))
-STEPS = {0, 1, 2, 5, 7, 11, 13}
+PAIRS = list(itertools.product(LOSSLESS, LOSSLESS))
+STEPS = {0, 1, 2, 4, 5, 7, 9}
 
 
 def spread(pairs: list[tuple[str, str]]) -> list[Any]:
     """All pairs, those marked slow that are left out of the quick run: each family meets seven, itself
     among them, on either side."""
-    at = {name: i for i, name in enumerate(FAMILIES)}
+    at = {name: i for i, name in enumerate(LOSSLESS)}
     quick = [(at[b] - at[a]) % len(at) in STEPS for a, b in pairs]
     return [
         pytest.param(*pair, marks=[] if is_quick else [pytest.mark.slow])
@@ -202,7 +202,7 @@ def test_every_pair_of_families_keeps_mass_and_has_information(source: str, targ
     kinds, texts = [], []
     for kind, chosen in TEXTS.items():
         both = [text for text in chosen if zoo_reads(source, text) and zoo_reads(target, text)]
-        assert both or {source, target} & {"t5", "bert", "bert_uncased"}, kind  # unknown tokens
+        assert both, kind
         texts += both
         kinds += [kind] * len(both)
     counts = check_pair(zoo(source), zoo(target), texts, zoo_map(source, target))
@@ -218,13 +218,7 @@ def test_lossless_families_take_every_text_of_the_contract(name: str) -> None:
     assert [t for t in refused if "e\u0301" not in t or name != "qwen"] == []
 
 
-@pytest.mark.parametrize("name", CHANGING)
-def test_changing_families_take_prose_and_code(name: str) -> None:
-    for kind in ("prose", "code"):
-        assert all(readable(zoo(name), text) for text in TEXTS[kind])
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", LOSSLESS)
 def test_a_tokenizer_aligned_with_itself_changes_nothing(name: str) -> None:
     """Where something stands before: at the very start word marks are the tokenizer's own.
 
@@ -278,7 +272,7 @@ wide = st.text(
 @given(
     learnt=st.lists(wide, min_size=1, max_size=5),
     chosen=st.lists(wide, min_size=1, max_size=3),
-    names=st.tuples(st.sampled_from(list(FAMILIES)), st.sampled_from(list(FAMILIES))),
+    names=st.tuples(st.sampled_from(list(LOSSLESS)), st.sampled_from(list(LOSSLESS))),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40)
@@ -287,8 +281,8 @@ def test_tokenizers_trained_on_random_text(
 ) -> None:
     pair = []
     for i, name in enumerate(names):
-        trained = FAMILIES[name]([*WORLD[: 1 + i], *learnt], 400 + 60 * i)
-        pair.append(SegmentTokenizer(trained, name=name, by_offsets=name in CHANGING))
+        trained = LOSSLESS[name]([*WORLD[: 1 + i], *learnt], 400 + 60 * i)
+        pair.append(SegmentTokenizer(trained, name=name))
     both = [text for text in chosen if all(readable(tokenizer, text) for tokenizer in pair)]
     if both:
         check_pair(*pair, both, vocabulary_map(*pair), seed=seed)

@@ -37,7 +37,7 @@ def tokenizer(kind: str, seed: int = 0) -> SegmentTokenizer:
 def nearest(source: str, target: str) -> np.ndarray:
     there = tokenizer(target, 1)
     here = tokenizer(source).vocabulary
-    return nearest_tokens(here, there.vocabulary, written=written_tokens(there)).token_map
+    return nearest_tokens(here, there.vocabulary, written=written_tokens(there))
 
 
 def counted(source: str, target: str, chosen: list[str]) -> MatchCounts:
@@ -145,11 +145,11 @@ def test_aligned_by_counts(source: str, target: str) -> None:
     check_shard("aligned", result, vocab_size=b.vocab_size, where="test")
     mass = row_sums(np.exp(result["entry_logprobs"].astype(float)), result["entry_offsets"])
     assert np.abs(mass + result["tail_mass"] - 1).max() < 1e-6
-    spread = {i: {int(goal): 1.0} for i, goal in enumerate(mapping.tolist()) if goal >= 0}
+    goals = {i: goal for i, goal in enumerate(mapping.tolist()) if goal >= 0}
     for d, text in enumerate(raw):
         if " " * 50 in SAMPLES[d]:
             continue  # slow to read plainly
-        expected = papers_reference.carried(arrays, d, text, encoded[d], spread)
+        expected = papers_reference.carried(arrays, d, text, encoded[d], goals)
         first = result["token_offsets"][d]
         for j, known in enumerate(expected):
             entries = slice(*result["entry_offsets"][first + j : first + j + 2])

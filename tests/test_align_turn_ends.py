@@ -253,8 +253,8 @@ def test_a_source_without_an_end_leaves_it_to_ground_truth(entries: bool) -> Non
             "entry_logprobs": np.empty(0, "<f4"),
         }
     target = [
-        EncodedSegment((1,), np.array([5, 6, 3], "<u4"), np.array([1, 2, 2], "<u4"), 0, True),
-        EncodedSegment((1,), np.array([7, 3], "<u4"), np.array([3, 3], "<u4"), 0, True),
+        EncodedSegment((1,), np.array([5, 6, 3], "<u4"), np.array([1, 2, 2], "<u4"), True),
+        EncodedSegment((1,), np.array([7, 3], "<u4"), np.array([3, 3], "<u4"), True),
     ]
     out = with_turn_ends(aligned, target, np.log(np.array([np.nan, 0.7], np.float32)))
     assert out["token_ids"].tolist() == [5, 6, 3, 7, 3]

@@ -162,7 +162,7 @@ def test_kept_text_is_refused_where_a_tokenizer_composes(
     assert "1 documents are not NFC and were kept so" in ok("corpus", "build", path, *keep)
     assert [d.text for d in documents_of(path)] == [d["text"] for d in sample_documents()]
     line = refused("extract", "plan", path, *keep)
-    assert "document prose-1, tokenizer of qwen" in line
+    assert "document prose-1 from byte 0, tokenizer of qwen" in line
     assert "set `corpus.unicode: nfc`" in line
     dropping = (*keep, "--set", "corpus.on_bad=drop")
     ok("corpus", "build", path, *dropping)

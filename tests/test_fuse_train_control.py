@@ -329,11 +329,11 @@ def test_epochs_deal_shards_in_another_order() -> None:
 
 def test_what_the_run_file_says_of_the_target_holds_for_its_checkpoints(tmp_path) -> None:
     ref = ModelRef(
-        model="hub/name", revision="abc", dtype="bfloat16", trust_remote_code=True, by_offsets=True
+        model="hub/name", revision="abc", dtype="bfloat16", trust_remote_code=True, bos="never"
     )
     there = in_folder(ref, tmp_path)
     assert (there.model, there.revision) == (str(tmp_path), None)
-    assert (there.trust_remote_code, there.by_offsets, there.dtype) == (True, True, "bfloat16")
+    assert (there.trust_remote_code, there.bos, there.dtype) == (True, "never", "bfloat16")
 
 
 def test_final_weights_are_read_with_the_run_files_flags(tmp_path, monkeypatch) -> None:

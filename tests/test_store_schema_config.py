@@ -62,6 +62,7 @@ def test_resolved_file_is_the_same_run(file: Path, tmp_path: Path) -> None:
     again = tmp_path / "resolved.yaml"
     again.write_text(run.resolved(), encoding="utf-8")
     assert load_run(again) == run
+    assert load_run(again, ("sources.code.by_offsets=false",)) == run  # as files of before say
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,7 @@ def test_unknown_key_anywhere_is_named(file: Path, key: str) -> None:
         ("sources.code=null", "sources.code"),
         ("target={}", "target.model"),
         ("target.trust_remote_code=perhaps", "target.trust_remote_code"),
+        ("target.by_offsets=true", "target: by_offsets is gone: a tokenizer has to give text back"),
         ("train=7", "train"),
     ],
 )

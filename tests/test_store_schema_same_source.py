@@ -11,6 +11,7 @@ import pytest
 
 from store_schema.config import ModelRef, RunConfig
 from store_schema.disk.location import open_location
+from store_schema.disk.sealed import seal
 from store_schema.errors import MismatchError
 from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.model.models import present_model
@@ -115,6 +116,30 @@ def test_another_tokenizer_of_the_same_weights(
     assert "tokenizer" in refusal(made, model=str(other))
     assert "bos never" in refusal(made, bos="never")
     check(made, revision="abc")  # which a folder does not have: its content is what it was
+
+
+def test_a_store_whose_tokens_do_not_join_to_the_text(
+    made: tuple[RunConfig, Plan], tmp_path: Path
+) -> None:
+    """An option of before; False was written where it was not set, and is."""
+    run, _ = made
+    location = open_location(run.store_url("one"))
+    manifest = StoreReader.open(location).manifest
+    assert manifest.model.by_offsets is False
+    for given in (None, False, True):
+        model = manifest.model.model_copy(update={"by_offsets": given})
+        of_target = manifest.model_copy(update={"target": model})
+        for changed in (manifest.model_copy(update={"model": model}), of_target):
+            assert changed.model_copy(update={"target": None}).fingerprint() == (
+                manifest.fingerprint()
+            )
+            location.write_atomic("manifest.json", seal(changed))
+            if not given:
+                assert StoreReader.open(location).manifest == changed
+                continue
+            with pytest.raises(MismatchError, match="made with `by_offsets: true`") as told:
+                StoreReader.open(location)
+            assert "stores/one/manifest.json" in told.value.line()
 
 
 def test_a_plan_made_with_another_tokenizer(made: tuple[RunConfig, Plan], tmp_path: Path) -> None:

@@ -365,23 +365,16 @@ LOSSLESS: dict[str, Builder] = {
 CHANGING: dict[str, Builder] = {
     builder.__name__: builder for builder in (lowercase, nfkc, t5, bert, bert_uncased)
 }
-"""Families that change text: refused where they do, or read by their offsets when asked to."""
+"""Families that change text: refused where they do."""
 
 FAMILIES = LOSSLESS | CHANGING
 
 
 @cache
-def zoo(name: str, *, by_offsets: bool | None = None) -> SegmentTokenizer:
+def zoo(name: str) -> SegmentTokenizer:
     """A family's tokenizer trained on `house_texts`, ready for use.
 
     Args:
         name: In `FAMILIES`.
-        by_offsets: None accepts changed text of the families that change it.
     """
-    accept = name in CHANGING if by_offsets is None else by_offsets
-    return SegmentTokenizer(_trained(name), name=name, by_offsets=accept)
-
-
-@cache
-def _trained(name: str) -> PreTrainedTokenizerFast:
-    return FAMILIES[name](house_texts())
+    return SegmentTokenizer(FAMILIES[name](house_texts()), name=name)

@@ -71,17 +71,9 @@ class PairCounts:
         target_ends: npt.NDArray[np.int64],
     ) -> None:
         """Note one segment; its first tokens are left out (nothing stands before them)."""
-        starts, first = np.unique(source_ends[:-1], return_index=True)
-        # The last token to start at a byte is the one with bytes: those before it are empty.
-        last = np.append(first[1:], len(source_ends) - 1)
-        target_starts, target_first = np.unique(target_ends[:-1], return_index=True)
-        target_last = np.append(target_first[1:], len(target_ends) - 1)
-        _, here, there = np.intersect1d(
-            starts, target_starts, assume_unique=True, return_indices=True
-        )
-        source = source_ids[last[here]].astype(np.int64)
-        target = target_ids[target_last[there]].astype(np.int64)
-        self.met.note(source, target)
+        _, here, there = np.intersect1d(source_ends[:-1], target_ends[:-1], return_indices=True)
+        source, target = source_ids[1:][here], target_ids[1:][there]
+        self.met.note(source.astype(np.int64), target.astype(np.int64))
 
     def continuation(self, first: npt.NDArray[np.int32], prior: float) -> Continuation:
         """The weights.

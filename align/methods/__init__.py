@@ -11,7 +11,6 @@ METHODS = Registry(
         "exact": "align.methods.kinds.exact:Exact",
         "mined": "align.methods.kinds.mined:Mined",
         "stats": "align.methods.kinds.stats:Stats",
-        "ot": "align.methods.kinds.ot:OptimalTransport",
         "spans": "align.methods.kinds.spans:Spans",
     },
 )

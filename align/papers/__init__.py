@@ -1,1 +1,1 @@
-"""The papers' methods, for comparison: FuseLLM, FuseChat, optimal transport."""
+"""The papers' methods, for comparison: FuseLLM, FuseChat."""

@@ -1,7 +1,6 @@
 """Rows of matched source tokens through a map to the target's tokens, compiled.
 
-What a row becomes is the same for all of the papers' methods; they differ in what matches, and in the
-map.
+What a row becomes is the same for both of the papers' methods; they differ in the map.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ def carry_all(
     rows: npt.NDArray[np.int64],
     target_ids: npt.NDArray[np.uint32],
     source: Arrays,
-    targets: npt.NDArray[np.int32],
-    shares: npt.NDArray[np.float64],
+    token_map: npt.NDArray[np.int32],
     target_vocab_size: int,
     options: CarryOptions,
 ) -> Any:
@@ -56,13 +54,13 @@ def carry_all(
         labels = np.exp(source["label_logprobs"].astype(np.float64))
     entry_offsets = source["entry_offsets"]
     matched = rows[rows >= 0]
-    most = (entry_offsets[matched + 1] - entry_offsets[matched]) * targets.shape[1] + 1
+    most = (entry_offsets[matched + 1] - entry_offsets[matched]) + 1
     room = int(np.minimum(most, options.max_entries).sum()) + len(rows) - len(matched)
     return _carry(
         rows,
         target_ids,
         (source["token_ids"], entry_offsets, source["entry_ids"], probabilities, labels),
-        (targets, shares),
+        token_map,
         target_vocab_size,
         int(most.max(initial=1)),
         room,
@@ -76,7 +74,7 @@ def _carry(
     rows: Any,
     target_ids: Any,
     source: Any,
-    mapping: Any,
+    token_map: Any,
     target_vocab_size: int,
     widest: int,
     room: int,
@@ -96,7 +94,7 @@ def _carry(
         label = np.int64(target_ids[j])
         kept = 0
         if rows[j] >= 0:
-            count = _gather(rows[j], label, source, mapping, options, scratch, touched)
+            count = _gather(rows[j], label, source, token_map, options, scratch, touched)
             kept = _emit(
                 count, label, max_entries, renormalise, scratch, touched,
                 out_ids[written:], out_mass[written:],
@@ -116,11 +114,10 @@ def _carry(
 
 @compiled
 def _gather(
-    row: int, label: int, source: Any, mapping: Any, options: Any, scratch: Any, touched: Any
+    row: int, label: int, source: Any, token_map: Any, options: Any, scratch: Any, touched: Any
 ) -> int:
     """Collect one row's mass by target token; how many tokens have some."""
     ids, entry_offsets, entry_ids, probabilities, labels = source
-    targets, shares = mapping
     _one_hot, _renormalise, sum_met, exact_label = options
     real = np.int64(ids[row])
     known = exact_label and not np.isnan(labels[row])
@@ -141,17 +138,16 @@ def _gather(
         token = np.int64(entry_ids[k])
         if known and token == real:
             continue
-        for m in range(targets.shape[1]):
-            goal = np.int64(targets[token, m])
-            mass = probabilities[k] * scale * shares[token, m]
-            if goal < 0 or mass <= 0.0:
-                continue
-            if scratch[goal] == 0.0:
-                touched[count] = goal
-                count += 1
-                scratch[goal] = mass
-            elif sum_met:
-                scratch[goal] += mass
+        goal = np.int64(token_map[token])
+        mass = probabilities[k] * scale
+        if goal < 0 or mass <= 0.0:
+            continue
+        if scratch[goal] == 0.0:
+            touched[count] = goal
+            count += 1
+            scratch[goal] = mass
+        elif sum_met:
+            scratch[goal] += mass
     return count
 
 

@@ -77,68 +77,40 @@ class MinedAligner:
         Raises:
             MismatchError: Tokens end past their text, or ids are outside the map.
         """
-        shares = np.ones((len(self.token_map), 1))
-        return align_rows(
-            source, texts, target, self.token_map[:, None], shares,
-            self.target_vocab_size, self.options, self.band_bytes,
-        )  # fmt: skip
-
-
-def align_rows(
-    source: Arrays,
-    texts: Sequence[bytes],
-    target: Sequence[EncodedSegment],
-    targets: npt.NDArray[np.int32],
-    shares: npt.NDArray[np.float64],
-    target_vocab_size: int,
-    options: CarryOptions,
-    band_bytes: int,
-) -> Arrays:
-    """Aligned arrays of one shard, for every map of source tokens to few target tokens.
-
-    Args:
-        source: The source store's arrays of the shard.
-        texts: UTF-8 text of each segment.
-        target: The same segments as the target's tokenizer reads them.
-        targets: [V, m] target tokens of each source token, best first, -1 for none.
-        shares: [V, m] share of a source token's mass that goes to each.
-        target_vocab_size: Ids of the target are below it.
-        options: What becomes of a matched row.
-        band_bytes: Of the warping.
-
-    Raises:
-        MismatchError: Tokens end past their text, or ids are outside the map.
-    """
-    target_ids, target_ends, target_offsets = join_segments(target)
-    source_ends = source["byte_ends"].astype(np.int64)
-    segment_rows = (source["token_offsets"], target_offsets)
-    data, text_offsets = join_texts(texts)
-    require_text(source["token_offsets"], source_ends, text_offsets, "source store")
-    require_text(target_offsets, target_ends, text_offsets, "target's tokens")
-    _require_ids(source, len(targets))
-    matched = match_segments(segment_rows, source_ends, target_ends, data, text_offsets, band_bytes)
-    ends = (source_ends, target_ends)
-    ids = (source["token_ids"], target_ids)
-    rows, origin = _same_tokens(segment_rows, ends, ids, data, text_offsets, matched, targets)
-    offsets, entry_ids, mass, label_mass = carry_all(
-        rows, target_ids, source, targets, shares, target_vocab_size, options
-    )
-    origin[np.diff(offsets) == 0] = _NONE
-    with np.errstate(divide="ignore"):
-        label_logprobs = np.minimum(np.log(label_mass), 0.0)
-    entries: Arrays = {
-        "segment_ids": source["segment_ids"],
-        "token_offsets": target_offsets,
-        "token_ids": target_ids,
-        "byte_ends": target_ends.astype("<u4"),
-        "entry_offsets": offsets,
-        "entry_ids": entry_ids,
-        "entry_logprobs": np.minimum(np.log(mass), 0.0).astype("<f4"),
-        "tail_mass": np.clip(1.0 - row_sums(mass, offsets), 0.0, 1.0).astype("<f4"),
-        "label_logprobs": np.where(label_mass > 0, label_logprobs, np.nan).astype("<f4"),
-        "origin": origin,
-    }
-    return entries | span_arrays(source, segment_rows, source_ends, target_ends)
+        target_ids, target_ends, target_offsets = join_segments(target)
+        source_ends = source["byte_ends"].astype(np.int64)
+        segment_rows = (source["token_offsets"], target_offsets)
+        data, text_offsets = join_texts(texts)
+        require_text(source["token_offsets"], source_ends, text_offsets, "source store")
+        require_text(target_offsets, target_ends, text_offsets, "target's tokens")
+        _require_ids(source, len(self.token_map))
+        matched = match_segments(
+            segment_rows, source_ends, target_ends, data, text_offsets, self.band_bytes
+        )
+        ends = (source_ends, target_ends)
+        ids = (source["token_ids"], target_ids)
+        rows, origin = _same_tokens(
+            segment_rows, ends, ids, data, text_offsets, matched, self.token_map
+        )
+        offsets, entry_ids, mass, label_mass = carry_all(
+            rows, target_ids, source, self.token_map, self.target_vocab_size, self.options
+        )
+        origin[np.diff(offsets) == 0] = _NONE
+        with np.errstate(divide="ignore"):
+            label_logprobs = np.minimum(np.log(label_mass), 0.0)
+        entries: Arrays = {
+            "segment_ids": source["segment_ids"],
+            "token_offsets": target_offsets,
+            "token_ids": target_ids,
+            "byte_ends": target_ends.astype("<u4"),
+            "entry_offsets": offsets,
+            "entry_ids": entry_ids,
+            "entry_logprobs": np.minimum(np.log(mass), 0.0).astype("<f4"),
+            "tail_mass": np.clip(1.0 - row_sums(mass, offsets), 0.0, 1.0).astype("<f4"),
+            "label_logprobs": np.where(label_mass > 0, label_logprobs, np.nan).astype("<f4"),
+            "origin": origin,
+        }
+        return entries | span_arrays(source, segment_rows, source_ends, target_ends)
 
 
 def join_texts(texts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -190,7 +162,13 @@ def _require_ids(source: Arrays, size: int) -> None:
 
 @compiled
 def _same_tokens(
-    segment_rows: Any, ends: Any, ids: Any, text: Any, text_offsets: Any, matched: Any, targets: Any
+    segment_rows: Any,
+    ends: Any,
+    ids: Any,
+    text: Any,
+    text_offsets: Any,
+    matched: Any,
+    token_map: Any,
 ) -> tuple[Any, Any]:
     """The source row of each target token [N], -1 where it has none, and the origin [N]."""
     source_offsets, target_offsets = segment_rows
@@ -205,7 +183,7 @@ def _same_tokens(
             row = first[j]
             if row >= 0 and row == last[j]:
                 start = source_ends[row - 1] if row > source_offsets[d] else 0
-                same = targets[source_ids[row], 0] == target_ids[j]
+                same = token_map[source_ids[row]] == target_ids[j]
                 if not same and source_ends[row] - start == target_ends[j] - begin:
                     same = True
                     for k in range(target_ends[j] - begin):

@@ -47,25 +47,6 @@ _CHUNKS_PER_WORKER = 16
 
 
 @dataclass(frozen=True, slots=True)
-class NearestTokens:
-    """Target tokens by nearness.
-
-    Args:
-        ids: [V, m] int32 target tokens of each source token, nearest first; -1 where there is none
-            (special tokens, and beyond a token of the same bytes).
-        distances: [V, m] int32 edit distances in bytes; 0 where there is none.
-    """
-
-    ids: npt.NDArray[np.int32]
-    distances: npt.NDArray[np.int32]
-
-    @property
-    def token_map(self) -> npt.NDArray[np.int32]:
-        """[V] the nearest target token of each source token, -1 for none."""
-        return np.ascontiguousarray(self.ids[:, 0])
-
-
-@dataclass(frozen=True, slots=True)
 class PackedTokens:
     """Distinct byte strings, shortest first, for compiled code.
 
@@ -108,46 +89,43 @@ def nearest_tokens(
     source: Vocabulary,
     target: Vocabulary,
     *,
-    count: int = 1,
     written: npt.NDArray[np.bool_] | None = None,
     roles: Mapping[int, int] | None = None,
     workers: int = 1,
-) -> NearestTokens:
-    """The `count` nearest target tokens of every source token.
+) -> npt.NDArray[np.int32]:
+    """The nearest target token of every source token.
 
     Args:
         source: Its tokens are looked up.
         target: Its tokens are found.
-        count: m. A source token that the target has too gets that one alone.
         written: [V of the target] whether the tokenizer writes an id; of tokens with the same bytes the
             first written one stands for all (`written_tokens`). None takes the lowest id.
         roles: Special tokens of the source and what they are in the target, such as the two EOS.
             Others go to the special token that is written the same, else nowhere.
         workers: Threads; the result does not depend on them.
+
+    Returns:
+        [V] target token of each source token; -1 where there is none (special tokens).
     """
-    ids = np.full((len(source), count), NO_TOKEN, np.int32)
-    distances = np.zeros((len(source), count), np.int32)
+    nearest = np.full(len(source), NO_TOKEN, np.int32)
     named = _same_role(source, target) | dict(roles or {})
     for token, goal in named.items():
-        ids[token, 0] = goal
+        nearest[token] = goal
     known = distinct_tokens(target, written)
     wanted: dict[bytes, list[int]] = {}
     for token, token_bytes in enumerate(source.tokens):
         if not token_bytes or token in named:
             continue
         if token_bytes in known:
-            ids[token, 0] = known[token_bytes]
+            nearest[token] = known[token_bytes]
         else:
             wanted.setdefault(token_bytes, []).append(token)
     if not wanted or not known:
-        return NearestTokens(ids, distances)
-    found = _search(list(wanted), known, count, workers)
-    for tokens, keys in zip(wanted.values(), found, strict=True):
-        some = keys != _LAST_KEY
-        for token in tokens:
-            ids[token, some] = keys[some] & 0xFFFFFFFF
-            distances[token, some] = keys[some] >> 48
-    return NearestTokens(ids, distances)
+        return nearest
+    found = _search(list(wanted), known, workers)
+    for tokens, key in zip(wanted.values(), found.tolist(), strict=True):
+        nearest[tokens] = key & 0xFFFFFFFF
+    return nearest
 
 
 def distinct_tokens(
@@ -201,17 +179,15 @@ def _same_role(source: Vocabulary, target: Vocabulary) -> dict[int, int]:
     return {i: there[source.written[i]] for i in special if source.written[i] in there}
 
 
-def _search(
-    wanted: list[bytes], known: Mapping[bytes, int], count: int, workers: int
-) -> npt.NDArray[np.int64]:
-    """[len(wanted), count] keys, see `spelling_key`."""
+def _search(wanted: list[bytes], known: Mapping[bytes, int], workers: int) -> npt.NDArray[np.int64]:
+    """[len(wanted)] key of the nearest token, see `spelling_key`."""
     packed = PackedTokens.of(known)
     lengths = np.fromiter(map(len, wanted), np.int64, len(wanted))
     data = np.frombuffer(b"".join(wanted), np.uint8)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     signatures = _signatures(data, offsets)
-    at_most = _reachable(wanted, known) if count == 1 else np.full(len(wanted), 1 << 15)
-    found = np.full((len(wanted), count), _LAST_KEY)
+    at_most = _reachable(wanted, known)
+    found = np.full(len(wanted), _LAST_KEY)
     order = np.argsort(lengths, kind="stable")
     chunks = [order[k :: workers * _CHUNKS_PER_WORKER] for k in range(workers * _CHUNKS_PER_WORKER)]
 
@@ -291,7 +267,7 @@ def spelling_key(
 def _find(
     rows: Any, data: Any, offsets: Any, signatures: Any, at_most: Any, packed: Any, found: Any
 ) -> None:
-    """Fill found[rows] with the keys of the nearest tokens, best first."""
+    """Fill found[rows] with the keys of the nearest tokens."""
     longest = len(packed[4]) - 2
     table = np.zeros(256, np.uint64)
     for row in rows:
@@ -336,13 +312,7 @@ def _scan(
         if distance > bound:
             continue
         key = spelling_key(distance, data, start, stop, tokens, begin, end, ids[k])
-        place = len(best)
-        while place > 0 and key < best[place - 1]:
-            if place < len(best):
-                best[place] = best[place - 1]
-            place -= 1
-        if place < len(best):
-            best[place] = key
-        if best[-1] != _LAST_KEY:
-            bound = min(bound, best[-1] >> 48)
+        best = min(best, key)
+        bound = min(bound, best >> 48)
+    found[row] = best
     return bound

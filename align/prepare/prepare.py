@@ -14,7 +14,7 @@ from align.chain.vocabulary_map import VocabularyMap
 from align.methods import METHODS
 from align.methods.method import Aligner
 from align.papers.dtw import BAND_BYTES
-from align.papers.mined_vocabulary import NearestTokens, nearest_tokens, written_tokens
+from align.papers.mined_vocabulary import nearest_tokens, written_tokens
 from align.papers.stats import MatchCounts
 from align.prepare.checked import CheckedAlignment
 from align.prepare.counting import Counting, count_once
@@ -40,13 +40,12 @@ def eos_ids(checked: CheckedAlignment) -> tuple[int, int]:
     return -1 if own is None else own, -1 if other is None else other
 
 
-def nearest(checked: CheckedAlignment, count: int = 1) -> NearestTokens:
-    """The target tokens of least edit distance to each source token."""
+def nearest(checked: CheckedAlignment) -> npt.NDArray[np.int32]:
+    """[V] the target token of least edit distance to each source token, -1 for none."""
     own, other = eos_ids(checked)
     return nearest_tokens(
         checked.reader.vocabulary,
         checked.target.vocabulary,
-        count=count,
         written=written_tokens(checked.target),
         roles={own: other} if own >= 0 and other >= 0 else {},
     )
@@ -57,7 +56,7 @@ def met_most(checked: CheckedAlignment, stop: StopFlag) -> npt.NDArray[np.int32]
     counts, counting = count_matches(checked)
     count_once(checked, counting, stop)
     vocabularies = (checked.reader.vocabulary, checked.target.vocabulary)
-    return counts.token_map(nearest(checked).token_map, *vocabularies)
+    return counts.token_map(nearest(checked), *vocabularies)
 
 
 def count_matches(checked: CheckedAlignment) -> tuple[MatchCounts, Counting]:

@@ -19,7 +19,6 @@ import pyarrow as pa
 from extract.config import MIN_TEXT_TOKENS
 from extract.corpus.corpus import iter_documents
 from extract.corpus.documents import Document
-from extract.corpus.normal_form import nfc
 from extract.plan.segment import Cut, Encoder, Ends, Piece, UnfitCharacterError, cut_documents
 from store_schema.errors import InputError, NoRowError, NoSpanError, TokenizerError
 from store_schema.plan.plan import chat_of
@@ -268,36 +267,13 @@ def encoder(
             return read(pieces)
         except TokenizerError as error:
             if unreadable is None:
-                raise _explained(error, pieces, ids, tokenizer) from None
+                raise
             if len(pieces) == 1:
                 unreadable.setdefault(pieces[0].document, error)
                 return [np.empty(0, np.uint32)]
         return [ends for piece in pieces for ends in read_what_can_be([piece])]
 
     return read_what_can_be
-
-
-def _explained(
-    error: TokenizerError, pieces: Sequence[Piece], ids: Sequence[str], tokenizer: SegmentTokenizer
-) -> TokenizerError:
-    """The error, or a better one: of a text that is read as it stands once it is NFC."""
-
-    def readable(text: str) -> bool:
-        try:
-            return bool(tokenizer.token_ends([text]))
-        except TokenizerError:
-            return False
-
-    for piece in pieces:
-        normal = nfc(piece.text)
-        if normal != piece.text and readable(normal) and not readable(piece.text):
-            return TokenizerError(
-                "the tokenizer normalises text to NFC, and the corpus is not",
-                where=f"document {ids[piece.document]}, tokenizer of {tokenizer.name}",
-                hint="set `corpus.unicode: nfc` and run `logitfuse corpus build` again, or leave "
-                "such documents out with `corpus.on_bad: drop`",
-            )
-    return error
 
 
 def leads(

@@ -197,7 +197,7 @@ def cut_points(data: bytes, ends: Sequence[Ends], budget: Sequence[int]) -> list
         if 1 < share <= 1.5:
             # Two parts of like size rather than a full one and a crumb without context.
             limit = min(limit, start + (len(data) - start) * 13 // 20)
-        # A piece that does not fit is always cut, also where trailing tokens take no bytes.
+        # A piece that does not fit is always cut.
         start = _best_break(data, breaks, start, min(limit, len(data) - 1))
         if start >= len(data):
             return points

@@ -72,6 +72,7 @@ class StoreReader:
             MissingError: There is none (yet).
             SchemaVersionError: Written by a newer or an earlier logitfuse.
             CorruptionError: The manifest is damaged.
+            MismatchError: Its tokens end where a tokenizer that changes text said, not by their bytes.
         """
         data = read_record(location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE)
         if data is None:
@@ -361,11 +362,20 @@ def _shard_of(key: str) -> int:
 
 
 def _require_sane(manifest: Manifest, where: str) -> None:
-    """Refuse figures that no store has: readers allocate and loop by them.
+    """Refuse figures that no store has, by which readers allocate and loop, and tokens without bytes
+    of their own.
 
     Raises:
         CorruptionError: Names the field.
+        MismatchError: The store's tokens do not join to its text.
     """
+    if any(model and model.by_offsets for model in (manifest.model, manifest.target)):
+        raise MismatchError(
+            "the store was made with `by_offsets: true`, an option that is gone",
+            where=where,
+            expected="tokens that join to the text",
+            hint="score a model whose tokenizer gives every text back, under another run name",
+        )
     limits = {"vocab_size": MAX_VOCAB_SIZE, "num_shards": MAX_SHARDS, "top_k": MAX_VOCAB_SIZE}
     for field, limit in limits.items():
         value = getattr(manifest, field)

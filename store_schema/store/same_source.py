@@ -52,7 +52,7 @@ def source_identity(
         revision=ref.revision,
         gguf_file=ref.gguf_file,
         bos=ref.bos,
-        by_offsets=ref.by_offsets,
+        by_offsets=False,
         model_fingerprint=None if folder is None else model_fingerprint(folder),
         tokenizer_fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
@@ -119,8 +119,7 @@ def _written_alike(ref: ModelRef, made_from: ModelIdentity) -> bool:
     alike = _place(ref.model, ref.gguf_file) == _place(made_from.name, made_from.gguf_file)
     if made_from.bos is None:
         return alike
-    now = (ref.revision, ref.bos, ref.by_offsets)
-    return alike and now == (made_from.revision, made_from.bos, made_from.by_offsets)
+    return alike and (ref.revision, ref.bos) == (made_from.revision, made_from.bos)
 
 
 def _place(model: str, gguf_file: str | None) -> str:

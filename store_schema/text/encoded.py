@@ -16,15 +16,12 @@ class EncodedSegment:
         context_ids: Tokens before the text: BOS, or the rendered prompt. Context, not rows.
         token_ids: [N] uint32 tokens of the text: one row each.
         byte_ends: [N] uint32 end of each token in the text's UTF-8 bytes.
-        num_changed: Tokens whose bytes in the vocabulary are not the text's: 0 but where the
-            tokenizer changes text and the run's file accepts it.
         ends_turn: Whether the last token is the end of a chat's turn: a row as well, of no bytes.
     """
 
     context_ids: tuple[int, ...]
     token_ids: npt.NDArray[np.uint32]
     byte_ends: npt.NDArray[np.uint32]
-    num_changed: int = 0
     ends_turn: bool = False
 
     @property
@@ -38,4 +35,4 @@ class EncodedSegment:
         if not self.ends_turn:
             return self
         ids, ends = self.token_ids[:-1], self.byte_ends[:-1]
-        return EncodedSegment(self.context_ids, ids, ends, self.num_changed)
+        return EncodedSegment(self.context_ids, ids, ends)

@@ -24,7 +24,7 @@ ToBytes = Callable[[list[str]], list[bytes]]
 """Pieces to the bytes that they stand for."""
 
 
-def vocabulary_of(backend: Tokenizer, *, where: str, exact: bool = True) -> Vocabulary:
+def vocabulary_of(backend: Tokenizer, *, where: str) -> Vocabulary:
     """The byte table of a `tokenizers` tokenizer.
 
     Understood: byte-level alphabets (GPT-2, Llama 3, Qwen), SentencePiece pieces with word marks
@@ -33,7 +33,6 @@ def vocabulary_of(backend: Tokenizer, *, where: str, exact: bool = True) -> Voca
     Args:
         backend: As read from tokenizer.json.
         where: The model's name, for messages.
-        exact: As in `Vocabulary`.
 
     Raises:
         TokenizerError: The decoder is of a kind whose bytes are not known.
@@ -54,7 +53,7 @@ def vocabulary_of(backend: Tokenizer, *, where: str, exact: bool = True) -> Voca
             [tokens[index]] = to_bytes([item.content])
     unknown = _unknown_ids(backend, pieces)
     special[unknown] = True
-    return Vocabulary(tuple(tokens), special, frozenset(unknown), exact)
+    return Vocabulary(tuple(tokens), special, frozenset(unknown))
 
 
 def _is_also_a_piece(item: AddedToken, backend: Tokenizer, pieces: Mapping[str, int]) -> bool:

@@ -59,7 +59,6 @@ class SegmentTokenizer:
         tokenizer: Any,
         *,
         name: str,
-        by_offsets: bool = False,
         bos: BosRule = "auto",
         template: TemplateSettings | None = None,
     ) -> None:
@@ -68,9 +67,6 @@ class SegmentTokenizer:
         Args:
             tokenizer: With a `tokenizers` backend, which is copied.
             name: Of the model, for messages.
-            by_offsets: Accept that it changes text (lower case, NFKC, dropped white space): byte
-                ends come from its offsets where the tokens do not join to the text. Such text is
-                refused otherwise.
             bos: As in `ModelRef`.
             template: As in `ModelRef`; None for its defaults.
 
@@ -87,8 +83,7 @@ class SegmentTokenizer:
                 hint="save it as tokenizer.json first",
             )
         settings = template or TemplateSettings()
-        source = ObjectSource(tokenizer)
-        self._begin(source, name=name, by_offsets=by_offsets, bos=bos, template=settings)
+        self._begin(ObjectSource(tokenizer), name=name, bos=bos, template=settings)
 
     @classmethod
     def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
@@ -103,7 +98,7 @@ class SegmentTokenizer:
             TokenizerError: As for the constructor.
         """
         folder = resolve_tokenizer(ref, name=name)
-        asked = (ref.bos, ref.by_offsets, ref.trust_remote_code, ref.template.model_dump_json())
+        asked = (ref.bos, ref.trust_remote_code, ref.template.model_dump_json())
         key = (folder.resolve(), files_signature(folder), asked)
         known = _OPEN.get(key)
         if known is None:
@@ -113,9 +108,7 @@ class SegmentTokenizer:
             else:
                 source = converted(folder, ref, name=name)
             known = cls.__new__(cls)
-            known._begin(
-                source, name=name, by_offsets=ref.by_offsets, bos=ref.bos, template=ref.template
-            )
+            known._begin(source, name=name, bos=ref.bos, template=ref.template)
             known.end_at(model_rows(ref))
             _OPEN[key] = known
         if known.name == name:
@@ -125,17 +118,10 @@ class SegmentTokenizer:
         return other
 
     def _begin(
-        self,
-        source: Source,
-        *,
-        name: str,
-        by_offsets: bool,
-        bos: BosRule,
-        template: TemplateSettings,
+        self, source: Source, *, name: str, bos: BosRule, template: TemplateSettings
     ) -> None:
         backend = source.open()
         self.name = name
-        self.by_offsets = by_offsets
         self.bos_rule = bos
         self._source = source
         self._settings = template
@@ -145,10 +131,9 @@ class SegmentTokenizer:
         """What stands before every text."""
         self.beyond_rows: tuple[str, ...] = ()
         """Tokens that the model has no row for: in no table, and refused where a text has them."""
-        self.vocabulary: Vocabulary = vocabulary_of(backend, where=name, exact=not by_offsets)
+        self.vocabulary: Vocabulary = vocabulary_of(backend, where=name)
         is_bpe = type(backend.model).__name__ == "BPE"
         self._text = backend if is_bpe else specials_out_of_reach(backend)
-        # What it puts around a text may move offsets too.
         self._text.post_processor = None
         self._text.encode_special_tokens = True
 
@@ -216,7 +201,8 @@ class SegmentTokenizer:
     def fingerprint(self) -> str:
         """Fingerprint of all that decides ids, bytes and what stands before a text."""
         template = self.chat.text
-        options: list[Any] = [list(self.bos_ids), self.bos_rule == "always", self.by_offsets]
+        # False: nothing stands there any more; stores and plans keep their fingerprints.
+        options: list[Any] = [list(self.bos_ids), self.bos_rule == "always", False]
         if template is not None and self.puts_space:  # in older stores one stood before all answers
             options.append("no space behind a line's end")
         asked = self._settings.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
@@ -327,30 +313,20 @@ class SegmentTokenizer:
             opens: `ReadContext.opens` of each; None where nothing stands before the texts.
 
         Raises:
-            TokenizerError: Tokens do not join to a text. With `by_offsets`, only where a part of the
-                text has no piece, or a text no token.
+            TokenizerError: Tokens do not join to a text.
             NoRowError: A text reaches a token of `beyond_rows`.
         """
-        if opens is None or all(opens) or self.by_offsets or not self.puts_space:
+        if opens is None or all(opens) or not self.puts_space:
             return self._read_texts(texts, where)
         return read_behind(texts, where, opens, self._read_texts)
 
     def _read_texts(self, texts: Sequence[str], where: Sequence[str]) -> list[TextTokens]:
-        table = self.vocabulary
-        if not self.by_offsets:
-            read_ids = self.encode_text(texts)
-            for ids, place in zip(read_ids, where, strict=True):
-                self.require_rows(ids, place)
-            return [
-                (ids, table.byte_ends(ids, text.encode(), where=place))
-                for ids, text, place in zip(read_ids, texts, where, strict=True)
-            ]
-        batch = self._text.encode_batch(list(texts), add_special_tokens=False)
-        for read, place in zip(batch, where, strict=True):
-            self.require_rows(read.ids, place)
+        read_ids = self.encode_text(texts)
+        for ids, place in zip(read_ids, where, strict=True):
+            self.require_rows(ids, place)
         return [
-            (read.ids, table.offset_ends(read.ids, read.offsets, text, where=place))
-            for read, text, place in zip(batch, texts, where, strict=True)
+            (ids, self.vocabulary.byte_ends(ids, text.encode(), where=place))
+            for ids, text, place in zip(read_ids, texts, where, strict=True)
         ]
 
     def token_ends(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
@@ -370,15 +346,10 @@ class SegmentTokenizer:
         around = [self.contexts.read(s.context, where=where) for s, where in pairs]
         read = self.read_texts([s.text for s in segments], places, [a.opens for a in around])
         for segment, (ids, ends), reads in zip(segments, read, around, strict=True):
-            changed = 0
-            if self.by_offsets:
-                changed = self.vocabulary.num_changed(ids, ends, segment.text.encode())
             ends_turn = reads.turn_end is not None and segment.ends_document
             if reads.turn_end is not None and ends_turn:
                 ids, ends = [*ids, reads.turn_end], np.append(ends, ends[-1])
-            encoded.append(
-                EncodedSegment(reads.ids, np.asarray(ids, np.uint32), ends, changed, ends_turn)
-            )
+            encoded.append(EncodedSegment(reads.ids, np.asarray(ids, np.uint32), ends, ends_turn))
         return encoded
 
     @cached_property

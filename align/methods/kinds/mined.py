@@ -21,4 +21,4 @@ class Mined(MethodKind):
         from align.prepare.prepare import nearest
 
         options = CarryOptions(max_entries=sides.section.max_entries)
-        return MinedAligner(nearest(sides).token_map, sides.target.vocab_size, options)
+        return MinedAligner(nearest(sides), sides.target.vocab_size, options)
