@@ -23,7 +23,8 @@ from store_schema.errors import (
 from store_schema.manifest import Commit
 from store_schema.plan.plan import Plan
 from store_schema.store.answers import TEXT_ARRAYS
-from store_schema.store.reader import MANIFEST_FILE, RESTORE
+from store_schema.store.guards import RESTORE
+from store_schema.store.reader import MANIFEST_FILE
 from store_tools.against_plan import COMPARED, Speller, compare_with_plan
 from store_tools.answers import ANSWERS_SETTING, compare_answers
 from store_tools.leftovers import Leftover, find_leftovers

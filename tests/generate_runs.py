@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from extract.generation.generate import ANSWERING
 from extract.run import run_source
@@ -90,6 +93,17 @@ def planned(folder: Path, models: Mapping[str, Path], **sections: Any) -> Path:
         **({"corpus": {"inputs": inputs}, "generate": GENERATE} | sections),
     )
     return plan_run(path)
+
+
+def spoilt(model: Path, folder: Path) -> Path:
+    """A copy of a model with NaN among the weights of its head."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(model, folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    loaded.lm_head.weight.data[3] = torch.nan
+    loaded.save_pretrained(folder)
+    return folder
 
 
 def one_source(models: Mapping[str, Path], name: str = "coder") -> dict[str, Path]:

@@ -40,6 +40,7 @@ from tests.generate_runs import (
     generate,
     one_source,
     planned,
+    spoilt,
     store_of,
     tokens_of,
 )
@@ -331,13 +332,7 @@ def test_chats_without_a_template_are_one_line(
 
 
 def test_nan_names_answer_and_position(tmp_path: Path, chat_models: dict[str, Path]) -> None:
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path / "broken"
-    shutil.copytree(chat_models["coder"], folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.lm_head.weight.data[3] = torch.nan
-    model.save_pretrained(folder)
+    folder = spoilt(chat_models["coder"], tmp_path / "broken")
     path = planned(tmp_path, {"coder": folder, "target": chat_models["target"]})
     with pytest.raises(
         ModelError, match=r"NaN .* answer 0 to segment \S+, source coder, position 0"

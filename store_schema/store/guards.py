@@ -25,7 +25,7 @@ from store_schema.disk.bounded import read_bounded
 from store_schema.disk.location import Location
 from store_schema.disk.pco import CODEC_NAME, decompress_into
 from store_schema.encoding.group import StoredSpec
-from store_schema.errors import CorruptionError, LogitfuseError
+from store_schema.errors import CorruptionError, LogitfuseError, MismatchError, SchemaVersionError
 from store_schema.manifest import Commit, FileRecord, Manifest
 
 MAX_RATIO = 64
@@ -41,6 +41,59 @@ MAX_VOCABULARY_BYTES = 1 << 28
 MAX_SHARDS = 1_000_000
 
 REPAIR = "`logitfuse store repair` uncommits the shard so that a rerun writes it again"
+RESTORE = "restore it from a copy of the store, or delete the store and run the stage again"
+
+# ------------------------------------------------------------------------------- manifests
+
+
+def require_sane(manifest: Manifest, where: str) -> None:
+    """Refuse figures that no store has, by which readers allocate and loop, and tokens without bytes
+    of their own.
+
+    Raises:
+        CorruptionError: Names the field.
+        MismatchError: The store's tokens do not join to its text.
+    """
+    if any(model and model.by_offsets for model in (manifest.model, manifest.target)):
+        raise MismatchError(
+            "the store was made with `by_offsets: true`, an option that is gone",
+            where=where,
+            expected="tokens that join to the text",
+            hint="score a model whose tokenizer gives every text back, under another run name",
+        )
+    limits = {"vocab_size": MAX_VOCAB_SIZE, "num_shards": MAX_SHARDS, "top_k": MAX_VOCAB_SIZE}
+    for field, limit in limits.items():
+        value = getattr(manifest, field)
+        if value is not None and value > limit:
+            raise CorruptionError(
+                f"{field} cannot be", where=where, expected=f"at most {limit}", hint=RESTORE
+            )
+    if manifest.ranking_fingerprint is None:
+        raise CorruptionError("rank table without fingerprint", where=where, hint=RESTORE)
+
+
+def require_present_form(manifest: Manifest, where: str) -> None:
+    """Refuse a store that was made when more was kept.
+
+    Raises:
+        SchemaVersionError: Says what to run again.
+    """
+    if manifest.kind == "generated" and manifest.top_k is not None:
+        what, expected, got = "distributions of answers", "top_k null", f"top_k {manifest.top_k}"
+    elif manifest.extras:
+        shown = ", ".join(repr(name[:20]) for name in manifest.extras[:3])
+        what, expected, got = "figures beside entries", "no extras", f"extras {shown}"
+    else:
+        return
+    stage = "generate" if manifest.kind == "generated" else "run"
+    raise SchemaVersionError(
+        f"the store has {what}, which are no longer kept",
+        where=where,
+        expected=expected,
+        got=got,
+        hint=f"delete the store and run `logitfuse extract {stage}` again",
+    )
+
 
 # ------------------------------------------------------------------------------- commits
 

@@ -20,13 +20,7 @@ from store_schema.disk.sealed import MAX_RECORD_BYTES, unseal
 from store_schema.encoding.encoding import decode, needed_specs
 from store_schema.encoding.frequency import Ranking, ranking_from_bytes
 from store_schema.encoding.group import Coder, StoredSpec
-from store_schema.errors import (
-    CorruptionError,
-    MismatchError,
-    MissingError,
-    SchemaVersionError,
-    StoreError,
-)
+from store_schema.errors import CorruptionError, MismatchError, MissingError, StoreError
 from store_schema.fingerprint import arrays_digest
 from store_schema.layout import Arrays, array_names
 from store_schema.manifest import Commit, Manifest
@@ -34,12 +28,14 @@ from store_schema.plan.plan import Plan, ShardRecord
 from store_schema.store.guards import (
     MAX_COMMIT_BYTES,
     MAX_METADATA_BYTES,
-    MAX_SHARDS,
     MAX_VOCAB_SIZE,
     MAX_VOCABULARY_BYTES,
     REPAIR,
+    RESTORE,
     CommittedShard,
     check_commit,
+    require_present_form,
+    require_sane,
 )
 from store_schema.text.vocabulary import VOCABULARY_SCHEMA, Vocabulary
 
@@ -48,7 +44,6 @@ VOCABULARY_FILE = "vocabulary.parquet"
 RANKING_FILE = "ids_by_rank.npy"
 READ_THREADS = 16
 COMMITS_AT_ONCE = 1024
-RESTORE = "restore it from a copy of the store, or delete the store and run the stage again"
 _COMMIT_NAME = re.compile(r"[0-9]{5,}\.json")
 
 
@@ -84,8 +79,8 @@ class StoreReader:
             )
         where = f"{location.url}/{MANIFEST_FILE}"
         manifest = unseal(Manifest, data, where=where, hint=RESTORE)
-        _require_sane(manifest, where)
-        _require_present_form(manifest, where)
+        require_sane(manifest, where)
+        require_present_form(manifest, where)
         return cls(location, manifest)
 
     @cached_property
@@ -359,52 +354,3 @@ class StoreReader:
 
 def _shard_of(key: str) -> int:
     return int(key.removeprefix("commits/").removesuffix(".json"))
-
-
-def _require_sane(manifest: Manifest, where: str) -> None:
-    """Refuse figures that no store has, by which readers allocate and loop, and tokens without bytes
-    of their own.
-
-    Raises:
-        CorruptionError: Names the field.
-        MismatchError: The store's tokens do not join to its text.
-    """
-    if any(model and model.by_offsets for model in (manifest.model, manifest.target)):
-        raise MismatchError(
-            "the store was made with `by_offsets: true`, an option that is gone",
-            where=where,
-            expected="tokens that join to the text",
-            hint="score a model whose tokenizer gives every text back, under another run name",
-        )
-    limits = {"vocab_size": MAX_VOCAB_SIZE, "num_shards": MAX_SHARDS, "top_k": MAX_VOCAB_SIZE}
-    for field, limit in limits.items():
-        value = getattr(manifest, field)
-        if value is not None and value > limit:
-            raise CorruptionError(
-                f"{field} cannot be", where=where, expected=f"at most {limit}", hint=RESTORE
-            )
-    if manifest.ranking_fingerprint is None:
-        raise CorruptionError("rank table without fingerprint", where=where, hint=RESTORE)
-
-
-def _require_present_form(manifest: Manifest, where: str) -> None:
-    """Refuse a store that was made when more was kept.
-
-    Raises:
-        SchemaVersionError: Says what to run again.
-    """
-    if manifest.kind == "generated" and manifest.top_k is not None:
-        what, expected, got = "distributions of answers", "top_k null", f"top_k {manifest.top_k}"
-    elif manifest.extras:
-        shown = ", ".join(repr(name[:20]) for name in manifest.extras[:3])
-        what, expected, got = "figures beside entries", "no extras", f"extras {shown}"
-    else:
-        return
-    stage = "generate" if manifest.kind == "generated" else "run"
-    raise SchemaVersionError(
-        f"the store has {what}, which are no longer kept",
-        where=where,
-        expected=expected,
-        got=got,
-        hint=f"delete the store and run `logitfuse extract {stage}` again",
-    )
