@@ -11,18 +11,19 @@ import click
 
 from align.report.report import build_report
 from align.report.report_page import costly, missing_line, number, view_command, write_report
-from align.report.view import Row, Token, ViewedSegment, read_view, require_position
-from align.report.view_page import ORIGINS, figures, page, shown
+from align.report.view import Token, ViewedSegment, read_view, require_position
+from align.report.view_page import figures, page, shown
 from align.run import AlignSummary, align_source
 from align.run import dry_run as try_out
 from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
+from launch.pages.page import write_page
 from launch.quantities import share_text
 from launch.signals import stop_on_signals
-from launch.visible import cut, padded, quoted, visible
+from launch.visible import cut, padded, quoted, table, visible
 from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
-from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError
+from store_schema.store.segment_rows import ORIGINS, Row
 
 _COLUMN = 34
 
@@ -47,35 +48,36 @@ def run_command(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: b
             summaries.append(align_source(run, source, part, stop))
         figures["shards"] = sum(summary.done for summary in summaries)
         figures["coverage"] = {s.source: round(s.coverage, 6) for s in summaries}
-    click.echo(table(summaries))
+    click.echo(summary_table(summaries))
     if not any(summary.done for summary in summaries):
         click.echo("align: complete, nothing to do")
 
 
-def table(summaries: list[AlignSummary]) -> str:
+def summary_table(summaries: list[AlignSummary]) -> str:
     """Coverage, mass and speed per source, for people."""
-    head = (
-        f"{'source':<14}{'positions':>11}{'coverage':>10}{'boundary':>10}{'inside':>8}"
-        f"{'mass in':>9}{'mass out':>10}{'tok/s':>10}"
-    )
-    lines = [head]
+    head = ("source", "positions", "coverage", "boundary", "inside", "mass in", "mass out", "tok/s")
+    rows = []
     for summary in summaries:
         positions = max(summary.total("positions"), 1.0)
         covered = max(positions - summary.total("origin_none"), 1.0)
-        rate = "-" if summary.tokens_per_s is None else f"{summary.tokens_per_s:,.0f}"
-        lines.append(
-            f"{summary.source:<14}{positions:>11,.0f}{summary.coverage:>10.2%}"
-            f"{summary.total('origin_boundary') / positions:>10.2%}"
-            f"{summary.total('origin_inside') / positions:>8.2%}"
-            f"{summary.total('mass_in') / max(summary.total('source_positions'), 1.0):>9.3f}"
-            f"{summary.total('mass_out') / covered:>10.3f}{rate:>10}"
+        stored = max(summary.total("source_positions"), 1.0)
+        row = (
+            summary.source,
+            f"{positions:,.0f}",
+            f"{summary.coverage:.2%}",
+            f"{summary.total('origin_boundary') / positions:.2%}",
+            f"{summary.total('origin_inside') / positions:.2%}",
+            f"{summary.total('mass_in') / stored:.3f}",
+            f"{summary.total('mass_out') / covered:.3f}",
+            "-" if summary.tokens_per_s is None else f"{summary.tokens_per_s:,.0f}",
         )
-    lines.append(
+        rows.append(row)
+    foot = (
         "coverage: share of target tokens with a distribution; mass: mean probability in entries, "
         "as stored and as aligned; tok/s: of all shards of this run but the first, which waits for "
         "code to be compiled"
     )
-    return "\n".join(lines)
+    return "\n".join([*table(head, rows), foot])
 
 
 # ------------------------------------------------------------------------------- view
@@ -106,9 +108,7 @@ def view_segment(
     if position is not None:
         require_position(view, position)
     path = out or f"{run.folder}/report/view-{view.segment.index}.html"
-    folder, _, name = path.rpartition("/")
-    location = open_location(folder or ("/" if path.startswith("/") else "."))
-    location.write_atomic(name, page(view, position or 0).encode())
+    write_page(path, page(view, position or 0))
     click.echo(summary(view))
     if position is not None:
         click.echo(f"\n{position_text(view, position)}\n")
@@ -209,16 +209,16 @@ def _as_given(params: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-REPORT_COLUMNS = (
-    ("positions", "positions", 11),
-    ("share", "share", 8),
-    ("mass_stored", "stored", 8),
-    ("mass_kept", "kept", 7),
-    ("common_bytes", "bytes", 11),
-    ("aligned_bpb", "aligned", 9),
-    ("source_bpb", "source", 8),
-    ("excess_nats_per_span", "nats/span", 11),
-)
+REPORT_COLUMNS = {
+    "positions": "positions",
+    "share": "share",
+    "mass_stored": "stored",
+    "mass_kept": "kept",
+    "common_bytes": "bytes",
+    "aligned_bpb": "aligned",
+    "source_bpb": "source",
+    "excess_nats_per_span": "nats/span",
+}
 
 
 def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
@@ -228,17 +228,17 @@ def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
         return "\n".join(lines)
     if not item["has_source_store"]:
         lines.append(f"{source}: no source store, so no mass as stored")
-    head = "".join(f"{title:>{size}}" for _, title, size in REPORT_COLUMNS)
     if item["method"]:
         lines.append(f"{source}: aligned by method {item['method']}")
-    lines.append(f"{padded(source, 18)}{head}")
-    rows = list(item["domains"].items())
-    if len(rows) > 1:
-        rows.append(("all domains", item["all"]))
-    for name, part in rows:
-        lines.append(_report_row(visible(name), part | {"share": part["coverage"]}))
-        lines += [_report_row(f"  {origin}", of) for origin, of in part["origins"].items()]
+    parts = dict(item["domains"])
+    if len(parts) > 1:
+        parts["all domains"] = item["all"]
+    rows = []
+    for name, part in parts.items():
+        rows.append(_report_row(visible(name), part | {"share": part["coverage"]}))
+        rows += [_report_row(f"  {origin}", of) for origin, of in part["origins"].items()]
     lines += [
+        *table([source, *REPORT_COLUMNS.values()], rows),
         "share: of a domain what is covered, of an origin its part; stored, kept: mean mass in",
         "entries; aligned, source: bits per byte on the same bytes; nats/span: what alignment adds",
     ]
@@ -250,6 +250,5 @@ def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
     return "\n".join(lines)
 
 
-def _report_row(name: str, item: Mapping[str, Any]) -> str:
-    cells = [f"{number(key, item.get(key)):>{size}}" for key, _, size in REPORT_COLUMNS]
-    return padded(name, 18) + "".join(cells).replace("–", "-")
+def _report_row(name: str, item: Mapping[str, Any]) -> list[str]:
+    return [name, *(number(key, item.get(key)).replace("–", "-") for key in REPORT_COLUMNS)]

@@ -48,13 +48,13 @@ from align.methods.method import Aligner  # noqa: E402
 from align.papers.mined import MinedAligner  # noqa: E402
 from align.papers.mined_vocabulary import nearest_tokens, written_tokens  # noqa: E402
 from align.papers.stats import MatchCounts, StatsAligner  # noqa: E402
-from extract.plan.planning import plan_location  # noqa: E402
 from store_schema.config import load_run  # noqa: E402
 from store_schema.disk.location import open_location  # noqa: E402
 from store_schema.errors import TokenizerError  # noqa: E402
 from store_schema.layout import Arrays  # noqa: E402
 from store_schema.manifest import Manifest, ModelIdentity  # noqa: E402
-from store_schema.plan.plan import Plan, Segment, write_plan  # noqa: E402
+from store_schema.plan.plan import Segment, write_plan  # noqa: E402
+from store_schema.plan.run_plan import open_plan  # noqa: E402
 from store_schema.store.reader import StoreReader  # noqa: E402
 from store_schema.store.writer import StoreWriter  # noqa: E402
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer  # noqa: E402
@@ -465,7 +465,7 @@ def real_shards(
         command = [sys.executable, "-m", "logitfuse", *stage, str(path)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     run = load_run(str(path))
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     reader = StoreReader.open(open_location(run.store_url("bench")))
     return [(reader.read(shard.index), plan.segments(shard)) for shard in plan.shards]
 

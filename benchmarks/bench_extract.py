@@ -40,7 +40,6 @@ from extract_ways import (
 from store_model import BenchModel, make_model
 
 from extract.engines.registry import open_engine
-from extract.plan.planning import plan_location
 from extract.run import score
 from extract.scoring.sources import CheckedSource, check_source
 from extract.scoring.stage import Job
@@ -49,7 +48,8 @@ from launch.work import Part, Worker
 from launch.worklog import WorkLog, read_sessions
 from store_schema.config import RunConfig, load_run
 from store_schema.disk.location import open_location
-from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.plan.plan import ShardRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 
 TRAINING_STEPS = 200
@@ -98,7 +98,7 @@ class Bench:
     """One engine and the ways that share it."""
 
     def __init__(self, run: RunConfig, num_shards: int, folder: Path) -> None:
-        self.source: CheckedSource = check_source(run, "bench", Plan.open(plan_location(run)))
+        self.source: CheckedSource = check_source(run, "bench", open_plan(run))
         self.shards = self.source.plan.shards[:num_shards]
         self.folder = folder
         self.engine: Any = open_engine(self.source.spec)
@@ -234,7 +234,7 @@ def kills(made: BenchModel, folder: Path) -> dict[str, int]:
     """
     path = write_run(made, folder, top_k=64, threads=1)
     run = load_run(str(path))
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     chance = random.Random(0)
     command = [sys.executable, "-P", "-m", "extract", "run-source", str(path), "--source", "bench"]
 

@@ -49,16 +49,16 @@ from benchmarks.interference_settings import (  # noqa: E402
 from benchmarks.interference_steps import step_ratios  # noqa: E402
 from fuse_eval import bpb  # noqa: E402
 from fuse_eval.interference.blocks import block_sizes, text_blocks  # noqa: E402
-from fuse_eval.run import open_plan  # noqa: E402
 from fuse_eval.summary import POOL_FILE, read_json, report_location  # noqa: E402
 from fuse_train.config import TrainSection  # noqa: E402
 from fuse_train.machine.precision import choose_precision  # noqa: E402
-from fuse_train.model.models import load_config  # noqa: E402
 from launch.signals import StopFlag  # noqa: E402
 from store_schema.config import load_run  # noqa: E402
 from store_schema.disk.location import open_location  # noqa: E402
 from store_schema.errors import LogitfuseError  # noqa: E402
 from store_schema.fingerprint import fingerprint  # noqa: E402
+from store_schema.model.models import transformers_config  # noqa: E402
+from store_schema.plan.run_plan import open_plan  # noqa: E402
 
 SCORES_FILE = "test.json"
 KEPT_FILES = ("recipe.json", "valid.json", SCORES_FILE)
@@ -141,7 +141,7 @@ def settled_precision(data: Data, kept: Path) -> str:
     path, name = data.work / "precision.txt", data.work.name
     carry(kept / name, data.work, [path.name])
     if not path.is_file():
-        config = load_config(load_run(data.run_file).target, where="target")
+        config = transformers_config(load_run(data.run_file).target, of="target")
         path.write_text(choose_precision(config, bpb.device_of(None)).precision)
     carry(data.work, kept / name, [path.name])
     return path.read_text()

@@ -47,13 +47,13 @@ from fuse_eval.answers.asking import ask_model  # noqa: E402
 from fuse_eval.answers.run import held_out_prompts, most_tokens  # noqa: E402
 from fuse_eval.config import EvaluateSection  # noqa: E402
 from fuse_eval.interference.blocks import by_segment  # noqa: E402
-from fuse_eval.run import open_plan  # noqa: E402
 from fuse_train.machine.precision import choose_precision  # noqa: E402
-from fuse_train.model.models import load_config  # noqa: E402
 from launch.signals import StopFlag  # noqa: E402
 from store_schema.config import ModelRef, load_run  # noqa: E402
 from store_schema.errors import LogitfuseError  # noqa: E402
 from store_schema.fingerprint import fingerprint  # noqa: E402
+from store_schema.model.models import transformers_config  # noqa: E402
+from store_schema.plan.run_plan import open_plan  # noqa: E402
 
 SEEDS = (0, 1, 2)
 BEFORE = "target_before"
@@ -160,7 +160,7 @@ def _train_at(
         shutil.rmtree(folder / "final", ignore_errors=True)
     data = world.folder / ("teach-base" if variant.base else "teach")
     precision = choose_precision(
-        load_config(held_out.run.target, where="target"), bpb.device_of(None)
+        transformers_config(held_out.run.target, of="target"), bpb.device_of(None)
     )
     words = [*override_words(section), "--set", f"train.precision={precision.precision}"]
     words += ["--set", f"run_dir={folder}", "--set", f"data_dir={data}"]

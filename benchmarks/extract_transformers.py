@@ -56,7 +56,6 @@ def options() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--extras", default="", help="entropy,space_mass")
     return parser.parse_args()
 
 
@@ -93,7 +92,6 @@ def open_engine(chosen: argparse.Namespace, folder: Path) -> TransformersEngine:
         top_k=chosen.top_k,
         max_entries=chosen.top_k,
         estimator="topk",
-        extras=tuple(filter(None, chosen.extras.split(","))),
         fp32_head=True,
         device=chosen.device,
         logit_rows=lambda *, on_cpu: chosen.head_rows,
@@ -102,10 +100,7 @@ def open_engine(chosen: argparse.Namespace, folder: Path) -> TransformersEngine:
     )
     ref: Any = SimpleNamespace(trust_remote_code=False)
     size = chosen.vocab
-    spaces = np.arange(size) % 3 == 0
-    spec = EngineSpec(
-        "bench", folder, ref, section, chosen.dtype, size, size, chosen.tokens, space_ids=spaces
-    )
+    spec = EngineSpec("bench", folder, ref, section, chosen.dtype, size, size, chosen.tokens)
     return TransformersEngine(spec)
 
 
@@ -175,7 +170,6 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if engine._device.type == "cuda" else "cpu",
         "parameters": num_parameters,
         **{k: vars(chosen)[k] for k in ("dtype", "vocab", "top_k", "head_rows", "batch_tokens")},
-        "extras": chosen.extras,
         "max_error_nats": largest_error(engine, inputs),
     }
     for name, times in took.items():

@@ -37,6 +37,7 @@ from store_schema.fingerprint import fingerprint  # noqa: E402
 from store_schema.layout import Kind  # noqa: E402
 from store_schema.manifest import Commit  # noqa: E402
 from store_schema.plan.plan import PlanRecord  # noqa: E402
+from store_schema.presets import Preset  # noqa: E402
 from store_schema.store.reader import StoreReader, commit_key  # noqa: E402
 from tests import store_damage, store_factory  # noqa: E402
 
@@ -49,7 +50,7 @@ DATA_SHARE = 100
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**30, 10**400, -(10**30), 0.5, -0.0, 1e308,
     1e-320, "", "0", "1", "\0", "../..", "/etc", "data/00000-" + "0" * 16, "ü" * 40, "x" * 5000,
-    "\ud800", [], {}, [[]], {"": {}}, [None] * 100, "aligned", "source", "generated", "entropy",
+    "\ud800", [], {}, [[]], {"": {}}, [None] * 100, "aligned", "source", "generated", ["entropy"],
     "topk", "exact", "NaN",
 )  # fmt: skip
 
@@ -141,7 +142,7 @@ class Mutator:
 class StoreFuzz:
     """Damages the data files of one small store and reads them back."""
 
-    def __init__(self, folder: Path, kind: Kind, preset: Any, mutator: Mutator) -> None:
+    def __init__(self, folder: Path, kind: Kind, preset: Preset, mutator: Mutator) -> None:
         self._mutator = mutator
         store_damage.make_store(folder, kind, preset=preset)
         self._reader = StoreReader.open(open_location(folder))
@@ -174,7 +175,7 @@ class StoreFuzz:
 
 def record_targets(folder: Path) -> dict[str, tuple[bytes, bytes, Target]]:
     """Each kind of record: its content, its bytes, and what reads it and then uses it."""
-    store = store_damage.make_store(folder / "store", "generated", preset="fine")
+    store = store_damage.make_store(folder / "store", "aligned", preset="fine")
     store_factory.plan(open_location(folder / "plan"), [["one", "two"], ["three"], ["four"]])
 
     def manifest(data: bytes) -> None:
@@ -216,8 +217,7 @@ def fuzz(folder: Path, inputs: int, seed: int, data_share: int = DATA_SHARE) -> 
     records = list(record_targets(folder).items())
     stores = [
         StoreFuzz(folder / kind / preset, kind, preset, mutator)
-        for kind in ("aligned", "generated")
-        for preset in ("exact", "fine")
+        for kind, preset in (("aligned", "exact"), ("aligned", "fine"), ("generated", "exact"))
     ]
     refused, read = Counter[str](), Counter[str]()
     previous = signal.signal(signal.SIGALRM, _too_long)

@@ -36,7 +36,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from extract.engines.protocol import Engine
 from extract.engines.registry import open_engine
-from extract.plan.planning import plan_location
 from extract.run import score
 from extract.scoring.sources import CheckedSource, check_source
 from extract.scoring.stage import Job
@@ -45,7 +44,7 @@ from launch.work import Part, Worker
 from launch.worklog import WorkLog
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 
 MAX_TOKENS = 512
 BATCH = 4
@@ -183,7 +182,7 @@ class PlainLoop:
 def measure(run_file: Path, name: str, rounds: int) -> dict[str, Any]:
     """In the child: both sides in turn."""
     run = load_run(str(run_file))
-    source = check_source(run, name, Plan.open(plan_location(run)))
+    source = check_source(run, name, open_plan(run))
     tokens = source.plan.shards[0].num_tokens[name]
     engine = open_engine(source.spec)
     try:

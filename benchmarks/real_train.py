@@ -38,12 +38,13 @@ from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trainer import TrainingLoop
 from fuse_train.machine.precision import choose_precision
-from fuse_train.model.models import load_config, load_model
+from fuse_train.model.models import load_model
 from fuse_train.model.target import Target
 from fuse_train.selector_fit.selector_training import new_selector
 from fuse_train.selectors.by_name import learner
 from launch.signals import StopFlag
 from store_schema.config import ModelRef
+from store_schema.model.models import transformers_config
 
 LEARNING_RATE = 1e-5
 """Small: what is measured should not depend on what was learned."""
@@ -116,7 +117,7 @@ def setting_of(
     folder: Path, *, precision: str = "auto", segments: int = 4, tokens: int = 512
 ) -> Setting:
     """The setting for a model folder; `auto` measures, as a training would."""
-    config = load_config(ModelRef(model=str(folder)), where="benchmark")
+    config = transformers_config(ModelRef(model=str(folder)), of="benchmark")
     if precision == "auto":
         precision = choose_precision(config, torch.device("cpu")).precision
     size = Size(

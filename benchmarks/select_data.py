@@ -25,7 +25,7 @@ from fuse_train.selectors.pools import pool_nats, span_sums
 from fuse_train.selectors.selectors import Selector
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
 
@@ -80,7 +80,7 @@ class SeedData:
     def __init__(self, run_file: Path) -> None:
         run = load_run(str(run_file), ())
         self.seed, self.names = run.seed, tuple(run.sources)
-        plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+        plan = open_plan(run)
         tokenizer = SegmentTokenizer.load(run.target, name="target")
         stores = {n: StoreReader.open(open_location(run.aligned_url(n))) for n in self.names}
         self.domains = domains_of(plan)

@@ -99,24 +99,37 @@ def plan(run: RunConfig, recut: bool) -> None:
 def run_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
     """Score each source's pending shards, one source after the other."""
     from extract.report.tables import SourceFigures, source_report
-    from extract.run import SCORING, run_sources
+    from extract.run import SCORING
+
+    _run_stage(run, sources, part, SCORING, SourceFigures.read, source_report, dry_run=dry_run)
+
+
+def _run_stage(
+    run: RunConfig,
+    sources: tuple[str, ...],
+    part: Part,
+    stage: Any,
+    read: Callable[[RunConfig, str], Any],
+    report: Callable[[list[Any]], str],
+    *,
+    dry_run: bool,
+) -> None:
+    """Do a stage's pending shards of each source, and report the figures of those that had any."""
     from extract.run import dry_run as try_out
+    from extract.run import run_sources
 
     if dry_run:
-        click.echo("\n".join(try_out(run, sources, part, SCORING)))
+        click.echo("\n".join(try_out(run, sources, part, stage)))
         return
-    with timed_stage(run, "extract") as figures:
-        todo = run_sources(run, sources, part, SCORING)
-        if todo:
-            found = [SourceFigures.read(run, name) for name in todo]
+    with timed_stage(run, stage.name) as figures:
+        todo = run_sources(run, sources, part, stage)
+        found = [read(run, name) for name in todo]
+        if found:
             figures["tokens_per_s"] = {source.name: source.tokens_per_s for source in found}
     for name in sources:
         if todo and name not in todo:
-            click.echo(f"extract {name} complete, nothing to do")
-    if not todo:
-        click.echo("extract complete, nothing to do")
-        return
-    click.echo(source_report(found))
+            click.echo(f"{stage.name} {name} complete, nothing to do")
+    click.echo(report(found) if found else f"{stage.name} complete, nothing to do")
 
 
 @extract.command("run-source", hidden=True)
@@ -145,20 +158,8 @@ def generate_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: 
     """Let each source answer the corpus's prompts, one source after the other."""
     from extract.generation.generate import ANSWERING
     from extract.report.answer_report import AnswerFigures, answer_report
-    from extract.run import dry_run as try_out
-    from extract.run import run_sources
 
-    if dry_run:
-        click.echo("\n".join(try_out(run, sources, part, ANSWERING)))
-        return
-    with timed_stage(run, "generate") as figures:
-        todo = run_sources(run, sources, part, ANSWERING)
-        found = [AnswerFigures.read(run, name) for name in todo]
-        figures["tokens_per_s"] = {source.name: source.tokens_per_s for source in found}
-    for name in sources:
-        if todo and name not in todo:
-            click.echo(f"generate {name} complete, nothing to do")
-    click.echo(answer_report(found) if found else "generate complete, nothing to do")
+    _run_stage(run, sources, part, ANSWERING, AnswerFigures.read, answer_report, dry_run=dry_run)
 
 
 @extract.command("generate-source", hidden=True)

@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from extract.chat_config import ChatInput
 from extract.engine_kinds import ENGINES
+from extract.engine_kinds.kind import Device
 from store_schema.config import SectionModel, StrictModel
+from store_schema.model.model_check import Loader
 from store_schema.paths import PathText
 
 CPU_STEP_TOKENS, GPU_STEP_TOKENS = 256, 2_048
@@ -21,6 +23,9 @@ LEAST_TEMPERATURE = 0.01
 
 MIN_TEXT_TOKENS = 8
 """Room for text that a context must leave: any one character fits any byte-complete tokenizer."""
+
+Thoughts = Literal["context", "train", "drop"]
+UnicodeForm = Literal["nfc", "keep"]
 
 
 class Columns(StrictModel):
@@ -127,11 +132,11 @@ class CorpusSection(SectionModel):
     """Shares of documents without a split, assigned by a seeded hash of their id."""
     on_bad: Literal["error", "drop"] = "error"
     """What to do with a document that cannot be used: stop, or drop it and count the reason."""
-    unicode: Literal["nfc", "keep"] | None = None
+    unicode: UnicodeForm | None = None
     """Whether text is brought into Unicode's composed normal form, for all models alike. None: as soon
     as a tokenizer of the run does so itself (Qwen's), else it is kept."""
 
-    thoughts: Literal["context", "train", "drop"] = "context"
+    thoughts: Thoughts = "context"
     """What is done with the reasoning before an answer, where a message has a field for it: read before
     the answer wherever a model's template writes it; a response of its own besides; or left out."""
 
@@ -199,7 +204,7 @@ class ExtractSection(EngineOptions):
     engine: Annotated[str, ENGINES.choice_or("auto")] = "auto"
     """What runs the model: a name of extract/engine_kinds/__init__.py. vllm and transformers give the
     same to about 1e-5 nats, not to the last bit. auto: what a store was begun with; else transformers
-    where only it will do (draws, extras, `device: cpu`) and for bf16 and fp16 models with a float32
+    where only it will do (draws, `device: cpu`) and for bf16 and fp16 models with a float32
     head on a machine without a GPU, and vLLM for the rest."""
     top_k: int = Field(default=64, ge=1, le=1 << 17)
     """topk: entries the engine gives at each position; the section `store` says which are kept."""
@@ -212,14 +217,10 @@ class ExtractSection(EngineOptions):
     """sampled: best entries kept exactly, besides the draws, which are then of the others."""
     fp32_head: bool = True
     """Compute the logits of bf16 and fp16 models in float32: in bf16 some 30 of them tie a row."""
-    extras: tuple[Literal["entropy", "space_mass"], ...] = ()
-    """Figures of each position kept beside its entries: the entropy of the full softmax, and its
-    mass on tokens that begin with white space or are special (for debiased chunk likelihoods). Both
-    need whole distributions, so the transformers engine."""
     quantization: str | None = Field(default=None, min_length=1)
     """vllm: how weights are quantised on loading, as vLLM names it ("fp8", "bitsandbytes"). None
     leaves it to the checkpoint."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the transformers engine runs (the installed build of vLLM decides for itself)."""
     head_rows: int | None = Field(default=None, ge=1)
     """transformers: rows of logits that exist at a time; each takes 4 bytes an id twice, four times
@@ -245,11 +246,6 @@ class ExtractSection(EngineOptions):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads. None leaves it to the libraries."""
 
-    @field_validator("extras")
-    @classmethod
-    def _in_one_order(cls, extras: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(extras)))
-
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
         if self.engine != "auto":
@@ -266,7 +262,11 @@ class ExtractSection(EngineOptions):
     @property
     def needs_all(self) -> bool:
         """Whether whole distributions are needed, which the transformers engine alone has."""
-        return self.estimator == "sampled" or bool(self.extras)
+        return self.estimator == "sampled"
+
+    def answering(self) -> Self:
+        """The same for an engine that answers prompts: no entries are asked for."""
+        return self.model_copy(update={"top_k": 1, "estimator": "topk"})
 
     def settled(self, *, on_cpu: bool, fp32_head: bool) -> Self:
         """The same with an engine chosen where it is left open.
@@ -281,7 +281,7 @@ class ExtractSection(EngineOptions):
         return self.model_copy(update={"engine": next(serving).name})
 
     @property
-    def loader(self) -> Literal["transformers", "vllm", "auto"]:
+    def loader(self) -> Loader:
         """What loads a model, as far as the run file alone decides it; auto: the machine's choice."""
         if self.engine != "auto":
             return ENGINES[self.engine].loader
@@ -325,7 +325,7 @@ class GenerateSection(SectionModel):
     answers: int = Field(default=1, ge=1, le=1024)
     """Answers to each prompt."""
     temperature: float = Field(default=0.7, ge=0, le=2, allow_inf_nan=False)
-    """Of the draws; 0 takes the best token. Stored distributions are those of temperature 1."""
+    """Of the draws; 0 takes the best token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Tokens are drawn from the smallest set of the most probable with at least this mass."""
     max_tokens: int = Field(default=512, ge=1, le=1 << 20)

@@ -13,7 +13,6 @@ from extract.engine_kinds import ENGINES
 from extract.engines.memory import check_memory
 from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec
 from extract.engines.registry import open_engine
-from extract.plan.planning import plan_location
 from extract.scoring.bos_probe import probe_bos
 from extract.scoring.causality import require_causal
 from extract.scoring.children import SMALLER_STEPS, check_stop_fd, run_children
@@ -27,7 +26,8 @@ from launch.work import Part, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig
 from store_schema.errors import Stopped
-from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.plan.plan import ShardRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import MANIFEST_FILE
 
 PROBED_SEGMENTS = 8
@@ -90,7 +90,7 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
     """
     for name in names:
         model_folder(run, name)  # what is wrong with a model is so whatever the plan
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     sources = [stage.check(run, name, plan) for name in names]
     # Stores that are there are looked at first, so that a mismatch leaves no new one behind.
     sources.sort(key=lambda source: not source.location.exists(MANIFEST_FILE))
@@ -118,7 +118,7 @@ def dry_run(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> l
     """
     for name in names:
         model_folder(run, name)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     lines = []
     for name in names:
         source = stage.check(run, name, plan)
@@ -154,7 +154,7 @@ def run_source(
         SystemExit: Memory ran out, and smaller steps may do.
     """
     with stop_on_signals() as flag:
-        plan = Plan.open(plan_location(run))
+        plan = open_plan(run)
         source = stage.check(run, name, plan)
         writer = source.open_store()
         pending = part.pending(plan.shards, writer.committed(plan.shards))

@@ -19,9 +19,9 @@ from extract.config import ExtractSection
 from extract.engine_kinds import ENGINES
 from extract.engines.protocol import DenseRows, EngineSpec
 from extract.engines.registry import open_engine
-from extract.plan.planning import plan_location
 from extract.scoring.sources import check_source
 from launch.progress import Progress
+from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.encoding.fidelity import Fidelity, FidelitySums, measure
 from store_schema.encoding.frequency import Ranking, ids_by_rank, token_counts
@@ -29,6 +29,7 @@ from store_schema.encoding.trial import engine_arrays, half_learned, joined, try
 from store_schema.errors import ConfigError
 from store_schema.layout import Arrays
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.presets import PRESETS, Encoding, Preset, StoreSection
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
@@ -105,7 +106,7 @@ def tune(run: RunConfig, source: str, *, num_positions: int) -> list[Measured]:
         raise ConfigError(
             "no such source", where="--source", expected=", ".join(run.sources), got=source
         )
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     checked = check_source(run, source, plan)
     tokenizer = checked.tokenizer
     counts = token_counts(plan, tokenizer)
@@ -226,18 +227,21 @@ def recommended(found: Sequence[Measured], tolerance: float) -> Measured:
 
 def tune_table(found: Sequence[Measured], chosen: Measured) -> str:
     """For people."""
-    lines = [
-        f"{'store':<22}{'entries':>9}{'bytes/pos':>11}{'TV':>9}{'KL nats':>9}"
-        f"{'gradient angle':>16}{'norm error':>12}"
-    ]
-    for m in found:
-        f = m.fidelity
-        lines.append(
-            f"{m.choice!s:<22}{f.entries_per_row:>9.1f}{m.bytes_per_position:>11.1f}"
-            f"{f.total_variation:>9.4f}{f.finite_kl_nats:>9.4f}"
-            f"{f.gradient_angle_degrees:>14.2f} °{f.gradient_norm_error:>12.4f}"
-            f"{'  <- recommended' if m is chosen else ''}"
+    head = ("store", "entries", "bytes/pos", "TV", "KL nats", "gradient angle", "norm error", "")
+    rows = [
+        (
+            str(m.choice),
+            f"{m.fidelity.entries_per_row:.1f}",
+            f"{m.bytes_per_position:.1f}",
+            f"{m.fidelity.total_variation:.4f}",
+            f"{m.fidelity.finite_kl_nats:.4f}",
+            f"{m.fidelity.gradient_angle_degrees:.2f} °",
+            f"{m.fidelity.gradient_norm_error:.4f}",
+            "<- recommended" if m is chosen else "",
         )
+        for m in found
+    ]
+    lines = table(head, rows)
     lines.append(
         "against the whole distribution, the tail spread evenly; gradient: of the fusion loss at the "
         "logits of a\nstudent half-way between token frequencies and the source; bytes of all arrays, "

@@ -8,20 +8,22 @@ both is best at writing and at recognising.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from fuse_eval.charts import Bar, bar_chart, share_of
 from fuse_eval.page_parts import Panels, Section
 from fuse_eval.palette import colours_of
+from launch.pages.charts import Bar, bar_chart, share_of
+from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.disk.parquet import parquet_errors
 from store_schema.errors import MissingError
 from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source
 
@@ -46,7 +48,7 @@ def advantage(run: RunConfig) -> dict[str, Any]:
         MismatchError: A store is of another plan or model.
         CorruptionError: Damaged files.
     """
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     nats, domains = _given_answers(run, plan)
     authors = _best_authors(run)
     sources = list(run.sources)
@@ -135,19 +137,14 @@ def _best_authors(run: RunConfig) -> dict[str, str]:
 
 def advantage_table(content: Mapping[str, Any]) -> str:
     """The counts for people."""
-    sources: Sequence[str] = content["sources"]
-    width = max([len("source"), *map(len, sources)])
     lines = ["how often each source is the best (share of prompts)"]
     for domain, by_mode in content["domains"].items():
         heads = [f"{mode} ({by_mode[mode]['of']:,})" for mode in MODES]
-        lines += [
-            "",
-            f"{domain}",
-            "  " + "source".ljust(width) + "".join(f"{h:>20}" for h in heads),
+        rows = [
+            [name, *(_share(by_mode[mode][name], by_mode[mode]["of"]) for mode in MODES)]
+            for name in content["sources"]
         ]
-        for name in sources:
-            cells = [_share(by_mode[mode][name], by_mode[mode]["of"]) for mode in MODES]
-            lines.append("  " + name.ljust(width) + "".join(f"{cell:>20}" for cell in cells))
+        lines += ["", domain, *(f"  {line}" for line in table(["source", *heads], rows))]
     lines.append("")
     if content["agree"] is not None:
         lines.append(f"Both name the same source for {content['agree']:.0%} of the prompts.")

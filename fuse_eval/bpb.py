@@ -21,6 +21,7 @@ from pydantic import Field
 
 from fuse_eval.common_bytes import block_ends, common_boundaries, counted_from, nats_by_block
 from fuse_train.loop.likelihood import row_nats
+from fuse_train.machine.memory_fit import fits
 from fuse_train.model.models import identity, load_model
 from launch.progress import Progress
 from launch.signals import StopFlag
@@ -202,12 +203,20 @@ def model_rows(
 
     Returns:
         [N] nats for each segment, NaN where nothing stands before a first token.
+
+    Raises:
+        ConfigError: A pass does not fit in memory.
     """
-    model = load_model(ref, where=name, dtype=score_dtype(ref)).to(device)
+    model = load_model(ref, where=name, dtype=score_dtype(ref), device=device)
     lengths = [len(e.context_ids) + len(e.token_ids) for e in encoded]
     found: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
     try:
-        with Progress(f"score {name}", sum(lengths), unit="tok") as progress:
+        full = fits(
+            f"scoring of {batch_tokens:,} tokens at a time",
+            where=f"model {name}",
+            hint=f"set evaluate.batch_tokens to {max(batch_tokens // 2, 1)} or less",
+        )
+        with Progress(f"score {name}", sum(lengths), unit="tok") as progress, full:
             for batch in _batches(lengths, batch_tokens):
                 stop.check()
                 chosen = [encoded[i] for i in batch]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fuse_eval.charts import percent, share_of, significant
+from launch.pages.charts import percent, share_of, significant
 
 FUSED, CONTROL, BEFORE = "fused", "clm_control", "target_before"
 

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup
 
 from fuse_eval import training_charts
 from fuse_eval.advantage import advantage_section
 from fuse_eval.answers.report import answer_section
-from fuse_eval.charts import (
-    Bar,
-    Range,
-    Stack,
-    bar_chart,
-    interval_chart,
-    percent,
-    share_of,
-    significant,
-    stack_chart,
-)
 from fuse_eval.findings import (
     BEFORE,
     CONTROL,
@@ -37,9 +23,22 @@ from fuse_eval.findings import (
     title_of,
 )
 from fuse_eval.interference.section import interference_section
-from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, figure_table, table_head
+from fuse_eval.page_parts import Panels, Section, figure_table
 from fuse_eval.palette import colours_of
 from fuse_eval.summary import STAGES
+from launch.pages.charts import (
+    Bar,
+    Range,
+    Stack,
+    bar_chart,
+    interval_chart,
+    percent,
+    share_of,
+    significant,
+    stack_chart,
+)
+from launch.pages.page import render
+from launch.pages.parts import Cell, Row, Table, Tile, head_of
 
 
 def render_page(
@@ -62,15 +61,13 @@ def render_page(
             document_line(evaluation),
             *specialist_lines(evaluation),
         ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    folder = files("fuse_eval")
-    template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(
-        name=summary["name"],
-        css=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),  # ours, no user's text
+    return render(
+        "fuse_eval",
+        "page",
+        title=summary["name"],
         headline=headline(evaluation),
         notes=[note for note in notes if note],
-        tiles=_tiles(summary),
+        figures=_tiles(summary),
         sections=[
             _bpb_section(evaluation),
             interference_section(evaluation),
@@ -114,7 +111,7 @@ def training_sections(
     return sections
 
 
-def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
     tiles = []
     mean = summary["mean_bpb"]
     for model in (BEFORE, CONTROL, FUSED):
@@ -122,24 +119,20 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
             note = "bits per byte, mean of domains"
             if model != BEFORE:
                 note = f"{percent(mean[model] / mean[BEFORE] - 1)} from the start"
-            tiles.append(_tile(title_of(model), significant(mean[model], 4), note))
+            tiles.append(Tile(title_of(model), significant(mean[model], 4), note))
     change = comparison(summary["evaluation"], FUSED, CONTROL)
     if change:
         domains = change["domains"]
         worst = max(domains, key=lambda domain: domains[domain]["value"])
         shown = percent(domains[worst]["value"])
-        tiles.append(_tile("worst domain against control", shown, worst))
+        tiles.append(Tile("worst domain against control", shown, worst))
     if summary["seconds"]:
         note = "all stages, all their runs"
-        tiles.append(_tile("time", duration(sum(summary["seconds"].values())), note))
+        tiles.append(Tile("time", duration(sum(summary["seconds"].values())), note))
     if summary["peak_rss_bytes"]:
         size = f"{summary['peak_rss_bytes'] / 2**30:.2f} GiB"
-        tiles.append(_tile("peak memory", size, "largest stage"))
+        tiles.append(Tile("peak memory", size, "largest stage"))
     return tiles
-
-
-def _tile(label: str, value: str, note: str) -> dict[str, str]:
-    return {"label": label, "value": value, "note": note}
 
 
 def duration(seconds: float) -> str:
@@ -257,7 +250,7 @@ def _without_table(without: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
         for source in sources
     ]
     caption = "Change of the pool's mean bits per byte when a source is left out (− means: drop it)"
-    return Table(caption, table_head("", [f"{name} pool" for name in without], mean=False), rows)
+    return Table(caption, head_of(["", *(f"{name} pool" for name in without)]), rows)
 
 
 def _alignment_section(alignment: Mapping[str, Mapping[str, float]]) -> Section:
@@ -283,7 +276,7 @@ def _alignment_section(alignment: Mapping[str, Mapping[str, float]]) -> Section:
     table = Table(
         "Target positions with a distribution, and mean probability mass of the entries: as stored "
         "in the source's tokens, as aligned in the target's",
-        table_head("source", ["positions", "covered", "mass stored", "mass aligned"], mean=False),
+        head_of(["source", "positions", "covered", "mass stored", "mass aligned"]),
         [
             Row(
                 source,
@@ -329,4 +322,4 @@ def _identity_table(summary: Mapping[str, Any]) -> Table:
         for part in ("fingerprints", "versions")
         for name, value in summary[part].items()
     ]
-    return Table("What went in", table_head("", ["value"], mean=False), rows)
+    return Table("What went in", head_of(["", "value"]), rows)

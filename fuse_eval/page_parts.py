@@ -1,46 +1,18 @@
-"""What sections of the report page are made of: tables of figures, and panels of charts."""
+"""What the report page is made of: sections of text, tables of figures and panels of charts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from markupsafe import Markup
 
-from fuse_eval.charts import percent, significant
 from fuse_eval.findings import mean_of, title_of
+from launch.pages.charts import percent, significant
+from launch.pages.parts import Cell, Row, Table, head_of
 
 Panels = list[tuple[str, Markup]]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One figure of a table."""
-
-    text: str
-    note: str = ""
-    best: bool = False
-    mean: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row: its name and its cells; `own` sets it off."""
-
-    label: str
-    cells: Sequence[Cell]
-    own: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of the page."""
-
-    caption: str
-    head: Sequence[Mapping[str, Any]]
-    rows: Sequence[Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +28,6 @@ class Section:
     beside: Panels = field(default_factory=list)
     panels: Panels = field(default_factory=list)
     missing: bool = False
-
-
-def table_head(first: str, names: Sequence[str], *, mean: bool = True) -> list[dict[str, Any]]:
-    """Headings of a table whose rows have names; the mean's column is set off."""
-    head: list[dict[str, Any]] = [{"text": first, "mean": False}]
-    head += [{"text": name, "mean": False} for name in names]
-    return [*head, {"text": "mean", "mean": True}] if mean else head
 
 
 def figure_table(
@@ -101,7 +66,8 @@ def figure_table(
             note = ""
             if value is not None and base.get(domain) and name != against:
                 note = percent(value / base[domain] - 1)
-            cells.append(Cell(text, note, value is not None and value == best[domain], not domain))
+            is_best = value is not None and value == best[domain]
+            cells.append(Cell(text, note, is_best, "" if domain else "mean"))
         label = f"{name} (source)" if name in sources else title_of(name)
-        shown.append(Row(label, cells, name == own))
-    return Table(caption, table_head(first, domains), shown)
+        shown.append(Row(label, cells, "own" if name == own else ""))
+    return Table(caption, head_of([first, *domains, "mean"]), shown)

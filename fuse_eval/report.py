@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from typing import Any
 
 from fuse_eval.page import render_page
@@ -16,6 +15,7 @@ from fuse_eval.summary import (
     step_logs,
     write_json,
 )
+from launch.pages.page import looks
 from store_schema.config import RunConfig
 from store_schema.fingerprint import bytes_digest, fingerprint
 
@@ -47,9 +47,11 @@ def write_report(run: RunConfig) -> tuple[str, bool]:
 
 def _request(summary: dict[str, Any], steps: dict[str, Any]) -> str:
     told = {key: value for key, value in summary.items() if key not in _VOLATILE}
-    folder = files("fuse_eval")
-    looks = [bytes_digest(folder.joinpath(name).read_bytes()) for name in ("page.html", "page.css")]
     # Settings may hold what canonical JSON refuses (infinity), so they enter as text.
     return fingerprint(
-        [json.dumps(told, sort_keys=True), bytes_digest(json.dumps(steps).encode()), looks]
+        [
+            json.dumps(told, sort_keys=True),
+            bytes_digest(json.dumps(steps).encode()),
+            looks("fuse_eval", "page"),
+        ]
     )

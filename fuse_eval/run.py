@@ -38,12 +38,13 @@ from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig
-from store_schema.disk.location import Location, open_location
+from store_schema.disk.location import Location
 from store_schema.errors import MissingError
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
-from store_schema.store.same_source import require_run_sources, require_same_source
+from store_schema.store.same_source import aligned_stores, require_run_sources
 from store_schema.text.tokenizer import SegmentTokenizer
 
 
@@ -53,11 +54,6 @@ class StageResult:
 
     content: dict[str, Any]
     fresh: bool
-
-
-def open_plan(run: RunConfig) -> Plan:
-    """The run's plan."""
-    return Plan.open(open_location(f"{run.data_folder}/plan"))
 
 
 def final_folders(run: RunConfig) -> dict[str, Path]:
@@ -182,9 +178,7 @@ def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
     section = run.section("evaluate", EvaluateSection)
     train = run.section("train", TrainSection)
     plan = open_plan(run)
-    stores = {s: StoreReader.open(open_location(run.aligned_url(s))) for s in run.sources}
-    for source, reader in stores.items():
-        require_same_source(run, source, reader, plan)
+    stores = aligned_stores(run, plan)
     learners, recipe = pool_recipe(section, train)
     request = fingerprint(
         {

@@ -15,7 +15,7 @@ from store_schema import __version__
 from store_schema.config import RunConfig
 from store_schema.disk.location import Location, open_location
 from store_schema.errors import CorruptionError, MissingError
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_run_sources
 
@@ -77,7 +77,7 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
         MismatchError: A store is of another model than the run file's source.
     """
     with contextlib.suppress(MissingError):  # nothing is planned yet: no store either
-        require_run_sources(run, Plan.open(open_location(run.data_folder).child("plan")))
+        require_run_sources(run, open_plan(run))
     report = report_location(run)
     evaluation = read_json(report, EVALUATION_FILE) or {}
     pool = read_json(report, POOL_FILE) or {}
@@ -157,7 +157,7 @@ def _costs(run: RunConfig) -> tuple[dict[str, float], dict[str, float]]:
 def _fingerprints(run: RunConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
-        plan = Plan.open(open_location(run.data_folder).child("plan"))
+        plan = open_plan(run)
         found |= {"corpus": plan.record.corpus_fingerprint, "plan": plan.fingerprint}
     except MissingError:
         pass  # a report of a run that has not got that far says less

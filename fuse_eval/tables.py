@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fuse_eval.charts import percent, significant
 from fuse_eval.findings import VERDICTS, mean_of
+from launch.pages.charts import percent, significant
+from launch.visible import table
 
 
 def bpb_table(
@@ -27,21 +28,15 @@ def bpb_table(
     best = {
         c: min(values[c] for values in filled.values() if c in values) for c in columns if filled
     }
-    width = max([len(name) for name in filled] + [12])
-    sizes = [max(len(column), 8) for column in columns]
-    head = " ".join(f"{c:>{size + 1}}" for c, size in zip(columns, sizes, strict=True))
-    lines = [title, f"{'':<{width}} {head}" + (f"  mean against {against}" if against else "")]
+    lines = []
     for name, values in filled.items():
-        cells = []
-        for column, size in zip(columns, sizes, strict=True):
-            value = values.get(column)
-            shown = "-" if value is None else significant(value, 4)
-            cells.append(f"{shown:>{size}}" + ("*" if value == best[column] else " "))
-        change = ""
+        shown = {c: significant(values[c], 4) if c in values else "-" for c in columns}
+        cells = [text + " *"[values.get(c) == best[c]] for c, text in shown.items()]
         if against in filled and name != against:
-            change = "  " + plain(percent(values["mean"] / filled[against]["mean"] - 1, 2))
-        lines.append(f"{name:<{width}} {' '.join(cells)}{change}".rstrip())
-    return "\n".join(lines)
+            cells.append(plain(percent(values["mean"] / filled[against]["mean"] - 1, 2)))
+        lines.append([name, *cells, *[""] * (len(columns) - len(cells) + 1)])
+    head = ["", *(f"{column} " for column in columns), f"mean against {against}" if against else ""]
+    return "\n".join([title, *table(head, lines)])
 
 
 def document_table(worst: Sequence[Mapping[str, Any]]) -> str:
@@ -62,12 +57,8 @@ def document_table(worst: Sequence[Mapping[str, Any]]) -> str:
         )
         for item in worst
     ]
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    lines = []
-    for row in (heads, *rows):
-        figures = [f"{cell:>{width}}" for cell, width in zip(row[:4], widths, strict=False)]
-        lines.append("  ".join([*figures, f"{row[4]:<{widths[4]}}", row[5]]))
-    return "\n".join(["worst documents (bits per byte; nats more than the control)", *lines])
+    title = "worst documents (bits per byte; nats more than the control)"
+    return "\n".join([title, *table(heads, rows, left=(4, 5))])
 
 
 def plain(text: str) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fuse_eval.charts import Line, Stack, line_chart, stack_chart, thinned
 from fuse_eval.findings import mean_of, title_of
 from fuse_eval.palette import colours_of
+from launch.pages.charts import Line, Stack, line_chart, stack_chart, thinned
 
 Steps = Mapping[str, Sequence[Mapping[str, Any]]]
 Panels = list[tuple[str, Markup]]

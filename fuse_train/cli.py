@@ -11,6 +11,7 @@ import click
 
 from fuse_train.machine.processes import is_main, process_count, quiet_beside_main, tells
 from launch.command import StageGroup, run_options, timed_stage
+from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, LogitfuseError, Stopped
 
@@ -99,12 +100,12 @@ def check_command(run: RunConfig) -> None:
 @run_options
 def selector_command(run: RunConfig) -> None:
     """Train the selector alone, on the stores, and say what its pool would score."""
-    from fuse_train.selector_run import table, train_alone
+    from fuse_train.selector_run import pool_table, train_alone
 
     with timed_stage(run, "selector") as figures:
         trained = train_alone(run)
         figures["fresh"] = trained.fresh
-    print(table(trained))
+    print(pool_table(trained))
     if not trained.fresh:
         print("train selector: complete, nothing to do")
 
@@ -187,12 +188,11 @@ def _table(outcomes: list[Outcome]) -> str:
         for o in outcomes
     ]
     if columns:
-        names = list(next(iter(columns.values())))
-        width = max(len("bits per byte, valid"), *map(len, names))
-        lines.append("bits per byte, valid".ljust(width) + "".join(f"{c:>10}" for c in columns))
-        for name in names:
-            cells = "".join(f"{values[name]:>10.4f}" for values in columns.values())
-            lines.append(name.ljust(width) + cells)
+        rows = [
+            [name, *(f"{values[name]:.4f}" for values in columns.values())]
+            for name in next(iter(columns.values()))
+        ]
         means = (sum(values.values()) / len(values) for values in columns.values())
-        lines.append("mean".ljust(width) + "".join(f"{mean:>10.4f}" for mean in means))
+        rows.append(["mean", *(f"{mean:.4f}" for mean in means)])
+        lines += table(["bits per byte, valid", *columns], rows)
     return "\n".join(lines)

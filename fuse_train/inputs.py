@@ -12,17 +12,17 @@ import pyarrow.compute as pc
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of
 from fuse_train.data.stream import StreamOptions
-from fuse_train.model.models import identity, load_config, own_dtype
+from fuse_train.model.models import identity, own_dtype
 from fuse_train.selector_fit.selector_start import saved_identity
 from launch.summary import logs_folder
-from store_schema.config import ModelRef, RunConfig
-from store_schema.disk.location import open_location
+from store_schema.config import RunConfig
 from store_schema.errors import InputError
 from store_schema.fingerprint import fingerprint
+from store_schema.model.models import model_positions
 from store_schema.plan.columns import segment_columns
 from store_schema.plan.plan import Plan
-from store_schema.store.reader import StoreReader
-from store_schema.store.same_source import require_same_source
+from store_schema.plan.run_plan import open_plan
+from store_schema.store.same_source import aligned_stores
 from store_schema.text.tokenizer import SegmentTokenizer
 
 
@@ -73,29 +73,20 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
         MismatchError: A store is of another model than the run file's source, of another plan, or of
             another target.
     """
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     tokenizer = SegmentTokenizer.load(run.target, name="target")
-    stores = {name: StoreReader.open(open_location(run.aligned_url(name))) for name in run.sources}
-    for name, reader in stores.items():
-        require_same_source(run, name, reader, plan)
     samples = AlignedSamples(
         plan,
-        stores,
+        aligned_stores(run, plan),
         tokenizer,
         split=split or section.train_split,
         append_eos=section.append_eos,
-        max_positions=_max_positions(run.target),
+        max_positions=model_positions(run.target),
         allow_partial=section.allow_partial,
         with_spans=section.loss.span_weight > 0,
         with_features=section.needs_features,
     )
     return Inputs(run, plan, samples, tokenizer, domains_of(plan))
-
-
-def _max_positions(ref: ModelRef) -> int | None:
-    config = load_config(ref, where="target")
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
 
 
 def check_domains(inputs: Inputs, section: TrainSection) -> None:

@@ -34,7 +34,7 @@ from fuse_train.machine.memory_fit import free_memory
 from fuse_train.machine.precision import settled_precision
 from fuse_train.machine.processes import quiet_beside_main
 from fuse_train.model.adapters import check_lora
-from fuse_train.model.models import load_config, own_dtype
+from fuse_train.model.models import own_dtype
 from fuse_train.model.target import Target, load_target
 from fuse_train.pairs import merge_pairs, pair_runs
 from fuse_train.publish.dry_save import dry_save
@@ -55,6 +55,7 @@ from launch.signals import StopFlag, stop_on_signals
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, MismatchError
+from store_schema.model.models import transformers_config
 
 __all__ = [
     "Inputs",
@@ -194,7 +195,7 @@ def _with_precision(run: RunConfig, section: TrainSection) -> TrainSection:
     # The first state of a process is that of all its accelerators, and does not ask by itself.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     folder = output_folder(run)
-    config = load_config(run.target, where="target")
+    config = transformers_config(run.target, of="target")
     with state.main_process_first():
         record = settled_precision(folder, config, state.device, writes=state.is_main_process)
     return section.model_copy(update={"precision": record.precision})

@@ -23,6 +23,7 @@ from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.kind import RuleKind
 from fuse_train.selectors.selectors import Selector, StaticSelector
 from launch.signals import stop_on_signals
+from launch.visible import table
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig, StrictModel
 from store_schema.disk.sealed import seal, unseal
@@ -140,21 +141,20 @@ def bits_per_byte(sums: Mapping[str, PoolSums]) -> dict[str, float]:
     }
 
 
-def table(trained: TrainedSelector) -> str:
+def pool_table(trained: TrainedSelector) -> str:
     """Pools by domain for people; the last column is the mean of the domains."""
     record = trained.record
     domains = sorted({domain for values in record.bpb.values() for domain in values})
-    marks = {name: f"{name} (hindsight)" for name in record.hindsight}
-    width = max(len(marks.get(name, name)) for name in record.bpb)
-    title = f"pools, bits per byte, split {record.split}"
-    width = max(width, len(title))
-    lines = [title.ljust(width) + "".join(f"{d[:12]:>13}" for d in (*domains, "mean"))]
+    rows = []
     for name, values in record.bpb.items():
-        cells = [values[domain] for domain in domains if domain in values]
-        shown = [*cells, sum(cells) / len(cells)] if cells else []
-        lines.append(marks.get(name, name).ljust(width) + "".join(f"{c:>13.4f}" for c in shown))
-    lines.append(f"saved in {trained.folder}; reuse it with train.{trained.field}.start_from")
-    return "\n".join(lines)
+        cells = [values.get(domain) for domain in domains]
+        known = [value for value in cells if value is not None]
+        cells.append(sum(known) / len(known) if known else None)
+        shown = ("-" if value is None else f"{value:.4f}" for value in cells)
+        rows.append([f"{name} (hindsight)" if name in record.hindsight else name, *shown])
+    head = [f"pools, bits per byte, split {record.split}", *(d[:12] for d in domains), "mean"]
+    saved = f"saved in {trained.folder}; reuse it with train.{trained.field}.start_from"
+    return "\n".join([*table(head, rows), saved])
 
 
 def best_device() -> torch.device:

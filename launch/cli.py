@@ -10,6 +10,7 @@ import click
 from launch.command import SOURCE_OPTION, StageGroup, run_options
 from launch.slurm import Job, Place, dependency_options, script_text
 from launch.slurm_options import STAGES, Stage, options_of, parse_options, parse_workers
+from launch.visible import table
 from launch.work import chosen_sources, range_text, shard_ranges
 from store_schema.config import RunConfig
 
@@ -75,7 +76,7 @@ def submit(
         if not force:
             require_free(run, jobs)
         place = write_scripts(run, jobs)
-        click.echo(table(submit_jobs(run, jobs, place)))
+        click.echo(submitted_table(submit_jobs(run, jobs, place)))
         click.echo(f"scripts and what they print: {place.folder}")
     waiting = unaligned(request, pending)
     if waiting:
@@ -92,19 +93,17 @@ def scripts_shown(jobs: Sequence[Job], place: Place) -> str:
     return "\n".join(parts)
 
 
-def table(submitted: Sequence[Submitted]) -> str:
+def submitted_table(submitted: Sequence[Submitted]) -> str:
     """Job ids, tasks and what each job waits for."""
     ids = {each.job.stem: each.job_id for each in submitted}
-    width = max(len("job"), *map(len, ids))
-    lines = [f"{'id':<10} {'job':<{width}}  {'waits for':<20} tasks"]
+    rows = []
     for each in submitted:
         job, tasks = each.job, ""
         if job.part is not None:
             numbers = range_text(shard_ranges(job.part.offset + t for t in job.part.tasks))
             tasks = f"{numbers} of {job.workers}"
-        waits = ",".join(ids[stem] for stem in job.after) or "-"
-        lines.append(f"{each.job_id:<10} {job.stem:<{width}}  {waits:<20} {tasks}".rstrip())
-    return "\n".join(lines)
+        rows.append((each.job_id, job.stem, ",".join(ids[s] for s in job.after) or "-", tasks))
+    return "\n".join(table(("id", "job", "waits for", "tasks"), rows, left=range(4)))
 
 
 @click.group("preset", cls=StageGroup)

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 from store_schema.errors import ConfigError
 
-Stage = Literal["extract", "align", "train"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-"""What can be submitted, in the order of a run."""
 ArrayStage = Literal["extract", "align"]
 """Those that several workers share."""
-Scope = Literal["all", "extract", "align", "train"]
+Stage = Literal[ArrayStage, "train"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""What can be submitted, in the order of a run."""
+Scope = Literal["all", Stage]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 OptionValue = bool | int | str | None

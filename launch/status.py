@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
-from launch.training_status import TrainingStatus, read_trainings
+from launch.training_status import State, TrainingStatus, read_trainings
 from launch.work import Worker
 from launch.worklog import SessionRecord, read_sessions
 from store_schema.config import RunConfig
@@ -20,9 +19,8 @@ from store_schema.disk.location import open_location
 from store_schema.errors import StoreError
 from store_schema.manifest import Commit
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
-
-State = Literal["running", "done", "stopped", "failed", "silent"]
 
 SILENT_S = 600.0
 """A worker that wrote nothing for so long may be silent,"""
@@ -134,7 +132,7 @@ def run_status(run: RunConfig, time: datetime | None = None) -> RunStatus:
         StorageError: Disk or object store refused.
     """
     time = datetime.now(UTC) if time is None else time
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     work = []
     for stage in ("extract", "generate", "align"):
         for source in run.sources:

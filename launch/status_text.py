@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from launch.quantities import count_text, duration_text, size_text
 from launch.status import RunStatus, WorkerStatus, WorkStatus
 from launch.training_status import TrainingStatus
+from launch.visible import table
 from launch.work import some_shards
 
 STAGE_HEAD = (
@@ -29,7 +29,7 @@ def status_text(status: RunStatus, *, all_workers: bool = False) -> str:
         all_workers: Also a table of workers for each line that has any.
     """
     lines = [f"{status.name} ({status.folder}), {status.time:%Y-%m-%d %H:%M:%S %Z}", ""]
-    lines += aligned(STAGE_HEAD, [_stage_row(work) for work in status.work], left=(0, 1, 9))
+    lines += table(STAGE_HEAD, [_stage_row(work) for work in status.work], left=(0, 1, 9))
     lines += ["", *(training_line(training) for training in status.trainings)]
     for work in status.work:
         shown = [w for w in work.workers if all_workers or w.needs_care]
@@ -42,32 +42,12 @@ def status_text(status: RunStatus, *, all_workers: bool = False) -> str:
             lines.append(f"  failed shards: {some_shards(work.failed)}")
         if shown:
             rows = [_worker_row(worker, status.time) for worker in shown]
-            table = aligned(WORKER_HEAD, rows, left=(0, 1, 4, 7, 8))
+            head, *told = table(WORKER_HEAD, rows, left=(0, 1, 4, 7, 8))
             errors = (f"  {worker.error}" if worker.error else None for worker in shown)
-            lines.append(f"  {table[0]}")
-            for row, error in zip(table[1:], errors, strict=True):
+            lines.append(f"  {head}")
+            for row, error in zip(told, errors, strict=True):
                 lines += [f"  {row}", *([f"  {error}"] if error else [])]
     return "\n".join(lines)
-
-
-def aligned(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int]
-) -> list[str]:
-    """Lines of a table whose columns are as wide as they must be.
-
-    Args:
-        head: Titles.
-        rows: Cells.
-        left: Columns that stand to the left; figures stand to the right.
-    """
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]
 
 
 def _stage_row(work: WorkStatus) -> tuple[str, ...]:

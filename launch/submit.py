@@ -20,6 +20,7 @@ from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError, MissingError, StorageError
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 
 _DEADLINE_S = 300.0
@@ -49,7 +50,7 @@ def find_pending(run: RunConfig) -> Pending:
         MismatchError: A store was made from another plan.
         CorruptionError: A commit is damaged.
     """
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     return Pending(
         extract={source: _pending(plan, run.store_url(source)) for source in run.sources},
         align={source: _pending(plan, run.aligned_url(source)) for source in run.sources},

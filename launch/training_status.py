@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from launch.json_lines import read_lines
 from launch.summary import logs_folder, pair_folders
+from launch.worklog import Reason
 from store_schema.config import RunConfig
 
 STEP_LOGS = {"fused": "train_steps.jsonl", "control": "control_steps.jsonl"}
@@ -20,7 +21,8 @@ SILENT_S = 600.0
 SILENT_STEPS = 20
 """and is when that is also longer than so many of its slowest recent steps."""
 
-TrainingState = Literal["not begun", "running", "done", "stopped", "failed", "silent"]
+State = Literal["running", Reason, "silent"]
+TrainingState = Literal["not begun", State]
 
 
 @dataclass(frozen=True, slots=True)

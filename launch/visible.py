@@ -1,8 +1,10 @@
-"""Text of unknown origin made fit to be seen: nothing hidden, nothing that a terminal or page obeys."""
+"""Text of unknown origin made fit to be seen, with nothing hidden and nothing that a terminal or page
+obeys, and tables for a terminal."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 
 JOINERS = "\u200c\u200d"
 """Invisible, but Persian, Hindi and emoji are not read right without them."""
@@ -69,3 +71,32 @@ def quoted(data: bytes) -> str:
     if text and unicodedata.category(text[0]) in ("Mn", "Mc", "Me"):
         text = "\u25cc" + text
     return f'"{text}"'
+
+
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], *, left: Collection[int] = (0,)
+) -> list[str]:
+    """Lines of a table whose columns are as wide as they must be.
+
+    Args:
+        head: Titles of the columns.
+        rows: Cells: text as it is, numbers with separators of thousands.
+        left: Columns that stand to the left; the others stand to the right.
+    """
+    lines = [[_cell(value) for value in row] for row in (head, *rows)]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    sides = [column in left for column in range(len(head))]
+    return ["  ".join(map(_filled, line, widths, sides)).rstrip() for line in lines]
+
+
+def _filled(cell: str, columns: int, left: bool) -> str:
+    space = " " * (columns - width(cell))
+    return cell + space if left else space + cell
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)

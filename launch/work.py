@@ -20,6 +20,9 @@ Ranges = tuple[tuple[int, int], ...]
 SHOWN_RANGES = 10
 """How many are written out where people read them."""
 
+MAX_SHARD = 1_000_000
+"""More than any plan.json can hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -114,12 +117,17 @@ def parse_shards(text: str) -> Ranges:
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
+        if first > last or last > MAX_SHARD:
             raise ConfigError(
                 "shards refused", where="--shards", expected="such as 3-7 or 0-2,9", got=text
             )
         found.append((first, last))
     return _joined(found)
+
+
+def shards_in(ranges: Ranges) -> list[int]:
+    """Shards of ranges, rising."""
+    return [shard for first, last in ranges for shard in range(first, last + 1)]
 
 
 def shard_ranges(shards: Iterable[int]) -> Ranges:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launch.json_lines import append_line, read_lines
 from launch.summary import logs_folder
-from launch.work import Worker, parse_shards, range_text, shard_ranges
+from launch.work import Worker, parse_shards, range_text, shard_ranges, shards_in
 from store_schema.errors import LogitfuseError, Stopped
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 Reason = Literal["done", "stopped", "failed"]
 MAX_ERROR_LENGTH = 500
-MAX_SHARD = 1_000_000
-"""More than any plan.json can hold."""
 _FILE_NAME = re.compile(r"worker-(\d+)-of-(\d+)\.jsonl")
 
 
@@ -264,8 +262,6 @@ def _session(worker: Worker, events: Sequence[Mapping[str, Any]]) -> SessionReco
         if e["event"] == "shard"
     )
     ranges = parse_shards(begin["shards"]) if begin["shards"] else ()
-    if ranges and ranges[-1][1] > MAX_SHARD:
-        raise ValueError("no plan has so many shards")
     return SessionRecord(
         worker=worker,
         begun=_time(begin),
@@ -273,7 +269,7 @@ def _session(worker: Worker, events: Sequence[Mapping[str, Any]]) -> SessionReco
         host=str(begin["host"]),
         pid=int(begin["pid"]),
         job=begin["job"],
-        pending=frozenset(i for first, last in ranges for i in range(first, last + 1)),
+        pending=frozenset(shards_in(ranges)),
         finished=finished,
         reason=None if end is None else end["reason"],
         error=None if end is None else end["error"],

@@ -10,7 +10,7 @@ LogitfuseError                an Exception
 |-- StoreError              anything on disk that is not what the contract says
 |   |-- MissingError        not there (yet): run the stage before
 |   |-- MismatchError       made from another config, plan, model or tokenizer
-|   |-- SchemaVersionError  written by a newer logitfuse
+|   |-- SchemaVersionError  written by a newer or an earlier logitfuse
 |   `-- CorruptionError     bytes changed, missing or cut
 `-- StorageError            the disk or the object store refused (full, denied, gone)
 
@@ -111,7 +111,7 @@ class MismatchError(StoreError):
 
 
 class SchemaVersionError(StoreError):
-    """Written by a newer version than this reader."""
+    """Written by a newer or an earlier version than this reader's."""
 
 
 class CorruptionError(StoreError):

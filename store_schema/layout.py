@@ -6,16 +6,17 @@ before it. Nothing is shifted anywhere but once, in the trainer.
 Axes: D segments, N positions, E entries, S spans of one shard; "D+1" is a list of CSR offsets.
 
 A position of which nothing is known (a first token with nothing before it; in an aligned store also
-origin none) has no entries, tail mass 1 and label_logprobs NaN, as are its extras. NaN means "not
-known" and stands nowhere else.
+origin none) has no entries, tail mass 1 and label_logprobs NaN. NaN means "not known" and stands
+nowhere else.
 
-In a generated store every answer to a prompt is a row of D: `segment_ids` name the segment whose
-context is the prompt, and byte ends count the bytes of the answer's own tokens, joined.
+A generated store has text and no distributions. Every answer to a prompt is a row of D: `segment_ids`
+name the segment whose context is the prompt, and byte ends count the bytes of the answer's own
+tokens, joined.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, get_args
@@ -29,10 +30,6 @@ from store_schema.errors import CorruptionError
 Kind = Literal["source", "generated", "aligned"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """source: given text, scored. generated: text that the source wrote. aligned: a target's tokens."""
-
-Extra = Literal["entropy", "space_mass"]
-EXTRAS: tuple[Extra, ...] = get_args(Extra)
-"""Arrays that a source or generated store has where its manifest lists them."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -86,7 +83,7 @@ class ArraySpec:
     kinds: tuple[Kind, ...] = KINDS
 
 
-_SCORED: tuple[Kind, ...] = ("source", "generated")
+_SCORED: tuple[Kind, ...] = ("source", "aligned")
 _GENERATED: tuple[Kind, ...] = ("generated",)
 _ALIGNED: tuple[Kind, ...] = ("aligned",)
 
@@ -97,13 +94,11 @@ LAYOUT: tuple[ArraySpec, ...] = (
     ArraySpec("token_offsets", "<i8", "D+1", "positions", "positions of each segment"),
     ArraySpec("token_ids", "<u4", "N", "id", "tokens in the store's vocabulary"),
     ArraySpec("byte_ends", "<u4", "N", "bytes", "end of each token in the segment's UTF-8 bytes"),
-    ArraySpec("entry_offsets", "<i8", "N+1", "entries", "entries of each position"),
-    ArraySpec("entry_ids", "<u4", "E", "id", "token ids, most probable first"),
-    ArraySpec("entry_logprobs", "<f4", "E", "nats", "log-probabilities, <= 0"),
-    ArraySpec("tail_mass", "<f4", "N", "probability", "1 - sum of the entries, in [0, 1]"),
-    ArraySpec("label_logprobs", "<f4", "N", "nats", "log-probability of the token itself"),
-    ArraySpec("entropy", "<f4", "N", "nats", "entropy of the full distribution", _SCORED),
-    ArraySpec("space_mass", "<f4", "N", "probability", "that white space begins here", _SCORED),
+    ArraySpec("entry_offsets", "<i8", "N+1", "entries", "entries of each position", _SCORED),
+    ArraySpec("entry_ids", "<u4", "E", "id", "token ids, most probable first", _SCORED),
+    ArraySpec("entry_logprobs", "<f4", "E", "nats", "log-probabilities, <= 0", _SCORED),
+    ArraySpec("tail_mass", "<f4", "N", "probability", "1 - sum of the entries, in [0, 1]", _SCORED),
+    ArraySpec("label_logprobs", "<f4", "N", "nats", "log-probability of the token itself", _SCORED),
     ArraySpec("origin", "|u1", "N", "Origin", "where the distribution comes from", _ALIGNED),
     ArraySpec("span_offsets", "<i8", "D+1", "spans", "spans of each segment", _ALIGNED),
     ArraySpec("span_index", "<u4", "N", "spans", "span within the segment of each token", _ALIGNED),
@@ -114,36 +109,24 @@ LAYOUT: tuple[ArraySpec, ...] = (
 )
 
 
-def array_specs(kind: Kind, extras: Sequence[str] = ()) -> tuple[ArraySpec, ...]:
-    """The arrays of a store of `kind` whose manifest lists `extras`, in layout order."""
-    absent = set(EXTRAS).difference(extras)
-    return tuple(spec for spec in LAYOUT if kind in spec.kinds and spec.name not in absent)
+def array_specs(kind: Kind) -> tuple[ArraySpec, ...]:
+    """The arrays of a store of `kind`, in layout order."""
+    return tuple(spec for spec in LAYOUT if kind in spec.kinds)
 
 
-def array_names(kind: Kind, extras: Sequence[str] = ()) -> tuple[str, ...]:
+def array_names(kind: Kind) -> tuple[str, ...]:
     """Names of `array_specs`."""
-    return tuple(spec.name for spec in array_specs(kind, extras))
+    return tuple(spec.name for spec in array_specs(kind))
 
 
 def axis_lengths(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
     """Length of each axis letter, read off the arrays that define it."""
-    lengths = {
-        "D": len(arrays["segment_ids"]),
-        "N": len(arrays["token_ids"]),
-        "E": len(arrays["entry_ids"]),
-    }
-    if "span_logprobs" in arrays:
-        lengths["S"] = len(arrays["span_logprobs"])
-    return lengths
+    defining = {"D": "segment_ids", "N": "token_ids", "E": "entry_ids", "S": "span_logprobs"}
+    return {axis: len(arrays[name]) for axis, name in defining.items() if name in arrays}
 
 
 def check_shard(
-    kind: Kind,
-    arrays: Mapping[str, npt.NDArray[Any]],
-    *,
-    vocab_size: int,
-    where: str,
-    extras: Sequence[str] = (),
+    kind: Kind, arrays: Mapping[str, npt.NDArray[Any]], *, vocab_size: int, where: str
 ) -> None:
     """Check every invariant of the layout on the decoded arrays of one shard.
 
@@ -151,7 +134,6 @@ def check_shard(
         kind: Which arrays must be there.
         arrays: Decoded arrays by name.
         vocab_size: Ids must lie below it.
-        extras: Of the store's manifest.
         where: Store and shard, for the message.
 
     Raises:
@@ -164,29 +146,27 @@ def check_shard(
                 what, where=f"{where}, array {name}", expected=expected, hint="repair the shard"
             )
 
-    names = array_names(kind, extras)
+    names = array_names(kind)
     require(set(arrays) == set(names), "arrays are not those of the layout", "*", sorted(names))
     lengths = axis_lengths(arrays)
-    for spec in array_specs(kind, extras):
+    for spec in array_specs(kind):
         array = arrays[spec.name]
         require(array.dtype.str == spec.dtype, f"dtype {array.dtype.str}", spec.name, spec.dtype)
         length = lengths[spec.axis[0]] + (1 if spec.axis.endswith("+1") else 0)
         require(array.shape == (length,), f"shape {array.shape}", spec.name, (length,))
-    offsets = [("token_offsets", "N"), ("entry_offsets", "E")]
-    if kind == "aligned":
-        offsets.append(("span_offsets", "S"))
-    for name, axis in offsets:
+    all_offsets = (("token_offsets", "N"), ("entry_offsets", "E"), ("span_offsets", "S"))
+    for name, axis in (pair for pair in all_offsets if pair[0] in arrays):
         array = arrays[name]
         good = array[0] == 0 and array[-1] == lengths[axis] and bool((np.diff(array) >= 0).all())
         require(good, "offsets do not rise from 0 to the end", name, f"0..{lengths[axis]}")
-    for name in ("token_ids", "entry_ids"):
+    for name in (name for name in ("token_ids", "entry_ids") if name in arrays):
         ids = arrays[name]
         require(not ids.size or ids.max() < vocab_size, "id out of range", name, f"< {vocab_size}")
-    _check_probabilities(arrays, require)
-    _check_extras(arrays, extras, require)
     _check_bytes(arrays, require)
     if kind == "generated":
         _check_answers(arrays, require)
+        return
+    _check_probabilities(arrays, require)
     if kind == "aligned":
         _check_spans(arrays, require)
         origin = arrays["origin"]
@@ -216,26 +196,11 @@ def _check_probabilities(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -
     )
 
 
-def _check_extras(
-    arrays: Mapping[str, npt.NDArray[Any]], extras: Sequence[str], require: Any
-) -> None:
-    unknown = np.isnan(arrays["label_logprobs"])
-    most = {"entropy": float(np.finfo(np.float32).max), "space_mass": 1.0}
-    for name in extras:
-        values = arrays[name]
-        same = np.array_equal(np.isnan(values), unknown)
-        require(same, "not NaN exactly where label_logprobs is", name)
-        inside = ((values >= 0) & (values <= most[name])) | unknown
-        require(bool(inside.all()), "out of range", name, f"0 to {most[name]:g}")
-
-
 def _check_answers(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
     segments, answers = arrays["segment_ids"], arrays["answer_index"].astype(np.int64)
     rises = np.diff(segments)
     further = (rises > 0) | ((rises == 0) & (np.diff(answers) > 0))
     require(bool(further.all()), "answers not sorted by segment and number", "answer_index")
-    known = not np.isnan(arrays["label_logprobs"]).any()
-    require(known, "NaN, but every answer has a prompt before it", "label_logprobs")
     finish, offsets = arrays["finish"], arrays["token_offsets"]
     require(not finish.size or finish.max() <= max(Finish), "unknown reason", "finish")
     has_tokens = np.diff(offsets) > 0

@@ -9,19 +9,14 @@ from pydantic import Field, model_validator
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import BosRule, StrictModel
 from store_schema.fingerprint import fingerprint
-from store_schema.layout import EXTRAS, Arrays, Extra, Kind, check_shard
+from store_schema.layout import Arrays, Kind, check_shard
 from store_schema.plan.plan import ShardRecord
 from store_schema.presets import Encoding
 
-_LAST_VERSION = {
-    **{"top_p": 1, "logprob_codec": 1},
-    # Since version 4 each commit says which segments it is of: a plan may grow, and be used for other
-    # models, without a store becoming another one.
-    **{"corpus_fingerprint": 3, "plan_fingerprint": 3, "num_shards": 3},
-}
-"""Last versions in which a field is part of what makes a store this one."""
-_FIRST_VERSION = {"num_shards": 2, "encoding": 2, "ranking_fingerprint": 2, "extras": 3}
-
+_OF_THE_PLAN = ("corpus_fingerprint", "plan_fingerprint", "num_shards")
+"""No part of what makes a store this one: each commit says which segments it is of, so a plan may grow,
+and be used for other models, without a store becoming another one."""
+_ALWAYS_NULL = ("top_p", "logprob_codec")
 _AS_WRITTEN = ("name", "revision", "gguf_file", "bos", "by_offsets")
 """What a model's identity says of the run file: no part of what makes a store this one."""
 
@@ -48,14 +43,6 @@ class ModelIdentity(StrictModel):
     """Number of ids of the tokenizer; entries lie below it."""
 
 
-class LogprobCodec(StrictModel):
-    """How entry_logprobs are kept, and what that costs."""
-
-    name: Literal["float32"] = "float32"
-    error_bound_nats: float = Field(default=0.0, ge=0)
-    """Largest difference between a stored and a computed log-probability."""
-
-
 class Manifest(StrictModel):
     """manifest.json: everything that all shards of a store share. Its fingerprint ties them."""
 
@@ -70,45 +57,33 @@ class Manifest(StrictModel):
     corpus_fingerprint: str
     """Of the corpus that the plan was made from."""
     plan_fingerprint: str
-    """Of the plan when the store was last opened for writing; up to version 3 of its only one."""
+    """Of the plan when the store was last opened for writing."""
     num_shards: int | None = Field(default=None, ge=0)
-    """Shards of that plan, so that commits are found without a listing; None in version 1."""
-    extras: tuple[Extra, ...] = ()
-    """Figures kept beside each position, in layout order; none before version 3."""
+    """Shards of that plan, so that commits are found without a listing; None: not known."""
+    extras: tuple[str, ...] = ()
+    """Always empty: figures beside entries that stores may have had once, which the reader refuses."""
     estimator: Literal["topk", "sampled"] = "topk"
     """topk: the most probable entries; sampled: an unbiased draw, tail mass 0."""
-    top_k: int = Field(gt=0)
-    """Entries the engine gave at each position, at most."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    """Version 1: mass at which entries stop. Later: in `encoding`."""
+    top_k: int | None = Field(gt=0)
+    """Entries the engine gave at each position, at most; None in generated stores, which have none."""
+    top_p: None = None
+    """Always null, like `logprob_codec`: what they said stands in `encoding`."""
     temperature: float = Field(default=1.0, gt=0)
-    logprob_codec: LogprobCodec | None = None
-    """Version 1: float32. Later: in `encoding`."""
-    encoding: Encoding | None = None
-    """What is kept of each position; exact when not given, None in version 1, which keeps all."""
+    logprob_codec: None = None
+    encoding: Encoding = Encoding()
+    """What is kept of each position."""
     ranking_fingerprint: str | None = None
-    """Of ids_by_rank.npy; the writer fills it in. None in version 1."""
+    """Of ids_by_rank.npy; the writer fills it in."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """What else shaped the content: engine and dtype, or method and the map's fingerprint."""
     vocabulary_fingerprint: str
     """Of vocabulary.parquet, the byte table of the store's own tokens."""
     created_by: str = f"logitfuse {__version__}"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _encoding_since_version_2(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and fields.get("schema_version", SCHEMA_VERSION) != 1:
-            return {"encoding": Encoding(), **fields}
-        return fields
-
     @model_validator(mode="after")
-    def _content_of_version(self) -> Self:
-        if self.extras != tuple(name for name in EXTRAS if name in self.extras):
-            raise ValueError(f"extras must stand in this order, each once: {', '.join(EXTRAS)}")
-        if self.extras and self.kind == "aligned":
-            raise ValueError("aligned stores have no extras")
-        if self.schema_version < 3 and (self.extras or self.kind == "generated"):
-            raise ValueError("generated stores and extras need schema version 3")
+    def _entries_of_kind(self) -> Self:
+        if self.top_k is None and self.kind != "generated":
+            raise ValueError("top_k is null in generated stores alone")
         return self
 
     @property
@@ -116,21 +91,23 @@ class Manifest(StrictModel):
         """Size of the vocabulary that the store's ids live in."""
         return (self.target or self.model).vocab_size
 
+    @property
+    def max_entries(self) -> int:
+        """Entries of a position, at most."""
+        return self.top_k or 0
+
     def check_shard(self, arrays: Arrays, *, where: str) -> None:
         """Check every invariant of the layout on the decoded arrays of one of the store's shards.
 
         Raises:
             CorruptionError: The first that does not hold, with its array.
         """
-        vocab_size, extras = self.vocab_size, self.extras
-        check_shard(self.kind, arrays, vocab_size=vocab_size, where=where, extras=extras)
+        check_shard(self.kind, arrays, vocab_size=self.vocab_size, where=where)
 
     def identity(self) -> dict[str, Any]:
         """What two manifests must share to be the same store (all but names and versions)."""
-        # Fields that the version does not have stay out, so fingerprints never change.
-        foreign = {name for name, last in _LAST_VERSION.items() if self.schema_version > last}
-        foreign |= {name for name, first in _FIRST_VERSION.items() if self.schema_version < first}
-        content = self.model_dump(mode="json", exclude={"created_by", *foreign})
+        left_out = {"created_by", *_OF_THE_PLAN, *_ALWAYS_NULL}
+        content = self.model_dump(mode="json", exclude=left_out)
         for key in ("model", "target"):
             if content[key] is not None:
                 content[key] = {k: v for k, v in content[key].items() if k not in _AS_WRITTEN}
@@ -183,11 +160,11 @@ class Commit(StrictModel):
     """The manifest's fingerprint when the shard was written."""
     shard_fingerprint: str
     """The plan's fingerprint of the shard: its segments and their text."""
-    first_segment: int | None = Field(default=None, ge=0)
-    """Row of the plan's segment table where the shard begins; None before version 4."""
+    first_segment: int = Field(ge=0)
+    """Row of the plan's segment table where the shard begins."""
     content_sha256: str
-    """Digest of the arrays on disk before compression (version 1: of the arrays of the layout):
-    equal for equal content, however it was compressed."""
+    """Digest of the arrays on disk before compression: equal for equal content, however it was
+    compressed."""
     files: dict[str, FileRecord]
     counts: Counts
     stats: dict[str, float] = Field(default_factory=dict)
@@ -196,5 +173,5 @@ class Commit(StrictModel):
 
     def is_of(self, shard: ShardRecord) -> bool:
         """Whether it was written from the segments that the plan has for this shard."""
-        begins = self.first_segment in (None, shard.start)
-        return self.shard_fingerprint == shard.fingerprint and begins
+        same = (self.shard_fingerprint, self.first_segment)
+        return same == (shard.fingerprint, shard.start)

@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from launch.command import StageGroup, set_up_logging
+from launch.pages.page import write_page
 from launch.signals import stop_on_signals
-from store_schema.disk.location import open_location
+from launch.work import parse_shards, shards_in
 from store_schema.errors import ConfigError, LogitfuseError
 from store_schema.layout import KINDS, Kind
 from store_tools.copy import copy_command
-from store_tools.export import export_command, parse_shards
+from store_tools.export import export_command
 from store_tools.leftovers import Collected, Leftover, collect, parse_age
 from store_tools.places import StorePlace, find_places, one_place
 from store_tools.repair import RepairReport, repair_store
@@ -228,7 +229,7 @@ def stats_command(
 
     Reads up to 16 shards spread evenly, unless told which.
     """
-    wanted = None if shards is None else parse_shards(shards)
+    wanted = None if shards is None else shards_in(parse_shards(shards))
     with stop_on_signals() as stop:
         found = [store_stats(place, shards=wanted, jobs=jobs, stop=stop) for place in places]
     if as_json:
@@ -271,7 +272,5 @@ def show_command(
     if html is None:
         click.echo(segment_text(shown, columns))
         return
-    folder, _, name = html.rpartition("/")
-    location = open_location(folder or ("/" if html.startswith("/") else "."))
-    location.write_atomic(name, page(shown).encode())
+    write_page(html, page(shown))
     click.echo(f"{heading(shown)}\nwritten to {html}")

@@ -26,11 +26,10 @@ from store_schema.disk.sealed import MAX_RECORD_BYTES, unseal
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, StoreError
 from store_schema.manifest import Commit, FileRecord, Manifest
-from store_schema.store.guards import MAX_COMMIT_BYTES, MAX_VOCABULARY_BYTES, REPAIR
+from store_schema.store.guards import MAX_COMMIT_BYTES, MAX_VOCABULARY_BYTES, REPAIR, RESTORE
 from store_schema.store.reader import (
     MANIFEST_FILE,
     RANKING_FILE,
-    RESTORE,
     VOCABULARY_FILE,
     StoreReader,
     commit_key,

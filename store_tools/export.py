@@ -4,14 +4,13 @@ Parquet has one row per position; what is not known (a label's log-probability t
 is null there. safetensors has the arrays of docs/store.md as they are, the manifest as metadata.
 A file comes into being whole under its name, and one that is there with the same content stays.
 JSONL has one line per answer of a generated store; with no room for metadata it is always written.
+Generated stores have no distributions: their rows are tokens.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,10 +23,11 @@ import pyarrow.parquet as pq
 from launch.command import set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
+from launch.work import parse_shards, shards_in
 from store_schema.disk.location import Location, open_location
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, MissingError
-from store_schema.layout import EXTRAS, Arrays, row_sums
+from store_schema.layout import Arrays
 from store_schema.store.answers import read_answers
 from store_schema.store.reader import StoreReader
 from store_schema.text.vocabulary import Vocabulary
@@ -40,24 +40,6 @@ _HEADER_LIMIT = 100 << 20
 """safetensors' own limit on the header's bytes."""
 
 Metadata = dict[str, str]
-
-
-def parse_shards(text: str) -> list[int]:
-    """Shards from "3-7" or "0,3-7,12".
-
-    Raises:
-        ConfigError: Written otherwise.
-    """
-    shards: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last or last - first >= 1_000_000:
-            raise ConfigError(
-                "shards refused", where="--shards", expected="such as 3-7 or 0,3-7", got=text
-            )
-        shards.update(range(first, last + 1))
-    return sorted(shards)
 
 
 def file_metadata(reader: StoreReader, shard: int) -> Metadata:
@@ -95,10 +77,6 @@ def position_tables(arrays: Arrays, tokens: pa.Array) -> Iterator[pa.Table]:
     for first in range(0, max(total, 1), ROW_GROUP):
         part = slice(first, min(first + ROW_GROUP, total))
         here = segments[part]
-        offsets = arrays["entry_offsets"][part.start : part.stop + 1]
-        entries = slice(int(offsets[0]), int(offsets[-1]))
-        lists = pa.array(_rows(offsets))
-        labels = arrays["label_logprobs"][part]
         ids = arrays["token_ids"][part]
         columns: dict[str, Any] = {
             "segment_id": arrays["segment_ids"][here],
@@ -107,20 +85,28 @@ def position_tables(arrays: Arrays, tokens: pa.Array) -> Iterator[pa.Table]:
             # Null where the byte table ends before the id.
             "token": tokens.take(pa.array(ids, mask=ids >= len(tokens))),
             "byte_end": arrays["byte_ends"][part],
-            "label_logprob": pa.array(labels, mask=np.isnan(labels)),
-            "tail_mass": arrays["tail_mass"][part],
-            "entry_ids": pa.ListArray.from_arrays(lists, arrays["entry_ids"][entries]),
-            "entry_logprobs": pa.ListArray.from_arrays(lists, arrays["entry_logprobs"][entries]),
         }
-        for name in ("answer_index", "finish"):
-            if name in arrays:
-                columns[name] = arrays[name][here]
-        for name in EXTRAS:
-            if name in arrays:
-                columns[name] = pa.array(arrays[name][part], mask=np.isnan(arrays[name][part]))
+        if "finish" in arrays:
+            columns |= {name: arrays[name][here] for name in ("answer_index", "finish")}
+        else:
+            columns |= _distributions(arrays, part)
         if "origin" in arrays:
             columns |= {"origin": arrays["origin"][part], "span_index": arrays["span_index"][part]}
         yield pa.table(columns)
+
+
+def _distributions(arrays: Arrays, part: slice) -> dict[str, Any]:
+    """Columns of what is stored of the distributions of some positions."""
+    offsets = arrays["entry_offsets"][part.start : part.stop + 1]
+    entries = slice(int(offsets[0]), int(offsets[-1]))
+    lists = pa.array(_rows(offsets))
+    labels = arrays["label_logprobs"][part]
+    return {
+        "label_logprob": pa.array(labels, mask=np.isnan(labels)),
+        "tail_mass": arrays["tail_mass"][part],
+        "entry_ids": pa.ListArray.from_arrays(lists, arrays["entry_ids"][entries]),
+        "entry_logprobs": pa.ListArray.from_arrays(lists, arrays["entry_logprobs"][entries]),
+    }
 
 
 def parquet_bytes(arrays: Arrays, vocabulary: Vocabulary, metadata: Metadata) -> bytes:
@@ -188,7 +174,6 @@ def jsonl_bytes(arrays: Arrays, vocabulary: Vocabulary, metadata: Metadata) -> b
             where="--format jsonl",
             hint="take parquet",
         )
-    nats = -row_sums(arrays["label_logprobs"].astype(np.float64), arrays["token_offsets"])
     lines = [
         json.dumps(
             {
@@ -197,11 +182,10 @@ def jsonl_bytes(arrays: Arrays, vocabulary: Vocabulary, metadata: Metadata) -> b
                 "finish": answer.finish.name.lower(),
                 "text": answer.text.decode(errors="replace"),
                 "num_tokens": answer.num_tokens,
-                "nats": cost if math.isfinite(cost) else None,
             },
             ensure_ascii=False,
         )
-        for answer, cost in zip(read_answers(arrays, vocabulary), nats.tolist(), strict=True)
+        for answer in read_answers(arrays, vocabulary)
     ]
     return "".join(f"{line}\n" for line in lines).encode()
 
@@ -297,7 +281,7 @@ def export_command(source: str, out: str, form: str, shards: str | None) -> None
     """Write the store SOURCE to the folder or URL OUT, for other tools."""
     set_up_logging()
     reader = StoreReader.open(open_location(source))
-    chosen = None if shards is None else parse_shards(shards)
+    chosen = None if shards is None else shards_in(parse_shards(shards))
     with stop_on_signals() as flag:
         target = open_location(out)
         require_outside(reader.location, target)

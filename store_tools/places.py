@@ -15,6 +15,7 @@ from store_schema.errors import ConfigError, CorruptionError, MissingError, Stor
 from store_schema.layout import KINDS, Kind
 from store_schema.manifest import Commit
 from store_schema.plan.plan import PLAN_FILE, Plan, ShardRecord
+from store_schema.plan.run_plan import plan_location
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 
 STAGES: dict[Kind, str] = {
@@ -176,7 +177,7 @@ def _run_places(
         raise MissingError(
             "no store yet", where=", ".join(urls), hint="run `logitfuse extract run` first"
         )
-    plan = plan or open_location(f"{run.data_folder}/plan")
+    plan = plan or plan_location(run)
     return [
         StorePlace(
             url.removeprefix(f"{run.data_folder}/").removeprefix(f"{run.folder}/"),

@@ -6,14 +6,13 @@ import json
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from launch.visible import visible
 from store_schema.errors import ConfigError, MissingError
 from store_schema.layout import Arrays, Finish, Origin
 from store_schema.plan.find_segment import find_segment, row_number
 from store_schema.plan.plan import Plan, Segment
 from store_schema.store.answers import TEXT_ARRAYS, StoredAnswer, read_answers
+from store_schema.store.segment_rows import place_of, rows_of
 from store_schema.text.vocabulary import Vocabulary
 from store_tools.places import SoundReader, StorePlace, planned_shard
 
@@ -43,8 +42,8 @@ class Position:
         index: Within the segment.
         data: Its bytes in the text.
         token_id: In the store's vocabulary.
-        logprob: Nats; None where it is not known.
-        tail_mass: Probability outside the entries.
+        logprob: Nats; None where it is not known, as in all of an answer.
+        tail_mass: Probability outside the entries; all of it where nothing is known.
         best: The most probable tokens, best first.
         origin: Of an aligned store.
         name: How the vocabulary writes a token that stands for no text; b"" for others.
@@ -53,10 +52,10 @@ class Position:
     index: int
     data: bytes
     token_id: int
-    logprob: float | None
-    tail_mass: float
-    best: tuple[Expected, ...]
-    origin: Origin | None
+    logprob: float | None = None
+    tail_mass: float = 1.0
+    best: tuple[Expected, ...] = ()
+    origin: Origin | None = None
     name: bytes = b""
 
 
@@ -176,7 +175,7 @@ def read_segment(
         prompt = () if segment is None else prompt_turns(segment.context)
         shown, text = ShownAnswer(found.number, count, found.finish, prompt), found.text
     else:
-        at = int(np.flatnonzero(arrays["segment_ids"] == row)[0])
+        at = place_of(arrays, row, f"{reader.location.url}, shard {shard}")
     positions = positions_of(arrays, at, text, reader.vocabulary, top=top)
     return ShownSegment(
         place.name, manifest.kind, manifest.source, row, shard, segment, positions, shown
@@ -252,35 +251,31 @@ def positions_of(
         vocabulary: Of the store.
         top: Tokens shown of each position.
     """
+    spelling = vocabulary.spelling
     start, stop = map(int, arrays["token_offsets"][at : at + 2])
-    positions = []
-    begin = 0
-    for i in range(start, stop):
-        token, end = int(arrays["token_ids"][i]), int(arrays["byte_ends"][i])
-        label = float(arrays["label_logprobs"][i])
-        first, last = map(int, arrays["entry_offsets"][i : i + 2])
-        best = [
-            Expected(int(e), vocabulary.spelling(int(e)), float(logprob))
-            for e, logprob in zip(
-                arrays["entry_ids"][first : min(last, first + top)],
-                arrays["entry_logprobs"][first : min(last, first + top)],
-                strict=True,
-            )
-        ]
-        positions.append(
-            Position(
-                i - start,
-                vocabulary.spelling(token) if text is None else text[begin:end],
-                token,
-                None if math.isnan(label) else label,
-                float(arrays["tail_mass"][i]),
-                tuple(best),
-                Origin(int(arrays["origin"][i])) if "origin" in arrays else None,
-                vocabulary.spelling(token) if "finish" in arrays and end == begin else b"",
-            )
+    if "finish" in arrays:
+        positions, begin = [], 0
+        for i, token in enumerate(arrays["token_ids"][start:stop].tolist()):
+            end = int(arrays["byte_ends"][start + i])
+            data = spelling(token) if text is None else text[begin:end]
+            positions.append(Position(i, data, token, name=spelling(token) * (end == begin)))
+            begin = end
+        return tuple(positions)
+    origins: list[Origin | None] = [None] * (stop - start)
+    if "origin" in arrays:
+        origins = [Origin(number) for number in arrays["origin"][start:stop].tolist()]
+    return tuple(
+        Position(
+            i,
+            spelling(row.token_id) if text is None else text[row.start : row.end],
+            row.token_id,
+            row.logprob,
+            row.tail_mass,
+            tuple(Expected(e, spelling(e), logprob) for e, logprob in row.entries),
+            origin,
         )
-        begin = end
-    return tuple(positions)
+        for i, (row, origin) in enumerate(zip(rows_of(arrays, at, top=top), origins, strict=True))
+    )
 
 
 def list_segments(place: StorePlace, count: int = LISTED) -> list[Listed]:

@@ -28,11 +28,11 @@ def heading(shown: ShownSegment) -> str:
         facts += [f"domain {visible(segment.domain)}", f"split {visible(segment.split)}"]
     if shown.answer is not None:
         facts.append(f"{shown.answer.count} answers, this one ended: {ending(shown.answer.finish)}")
-    bpb = "no label known" if shown.bpb is None else f"{shown.bpb:.3f} bits per byte"
-    return (
-        f"{visible(shown.store)}, segment {visible(shown.title)} ({', '.join(facts)}): "
-        f"{shown.num_bytes} bytes, {len(shown.positions)} positions, {bpb}"
-    )
+    size = f"{shown.num_bytes} bytes, {len(shown.positions)} positions"
+    if shown.answer is None:
+        bpb = "no label known" if shown.bpb is None else f"{shown.bpb:.3f} bits per byte"
+        size = f"{size}, {bpb}"
+    return f"{visible(shown.store)}, segment {visible(shown.title)} ({', '.join(facts)}): {size}"
 
 
 def ending(finish: Finish) -> str:
@@ -53,13 +53,18 @@ def segment_text(shown: ShownSegment, columns: int) -> str:
     """The segment as a table of `columns` columns, one position after the other."""
     tokens = [quoted(position.data or position.name) for position in shown.positions]
     token_columns = min(max(map(width, [*tokens, "token"])), _TOKEN_COLUMNS)
+    if shown.answer is not None:
+        lines = [heading(shown), "", *_prompt_lines(shown.answer)]
+        lines.append(f"{'':>5} {padded('token', token_columns)} {'id':>8}")
+        for position, token in zip(shown.positions, tokens, strict=True):
+            begun = f"{position.index:>5} {padded(token, token_columns)}"
+            lines.append(f"{begun} {position.token_id:>8}")
+        return "\n".join(lines)
     head = f"{'':>5} {padded('token', token_columns)} {'nats':>8} {'prob':>7} {'tail':>6}"
     if shown.kind == "aligned":
         head += f" {'origin':<8}"
     room = max(columns - width(head) - len(_GAP), 24)
     lines = [heading(shown), ""]
-    if shown.answer is not None:
-        lines += _prompt_lines(shown.answer)
     lines.append(f"{head}{_GAP}most probable, * the one that stands there")
     for position, token in zip(shown.positions, tokens, strict=True):
         label = position.logprob

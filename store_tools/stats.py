@@ -15,7 +15,7 @@ import numpy as np
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.errors import MissingError
-from store_schema.layout import Finish, Origin
+from store_schema.layout import Finish, Kind, Origin
 from store_schema.manifest import Commit
 from store_schema.plan.plan import Plan
 from store_tools.places import SoundReader, StorePlace, planned_shard
@@ -76,9 +76,7 @@ def store_stats(
         )
     wanted = sample_of(there) if shards is None else list(shards)
     total = _sums(place.name, reader, plan, wanted, jobs, stop)
-    return (
-        _identity(place, reader, wanted) | _sizes(reader) | _figures(total, reader.manifest.extras)
-    )
+    return _identity(place, reader, wanted) | _sizes(reader) | _figures(reader.manifest.kind, total)
 
 
 def _sums(
@@ -89,10 +87,10 @@ def _sums(
     jobs: int | None,
     stop: StopFlag | None,
 ) -> Sums:
-    kind, extras = reader.manifest.kind, reader.manifest.extras
+    kind = reader.manifest.kind
 
     def read(shard: int) -> Sums:
-        arrays = reader.read(shard, (*NEEDED_OF[kind], *extras))
+        arrays = reader.read(shard, NEEDED_OF[kind])
         domains = [NO_DOMAIN] * len(arrays["segment_ids"])
         if plan is not None:
             record = planned_shard(plan, shard, reader.location.url)
@@ -119,7 +117,6 @@ def _identity(place: StorePlace, reader: SoundReader, shards: Sequence[int]) -> 
         "name": place.name,
         "url": reader.location.url,
         "kind": manifest.kind,
-        "extras": list(manifest.extras),
         "source": manifest.source,
         "schema_version": manifest.schema_version,
         "estimator": manifest.estimator,
@@ -144,25 +141,25 @@ def _sizes(reader: SoundReader) -> dict[str, Any]:
     }
 
 
-def _figures(sums: Sums, extras: Sequence[str]) -> dict[str, Any]:
+def _figures(kind: Kind, sums: Sums) -> dict[str, Any]:
+    positions = sum(of_domain.positions for of_domain in sums.by_domain.values())
+    domains = {name: sums.by_domain[name].figures(kind) for name in sorted(sums.by_domain)}
+    found: dict[str, Any] = {"positions_read": positions, "domains": domains}
+    if kind == "generated":
+        finishes = {finish.name.lower(): int(sums.finishes[finish]) for finish in Finish}
+        return found | {"finishes": finishes}
     covered = int(sums.mass.sum())
-    positions = int(sums.entry_counts.sum())
-    found: dict[str, Any] = {
-        "positions_read": positions,
-        "entries_per_position": {
-            "mean": ratio(float(sums.entry_counts @ np.arange(len(sums.entry_counts))), positions),
-            "histogram": histogram(sums.entry_counts),
-        },
-        "kept_mass": {"mean": ratio(sums.kept_mass, covered)}
-        | {f"p{share}": percentile(sums.mass, share) for share in (5, 50, 95)},
-        "domains": {name: sums.by_domain[name].figures(extras) for name in sorted(sums.by_domain)},
+    found["entries_per_position"] = {
+        "mean": ratio(float(sums.entry_counts @ np.arange(len(sums.entry_counts))), positions),
+        "histogram": histogram(sums.entry_counts),
+    }
+    found["kept_mass"] = {"mean": ratio(sums.kept_mass, covered)} | {
+        f"p{share}": percentile(sums.mass, share) for share in (5, 50, 95)
     }
     if sums.origins.any():
         found["origins"] = {
             origin.name.lower(): int(sums.origins[origin]) / positions for origin in Origin
         }
-    if sums.finishes.any():
-        found["finishes"] = {finish.name.lower(): int(sums.finishes[finish]) for finish in Finish}
     return found
 
 

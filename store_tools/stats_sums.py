@@ -14,22 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from store_schema.layout import Arrays, Finish, Kind, Origin, row_sums
+from store_schema.text.encoded import token_lengths
 
 MASS_BINS = 10_000
 """Kept mass is counted in steps of 1e-4: percentiles of any number of positions in fixed memory."""
-NEEDED = (
-    "segment_ids",
-    "token_offsets",
-    "byte_ends",
-    "entry_offsets",
-    "entry_logprobs",
-    "tail_mass",
-    "label_logprobs",
-)
+_TEXT = ("segment_ids", "token_offsets", "byte_ends")
+_SCORED = (*_TEXT, "entry_offsets", "entry_logprobs", "tail_mass", "label_logprobs")
 NEEDED_OF: dict[Kind, tuple[str, ...]] = {
-    "source": NEEDED,
-    "generated": (*NEEDED, "finish"),
-    "aligned": (*NEEDED, "origin", "source_nats", "source_bytes"),
+    "source": _SCORED,
+    "generated": (*_TEXT, "finish"),
+    "aligned": (*_SCORED, "origin", "source_nats", "source_bytes"),
 }
 Counts = npt.NDArray[np.int64]
 
@@ -49,8 +43,6 @@ class DomainSums:
         bytes: Bytes of all positions.
         source_nats: Aligned stores: the source's own cost, on its own tokens.
         source_bytes: Bytes that cost covers.
-        full_entropy_nats: Stores with the extra: of whole distributions, over labels not unknown.
-        space_mass: The same of the mass on tokens that begin with white space.
     """
 
     positions: int = 0
@@ -63,32 +55,25 @@ class DomainSums:
     bytes: int = 0
     source_nats: float = 0.0
     source_bytes: int = 0
-    full_entropy_nats: float = 0.0
-    space_mass: float = 0.0
 
     def add(self, other: DomainSums) -> None:
         """Add the sums of other positions."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def figures(self, extras: Sequence[str]) -> dict[str, Any]:
-        """What people compare, of a store with these extras; None where nothing is known."""
+    def figures(self, kind: Kind) -> dict[str, Any]:
+        """What people compare, of a store of `kind`; None where nothing is known."""
+        text = {"positions": self.positions, "bytes": self.bytes}
+        if kind == "generated":
+            return text
         bpb = ratio(self.label_nats / math.log(2), self.label_bytes)
-        not_unknown = self.known_labels + self.impossible_labels
-        of_extras = {
-            "entropy": ("full_entropy_nats_per_position", self.full_entropy_nats),
-            "space_mass": ("space_mass", self.space_mass),
-        }
-        return {
-            "positions": self.positions,
-            "bytes": self.bytes,
+        return text | {
             "covered": ratio(self.covered, self.positions),
             "entropy_nats_per_position": ratio(self.entropy_nats, self.covered),
             "label_bpb": None if self.impossible_labels else bpb,
             "label_bytes_share": ratio(self.label_bytes, self.bytes),
             "impossible_labels": self.impossible_labels,
             "source_bpb": ratio(self.source_nats / math.log(2), self.source_bytes),
-            **{of_extras[name][0]: ratio(of_extras[name][1], not_unknown) for name in extras},
         }
 
 
@@ -103,7 +88,8 @@ class Sums:
 
     Args:
         by_domain: Sums by domain.
-        entry_counts: [longest + 1] positions by their number of entries.
+        entry_counts: [longest + 1] positions by their number of entries; of a generated store, as all
+            but the last figures, nothing.
         mass: [MASS_BINS + 1] covered positions by kept mass.
         kept_mass: Sum of the kept mass of covered positions.
         origins: [3] positions by origin; zeros where the store is not aligned.
@@ -140,9 +126,11 @@ def shard_sums(kind: Kind, arrays: Arrays, domains: Sequence[str]) -> Sums:
 
     Args:
         kind: Of the store.
-        arrays: `NEEDED_OF` the kind, and the store's extras.
+        arrays: `NEEDED_OF` the kind.
         domains: [D] domain of each segment.
     """
+    if kind == "generated":
+        return _answer_sums(arrays, domains)
     offsets = arrays["entry_offsets"]
     counts = np.diff(offsets)
     covered = counts > 0
@@ -156,8 +144,6 @@ def shard_sums(kind: Kind, arrays: Arrays, domains: Sequence[str]) -> Sums:
     )
     if kind == "aligned":
         made.origins = np.bincount(arrays["origin"], minlength=len(Origin)).astype(np.int64)
-    if kind == "generated":
-        made.finishes = np.bincount(arrays["finish"], minlength=len(Finish)).astype(np.int64)
     entropy = entropies(arrays["entry_logprobs"], offsets, arrays["tail_mass"])
     lengths = token_lengths(arrays["byte_ends"], arrays["token_offsets"])
     rows = np.diff(arrays["token_offsets"])
@@ -167,10 +153,6 @@ def shard_sums(kind: Kind, arrays: Arrays, domains: Sequence[str]) -> Sums:
         sums = _domain_sums(arrays["label_logprobs"][here], lengths[here])
         sums.covered = int(covered[here].sum())
         sums.entropy_nats = float(entropy[here & covered].sum())
-        if "entropy" in arrays:
-            sums.full_entropy_nats = _known_sum(arrays["entropy"][here])
-        if "space_mass" in arrays:
-            sums.space_mass = _known_sum(arrays["space_mass"][here])
         if kind == "aligned":
             sums.source_nats = float(arrays["source_nats"][segments].sum())
             sums.source_bytes = int(arrays["source_bytes"][segments].sum())
@@ -178,8 +160,16 @@ def shard_sums(kind: Kind, arrays: Arrays, domains: Sequence[str]) -> Sums:
     return made
 
 
-def _known_sum(values: npt.NDArray[np.float32]) -> float:
-    return float(np.nansum(values, dtype=np.float64))
+def _answer_sums(arrays: Arrays, domains: Sequence[str]) -> Sums:
+    lengths = token_lengths(arrays["byte_ends"], arrays["token_offsets"])
+    rows = np.diff(arrays["token_offsets"])
+    made = Sums(finishes=np.bincount(arrays["finish"], minlength=len(Finish)).astype(np.int64))
+    for domain in dict.fromkeys(domains):
+        here = np.repeat([name == domain for name in domains], rows)
+        made.by_domain[domain] = DomainSums(
+            positions=int(here.sum()), bytes=int(lengths[here].sum())
+        )
+    return made
 
 
 def _domain_sums(labels: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) -> DomainSums:
@@ -216,14 +206,3 @@ def entropies(
     tail = tail_mass.astype(np.float64)
     tails: npt.NDArray[np.float64] = tail * np.log(np.where(tail > 0, tail, 1.0))
     return row_sums(parts, offsets) - tails
-
-
-def token_lengths(
-    byte_ends: npt.NDArray[np.uint32], token_offsets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """[N] bytes of each token; the first of a segment begins at 0."""
-    ends = byte_ends.astype(np.int64)
-    lengths = np.diff(ends, prepend=0)
-    starts = token_offsets[:-1][np.diff(token_offsets) > 0]
-    lengths[starts] = ends[starts]
-    return lengths

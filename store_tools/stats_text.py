@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from launch.visible import padded, visible, width
+from launch.visible import table, visible
 
-_EXTRA_FIGURES = {
-    "entropy": ("full_entropy_nats_per_position", "full entropy"),
-    "space_mass": ("space_mass", "space mass"),
-}
-"""By extra: the figure in the statistics, and the head of its column."""
 BAR_COLUMNS = 40
 UNKNOWN = "-"
 
 
 def stats_text(stats: dict[str, Any]) -> str:
     """All figures of one store."""
-    parts = [_head(stats), _array_table(stats), _entry_bars(stats), _mass_lines(stats)]
-    parts.append(_domain_table(stats))
+    parts = [_head(stats), _array_table(stats)]
+    if stats["kind"] == "generated":
+        parts += [_answer_table(stats), _finish_line(stats["finishes"])]
+    else:
+        parts += [_entry_bars(stats), _mass_lines(stats), _domain_table(stats)]
     if "origins" in stats:
         parts.append(_origin_line(stats["origins"]))
-    if "finishes" in stats:
-        parts.append(_finish_line(stats["finishes"]))
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def _head(stats: dict[str, Any]) -> str:
     planned = stats["shards_planned"]
     shards = f"{stats['shards']:,}" + ("" if planned is None else f" of {planned:,}")
+    entries = "" if stats["kind"] == "generated" else f"{stats['entries']:,} entries, "
     bits = [
         f"{visible(stats['name'])}: {stats['kind']} store of {visible(stats['source'])}, "
         f"schema version {stats['schema_version']}, vocabulary of {stats['vocab_size']:,}",
         f"{shards} shards, {stats['segments']:,} segments, {stats['positions']:,} positions, "
-        f"{stats['entries']:,} entries, {stats['size_bytes'] / 1e6:,.1f} MB",
+        f"{entries}{stats['size_bytes'] / 1e6:,.1f} MB",
     ]
     if stats["shards_read"] < stats["shards"]:
         bits.append(
@@ -55,7 +51,7 @@ def _array_table(stats: dict[str, Any]) -> str:
         )
         for name, size in [*stats["array_bytes"].items(), ("all", total)]
     ]
-    return table(("array", "bytes", "bytes/position", "share"), rows)
+    return "\n".join(table(("array", "bytes", "bytes/position", "share"), rows))
 
 
 def _entry_bars(stats: dict[str, Any]) -> str:
@@ -82,11 +78,18 @@ def _mass_lines(stats: dict[str, Any]) -> str:
     )
 
 
+def _answer_table(stats: dict[str, Any]) -> str:
+    rows = [
+        (visible(name), f"{found['positions']:,}", f"{found['bytes']:,}")
+        for name, found in stats["domains"].items()
+    ]
+    return "\n".join(table(("domain", "positions", "bytes"), rows))
+
+
 def _domain_table(stats: dict[str, Any]) -> str:
     aligned = stats["kind"] == "aligned"
     head = ["domain", "positions", "with entries", "entropy", "label bpb", "of bytes"]
     more = {"source_bpb": "source bpb"} if aligned else {}
-    more |= {_EXTRA_FIGURES[name][0]: _EXTRA_FIGURES[name][1] for name in stats["extras"]}
     head += more.values()
     rows = []
     for name, found in stats["domains"].items():
@@ -106,15 +109,15 @@ def _domain_table(stats: dict[str, Any]) -> str:
         "probability is known,\nwhich cover that share of the bytes"
     )
     notes += ". source bpb: the source's own, on its own tokens." if aligned else "."
-    if more.keys() - {"source_bpb"}:
-        notes += "\nfull entropy, space mass: of whole distributions, as the model gave them."
     if any(found["impossible_labels"] for found in stats["domains"].values()):
         notes += "\ninf: a label has probability 0."
-    return f"{table(head, rows)}\n{notes}"
+    return "\n".join([*table(head, rows), notes])
 
 
 def _finish_line(finishes: dict[str, int]) -> str:
     total = sum(finishes.values())
+    if not total:
+        return ""
     parts = [
         f"{count:,} {name.replace('_', ' ')} ({_percent(count / total)})"
         for name, count in finishes.items()
@@ -128,19 +131,6 @@ def _origin_line(origins: dict[str, float]) -> str:
     return (
         f"coverage: {_percent(covered)} of positions, {_percent(origins['boundary'])} start where "
         f"a source token starts, {_percent(origins['inside'])} inside one"
-    )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns as wide as they need; the first to the left, the others to the right."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(width(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            padded(cell, columns) if i == 0 else " " * (columns - width(cell)) + cell
-            for i, (cell, columns) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
     )
 
 

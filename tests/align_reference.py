@@ -33,6 +33,13 @@ LEAST_SPREAD = 1e-5
 """Less than this of an entry's mass goes to no further target token: it is tail."""
 
 
+def vocabulary(*tokens: bytes, special: Sequence[int] = ()) -> Vocabulary:
+    """A vocabulary by hand; b"" makes a token without bytes."""
+    roles = np.zeros(len(tokens), bool)
+    roles[list(special)] = True
+    return Vocabulary(tokens, roles)
+
+
 def vocabulary_map(
     pieces: PieceTable,
     continuation: Continuation,

@@ -78,6 +78,14 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="session")
+def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Sources and a target with chat templates."""
+    from tests.generate_runs import make_chat_models
+
+    return make_chat_models(tmp_path_factory.mktemp("chat_models"))
+
+
 @pytest.fixture(autouse=True)
 def _width(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are as wide as without a terminal, also in test processes that are told one's width."""

@@ -10,11 +10,10 @@ import numpy.typing as npt
 import torch
 
 from extract.config import ExtractSection
-from extract.engines.protocol import DenseRows, Engine, EngineSpec, engine_spec, first_known
+from extract.engines.protocol import Engine, EngineSpec, engine_spec, first_known
 from extract.scoring.rows import scored_segment
-from extract.scoring.space_ids import space_initial_ids
 from store_schema.config import ModelRef
-from store_schema.model.models import keep_soft_cap
+from store_schema.model.causal_model import keep_soft_cap
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests.tiny import SAMPLE_TEXTS
@@ -37,7 +36,6 @@ def spec_of(folder: Path, engine: str, *, dtype: str = "auto", **options: Any) -
         vocab_size=tokenizer.vocab_size,
         longest=LONGEST,
         seed=0,
-        space_ids=space_initial_ids(tokenizer.vocabulary),
     )
 
 
@@ -116,7 +114,6 @@ def check_engine(
     for i, (segment, (labels, logprobs)) in enumerate(zip(segments, references, strict=True)):
         for name in ("ids", "logprobs", "label_logprobs"):
             assert np.array_equal(getattr(rows[i], name), getattr(again[i], name)), name
-        check_extras(rows[i], logprobs, spec)
         assert rows[i].ids.shape == (len(labels), spec.section.top_k)
         np.testing.assert_allclose(rows[i].label_logprobs, labels, atol=TOLERANCE_NATS)
         chosen = np.take_along_axis(logprobs, rows[i].ids, axis=1)
@@ -124,26 +121,6 @@ def check_engine(
         best = -np.sort(-logprobs, axis=1)[:, : spec.section.top_k]
         np.testing.assert_allclose(-np.sort(-chosen, axis=1), best, atol=TOLERANCE_NATS)
         _check_stored(segment, rows[i], logprobs, tokenizer.vocab_size)
-
-
-def check_extras(dense: DenseRows, logprobs: npt.NDArray[np.float64], spec: EngineSpec) -> None:
-    """Entropy and white space mass of a segment's rows, beside those of the reference.
-
-    Args:
-        dense: From the engine.
-        logprobs: [R, V] of the reference, padding ids of the model included.
-        spec: Names the extras.
-    """
-    assert sorted(dense.extras) == sorted(spec.section.extras)
-    assert spec.space_ids is not None
-    p = np.exp(logprobs)
-    expected = {
-        "entropy": -(p * logprobs).sum(axis=1),
-        "space_mass": p[:, : len(spec.space_ids)][:, spec.space_ids].sum(axis=1),
-    }
-    for name, found in dense.extras.items():
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected[name], atol=TOLERANCE_NATS, err_msg=name)
 
 
 def _check_stored(

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from click.testing import CliRunner, Result
 
-from extract.cli import corpus, extract
+from tests.command import ok
 from tests.tiny import SAMPLE_TEXTS
 
 
@@ -50,30 +49,6 @@ def write_run(folder: Path, models: Mapping[str, Path], **sections: Any) -> Path
     return path
 
 
-def call(*arguments: object) -> Result:
-    """A command of this room in this process: ("corpus", "build", path) and so on."""
-    group, *rest = map(str, arguments)
-    command = {"corpus": corpus, "extract": extract}[group]
-    return CliRunner().invoke(command, rest)
-
-
-def ok(*arguments: object) -> str:
-    """Output of a command that must succeed."""
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    """The one error line, last on stderr, of a command that must fail with exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = result.stderr.strip().splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
-    assert "Traceback" not in result.stderr
-    return lines[-1]
-
-
 def files_of(folder: Path) -> dict[str, bytes]:
     """Content of every file below a folder but the logs of what commands cost."""
     return {
@@ -81,3 +56,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "logs" not in path.parts
     }
+
+
+def plan_run(path: Path) -> Path:
+    """The run file, its corpus built and its plan made."""
+    ok("corpus", "build", path)
+    ok("extract", "plan", path)
+    return path

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from extract.generation.generate import ANSWERING
 from extract.run import run_source
@@ -13,7 +16,7 @@ from launch.work import Part
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.store.reader import StoreReader
-from tests.extract_runs import ok, write_jsonl, write_run
+from tests.extract_runs import plan_run, write_jsonl, write_run
 from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
 
 CHAT_TEMPLATE = (
@@ -89,9 +92,18 @@ def planned(folder: Path, models: Mapping[str, Path], **sections: Any) -> Path:
         models,
         **({"corpus": {"inputs": inputs}, "generate": GENERATE} | sections),
     )
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(path)
+
+
+def spoilt(model: Path, folder: Path) -> Path:
+    """A copy of a model with NaN among the weights of its head."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(model, folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    loaded.lm_head.weight.data[3] = torch.nan
+    loaded.save_pretrained(folder)
+    return folder
 
 
 def one_source(models: Mapping[str, Path], name: str = "coder") -> dict[str, Path]:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from click.testing import CliRunner, Result
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from extract.engines.protocol import Answer, DenseRows
-from extract.generation.answers import answer_arrays, kept_answer, no_answer
+from extract.engines.protocol import Answer
+from extract.generation.answers import NO_ANSWER, answer_arrays, kept_answer
 from extract.generation.generate import answer_rules, check_answering
-from extract.judging.cli import judge
 from extract.judging.records import BestRow, ScoreRow, judged_location, read_best, read_scores
-from extract.plan.planning import plan_location
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.layout import Finish
-from store_schema.plan.plan import Plan
-from tests.extract_runs import ok, write_jsonl, write_run
+from store_schema.plan.run_plan import open_plan
+from tests import command
+from tests.extract_runs import plan_run, write_jsonl, write_run
 from tests.generate_runs import CHAT_TEMPLATE, make_chat_models
 from tests.tiny import tiny_tokenizer
 
@@ -85,9 +84,7 @@ def answered(
         "plan": {"max_tokens": 96, "shard_tokens": 16},
         "generate": {"max_tokens": 40, "temperature": 0.0},
     }
-    path = write_run(folder, models, **(defaults | sections))
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(folder, models, **(defaults | sections)))
     for name, texts in said.items():
         say(path, name, texts)
     return path
@@ -96,7 +93,7 @@ def answered(
 def say(path: Path, name: str, texts: Said) -> None:
     """Write a source's store of answers."""
     run = load_run(path)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     source = check_answering(run, name, plan)
     rules = answer_rules(source)
     by_byte = {token: i for i, token in reversed(list(enumerate(rules.tokens))) if len(token) == 1}
@@ -109,39 +106,20 @@ def say(path: Path, name: str, texts: Said) -> None:
                 text = texts(segment.document_id, number)
                 text, finish = text if isinstance(text, tuple) else (text, Finish.STOP)
                 if finish == Finish.PROMPT_TOO_LONG:
-                    kept.append(no_answer(segment, number, rules, ()))
+                    kept.append(kept_answer(segment, number, NO_ANSWER, rules))
                     continue
                 ids = [by_byte[bytes([byte])] for byte in text.encode()]
                 if not ids:
                     finish = Finish.EMPTY
                 if finish in (Finish.STOP, Finish.EMPTY):
                     ids.append(min(rules.end_ids))
-                ones = np.full((len(ids), 1), -1.0, np.float32)
-                rows = DenseRows(np.array(ids)[:, None], ones, ones[:, 0])
-                answer = Answer(np.array(ids), rows, finish)
-                kept.append(kept_answer(segment, number, answer, rules, where="here"))
-        writer.write(shard, answer_arrays(kept, ()), {"seconds": 1.0})
+                kept.append(kept_answer(segment, number, Answer(np.array(ids), finish), rules))
+        writer.write(shard, answer_arrays(kept), {"seconds": 1.0})
 
 
-def call_judge(*words: object) -> Result:
-    """`logitfuse judge` in this process."""
-    return CliRunner().invoke(judge, [str(word) for word in words])
-
-
-def judged(*words: object) -> str:
-    """Output of a judgement that must succeed."""
-    result = call_judge(*words)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def not_judged(*words: object) -> str:
-    """The one error line of a judgement that must fail."""
-    result = call_judge(*words)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = result.stderr.strip().splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
-    return lines[-1]
+call_judge = partial(command.call, "judge")
+judged = partial(command.ok, "judge")
+not_judged = partial(command.refused, "judge")
 
 
 def judges(*given: Any, **more: Any) -> list[str]:

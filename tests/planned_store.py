@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import yaml
-from click.testing import CliRunner, Result
 
 from store_schema.disk.location import Location, open_location
-from store_schema.layout import Arrays, Extra, Finish, Kind
+from store_schema.layout import Arrays, Finish, Kind
 from store_schema.plan.plan import Plan, Segment, ShardRecord, write_plan
 from store_schema.presets import PRESETS, Preset
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_schema.text.vocabulary import Vocabulary
-from store_tools.cli import store
-from tests import store_factory
+from tests import command, store_factory
 
 VOCABULARY = Vocabulary(
     (b"<s>", *(bytes([byte]) for byte in range(256))), np.arange(257, dtype=np.int64) == 0
@@ -95,13 +94,12 @@ def shard_arrays(
     kind: Kind = "source",
     *,
     top_k: int = 8,
-    extras: tuple[Extra, ...] | None = None,
 ) -> Arrays:
     """Made-up distributions over the bytes of a shard's texts."""
     segments = plan.segments(plan.shards[shard])
     if kind == "generated":
         prompts = [segment.index for segment in segments if segment.index in ANSWERS]
-        return _answer_arrays(prompts, shard, top_k)
+        return _answer_arrays(prompts, shard)
     texts = [segment.text.encode() for segment in segments]
     made = store_factory.arrays(
         kind,
@@ -109,7 +107,6 @@ def shard_arrays(
         top_k=top_k,
         vocab_size=len(VOCABULARY),
         seed=shard,
-        extras=extras,
     )
     made["segment_ids"] = np.array([segment.index for segment in segments], "<i8")
     made["token_ids"] = np.frombuffer(b"".join(texts), np.uint8).astype("<u4") + 1
@@ -118,7 +115,7 @@ def shard_arrays(
     return made
 
 
-def _answer_arrays(prompts: list[int], shard: int, top_k: int) -> Arrays:
+def _answer_arrays(prompts: list[int], shard: int) -> Arrays:
     ids: list[list[int]] = []
     ends: list[list[int]] = []
     finishes: list[Finish] = []
@@ -128,11 +125,7 @@ def _answer_arrays(prompts: list[int], shard: int, top_k: int) -> Arrays:
         ends.append([*range(1, len(text) + 1), *([len(text)] * len(ended))])
         finishes.append(finish)
     made = store_factory.arrays(
-        "generated",
-        [len(part) for part in ids],
-        top_k=top_k,
-        vocab_size=len(VOCABULARY),
-        seed=shard,
+        "generated", [len(part) for part in ids], vocab_size=len(VOCABULARY), seed=shard
     )
     return made | {
         "segment_ids": np.repeat(np.array(prompts, "<i8"), 2),
@@ -149,12 +142,11 @@ def make_writer(
     kind: Kind = "source",
     *,
     preset: Preset = "exact",
-    extras: tuple[Extra, ...] | None = None,
     settings: Mapping[str, Any] = SETTINGS,
 ) -> StoreWriter:
     """A writer of a store of the plan."""
     manifest = store_factory.manifest(
-        kind, vocab_size=len(VOCABULARY), top_k=8, encoding=PRESETS[preset], extras=extras
+        kind, vocab_size=len(VOCABULARY), top_k=8, encoding=PRESETS[preset]
     ).model_copy(
         update={
             "plan_fingerprint": plan.fingerprint,
@@ -171,7 +163,6 @@ def make_run(
     *,
     kinds: Collection[Kind] = ("source",),
     preset: Preset = "exact",
-    extras: tuple[Extra, ...] | None = None,
     settings: Mapping[str, Any] = SETTINGS,
     leave_out: Collection[int] = (),
     change: Mapping[int, Any] | None = None,
@@ -183,7 +174,6 @@ def make_run(
         folder: Everything goes below it.
         kinds: Which stores.
         preset: Of their encoding.
-        extras: Of their positions; None takes those of the factory.
         settings: Of their manifests.
         leave_out: Shards that are not written.
         change: By shard, a function that changes its arrays before they are written.
@@ -195,11 +185,11 @@ def make_run(
     plan = make_plan(folder / "run/plan")
     for kind in kinds:
         location = open_location(store_folder(folder, kind))
-        writer = make_writer(location, plan, kind, preset=preset, extras=extras, settings=settings)
+        writer = make_writer(location, plan, kind, preset=preset, settings=settings)
         for record in plan.shards:
             if record.index in leave_out:
                 continue
-            arrays = shard_arrays(plan, record.index, kind, extras=extras)
+            arrays = shard_arrays(plan, record.index, kind)
             (change or {}).get(record.index, lambda _: None)(arrays)
             writer.write((records or {}).get(record.index, record), arrays)
     content = {
@@ -236,18 +226,9 @@ def flip(path: Path, at: int = 0) -> None:
     path.write_bytes(data)
 
 
-def call(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
-    """A command of `store` in this process."""
-    result = CliRunner(env=env).invoke(store, [str(argument) for argument in arguments])
-    assert "Traceback" not in result.output
-    return result
-
-
-def ok(*arguments: object, env: Mapping[str, str] | None = None) -> str:
-    """Output of a command that must succeed."""
-    result = call(*arguments, env=env)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
+call = partial(command.call, "store")
+ok = partial(command.ok, "store")
+refused = partial(command.refused, "store")
 
 
 def found_wrong(*arguments: object) -> str:
@@ -256,12 +237,3 @@ def found_wrong(*arguments: object) -> str:
     assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
     assert "error: " not in result.output
     return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    """The one error line of a command that must be refused."""
-    result = call(*arguments)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = result.stderr.strip().splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
-    return lines[-1]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from store_schema.disk.location import Location
-from store_schema.layout import EXTRAS, Arrays, Extra, Finish, Kind
+from store_schema.layout import Arrays, Finish, Kind
 from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan.plan import Plan, Segment, ShardRecord, write_plan
 from store_schema.presets import PRESETS, Encoding
@@ -21,11 +19,6 @@ BIG_VOCAB = 262_145
 TOKENIZER = "t" * 32
 
 
-def extras_of(kind: Kind) -> tuple[Extra, ...]:
-    """What a made-up store has beside its entries unless told otherwise."""
-    return EXTRAS if kind == "generated" else ()
-
-
 def arrays(
     kind: Kind = "source",
     rows: Sequence[int] = (3, 0, 5),
@@ -33,25 +26,23 @@ def arrays(
     top_k: int = 4,
     vocab_size: int = BIG_VOCAB,
     seed: int = 0,
-    extras: Sequence[Extra] | None = None,
 ) -> Arrays:
     """Arrays of one shard.
 
     Args:
         kind: Which arrays.
-        rows: Positions of each segment; the first row of each has no distribution. In a generated
-            store, of each answer: two to a prompt, and every row has one.
+        rows: Positions of each segment, the first of which has no distribution; in a generated store
+            of each answer, two to a prompt.
         top_k: Entries of a row, at most; rows differ.
         vocab_size: Ids lie below it, some close to it.
         seed: Of the content.
-        extras: Which figures beside each position; None takes `extras_of`.
     """
     rng = np.random.default_rng(seed)
+    top_k = 0 if kind == "generated" else top_k
     token_offsets = np.concatenate([[0], np.cumsum(rows)]).astype("<i8")
     total = int(token_offsets[-1])
     first = np.zeros(total, bool)
-    if kind != "generated":
-        first[[int(o) for o, n in zip(token_offsets, rows, strict=False) if n]] = True
+    first[[int(o) for o, n in zip(token_offsets, rows, strict=False) if n]] = True
     counts = np.where(first, 0, rng.integers(0, top_k + 1, total))
     entry_offsets = np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
     ids, logprobs, tails = [], [], []
@@ -69,16 +60,16 @@ def arrays(
         "token_offsets": token_offsets,
         "token_ids": rng.integers(0, vocab_size, total).astype("<u4"),
         "byte_ends": np.concatenate([np.zeros(0), *ends]).astype("<u4"),
+    }
+    if kind == "generated":
+        return made | answers(made)
+    made |= {
         "entry_offsets": entry_offsets,
         "entry_ids": np.concatenate([np.zeros(0), *ids]).astype("<u4"),
         "entry_logprobs": np.minimum(np.concatenate([np.zeros(0), *logprobs]), 0).astype("<f4"),
         "tail_mass": tail.astype("<f4"),
         "label_logprobs": labels.astype("<f4"),
     }
-    extras = extras_of(kind) if extras is None else extras
-    made |= {name: figures(name, first, rng) for name in extras}
-    if kind == "generated":
-        made |= answers(made)
     if kind == "aligned":
         spans = [min(n, 2) for n in rows]
         made |= {
@@ -93,21 +84,8 @@ def arrays(
     return made
 
 
-def figures(name: Extra, unknown: npt.NDArray[np.bool_], rng: np.random.Generator) -> Any:
-    """[N] float32 of an extra, with both of its ends among them."""
-    total = len(unknown)
-    made = {
-        "entropy": rng.exponential(3.0, total),
-        "space_mass": rng.beta(0.3, 0.7, total).clip(0, 1),
-    }[name]
-    made[rng.random(total) < 0.1] = 0
-    if name == "space_mass":
-        made[rng.random(total) < 0.1] = 1
-    return np.where(unknown, np.nan, made).astype("<f4")
-
-
 def answers(made: Arrays) -> Arrays:
-    """Arrays of a generated store beside those of a source store: two answers to each prompt.
+    """Arrays of a generated store beside its tokens: two answers to each prompt.
 
     Answers with text take turns in how they ended, those without tokens never began.
     """
@@ -134,7 +112,6 @@ def manifest(
     vocab_size: int = BIG_VOCAB,
     top_k: int = 4,
     encoding: Encoding = PRESETS["exact"],
-    extras: tuple[Extra, ...] | None = None,
 ) -> Manifest:
     """Manifest of a made-up store."""
     model = ModelIdentity(
@@ -147,9 +124,8 @@ def manifest(
         target=model if kind == "aligned" else None,
         corpus_fingerprint="c" * 32,
         plan_fingerprint="p" * 32,
-        extras=extras_of(kind) if extras is None else extras,
-        top_k=top_k,
-        encoding=encoding,
+        top_k=None if kind == "generated" else top_k,
+        encoding=Encoding() if kind == "generated" else encoding,
         vocabulary_fingerprint=vocabulary().fingerprint,
     )
 

@@ -19,7 +19,6 @@ from align.papers.mined_vocabulary import nearest_tokens, written_tokens
 from store_schema.errors import MismatchError
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
-from store_schema.text.vocabulary import Vocabulary
 from tests import papers_reference
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
@@ -27,6 +26,8 @@ from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from align_fusellm import align_plain, map_plain
+
+from tests.align_reference import vocabulary
 
 EVERYWHERE = 1 << 40
 """Band of the whole table, as the references have it."""
@@ -72,12 +73,6 @@ def position(arrays: Arrays, row: int) -> dict[int, float]:
     return dict(zip(arrays["entry_ids"][entries].tolist(), mass.tolist(), strict=True))
 
 
-def vocabulary(tokens: list[bytes], special: list[int] | None = None) -> Vocabulary:
-    marks = np.zeros(len(tokens), bool)
-    marks[special or []] = True
-    return Vocabulary(tuple(tokens), marks)
-
-
 # ---- the map ---------------------------------------------------------------------------------------
 
 spellings = st.lists(
@@ -93,8 +88,8 @@ spellings = st.lists(
 
 @given(ours=spellings, theirs=spellings, workers=st.integers(1, 3), special=st.integers(0, 3))
 def test_the_map_is_that_of_every_pair_compared(ours, theirs, workers, special) -> None:
-    source = vocabulary(ours, list(range(min(special, len(ours)))))
-    target = vocabulary(theirs, list(range(min(special, len(theirs)))))
+    source = vocabulary(*ours, special=range(min(special, len(ours))))
+    target = vocabulary(*theirs, special=range(min(special, len(theirs))))
     found = nearest_tokens(source, target, workers=workers)
     assert found.tolist() == papers_reference.nearest(source, target)
 
@@ -106,15 +101,15 @@ def test_the_map_of_real_tokenizers_is_that_of_every_pair_compared(source, targe
 
 
 def test_ties_go_to_the_longest_common_prefix_then_the_lowest_id() -> None:
-    source = vocabulary([b"abcd"])
-    assert nearest_tokens(source, vocabulary([b"xbcd", b"abxd", b"abcx"])) == [2]
-    assert nearest_tokens(source, vocabulary([b"abcy", b"abcx"])) == [0]
-    assert nearest_tokens(source, vocabulary([b"abcd", b"abcd"])) == [0]
+    source = vocabulary(b"abcd")
+    assert nearest_tokens(source, vocabulary(b"xbcd", b"abxd", b"abcx")) == [2]
+    assert nearest_tokens(source, vocabulary(b"abcy", b"abcx")) == [0]
+    assert nearest_tokens(source, vocabulary(b"abcd", b"abcd")) == [0]
 
 
 def test_special_tokens_keep_their_roles() -> None:
-    source = vocabulary([b"</s>", b"<pad>", b"<s>", b"s"], [0, 1, 2])
-    target = vocabulary([b"</s>", b"<s>", b"<end>", b"s", b"</s>"], [1, 2, 4])
+    source = vocabulary(b"</s>", b"<pad>", b"<s>", b"s", special=[0, 1, 2])
+    target = vocabulary(b"</s>", b"<s>", b"<end>", b"s", b"</s>", special=[1, 2, 4])
     assert nearest_tokens(source, target).tolist() == [4, -1, 1, 3]
     assert nearest_tokens(source, target, roles={0: 2}).tolist() == [2, -1, 1, 3]
 
@@ -128,7 +123,7 @@ def test_of_twins_the_one_that_is_written_stands() -> None:
     written = written_tokens(target)
     assert sorted(written[twins].tolist()) == [False, True]
     [[*ids]] = target.encode_text(["banana"])
-    [chosen] = nearest_tokens(vocabulary([b"a"]), target.vocabulary, written=written)
+    [chosen] = nearest_tokens(vocabulary(b"a"), target.vocabulary, written=written)
     assert written[chosen]
     assert chosen in target.encode_text(["xa a"])[0] or chosen in ids
 

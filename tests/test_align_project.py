@@ -18,20 +18,13 @@ from align.chain.project import project
 from store_schema.layout import Arrays, Origin, check_shard
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from store_schema.text.vocabulary import Vocabulary
-from tests.align_reference import Tables, vocabulary_map
+from tests.align_reference import Tables, vocabulary, vocabulary_map
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
 
 KINDS = ["byte_level", "unigram", "metaspace_bpe"]
 PAIRS = list(itertools.product(KINDS, KINDS))
 SAMPLES = [text for texts in SAMPLE_TEXTS.values() for text in texts]
-
-
-def vocabulary(*tokens: bytes, special: Sequence[int] = ()) -> Vocabulary:
-    """A vocabulary by hand; b"" makes a token without bytes."""
-    roles = np.zeros(len(tokens), bool)
-    roles[list(special)] = True
-    return Vocabulary(tokens, roles)
 
 
 def greedy_pieces(source: Vocabulary, target: Vocabulary) -> PieceTable:

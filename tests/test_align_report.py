@@ -31,9 +31,10 @@ from align.report.report_sums import Sums
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.layout import Arrays, Origin
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
-from tests.test_align_view import CHROMIUM, IDS, TEXTS, framed, make_run, ok, refused
+from tests.browser import framed, needs_browser
+from tests.test_align_view import IDS, TEXTS, make_run, ok, refused
 
 ORIGINS = ("boundary", "inside", "none")
 
@@ -62,7 +63,7 @@ class Plain:
 def plain(run_file: Path, source: str) -> tuple[dict[Any, Plain], list[tuple[float, int]]]:
     """Groups by domain and by (domain, origin), and each segment's excess per byte with its row."""
     run = load_run(run_file)
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     stores = [StoreReader.open(open_location(u(source))) for u in (run.store_url, run.aligned_url)]
     groups: dict[Any, Plain] = {}
     excess = []
@@ -411,7 +412,7 @@ addEventListener('load', () => {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+@needs_browser
 def test_page_in_a_real_browser(run_file: Path, tmp_path: Path) -> None:
     reports = framed(tmp_path, hostile_page(run_file), PROBE)
     assert sorted(r["inner"] for r in reports) == [320, 390, 1280]

@@ -29,7 +29,6 @@ from launch.worklog import read_sessions
 from store_schema.config import ModelRef, load_run
 from store_schema.disk.location import open_location
 from store_schema.errors import Stopped
-from store_schema.layout import EXTRAS, Extra, array_names
 from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan.plan import Plan, write_plan
 from store_schema.store.reader import RANKING_FILE, VOCABULARY_FILE, StoreReader
@@ -54,7 +53,6 @@ def make_run(
     kind: str = "byte_level",
     target: str = "unigram",
     target_size: int = 450,
-    extras: tuple[Extra, ...] = (),
 ) -> Path:
     """A run with a plan and one complete source store; returns its run file."""
     models = {"one": trained(kind, 400), "target": trained(target, target_size)}
@@ -98,7 +96,6 @@ def make_run(
         ),
         corpus_fingerprint="c",
         plan_fingerprint=plan.fingerprint,
-        extras=extras,
         top_k=12,
         vocabulary_fingerprint=source.vocabulary.fingerprint,
     )
@@ -108,8 +105,7 @@ def make_run(
         encoded = source.encode(plan.segments(shard))
         arrays = random_source(encoded, source.vocab_size, shard.index)
         arrays["segment_ids"] = np.arange(shard.start, shard.stop, dtype="<i8")
-        # Any number in [0, 1] that is not known where the label is not.
-        writer.write(shard, arrays | {name: np.exp(arrays["label_logprobs"]) for name in extras})
+        writer.write(shard, arrays)
     return path
 
 
@@ -349,16 +345,6 @@ def test_exact_on_one_vocabulary_copies(tmp_path: Path) -> None:
     copied = StoreReader.open(open_location(tmp_path / "run/aligned/one")).read(1)
     for name, array in source.items():
         np.testing.assert_array_equal(copied[name], array)
-
-
-@pytest.mark.parametrize("method", ["exact", "bytes"])
-def test_extras_of_the_source_stay_behind(tmp_path: Path, method: str) -> None:
-    path = make_run(tmp_path, "byte_level", "byte_level", target_size=400, extras=EXTRAS)
-    code, _, err = invoke(str(path), "--set", f"align.method={method}")
-    assert code == 0, err
-    reader = StoreReader.open(open_location(tmp_path / "run/aligned/one"))
-    assert reader.manifest.extras == ()
-    assert set(reader.read(1)) == set(array_names("aligned"))
 
 
 def test_unknown_source_and_missing_store(finished: Path, tmp_path: Path) -> None:

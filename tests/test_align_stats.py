@@ -15,8 +15,8 @@ from align.papers.stats import MatchCounts, StatsAligner
 from store_schema.errors import MismatchError
 from store_schema.layout import Origin, check_shard, row_sums
 from store_schema.text.tokenizer import SegmentTokenizer
-from store_schema.text.vocabulary import Vocabulary
 from tests import papers_reference
+from tests.align_reference import vocabulary
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
 
@@ -66,12 +66,6 @@ def test_counts_and_map_are_those_of_the_plain_reading(source, target, chosen) -
         assert mapping[token] == best.get(token, fallback[token])
 
 
-def vocabulary(tokens: list[bytes], special: list[int] | None = None) -> Vocabulary:
-    marks = np.zeros(len(tokens), bool)
-    marks[special or []] = True
-    return Vocabulary(tuple(tokens), marks)
-
-
 def add(counts: MatchCounts, text: bytes, source: list, target: list) -> None:
     """Each side as (id, end) pairs."""
     sides = []
@@ -81,8 +75,8 @@ def add(counts: MatchCounts, text: bytes, source: list, target: list) -> None:
 
 
 def test_the_map_by_hand() -> None:
-    source = vocabulary([b"cats", b"dog", b"bird", b"<s>"], [3])
-    target = vocabulary([b"s", b"cat", b"dogs", b"d", b"og", b"bird"])
+    source = vocabulary(b"cats", b"dog", b"bird", b"<s>", special=[3])
+    target = vocabulary(b"s", b"cat", b"dogs", b"d", b"og", b"bird")
     fallback = np.array([1, 2, 5, -1], np.int32)
     counts = MatchCounts(4, 6)
     # Cut in two, "cats" meets both parts once: the nearer spelling takes it, not the lower id.
@@ -97,7 +91,10 @@ def test_the_map_by_hand() -> None:
 
 
 def test_special_tokens_and_tokens_without_bytes_keep_the_map_by_spelling() -> None:
-    source, target = vocabulary([b"a", b"</s>"], [1]), vocabulary([b"</s>", b"a", b"b"], [0])
+    source, target = (
+        vocabulary(b"a", b"</s>", special=[1]),
+        vocabulary(b"</s>", b"a", b"b", special=[0]),
+    )
     counts = MatchCounts(2, 3)
     add(
         counts, b"a", [(1, 1)], [(2, 1)]

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from align.cli import align
 from align.methods.turn_ends import turn_end_rows, with_turn_ends, without_turn_ends
-from extract.plan.planning import load_tokenizers, plan_location
+from extract.plan.planning import load_tokenizers
 from extract.run import run_source
 from fuse_train.data.samples import AlignedSamples
 from fuse_train.model.generation_config import name_turn_end
@@ -22,12 +20,13 @@ from launch.work import Part
 from store_schema.config import RunConfig, load_run
 from store_schema.disk.location import open_location
 from store_schema.layout import Arrays, Origin
-from store_schema.plan.plan import Plan, Segment
+from store_schema.plan.plan import Segment
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
-from store_tools.cli import store
 from tests.chat_shapes import MESSAGES, A, Q, said
-from tests.extract_runs import ok, write_jsonl, write_run
+from tests.command import ok
+from tests.extract_runs import write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 STOPS = {"coder": "</s>", "writer": " </s>", "target": "<s>"}
@@ -54,12 +53,6 @@ def make_models(root: Path) -> dict[str, Path]:
     return models
 
 
-def call(group: Any, *arguments: object) -> str:
-    result = CliRunner().invoke(group, list(map(str, arguments)))
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 @pytest.fixture(scope="module")
 def aligned_run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Chats, a turn that goes on with a call, a long answer and plain text; extracted and aligned."""
@@ -80,8 +73,8 @@ def aligned_run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         ok(*words, path)
     for name in ("coder", "writer"):
         run_source(load_run(path), name, Part())
-    call(align, "run", path)
-    call(store, "verify", path)
+    ok("align", "run", path)
+    ok("store", "verify", path)
     return load_run(path)
 
 
@@ -95,7 +88,7 @@ def ends_turn(segment: Segment) -> bool:
 
 
 def test_a_turn_ends_with_the_templates_token(aligned_run: RunConfig) -> None:
-    plan = Plan.open(plan_location(aligned_run))
+    plan = open_plan(aligned_run)
     for name, tokenizer in load_tokenizers(aligned_run).items():
         stop = tokenizer.vocabulary.written.index(STOPS[name].strip().encode())
         assert tokenizer.contexts.turn_end == stop
@@ -128,7 +121,7 @@ def _logprob_of_end(run: RunConfig, name: str, segment: Segment) -> float:
 def test_ends_are_scored_and_carried_to_the_targets_token(
     aligned_run: RunConfig, name: str
 ) -> None:
-    plan = Plan.open(plan_location(aligned_run))
+    plan = open_plan(aligned_run)
     source = StoreReader.open(open_location(aligned_run.store_url(name)))
     reader = StoreReader.open(open_location(aligned_run.aligned_url(name)))
     target = load_tokenizers(aligned_run)["target"]
@@ -167,7 +160,7 @@ def test_ends_are_scored_and_carried_to_the_targets_token(
 
 
 def test_ends_are_labels_and_no_other_end_stands_behind_them(aligned_run: RunConfig) -> None:
-    plan = Plan.open(plan_location(aligned_run))
+    plan = open_plan(aligned_run)
     stores = {
         name: StoreReader.open(open_location(aligned_run.aligned_url(name)))
         for name in aligned_run.sources

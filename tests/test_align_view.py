@@ -6,21 +6,21 @@ import html
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
-from align.cli import align
-from align.report.view import Row, Span, Token, ViewedSource, read_view
-from align.report.view_page import clusters, cut_text, text_html
+from align.report.view import Span, Token, ViewedSource, read_view
+from align.report.view_page import clusters, cut_text
+from launch.pages.page import text_html
 from launch.quantities import share_text
 from launch.visible import padded, quoted, visible, width
 from store_schema.config import load_run
@@ -30,13 +30,16 @@ from store_schema.layout import Arrays, Kind, Origin
 from store_schema.plan.find_segment import find_shard, row_number
 from store_schema.plan.plan import Plan, Segment, write_plan
 from store_schema.store.reader import StoreReader
+from store_schema.store.segment_rows import Row
 from store_schema.store.writer import StoreWriter
 from store_schema.text.vocabulary import Vocabulary
-from tests import store_factory
+from tests import command, store_factory
+from tests.browser import browse, framed, needs_browser
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+ok = partial(command.ok, "align")
+refused = partial(command.refused, "align")
+
+
 HOSTILE_ID = "d'3 <b>\u202e${css}#0"
 TEXTS = (
     ("def f(a):\n\treturn  a\r\n", "Emoji 😀👩‍👩‍👧🏳️‍🌈🇫🇷👍🏽 漢字 e\u0301 naïve", ""),
@@ -198,27 +201,6 @@ def make_run(
     return folder / "run.yaml"
 
 
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(align, [str(argument) for argument in arguments])
-    assert "Traceback" not in result.output
-    return result
-
-
-def ok(*arguments: object) -> str:
-    result = call(*arguments)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    """The one error line of a command that must be refused."""
-    result = call(*arguments)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
-
-
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("view"))
@@ -328,7 +310,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert "no store" in refused("view", path, "--segment", "0")
     shutil.rmtree(tmp_path / "run/plan")
     assert "no plan" in refused("view", path, "--segment", "0")
-    assert call("view", path).exit_code == 2
+    assert command.call("align", "view", path).exit_code == 2
 
 
 def test_damage_and_stores_that_do_not_belong_together(tmp_path: Path) -> None:
@@ -443,7 +425,7 @@ def test_hostile_names_stay_text(run_file: Path, tmp_path: Path) -> None:
     assert "${css}" in page
     assert page.count("<b>") == 1  # the legend's own
     assert page.count("</style>") == 1
-    assert html.escape("d'3 <b>\\u202e${css}#0") in page
+    assert escape("d'3 <b>\\u202e${css}#0") in page
     assert page.count("</script>") == 2
 
 
@@ -538,20 +520,6 @@ def test_unknown_labels_and_tokens_are_named() -> None:
 
 # ------------------------------------------------------------------------------- the browser
 
-CHROMIUM_OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--virtual-time-budget=4000",
-    "--dump-dom",
-)
-
 PROBE = """<script>
 addEventListener('load', () => {
   const panel = document.getElementById('panel');
@@ -586,45 +554,8 @@ addEventListener('load', () => {
 </script>"""
 
 
-def browse(folder: Path, path: Path, *options: str) -> tuple[str, str]:
-    """The page's document after its script ran, and what the browser complained of."""
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            *CHROMIUM_OPTIONS,
-            *options,
-            f"--user-data-dir={folder / 'profile'}",
-            f"file://{path}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.stdout, done.stderr
-
-
-def framed(folder: Path, page: str, probe: str) -> list[dict[str, object]]:
-    """What a probe reports of a page at phone and desk width."""
-    probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    assert probed != page
-    (folder / "probed.html").write_text(probed.replace("</body>", probe + "</body>"))
-    frames = "".join(
-        f"<iframe src=probed.html width={w} height=900></iframe>" for w in (320, 390, 1280)
-    )
-    (folder / "frames.html").write_text(
-        "<!doctype html><meta charset=utf-8><pre id=out></pre><script>addEventListener('message',"
-        "e => out.append(e.data + '\\n'))</script>" + frames
-    )
-    dom, errors = browse(folder, folder / "frames.html")
-    found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
-    assert found is not None, errors[-2000:]
-    assert "CONSOLE" not in errors, errors[-2000:]
-    return [json.loads(html.unescape(line)) for line in found[1].split("\n") if line]
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+@needs_browser
 @pytest.mark.parametrize("row", range(7))
 def test_the_policy_lets_its_script_run_and_nothing_complains(
     run_file: Path, tmp_path: Path, row: int
@@ -639,7 +570,7 @@ def test_the_policy_lets_its_script_run_and_nothing_complains(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+@needs_browser
 def test_keys_pointer_and_sources_in_a_real_browser(run_file: Path, tmp_path: Path) -> None:
     """The figures follow, and no page scrolls sideways at phone or desk width."""
     path = tmp_path / "page.html"
@@ -687,7 +618,7 @@ def test_keys_pointer_and_sources_in_a_real_browser(run_file: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+@needs_browser
 def test_very_long_lines_and_odd_text_do_not_scroll_sideways(
     run_file: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_it_runs_and_ends_with_one_json_line() -> None:
     options = "--hidden 64 --layers 1 --intermediate 64 --vocab 5000 --tokens 40 --segments 3"
-    options += " --rounds 1 --top-k 8 --dtype bfloat16 --extras entropy,space_mass --head-rows 32"
+    options += " --rounds 1 --top-k 8 --dtype bfloat16 --head-rows 32"
     script = str(REPOSITORY / "benchmarks" / "extract_transformers.py")
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, ",".join(MISSING), script, *options.split()],

@@ -27,7 +27,8 @@ from chat_engines import cut_at, most_tokens, turn_end  # noqa: E402
 from chat_topics import TOPICS, WORDINGS  # noqa: E402
 from make_chat import SHAPES, SHARES, Dialogue, dialogues, openai_messages, prompts  # noqa: E402
 
-from tests.extract_runs import ok, write_run  # noqa: E402
+from tests.command import ok  # noqa: E402
+from tests.extract_runs import write_run  # noqa: E402
 from tests.tiny import tiny_model, tiny_tokenizer  # noqa: E402
 
 TEMPLATE = (

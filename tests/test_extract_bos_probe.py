@@ -27,7 +27,7 @@ from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import EncodedSegment
-from tests.extract_runs import ok, sample_documents, write_jsonl, write_run
+from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 LOST = "is much better"
@@ -63,10 +63,7 @@ def named_bos(folder: Path) -> Path:
 
 def planned(folder: Path, source: Path, **extra: Any) -> Path:
     write_jsonl(folder / "docs.jsonl", sample_documents(1))
-    path = write_run(folder, {"lost": source, "target": source}, **extra)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(write_run(folder, {"lost": source, "target": source}, **extra))
 
 
 def scored(

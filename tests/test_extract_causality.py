@@ -18,8 +18,9 @@ from store_schema.config import ModelRef, load_run
 from store_schema.errors import ModelError
 from store_schema.model.causal_config import require_causal_config
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from tests.command import ok, refused
 from tests.engine_contract import encoded_samples, spec_of
-from tests.extract_runs import ok, refused, write_run
+from tests.extract_runs import plan_run, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -144,9 +145,7 @@ def test_damaged_and_foreign_folders_are_one_line_each(
 ) -> None:
     model = tiny_model(tmp_path / "m", tokenizer=tiny_tokenizer(vocab_size=300))
     models = {"m": model, "target": tiny_models["target"]}
-    path = write_run(tmp_path, models)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(tmp_path, models))
     weights = (model / "model.safetensors").read_bytes()
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     (model / "model.safetensors").write_bytes(pointer)

@@ -37,7 +37,8 @@ from tests.chat_shapes import (
     Q,
     said,
 )
-from tests.extract_runs import ok, refused, write_jsonl, write_run
+from tests.command import ok, refused
+from tests.extract_runs import write_jsonl, write_run
 from tests.tiny import tiny_tokenizer
 
 NO_MODELS = {name: Path("none") for name in ("code", "target")}

@@ -12,7 +12,6 @@ import pytest
 
 from extract.engine_kinds.vllm import LEAST_STEP_TOKENS
 from extract.engines.protocol import EngineMemoryError
-from extract.plan.planning import plan_location
 from extract.run import halved, run_source
 from extract.scoring.children import SMALLER_STEPS, _wait, check_stop_fd, run_children
 from extract.scoring.sources import check_source
@@ -20,8 +19,8 @@ from launch.signals import STOP_SIGNALS, StopFlag
 from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ModelError, Stopped
-from store_schema.plan.plan import Plan
-from tests.extract_runs import ok, write_run
+from store_schema.plan.run_plan import open_plan
+from tests.extract_runs import plan_run, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -127,10 +126,9 @@ def test_steps_are_halved_down_to_the_least(
     run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Out of memory: the child asks to be started again, at the least steps it gives up."""
-    ok("corpus", "build", run_file)
-    ok("extract", "plan", run_file)
+    plan_run(run_file)
     config = load_run(str(run_file), ["extract.engine=vllm", "extract.max_num_batched_tokens=100"])
-    spec = check_source(config, "code", Plan.open(plan_location(config))).spec
+    spec = check_source(config, "code", open_plan(config)).spec
     steps = [halved(spec, times).section.max_num_batched_tokens for times in range(5)]
     assert steps == [100, 50, 25, LEAST_STEP_TOKENS, LEAST_STEP_TOKENS]
 

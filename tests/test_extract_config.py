@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from extract.config import CorpusSection, ExtractSection, GenerateSection, PlanSection
+from store_schema.config import load_run
+from store_schema.errors import ConfigError
 
 SAMPLED = {"engine": "transformers", "estimator": "sampled"}
 
@@ -66,7 +70,7 @@ def test_constraint(section: type[CorpusSection], values: dict[str, Any], messag
 
 def test_speed_and_place_are_not_content() -> None:
     sampling = {"estimator", "draws", "sampled_head"}
-    shaping = {"engine", "top_k", "fp32_head", "extras", "quantization"}
+    shaping = {"engine", "top_k", "fp32_head", "quantization"}
     assert set(ExtractSection().content()) == shaping | sampling
     assert set(PlanSection().content()) == {"max_tokens", "shard_tokens"}
 
@@ -80,11 +84,20 @@ def test_what_decides_the_draws_is_told_to_the_manifest() -> None:
     assert told == {"draws": 3, "draws_are": "systematic", "sampled_head": 2, "seed": 5}
 
 
-def test_extras_need_whole_distributions_and_stand_in_one_order() -> None:
-    section = ExtractSection(engine="transformers", extras=("space_mass", "entropy"))
-    assert section.extras == ("entropy", "space_mass")
-    with pytest.raises(ValidationError, match="extras entropy need engine transformers"):
-        ExtractSection(engine="vllm", extras=("entropy",))
+def test_answers_need_no_entries() -> None:
+    section = ExtractSection(**SAMPLED, draws=3).answering()
+    assert (section.max_entries, section.sampling_settings(seed=5)) == (1, {})
+
+
+def test_extras_are_no_option_any_more(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    run = {"name": "t", "sources": {"s": {"model": "m"}}, "target": {"model": "m"}}
+    path.write_text(yaml.safe_dump(run | {"extract": {"extras": ["entropy"]}}))
+    with pytest.raises(ConfigError, match="extract: got extras: unknown key"):
+        load_run(path).section("extract", ExtractSection)
+
+
+def test_transformers_loads_weights_as_they_are() -> None:
     with pytest.raises(ValidationError, match="quantization needs engine vllm"):
         ExtractSection(engine="transformers", quantization="fp8")
 
@@ -97,7 +110,6 @@ def test_extras_need_whole_distributions_and_stand_in_one_order() -> None:
         ({}, True, False, "vllm"),
         ({"device": "cpu"}, False, False, "transformers"),
         ({"estimator": "sampled"}, False, False, "transformers"),
-        ({"extras": ["entropy"]}, False, False, "transformers"),
         ({"quantization": "fp8", "device": "cpu"}, True, True, "vllm"),
         ({"engine": "vllm"}, True, True, "vllm"),
         ({"engine": "transformers"}, False, False, "transformers"),

@@ -23,7 +23,8 @@ from extract.corpus.corpus import (
 from extract.corpus.documents import Document, deal_split
 from store_schema.config import load_run
 from store_schema.errors import ConfigError, CorruptionError, InputError
-from tests.extract_runs import call, files_of, ok, refused, sample_documents, write_jsonl, write_run
+from tests.command import call, ok, refused
+from tests.extract_runs import files_of, sample_documents, write_jsonl, write_run
 
 NO_MODELS = {name: Path("none") for name in ("code", "target")}
 

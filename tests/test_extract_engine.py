@@ -18,7 +18,7 @@ from extract.config import ExtractSection
 from extract.engines.pieces import Pieces
 from extract.engines.protocol import DenseRows, EngineSpec, engine_spec
 from extract.engines.registry import open_engine
-from extract.engines.scored_batch import KeptRows, ScoredBatch
+from extract.engines.scored_batch import ScoredBatch, no_rows
 from extract.engines.transformers_engine import TransformersEngine, longest_first
 from extract.scoring.rows import scored_segment
 from store_schema.config import ModelRef
@@ -53,10 +53,33 @@ def test_pieces_and_batches_change_nothing(
     check_engine(TransformersEngine(spec), spec)
 
 
-def test_padding_rows_of_the_model_are_no_entries(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / "m", "llama", tiny_tokenizer(), vocab_padding=61)
+@pytest.mark.parametrize("share", [1, 3])
+def test_padding_rows_of_the_model_are_no_entries(tmp_path: Path, share: int) -> None:
+    """They count in the softmax all the same, also where they have much of the mass."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    folder = tiny_model(tmp_path / "m", "llama", tokenizer, vocab_padding=61)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data[len(tokenizer) :] *= share
+    model.save_pretrained(folder)
     spec = spec_of(folder, "transformers")
     check_engine(open_engine(spec), spec)
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 20.0])
+def test_rows_of_a_large_vocabulary_are_those_of_float64(scale: float) -> None:
+    torch.manual_seed(0)
+    logits, size = torch.randn(20, 131_072) * scale, 131_072
+    section = ExtractSection(engine="transformers", top_k=4)
+    engine = TransformersEngine.__new__(TransformersEngine)  # the step from logits to rows alone
+    ref = ModelRef(model="m")
+    engine._spec = EngineSpec("m", Path(), ref, section, "float32", size, size, 8)
+    kept = engine._kept(logits, torch.zeros(20, dtype=torch.int64), torch.empty(0))
+    exact = torch.log_softmax(logits.double(), -1).numpy()
+    best = -np.sort(-exact, axis=1)[:, :4]
+    np.testing.assert_allclose(kept.logprobs_RK.numpy(), best, rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(kept.label_logprobs_R.numpy(), exact[:, 0], rtol=1e-6, atol=2e-6)
 
 
 def test_logits_that_the_head_alone_does_not_give(tmp_path: Path) -> None:
@@ -291,7 +314,7 @@ class NamedBatches(TransformersEngine):
     def _score_batch(self, batch: Sequence[Sequence[int]], inputs: object) -> ScoredBatch:
         self.found.append([first for first, *_ in batch])
         members = [i for group in batch for i in group]
-        return ScoredBatch(members, [0] * len(members), KeptRows.none(1, ()), False)
+        return ScoredBatch(members, [0] * len(members), no_rows(1), False)
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
@@ -309,14 +332,13 @@ def test_batches_hold_each_input_once(lengths: list[int], limit: int) -> None:
 
 def test_segments_without_rows_need_no_forward(tiny_models: dict[str, Path]) -> None:
     """One token with nothing before it: nothing of it is known."""
-    spec = spec_of(tiny_models["prose"], "transformers", extras=["entropy"])
+    spec = spec_of(tiny_models["prose"], "transformers")
     engine = TransformersEngine(spec)
     engine._model = None
     one = EncodedSegment((), np.array([5], np.uint32), np.array([1], np.uint32))
     [(index, dense)] = engine.score([one])
     assert index == 0
     assert dense.ids.shape == dense.logprobs.shape == (0, 8)
-    assert dense.extras["entropy"].shape == (0,)
     stored = scored_segment(dense, 1, vocab_size=300, where="s")
     assert stored.tail_mass.tolist() == [1]
 

@@ -17,49 +17,49 @@ import torch
 
 from extract.config import GenerateSection
 from extract.generation.answers import LATER_SEGMENTS, NO_PROMPT, PROMPTS, answer_seed, answer_stats
-from extract.generation.generate import answer_rules, check_answering
-from extract.plan.planning import plan_location
+from extract.generation.generate import ANSWERING, answer_rules, check_answering
+from extract.run import run_source
 from extract.scoring.stage import Job
 from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.errors import ConfigError, ModelError, Stopped, StoppedMidway
 from store_schema.layout import Finish
-from store_schema.plan.plan import Plan, Segment
+from store_schema.plan.plan import Segment
+from store_schema.plan.run_plan import open_plan
+from store_schema.presets import Encoding
+from store_schema.store.answers import TEXT_ARRAYS
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store as store_command
-from tests.answer_contract import TOLERANCE_NATS
-from tests.extract_runs import files_of, ok, refused, write_jsonl, write_run
+from tests.answer_contract import check_drawable
+from tests.command import ok, refused
+from tests.extract_runs import files_of, write_jsonl, write_run
 from tests.generate_runs import (
     GENERATE,
     POSITIONS,
     contents,
     generate,
-    make_chat_models,
     one_source,
     planned,
+    spoilt,
     store_of,
     tokens_of,
 )
+from tests.store_damage import reseal
 
 COMMAND = [sys.executable, "-m", "extract"]
-
-
-@pytest.fixture(scope="session")
-def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_chat_models(tmp_path_factory.mktemp("chat_models"))
 
 
 @pytest.mark.parametrize("name", ["coder", "writer"])
 def test_stored_answers_are_the_models_own(
     tmp_path: Path, chat_models: dict[str, Path], name: str
 ) -> None:
-    """Rows are those of a plain forward over prompt and answer; ends and bytes are as said."""
+    """Tokens are those that a plain forward may give there; ends and bytes are as said."""
     from transformers import AutoModelForCausalLM
 
     path = planned(tmp_path, one_source(chat_models, name))
     generate(path, name)
     run = load_run(path)
-    plan, store = Plan.open(plan_location(run)), store_of(path, name)
+    plan, store = open_plan(run), store_of(path, name)
     source = check_answering(run, name, plan)
     rules = answer_rules(source)
     assert source.spec.longest == POSITIONS
@@ -68,6 +68,7 @@ def test_stored_answers_are_the_models_own(
     for shard in plan.shards:
         store.verify(shard.index)
         arrays = store.read(shard.index)
+        assert set(arrays) == {*TEXT_ARRAYS}
         asked = [s for s in plan.segments(shard) if s.context is not None and s.byte_start == 0]
         pairs = [(segment.index, number) for segment in asked for number in range(3)]
         found = zip(arrays["segment_ids"].tolist(), arrays["answer_index"].tolist(), strict=True)
@@ -88,8 +89,8 @@ def test_stored_answers_are_the_models_own(
             assert arrays["byte_ends"][start:stop].tolist() == ends.tolist()
             with torch.inference_mode():
                 logits = model(torch.tensor([[*prompt, *ids]])).logits[0]
-            truth = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1].numpy()
-            _check_rows(arrays, start, ids, truth, vocab_size=len(rules.tokens))
+            truth = torch.log_softmax(logits.double(), -1)[len(prompt) - 1 : -1]
+            check_drawable(np.array(ids), truth[:, : len(rules.tokens)], rules.section)
     assert {Finish.STOP, Finish.LENGTH, Finish.PROMPT_TOO_LONG} <= ends_seen
     assert POSITIONS - 24 in lengths_seen
 
@@ -98,22 +99,6 @@ def _check_end(ids: list[int], finish: Finish, end_ids: frozenset[int]) -> None:
     assert (ids[-1] in end_ids) == (finish in (Finish.STOP, Finish.EMPTY))
     assert not end_ids & set(ids[:-1])
     assert (len(ids) == 24) or finish in (Finish.STOP, Finish.EMPTY, Finish.STOP_TEXT)
-
-
-def _check_rows(
-    arrays: Any, start: int, ids: list[int], truth: np.ndarray, *, vocab_size: int
-) -> None:
-    for row, token_id in enumerate(ids):
-        n = start + row
-        assert abs(arrays["label_logprobs"][n] - truth[row, token_id]) < TOLERANCE_NATS
-        entries = slice(*arrays["entry_offsets"][n : n + 2])
-        found = arrays["entry_ids"][entries]
-        assert (found < vocab_size).all()
-        np.testing.assert_allclose(
-            arrays["entry_logprobs"][entries], truth[row, found], atol=TOLERANCE_NATS
-        )
-        tail = 1 - np.exp(truth[row, found]).sum()
-        assert abs(arrays["tail_mass"][n] - tail) < TOLERANCE_NATS
 
 
 def test_command_reports_counts_and_is_a_no_op(
@@ -154,7 +139,7 @@ def test_workers_shards_and_stops_change_nothing(
     tmp_path: Path, chat_models: dict[str, Path]
 ) -> None:
     path = planned(tmp_path, one_source(chat_models))
-    num_shards = len(Plan.open(plan_location(load_run(path))).shards)
+    num_shards = len(open_plan(load_run(path)).shards)
     assert num_shards >= 4
     generate(path)
     whole = contents(path)
@@ -252,8 +237,7 @@ def test_shards_without_prompts_are_empty_and_done(
     rows.append({"domain": "d", "split": "valid"} | asked)
     write_jsonl(tmp_path / "mixed.jsonl", rows)
     corpus = {"inputs": [{"path": str(tmp_path / "mixed.jsonl")}]}
-    extras = {"engine": "transformers", "top_k": 8, "extras": ["entropy", "space_mass"]}
-    path = planned(tmp_path, one_source(chat_models), corpus=corpus, extract=extras)
+    path = planned(tmp_path, one_source(chat_models), corpus=corpus)
     generate(path)
     store = store_of(path)
     sizes = [store.commits[shard].counts.segments for shard in sorted(store.commits)]
@@ -261,8 +245,7 @@ def test_shards_without_prompts_are_empty_and_done(
     assert max(sizes) == 3
     for shard in store.commits:
         store.verify(shard)
-        arrays = store.read(shard)
-        assert len(arrays["entropy"]) == len(arrays["space_mass"]) == len(arrays["token_ids"])
+        store.read(shard)
 
 
 def test_dry_run_says_what_would_be_asked(tmp_path: Path, chat_models: dict[str, Path]) -> None:
@@ -285,8 +268,6 @@ def test_bad_settings_end_in_one_line(tmp_path: Path, chat_models: dict[str, Pat
 
     assert "below 100, got 100" in line("generate.max_tokens=100")
     assert "answers are longer than coder can read" in line("generate.max_tokens=5000")
-    assert "answers keep the most probable entries" in line("extract.estimator=sampled")
-    assert "top_k is larger than the vocabulary" in line("extract.top_k=5000")
     assert "all answers to a prompt are the same" in line("generate.temperature=0")
     assert "0, or at least 0.01" in line("generate.temperature=0.001")
     assert "an empty text would end every answer" in line("generate.stop=['']")
@@ -296,6 +277,37 @@ def test_bad_settings_end_in_one_line(tmp_path: Path, chat_models: dict[str, Pat
     generate(path)
     changed = line("generate.top_p=0.5")
     assert "the store was made with another settings.top_p" in changed
+
+
+def test_what_is_kept_of_scored_text_is_nothing_to_answers(
+    tmp_path: Path, chat_models: dict[str, Path]
+) -> None:
+    """A store of answers goes on whatever entries the run file asks for."""
+    path = planned(tmp_path, one_source(chat_models))
+    generate(path, part=Part(shards=((0, 0),)))
+    begun = store_of(path).manifest
+    assert (begun.top_k, begun.max_entries, begun.encoding) == (None, 0, Encoding())
+    other = ("extract.top_k=5000", "extract.estimator=sampled", "store.preset=tiny")
+    words = [word for option in other for word in ("--set", option)]
+    assert "would do" in ok("extract", "generate", path, "--dry-run", *words)
+    run_source(load_run(path, other), "coder", Part(), ANSWERING)
+    assert store_of(path).manifest == begun
+    assert {c.counts.entries for c in store_of(path).commits.values()} == {0}
+
+
+def test_a_store_with_distributions_is_refused(
+    tmp_path: Path, chat_models: dict[str, Path]
+) -> None:
+    path = planned(tmp_path, one_source(chat_models))
+    generate(path, part=Part(shards=((0, 0),)))
+    manifest = tmp_path / "run/generated/coder/manifest.json"
+    reseal(manifest, top_k=8)
+    expected = (
+        f"error: the store has distributions of answers, which are no longer kept in {manifest}: "
+        "expected top_k null, got top_k 8; delete the store and run `logitfuse extract generate` again"
+    )
+    assert refused("extract", "generate", path) == expected
+    assert refused("extract", "answers", path, "--out", tmp_path / "a.jsonl") == expected
 
 
 def test_a_corpus_without_prompts_is_one_line(tmp_path: Path, chat_models: dict[str, Path]) -> None:
@@ -320,13 +332,7 @@ def test_chats_without_a_template_are_one_line(
 
 
 def test_nan_names_answer_and_position(tmp_path: Path, chat_models: dict[str, Path]) -> None:
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path / "broken"
-    shutil.copytree(chat_models["coder"], folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.lm_head.weight.data[3] = torch.nan
-    model.save_pretrained(folder)
+    folder = spoilt(chat_models["coder"], tmp_path / "broken")
     path = planned(tmp_path, {"coder": folder, "target": chat_models["target"]})
     with pytest.raises(
         ModelError, match=r"NaN .* answer 0 to segment \S+, source coder, position 0"
@@ -355,7 +361,7 @@ def test_max_tokens_must_leave_room_for_a_prompt(
 ) -> None:
     path = planned(tmp_path, one_source(chat_models))
     run = load_run(path, ("generate.max_tokens=99", "generate.answers=1"))
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     assert check_answering(run, "coder", plan).spec.longest == POSITIONS
     with pytest.raises(ConfigError):
         check_answering(load_run(path, ("generate.max_tokens=100",)), "coder", plan)

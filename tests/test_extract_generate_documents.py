@@ -12,22 +12,16 @@ import pytest
 from extract.corpus.corpus import corpus_location, iter_documents, open_corpus, read_documents
 from extract.generation.answer_documents import left_out
 from extract.generation.answers import answer_seed, answer_text
-from extract.plan.planning import plan_location
 from store_schema.config import ModelRef, load_run
 from store_schema.layout import Arrays, Finish
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.answers import read_answers
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_schema.text.vocabulary import Vocabulary
-from tests.extract_runs import ok, refused, write_jsonl, write_run
-from tests.generate_runs import generate, make_chat_models, one_source, planned, store_of
+from tests.command import ok, refused
+from tests.extract_runs import write_jsonl, write_run
+from tests.generate_runs import generate, one_source, planned, store_of
 from tests.tiny import tiny_model, tiny_tokenizer
-
-
-@pytest.fixture(scope="session")
-def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_chat_models(tmp_path_factory.mktemp("chat_models"))
-
 
 TOKENS = (b"</s>", b" He", b"llo", b"END", b"\xe2\x82", b"\xac", b"\0", b"\xff")
 
@@ -152,7 +146,7 @@ def test_answers_become_a_corpus(tmp_path: Path, chat_models: dict[str, Path]) -
 
 def _check_own_space(path: Path, lines: list[dict[str, object]]) -> None:
     """The space that a tokenizer puts before every text is not part of what was said."""
-    plan = Plan.open(plan_location(load_run(path)))
+    plan = open_plan(load_run(path))
     responses = {line["id"]: line["response"] for line in lines}
     begins_with_space = set()
     for name in ("coder", "writer"):

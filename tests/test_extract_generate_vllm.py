@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from store_tools.cli import store as store_command
-from tests.generate_runs import contents, make_chat_models, one_source, planned
+from tests.generate_runs import contents, one_source, planned, spoilt
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = [
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 
-def finished(*words: object) -> str:
+def ended(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", *map(str, words)],
         capture_output=True,
@@ -35,8 +35,12 @@ def finished(*words: object) -> str:
         timeout=400,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    assert done.returncode == code, done.stderr[-4000:]
+    return done
+
+
+def finished(*words: object) -> str:
+    return ended(*words).stdout
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,13 @@ def test_command(tmp_path: Path, chat_models: dict[str, Path]) -> None:
     assert contents(path) == whole
 
 
-@pytest.fixture(scope="session")
-def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_chat_models(tmp_path_factory.mktemp("chat_models"))
+def test_nan_weights_are_refused_before_anything_is_drawn(
+    tmp_path: Path, chat_models: dict[str, Path]
+) -> None:
+    """Answers come without numbers in which it would show."""
+    folder = spoilt(chat_models["coder"], tmp_path / "broken")
+    models = {"coder": folder, "target": chat_models["target"]}
+    path = planned(tmp_path, models, extract={"engine": "vllm", "threads": 2})
+    line = ended("extract", "generate", path, code=2).stderr.strip().splitlines()[-1]
+    assert line.startswith(f"error: NaN from the model in {folder}; check the weights")
+    assert not contents(path)

@@ -9,13 +9,14 @@ from typing import cast
 import pytest
 
 from align.prepare import checked
-from extract.plan.planning import plan_location
 from extract.scoring.sources import check_source
 from store_schema.config import ModelRef, load_run
 from store_schema.model.models import in_folder, local_ref, resolve_model, resolve_tokenizer
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.text.tokenizer import SegmentTokenizer
-from tests.extract_runs import ok, write_run
+from tests.command import ok
+from tests.extract_runs import plan_run, write_run
 from tests.tiny import tiny_model
 from tests.tiny_gguf import write_gguf
 
@@ -71,10 +72,9 @@ def test_a_source_and_a_target_are_extracted_from_a_file(
     path = write_run(
         tmp_path, {"target": files}, sources={"g": {**ref, "dtype": "float32"}}, target=ref
     )
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    plan_run(path)
     run = load_run(path)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     assert run.sources["g"].gguf_file == ref.get("gguf_file")
     ok("extract", "run", path, "--dry-run")
     source = check_source(run, "g", plan)

@@ -18,7 +18,8 @@ import pytest
 
 from extract.corpus.corpus import corpus_location, iter_documents, open_corpus, read_documents
 from store_schema.config import load_run
-from tests.extract_runs import ok, refused, write_run
+from tests.command import ok, refused
+from tests.extract_runs import write_run
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"
 NO_MODELS = {"code": Path("m/code"), "target": Path("m/target")}

@@ -16,7 +16,8 @@ import yaml
 from extract.corpus.corpus import corpus_location, iter_documents, open_corpus, read_documents
 from store_schema.config import load_run
 from store_schema.layout import Finish
-from tests.extract_runs import ok, write_run
+from tests.command import ok
+from tests.extract_runs import write_run
 from tests.judge_runs import (
     PROMPTS,
     RIGHT,

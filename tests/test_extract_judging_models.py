@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from extract.plan.planning import plan_location
 from extract.run import run_source
 from launch.work import Part
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
-from tests.extract_runs import ok, write_run
+from tests.command import ok
+from tests.extract_runs import plan_run, write_run
 from tests.generate_runs import CHAT_TEMPLATE
 from tests.judge_runs import (
     PROMPTS,
@@ -163,9 +163,7 @@ def scored(run: Path, models: dict[str, Path], folder: Path) -> Path:
     folder.mkdir()
     out = folder / "answers.jsonl"
     ok("extract", "answers", run, "--out", out)
-    path = write_run(folder, models, corpus={"inputs": [{"path": str(out)}]})
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(folder, models, corpus={"inputs": [{"path": str(out)}]}))
     for name in ("coder", "writer"):
         run_source(load_run(path), name, Part())
     return path
@@ -174,7 +172,7 @@ def scored(run: Path, models: dict[str, Path], folder: Path) -> Path:
 def nats_a_byte(path: Path, document: str, source: str) -> float:
     """By hand: over all tokens but the one that ends a turn."""
     run = load_run(path)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     reader = StoreReader.open(open_location(run.store_url(source)))
     nats, size = 0.0, 0
     for shard in plan.shards:

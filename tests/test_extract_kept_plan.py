@@ -13,31 +13,33 @@ import pytest
 from click.testing import CliRunner
 
 from align.cli import align
-from extract.plan.planning import plan_location
 from extract.scoring.sources import check_source
 from store_schema.config import ModelRef, load_run
 from store_schema.disk.location import LocalLocation, open_location
 from store_schema.errors import MismatchError, StorageError
 from store_schema.plan.plan import PLAN_FILE, SEGMENTS_FILE, Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.plan_tokens import plan_for
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_tools.cli import store
-from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
+from tests.command import ok, refused
+from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.random_source import random_source
+from tests.store_damage import reseal
 from tests.tiny import tiny_tokenizer
 
 TWO = ("code", "prose")
 
 
-def open_plan(path: Path) -> Plan:
-    return Plan.open(plan_location(load_run(path)))
+def plan_of(path: Path) -> Plan:
+    return open_plan(load_run(path))
 
 
 def fill(path: Path, name: str, **settings: Any) -> set[int]:
     """Write what is pending of a source, as `extract run` would; which shards."""
     run = load_run(path)
-    source = check_source(run, name, open_plan(path))
+    source = check_source(run, name, plan_of(path))
     writer = source.open_store()
     committed = writer.committed(source.plan.shards)
     done = set()
@@ -54,10 +56,8 @@ def fill(path: Path, name: str, **settings: Any) -> set[int]:
 @pytest.fixture
 def begun(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
     """A run of two sources, the first of them extracted."""
-    path = write_run(tmp_path, {name: tiny_models[name] for name in (*TWO, "target")})
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    assert fill(path, "code") == {shard.index for shard in open_plan(path).shards}
+    path = plan_run(write_run(tmp_path, {name: tiny_models[name] for name in (*TWO, "target")}))
+    assert fill(path, "code") == {shard.index for shard in plan_of(path).shards}
     return path
 
 
@@ -66,7 +66,7 @@ def again(path: Path, models: dict[str, Path], *names: str, **sections: Any) -> 
 
 
 def test_sources_come_and_go(begun: Path, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
-    before = open_plan(begun)
+    before = plan_of(begun)
     stores = files_of(tmp_path / "run/stores")
     segments = (tmp_path / "run/plan" / SEGMENTS_FILE).read_bytes()
     room = {"plan": {"max_tokens": 110, "shard_tokens": 256}}  # facts takes more tokens
@@ -74,7 +74,7 @@ def test_sources_come_and_go(begun: Path, tmp_path: Path, tiny_models: dict[str,
     count = len(before.shards)
     assert f"code: {count} of {count} shards kept" in said
     assert f"facts: nothing there, {count} to extract" in said
-    grown = open_plan(begun)
+    grown = plan_of(begun)
     assert grown.fingerprint == before.fingerprint
     facts = SegmentTokenizer.load(load_run(begun).sources["facts"], name="facts")
     assert grown.record.tokenizers["facts"] == facts.fingerprint
@@ -87,7 +87,7 @@ def test_sources_come_and_go(begun: Path, tmp_path: Path, tiny_models: dict[str,
     # Fewer, and the first two again: no segment is read, no store touched.
     for names in (("code",), TWO):
         ok("extract", "plan", again(begun, tiny_models, *names, **room))
-        assert open_plan(begun).fingerprint == before.fingerprint
+        assert plan_of(begun).fingerprint == before.fingerprint
         assert "nothing to do" in ok("extract", "plan", begun)
     assert (tmp_path / "run/plan" / SEGMENTS_FILE).read_bytes() == segments
     now = files_of(tmp_path / "run/stores")
@@ -109,7 +109,7 @@ def other_weights(model: Path, copy: Path) -> Path:
 def test_what_extraction_will_refuse_is_said(
     begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
-    count = len(open_plan(begun).shards)
+    count = len(plan_of(begun).shards)
     assert not refusals(ok("extract", "plan", begun))
     changes = {
         "model_fingerprint": f"sources.code.model={other_weights(tiny_models['code'], tmp_path / 'w')}",
@@ -142,7 +142,7 @@ def test_what_alignment_will_refuse_is_said(
     begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
     only = again(begun, tiny_models, "code")
-    count = len(open_plan(begun).shards)
+    count = len(plan_of(begun).shards)
     ok("extract", "plan", only)
     assert CliRunner().invoke(align, ["run", str(only)]).exit_code == 0
     assert not refusals(ok("extract", "plan", only))
@@ -181,12 +181,12 @@ def with_splits(path: Path) -> dict[str, Any]:
 def test_a_split_is_taken_in_later(
     begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
-    before = open_plan(begun)
+    before = plan_of(begun)
     write_jsonl(tmp_path / "docs.jsonl", documents(extra=5))
     again(begun, tiny_models, *TWO, **with_splits(begun))
     assert "another corpus" in ok("corpus", "build", begun)
     said = ok("extract", "plan", begun)
-    grown = open_plan(begun)
+    grown = plan_of(begun)
     count, more = len(before.shards), len(grown.shards) - len(before.shards)
     assert [shard.fingerprint for shard in grown.shards[:count]] == [
         shard.fingerprint for shard in before.shards
@@ -212,9 +212,8 @@ def test_a_split_is_taken_in_later(
     assert not (tmp_path / "run/plan/segments.next.parquet").exists()
     # Left out again, it stays: its shards are made.
     again(begun, tiny_models, *TWO)
-    ok("corpus", "build", begun)
-    ok("extract", "plan", begun)
-    assert open_plan(begun).fingerprint == grown.fingerprint
+    plan_run(begun)
+    assert plan_of(begun).fingerprint == grown.fingerprint
 
 
 @pytest.mark.parametrize("key", [SEGMENTS_FILE, PLAN_FILE, "config.yaml"])
@@ -225,7 +224,7 @@ def test_a_killed_plan_goes_on_as_if_nothing_had_happened(
     monkeypatch: pytest.MonkeyPatch,
     key: str,
 ) -> None:
-    before = open_plan(begun)
+    before = plan_of(begun)
     write_jsonl(tmp_path / "docs.jsonl", documents(extra=5))
     again(begun, tiny_models, *TWO, **with_splits(begun))
     ok("corpus", "build", begun)
@@ -239,7 +238,7 @@ def test_a_killed_plan_goes_on_as_if_nothing_had_happened(
         patch.setattr(LocalLocation, "replace", lambda s, a, b: (refuse(b), replace(s, a, b)))
         patch.setattr(LocalLocation, "write_atomic", lambda s, k, d: (refuse(k), write(s, k, d)))
         assert "killed" in refused("extract", "plan", begun)
-    left = open_plan(begun)
+    left = plan_of(begun)
     assert left.fingerprint == before.fingerprint
     for shard in left.shards:  # readers of the old plan find its segments
         left.segments(shard)
@@ -248,7 +247,7 @@ def test_a_killed_plan_goes_on_as_if_nothing_had_happened(
     for name in killed:
         (tmp_path / "run/plan" / name).unlink()
     (tmp_path / "run/plan" / PLAN_FILE).write_bytes(seal_of(before))
-    assert open_plan(begun).fingerprint == before.fingerprint
+    assert plan_of(begun).fingerprint == before.fingerprint
     (tmp_path / "run/plan" / SEGMENTS_FILE).write_bytes(killed[SEGMENTS_FILE])
     ok("extract", "plan", begun)
     assert files_of(tmp_path / "run/plan")[PLAN_FILE] == killed[PLAN_FILE]
@@ -261,7 +260,7 @@ def seal_of(plan: Plan) -> bytes:
 
 
 def test_changed_documents_are_refused_until_recut(begun: Path, tmp_path: Path) -> None:
-    before = open_plan(begun)
+    before = plan_of(begun)
     changed = documents()
     last = next(d for d in changed if d["split"] == "test")
     last["text"] += " and more"
@@ -273,7 +272,7 @@ def test_changed_documents_are_refused_until_recut(begun: Path, tmp_path: Path) 
     assert "extract plan --recut" in line
     assert files_of(tmp_path / "run") == files
     said = ok("extract", "plan", begun, "--recut")
-    recut = open_plan(begun)
+    recut = plan_of(begun)
     kept = [s.index for s in recut.shards if s in before.shards]
     assert "stores/code: " in said
     assert "shards uncommitted" in said
@@ -298,7 +297,7 @@ def test_shards_of_other_segments_are_never_gone_on_with(begun: Path, tmp_path: 
 
 
 def test_the_same_shard_further_down_is_another_one(begun: Path) -> None:
-    plan = open_plan(begun)
+    plan = plan_of(begun)
     shard = plan.shards[1]
     reader = StoreReader.open(open_location(load_run(begun).store_url("code")))
     assert reader.commits[1].is_of(shard)
@@ -318,7 +317,7 @@ def test_a_model_that_needs_more_tokens_is_named(
     line = refused("extract", "plan", again(begun, models, *TWO, "small"))
     found = re.search(r"got up to small (\d+) \(segment (\S+)\)", line)
     assert found is not None
-    longest, before = int(found[1]), open_plan(begun)
+    longest, before = int(found[1]), plan_of(begun)
     assert f"set plan.max_tokens to {longest} or more, which keeps all" in line
     assert files_of(tmp_path / "run") == files
     tokenizer = SegmentTokenizer.load(ModelRef(model=str(tmp_path / "small")), name="small")
@@ -331,11 +330,11 @@ def test_a_model_that_needs_more_tokens_is_named(
     }
     assert max(lengths.values()) == lengths[found[2]] == longest > 96
     ok("extract", "plan", begun, "--set", f"plan.max_tokens={longest}")
-    assert open_plan(begun).fingerprint == before.fingerprint
+    assert plan_of(begun).fingerprint == before.fingerprint
     # Back to fewer, without that model: every model is measured, and all fit.
     ok("extract", "plan", again(begun, models, *TWO))
-    assert open_plan(begun).fingerprint == before.fingerprint
-    assert open_plan(begun).record.settings["max_tokens"] == 96
+    assert plan_of(begun).fingerprint == before.fingerprint
+    assert plan_of(begun).record.settings["max_tokens"] == 96
     assert "too long" in refused("extract", "plan", begun, "--set", "plan.max_tokens=64")
 
 
@@ -354,8 +353,7 @@ def test_text_that_a_new_model_cannot_represent(
 def test_stores_of_an_earlier_version_keep_their_plan(
     begun: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
-    golden = Path(__file__).parent / "golden/v3-source-exact/store/manifest.json"
-    (tmp_path / "run/stores/code/manifest.json").write_bytes(golden.read_bytes())
+    reseal(tmp_path / "run/stores/code/manifest.json", schema_version=3)
     line = refused("extract", "plan", again(begun, tiny_models, *TWO, "facts"))
     assert "the plan was changed after extraction began" in line
     assert "stores/code" in line
@@ -364,7 +362,7 @@ def test_stores_of_an_earlier_version_keep_their_plan(
 def test_a_plan_for_another_model_counts_its_tokens_once(
     begun: Path, tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = open_plan(begun)
+    plan = plan_of(begun)
     run = load_run(begun)
     own = SegmentTokenizer.load(run.target, name="target")
     assert plan_for(plan, "target", own) is plan

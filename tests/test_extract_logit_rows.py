@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extract.engines import logit_rows
-from extract.engines.logit_rows import BLOCK, RowSums, best, block_sums, row_sums
+from extract.engines.logit_rows import BLOCK, best, block_sums, row_sums
 
 
 def logits_of(num_rows: int, size: int, *, scale: float = 3.0, seed: int = 0) -> torch.Tensor:
@@ -19,38 +19,13 @@ def logits_of(num_rows: int, size: int, *, scale: float = 3.0, seed: int = 0) ->
     return torch.randn(num_rows, size, generator=generator) * scale
 
 
-def all_sums(logits_RV: torch.Tensor, marked_V: torch.Tensor | None = None) -> RowSums:
-    return row_sums(logits_RV, with_entropy=True, marked_V=marked_V)
-
-
 @pytest.mark.parametrize("size", [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 300, 4097, 131_072])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
 def test_sums_are_those_of_float64(size: int, scale: float) -> None:
     logits = logits_of(7, size, scale=scale)
     logits[1:3, : size // 3] = -torch.inf  # with whole blocks of them where there is room
-    marked = (torch.arange(size) % 3 == 0).float()
-    found = all_sums(logits, marked)
-    exact = torch.log_softmax(logits.double(), -1)
-    p = exact.exp()
     total = torch.logsumexp(logits.double(), -1)
-    torch.testing.assert_close(found.log_total_R, total, rtol=0, atol=2e-6)
-    entropy = -torch.where(p > 0, p * exact, 0).sum(-1)
-    torch.testing.assert_close(found.entropy_R, entropy, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.marked_R, (p * marked.double()).sum(-1), rtol=0, atol=1e-6)
-
-
-def test_sums_are_bounded_as_figures_of_a_distribution_are() -> None:
-    sure = torch.full((1, 200), -1e4)
-    sure[0, 7] = 0
-    found = all_sums(sure, torch.ones(200))
-    assert found.entropy_R is not None
-    assert found.marked_R is not None
-    assert found.entropy_R.item() == 0
-    assert found.marked_R.item() == 1
-    one = torch.ones(1, 1)
-    rounded = logit_rows._combined(one, [one, one + 1e-6], with_entropy=False, with_marked=True)
-    assert rounded.marked_R is not None
-    assert rounded.marked_R.item() == 1
+    torch.testing.assert_close(row_sums(logits).log_total_R, total, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -58,25 +33,20 @@ def test_sums_are_bounded_as_figures_of_a_distribution_are() -> None:
 def test_what_is_no_distribution_is_nan_in_its_row_alone(bad: float, place: int) -> None:
     logits = logits_of(3, 160)
     logits[1, place] = bad
-    found = all_sums(logits, torch.ones(160))
-    for figures in (found.log_total_R, found.entropy_R, found.marked_R):
-        assert figures is not None
-        assert figures.isnan().tolist() == [False, True, False]
+    assert row_sums(logits).log_total_R.isnan().tolist() == [False, True, False]
 
 
 def test_large_logits_do_not_overflow() -> None:
     logits = logits_of(2, 300) + 3e4
     exact = torch.logsumexp(logits.double(), -1)
     torch.testing.assert_close(row_sums(logits).log_total_R, exact, rtol=0, atol=2e-6)
-    assert row_sums(logits).entropy_R is None
-    assert row_sums(logits).marked_R is None
 
 
 def test_pieces_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = logits_of(9, 500)
-    whole = all_sums(logits)
+    whole = row_sums(logits)
     monkeypatch.setattr(logit_rows, "CACHE_BYTES", 2 * 500 * 4)
-    parts = all_sums(logits)
+    parts = row_sums(logits)
     assert torch.equal(whole.peaks_RC, parts.peaks_RC)
     assert torch.equal(whole.log_total_R, parts.log_total_R)
 
@@ -118,14 +88,11 @@ def test_the_short_way_to_the_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
 def test_the_sums_compile_to_the_same() -> None:
     compiled = torch.compile(block_sums, fullgraph=True)
-    marked = (torch.arange(5 * BLOCK) % 2).float().view(5, BLOCK)
     with torch.inference_mode():
         for num_rows in (6, 3):
             logits = logits_of(num_rows, 5 * BLOCK + 9)[:, : 5 * BLOCK].view(num_rows, 5, BLOCK)
             logits[0, 2] = -torch.inf
-            for plain, fused in zip(
-                block_sums(logits, marked, True), compiled(logits, marked, True), strict=True
-            ):
+            for plain, fused in zip(block_sums(logits), compiled(logits), strict=True):
                 torch.testing.assert_close(fused, plain, rtol=1e-6, atol=2e-6)
 
 
@@ -139,7 +106,7 @@ def test_what_cannot_be_compiled_runs_plainly(
     run = logit_rows._fused.__wrapped__()
     logits = logits_of(2, 3 * BLOCK).view(2, 3, BLOCK)
     for _ in range(2):
-        assert torch.equal(run(logits, None, False)[1], block_sums(logits, None, False)[1])
+        assert torch.equal(run(logits)[1], block_sums(logits)[1])
     [record] = caplog.records
     assert record.getMessage() == "log-sum-exp is not compiled and slower: no C compiler"
 
@@ -151,19 +118,15 @@ def test_memory_that_runs_out_is_no_failure_to_compile(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "compile", lambda function, **_: full)
     run = logit_rows._fused.__wrapped__()
     with pytest.raises(torch.OutOfMemoryError):
-        run(logits_of(2, BLOCK).view(2, 1, BLOCK), None, False)
+        run(logits_of(2, BLOCK).view(2, 1, BLOCK))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same() -> None:
     logits = logits_of(70, 128_256 + 3)
-    marked = (torch.arange(logits.shape[1]) % 3 == 0).float()
-    exact, found = all_sums(logits, marked), all_sums(logits.cuda(), marked.cuda())
-    for name in ("log_total_R", "entropy_R", "marked_R"):
-        torch.testing.assert_close(
-            getattr(found, name).cpu(), getattr(exact, name), rtol=0, atol=5e-6
-        )
+    exact, found = row_sums(logits), row_sums(logits.cuda())
+    torch.testing.assert_close(found.log_total_R.cpu(), exact.log_total_R, rtol=0, atol=5e-6)
     values, ids = best(logits.cuda(), found.peaks_RC, 64)
     assert torch.equal(values.cpu(), logits.topk(64).values)
     assert torch.equal(logits.gather(1, ids.cpu()), values.cpu())

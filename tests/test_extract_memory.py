@@ -23,7 +23,6 @@ from extract.engines.memory import (
     check_memory,
     free_host_bytes,
     free_memory,
-    is_out_of_memory,
     memory_need,
     require_memory,
     weight_bytes,
@@ -33,6 +32,7 @@ from extract.engines.protocol import EngineMemoryError, EngineSpec
 from extract.engines.transformers_engine import TransformersEngine
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.engine_contract import check_engine, encoded_samples, spec_of
 
@@ -415,3 +415,15 @@ def test_an_index_of_weights_that_is_none_is_one_line(tmp_path: Path, text: str)
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match=r"index of weights is unreadable in \S+index.json"):
         memory.weight_bytes(tmp_path, {}, "float32")
+
+
+def test_a_model_that_has_no_room_is_no_damaged_model(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
+
+    spec = spec_of(tiny_models["code"], "transformers")
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(EngineMemoryError, match=r"cannot be loaded.*; load a smaller dtype"):
+        TransformersEngine(spec)

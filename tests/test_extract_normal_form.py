@@ -19,7 +19,8 @@ from extract.corpus.documents import Document, context_json
 from extract.corpus.normal_form import _UNDECIDED, nfc, nfc_document, reads_nfc
 from store_schema.config import ModelRef, load_run
 from store_schema.text.tokenizer import SegmentTokenizer
-from tests.extract_runs import ok, refused, sample_documents, write_jsonl, write_run
+from tests.command import ok, refused
+from tests.extract_runs import sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 APART, COMPOSED = "cafe\u0301", "caf\u00e9"

@@ -17,7 +17,6 @@ import pytest
 
 from extract.engines.protocol import DenseRows
 from extract.engines.vllm_tap import Tap
-from extract.plan.planning import plan_location
 from extract.run import run_source
 from extract.scoring.pipeline import Backlog, Pipeline
 from launch.work import Part
@@ -25,9 +24,11 @@ from store_schema.config import load_run
 from store_schema.errors import MismatchError, ModelError, StoppedMidway, StorageError
 from store_schema.layout import Arrays, check_shard
 from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.writer import StoreWriter
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
-from tests.extract_runs import ok, sample_documents, write_jsonl, write_run
+from tests.command import ok
+from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
 
 
 class FakeEngine:
@@ -62,16 +63,13 @@ class FakeEngine:
 def planned(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     write_jsonl(folder / "docs.jsonl", sample_documents(12))
-    path = write_run(folder, {name: tiny_models[name] for name in ("prose", "target")})
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(write_run(folder, {name: tiny_models[name] for name in ("prose", "target")}))
 
 
 @pytest.fixture
 def source(planned: Path) -> tuple[SegmentTokenizer, Plan]:
     run = load_run(planned)
-    return SegmentTokenizer.load(run.sources["prose"], name="prose"), Plan.open(plan_location(run))
+    return SegmentTokenizer.load(run.sources["prose"], name="prose"), open_plan(run)
 
 
 class Sink:

@@ -11,29 +11,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.plan.planning import TARGET, deal, load_tokenizers, make_plan, plan_location, shuffled
+from extract.plan.planning import TARGET, deal, load_tokenizers, make_plan, shuffled
 from extract.scoring.sources import check_source
 from store_schema.config import load_run
 from store_schema.plan.plan import Plan
-from tests.extract_runs import files_of, ok, refused, sample_documents, write_jsonl, write_run
+from store_schema.plan.run_plan import open_plan
+from tests.command import ok, refused
+from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.tiny import add_beyond_rows, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
 def planned(tmp_path: Path, tiny_models: dict[str, Path]) -> Path:
-    path = write_run(tmp_path, tiny_models)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(write_run(tmp_path, tiny_models))
 
 
-def open_plan(path: Path) -> Plan:
-    return Plan.open(plan_location(load_run(path)))
+def plan_of(path: Path) -> Plan:
+    return open_plan(load_run(path))
 
 
 def test_segments_join_to_documents_and_fit(planned: Path) -> None:
     run = load_run(planned)
-    plan = open_plan(planned)
+    plan = plan_of(planned)
     texts: dict[str, str] = {}
     ended = set()
     tokenizers = load_tokenizers(run)
@@ -64,15 +63,15 @@ def test_plan_is_the_same_each_time_and_a_no_op(planned: Path, tmp_path: Path) -
     ok("corpus", "build", planned, "--set", f"run_dir={again.folder}")
     plan, changed = make_plan(again)
     assert changed
-    assert plan.fingerprint == open_plan(planned).fingerprint
+    assert plan.fingerprint == plan_of(planned).fingerprint
 
 
 def test_shards_mix_domains_and_have_like_sizes(planned: Path) -> None:
-    train = [s for s in open_plan(planned).shards if s.split == "train"]
+    train = [s for s in plan_of(planned).shards if s.split == "train"]
     sizes = [shard.num_tokens[TARGET] for shard in train]
     assert len(train) > 2
     assert max(sizes) < 2 * min(sizes)
-    domains = [{s.domain for s in open_plan(planned).segments(shard)} for shard in train]
+    domains = [{s.domain for s in plan_of(planned).segments(shard)} for shard in train]
     assert max(map(len, domains)) > 1
 
 
@@ -80,7 +79,7 @@ def test_report_tells_tokens_bytes_and_hours(tmp_path: Path, tiny_models: dict[s
     path = write_run(tmp_path, tiny_models)
     ok("corpus", "build", path)
     report = ok("extract", "plan", path, "--set", "plan.assumed_tokens_per_s=1000")
-    plan = open_plan(path)
+    plan = plan_of(path)
     tokens = sum(shard.num_tokens["code"] for shard in plan.shards)
     assert f"{tokens:,}" in report
     # The code tokenizer puts one BOS before each segment: read, but no position.
@@ -92,9 +91,9 @@ def test_report_tells_tokens_bytes_and_hours(tmp_path: Path, tiny_models: dict[s
 
 @pytest.mark.parametrize("kind", ["stores", "generated", "aligned"])
 def test_plan_can_change_until_extraction_begins(planned: Path, tmp_path: Path, kind: str) -> None:
-    old = open_plan(planned).fingerprint
+    old = plan_of(planned).fingerprint
     ok("extract", "plan", planned, "--set", "plan.max_tokens=64")
-    assert open_plan(planned).fingerprint != old
+    assert plan_of(planned).fingerprint != old
     store = tmp_path / "run" / kind / "code"
     store.mkdir(parents=True)
     (store / "manifest.json").write_text("{}")  # nobody knows which plan it is of
@@ -195,7 +194,7 @@ def test_context_counts_and_may_leave_no_room(tmp_path: Path, tiny_models: dict[
     path = write_run(tmp_path, tiny_models, corpus={"inputs": [entry]})
     ok("corpus", "build", path)
     assert "context_too_long 1" in ok("extract", "plan", path)
-    plan = open_plan(path)
+    plan = plan_of(path)
     segments = [s for shard in plan.shards for s in plan.segments(shard)]
     assert len(segments) > 1
     assert {s.document_id for s in segments} == {"short"}
@@ -260,7 +259,7 @@ def test_a_text_that_a_tokenizer_changes_is_refused_or_dropped(
     )
     ok("corpus", "build", path)
     assert "tokenizer_changes_text" in ok("extract", "plan", path)
-    plan = Plan.open(plan_location(load_run(path)))
+    plan = open_plan(load_run(path))
     kept = {s.document_id for shard in plan.shards for s in plan.segments(shard)}
     assert "marked" not in kept
     assert len(kept) == len(documents) - 1
@@ -279,10 +278,8 @@ def test_a_text_that_reaches_a_token_without_a_row_is_named_or_dropped(
     # A special token written out is text and stays.
     documents = [*sample_documents(), first | {"id": "seen", "text": "an <image> here"}]
     write_jsonl(tmp_path / "docs.jsonl", documents)
-    path = write_run(tmp_path, models)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    checked = check_source(load_run(path), "code", open_plan(path))
+    path = plan_run(write_run(tmp_path, models))
+    checked = check_source(load_run(path), "code", plan_of(path))
     assert checked.manifest.model.vocab_size == checked.spec.model_vocab_size
     write_jsonl(tmp_path / "docs.jsonl", [*documents, first | {"id": "padded", "text": "a [PAD]"}])
     path = write_run(tmp_path, models, run_dir=str(tmp_path / "other"))
@@ -296,6 +293,6 @@ def test_a_text_that_reaches_a_token_without_a_row_is_named_or_dropped(
     path = write_run(tmp_path, models, corpus=corpus, run_dir=str(tmp_path / "other"))
     ok("corpus", "build", path)
     assert "token_without_row 1" in ok("extract", "plan", path)
-    plan = open_plan(path)
+    plan = plan_of(path)
     kept = {s.document_id for shard in plan.shards for s in plan.segments(shard)}
     assert kept == {d["id"] for d in documents}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -12,14 +10,11 @@ from extract.scoring.rows import LOGPROB_SLACK, scored_segment
 from store_schema.errors import ModelError
 
 
-def rows(logprob: float = -1.0, label: float = -1.0, **extras: float) -> DenseRows:
-    """Two rows of two entries; the last one's first entry, label and extras are given."""
+def rows(logprob: float = -1.0, label: float = -1.0) -> DenseRows:
+    """Two rows of two entries; the last one's first entry and label are given."""
     logprobs = np.array([[-1.0, -2.0], [logprob, -3.0]], np.float32)
-    figures: dict[str, Any] = {
-        name: np.array([0.5, value], np.float32) for name, value in extras.items()
-    }
     ids = np.array([[1, 2], [3, 4]])
-    return DenseRows(ids, logprobs, np.array([-1.0, label], np.float32), extras=figures)
+    return DenseRows(ids, logprobs, np.array([-1.0, label], np.float32))
 
 
 def test_what_rounding_leaves_above_0_is_0() -> None:
@@ -37,7 +32,7 @@ def test_what_rounding_leaves_above_0_is_0() -> None:
         (rows(label=2 * LOGPROB_SLACK), "log-probability above 0 in s, position 2"),
         (rows(logprob=np.nan), "NaN from the model in s, position 2"),
         (rows(label=-np.inf), "probability 0 in s, position 2"),
-        (rows(entropy=np.nan), "NaN from the model in s, entropy, position 2"),
+        (rows(label=np.nan), "NaN from the model in s, position 2"),
     ],
 )
 def test_what_cannot_be_is_refused(dense: DenseRows, message: str) -> None:

@@ -17,23 +17,16 @@ import pytest
 import torch
 import yaml
 
-from extract.plan.planning import plan_location
 from extract.run import run_source
 from extract.scoring.sources import CheckedSource, check_source
 from launch.work import Part, Worker
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
-from tests.extract_runs import (
-    files_of,
-    ok,
-    refused,
-    sample_documents,
-    write_jsonl,
-    write_run,
-)
+from tests.command import ok, refused
+from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 COMMAND = [sys.executable, "-m", "extract"]
@@ -47,10 +40,7 @@ def two_models(tiny_models: dict[str, Path]) -> dict[str, Path]:
 
 def planned(folder: Path, models: dict[str, Path], repeat: int = 4) -> Path:
     write_jsonl(folder / "docs.jsonl", sample_documents(repeat))
-    path = write_run(folder, models)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
+    return plan_run(write_run(folder, models))
 
 
 def store_of(path: Path, source: str) -> StoreReader:
@@ -82,7 +72,7 @@ def test_rows_are_the_models_own(tmp_path: Path, tiny_models: dict[str, Path], s
     path = planned(tmp_path, models, repeat=1)
     score(path, source)
     run = load_run(path)
-    plan, store = Plan.open(plan_location(run)), store_of(path, source)
+    plan, store = open_plan(run), store_of(path, source)
     tokenizer = SegmentTokenizer.load(run.sources[source], name=source)
     assert bool(tokenizer.bos_ids) == (source != "prose")
     model = AutoModelForCausalLM.from_pretrained(tiny_models[source]).eval()
@@ -129,7 +119,7 @@ def test_run_reports_and_is_a_no_op(tmp_path: Path, two_models: dict[str, Path])
     stats = [c.stats for c in store_of(path, "prose").commits.values()]
     assert {"tokens", "nats", "bytes", "tail_mass_mean", "seconds", "tokens_per_s"} <= set(stats[0])
     # Bytes of first tokens, of which nothing is known, are not counted.
-    num_bytes = sum(s.num_bytes for s in Plan.open(plan_location(load_run(path))).shards)
+    num_bytes = sum(s.num_bytes for s in open_plan(load_run(path)).shards)
     assert 0.8 * num_bytes < sum(s["bytes"] for s in stats) < num_bytes
     before = files_of(tmp_path / "run" / "stores" / "prose" / "commits")
     assert ok("extract", "run", path) == "extract complete, nothing to do\n"
@@ -157,7 +147,7 @@ def test_two_workers_share_the_shards(tmp_path: Path, two_models: dict[str, Path
     assert all(shard % 2 == 0 for shard in half)
     score(path, "prose", Worker(1, 2))
     both = contents(path, "prose")
-    assert len(both) == len(Plan.open(plan_location(load_run(path))).shards)
+    assert len(both) == len(open_plan(load_run(path)).shards)
     shutil.rmtree(tmp_path / "run" / "stores")
     # Another number of workers goes on where the first left off.
     score(path, "prose", Worker(1, 3))
@@ -178,7 +168,7 @@ def test_kill_and_rerun_equals_an_uninterrupted_run(
         process.kill()
     assert process.returncode == -signal.SIGKILL
     killed = contents(path, "prose")
-    num_shards = len(Plan.open(plan_location(load_run(path))).shards)
+    num_shards = len(open_plan(load_run(path)).shards)
     assert 2 <= len(killed) < num_shards
     ok("extract", "run", path)
     resumed = contents(path, "prose")
@@ -208,7 +198,7 @@ def test_a_stopped_parent_stops_its_child(
     # 75: something was finished, run again.
     assert process.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     num_commits = len(contents(path, "prose"))
-    assert 0 < num_commits < len(Plan.open(plan_location(load_run(path))).shards)
+    assert 0 < num_commits < len(open_plan(load_run(path)).shards)
     # The shard in hand was dropped: data without a commit is removed on the way out.
     assert len(os.listdir(store / "data")) == num_commits
     time.sleep(0.5)
@@ -294,14 +284,12 @@ def test_full_disk_is_one_line_and_a_rerun_finishes(
 ) -> None:
     write_jsonl(tmp_path / "docs.jsonl", sample_documents(40))
     sections = {"plan": {"max_tokens": 96, "shard_tokens": 1024}}
-    path = write_run(tmp_path, two_models, run_dir=str(small_disk / "run"), **sections)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(tmp_path, two_models, run_dir=str(small_disk / "run"), **sections))
     line = refused("extract", "run-source", path, "--source", "prose")
     assert "No space left" in line
     assert "free space and rerun" in line
     done = contents(path, "prose")
-    num_shards = len(Plan.open(plan_location(load_run(path))).shards)
+    num_shards = len(open_plan(load_run(path)).shards)
     assert 0 < len(done) < num_shards
     remount(small_disk, "16m")
     score(path, "prose")
@@ -335,9 +323,7 @@ def test_an_object_store_holds_a_run_as_well(
     monkeypatch.chdir(tmp_path)
     local = planned(tmp_path, two_models, repeat=1)
     score(local, "prose")
-    remote = write_run(tmp_path, two_models, run_dir=f"memory://{tmp_path.name}/run")
-    ok("corpus", "build", remote)
-    ok("extract", "plan", remote)
+    remote = plan_run(write_run(tmp_path, two_models, run_dir=f"memory://{tmp_path.name}/run"))
     score(remote, "prose")
     local = write_run(tmp_path, two_models)
     stored = contents(local, "prose")
@@ -358,7 +344,7 @@ def test_an_open_engine_is_the_one_a_store_was_begun_with(
 
     def checked() -> CheckedSource:
         loaded = load_run(path)
-        return check_source(loaded, "prose", Plan.open(plan_location(loaded)))
+        return check_source(loaded, "prose", open_plan(loaded))
 
     chosen = checked()  # float32 on a CPU
     assert chosen.spec.section.engine == chosen.manifest.settings["engine"] == "vllm"

@@ -24,8 +24,9 @@ from store_schema.disk.location import open_location
 from store_schema.errors import ConfigError
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from tests.command import refused
 from tests.engine_contract import TOLERANCE_NATS, encoded_samples, reference_logprobs, spec_of
-from tests.extract_runs import ok, refused, write_run
+from tests.extract_runs import plan_run, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 V = 300
@@ -339,9 +340,7 @@ def test_the_mean_gradient_is_that_of_the_whole_distribution() -> None:
 def test_a_resumed_run_draws_the_same(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     models = {name: tiny_models[name] for name in ("prose", "target")}
     options = {"engine": "transformers", "top_k": 16, **SAMPLED}
-    path = write_run(tmp_path, models, extract=options)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(write_run(tmp_path, models, extract=options))
     run = load_run(path)
     run_source(run, "prose", Part())
     store = tmp_path / "run" / "stores" / "prose"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from extract.corpus.corpus import corpus_location, open_corpus
-from extract.plan.planning import plan_location
 from store_schema.config import load_run
-from store_schema.plan.plan import Plan
-from tests.extract_runs import files_of, ok, refused, write_jsonl, write_run
+from store_schema.plan.run_plan import open_plan
+from tests.command import ok, refused
+from tests.extract_runs import files_of, write_jsonl, write_run
 
 NO_MODELS = {"code": Path("m/code"), "target": Path("m/target")}
 TRAIN: dict[str, Any] = {"train": {"selector": "uniform"}}
@@ -142,6 +142,6 @@ def test_a_split_without_segments_is_missed_by_the_plan(
     assert files_of(tmp_path / "run") == before
     write_run(tmp_path, models)
     ok("extract", "plan", path)
-    assert set(Plan.open(plan_location(load_run(path))).splits()) == {"train", "test"}
+    assert set(open_plan(load_run(path)).splits()) == {"train", "test"}
     write_run(tmp_path, models, **TRAIN)
     assert "train.valid_split" in refused("extract", "plan", path)

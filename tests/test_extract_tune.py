@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
 from extract.config import ExtractSection
-from extract.plan.planning import plan_location
 from extract.scoring.sources import check_source
 from extract.tune import _whole_rows, recommended, sample_segments, tune, whole_logprobs
-from logitfuse import main
 from store_schema.config import load_run
-from store_schema.plan.plan import Plan
-from tests.extract_runs import ok, write_run
+from store_schema.plan.run_plan import open_plan
+from tests import command
+from tests.extract_runs import plan_run, write_run
+
+call = partial(command.call, "store", "tune")
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +28,12 @@ def planned(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     path = write_run(
         tmp_path_factory.mktemp("tune"), models, extract={"engine": "transformers", "top_k": 64}
     )
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
-    return path
-
-
-def call(*words: object) -> Result:
-    return CliRunner().invoke(main, ["store", "tune", *map(str, words)])
+    return plan_run(path)
 
 
 def test_whole_rows_are_the_models_softmax(planned: Path, tiny_models: dict[str, Path]) -> None:
     run = load_run(planned)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     checked = check_source(run, "code", plan)
     segments = sample_segments(plan, checked.tokenizer, 200)
     model = AutoModelForCausalLM.from_pretrained(tiny_models["code"], dtype=torch.float32).eval()
@@ -53,7 +48,7 @@ def test_whole_rows_are_the_models_softmax(planned: Path, tiny_models: dict[str,
 
 def test_sample_is_spread_over_the_plan(planned: Path) -> None:
     run = load_run(planned)
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     tokenizer = check_source(run, "code", plan).tokenizer
     few = sample_segments(plan, tokenizer, 2 * 128)
     assert len(few) == 2

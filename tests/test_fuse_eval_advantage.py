@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from fuse_eval.cli import evaluate, report
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.plan.plan import Plan
 from store_schema.store.reader import StoreReader
-from tests.extract_runs import ok
+from tests import command
+from tests.command import ok
 from tests.judge_runs import PROMPTS, answered, half_right, judged, judges, make_models, wrong
 
 
@@ -29,7 +28,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*words: object) -> str:
-    result = CliRunner().invoke(evaluate, ["advantage", *map(str, words)])
+    result = command.call("eval", "advantage", *words)
     return (result.stdout if result.exit_code == 0 else result.stderr).strip()
 
 
@@ -76,7 +75,7 @@ def test_it_says_what_is_missing_and_then_counts(asked: Path) -> None:
     text = call(asked)
     assert "how often each source is the best" in text
     assert f"for {found['agree']:.0%} of the prompts" in text
-    assert CliRunner().invoke(report, [str(asked)]).exit_code == 0
+    assert command.ok("report", asked)
     page = (asked.parent / "run/report/index.html").read_text()
     assert "Whose answer" in page
     assert "sums, inference (5 prompts)" in page

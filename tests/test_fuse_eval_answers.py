@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 import fuse_eval.answers.asking as asking
 from extract.engines.ending import AnswerRules
-from extract.engines.protocol import Answer, DenseRows, EngineSpec, Prompt
+from extract.engines.protocol import Answer, EngineSpec, Prompt
 from fuse_eval.answers.config import AnswersSection
 from fuse_eval.answers.figures import difference, mean_scores
 from fuse_eval.answers.run import held_out_prompts
-from fuse_eval.cli import evaluate, report
+from fuse_eval.cli import report
 from fuse_eval.config import EvaluateSection
-from fuse_eval.run import open_plan
 from store_schema.config import load_run
 from store_schema.layout import Finish
-from tests.extract_runs import ok
+from store_schema.plan.run_plan import open_plan
+from tests import command
+from tests.command import ok
+from tests.extract_runs import plan_run
 from tests.judge_runs import answered, make_models
+
+call = partial(command.call, "eval", "answers")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +44,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in "final", "control/final":
         shutil.copytree(models["target"], folder / name)
     return path
-
-
-def call(path: Path, *words: str) -> Result:
-    return CliRunner().invoke(evaluate, ["answers", str(path), *words])
 
 
 def content(path: Path, *words: str) -> dict[str, Any]:
@@ -68,9 +69,7 @@ class Scripted:
             if finish == Finish.STOP:
                 written.append(min(rules.end_ids))
                 finish = Finish.STOP if text else Finish.EMPTY
-            nats = np.full((len(written), 1), -1.0, np.float32)
-            rows = DenseRows(np.array(written)[:, None], nats, nats[:, 0])
-            yield place, Answer(np.array(written), rows, finish)
+            yield place, Answer(np.array(written), finish)
 
     def close(self) -> None:
         pass
@@ -233,8 +232,7 @@ def test_the_real_engine_says_what_generate_says(trained: Path) -> None:
         generate={"max_tokens": 6, "temperature": 0.0},
         extract={"engine": "transformers"},
     )
-    ok("corpus", "build", twin)
-    ok("extract", "plan", twin)
+    plan_run(twin)
     ok("extract", "generate", twin)
     ok("extract", "answers", twin, "--out", other / "answers.jsonl", "--keep-cut")
     rows = map(json.loads, (other / "answers.jsonl").read_text().split("\n")[:-1])

@@ -241,6 +241,19 @@ def test_evaluation_command_resumes_and_does_nothing_twice(
     assert all(set(values) == {"code", "odd", "prose"} for values in content["bpb"].values())
 
 
+def test_a_pass_that_does_not_fit_says_which_option_to_lower(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+
+    monkeypatch.setattr(bpb, "row_nats", full)
+    done = _invoke(run, "eval", "run")
+    assert done.exit_code == 2
+    assert "scoring of 900 tokens at a time does not fit in memory" in done.output
+    assert "set evaluate.batch_tokens to 450 or less" in done.output
+
+
 def test_blocks_hold_what_the_evaluation_says(run: RunConfig) -> None:
     content = evaluate(run, StopFlag()).content
     report = open_location(f"{run.folder}/report")

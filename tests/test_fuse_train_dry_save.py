@@ -132,7 +132,7 @@ def test_whatever_is_raised_ends_in_one_line(tmp_path, raised, told) -> None:
 
 
 def test_a_tokenizer_that_cannot_be_saved_is_refused_before_the_first_step(
-    tmp_path, capsys, monkeypatch
+    tmp_path, monkeypatch
 ) -> None:
     made = make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
 
@@ -140,7 +140,7 @@ def test_a_tokenizer_that_cannot_be_saved_is_refused_before_the_first_step(
         raise NotImplementedError("no way to save this")
 
     monkeypatch.setattr(SegmentTokenizer, "save_pretrained", fail)
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert "could not be saved, so training was not begun" in line
     assert made.target.model in line
     assert "no way to save this" in line
@@ -162,7 +162,7 @@ def test_generation_config_that_transformers_refuses_is_mended(tmp_path, caplog,
     assert "saved with do_sample: true" in told[0]
 
 
-def test_short_names_of_dtypes_and_another_dtype_keep_the_training(tmp_path, capsys) -> None:
+def test_short_names_of_dtypes_and_another_dtype_keep_the_training(tmp_path) -> None:
     run = make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
     completed(tmp_path, "--set", "target.dtype=bf16")
     final = tmp_path / "run/final"
@@ -171,7 +171,7 @@ def test_short_names_of_dtypes_and_another_dtype_keep_the_training(tmp_path, cap
     completed(tmp_path, "--set", "target.dtype=torch.bfloat16")
     assert (final / "done.json").read_bytes() == before
     # Another dtype: the folder is not overwritten, and made from the checkpoints once it is gone.
-    assert "another config" in refused(tmp_path, capsys, "--set", "target.dtype=half")
+    assert "another config" in refused(tmp_path, "--set", "target.dtype=half")
     final.rename(tmp_path / "old")
     completed(tmp_path, "--set", "target.dtype=half")
     assert {t.dtype for t in weights(final).values()} == {torch.float16}
@@ -182,7 +182,7 @@ def test_short_names_of_dtypes_and_another_dtype_keep_the_training(tmp_path, cap
         train_run(with_train(run, max_steps=3))
 
 
-def test_a_wrong_dtype_is_refused_when_the_run_file_is_read(tmp_path, capsys) -> None:
+def test_a_wrong_dtype_is_refused_when_the_run_file_is_read(tmp_path) -> None:
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
-    line = refused(tmp_path, capsys, "--set", "target.dtype=int8")
+    line = refused(tmp_path, "--set", "target.dtype=int8")
     assert "target.dtype: must be one of auto, bfloat16" in line

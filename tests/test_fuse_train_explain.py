@@ -14,12 +14,11 @@ import click
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from fuse_train.cli import train
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import collate
 from fuse_train.data.partial import silent_arrays
@@ -40,6 +39,7 @@ from store_schema.disk.location import open_location
 from store_schema.disk.sealed import seal, unseal
 from store_schema.store.reader import StoreReader
 from tests.aligned_factory import make_run
+from tests.command import call, error_line
 from tests.selector_views import build_selector
 from tests.test_fuse_train_run import with_train
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -62,9 +62,8 @@ def trained(tmp_path_factory):
     return folder, run
 
 
-def command(folder: Path, *arguments: object):
-    words = ["explain", str(folder / "run.yaml"), *map(str, arguments)]
-    return CliRunner().invoke(train, words)
+def command(folder: Path, *arguments: object) -> Result:
+    return call("train", "explain", folder / "run.yaml", *arguments)
 
 
 def ok(folder: Path, *arguments: object) -> str:
@@ -76,11 +75,8 @@ def ok(folder: Path, *arguments: object) -> str:
 def refused(folder: Path, *arguments: object) -> str:
     """The one line that a bad input ends with."""
     result = command(folder, *arguments)
-    assert result.exit_code == 2, result.output
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in result.output
     assert result.stdout == ""
-    return line
+    return error_line(result)
 
 
 def folder_of(run) -> Path:

@@ -16,7 +16,6 @@ from fuse_train.selectors.features import (
     FEATURES,
     PAST_FEATURES,
     shard_features,
-    token_bytes,
 )
 from fuse_train.selectors.hedge import log_weights, past_of
 from fuse_train.selectors.past import (
@@ -30,6 +29,7 @@ from fuse_train.selectors.past import (
     SHARED,
     text_classes,
 )
+from store_schema.text.encoded import token_lengths
 from tests.store_factory import arrays
 
 COLUMN = {name: i for i, name in enumerate(FEATURES)}
@@ -182,9 +182,9 @@ def test_figures_of_the_row() -> None:
             assert got["same_top"] == float(bool(ids) and ids[0] == mine)
 
 
-def test_token_bytes_start_anew_in_each_segment() -> None:
+def test_token_lengths_start_anew_in_each_segment() -> None:
     ends = np.array([2, 5, 1, 1, 4], "<u4")
-    assert token_bytes(np.array([0, 2, 2, 5]), ends).tolist() == [2, 3, 1, 0, 3]
+    assert token_lengths(ends, np.array([0, 2, 2, 5])).tolist() == [2, 3, 1, 0, 3]
 
 
 def test_empty_shard() -> None:

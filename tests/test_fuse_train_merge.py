@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner, Result
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,34 +25,13 @@ from fuse_train.merge import MERGES, run
 from fuse_train.merge.recipe import parse_recipe
 from fuse_train.merge.stored_weights import StoredWeights
 from fuse_train.merge.written_weights import NewTensor, write_weights
-from logitfuse import main
 from store_schema.errors import ModelError
+from tests.command import ok, refused
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCE = ("--method", "sce")
-
-
-def call(*arguments: object) -> Result:
-    """`logitfuse` in this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def ok(*arguments: object) -> str:
-    """Output of a command that must succeed."""
-    result = call(*arguments)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    """The one error line, last on stderr, of a command that must fail with exit code 2."""
-    result = call(*arguments)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = result.stderr.strip().splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
-    return lines[-1]
 
 
 @pytest.fixture(scope="module")

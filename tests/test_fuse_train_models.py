@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuse_train.model.models import identity, load_config, load_model, own_dtype
+from fuse_train.model.models import identity, load_model, own_dtype
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
+from store_schema.model.models import transformers_config
 from tests.tiny import tiny_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -63,7 +64,7 @@ def test_whatever_a_folder_makes_libraries_raise_is_one_error(tmp_path, damage) 
 def test_configs_that_cannot_be_read(tmp_path, content) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError):
-        load_config(ModelRef(model=str(tmp_path)), where="target")
+        transformers_config(ModelRef(model=str(tmp_path)), of="target")
 
 
 def test_one_dtype_has_one_identity(tmp_path) -> None:

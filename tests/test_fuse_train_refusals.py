@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +15,15 @@ from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.loop.validation import load_valid, valid_scores
-from fuse_train.machine.memory_fit import fitting_size, is_out_of_memory
+from fuse_train.machine.memory_fit import fitting_size
 from fuse_train.publish.final import read_done
 from fuse_train.run import train_run
 from fuse_train.selectors.features import FEATURES
 from store_schema.errors import ConfigError, InputError
 from store_schema.fingerprint import fingerprint
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.tokenizer import SegmentTokenizer
+from tests import command
 from tests.aligned_factory import make_plan, make_run
 from tests.test_fuse_train_run import lines_of, same, weights, with_train
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -28,16 +31,9 @@ from tests.tiny import tiny_model, tiny_tokenizer
 QUICK = {"control": False, "max_steps": 2, "eval_every": None, "trackers": []}
 
 
-def refused(folder, capsys, *options: str) -> str:
+def refused(folder: Path, *options: str) -> str:
     """The one error line of the command."""
-    with pytest.raises(SystemExit) as ended:
-        train.main(["run", str(folder / "run.yaml"), *options])
-    err = capsys.readouterr().err
-    assert ended.value.code == 2, err
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    assert "Traceback" not in err
-    return lines[0]
+    return command.refused("train", "run", folder / "run.yaml", *options)
 
 
 def completed(folder, *options: str) -> None:
@@ -46,19 +42,19 @@ def completed(folder, *options: str) -> None:
     assert ended.value.code == 0
 
 
-def test_store_of_another_vocabulary(tmp_path, capsys) -> None:
+def test_store_of_another_vocabulary(tmp_path) -> None:
     made = make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
     other = tiny_tokenizer("byte_level", ["some other text"], 300, bos=True)
     tiny_model(tmp_path / "target", "llama", other)
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert "store was aligned to another tokenizer than the target's" in line
     assert SegmentTokenizer(other, name="target").fingerprint in line
     assert made.target.model not in line or "expected" in line
 
 
-def test_a_source_that_became_another_model(tmp_path, capsys) -> None:
+def test_a_source_that_became_another_model(tmp_path) -> None:
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
-    line = refused(tmp_path, capsys, "--set", "sources.prose.model=made/other")
+    line = refused(tmp_path, "--set", "sources.prose.model=made/other")
     assert "made from another model than the run file's source prose" in line
     assert "aligned/prose: expected made/other, got made/prose;" in line
     assert not (tmp_path / "run/final").exists()
@@ -69,11 +65,11 @@ def without(folder, source: str, *shards: int) -> None:
         (folder / f"run/aligned/{source}/commits/{shard:05d}.json").unlink()
 
 
-def test_missing_shards_are_named_or_gone_without(tmp_path, capsys) -> None:
+def test_missing_shards_are_named_or_gone_without(tmp_path) -> None:
     make_run(tmp_path, train=QUICK, segments_per_shard=4)
     without(tmp_path, "code", 1, 2)
     without(tmp_path, "prose", 2)
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert "missing: code 2 of 4 shards (1, 2); prose 1 of 4 shards (2)" in line
     assert "--allow-partial" in line
     completed(tmp_path, "--allow-partial")
@@ -125,10 +121,10 @@ def test_what_is_missing_is_part_of_what_was_trained(tmp_path) -> None:
     assert not same(weights(other.folder), weights(first.folder))
 
 
-def test_no_source_has_any_shard(tmp_path, capsys) -> None:
+def test_no_source_has_any_shard(tmp_path) -> None:
     make_run(tmp_path, train=QUICK, sources={"code": "code"}, shards={"train": 2, "valid": 1})
     without(tmp_path, "code", 0, 1)
-    assert "code 2 of 2 shards" in refused(tmp_path, capsys, "--allow-partial")
+    assert "code 2 of 2 shards" in refused(tmp_path, "--allow-partial")
 
 
 def test_rows_that_no_source_covers_are_counted_and_train_on_ground_truth(
@@ -153,9 +149,9 @@ def test_rows_that_no_source_covers_are_counted_and_train_on_ground_truth(
         torch.testing.assert_close(tensor, weights(control.folder)[name], rtol=1e-5, atol=1e-6)
 
 
-def test_domain_without_text_to_train_on(tmp_path, capsys) -> None:
+def test_domain_without_text_to_train_on(tmp_path) -> None:
     made = make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1}, segments_per_shard=2)
-    line = refused(tmp_path, capsys)  # code and prose in train, facts and code in valid
+    line = refused(tmp_path)  # code and prose in train, facts and code in valid
     assert "domains without text to train on" in line
     assert "no text of facts" in line
     (outcome,) = train_run(with_train(made, allow_partial=True))
@@ -185,7 +181,7 @@ def test_domain_of_which_no_byte_is_scored(tmp_path) -> None:
         valid_scores(model, cut, Accelerator(), batch_segments=4, head_chunk_rows=64)
 
 
-def test_nothing_that_can_be_trained(tmp_path, capsys, monkeypatch) -> None:
+def test_nothing_that_can_be_trained(tmp_path, monkeypatch) -> None:
     import fuse_train.model.target as place
 
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
@@ -195,17 +191,17 @@ def test_nothing_that_can_be_trained(tmp_path, capsys, monkeypatch) -> None:
         return original(*args, **options).requires_grad_(False)
 
     monkeypatch.setattr(place, "load_model", frozen)
-    assert "nothing of the target can be trained" in refused(tmp_path, capsys)
+    assert "nothing of the target can be trained" in refused(tmp_path)
 
 
-def test_segment_longer_than_the_positions_is_found_before_training(tmp_path, capsys) -> None:
+def test_segment_longer_than_the_positions_is_found_before_training(tmp_path) -> None:
     from transformers import AutoConfig
 
     made = make_run(tmp_path, train=QUICK)
     config = AutoConfig.from_pretrained(made.target.model)
     config.max_position_embeddings = 20
     config.save_pretrained(made.target.model)
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert "segment is longer than the target's positions" in line
     assert "at most 20 tokens" in line
     assert not (tmp_path / "run/logs/train_steps.jsonl").exists()
@@ -228,13 +224,13 @@ def too_large(limit: int):
 @pytest.mark.parametrize(
     ("limit", "said"), [(8, None), (5, "to 4,"), (1, "to 1,"), (0, "not even one")]
 )
-def test_a_batch_that_does_not_fit(tmp_path, capsys, monkeypatch, limit, said) -> None:
+def test_a_batch_that_does_not_fit(tmp_path, monkeypatch, limit, said) -> None:
     make_run(tmp_path, train=QUICK | {"selector": "uniform"}, shards={"train": 1, "valid": 1})
     monkeypatch.setattr(FusionObjective, "forward", too_large(limit))
     if said is None:
         completed(tmp_path)
         return
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert "micro-batch does not fit in memory in train fused, step 1: got 8 segments" in line
     assert said in line
 
@@ -246,13 +242,13 @@ def test_a_batch_that_does_not_fit(tmp_path, capsys, monkeypatch, limit, said) -
         ("torch.optim.AdamW.step", "state of optimizer adamw_torch_fused does not fit"),
     ],
 )
-def test_other_things_that_do_not_fit(tmp_path, capsys, monkeypatch, place, said) -> None:
+def test_other_things_that_do_not_fit(tmp_path, monkeypatch, place, said) -> None:
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand so on")
 
     make_run(tmp_path, train=QUICK | {"selector": "uniform"}, shards={"train": 1, "valid": 1})
     monkeypatch.setattr(place, full)
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert said in line
     assert "Tried to allocate 2 GiB;" in line
 
@@ -287,21 +283,21 @@ def test_probing_for_a_size_halves_and_passes_other_errors_on() -> None:
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism config"),
     ],
 )
-def test_launchers_that_shard_are_refused(tmp_path, capsys, monkeypatch, variable, name) -> None:
+def test_launchers_that_shard_are_refused(tmp_path, monkeypatch, variable, name) -> None:
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
     monkeypatch.setenv(variable, "true")
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert "shards the model" in line
     assert f"got {name};" in line
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_tasks_of_srun_do_not_each_train_the_same(tmp_path, capsys, monkeypatch) -> None:
+def test_tasks_of_srun_do_not_each_train_the_same(tmp_path, monkeypatch) -> None:
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
     step = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     for name, value in step.items():
         monkeypatch.setenv(name, value)
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert "srun started 2 tasks, and each would do the same training" in line
     monkeypatch.setenv("WORLD_SIZE", "2")  # a launcher has told them of one another
     from fuse_train.machine.launchers import check_launcher
@@ -317,7 +313,7 @@ def test_tasks_of_srun_do_not_each_train_the_same(tmp_path, capsys, monkeypatch)
     ],
 )
 def test_what_a_launcher_would_do_to_the_loss_is_refused(
-    tmp_path, capsys, monkeypatch, variable, value, said
+    tmp_path, monkeypatch, variable, value, said
 ) -> None:
     from accelerate.state import AcceleratorState
 
@@ -327,7 +323,7 @@ def test_what_a_launcher_would_do_to_the_loss_is_refused(
         reset_partial_state=True
     )  # the environment is read once a process
     try:
-        line = refused(tmp_path, capsys)
+        line = refused(tmp_path)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert said in line
@@ -348,9 +344,9 @@ def test_what_a_launcher_would_do_to_the_loss_is_refused(
         ("train.optim_kwargs={lr: 0.2}", "use train.lr"),
     ],
 )
-def test_numbers_and_options_that_cannot_be(tmp_path, capsys, setting, said) -> None:
+def test_numbers_and_options_that_cannot_be(tmp_path, setting, said) -> None:
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
-    assert said in refused(tmp_path, capsys, "--set", setting)
+    assert said in refused(tmp_path, "--set", setting)
 
 
 def flip(path) -> None:
@@ -359,7 +355,7 @@ def flip(path) -> None:
     path.write_bytes(data)
 
 
-def test_a_changed_byte_in_a_checkpoint_is_found(tmp_path, capsys) -> None:
+def test_a_changed_byte_in_a_checkpoint_is_found(tmp_path) -> None:
     train_options = {"checkpoint_every": 1, "save_total_limit": 3, "max_steps": 2}
     make_run(tmp_path, train=QUICK | train_options, shards={"train": 1, "valid": 1})
     completed(tmp_path)
@@ -373,17 +369,17 @@ def test_a_changed_byte_in_a_checkpoint_is_found(tmp_path, capsys) -> None:
     for path in paths:
         kept = path.read_bytes()
         flip(path)
-        line = refused(tmp_path, capsys)
+        line = refused(tmp_path)
         assert path.name in line or "files.json" in line
         assert "delete the folder" in line
         path.unlink()
-        assert "delete the folder" in refused(tmp_path, capsys)
+        assert "delete the folder" in refused(tmp_path)
         path.write_bytes(kept)
     completed(tmp_path)
     assert (run / "final/done.json").is_file()
 
 
-def test_changed_weights_of_the_best_evaluation_are_not_published(tmp_path, capsys) -> None:
+def test_changed_weights_of_the_best_evaluation_are_not_published(tmp_path) -> None:
     options = {"control": False, "max_steps": 8, "eval_every": 1, "trackers": [], "lr": 1e-2}
     make_run(tmp_path, train=options | {"lr_scheduler_type": "constant"})
     completed(tmp_path)
@@ -394,16 +390,16 @@ def test_changed_weights_of_the_best_evaluation_are_not_published(tmp_path, caps
     best = run / f"checkpoints/best-{step:06d}"
     place = best if best.is_dir() else run / f"checkpoints/step-{step:06d}"
     flip(place / "model.safetensors")
-    line = refused(tmp_path, capsys)
+    line = refused(tmp_path)
     assert "changed since it was written" in line
     assert place.name in line
 
 
-def test_a_damaged_target_is_one_line(tmp_path, capsys) -> None:
+def test_a_damaged_target_is_one_line(tmp_path) -> None:
     make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
     weights_file = tmp_path / "target/model.safetensors"
     weights_file.write_bytes(b"\xff" * 8 + weights_file.read_bytes()[8:])
-    assert "file of weights is damaged" in refused(tmp_path, capsys)
+    assert "file of weights is damaged" in refused(tmp_path)
 
 
 def test_fingerprints_of_whole_stores_do_not_know_of_partial_ones(tmp_path) -> None:
@@ -417,9 +413,9 @@ def test_fingerprints_of_whole_stores_do_not_know_of_partial_ones(tmp_path) -> N
     assert len(fingerprint("x")) == len(plain)
 
 
-def test_unknown_tracker_package_is_told(tmp_path, capsys) -> None:
+def test_unknown_tracker_package_is_told(tmp_path) -> None:
     make_run(tmp_path, train=QUICK | {"trackers": ["trackio"]}, shards={"train": 1, "valid": 1})
-    assert "tracker is not installed in train.trackers: got trackio" in refused(tmp_path, capsys)
+    assert "tracker is not installed in train.trackers: got trackio" in refused(tmp_path)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused() -> None:

@@ -81,6 +81,7 @@ class Made:
                 path=f"data/{shard:05d}-{'0' * 16}",
                 store_fingerprint=manifest.fingerprint(),
                 shard_fingerprint=segments,
+                first_segment=self.plan.shards[shard].start,
                 content_sha256="0" * 64,
                 files={name: FileRecord(size=10**6, crc32c=1) for name in "ab"},
                 counts=Counts(segments=3, positions=TOKENS, entries=5),
@@ -485,6 +486,7 @@ def test_a_thousand_commits_are_read_in_a_moment(tmp_path: Path) -> None:
     for shard in range(1, 1000):
         path = Path(location.url) / commit_key(shard)
         update = {"shard": shard, "path": f"data/{shard:05d}-{'0' * 16}"}
+        update["first_segment"] = made.plan.shards[shard].start
         path.write_bytes(seal(commit.model_copy(update=update)))
     start = clock.monotonic()
     assert made.work().done == 1000

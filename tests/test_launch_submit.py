@@ -9,11 +9,11 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
 import logitfuse
 from fuse_train.publish.final import DONE_FILE
@@ -27,9 +27,14 @@ from launch.slurm_options import (
 from launch.work import Worker, parse_worker
 from store_schema.config import load_run
 from store_schema.errors import LogitfuseError, MissingError
-from tests import planned_store
+from tests import command, planned_store
 from tests.fake_slurm import calls, fake_tools
 from tests.test_launch_slurm import directives_of
+
+submit = partial(command.call, "submit")
+accepted = partial(command.ok, "submit")
+refused = partial(command.refused, "submit")
+
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -169,24 +174,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
-
-
-def submit(*words: object) -> Result:
-    return CliRunner().invoke(logitfuse.main, ["submit", *map(str, words)])
-
-
-def accepted(*words: object) -> str:
-    result = submit(*words)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.stdout
-
-
-def refused(*words: object) -> str:
-    result = submit(*words)
-    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def submissions(slurm: Path) -> list[list[str]]:

@@ -18,6 +18,7 @@ from launch.work import (
     parse_worker,
     range_text,
     shard_ranges,
+    shards_in,
     work_line,
 )
 from store_schema.config import ModelRef, RunConfig
@@ -88,9 +89,12 @@ def test_a_shard_that_the_plan_does_not_have_is_refused() -> None:
 def test_shards_of_the_command_line(text: str, ranges: Ranges) -> None:
     assert parse_shards(text) == ranges
     assert parse_shards(range_text(ranges)) == ranges
+    assert shard_ranges(shards_in(ranges)) == ranges
 
 
-@pytest.mark.parametrize("text", ["", "7-3", "a", "-1", "3-", "1,,2", "1.5", "0-1-2", "9999999999"])
+@pytest.mark.parametrize(
+    "text", ["", "7-3", "a", "-1", "3-", "1,,2", "1.5", "0-1-2", "9999999999", "0-999999999"]
+)
 def test_bad_shards(text: str) -> None:
     with pytest.raises(ConfigError, match="--shards"):
         parse_shards(text)

@@ -84,7 +84,7 @@ ONLY_IN = {
     "vllm": {"extract/engines/vllm_engine.py"},
     "accelerate": {"fuse_train", "fuse_eval"},
     "numba": {"store_schema/compiled.py"},
-    "jinja2": {"fuse_eval"},
+    "jinja2": {"launch/pages/page.py"},
 }
 """Packages that only these rooms or files may import."""
 

@@ -11,15 +11,11 @@ import yaml
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.cli import align
-from extract.cli import corpus, extract
-from extract.judging.cli import judge
-from fuse_eval.cli import evaluate
-from fuse_train.cli import train
 from launch.cli import preset
 from store_schema.config import load_run
 from store_schema.papers import preset_names
-from tests.extract_runs import write_jsonl
+from tests.command import ok
+from tests.extract_runs import plan_run, write_jsonl
 from tests.generate_runs import make_chat_models
 
 PROMPTS = [
@@ -38,12 +34,6 @@ SMALL: dict[str, Any] = {  # what a toy needs smaller; all else is the preset's
     "extract": {"engine": "transformers"},
     "train": {"batch_segments": 4, "max_steps": 4, "eval_every": 2, "trackers": []},
 }
-
-
-def call(group: Any, *words: object) -> str:
-    result = CliRunner().invoke(group, [str(word) for word in words])
-    assert result.exit_code == 0, (words, result.output, result.exception)
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +67,9 @@ def best_answers(folder: Path, models: dict[str, str]) -> Path:
         generate={"max_tokens": 8, "temperature": 0.0},
         judge={"judges": [{"kind": "reference_overlap"}], "drop_cut": False},
     )
-    call(corpus, "build", path)
-    call(extract, "plan", path)
-    call(extract, "generate", path)
-    call(judge, path)
+    plan_run(path)
+    ok("extract", "generate", path)
+    ok("judge", path)
     return folder / "run/judged/best.parquet"
 
 
@@ -94,12 +83,11 @@ def test_one_line_and_the_way_to_the_end(name: str, models: dict[str, str], tmp_
             {"path": str(best), "corpus": "best", "columns": {"author": "author"}}
         )
         path.write_text(yaml.safe_dump(content, sort_keys=False))
-    call(corpus, "build", path)
-    call(extract, "plan", path)
-    call(extract, "run", path)
-    call(align, "run", path)
-    trained = call(train, "run", path)
-    found = json.loads(call(evaluate, "run", "--json", path))
+    plan_run(path)
+    ok("extract", "run", path)
+    ok("align", "run", path)
+    trained = ok("train", "run", path)
+    found = json.loads(ok("eval", "run", "--json", path))
     run = load_run(path)
     assert set(found["bpb"]) == {"target_before", "clm_control", "fused", *run.sources}
     final = Path(run.folder) / "final"
@@ -109,14 +97,14 @@ def test_one_line_and_the_way_to_the_end(name: str, models: dict[str, str], tmp_
     if name == "fusechat":
         lines = [line for line in trained.splitlines() if line.startswith("with ")]
         assert len(lines) == len(run.sources) - 1
-    assert "complete, nothing to do" in call(train, "run", path)
+    assert "complete, nothing to do" in ok("train", "run", path)
 
 
 def test_what_a_preset_is_can_be_read() -> None:
-    listed = call(preset, "list").splitlines()
+    listed = ok("preset", "list").splitlines()
     assert [line.split()[0] for line in listed] == list(preset_names())
     for name in preset_names():
-        shown = call(preset, "show", name)
+        shown = ok("preset", "show", name)
         assert yaml.safe_load(shown)["train"]["fusion_gate"] == {"kind": "none"}
     result = CliRunner().invoke(preset, ["show", "none"])
     assert result.exit_code == 2

@@ -16,7 +16,7 @@ from store_schema.config import RunConfig, load_run
 from store_schema.disk.location import open_location
 from store_schema.errors import MissingError
 from store_schema.store.reader import StoreReader
-from tests.extract_runs import ok, sample_documents, write_jsonl, write_run
+from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
 from tests.slurm_cluster import REQUIRED, Cluster, running_cluster, unavailable
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -56,9 +56,9 @@ def planned(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Pat
     """A folder with a run file, its corpus and its plan, and stores of both sources by one process."""
     folder = tmp_path_factory.mktemp("planned")
     write_jsonl(folder / "docs.jsonl", sample_documents(6))
-    path = write_run(folder, {name: tiny_models[name] for name in (*SOURCES, "target")}, **SECTIONS)
-    ok("corpus", "build", path)
-    ok("extract", "plan", path)
+    path = plan_run(
+        write_run(folder, {name: tiny_models[name] for name in (*SOURCES, "target")}, **SECTIONS)
+    )
     for stage in ("extract", "align"):
         command = [sys.executable, "-m", stage, "run", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

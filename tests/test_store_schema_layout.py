@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 
 from store_schema.errors import CorruptionError
 from store_schema.layout import (
-    EXTRAS,
     KINDS,
     LAYOUT,
     Arrays,
-    Extra,
     Finish,
     Kind,
     array_names,
@@ -28,9 +26,8 @@ from tests import store_factory
 VOCAB = store_factory.BIG_VOCAB
 
 
-def _check(kind: Kind, arrays: Arrays, extras: tuple[Extra, ...] | None = None) -> None:
-    extras = store_factory.extras_of(kind) if extras is None else extras
-    check_shard(kind, arrays, vocab_size=VOCAB, where="store X, shard 7", extras=extras)
+def _check(kind: Kind, arrays: Arrays) -> None:
+    check_shard(kind, arrays, vocab_size=VOCAB, where="store X, shard 7")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,26 +38,13 @@ def test_made_up_shards_are_sound(kind: Kind, rows: tuple[int, ...]) -> None:
     assert axis_lengths(arrays)["N"] == sum(rows)
 
 
-def test_every_kind_has_the_arrays_of_a_source_store_and_its_own() -> None:
-    source, generated, aligned = (set(array_names(kind, EXTRAS)) for kind in KINDS)
-    shared = set(array_names("source"))
-    assert source - shared == {"entropy", "space_mass"}
-    assert generated - shared == {"entropy", "space_mass", "answer_index", "finish"}
-    assert aligned & (source | generated) == shared
+def test_answers_are_text_and_aligned_stores_have_what_source_stores_have() -> None:
+    source, generated, aligned = (set(array_names(kind)) for kind in KINDS)
+    text = {"segment_ids", "token_offsets", "token_ids", "byte_ends"}
+    assert generated == text | {"answer_index", "finish"}
+    assert source & generated == text
+    assert source < aligned
     assert source | generated | aligned == {spec.name for spec in LAYOUT}
-
-
-@pytest.mark.parametrize("extras", [(), ("entropy",), ("space_mass",), EXTRAS])
-@pytest.mark.parametrize("kind", ["source", "generated"])
-def test_extras_are_there_where_the_manifest_lists_them(
-    kind: Kind, extras: tuple[Extra, ...]
-) -> None:
-    arrays = store_factory.arrays(kind, (4, 6), extras=extras)
-    assert set(array_names(kind, extras)) - set(array_names(kind)) == set(extras)
-    _check(kind, arrays, extras)
-    for others in {(), ("entropy",), ("space_mass",), EXTRAS} - {extras}:
-        with pytest.raises(CorruptionError, match="arrays are not those of the layout"):
-            _check(kind, arrays, others)
 
 
 def _set(name: str, index: int, value: float) -> Callable[[Arrays], None]:
@@ -126,28 +110,20 @@ def test_each_broken_invariant_is_found_and_named(case: str) -> None:
     assert f"store X, shard 7, array {name}" in caught.value.line()
 
 
-def _no_known_label(arrays: Arrays) -> None:
-    for name in ("label_logprobs", *EXTRAS):
-        arrays[name][0] = np.nan
-
-
 BROKEN_ANSWERS: dict[str, tuple[Callable[[Arrays], None], str]] = {
     "answers of equal number": (_set("answer_index", 1, 0), "answer_index"),
     "answers fall": (_set("answer_index", 0, 2), "answer_index"),
     "segments fall": (_set("segment_ids", 0, 1), "answer_index"),
-    "unknown label": (_no_known_label, "label_logprobs"),
+    "distributions": (lambda a: a.update(tail_mass=np.zeros(11, "<f4")), "*"),
+    "token id range": (_set("token_ids", 0, VOCAB), "token_ids"),
+    "offsets fall": (_set("token_offsets", 1, 11), "token_offsets"),
+    "byte ends fall": (_set("byte_ends", 1, 9), "byte_ends"),
     "unknown reason": (_set("finish", 0, 5), "finish"),
     "tokens of an answer never begun": (_set("finish", 0, Finish.PROMPT_TOO_LONG), "finish"),
     "empty with text": (_set("finish", 0, Finish.EMPTY), "finish"),
     "stopped without a byte": (_set("finish", 3, Finish.STOP), "finish"),
     "stop text without a byte": (_set("finish", 3, Finish.STOP_TEXT), "finish"),
     "cut without tokens": (_set("finish", 2, Finish.LENGTH), "finish"),
-    "entropy below 0": (_set("entropy", 1, -0.1), "entropy"),
-    "entropy infinite": (_set("entropy", 1, np.inf), "entropy"),
-    "entropy NaN": (_set("entropy", 1, np.nan), "entropy"),
-    "space mass above 1": (_set("space_mass", 1, 1.001), "space_mass"),
-    "space mass below 0": (_set("space_mass", 1, -0.001), "space_mass"),
-    "space mass NaN": (_set("space_mass", 1, np.nan), "space_mass"),
 }
 
 
@@ -162,14 +138,6 @@ def test_each_broken_invariant_of_answers_is_found_and_named(case: str) -> None:
     with pytest.raises(CorruptionError) as caught:
         _check("generated", arrays)
     assert f"store X, shard 7, array {name}" in caught.value.line()
-
-
-@pytest.mark.parametrize("name", EXTRAS)
-def test_an_extra_is_not_known_where_nothing_stands_before(name: Extra) -> None:
-    arrays = store_factory.arrays("source", (4,), extras=EXTRAS)
-    arrays[name][0] = 0.5
-    with pytest.raises(CorruptionError, match=f"array {name}"):
-        _check("source", arrays, EXTRAS)
 
 
 def test_an_answer_may_be_cut_before_its_first_byte_or_end_without_a_token() -> None:

@@ -227,7 +227,7 @@ def test_loading_ends_in_one_line_without_a_table(
 ) -> None:
     change(folder)
     with pytest.raises(ModelError, match=said):
-        load_causal_model(str(folder), of="target")
+        load_causal_model(ModelRef(model=str(folder)), of="target")
     assert "LOAD REPORT" not in caplog.text
 
 
@@ -239,7 +239,7 @@ def test_weights_that_nothing_asked_for_are_still_told_of(folder: Path) -> None:
     handler.emit = told.append  # type: ignore[method-assign]
     logging.getLogger("transformers").addHandler(handler)
     try:
-        load_causal_model(str(folder), of="target")
+        load_causal_model(ModelRef(model=str(folder)), of="target")
     finally:
         logging.getLogger("transformers").removeHandler(handler)
     assert ["spare.weight" in record.getMessage() for record in told] == [True]

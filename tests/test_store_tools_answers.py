@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ import pytest
 
 from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError
-from store_schema.layout import EXTRAS, Arrays, Finish
+from store_schema.layout import Arrays, Finish
 from store_schema.plan.plan import Plan, Segment
 from store_schema.store.answers import read_answers
 from store_schema.text.vocabulary import Vocabulary
@@ -28,6 +27,7 @@ from store_tools.verify import verify_store
 from tests import store_factory
 from tests.planned_store import (
     ANSWERS,
+    DOMAINS,
     PROMPTS,
     data_file,
     flip,
@@ -56,9 +56,8 @@ def test_prompts_are_contexts_at_the_start_of_documents(tmp_path: Path) -> None:
     assert not replace(segments[0], byte_start=3).has_prompt
 
 
-@pytest.mark.parametrize("preset", ["exact", "tiny"])
-def test_answers_come_back(tmp_path: Path, preset: str) -> None:
-    _run(tmp_path, preset=preset)
+def test_answers_come_back(tmp_path: Path) -> None:
+    _run(tmp_path)
     reader = reader_of(tmp_path, "generated")
     found = [a for shard in range(3) for a in read_answers(reader.read(shard), reader.vocabulary)]
     assert [(a.row, a.number, a.text, a.finish) for a in found] == [
@@ -69,7 +68,7 @@ def test_answers_come_back(tmp_path: Path, preset: str) -> None:
 
 
 def test_a_token_that_ends_an_answer_says_nothing_even_where_it_is_spelt() -> None:
-    arrays = store_factory.arrays("generated", (2,), vocab_size=2, top_k=1)
+    arrays = store_factory.arrays("generated", (2,), vocab_size=2)
     arrays |= {"token_ids": np.array([0, 1], "<u4"), "byte_ends": np.array([2, 2], "<u4")}
     (answer,) = read_answers(arrays, SPELT_END)
     assert (answer.text, answer.num_tokens) == (b"hi", 2)
@@ -111,18 +110,9 @@ def _drop_answer(arrays: Arrays) -> None:
     """Without the last answer, which has no tokens where it is used."""
     for name in ("segment_ids", "answer_index", "finish"):
         arrays[name] = arrays[name][:-1]
-    start, stop = arrays["token_offsets"][-2:]
     arrays["token_offsets"] = arrays["token_offsets"][:-1]
-    _keep_positions(arrays, int(start), int(stop))
-
-
-def _keep_positions(arrays: Arrays, start: int, stop: int) -> None:
-    first = arrays["entry_offsets"][start]
-    for name in ("entry_ids", "entry_logprobs"):
-        arrays[name] = arrays[name][:first]
-    for name in ("token_ids", "byte_ends", "tail_mass", "label_logprobs", *EXTRAS):
-        arrays[name] = arrays[name][:start]
-    arrays["entry_offsets"] = arrays["entry_offsets"][: start + 1]
+    for name in ("token_ids", "byte_ends"):
+        arrays[name] = arrays[name][: arrays["token_offsets"][-1]]
 
 
 def _answer_to_no_prompt(arrays: Arrays) -> None:
@@ -185,8 +175,8 @@ def test_a_claimed_number_of_answers_never_makes_room(tmp_path: Path, claim: obj
 
 
 def test_every_array_of_answers_is_under_a_checksum_and_repaired(tmp_path: Path) -> None:
-    run_file = _run(tmp_path, preset="compact")
-    for name in ("answer_index", "finish", "entropy_codes", "space_codes"):
+    run_file = _run(tmp_path)
+    for name in ("answer_index", "finish", "token_counts", "token_ranks", "token_bytes"):
         flip(data_file(tmp_path, 0, name, "generated"), 3)
         assert f"shard 0, array {name}, chunk 0" in found_wrong("verify", run_file)
         flip(data_file(tmp_path, 0, name, "generated"), 3)
@@ -210,45 +200,35 @@ def test_a_copy_is_the_same_store(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- stats
 
 
-def test_reasons_and_extras_are_counted(tmp_path: Path) -> None:
+def test_reasons_positions_and_bytes_are_counted(tmp_path: Path) -> None:
     run_file = _run(tmp_path)
     (found,) = json.loads(ok("stats", run_file, "--json"))["stores"]
     endings = Counter(finish.name.lower() for pair in ANSWERS.values() for _, finish in pair)
     assert found["finishes"] == {
         finish.name.lower(): endings[finish.name.lower()] for finish in Finish
     }
-    assert found["extras"] == ["entropy", "space_mass"]
-    reader = reader_of(tmp_path, "generated")
-    by_domain: dict[str, list[Arrays]] = {"code": [], "prose": []}
-    for shard in range(3):
-        arrays = reader.read(shard)
-        rows = np.repeat(arrays["segment_ids"], np.diff(arrays["token_offsets"]))
-        for rest, domain in enumerate(by_domain):
-            by_domain[domain].append({n: arrays[n][rows % 2 == rest] for n in EXTRAS})
-    for domain, parts in by_domain.items():
-        entropy, space = (np.concatenate([p[n] for p in parts]).astype(float) for n in EXTRAS)
-        got = found["domains"][domain]
-        mean = (entropy.mean(), space.mean()) if len(entropy) else (None, None)
-        assert (got["full_entropy_nats_per_position"], got["space_mass"]) == pytest.approx(mean)
+    ended = (Finish.STOP, Finish.EMPTY)
+    expected = {domain: {"positions": 0, "bytes": 0} for domain in DOMAINS}
+    for row, pair in ANSWERS.items():
+        sums = expected[DOMAINS[row % 2]]
+        sums["bytes"] += sum(len(text) for text, _ in pair)
+        sums["positions"] += sum(len(text) + (finish in ended) for text, finish in pair)
+    assert found["domains"] == expected
+    assert found["positions_read"] == sum(d["positions"] for d in expected.values())
+    assert found["entries"] == 0
+    assert not {"entries_per_position", "kept_mass", "origins"} & found.keys()
     text = ok("stats", run_file)
     assert "8 answers ended: 2 stop (25.0%), 1 stop text (12.5%), 2 length (25.0%)" in text
-    assert "full entropy" in text
-    assert "space mass" in text
+    assert "entries" not in text
+    table = [line.split() for line in text.splitlines() if line.split()[:1] == ["code"]]
+    assert table == [["code", *(str(expected["code"][name]) for name in ("positions", "bytes"))]]
 
 
-def test_extras_of_a_source_store_leave_the_unknown_out(tmp_path: Path) -> None:
-    run_file = make_run(tmp_path, extras=("space_mass",))
+def test_a_store_of_answers_without_shards(tmp_path: Path) -> None:
+    run_file = _run(tmp_path, leave_out=[0, 1, 2])
     (found,) = json.loads(ok("stats", run_file, "--json"))["stores"]
-    reader = reader_of(tmp_path)
-    values = np.concatenate([reader.read(s, ["space_mass"])["space_mass"] for s in range(3)])
-    domains = found["domains"].values()
-    total = sum(d["space_mass"] * (d["positions"] - 3) for d in domains)
-    assert np.isnan(values).sum() == 6
-    assert total == pytest.approx(np.nansum(values, dtype=float))
-    assert not any("full_entropy_nats_per_position" in d for d in domains)
-    (head,) = [line for line in ok("stats", run_file).splitlines() if line.startswith("domain")]
-    assert "space mass" in head
-    assert "full entropy" not in head
+    assert (found["positions_read"], found["domains"]) == (0, {})
+    assert "answers ended" not in ok("stats", run_file)
 
 
 # ------------------------------------------------------------------------------- show
@@ -260,10 +240,14 @@ def test_an_answer_is_shown_after_its_prompt(tmp_path: Path) -> None:
     assert "segment d0#0, answer 1 (row 0" in lines[0]
     assert "2 answers, this one ended: length)" in lines[0]
     assert lines[2:4] == ["prompt: Write a function", "  that adds. \\x1b[31m\\u202e<script>"]
-    assert [line.split()[1] for line in lines[6:]] == ['"c"', '"a"', '"f"', '"\\xc3"']
+    assert lines[5].split() == ["token", "id"]
+    assert [line.split()[1:] for line in lines[6:]] == [
+        [token, str(byte + 1)]
+        for token, byte in zip(['"c"', '"a"', '"f"', '"\\xc3"'], b"caf\xc3", strict=True)
+    ]
     ended = ok("show", run_file, "--segment", 0).splitlines()
     assert "answer 0 (row 0" in ended[0]
-    assert ended[-1].split()[1] == '"<s>"'
+    assert ended[-1].split()[1:] == ['"<s>"', "0"]
     assert ok("show", run_file, "--segment", "d4#0").splitlines()[2:4] == [
         "system: Be brief.",
         "user: Hi",
@@ -273,7 +257,7 @@ def test_an_answer_is_shown_after_its_prompt(tmp_path: Path) -> None:
 def test_answers_without_tokens_and_without_a_plan(tmp_path: Path) -> None:
     run_file = _run(tmp_path)
     output = ok("show", run_file, "--segment", "d5#0")
-    assert "ended: prompt too long): 0 bytes, 0 positions, no label known" in output
+    assert "ended: prompt too long): 0 bytes, 0 positions\n" in output
     bare = tmp_path / "bare"
     store_folder(tmp_path, "generated").rename(bare)
     alone = ok("show", bare, "--segment", 4, "--answer", 1)
@@ -334,7 +318,8 @@ def test_the_page_shows_the_prompt_and_a_cut_answer(tmp_path: Path) -> None:
     assert "\u202e" not in html
     ended = Page(page(read_segment(place, "d0#0", top=3)))
     assert "".join(ended.tokens) == "It is.↵\n<s>"
-    assert ended.panels[-1].startswith('"<s>"8 of 8')
+    assert ended.panels[-1] == '"<s>"8 of 8 · id 0'
+    assert "probability" not in html.split("</style>")[1]
     assert Page(page(read_segment(place, "5", top=3))).tokens == []
 
 
@@ -358,8 +343,7 @@ def test_answers_as_json_lines(tmp_path: Path) -> None:
     arrays = reader.read(0)
     stop = int(arrays["token_offsets"][1])
     assert lines[0]["num_tokens"] == stop == len(ANSWERS[0][0][0]) + 1
-    assert lines[0]["nats"] == pytest.approx(-arrays["label_logprobs"][:stop].sum(dtype=float))
-    assert math.isclose(lines[5]["nats"], 0)
+    assert lines[0].keys() == {"segment_id", "answer_index", "finish", "text", "num_tokens"}
 
 
 def test_only_answers_are_json_lines(tmp_path: Path) -> None:

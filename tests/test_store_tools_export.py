@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 
 from launch.command import StageGroup
 from store_schema.disk.location import open_location
-from store_schema.errors import ConfigError, MissingError
-from store_schema.layout import KINDS, Kind
+from store_schema.errors import MissingError
+from store_schema.layout import KINDS, Arrays, Kind
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_tools import export
-from store_tools.export import export_command, export_store, parse_shards
+from store_tools.export import export_command, export_store
 from tests import store_factory
 
 VOCAB = 3
@@ -68,32 +68,38 @@ def test_parquet_rows_are_the_positions(
             reader.vocabulary.tokens[i] for i in arrays["token_ids"]
         ]
         _same(table["byte_end"], arrays["byte_ends"], "byte_end")
-        _same(table["tail_mass"], arrays["tail_mass"], "tail_mass")
-        labels = table["label_logprob"].to_pylist()
-        assert [label is None for label in labels] == np.isnan(arrays["label_logprobs"]).tolist()
-        _same(table["label_logprob"].to_numpy(), arrays["label_logprobs"], "label_logprob")
-        for column, name in (("entry_ids", "entry_ids"), ("entry_logprobs", "entry_logprobs")):
-            lists = table[column].combine_chunks()
-            rows = lists.to_pylist()
-            assert [len(row) for row in rows] == np.diff(arrays["entry_offsets"]).tolist()
-            _same(lists.flatten(), arrays[name], name)
         generated = reader.manifest.kind == "generated"
-        for name in ("answer_index", "finish", "entropy", "space_mass"):
+        for name in ("answer_index", "finish"):
             assert (name in table.column_names) == generated
-        if generated:
-            for name in ("answer_index", "finish"):
+            if generated:
                 _same(table[name], np.repeat(arrays[name], sizes), name)
-            for name in ("entropy", "space_mass"):
-                _same(table[name], arrays[name], name)
+        distributions = ("tail_mass", "label_logprob", "entry_ids", "entry_logprobs")
+        assert set(distributions) & set(table.column_names) == (
+            set() if generated else set(distributions)
+        )
+        if not generated:
+            _check_distributions(table, arrays)
         for name in ("origin", "span_index"):
             assert (name in table.column_names) == (reader.manifest.kind == "aligned")
             if name in table.column_names:
                 _same(table[name], arrays[name], name)
-        assert table.schema.field("entry_ids").type == pa.list_(pa.uint32())
-        assert table.schema.field("entry_logprobs").type == pa.list_(pa.float32())
         metadata = table.schema.metadata
         assert json.loads(metadata[b"logitfuse.manifest"])["source"] == "s"
         assert metadata[b"logitfuse.shard"] == str(shard).encode()
+
+
+def _check_distributions(table: pa.Table, arrays: Arrays) -> None:
+    _same(table["tail_mass"], arrays["tail_mass"], "tail_mass")
+    labels = table["label_logprob"].to_pylist()
+    assert [label is None for label in labels] == np.isnan(arrays["label_logprobs"]).tolist()
+    _same(table["label_logprob"].to_numpy(), arrays["label_logprobs"], "label_logprob")
+    for name in ("entry_ids", "entry_logprobs"):
+        lists = table[name].combine_chunks()
+        rows = lists.to_pylist()
+        assert [len(row) for row in rows] == np.diff(arrays["entry_offsets"]).tolist()
+        _same(lists.flatten(), arrays[name], name)
+    assert table.schema.field("entry_ids").type == pa.list_(pa.uint32())
+    assert table.schema.field("entry_logprobs").type == pa.list_(pa.float32())
 
 
 def test_safetensors_are_the_arrays(reader: StoreReader, tmp_path: Path) -> None:
@@ -144,20 +150,6 @@ def test_a_shard_that_is_not_there(reader: StoreReader, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"1 shard\(s\) not committed \(1\)"):
         export_store(reader, open_location(tmp_path), "parquet", [0, 1])
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("text", "shards"),
-    [("3", [3]), ("3-5", [3, 4, 5]), ("0, 3-4,3", [0, 3, 4]), ("7-7", [7])],
-)
-def test_lists_of_shards(text: str, shards: list[int]) -> None:
-    assert parse_shards(text) == shards
-
-
-@pytest.mark.parametrize("text", ["", "a", "5-3", "1-", "-1", "1,,2", "0-999999999", "1.5"])
-def test_lists_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="--shards"):
-        parse_shards(text)
 
 
 def test_command(reader: StoreReader, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def test_a_flipped_byte_is_found_taken_back_and_written_anew(tmp_path: Path) -> 
     assert after == before
 
 
-@pytest.mark.parametrize("content", ["", "{not json", "[]", '{"schema_version": 2}', "\x00" * 40])
+@pytest.mark.parametrize("content", ["", "{not json", "[]", '{"schema_version": 4}', "\x00" * 40])
 def test_a_commit_that_cannot_be_read_is_taken_back(tmp_path: Path, content: str) -> None:
     run_file = make_run(tmp_path)
     commit = store_folder(tmp_path) / commit_key(0)
@@ -309,7 +309,8 @@ def test_a_store_without_a_date_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_commit_listed_late_still_counts(tmp_path: Path) -> None:
-    """Version 1 finds commits by listing; the commit's own key is asked before data goes."""
+    """Where the manifest does not say how many shards there are, commits are found by listing; the
+    commit's own key is asked before data goes."""
     make_run(tmp_path)
     location = LocalLocation(str(store_folder(tmp_path)))
     reader = StoreReader.open(location)

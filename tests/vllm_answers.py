@@ -18,6 +18,7 @@ import torch
 
 from extract.engines.protocol import Answer, EngineSpec, Prompt
 from extract.engines.registry import open_engine
+from store_schema.layout import Finish
 from tests.answer_contract import (
     Answerer,
     answered,
@@ -45,7 +46,7 @@ def write_references(folder: Path, name: Path) -> None:
     """The other process."""
     pairs = json.loads((name / "inputs.json").read_text())
     prompts = [Prompt(tuple(ids), 0) for ids, _ in pairs]
-    answers = [Answer(np.array(ids), None, None) for _, ids in pairs]  # type: ignore[arg-type]
+    answers = [Answer(np.array(ids), Finish.LENGTH) for _, ids in pairs]
     found = references(folder, prompts, answers)
     np.savez(name / "found.npz", **{str(i): part.numpy() for i, part in enumerate(found)})
 

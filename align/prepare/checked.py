@@ -8,73 +8,39 @@ from align.config import AlignSection
 from align.counts.counted_text import counts_text, planned_count, text_fingerprint
 from align.methods import METHODS
 from launch.progress import Progress
-from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig
-from store_schema.disk.location import Location, open_location
-from store_schema.encoding.frequency import token_counts
+from store_schema.disk.location import open_location
 from store_schema.manifest import Manifest
-from store_schema.model.models import config_folder, max_positions, model_config
+from store_schema.model.models import model_positions
 from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.presets import StoreSection
 from store_schema.store.aligned_place import aligned_store_url
-from store_schema.store.reader import MANIFEST_FILE, StoreReader
+from store_schema.store.planned_store import PlannedStore
+from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source, source_identity
-from store_schema.store.writer import StoreWriter, require_same_store
 from store_schema.text.plan_tokens import plan_for
 from store_schema.text.tokenizer import SegmentTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedAlignment:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedAlignment(PlannedStore):
     """One source's alignment as far as can be told before any shard is read.
 
     Args:
-        run: The run file.
         source: Name of the source.
-        plan: Its shards are the units of work.
         reader: Of the source store.
-        target: The target's tokenizer.
         section: How to align.
-        manifest: Of the aligned store.
-        location: Where the aligned store lies.
     """
 
-    run: RunConfig
     source: str
-    plan: Plan
     reader: StoreReader
-    target: SegmentTokenizer
     section: AlignSection
-    manifest: Manifest
-    location: Location
 
-    def open_store(self) -> StoreWriter:
-        """Create the aligned store, or go on with it.
-
-        Raises:
-            MismatchError: The store there was made from something else.
-        """
-        return StoreWriter.open(
-            self.location,
-            self.manifest,
-            self.target.vocabulary,
-            config=self.run.resolved(),
-            count_tokens=lambda: token_counts(self.plan, self.target),
-        )
-
-    def committed(self) -> set[int]:
-        """Finished shards, told without writing anything.
-
-        Raises:
-            MismatchError: The store there was made from something else.
-        """
-        if not self.location.exists(MANIFEST_FILE):
-            return set()
-        reader = StoreReader.open(self.location)
-        if not reader.commits:
-            return set()
-        require_same_store(reader, self.manifest)
-        return reader.committed(self.plan.shards)
+    @property
+    def target(self) -> SegmentTokenizer:
+        """The target's tokenizer: the store's own."""
+        return self.tokenizer
 
 
 def check_alignment(run: RunConfig, source: str, *, keep: bool = True) -> CheckedAlignment:
@@ -93,15 +59,23 @@ def check_alignment(run: RunConfig, source: str, *, keep: bool = True) -> Checke
         TokenizerError: The target's tokenizer cannot represent a segment.
     """
     section = run.section("align", AlignSection)
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     reader = StoreReader.open(open_location(run.store_url(source)))
     reader.require_plan(plan)
     require_same_source(run, source, reader, plan)
     target = SegmentTokenizer.load(run.target, name="target")
     plan = planned_for_target(run, plan, target, keep=keep)
     manifest = aligned_manifest(reader, plan, target, run, section)
-    location = open_location(aligned_store_url(run, source, manifest))
-    return CheckedAlignment(run, source, plan, reader, target, section, manifest, location)
+    return CheckedAlignment(
+        run=run,
+        plan=plan,
+        tokenizer=target,
+        manifest=manifest,
+        location=open_location(aligned_store_url(run, source, manifest)),
+        source=source,
+        reader=reader,
+        section=section,
+    )
 
 
 def planned_for_target(run: RunConfig, plan: Plan, target: SegmentTokenizer, *, keep: bool) -> Plan:
@@ -109,8 +83,7 @@ def planned_for_target(run: RunConfig, plan: Plan, target: SegmentTokenizer, *, 
     if plan.record.tokenizers.get("target") == target.fingerprint:
         return plan
     total = sum(shard.num_bytes for shard in plan.shards)
-    folder = config_folder(run.target)
-    longest = None if folder is None else max_positions(model_config(folder))
+    longest = model_positions(run.target)
     with Progress("count the target's tokens", total, unit="B") as progress:
         return plan_for(
             plan, "target", target, keep=keep, max_positions=longest, on_shard=progress.add
@@ -139,16 +112,12 @@ def aligned_manifest(
         update={
             "kind": "aligned",
             "target": source_identity(run.target, target, folder=None),
-            "extras": (),
-            "top_k": method.top_k(section, source.top_k),
+            "top_k": method.top_k(section, source.max_entries),
             "settings": settings,
             "corpus_fingerprint": plan.record.corpus_fingerprint,
             "plan_fingerprint": plan.fingerprint,
             "encoding": run.section("store", StoreSection).encoding(source.estimator),
             "num_shards": len(plan.shards),
-            "schema_version": SCHEMA_VERSION,  # the source store may be older
-            "top_p": None,
-            "logprob_codec": None,
             "vocabulary_fingerprint": target.vocabulary.fingerprint,
         }
     )

@@ -18,10 +18,10 @@ from align.report.report_sums import BIN_BPB, DomainSums, SourceReport, Sums
 from align.report.view import LN2, open_aligned, open_stores
 from launch.progress import Progress
 from store_schema.config import RunConfig
-from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError, MissingError
 from store_schema.layout import Arrays, Origin
 from store_schema.plan.plan import Plan, Segment
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.guards import REPAIR
 from store_schema.store.reader import StoreReader
 
@@ -256,7 +256,7 @@ def build_report(run: RunConfig, sources: Sequence[str], *, num_worst: int) -> d
         MismatchError: Plan and stores do not belong together.
         CorruptionError: A store is damaged.
     """
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     found = {source: source_report(run, plan, source, num_worst=num_worst) for source in sources}
     if not any(report.num_shards > len(report.missing) for report in found.values()):
         raise MissingError(

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from align.config import AlignSection
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
@@ -15,37 +13,14 @@ from store_schema.errors import ConfigError, CorruptionError, MismatchError, Mis
 from store_schema.layout import Arrays, Kind, Origin
 from store_schema.plan.find_segment import find_segment
 from store_schema.plan.plan import Plan, Segment, ShardRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.guards import REPAIR
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source
+from store_schema.store.segment_rows import Row, place_of, rows_of
 from store_schema.text.vocabulary import Vocabulary
 
 LN2 = math.log(2)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One token with the distribution of what might have stood there.
-
-    Args:
-        start: First byte in the segment's text.
-        end: One past its last byte; equal to `start` for a token without bytes.
-        token_id: In its store's vocabulary.
-        logprob: Of the token itself, nats; None where it is not known.
-        tail_mass: Probability outside all entries.
-        entries: The first of the entries as (id, nats), most probable first.
-        left_out: Entries that are not among them.
-        left_out_mass: Their probability.
-    """
-
-    start: int
-    end: int
-    token_id: int
-    logprob: float | None
-    tail_mass: float
-    entries: tuple[tuple[int, float], ...]
-    left_out: int
-    left_out_mass: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +143,7 @@ def read_view(run: RunConfig, sources: Iterable[str], wanted: str, *, top: int) 
         MismatchError: Plan and stores do not belong together.
         CorruptionError: Something that was read is damaged.
     """
-    plan = Plan.open(open_location(f"{run.data_folder}/plan"))
+    plan = open_plan(run)
     record, segment = find_segment(plan, wanted)
     viewed = [view_source(run, plan, record, segment, source, top=top) for source in sources]
     return ViewedSegment(segment, record.index, tuple(viewed))
@@ -253,7 +228,9 @@ def view_source(
         arrays = reader.read(record.index)
         where = f"{reader.location.url}, shard {record.index}"
         at = place_of(arrays, segment.index, where)
-        found.append((arrays, at, rows_of(arrays, at, segment, top=top, where=where)))
+        rows = rows_of(arrays, at, top=top)
+        _require_whole(rows, segment, where)
+        found.append((arrays, at, rows))
     (_, _, tokens), (arrays, at, positions) = found
     begin, end = map(int, arrays["token_offsets"][at : at + 2])
     return ViewedSource(
@@ -268,65 +245,17 @@ def view_source(
     )
 
 
-def place_of(arrays: Arrays, row: int, where: str) -> int:
-    """Place of a segment on the axis D.
-
-    Raises:
-        CorruptionError: It is not there exactly once.
-    """
-    found = np.flatnonzero(arrays["segment_ids"] == row)
-    if len(found) != 1:
-        raise CorruptionError(
-            f"row {row} is there {len(found)} times",
-            where=f"{where}, array segment_ids",
-            expected="once, as in the plan",
-            hint=REPAIR,
-        )
-    return int(found[0])
-
-
-def rows_of(arrays: Arrays, at: int, segment: Segment, *, top: int, where: str) -> tuple[Row, ...]:
-    """The tokens of one segment.
-
-    Args:
-        arrays: Of its shard, of either store.
-        at: Its place on the axis D.
-        segment: From the plan.
-        top: Entries kept of each.
-        where: Store and shard.
-
-    Raises:
-        CorruptionError: The tokens do not end where the text ends.
-    """
-    rows, start = [], 0
-    for i in range(*map(int, arrays["token_offsets"][at : at + 2])):
-        first, last = map(int, arrays["entry_offsets"][i : i + 2])
-        ids = arrays["entry_ids"][first:last].tolist()
-        logprobs = arrays["entry_logprobs"][first:last].tolist()
-        end, label = int(arrays["byte_ends"][i]), float(arrays["label_logprobs"][i])
-        rows.append(
-            Row(
-                start,
-                end,
-                int(arrays["token_ids"][i]),
-                None if math.isnan(label) else label,
-                float(arrays["tail_mass"][i]),
-                tuple(zip(ids[:top], logprobs[:top], strict=True)),
-                max(len(ids) - top, 0),
-                sum(map(math.exp, logprobs[top:])),
-            )
-        )
-        start = end
-    size = len(segment.text.encode())
-    if start != size:
+def _require_whole(rows: Sequence[Row], segment: Segment, where: str) -> None:
+    """Refuse tokens that do not end where the text ends."""
+    size, end = len(segment.text.encode()), rows[-1].end if rows else 0
+    if end != size:
         raise CorruptionError(
             "tokens do not end where the text ends",
             where=f"{where}, row {segment.index}, array byte_ends",
             expected=f"{size} bytes",
-            got=start,
+            got=end,
             hint=REPAIR,
         )
-    return tuple(rows)
 
 
 def spans_of(arrays: Arrays, at: int) -> tuple[Span, ...]:
@@ -353,17 +282,12 @@ def _known(nats: float) -> float | None:
 
 
 def names_of(rows: Sequence[Row], vocabulary: Vocabulary) -> dict[int, Token]:
-    """How every token that occurs in some rows is written.
-
-    Models may have ids that their tokenizer does not know.
-    """
+    """How every token that occurs in some rows is written."""
     ids = {row.token_id for row in rows} | {entry for row in rows for entry, _ in row.entries}
     found = {}
     for i in sorted(ids):
-        if i < len(vocabulary) and vocabulary.written[i]:
-            found[i] = Token(vocabulary.written[i], bool(vocabulary.special[i]))
-        else:
-            found[i] = Token(f"<id {i}>".encode(), True)
+        known = i < len(vocabulary) and bool(vocabulary.written[i])
+        found[i] = Token(vocabulary.spelling(i), not known or bool(vocabulary.special[i]))
     return found
 
 

@@ -8,65 +8,34 @@ token's colour runs as a band over it (the source's) and under it (the target's)
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
-from importlib.resources import files
 from itertools import accumulate
-from string import Template
 from typing import Any
 
-from align.report.view import Row, Span, Token, ViewedSegment, ViewedSource
-from launch.visible import quoted, visible
+from align.report.view import Span, Token, ViewedSegment, ViewedSource
+from launch.pages.page import render, text_html
+from launch.pages.parts import Tile
+from launch.visible import JOINERS, quoted, visible
 from store_schema.layout import Origin
+from store_schema.store.segment_rows import ORIGINS, Row
 
-SEEN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
-"""White space that is marked; the first two keep their effect, too."""
-
-JOINERS = "\u200c\u200d"
-"""Invisible, but Persian, Hindi and emoji are not read right without them."""
-
-ORIGINS = {
-    Origin.NONE: "nothing known here",
-    Origin.BOUNDARY: "starts where a source token starts",
-    Origin.INSIDE: "starts inside a source token",
-}
 # ------------------------------------------------------------------------------- the page
 
 
 def page(view: ViewedSegment, position: int) -> str:
     """The whole page, opened at a target position."""
-    folder = files("align.report")
-    raw = folder.joinpath("view.html").read_text(encoding="utf-8")
     segment = view.segment
-    return Template(raw).substitute(
-        title=escape(visible(segment.segment_id)),
-        css=folder.joinpath("view.css").read_text(encoding="utf-8"),
-        digest=script_digest(raw),
-        tiles="".join(tile(*fact) for fact in facts(view)),
-        sources="".join(_button(i, source) for i, source in enumerate(view.sources)),
-        texts="".join(_text(i, source, segment.text) for i, source in enumerate(view.sources)),
-        data=_script_safe(_data(view, position)),
+    return render(
+        "align.report",
+        "view",
+        title=visible(segment.segment_id),
+        facts=[Tile(label, visible(value)) for label, value in facts(view)],
+        sources=[_drawn(source, segment.text) for source in view.sources],
+        data=_data(view, position),
     )
-
-
-def script_digest(html: str) -> str:
-    """What a content security policy names the page's script by."""
-    found = re.search(r"<script>(.*?)</script>", html, re.DOTALL)
-    if found is None:
-        raise RuntimeError("the template has no script")
-    return base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
-
-
-def tile(label: str, value: str) -> str:
-    """One figure on top of a page."""
-    return f"<div><dt>{escape(label)}</dt><dd>{escape(visible(value))}</dd></div>"
 
 
 def facts(view: ViewedSegment) -> list[tuple[str, str]]:
@@ -98,23 +67,17 @@ def figures(source: ViewedSource) -> str:
     )
 
 
-def _button(index: int, source: ViewedSource) -> str:
-    pressed = "true" if index == 0 else "false"
-    return f'<button type="button" aria-pressed="{pressed}">{escape(source.name)}</button>'
-
-
-def _text(index: int, source: ViewedSource, text: str) -> str:
-    hidden = " hidden" if index else ""
+def _drawn(source: ViewedSource, text: str) -> dict[str, Any]:
+    """What the template needs of a source."""
     sides = (
         _Side("source", "▾", source.tokens, source.source_names, _turns(source.tokens)),
         _Side("target", "▴", source.positions, source.target_names, _turns(source.positions)),
     )
-    pieces = "".join(_marked(piece, sides) for piece in cut_text(text, source))
-    return (
-        f'<section{hidden}><p class="soft figures">{escape(figures(source))}</p>'
-        f'<div class="text" dir="auto" lang="und" tabindex="0" '
-        f'aria-label="Text in tokens; arrow keys move">{pieces}</div></section>'
-    )
+    return {
+        "name": source.name,
+        "figures": figures(source),
+        "pieces": [_drawn_piece(piece, sides) for piece in cut_text(text, source)],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +182,17 @@ def _joins(before: str, c: str) -> bool:
     return before[-1] == "\u200d" and unicodedata.category(c) == "So"
 
 
-def _marked(piece: Piece, sides: Sequence[_Side]) -> str:
-    """A piece with its bands, and before it the marks of tokens without bytes."""
-    html = ""
-    for side, indices in zip(sides, piece.marks, strict=True):
-        for i in indices:
-            name = escape(f"no bytes: {shown(side.names[side.rows[i].token_id])}")
-            html += f'<i class="mark {side.name}" data-{side.name}="{i}" title="{name}">'
-            html += f"{side.sign}</i>"
+def _drawn_piece(piece: Piece, sides: Sequence[_Side]) -> dict[str, Any]:
+    """A piece with its bands, and the marks of tokens without bytes before it."""
+    marks = [
+        {"side": s.name, "sign": s.sign, "index": i, "name": shown(s.names[s.rows[i].token_id])}
+        for s, indices in zip(sides, piece.marks, strict=True)
+        for i in indices
+    ]
     if not piece.text:
-        return html
+        return {"marks": marks, "text": ""}
+    # A lone mark needs something to stand on.
+    stand = "\u25cc" if unicodedata.category(piece.text[0]) in ("Mn", "Mc", "Me") else ""
     classes, styles = ["p"], []
     for side, inside in zip(sides, piece.tokens, strict=True):
         letter = side.name[0]
@@ -236,11 +200,13 @@ def _marked(piece: Piece, sides: Sequence[_Side]) -> str:
             classes.append(f"{letter}{side.turns[inside[0][0]]}")
         else:
             styles.append(f"--{letter}i:{_stripes(side, inside)}")
-    style = f' style="{";".join(styles)}"' if styles else ""
-    return (
-        f'{html}<span class="{" ".join(classes)}" data-byte="{piece.start}"{style}>'
-        f"{text_html(piece.text)}</span>"
-    )
+    return {
+        "marks": marks,
+        "text": stand + text_html(piece.text),
+        "start": piece.start,
+        "classes": " ".join(classes),
+        "style": ";".join(styles),
+    }
 
 
 def _turns(rows: Sequence[Row]) -> list[int]:
@@ -256,31 +222,6 @@ def _stripes(side: _Side, inside: Sequence[tuple[int, int]]) -> str:
         colour = f"var(--{side.name[0]}{side.turns[index]})"
         stops.append(f"{colour} {begin}% {100 * done // total}%")
     return f"linear-gradient(to right,{','.join(stops)})"
-
-
-def text_html(text: str) -> str:
-    """Text with everything in it to be seen; nothing that a browser obeys."""
-    parts = []
-    if unicodedata.category(text[0]) in ("Mn", "Mc", "Me"):
-        parts.append("\u25cc")  # a lone mark needs something to stand on
-    for run in re.findall(r" +|[^ ]", text, re.DOTALL):
-        if run[0] == " ":
-            parts.append(f'<i class="w">{run}</i>')
-        elif run in SEEN:
-            parts.append(f'<i class="e">{SEEN[run][0]}</i>{SEEN[run][1:]}')
-        elif run in JOINERS or run.isprintable():
-            parts.append(escape(run))
-        else:
-            parts.append(f'<i class="e">{escape(visible(run))}</i>')
-    return "".join(parts)
-
-
-def _script_safe(data: Any) -> str:
-    """JSON that no HTML parser takes for anything else."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    for c in "<>&":
-        text = text.replace(c, f"\\u{ord(c):04x}")
-    return text
 
 
 def _data(view: ViewedSegment, position: int) -> dict[str, Any]:
@@ -333,6 +274,3 @@ def _number(nats: float | None) -> float | None:
 def shown(token: Token) -> str:
     """A token in quotes, a special one by its bare name."""
     return visible(token.written) if token.special else quoted(token.written)
-
-
-# ------------------------------------------------------------------------------- text made visible

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from extract.chat.form import (
     ASSISTANT,
@@ -16,9 +16,8 @@ from extract.chat.form import (
     Tally,
     Turn,
 )
+from extract.config import Thoughts
 from extract.document_error import DocumentError
-
-Thoughts = Literal["context", "train", "drop"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, fields
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from extract.chat.form import Tally
-from extract.config import CorpusInput, CorpusSection
+from extract.config import CorpusInput, CorpusSection, UnicodeForm
 from extract.corpus.documents import Document, columns_wanted, row_documents, row_id, row_split
 from extract.corpus.inputs import (
     InputFile,
@@ -45,6 +44,7 @@ from store_schema.errors import (
 )
 from store_schema.fingerprint import bytes_digest, canonical_json, fingerprint
 from store_schema.plan.plan import PLAN_FILE, Plan
+from store_schema.plan.run_plan import plan_location
 
 CORPUS_FILE = "corpus.json"
 DOCUMENTS_FILE = "documents.parquet"
@@ -89,7 +89,7 @@ class CorpusRecord(StrictModel):
     """Values that no stage looks at, by column, or by field of a message."""
     notes: dict[str, int] = Field(default_factory=dict)
     """What of chats is read otherwise than one might think, by what."""
-    unicode: Literal["nfc", "keep"] = "keep"
+    unicode: UnicodeForm = "keep"
     """What was done with documents that were not in Unicode's composed normal form."""
     not_nfc: int | None = Field(default=None, ge=0)
     """How many there were; None in corpora of earlier versions."""
@@ -269,7 +269,7 @@ def _request_fingerprint(
 
 def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:
     """What is to do about a plan that was made from another corpus; [] where there is none."""
-    location = open_location(run.data_folder).child("plan")
+    location = plan_location(run)
     if not location.exists(PLAN_FILE):
         return []
     if Plan.open(location).record.corpus_fingerprint == record.corpus_fingerprint:

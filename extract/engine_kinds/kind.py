@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from store_schema.model.model_check import Loader
 from store_schema.registry import Kind
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class EngineKind(Kind):
@@ -15,8 +18,8 @@ class EngineKind(Kind):
     """
 
     whole_rows: ClassVar[bool] = False
-    """Whether it gives whole distributions, which draws and extras need."""
-    loader: ClassVar[Literal["transformers", "vllm", "auto"]] = "auto"
+    """Whether it gives whole distributions, which draws need."""
+    loader: ClassVar[Loader] = "auto"
     """What reads the model's files, where that decides which models can be loaded at all."""
 
     def open(self, spec: Any) -> Any:
@@ -35,7 +38,7 @@ class EngineKind(Kind):
             ValueError: Says what it cannot, and what can.
         """
         if section.needs_all and not self.whole_rows:
-            raise ValueError(f"draws and extras need whole distributions: not from {self.name}")
+            raise ValueError(f"draws need whole distributions: not from {self.name}")
 
     def serves(self, section: Any, *, on_cpu: bool, fp32_head: bool) -> bool:
         """Whether it may be taken where the run file leaves the engine open.

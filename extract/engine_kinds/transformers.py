@@ -38,6 +38,7 @@ class Transformers(EngineKind):
     def memory_need(self, spec: Any, on_cpu: bool) -> Any:
         """Weights, what a forward pass holds of a batch, and rows of logits."""
         from extract.engines import memory
+        from store_schema.model.causal_head import scale_and_cap
         from store_schema.model.models import model_config
 
         config, section = model_config(spec.folder), spec.section
@@ -48,7 +49,7 @@ class Transformers(EngineKind):
             "token_bytes": memory.token_bytes(config, spec.dtype),
             "fixed": (("weights", weights),),
         }
-        if memory.changes_logits(config):
+        if scale_and_cap(config) != (1.0, None):
             # The model's own logits of a batch, and what it computes them from.
             return memory.need_of(spec, tokens, 2, "batch_tokens", dtype=spec.dtype, **sizes)
         draws = section.estimator != "topk"

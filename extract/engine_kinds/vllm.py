@@ -29,11 +29,6 @@ class Vllm(EngineKind):
                 "estimator sampled needs engine transformers: vLLM hands out whole distributions as "
                 "Python lists, with 4,096 ids at a ninth of its speed, with more at less"
             )
-        if section.extras:
-            raise ValueError(
-                f"extras {', '.join(section.extras)} need engine transformers: vLLM hands out the best "
-                "log-probabilities only, never the whole distribution"
-            )
 
     def serves(self, section: Any, *, on_cpu: bool, fp32_head: bool) -> bool:
         """Whatever is left."""

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from extract.engines.memory import is_out_of_memory
+from store_schema.model.out_of_memory import is_out_of_memory
 
 SLICE_BYTES = 16 << 20
 """Weights in float32 that exist at a time where a half-precision product cannot give float32."""

@@ -1,7 +1,7 @@
-"""What is kept of rows of logits: their normaliser, their best ids, their entropy and marked mass.
+"""What is kept of rows of logits: their normaliser and their best ids.
 
 The vocabulary is read in blocks of BLOCK ids. One reading gives each block's largest logit and its
-sums of exponentials; the rest works on these few numbers, so a row of 128k ids is not read again for
+sum of exponentials; the rest works on these few numbers, so a row of 128k ids is not read again for
 its top 64: these lie in the 64 blocks with the largest peaks. Within a block sums are float32, over
 blocks float64. On a GPU the reading is one kernel that `torch.compile` makes of `block_sums`.
 
@@ -17,7 +17,7 @@ from functools import cache
 
 import torch
 
-from extract.engines.memory import is_out_of_memory
+from store_schema.model.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +25,8 @@ BLOCK = 64
 """Near the square root of V / K for large vocabularies, where both stages of `best` are as short."""
 CACHE_BYTES = 4 << 20
 """Logits that a CPU reads at a time: what is made of them on the way stays in its cache."""
-NO_WEIGHT = -110.0
-"""exp of it is 0 in float32, and 0 times it is 0, which is not so for -inf."""
 
-Sums = tuple[torch.Tensor, ...]
+Sums = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,63 +36,44 @@ class RowSums:
     Args:
         peaks_RC: float32 largest logit of each block; the last block may be short.
         log_total_R: float64 nats, log of the sum of exponentials.
-        entropy_R: float64 nats of the softmax; None where not asked for.
-        marked_R: float64 mass of the marked ids; None where there are none.
     """
 
     peaks_RC: torch.Tensor
     log_total_R: torch.Tensor
-    entropy_R: torch.Tensor | None = None
-    marked_R: torch.Tensor | None = None
 
 
-def block_sums(
-    logits_RCB: torch.Tensor, marked_CB: torch.Tensor | None, with_entropy: bool
-) -> Sums:
-    """Peaks and sums of each block; a pure function of plain operations, so that it compiles.
+def block_sums(logits_RCB: torch.Tensor) -> Sums:
+    """Peak and sum of each block; a pure function of plain operations, so that it compiles.
 
     Returns:
-        [R, C] float32 each: the largest logit m, the sum of exp(x - m); with entropy the sum of
-        exp(x - m) (x - m); with marked ids their part of the sum.
+        [R, C] float32 each: the largest logit m, the sum of exp(x - m).
     """
     peaks_RC = logits_RCB.amax(-1)
-    below_RCB = logits_RCB - _finite(peaks_RC)[..., None]
-    weights_RCB = below_RCB.exp()
-    sums = [weights_RCB.sum(-1)]
-    if with_entropy:
-        sums.append((weights_RCB * below_RCB.clamp(min=NO_WEIGHT)).sum(-1))
-    if marked_CB is not None:
-        sums.append((weights_RCB * marked_CB).sum(-1))
-    return (peaks_RC, *sums)
+    return peaks_RC, (logits_RCB - _finite(peaks_RC)[..., None]).exp().sum(-1)
 
 
-def row_sums(
-    logits_RV: torch.Tensor,
-    *,
-    with_entropy: bool = False,
-    marked_V: torch.Tensor | None = None,
-) -> RowSums:
+def row_sums(logits_RV: torch.Tensor) -> RowSums:
     """Read rows of logits once.
 
     Args:
         logits_RV: float32.
-        with_entropy: Whether the entropy is asked for.
-        marked_V: float32 of 0 and 1: whose mass is asked for.
 
     Returns:
-        Figures within 1e-6 (entropy 1e-5) of float64 ones; NaN where a row has NaN or +inf.
+        Figures within 1e-6 of float64 ones; NaN where a row has NaN or +inf.
     """
     size = logits_RV.shape[1]
     full = size // BLOCK * BLOCK
     parts: list[Sums] = []
     for start, stop, width in ((0, full, BLOCK), (full, size, size - full)):
         if start < stop:
-            shape = (stop - start) // width, width
-            blocks_RCB = logits_RV[:, start:stop].view(len(logits_RV), *shape)
-            marked_CB = None if marked_V is None else marked_V[start:stop].view(shape)
-            parts.append(_sums_of(blocks_RCB, marked_CB, with_entropy))
-    peaks_RC, *sums = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
-    return _combined(peaks_RC, sums, with_entropy, marked_V is not None)
+            shape = len(logits_RV), (stop - start) // width, width
+            parts.append(_sums_of(logits_RV[:, start:stop].view(shape)))
+    peaks_RC, sums_RC = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
+    # Sums of blocks are each relative to the block's own peak.
+    finite_RC = _finite(peaks_RC).double()
+    top_R1 = finite_RC.amax(-1, keepdim=True)
+    total_R = ((finite_RC - top_R1).exp() * sums_RC).sum(-1)
+    return RowSums(peaks_RC, top_R1[:, 0] + total_R.log())
 
 
 def best(
@@ -134,27 +113,24 @@ def _finite(peaks: torch.Tensor) -> torch.Tensor:
     return peaks.clamp(min=torch.finfo(torch.float32).min)
 
 
-def _sums_of(blocks_RCB: torch.Tensor, marked_CB: torch.Tensor | None, with_entropy: bool) -> Sums:
+def _sums_of(blocks_RCB: torch.Tensor) -> Sums:
     if blocks_RCB.is_cuda and blocks_RCB.shape[-1] == BLOCK:
-        return _fused()(blocks_RCB, marked_CB, with_entropy)
+        return _fused()(blocks_RCB)
     row_bytes = blocks_RCB.shape[1] * blocks_RCB.shape[2] * blocks_RCB.element_size()
-    pieces = [
-        block_sums(piece, marked_CB, with_entropy)
-        for piece in torch.split(blocks_RCB, max(CACHE_BYTES // row_bytes, 1))
-    ]
-    return tuple(torch.cat(found) for found in zip(*pieces, strict=True))
+    pieces = torch.split(blocks_RCB, max(CACHE_BYTES // row_bytes, 1))
+    peaks, sums = zip(*map(block_sums, pieces), strict=True)
+    return torch.cat(peaks), torch.cat(sums)
 
 
 @cache
-def _fused() -> Callable[[torch.Tensor, torch.Tensor | None, bool], Sums]:
+def _fused() -> Callable[[torch.Tensor], Sums]:
     """`block_sums` as one kernel; as plain operations, at five readings, where none can be made."""
-    chosen: Callable[[torch.Tensor, torch.Tensor | None, bool], Sums]
-    chosen = torch.compile(block_sums, fullgraph=True)
+    chosen: Callable[[torch.Tensor], Sums] = torch.compile(block_sums, fullgraph=True)
 
-    def run(blocks_RCB: torch.Tensor, marked_CB: torch.Tensor | None, with_entropy: bool) -> Sums:
+    def run(blocks_RCB: torch.Tensor) -> Sums:
         nonlocal chosen
         try:
-            return chosen(blocks_RCB, marked_CB, with_entropy)
+            return chosen(blocks_RCB)
         # A missing C compiler, Triton or ptxas comes out as errors of many unrelated classes.
         except Exception as error:
             if is_out_of_memory(error) or chosen is block_sums:
@@ -162,25 +138,6 @@ def _fused() -> Callable[[torch.Tensor, torch.Tensor | None, bool], Sums]:
             first_line = str(error).strip().partition("\n")[0]
             logger.warning("log-sum-exp is not compiled and slower: %s", first_line[:160])
             chosen = block_sums
-        return chosen(blocks_RCB, marked_CB, with_entropy)
+        return chosen(blocks_RCB)
 
     return run
-
-
-def _combined(
-    peaks_RC: torch.Tensor, sums: list[torch.Tensor], with_entropy: bool, with_marked: bool
-) -> RowSums:
-    """Sums of blocks, each relative to its own peak, as sums of rows."""
-    finite_RC = _finite(peaks_RC).double()
-    top_R1 = finite_RC.amax(-1, keepdim=True)
-    below_RC = finite_RC - top_R1
-    scale_RC = below_RC.exp()
-    total_R = (scale_RC * sums[0]).sum(-1)
-    entropy_R = marked_R = None
-    if with_entropy:
-        mean_below_R = (scale_RC * (sums[1] + sums[0] * below_RC)).sum(-1) / total_R
-        entropy_R = total_R.log() - mean_below_R  # of numbers from 1 and up to 0: never below 0
-    if with_marked:
-        # Sums of a part and of all are rounded each for itself.
-        marked_R = ((scale_RC * sums[-1]).sum(-1) / total_R).clamp(max=1)
-    return RowSums(peaks_RC, top_R1[:, 0] + total_R.log(), entropy_R, marked_R)

@@ -1,4 +1,4 @@
-"""Whether a source fits into memory, told before it is loaded; and what running out looks like.
+"""Whether a source fits into memory, told before it is loaded.
 
 Counted are the weights, what a forward pass holds of one batch, and the rows of logits that exist
 side by side, which grow with the vocabulary and surprise most. Not counted: what the libraries take
@@ -30,16 +30,6 @@ TOPK_COPIES, SAMPLED_COPIES = 2, 4
 LEAST_ROWS = 16
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-_CHANGED_LOGITS = ("final_logit_softcapping", "logit_softcapping", "logit_scale", "logits_scaling")
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "could not create a memory object",
-    "cublas_status_alloc_failed",
-    "bad_alloc",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +144,6 @@ def check_memory(spec: EngineSpec) -> str:
     return need.against(free, where)
 
 
-def changes_logits(config: dict[str, Any]) -> bool:
-    """Whether a config names a scale or cap of the logits, so that the head is not run alone."""
-    return any(config.get(name) not in (None, 1, 1.0) for name in _CHANGED_LOGITS)
-
-
 def _shard_names(index: Path) -> set[str]:
     try:
         return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
@@ -213,23 +198,6 @@ def free_host_bytes(root: Path = Path("/")) -> int:
     """
     found = [_available(root), *_cgroup_rooms(root)]
     return max(min(size for size in found if size is not None), 0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is the memory of a CPU or GPU running out.
-
-    Known by text: torch's errors share one class with all others but for CUDA's.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, MemoryError):
-            return True
-        if isinstance(seen, RuntimeError | OSError):
-            text = str(seen).lower()
-            if any(words in text for words in _OUT_OF_MEMORY):
-                return True
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return False
 
 
 def need_of(

@@ -10,8 +10,8 @@ N positions, K entries, V ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from store_schema.layout import Finish
     from store_schema.text.tokenizer import EncodedSegment
 
-LOAD_ERRORS = (Exception,)
-"""What model libraries raise on a folder they cannot load: no list names it all (pickle's own errors, a
-bare Exception of a Rust library, whatever a model's code raises)."""
+
+CHECK_WEIGHTS = "check the weights, or load the model in float32 or bfloat16"
+"""What to do where a model gives NaN."""
 
 
 class EngineMemoryError(ModelError):
@@ -53,21 +53,17 @@ class DenseRows:
         logprobs: [R, K] float32 nats; -inf: no entry.
         label_logprobs: [R] float32 nats of the tokens themselves, never estimated.
         sampled: Whether the rows are estimates of the whole distribution: then they sum to 1.
-        extras: [R] float32 by name (`extract.extras`): "entropy" of the full softmax in nats,
-            "space_mass" probability of the ids that end a word (`extract.scoring.space_ids`).
     """
 
     ids: npt.NDArray[np.integer[Any]]
     logprobs: npt.NDArray[np.float32]
     label_logprobs: npt.NDArray[np.float32]
     sampled: bool = False
-    extras: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
         """Bytes it holds."""
-        held = (self.ids, self.logprobs, self.label_logprobs, *self.extras.values())
-        return sum(array.nbytes for array in held)
+        return sum(array.nbytes for array in (self.ids, self.logprobs, self.label_logprobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +73,12 @@ class Prompt:
     Args:
         input_ids: Everything the model is fed, chat template and BOS included.
         seed: Of this answer's draws alone, in [0, 2^63).
+        where: What is asked, and whom, for messages.
     """
 
     input_ids: tuple[int, ...]
     seed: int
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +86,11 @@ class Answer:
     """What a model generated after one prompt.
 
     Args:
-        token_ids: [R] int64 generated tokens, the final end-of-sequence token included.
-        rows: Distributions OF these tokens: raw, whatever the sampling temperature was.
+        token_ids: [N] int64 generated tokens, the final end-of-sequence token included.
         finish: How it ended.
     """
 
     token_ids: npt.NDArray[np.int64]
-    rows: DenseRows
     finish: Finish
 
 
@@ -127,6 +123,9 @@ class Engine(Protocol):
 
         Yields:
             Index in `prompts`, and its answer.
+
+        Raises:
+            ModelError: The model gives NaN.
         """
         ...
 
@@ -149,8 +148,6 @@ class EngineSpec:
         model_vocab_size: Ids of the model's output, padding rows included.
         longest: Tokens of the longest input, context included.
         seed: Of whatever an engine draws.
-        space_ids: [V] bool, ids that end a word (`extract.scoring.space_ids`); None when no extra needs
-            them.
         generates: Whether the engine is to answer prompts; else it scores text.
     """
 
@@ -163,7 +160,6 @@ class EngineSpec:
     model_vocab_size: int
     longest: int
     seed: int = 0
-    space_ids: npt.NDArray[np.bool_] | None = None
     generates: bool = False
 
     @property
@@ -181,7 +177,6 @@ def engine_spec(
     vocab_size: int,
     longest: int,
     seed: int,
-    space_ids: npt.NDArray[np.bool_] | None = None,
 ) -> EngineSpec:
     """Check a model against its tokenizer and the run file before anything is loaded.
 
@@ -193,7 +188,6 @@ def engine_spec(
         vocab_size: Ids of the tokenizer that the model has rows for.
         longest: Tokens of the longest input.
         seed: The run's.
-        space_ids: [V] bool, ids that end a word, where an extra needs them.
 
     Raises:
         ConfigError: top_k or sampled_head is larger than the vocabulary, or inputs are longer than
@@ -238,7 +232,6 @@ def engine_spec(
         model_vocab_size=size,
         longest=longest,
         seed=seed,
-        space_ids=space_ids,
     )
 
 

@@ -5,59 +5,25 @@ Shapes: R rows, K entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 import torch
 
 from extract.engines.protocol import DenseRows
 
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""On one device: ids [R, K] int32; float32 nats of them [R, K] and of the labels [R]."""
 
-@dataclass(frozen=True, slots=True)
-class KeptRows:
-    """What is kept of rows, as tensors on one device.
 
-    Args:
-        ids_RK: int32.
-        logprobs_RK: float32 nats.
-        label_logprobs_R: float32 nats.
-        extras: [R] float32 by name.
-    """
-
-    ids_RK: torch.Tensor
-    logprobs_RK: torch.Tensor
-    label_logprobs_R: torch.Tensor
-    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def none(cls, num_entries: int, extras: Sequence[str]) -> Self:
-        """No rows."""
-        ids = torch.empty(0, num_entries, dtype=torch.int32)
-        nothing = {name: torch.empty(0) for name in extras}
-        return cls(ids, torch.empty(0, num_entries), torch.empty(0), nothing)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """All rows of the parts, one after the other."""
-        return cls(
-            torch.cat([part.ids_RK for part in parts]),
-            torch.cat([part.logprobs_RK for part in parts]),
-            torch.cat([part.label_logprobs_R for part in parts]),
-            {name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras},
-        )
-
-    def on_cpu(self) -> Self:
-        """The same in memory that a GPU copies into by itself: complete when its stream is."""
-        return type(self)(
-            _on_cpu(self.ids_RK),
-            _on_cpu(self.logprobs_RK),
-            _on_cpu(self.label_logprobs_R),
-            {name: _on_cpu(found) for name, found in self.extras.items()},
-        )
+def no_rows(num_entries: int) -> Tensors:
+    """Of a batch whose segments have none."""
+    ids = torch.empty(0, num_entries, dtype=torch.int32)
+    return ids, torch.empty(0, num_entries), torch.empty(0)
 
 
 def _on_cpu(found: torch.Tensor) -> torch.Tensor:
+    """The same in memory that a GPU copies into by itself: complete when its stream is."""
     if not found.is_cuda:
         return found
     pinned = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
@@ -77,13 +43,14 @@ class ScoredBatch:
 
     batch: Sequence[int]
     counts: Sequence[int]
-    kept: KeptRows
+    kept: Tensors
     sampled: bool
     _arrived: torch.cuda.Event | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        on_gpu = self.kept.label_logprobs_R.is_cuda
-        self.kept = self.kept.on_cpu()
+        ids_RK, logprobs_RK, labels_R = self.kept
+        on_gpu = labels_R.is_cuda
+        self.kept = (_on_cpu(ids_RK), _on_cpu(logprobs_RK), _on_cpu(labels_R))
         if on_gpu:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
@@ -92,12 +59,9 @@ class ScoredBatch:
         """Index and rows of each segment, once they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        ids, logprobs = self.kept.ids_RK.numpy(), self.kept.logprobs_RK.numpy()
-        labels = self.kept.label_logprobs_R.numpy()
-        extras: Mapping[str, Any] = {n: found.numpy() for n, found in self.kept.extras.items()}
+        ids, logprobs, labels = (kept.numpy() for kept in self.kept)
         start = 0
         for i, count in zip(self.batch, self.counts, strict=True):
             part = slice(start, start + count)
-            here = {name: found[part] for name, found in extras.items()}
-            yield i, DenseRows(ids[part], logprobs[part], labels[part], self.sampled, here)
+            yield i, DenseRows(ids[part], logprobs[part], labels[part], self.sampled)
             start += count

@@ -13,7 +13,6 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -22,10 +21,8 @@ import torch
 
 from extract.engines.head import OutputHead
 from extract.engines.logit_rows import best, row_sums
-from extract.engines.memory import changes_logits, is_out_of_memory
 from extract.engines.pieces import Pieces
 from extract.engines.protocol import (
-    LOAD_ERRORS,
     Answer,
     DenseRows,
     EngineMemoryError,
@@ -34,10 +31,12 @@ from extract.engines.protocol import (
     first_known,
 )
 from extract.engines.sampling import sampled_rows, segment_uniforms, systematic_points
-from extract.engines.scored_batch import KeptRows, ScoredBatch
+from extract.engines.scored_batch import ScoredBatch, Tensors, no_rows
 from store_schema.errors import ConfigError, ModelError
+from store_schema.model.causal_head import head_error, scale_and_cap
 from store_schema.model.causal_model import load_causal_model
-from store_schema.model.models import keep_soft_cap
+from store_schema.model.models import in_folder
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.prefixes import prefix_groups
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROBE_TOKENS = 16
-PROBE_TOLERANCE = 1e-5
-"""Relative to the largest logit, in the model's own type: the same matrix product, so the same."""
+PROBE_TOLERANCE = 1e-4
+"""Of logits in the model's own type: the same matrix product, so the same."""
 BATCHES_AHEAD = 1
 """Batches that a GPU is given before the results of an earlier one are waited for."""
 
@@ -67,7 +66,7 @@ class TransformersEngine:
         if spec.section.threads is not None:
             torch.set_num_threads(spec.section.threads)
         self._spec = spec
-        self._device = _device(spec.section.device)
+        self._device = chosen_device(spec.section.device, where="extract.device")
         self._model = _load(spec, self._device)
         if self._device.type == "cpu" and not multiplies(spec.dtype):
             logger.warning(
@@ -81,7 +80,6 @@ class TransformersEngine:
             spec.section.batch_tokens,
             spec.section.logit_rows(on_cpu=self._device.type == "cpu"),
         )
-        self._space_V = _space_mask(spec, self._device)
 
     @property
     def description(self) -> str:
@@ -90,7 +88,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        del self._model, self._head, self._space_V
+        del self._model, self._head
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -123,8 +121,7 @@ class TransformersEngine:
         if prompts and not self._probed:
             self._probe(prompts[0].input_ids[:PROBE_TOKENS])
         head = None if self._head is None else self._head.logits
-        kept = partial(self._kept, uniforms_R=torch.empty(0))
-        loaded = LoadedModel(self._model, head, self._device, kept)
+        loaded = LoadedModel(self._model, head, self._device)
         yield from transformers_answers(loaded, self._spec, prompts, rules)
 
     def _score_batch(
@@ -187,7 +184,7 @@ class TransformersEngine:
 
     def _kept_rows(
         self, states: torch.Tensor, placed: Sequence[tuple[int, Input]], T: int
-    ) -> KeptRows:
+    ) -> Tensors:
         """What is kept of the rows of a batch, segment after segment, `head_rows` at a time.
 
         The only shift: the state at input i - 1 says what stands at input i.
@@ -199,7 +196,7 @@ class TransformersEngine:
         """
         inputs = [found for _, found in placed]
         if not any(found.num_rows for found in inputs):
-            return KeptRows.none(self._spec.section.max_entries, self._spec.section.extras)
+            return no_rows(self._spec.section.max_entries)
         places = [np.arange(found.first - 1, len(found.ids) - 1) + b * T for b, found in placed]
         place_R = _sent(np.concatenate(places), self._device)
         labels = [found.ids[found.first :] for found in inputs]
@@ -212,16 +209,16 @@ class TransformersEngine:
             rows = states.index_select(0, place_R[part])
             logits_RV = rows.float() if self._head is None else self._head.logits(rows)
             parts.append(self._kept(logits_RV, label_R[part], uniform_R[part]))
-        return KeptRows.joined(parts)
+        ids, logprobs, of_labels = zip(*parts, strict=True)
+        return torch.cat(ids), torch.cat(logprobs), torch.cat(of_labels)
 
     def _kept(
         self, logits_RV: torch.Tensor, labels_R: torch.Tensor, uniforms_R: torch.Tensor
-    ) -> KeptRows:
+    ) -> Tensors:
         section = self._spec.section
-        sums = row_sums(logits_RV, with_entropy="entropy" in section.extras, marked_V=self._space_V)
+        sums = row_sums(logits_RV)
         total_R1 = sums.log_total_R[:, None]
         label_R1 = logits_RV.gather(1, labels_R[:, None]) - total_R1
-        extras = {"entropy": sums.entropy_R, "space_mass": sums.marked_R}
         if section.estimator == "sampled":
             ids_RK, logprobs_RK = sampled_rows(
                 logits_RV[:, : self._spec.vocab_size],
@@ -231,12 +228,7 @@ class TransformersEngine:
         else:
             values_RK, ids_RK = best(logits_RV, sums.peaks_RC, section.top_k)
             logprobs_RK = values_RK - total_R1
-        return KeptRows(
-            ids_RK.int(),
-            logprobs_RK.float(),
-            label_R1[:, 0].float(),
-            {name: found.float() for name, found in extras.items() if found is not None},
-        )
+        return ids_RK.int(), logprobs_RK.float(), label_R1[:, 0].float()
 
     def _uniforms(self, found: Input) -> npt.NDArray[np.float64]:
         """[R] the number of each row that places its draws; none for the best."""
@@ -266,12 +258,12 @@ class TransformersEngine:
             )
         self._probed = True
         config = self._model.config.get_text_config()
-        if layer is None or base is self._model or changes_logits(vars(config)):
+        changed = scale_and_cap(vars(config)) != (1.0, None)
+        if layer is None or base is self._model or changed:
             logger.info("logits taken from the model itself: its head cannot be run alone")
             return
         alone = layer(base(input_ids=ids_BT, use_cache=False).last_hidden_state)
-        error = (alone.float() - logits.float()).abs().max()
-        if not error <= PROBE_TOLERANCE * logits.float().abs().max():
+        if not head_error(logits.float(), alone.float()) <= PROBE_TOLERANCE:
             logger.info("logits taken from the model itself: it changes what its head gives")
             return
         self._head = OutputHead(layer, fp32=self._spec.fp32_head)
@@ -316,21 +308,15 @@ def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _space_mask(spec: EngineSpec, device: torch.device) -> torch.Tensor | None:
-    """[V] 1 for ids that begin with white space, 0 for others and for padding ids."""
-    if "space_mass" not in spec.section.extras:
-        return None
-    if spec.space_ids is None:
-        raise ValueError("space_mass without space_ids")
-    mask_V = torch.zeros(spec.model_vocab_size)
-    mask_V[: len(spec.space_ids)] = torch.from_numpy(spec.space_ids).float()
-    return mask_V.to(device)
+def chosen_device(name: str, *, where: str) -> torch.device:
+    """The device that an option `device` names.
 
-
-def _device(name: str) -> torch.device:
+    Raises:
+        ConfigError: There is no such device.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ConfigError("no CUDA device", where="extract.device", got=name)
+        raise ConfigError("no CUDA device", where=where, got=name)
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
@@ -345,21 +331,12 @@ def _load(spec: EngineSpec, device: torch.device) -> Any:
     dtype = getattr(torch, spec.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError("no such floating-point type", where="dtype of a model", got=spec.dtype)
+    ref = in_folder(spec.ref, spec.folder)
     try:
-        model = load_causal_model(
-            str(spec.folder),
-            of=spec.source,
-            dtype=dtype,
-            trust_remote_code=spec.ref.trust_remote_code,
-        )
-        keep_soft_cap(model)
-        return model.to(device).eval()
-    except ModelError:
-        raise
-    except (*LOAD_ERRORS, MemoryError) as error:
-        kind = EngineMemoryError if is_out_of_memory(error) else ModelError
-        raise kind(
-            "model cannot be loaded",
-            where=spec.folder,
-            got=f"{type(error).__name__}: {str(error)[:200]}",
+        return load_causal_model(ref, of=spec.source, dtype=dtype, device=device).eval()
+    except ModelError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EngineMemoryError(
+            error.what, where=error.where, got=error.got, hint=error.hint
         ) from error

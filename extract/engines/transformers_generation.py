@@ -4,7 +4,7 @@ Prompts are padded on the left, so that every row's newest token stands in the l
 positions count real tokens only. Each answer draws with numbers of its own, so what it draws depends
 on the batch by rounding only.
 
-Shapes: B batch, T tokens fed, H hidden, V ids of the model, K entries, R tokens of an answer.
+Shapes: B batch, T tokens fed, H hidden, V ids of the model, N tokens of an answer.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 
 from extract.engines.ending import AnswerRules, GrowingAnswer
-from extract.engines.memory import is_out_of_memory
-from extract.engines.protocol import Answer, DenseRows, EngineMemoryError, EngineSpec, Prompt
+from extract.engines.protocol import CHECK_WEIGHTS, Answer, EngineMemoryError, EngineSpec, Prompt
 from extract.engines.sampling import philox_uniforms, sampled_rows
-from extract.engines.scored_batch import KeptRows
+from store_schema.errors import ModelError
 from store_schema.layout import Finish
+from store_schema.model.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,11 @@ class LoadedModel:
         head: Gives float32 logits [B, V] of the base model's last hidden states [B, H]; None where
             only the model as a whole does.
         device: Of the model.
-        kept: Gives what is kept of logits [B, V] with the tokens [B] that follow.
     """
 
     model: Any
     head: Callable[[torch.Tensor], torch.Tensor] | None
     device: torch.device
-    kept: Callable[[torch.Tensor, torch.Tensor], KeptRows]
 
 
 @torch.inference_mode()
@@ -60,6 +59,7 @@ def transformers_answers(
 
     Raises:
         EngineMemoryError: Memory ran out on a single prompt.
+        ModelError: The model gives NaN; names prompt and position.
     """
     lengths = [len(prompt.input_ids) + rules.section.max_tokens for prompt in prompts]
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -100,50 +100,33 @@ def _answer_batch(
     section = rules.section
     decoder = _Decoder(loaded, [prompt.input_ids for prompt in prompts])
     uniforms = np.stack([philox_uniforms(p.seed, section.max_tokens) for p in prompts])
-    uniforms_BR = torch.from_numpy(uniforms)
+    uniforms_BN = torch.from_numpy(uniforms)
     growing = [GrowingAnswer(rules) for _ in prompts]
     ended: list[Finish | None] = [None] * len(prompts)
-    steps: list[KeptRows] = []
     logits_BV = decoder.begin()
-    while True:
+    for position in count():
+        numbers_B = logits_BV.amax(-1).isfinite().tolist()  # NaN is the largest of all
+        for prompt, is_number, finish in zip(prompts, numbers_B, ended, strict=True):
+            if not is_number and finish is None:
+                where = f"{prompt.where}, position {position}"
+                raise ModelError("NaN from the model", where=where, hint=CHECK_WEIGHTS)
         tokens_B = drawn_tokens(
             logits_BV[:, : spec.vocab_size],
-            uniforms_BR[:, len(steps)],
+            uniforms_BN[:, position],
             temperature=section.temperature,
             top_p=section.top_p,
         )
-        # Rows are the model's own distributions, whatever was drawn from.
-        steps.append(loaded.kept(logits_BV, tokens_B.to(loaded.device)))
         for row, token_id in enumerate(tokens_B.tolist()):
             if ended[row] is None:  # those that have ended go along until the batch is done
                 ended[row] = growing[row].add(token_id)
         finishes = [finish for finish in ended if finish is not None]
         if len(finishes) == len(ended):
-            return _answers(steps, growing, finishes)
+            break
         logits_BV = decoder.go_on(tokens_B)
-
-
-def _answers(
-    steps: Sequence[KeptRows], growing: Sequence[GrowingAnswer], finishes: Sequence[Finish]
-) -> list[Answer]:
-    ids = torch.stack([step.ids_RK for step in steps]).cpu().numpy()
-    logprobs = torch.stack([step.logprobs_RK for step in steps]).cpu().numpy()
-    labels = torch.stack([step.label_logprobs_R for step in steps]).cpu().numpy()
-    extras = {
-        name: torch.stack([step.extras[name] for step in steps]).cpu().numpy()
-        for name in steps[0].extras
-    }
-    answers = []
-    for row, (answer, finish) in enumerate(zip(growing, finishes, strict=True)):
-        R = len(answer.token_ids)
-        rows = DenseRows(  # copies: the batch is freed when its answers are
-            ids[:R, row].copy(),
-            logprobs[:R, row].copy(),
-            labels[:R, row].copy(),
-            extras={name: found[:R, row].copy() for name, found in extras.items()},
-        )
-        answers.append(Answer(np.array(answer.token_ids, np.int64), rows, finish))
-    return answers
+    return [
+        Answer(np.array(answer.token_ids, np.int64), finish)
+        for answer, finish in zip(growing, finishes, strict=True)
+    ]
 
 
 class _Decoder:
@@ -211,7 +194,7 @@ def drawn_tokens(
     if top_p < 1:
         scaled_BV = _nucleus(scaled_BV, top_p)
     ids_B1, _ = sampled_rows(scaled_BV, uniforms_B[:, None], head=0)
-    # Where logits are NaN any id will do: their rows are NaN too and are refused.
+    # Where logits are NaN any id will do: the answer has ended, or is refused.
     return ids_B1[:, 0].clamp_(max=logits_BV.shape[1] - 1)
 
 

@@ -24,9 +24,8 @@ import numpy as np
 import torch
 
 from extract.engines.ending import AnswerRules
-from extract.engines.memory import is_out_of_memory
 from extract.engines.protocol import (
-    LOAD_ERRORS,
+    CHECK_WEIGHTS,
     Answer,
     DenseRows,
     EngineMemoryError,
@@ -36,6 +35,8 @@ from extract.engines.protocol import (
 )
 from extract.engines.vllm_tap import Tap
 from store_schema.errors import ConfigError, ModelError
+from store_schema.model.models import in_folder
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_shapes import require_shapes_of_class
 from store_schema.text.prefixes import prefix_groups
 from store_schema.text.tokenizer import EncodedSegment
@@ -57,7 +58,7 @@ class VllmEngine:
 
         Raises:
             ConfigError: vLLM is not installed.
-            ModelError: vLLM refuses the model.
+            ModelError: vLLM refuses the model, or it is to generate and gives NaN.
             EngineMemoryError: Memory ran out.
         """
         self._spec = spec
@@ -72,12 +73,11 @@ class VllmEngine:
         try:
             with _out_of_sight("llvmlite.binding.ffi"):
                 self.llm = self.vllm.LLM(**_engine_arguments(spec, on_cpu))
-        except LOAD_ERRORS as error:
+        except Exception as error:  # no list names what model libraries raise on a folder
             if is_out_of_memory(error):
                 raise _out_of_memory(spec, error) from error
             # vLLM's message of weights of another shape names neither weight nor shapes.
-            ref = spec.ref.model_copy(update={"model": str(spec.folder)})
-            require_shapes_of_class(ref, name=spec.source)
+            require_shapes_of_class(in_folder(spec.ref, spec.folder), name=spec.source)
             raise ModelError(
                 "vLLM cannot start with the model",
                 where=spec.folder,
@@ -87,6 +87,9 @@ class VllmEngine:
         self._engine = self.llm.llm_engine
         few = [i % spec.vocab_size for i in range(min(8, spec.longest))]
         rows = self._first_rows(few)
+        if spec.generates and np.isnan(rows[1]).any():  # answers come without numbers
+            self.close()
+            raise ModelError("NaN from the model", where=spec.folder, hint=CHECK_WEIGHTS)
         self.tap = self._probed_tap(few, rows) if spec.section.tap else None
         """What takes rows as arrays; None: they come as lists."""
 

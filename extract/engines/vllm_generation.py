@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from extract.engines.ending import AnswerRules, GrowingAnswer
-from extract.engines.protocol import Answer, DenseRows, EngineSpec, Prompt
+from extract.engines.protocol import Answer, EngineSpec, Prompt
 from store_schema.errors import ModelError
 from store_schema.layout import Finish
 
@@ -36,9 +36,8 @@ def vllm_answers(
         rules: How answers are drawn and what ends them.
 
     Raises:
-        ModelError: vLLM ended an answer for a reason of its own, or gave rows of another width.
+        ModelError: vLLM ended an answer for a reason of its own.
     """
-    _require_raw(engine, spec)
     most = IN_HAND * engine.vllm_config.scheduler_config.max_num_seqs
     coming = iter(range(len(prompts)))
     in_hand: dict[str, _Request] = {}
@@ -68,32 +67,16 @@ def vllm_answers(
 
 
 class _Request:
-    """One answer in vLLM's hands.
-
-    Rows come k + 1 wide, the token itself first, as for prompts.
-    """
+    """One answer in vLLM's hands."""
 
     def __init__(self, own_name: str, spec: EngineSpec, rules: AnswerRules) -> None:
         self.own_name = own_name
         self._spec = spec
         self._growing = GrowingAnswer(rules)
-        self._ids: list[Any] = []
-        self._logprobs: list[Any] = []
 
     def take(self, output: Any) -> Finish | None:
         """Take what a step added; gives how the answer ended, None while it goes on."""
         [completion] = output.outputs
-        flat = completion.logprobs
-        num_rows, width = len(completion.token_ids), self._spec.section.top_k + 1
-        if len(flat.token_ids) != num_rows * width:
-            raise ModelError(
-                "vLLM gave another number of entries than asked for",
-                where=self._spec.folder,
-                expected=num_rows * width,
-                got=len(flat.token_ids),
-            )
-        self._ids.append(np.fromiter(flat.token_ids, np.int32, num_rows * width))
-        self._logprobs.append(np.fromiter(flat.logprobs, np.float32, num_rows * width))
         for token_id in completion.token_ids:
             finish = self._growing.add(token_id)
             if finish is not None:
@@ -108,13 +91,7 @@ class _Request:
 
     def answer(self, finish: Finish) -> Answer:
         """The answer, its tokens up to the one that ended it."""
-        token_ids = np.array(self._growing.token_ids, np.int64)
-        width = self._spec.section.top_k + 1
-        ids = np.concatenate(self._ids).reshape(-1, width)[: len(token_ids)]
-        logprobs = np.concatenate(self._logprobs).reshape(-1, width)[: len(token_ids)]
-        if not np.array_equal(ids[:, 0], token_ids):
-            raise ModelError("vLLM's first column is not the token", where=self._spec.folder)
-        return Answer(token_ids, DenseRows(ids[:, 1:], logprobs[:, 1:], logprobs[:, 0]), finish)
+        return Answer(np.array(self._growing.token_ids, np.int64), finish)
 
 
 def _sampling_params(vllm: Any, spec: EngineSpec, rules: AnswerRules, seed: int) -> Any:
@@ -127,23 +104,9 @@ def _sampling_params(vllm: Any, spec: EngineSpec, rules: AnswerRules, seed: int)
         seed=seed,
         stop_token_ids=sorted(rules.end_ids),
         ignore_eos=True,  # it would add ends of its own; the rules have them all
-        # Ids of padding rows: no token of theirs may be drawn. The rows given stay the model's own.
+        # Ids of padding rows: no token of theirs may be drawn.
         logit_bias={i: float("-inf") for i in range(spec.vocab_size, spec.model_vocab_size)},
         detokenize=False,
-        logprobs=spec.section.top_k,
-        flat_logprobs=True,
         # Without stop texts nothing is to be looked at before the end.
         output_kind=kinds.DELTA if rules.stop else kinds.FINAL_ONLY,
     )
-
-
-def _require_raw(engine: Any, spec: EngineSpec) -> None:
-    """Rows must be the model's own distributions, before temperature, top_p and bias."""
-    mode = engine.vllm_config.model_config.logprobs_mode
-    if mode != "raw_logprobs":
-        raise ModelError(
-            "vLLM was started with other log-probabilities than the model's own",
-            where=spec.folder,
-            expected="logprobs_mode raw_logprobs",
-            got=mode,
-        )

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Self
 
 from extract.generation.answers import answer_text
-from extract.plan.planning import plan_location
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.errors import MismatchError, MissingError, StorageError
 from store_schema.layout import Finish
 from store_schema.plan.plan import Plan, Segment, ShardRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.answers import TEXT_ARRAYS, StoredAnswer, read_answers
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.store.same_source import require_same_source
@@ -48,7 +48,7 @@ def write_answers(
         MismatchError: A store was made with another plan or tokenizer.
         StorageError: The disk refused.
     """
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     stores = [AnswerStore.open(run, name, plan) for name in names]
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     part = None

@@ -1,6 +1,6 @@
 """Answers as a generated store keeps them: bytes, arrays, and figures by reason.
 
-Shapes: D answers, N positions, E entries of a shard.
+Shapes: D answers, N tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from extract.engines.ending import AnswerRules
-from extract.engines.protocol import Answer, DenseRows
-from extract.scoring.rows import ScoredSegment, scored_segment
-from extract.scoring.score import BYTES, NATS, TOKENS
+from extract.engines.protocol import Answer
+from extract.scoring.score import BYTES, TOKENS
 from store_schema.layout import Arrays, Finish
 from store_schema.plan.plan import Segment
 
@@ -73,7 +72,6 @@ class KeptAnswer:
         token_ids: [N] uint32, the end token included.
         byte_ends: [N] uint32 end of each token in the answer's bytes.
         data: The bytes.
-        scored: Rows.
     """
 
     segment: Segment
@@ -82,12 +80,9 @@ class KeptAnswer:
     token_ids: npt.NDArray[np.uint32]
     byte_ends: npt.NDArray[np.uint32]
     data: bytes
-    scored: ScoredSegment
 
 
-def kept_answer(
-    segment: Segment, number: int, answer: Answer, rules: AnswerRules, *, where: str
-) -> KeptAnswer:
+def kept_answer(segment: Segment, number: int, answer: Answer, rules: AnswerRules) -> KeptAnswer:
     """What an engine gave, as the store keeps it.
 
     Args:
@@ -95,13 +90,8 @@ def kept_answer(
         number: Which of the prompt's answers.
         answer: From the engine.
         rules: That it was made by.
-        where: Source and segment, for messages.
-
-    Raises:
-        ModelError: NaN; names the position.
     """
     ids = answer.token_ids.tolist()
-    scored = scored_segment(answer.rows, len(ids), vocab_size=len(rules.tokens), where=where)
     lengths = np.array([rules.lengths[i] for i in ids], np.int64)
     return KeptAnswer(
         segment,
@@ -110,61 +100,32 @@ def kept_answer(
         answer.token_ids.astype(np.uint32),
         np.cumsum(lengths).astype(np.uint32),
         b"".join([rules.tokens[i] for i in ids if i not in rules.end_ids]),
-        scored,
     )
 
 
-def no_answer(
-    segment: Segment, number: int, rules: AnswerRules, extras: Sequence[str]
-) -> KeptAnswer:
-    """The row of a prompt that did not fit: no tokens.
-
-    Args:
-        segment: Its context is the prompt.
-        number: Which of the prompt's answers.
-        rules: As for the others.
-        extras: Names of the extras that the others have.
-    """
-    nothing = np.empty(0, np.float32)
-    rows = DenseRows(
-        np.empty((0, 1), np.int64),
-        np.empty((0, 1), np.float32),
-        nothing,
-        extras=dict.fromkeys(extras, nothing),
-    )
-    answer = Answer(np.empty(0, np.int64), rows, Finish.PROMPT_TOO_LONG)
-    return kept_answer(segment, number, answer, rules, where=segment.segment_id)
+NO_ANSWER = Answer(np.empty(0, np.int64), Finish.PROMPT_TOO_LONG)
+"""To a prompt that did not fit."""
 
 
-def answer_arrays(kept: Sequence[KeptAnswer], extras: Sequence[str]) -> Arrays:
+def answer_arrays(kept: Sequence[KeptAnswer]) -> Arrays:
     """The arrays of a generated store's shard (`store_schema.layout`).
 
     Args:
         kept: Answers by segment and number; none where a shard has no prompt.
-        extras: Names of their extras.
     """
 
     def joined(parts: Sequence[npt.NDArray[Any]], dtype: str) -> npt.NDArray[Any]:
         whole: npt.NDArray[Any] = np.concatenate([np.empty(0, dtype), *parts])
         return whole.astype(dtype, copy=False)
 
-    def offsets(lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-    scored = [answer.scored for answer in kept]
+    lengths = [len(answer.token_ids) for answer in kept]
     return {
         "segment_ids": np.array([answer.segment.index for answer in kept], np.int64),
         "answer_index": np.array([answer.number for answer in kept], np.uint32),
         "finish": np.array([answer.finish for answer in kept], np.uint8),
-        "token_offsets": offsets(np.array([len(answer.token_ids) for answer in kept])),
+        "token_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "token_ids": joined([answer.token_ids for answer in kept], "<u4"),
         "byte_ends": joined([answer.byte_ends for answer in kept], "<u4"),
-        "entry_offsets": offsets(joined([rows.counts for rows in scored], "<i8")),
-        "entry_ids": joined([rows.entry_ids for rows in scored], "<u4"),
-        "entry_logprobs": joined([rows.entry_logprobs for rows in scored], "<f4"),
-        "tail_mass": joined([rows.tail_mass for rows in scored], "<f4"),
-        "label_logprobs": joined([rows.label_logprobs for rows in scored], "<f4"),
-        **{name: joined([rows.extras[name] for rows in scored], "<f4") for name in extras},
     }
 
 
@@ -184,7 +145,6 @@ def answer_stats(
         stats[finish_key(answer.finish)] += 1
         stats[INVALID_UTF8] += answer_text(answer.data, answer.finish) is None
     tokens = sum(len(answer.token_ids) for answer in kept)
-    labels = [answer.scored.label_logprobs for answer in kept]
     return {
         **stats,
         PROMPTS: sum(segment.has_prompt for segment in segments),
@@ -195,7 +155,6 @@ def answer_stats(
         INVALID_UTF8: stats[INVALID_UTF8],
         TOKENS: tokens,
         BYTES: sum(len(answer.data) for answer in kept),
-        NATS: -float(sum(part.sum(dtype=np.float64) for part in labels)),
         "seconds": seconds,
         "tokens_per_s": tokens / max(seconds, 1e-9),
     }

@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from extract.config import ExtractSection, GenerateSection
+from extract.config import GenerateSection
 from extract.engines.ending import AnswerRules, end_ids
 from extract.engines.protocol import Engine, Prompt
 from extract.generation.answers import (
+    NO_ANSWER,
     KeptAnswer,
     answer_arrays,
     answer_seed,
     answer_stats,
     kept_answer,
-    no_answer,
 )
 from extract.scoring.sources import CheckedSource, check_source
 from extract.scoring.stage import Job, Stage
@@ -42,14 +42,6 @@ def check_answering(run: RunConfig, name: str, plan: Plan) -> CheckedSource:
         LogitfuseError: As for scoring.
     """
     section = run.section("generate", GenerateSection)
-    if run.section("extract", ExtractSection).estimator != "topk":
-        raise ConfigError(
-            "answers keep the most probable entries, not samples",
-            where="extract.estimator",
-            expected="topk",
-            got=run.section("extract", ExtractSection).estimator,
-            hint="give --set extract.estimator=topk",
-        )
     _require_prompts(plan)
     source = check_source(run, name, plan, kind="generated")
     spec = replace(source.spec, longest=_longest(source, plan, section), generates=True)
@@ -140,7 +132,7 @@ def answer_shard(
         All arrays of a generated store's shard, and its figures.
 
     Raises:
-        ModelError: The model gives NaN; names segment and position.
+        ModelError: The model gives NaN.
         TokenizerError: A prompt has no tokens.
     """
     start = time.monotonic()
@@ -153,9 +145,8 @@ def answer_shard(
     places = [(i, number) for i in range(len(asked)) for number in range(per_prompt)]
     room = source.spec.longest - rules.section.max_tokens
     fitting = [place for place in places if len(inputs[place[0]]) <= room]
-    extras = source.manifest.extras
     kept: dict[tuple[int, int], KeptAnswer] = {
-        (i, number): no_answer(asked[i], number, rules, extras)
+        (i, number): kept_answer(asked[i], number, NO_ANSWER, rules)
         for i, number in places
         if len(inputs[i]) > room
     }
@@ -170,7 +161,7 @@ def answer_shard(
         prompt_tokens=sum(map(len, inputs)),
         seconds=time.monotonic() - start,
     )
-    return answer_arrays(answers, extras), stats
+    return answer_arrays(answers), stats
 
 
 def _answered(
@@ -183,13 +174,16 @@ def _answered(
 ) -> Iterator[tuple[tuple[int, int], KeptAnswer]]:
     """Answers by prompt and number, as they come."""
     prompts = [
-        Prompt(inputs[i], answer_seed(source.run.seed, source.name, asked[i].segment_id, number))
+        Prompt(
+            inputs[i],
+            answer_seed(source.run.seed, source.name, asked[i].segment_id, number),
+            where=f"answer {number} to segment {asked[i].segment_id}, source {source.name}",
+        )
         for i, number in places
     ]
     for index, answer in engine.answer(prompts, rules):
         i, number = places[index]
-        where = f"answer {number} to segment {asked[i].segment_id}, source {source.name}"
-        yield places[index], kept_answer(asked[i], number, answer, rules, where=where)
+        yield places[index], kept_answer(asked[i], number, answer, rules)
 
 
 def _input_ids(source: CheckedSource, segment: Segment) -> tuple[int, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
+from extract.engine_kinds.kind import Device
 from extract.judge_kinds.kind import JudgeContext, JudgeKind, JudgeOptions
 from store_schema.config import ModelRef, TemplateSettings
 from store_schema.paths import PathText
@@ -32,7 +33,7 @@ class RewardModelOptions(JudgeOptions):
     config says that it reads."""
     batch_tokens: int = Field(default=4096, ge=1)
     """Tokens of one forward pass, padding included."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where it runs."""
 
     @property

@@ -23,6 +23,7 @@ from store_schema.layout import Arrays
 from store_schema.plan.plan import PLAN_FILE, Plan, Segment
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.store.same_source import require_same_source
+from store_schema.text.encoded import token_lengths
 
 HOW = (
     "write the answers with `logitfuse extract answers RUN --out answers.jsonl`, score them with "
@@ -148,7 +149,7 @@ def _segment_sums(
     first = segments[0].index if segments else 0
     for row, start, stop in zip(arrays["segment_ids"], offsets, offsets[1:], strict=False):
         segment = segments[int(row) - first]
-        lengths = np.diff(arrays["byte_ends"][start:stop].astype(np.int64), prepend=0)
+        lengths = token_lengths(arrays["byte_ends"][start:stop])
         labels = arrays["label_logprobs"][start:stop].astype(np.float64)
         counted = ~np.isnan(labels)
         if len(lengths) and lengths[-1] == 0 and special[int(arrays["token_ids"][stop - 1])]:

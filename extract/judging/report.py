@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from extract.judging.records import BEST_FILE, SCORES_FILE, JudgedRecord
-from extract.report.tables import table
+from launch.visible import table
 
 SHOWN_HELD = 5
 
@@ -19,7 +19,7 @@ def judged_report(record: JudgedRecord, folder: str) -> str:
         folder: Where it lies.
     """
     sources = list(record.answers)
-    lines = [f"best answers by author ({record.vote}):", _authors(record, sources), ""]
+    lines = [f"best answers by author ({record.vote}):", *_authors(record, sources), ""]
     headers = ["judge", "scores", "none", "chose the best", *(f"mean {name}" for name in sources)]
     rows = [
         [
@@ -31,7 +31,7 @@ def judged_report(record: JudgedRecord, folder: str) -> str:
         ]
         for title, judge in record.judges.items()
     ]
-    lines += [table(headers, rows)]
+    lines += table(headers, rows)
     for title, judge in record.judges.items():
         if judge.failures:
             lines.append(f"{title} has no score for some answers: {_counts(judge.failures)}")
@@ -43,7 +43,7 @@ def judged_report(record: JudgedRecord, folder: str) -> str:
     return "\n".join(lines)
 
 
-def _authors(record: JudgedRecord, sources: list[str]) -> str:
+def _authors(record: JudgedRecord, sources: list[str]) -> list[str]:
     whole: Counter[str] = Counter()
     rows: list[list[object]] = []
     for domain, found in record.best.items():

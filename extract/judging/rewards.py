@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from extract.engines.memory import is_out_of_memory
+from extract.engines.transformers_engine import chosen_device
 from extract.judge_kinds.kind import Answer, Score
-from store_schema.errors import ConfigError, ModelError, TokenizerError
+from store_schema.errors import ModelError, TokenizerError
 from store_schema.model.causal_model import load_whole_model
 from store_schema.model.models import (
-    keep_soft_cap,
+    in_folder,
     max_positions,
     model_config,
     resolve_model,
@@ -29,6 +29,7 @@ from store_schema.model.models import (
     resolved_dtype,
     transformers_config,
 )
+from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_files import require_weights
 from store_schema.text.chat_template import ChatTemplate
 from store_schema.text.tokenizer_files import TOKENIZER_FILE
@@ -108,7 +109,7 @@ class RewardJudge:
         self._backend, self._chat = tokenizer_of(options, folder)
         config = model_config(folder)
         self._most = options.max_tokens or max_positions(config)
-        self._device = _device(options)
+        self._device = chosen_device(options.device, where=f"judge {options.title}")
         self._model = _load(options, folder, resolved_dtype(options.ref, config), self._device)
         self._batch_tokens = options.batch_tokens
 
@@ -179,31 +180,17 @@ class RewardJudge:
         return rewards
 
 
-def _device(options: Any) -> torch.device:
-    available = torch.cuda.is_available()
-    if options.device == "cuda" and not available:
-        raise ConfigError("no CUDA device", where=f"judge {options.title}", got=options.device)
-    return torch.device("cuda" if options.device != "cpu" and available else "cpu")
-
-
 def _load(options: Any, folder: Path, dtype: str, device: torch.device) -> Any:
     import transformers
 
+    ref, of = in_folder(options.ref, folder), f"judge {options.title}"
+    auto_class = transformers.AutoModelForSequenceClassification
+    dtype = getattr(torch, dtype)
     try:
-        model = load_whole_model(
-            transformers.AutoModelForSequenceClassification,
-            str(folder),
-            of=f"judge {options.title}",
-            dtype=getattr(torch, dtype),
-            trust_remote_code=options.trust_remote_code,
-        )
-        keep_soft_cap(model)
-        return model.to(device).eval()
+        return load_whole_model(auto_class, ref, of=of, device=device, dtype=dtype).eval()
     except ModelError as error:
-        raise ModelError(error.what, where=error.where, got=error.got, hint=_ANOTHER) from error
-    except Exception as error:  # model libraries and a model's own code raise what they like
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"the model of judge {options.title} cannot be loaded",
-            where=options.model,
-            got=f"{type(error).__name__}: {str(error)[:200]}",
+            error.what, where=error.where, expected=error.expected, got=error.got, hint=_ANOTHER
         ) from error

@@ -27,7 +27,6 @@ from extract.judging.records import (
     write_part,
 )
 from extract.judging.votes import Scale, judge_votes, passing, settle, totals
-from extract.plan.planning import plan_location
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
 from store_schema import SCHEMA_VERSION
@@ -35,7 +34,8 @@ from store_schema.config import RunConfig
 from store_schema.disk.location import Location
 from store_schema.errors import ConfigError, InputError, ModelError
 from store_schema.fingerprint import fingerprint
-from store_schema.plan.plan import Plan, ShardRecord
+from store_schema.plan.plan import ShardRecord
+from store_schema.plan.run_plan import open_plan
 
 Given = dict[int, list[Score]]
 """Scores of a judge by shard, in the order of its answers."""
@@ -64,7 +64,7 @@ def judge_answers(run: RunConfig) -> tuple[JudgedRecord, bool]:
             where="judge.judges",
             expected="one or more of " + ", ".join(JUDGES.names()),
         )
-    plan = Plan.open(plan_location(run))
+    plan = open_plan(run)
     prompts = AnsweredPrompts(run, plan, section)
     likelihoods = cache(lambda: open_likelihoods(run, section.scored_in))
     context = JudgeContext(run, likelihoods)

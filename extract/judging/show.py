@@ -6,8 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from extract.judging.records import BestRow, ScoreRow, open_judged, read_best, read_scores
-from extract.report.tables import table
-from launch.visible import visible
+from launch.visible import table, visible
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError
 
@@ -96,7 +95,7 @@ def _shown(row: BestRow, scores: Sequence[ScoreRow], judges: Sequence[str], plac
         ]
         for (source, number), found in by_answer.items()
     ]
-    lines.append(table(["answer", *(f"{judge} (vote)" for judge in judges)], cells))
+    lines += table(["answer", *(f"{judge} (vote)" for judge in judges)], cells)
     return "\n".join(lines) + "\n"
 
 

@@ -97,11 +97,9 @@ def keep_plan(
             tied to the plan as it is.
         TokenizerError: A tokenizer cannot represent a segment.
     """
-    _require_new_stores(plan, stores)
+    _require_readable(plan, stores)
     record = plan.record
     before = dict(record.documents)
-    if not before and record.corpus_fingerprint == corpus_fingerprint:
-        before = dict(digests)  # planned by version 3
     changed = [name for name in before if name in digests and before[name] != digests[name]]
     if changed or not before:
         raise MismatchError(
@@ -128,20 +126,19 @@ def keep_plan(
     )
 
 
-def _require_new_stores(plan: Plan, stores: Mapping[str, Location]) -> None:
-    """Stores of versions up to 3, and what cannot be read, are taken to need the plan as it is."""
+def _require_readable(plan: Plan, stores: Mapping[str, Location]) -> None:
+    """What cannot be read is taken to need the plan as it is."""
     tied = []
     for name, location in stores.items():
         try:
-            if StoreReader.open(location).manifest.schema_version <= 3:
-                tied.append(name)
+            StoreReader.open(location)
         except StoreError:
             tied.append(name)
     if tied:
         raise MismatchError(
             "the plan was changed after extraction began",
             where=f"{plan.location.url} ({', '.join(tied)} were made from it)",
-            expected="stores of version 4, which go on with a plan that grows",
+            expected="stores that can be read, which go on with a plan that grows",
             got="stores of an earlier version, or damaged ones",
             hint="undo the change, give the run another name, or delete these stores to plan again",
         )
@@ -204,8 +201,7 @@ def take_back(plan: Plan, stores: Mapping[str, Location]) -> list[str]:
     for name, location in stores.items():
         reader = StoreReader.open(location)
         commits, _ = reader.scan()
-        tied = reader.manifest.schema_version <= 3
-        stale = [i for i, c in commits.items() if tied or i not in shards or not c.is_of(shards[i])]
+        stale = [i for i, c in commits.items() if i not in shards or not c.is_of(shards[i])]
         if stale and name.startswith("aligned/"):
             stale = sorted(commits)
         for shard in stale:

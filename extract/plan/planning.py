@@ -24,24 +24,19 @@ from extract.plan.cutting import CutCorpus, cut_corpus
 from extract.plan.kept_plan import KeptPlan, begun_stores, documents_of, keep_plan, split_digests
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig, TemplateSettings
-from store_schema.disk.location import Location, open_location
 from store_schema.errors import ConfigError, InputError, LogitfuseError, ModelError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.model_check import Loader, require_language_model, require_packages
 from store_schema.model.models import max_positions, model_config, resolve_model
 from store_schema.model.weight_files import absent_weights, require_no_damage
 from store_schema.plan.plan import PLAN_FILE, SEGMENTS_FILE, Plan, Segment, write_plan
+from store_schema.plan.run_plan import plan_location
 from store_schema.text.tokenizer import SegmentTokenizer
 
 _log = logging.getLogger(__name__)
 
 TARGET = "target"
 _DEFAULT_TEMPLATE = TemplateSettings().model_dump(mode="json")
-
-
-def plan_location(run: RunConfig) -> Location:
-    """Where the plan of a run lies."""
-    return open_location(run.data_folder).child("plan")
 
 
 def load_tokenizers(run: RunConfig) -> dict[str, SegmentTokenizer]:

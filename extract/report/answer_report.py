@@ -15,14 +15,13 @@ from extract.generation.answers import (
     PROMPTS,
     finish_key,
 )
-from extract.plan.planning import plan_location
-from extract.report.tables import table
 from extract.scoring.score import BYTES, TOKENS
 from launch.quantities import size_text
+from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.layout import Finish
-from store_schema.plan.plan import Plan
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 
 _SUMMED = (PROMPTS, ANSWERS, PROMPT_TOKENS, TOKENS, BYTES, INVALID_UTF8, NO_PROMPT, LATER_SEGMENTS)
@@ -37,7 +36,6 @@ class AnswerFigures:
         num_shards: Finished shards, of how many.
         total: Sums of the shards' figures (`extract.generation.answers.answer_stats`).
         seconds: Spent answering.
-        tail_mass: Mean over positions.
         size_bytes: On disk.
     """
 
@@ -45,28 +43,25 @@ class AnswerFigures:
     num_shards: tuple[int, int]
     total: dict[str, int]
     seconds: float
-    tail_mass: float
     size_bytes: int
 
     @classmethod
     def read(cls, run: RunConfig, name: str) -> AnswerFigures:
         """Read the commits of a source's generated store."""
-        plan = Plan.open(plan_location(run))
+        plan = open_plan(run)
         reader = StoreReader.open(open_location(run.generated_url(name)))
         commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
         total: Counter[str] = Counter()
-        seconds = tail = 0.0
+        seconds = 0.0
         for commit in commits.values():
             for key in (*_SUMMED, *map(finish_key, Finish)):
                 total[key] += int(commit.stats[key])
             seconds += commit.stats["seconds"]
-            tail += commit.stats["tail_mass_mean"] * commit.counts.positions
         return cls(
             name=name,
             num_shards=(len(commits), len(plan.shards)),
             total=dict(total),
             seconds=seconds,
-            tail_mass=tail / max(total[TOKENS], 1),
             size_bytes=sum(f.size for c in commits.values() for f in c.files.values()),
         )
 
@@ -78,8 +73,8 @@ class AnswerFigures:
 
 def answer_report(sources: Sequence[AnswerFigures]) -> str:
     """Answers, speed and bytes of each source, and how its answers ended."""
-    headers = ["source", "shards", "prompts", "answers", "tokens", "tokens/answer", "tokens/s"]
-    headers += ["mean tail", "on disk"]
+    headers = ["source", "shards", "prompts", "answers"]
+    headers += ["tokens", "tokens/answer", "tokens/s", "on disk"]
     rows = [
         [
             source.name,
@@ -89,7 +84,6 @@ def answer_report(sources: Sequence[AnswerFigures]) -> str:
             source.total[TOKENS],
             source.total[TOKENS] / max(source.total[ANSWERS], 1),
             round(source.tokens_per_s),
-            f"{source.tail_mass:.4f}",
             size_text(source.size_bytes),
         ]
         for source in sources
@@ -99,7 +93,7 @@ def answer_report(sources: Sequence[AnswerFigures]) -> str:
         [source.name, *(source.total[finish_key(finish)] for finish in Finish)]
         for source in sources
     ]
-    lines = [table(headers, rows), "", "answers by how they ended:", table(reasons, ends)]
+    lines = [*table(headers, rows), "", "answers by how they ended:", *table(reasons, ends)]
     for source in sources:
         if source.total[INVALID_UTF8]:
             number = source.total[INVALID_UTF8]

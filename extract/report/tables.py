@@ -8,38 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from extract.corpus.corpus import CorpusRecord
-from extract.plan.planning import plan_location
 from extract.scoring.bos_probe import BosFigures, read_figures
 from launch.quantities import size_text
+from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
-from store_schema.plan.plan import Plan, PlanRecord
+from store_schema.plan.plan import PlanRecord
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 
 POSITION_BYTES = 24
 """Of a position beside its entries: id, byte end, entry offset (8), tail mass, label."""
 ENTRY_BYTES = 8
 """Id and log-probability."""
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Text columns, the first one left-aligned, numbers with thousands separators."""
-    cells = [[_cell(value) for value in row] for row in [headers, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    lines = []
-    for row in cells:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value)
 
 
 def corpus_report(record: CorpusRecord) -> str:
@@ -49,7 +30,7 @@ def corpus_report(record: CorpusRecord) -> str:
         for split, domains in record.documents.items()
         for domain, number in domains.items()
     ]
-    lines = [table(["split", "domain", "documents", "bytes"], rows)]
+    lines = table(["split", "domain", "documents", "bytes"], rows)
     packed = Counter(entry.packed for entry in record.inputs if entry.packed)
     if packed:
         shown = ", ".join(f"{number:,} in {name}" for name, number in sorted(packed.items()))
@@ -118,7 +99,7 @@ def plan_report(
         num_bytes = sum(shard.num_bytes for shard in shards)
         rows.append([split, len(shards), segments, num_bytes, *tokens])
     rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(rows[0])))])  # type: ignore[misc]
-    lines = [table(["split", "shards", "segments", "bytes", *(f"tok {m}" for m in models)], rows)]
+    lines = table(["split", "shards", "segments", "bytes", *(f"tok {m}" for m in models)], rows)
     lines += ["", _costs(record, models, entries, tokens_per_s)]
     dropped = record.settings.get("dropped", {})
     if dropped:
@@ -144,7 +125,7 @@ def _costs(record: PlanRecord, models: Sequence[str], entries: int, tokens_per_s
         )
     return "\n".join(
         [
-            table(["source", "positions", "tokens read", "on disk, at most", "hours"], costs),
+            *table(["source", "positions", "tokens read", "on disk, at most", "hours"], costs),
             f"on disk: positions x ({POSITION_BYTES} + {ENTRY_BYTES} x {entries} entries) bytes before "
             "anything is left out or compressed (`logitfuse store tune` measures that); "
             f"hours: tokens read, context included, at {tokens_per_s:,.0f} tokens/s "
@@ -180,7 +161,7 @@ class SourceFigures:
     @classmethod
     def read(cls, run: RunConfig, name: str) -> SourceFigures:
         """Read the commits of a source's store."""
-        plan = Plan.open(plan_location(run))
+        plan = open_plan(run)
         reader = StoreReader.open(open_location(run.store_url(name)))
         commits = {index: reader.commits[index] for index in reader.committed(plan.shards)}
         model = reader.manifest.model
@@ -239,10 +220,10 @@ def source_report(sources: Sequence[SourceFigures]) -> str:
     ]
     return "\n".join(
         [
-            table(headers, rows),
+            *table(headers, rows),
             "",
             "bits per byte of each source (a first token with nothing before it is not counted):",
-            table(["split", "domain", *(source.name for source in sources)], bits),
+            *table(["split", "domain", *(source.name for source in sources)], bits),
             *(
                 f"{source.bos.told(source.name)}{'; THE OTHER WAY IS MUCH BETTER' * source.bos.wrong}"
                 for source in sources

@@ -7,14 +7,13 @@ N positions, K entries of a row, E entries of all positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from extract.engines.protocol import DenseRows
+from extract.engines.protocol import CHECK_WEIGHTS, DenseRows
 from store_schema.compiled import compiled
 from store_schema.errors import ModelError
 
@@ -39,7 +38,6 @@ class ScoredSegment:
         entry_logprobs: [E] float32 nats, finite, <= 0.
         tail_mass: [N] float32, 1 - sum of the entries.
         label_logprobs: [N] float32 nats; NaN where nothing stands before the token.
-        extras: [N] float32 by name; NaN where nothing stands before the token.
     """
 
     counts: npt.NDArray[np.int64]
@@ -47,7 +45,6 @@ class ScoredSegment:
     entry_logprobs: npt.NDArray[np.float32]
     tail_mass: npt.NDArray[np.float32]
     label_logprobs: npt.NDArray[np.float32]
-    extras: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 def scored_segment(
@@ -84,16 +81,11 @@ def scored_segment(
         ids,
         logprobs,
     )
-    extras = {name: _padded(values, num_positions) for name, values in dense.extras.items()}
-    for name, values in dense.extras.items():
-        if fault == _SOUND and np.isnan(values).any():
-            fault, row = _NAN, int(np.flatnonzero(np.isnan(values))[0])
-            where = f"{where}, {name}"
     if fault != _SOUND:
         raise ModelError(
             _FAULTS[fault],
             where=f"{where}, position {row + unknown}",
-            hint="check the weights, or load the model in float32 or bfloat16",
+            hint=CHECK_WEIGHTS,
         )
     if dense.sampled:
         tail[unknown:] = 0.0
@@ -104,7 +96,6 @@ def scored_segment(
         entry_logprobs=logprobs[:num_entries].copy(),
         tail_mass=tail,
         label_logprobs=_padded(np.minimum(dense.label_logprobs, 0.0), num_positions),
-        extras=extras,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from extract.scoring.rows import ScoredSegment
 from store_schema.layout import Arrays
 from store_schema.plan.plan import Segment
+from store_schema.text.encoded import token_lengths
 from store_schema.text.tokenizer import EncodedSegment
 
 TOKENS, NATS, BYTES = "tokens", "nats", "bytes"
@@ -33,10 +34,6 @@ def shard_arrays(
         "entry_logprobs": np.concatenate([part.entry_logprobs for part in scored]),
         "tail_mass": np.concatenate([part.tail_mass for part in scored]),
         "label_logprobs": np.concatenate([part.label_logprobs for part in scored]),
-        **{
-            name: np.concatenate([part.extras[name] for part in scored])
-            for name in scored[0].extras
-        },
     }
 
 
@@ -60,7 +57,7 @@ def shard_stats(
     stats: Counter[str] = Counter()
     for segment, part, row in zip(segments, encoded, scored, strict=True):
         known = ~np.isnan(row.label_logprobs)
-        lengths = np.diff(part.byte_ends.astype(np.int64), prepend=0)
+        lengths = token_lengths(part.byte_ends)
         tokens = len(known)
         if part.ends_turn:
             known[-1] = False

@@ -9,72 +9,32 @@ from typing import Any, Literal
 from extract.config import ExtractSection
 from extract.engine_kinds import ENGINES
 from extract.engines.protocol import EngineSpec, engine_spec
-from extract.scoring.space_ids import space_initial_ids
 from store_schema.config import RunConfig
 from store_schema.disk.location import Location, open_location
-from store_schema.encoding.frequency import token_counts
 from store_schema.errors import MismatchError
 from store_schema.manifest import Manifest
 from store_schema.model.model_check import require_language_model, require_packages
 from store_schema.model.models import resolve_model
 from store_schema.model.weight_files import require_weights
 from store_schema.plan.plan import Plan
-from store_schema.presets import StoreSection
+from store_schema.presets import Encoding, StoreSection
+from store_schema.store.planned_store import PlannedStore
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.store.same_source import source_identity
-from store_schema.store.writer import StoreWriter, require_same_store
 from store_schema.text.tokenizer import SegmentTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedSource:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedSource(PlannedStore):
     """A source that can be run as far as can be told without loading it.
 
     Args:
         name: In the run.
-        run: The run file.
-        plan: Its shards are the units of work.
-        tokenizer: Of the model.
         spec: What the engine needs.
-        manifest: Of the store that it fills.
-        location: Where that store is.
     """
 
     name: str
-    run: RunConfig
-    plan: Plan
-    tokenizer: SegmentTokenizer
     spec: EngineSpec
-    manifest: Manifest
-    location: Location
-
-    def open_store(self) -> StoreWriter:
-        """Create the store, or go on with it.
-
-        Raises:
-            MismatchError: The store there was made from something else.
-        """
-        return StoreWriter.open(
-            self.location,
-            self.manifest,
-            self.tokenizer.vocabulary,
-            config=self.run.resolved(),
-            count_tokens=lambda: token_counts(self.plan, self.tokenizer),
-        )
-
-    def committed(self) -> set[int]:
-        """Finished shards, told without writing anything.
-
-        Raises:
-            MismatchError: The store there was made from something else.
-        """
-        if not self.location.exists(MANIFEST_FILE):
-            return set()
-        reader = StoreReader.open(self.location)
-        if not reader.commits:
-            return set()
-        require_same_store(reader, self.manifest)
-        return reader.committed(self.plan.shards)
 
 
 def check_source(
@@ -100,7 +60,8 @@ def check_source(
     ref = run.sources[name]
     url = run.store_url(name) if kind == "source" else run.generated_url(name)
     location = open_location(url)
-    section = begun_section(run.section("extract", ExtractSection), location)
+    section, generates = run.section("extract", ExtractSection), kind == "generated"
+    section = begun_section(section.answering() if generates else section, location)
     folder = model_folder(run, name)
     tokenizer = SegmentTokenizer.load(ref, name=name)
     planned = plan.record.tokenizers.get(name)
@@ -113,7 +74,6 @@ def check_source(
             got=f"tokenizer {tokenizer.fingerprint}",
             hint="run `logitfuse extract plan`: it keeps the segments if they fit the new model",
         )
-    wants_spaces = "space_mass" in section.extras
     spec = engine_spec(
         name,
         folder,
@@ -122,10 +82,11 @@ def check_source(
         vocab_size=tokenizer.vocab_size,
         longest=int(plan.record.settings["max_tokens"]),
         seed=run.seed,
-        space_ids=space_initial_ids(tokenizer.vocabulary) if wants_spaces else None,
     )
     if ENGINES[spec.section.engine].loader == "transformers":
         require_packages(folder, name=name)
+    store = run.section("store", StoreSection)
+    encoding = Encoding() if generates else store.encoding(section.estimator)
     manifest = Manifest(
         kind=kind,
         source=name,
@@ -134,13 +95,20 @@ def check_source(
         plan_fingerprint=plan.fingerprint,
         num_shards=len(plan.shards),
         estimator=section.estimator,
-        top_k=section.max_entries,
-        extras=section.extras,
-        encoding=run.section("store", StoreSection).encoding(section.estimator),
+        top_k=None if generates else section.max_entries,
+        encoding=encoding,
         settings=shaping_settings(spec),
         vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
     )
-    return CheckedSource(name, run, plan, tokenizer, spec, manifest, location)
+    return CheckedSource(
+        run=run,
+        plan=plan,
+        tokenizer=tokenizer,
+        manifest=manifest,
+        location=location,
+        name=name,
+        spec=spec,
+    )
 
 
 def begun_section(section: ExtractSection, location: Location) -> ExtractSection:

@@ -22,8 +22,6 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 TOO_LONG = "prompt too long"
 _GREEDY = {"answers": 1, "temperature": 0.0, "top_p": 1.0}
-_NO_ROWS = {"top_k": 1, "estimator": "topk", "extras": ()}
-"""Of the section `extract`: distributions are not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ def ask_model(
     most = max_positions(model_config(folder))
     longest = longest if most is None else min(longest, most)
     spec = engine_spec(
-        name, folder, ref, run.section("extract", ExtractSection).model_copy(update=_NO_ROWS),
+        name, folder, ref, run.section("extract", ExtractSection).answering(),
         vocab_size=tokenizer.vocab_size, longest=longest, seed=run.seed,
     )  # fmt: skip
     section = run.section("generate", GenerateSection)
@@ -94,7 +92,10 @@ def ask_model(
         closing(open_engine(replace(spec, generates=True))) as engine,
         Progress(name, len(prompts), unit="ans", done=len(prompts) - len(fitting)) as progress,
     ):
-        asked = [Prompt(inputs[i], seed=0) for i in fitting]
+        asked = [
+            Prompt(inputs[i], seed=0, where=f"answer to segment {prompts[i].segment_id}, {name}")
+            for i in fitting
+        ]
         for index, answer in engine.answer(asked, rules):
             stop.check()
             said[fitting[index]] = _said(answer, rules, opening)

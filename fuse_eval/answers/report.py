@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fuse_eval.charts import Bar, bar_chart, share_of
 from fuse_eval.findings import BEFORE, CONTROL, FUSED, title_of
-from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, table_head
+from fuse_eval.page_parts import Panels, Section
 from fuse_eval.palette import colours_of
 from fuse_eval.tables import plain
+from launch.pages.charts import Bar, bar_chart, share_of
+from launch.pages.parts import Cell, Row, Table, head_of
+from launch.visible import table
 
 TITLE = "Answers"
 
@@ -45,20 +47,15 @@ def answer_table(content: Mapping[str, Any]) -> str:
     """Models by domains, for a terminal."""
     domains = list(content["prompts"])
     total = sum(content["prompts"].values())
-    names = {name: title_of(name) for name in content["scores"]}
-    first = max(map(len, names.values()))
-    width = max(9, *(len(domain) + 2 for domain in domains))
-    heads = [*domains, "mean", "ended"]
-    lines = [
-        f"right answers on split {content['split']}, by judge {content['judge']}: {total:,} prompts",
-        " " * first + "".join(head.rjust(width) for head in heads),
-    ]
-    for name, title in names.items():
-        by_domain = content["scores"][name]
-        shares = [by_domain[domain] for domain in domains]
-        shares += [content["mean_score"][name], content["ended"][name]]
-        lines.append(title.ljust(first) + "".join(share_of(s).rjust(width) for s in shares))
-    return plain("\n".join([*lines, "", *answer_lines(content)]))
+    rows = []
+    for name, by_domain in content["scores"].items():
+        shares = [*(by_domain[domain] for domain in domains), content["mean_score"][name]]
+        rows.append([title_of(name), *map(share_of, [*shares, content["ended"][name]])])
+    title = (
+        f"right answers on split {content['split']}, by judge {content['judge']}: {total:,} prompts"
+    )
+    lines = table(["", *domains, "mean", "ended"], rows)
+    return plain("\n".join([title, *lines, "", *answer_lines(content)]))
 
 
 def answer_section(content: Mapping[str, Any]) -> Section:
@@ -69,15 +66,15 @@ def answer_section(content: Mapping[str, Any]) -> Section:
             title_of(name),
             [
                 *(Cell(share_of(by_domain[domain])) for domain in domains),
-                Cell(share_of(content["mean_score"][name]), mean=True),
+                Cell(share_of(content["mean_score"][name]), kind="mean"),
             ],
-            own=name == FUSED,
+            "own" if name == FUSED else "",
         )
         for name, by_domain in content["scores"].items()
     ]
     total = sum(content["prompts"].values())
     caption = f"Share of {total:,} held-out prompts that are answered right"
-    table = Table(caption, table_head("model", domains), rows)
+    table = Table(caption, head_of(["model", *domains, "mean"]), rows)
     others = [name for name in content["scores"] if name not in (BEFORE, CONTROL, FUSED)]
     colours = colours_of(others)
     bars = [

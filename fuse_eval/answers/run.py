@@ -20,7 +20,7 @@ from fuse_eval.answers.asking import TOO_LONG, Said, ask_model
 from fuse_eval.answers.figures import Floats, difference, mean_scores
 from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
-from fuse_eval.run import StageResult, models_to_score, open_plan
+from fuse_eval.run import StageResult, models_to_score
 from fuse_eval.summary import ANSWERS_FILE, read_json, report_location, write_json
 from fuse_train.model.models import identity
 from launch.signals import StopFlag
@@ -29,6 +29,7 @@ from store_schema.config import ModelRef, RunConfig
 from store_schema.errors import ConfigError, MissingError, ModelError
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan, Segment
+from store_schema.plan.run_plan import open_plan
 from store_schema.store.same_source import require_run_sources
 from store_schema.text.tokenizer import SegmentTokenizer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fuse_eval.charts import Bar, bar_chart, percent, share_of, significant
 from fuse_eval.findings import (
     CONTROL,
     FUSED,
@@ -14,7 +13,9 @@ from fuse_eval.findings import (
     interference_line,
     title_of,
 )
-from fuse_eval.page_parts import Cell, Panels, Row, Section, Table, table_head
+from fuse_eval.page_parts import Panels, Section
+from launch.pages.charts import Bar, bar_chart, percent, share_of, significant
+from launch.pages.parts import Cell, Row, Table, head_of
 
 TITLE = "Interference"
 
@@ -67,7 +68,7 @@ def _worst_table(worst: Sequence[Mapping[str, Any]]) -> Table:
         "The worst documents: those beyond the noise first, then by nats more than the control; "
         "bits per byte, small figures: change"
     )
-    return Table(caption, table_head("document", names, mean=False), rows)
+    return Table(caption, head_of(["document", *names]), rows)
 
 
 def _domain_panels(domains: Mapping[str, Mapping[str, Any]]) -> Panels:

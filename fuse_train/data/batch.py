@@ -23,6 +23,7 @@ from fuse_train.selectors.hedge import past_of
 from fuse_train.selectors.pools import span_sums
 from fuse_train.selectors.selectors import SourceView
 from store_schema.layout import Origin
+from store_schema.text.encoded import token_lengths
 from store_schema.text.prefixes import prefix_groups
 
 IGNORED = -1
@@ -276,8 +277,7 @@ def pack(
 def _label_bytes(samples: Sequence[Sample], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     out_BT = np.zeros(shape, np.int64)
     for row_T, sample in zip(out_BT, samples, strict=True):
-        ends = sample.shard.byte_ends[sample.rows].astype(np.int64)
-        row_T[: sample.num_tokens] = np.diff(ends, prepend=0)
+        row_T[: sample.num_tokens] = token_lengths(sample.shard.byte_ends[sample.rows])
     return out_BT
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from store_schema.disk.location import sync
 from store_schema.disk.storage_errors import storage_errors
 
 
@@ -57,7 +58,7 @@ def publish_folder(final: Path, write: Callable[[Path], object]) -> None:
                     shutil.rmtree(old)
                 else:
                     temporary.rename(final)
-            _sync(final.parent)
+            sync(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -149,13 +150,5 @@ def _aside(final: Path, ending: str) -> Path:
 def _flush(folder: Path) -> None:
     """Force files and their names to the disk, so that the rename cannot outrun them."""
     for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

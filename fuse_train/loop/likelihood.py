@@ -27,6 +27,8 @@ from fuse_train.model.heads import (
     widen,
 )
 from store_schema.errors import ModelError
+from store_schema.model.models import max_positions
+from store_schema.text.encoded import token_lengths
 from store_schema.text.prefixes import prefix_groups
 from store_schema.text.tokenizer import EncodedSegment
 
@@ -85,7 +87,7 @@ def segment_nll(
 def segment_nll_of(segment: EncodedSegment, nats: npt.NDArray[np.float64]) -> SegmentNll:
     """The sums over a segment's rows from `row_nats`."""
     known = ~np.isnan(nats)
-    sizes = np.diff(segment.byte_ends.astype(np.int64), prepend=0)
+    sizes = token_lengths(segment.byte_ends)
     return SegmentNll(float(nats[known].sum()), int(sizes[known].sum()), int(known.sum()))
 
 
@@ -146,7 +148,7 @@ def check_inputs(model: Any, encoded: Sequence[EncodedSegment]) -> None:
     """
     where = str(model.config.name_or_path)
     vocab = int(model.get_input_embeddings().weight.shape[0])
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = max_positions(vars(model.config.get_text_config()))
     for segment in encoded:
         highest = max(segment.input_ids, default=0)
         if highest >= vocab:

@@ -29,13 +29,14 @@ from fuse_train.loop.schedule import (
 )
 from fuse_train.loop.trackers import numbers
 from fuse_train.loop.validation import valid_scores
-from fuse_train.machine.memory_fit import fits, fitting_size, free_memory, is_out_of_memory
+from fuse_train.machine.memory_fit import fits, fitting_size, free_memory
 from fuse_train.machine.processes import progress_stream
 from fuse_train.model.target import Target
 from fuse_train.selectors.selectors import Selector
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema.errors import ConfigError, ModelError
+from store_schema.model.out_of_memory import is_out_of_memory
 
 
 class TrainingLoop:

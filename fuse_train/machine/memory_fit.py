@@ -10,15 +10,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from store_schema.errors import ConfigError
-
-_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine refused memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(p in str(error).lower() for p in _PHRASES)
+from store_schema.model.out_of_memory import is_out_of_memory
 
 
 @contextmanager

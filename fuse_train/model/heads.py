@@ -1,9 +1,9 @@
 """A causal model seen as two parts: hidden states, and the head that makes logits of some rows.
 
 Logits of a whole batch are never held: at 128k tokens of vocabulary they would be most of a GPU.
-The price is to know what a model does between hidden state and logits. The two things that public
-architectures do (a scale, a soft cap) are read from the config, and the result is compared with the
-model's own logits once, so that an architecture with another habit is refused instead of mistrained.
+The price is to know what a model does between hidden state and logits
+(`store_schema.model.causal_head`): the result is compared with the model's own logits once, so that an
+architecture with another habit is refused instead of mistrained.
 
 Shape suffixes: B batch, L input positions, R rows, H hidden size, V vocabulary.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from store_schema.errors import ModelError
+from store_schema.model.causal_head import head_error, scale_and_cap
 
 PROBE_TOLERANCE = 1e-3
-"""Largest difference between our logits and the model's own, relative to their spread, beyond what
-rounding the model's own to its dtype at each step makes."""
+"""Of `head_error`, beyond what rounding the model's own logits to its dtype at each step makes."""
 
 _ROUNDINGS = 4
 """A model's own logits in half precision are rounded after the product, scale, quotient and tanh."""
@@ -113,13 +113,8 @@ def head_of(model: Any, *, where: str) -> Head:
             where=where,
             hint="leave the head out of what is sharded, or gather it around the forward pass",
         )
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    if getattr(config, "logits_scaling", None):
-        scale /= float(config.logits_scaling)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    bias = getattr(layer, "bias", None)
-    return Head(weight, bias, scale, None if softcap is None else float(softcap))
+    config = vars(model.config.get_text_config())
+    return Head(weight, getattr(layer, "bias", None), *scale_and_cap(config))
 
 
 def hidden_states(
@@ -168,17 +163,15 @@ def check_head(model: Any, *, where: str) -> None:
             got=_not_finite(model),
             hint="fetch the weights again, or give another checkpoint",
         )
-    same_shape = own.shape == ours.shape
-    spread = own.std().clamp(min=1e-6)
-    worst = float((own - ours).abs().max() / spread) if same_shape else None
-    rounding = _ROUNDINGS * torch.finfo(own_dtype).eps * float(own.abs().max() / spread)
-    if worst is None or not worst <= PROBE_TOLERANCE + rounding:
+    difference = head_error(own, ours)
+    rounding = _ROUNDINGS * torch.finfo(own_dtype).eps * head_error(own, torch.zeros_like(own))
+    if not difference <= PROBE_TOLERANCE + rounding:
         raise ModelError(
             "model treats its logits in a way that is not supported",
             where=where,
             expected="logits of base model and head, with logit_scale, logits_scaling or "
             "final_logit_softcapping of the config at most",
-            got=f"relative difference {worst:.2g}" if same_shape else f"shape {tuple(own.shape)}",
+            got=f"relative difference {difference:.2g}, shape {tuple(own.shape)}",
             hint="train another architecture",
         )
 

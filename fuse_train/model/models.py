@@ -13,7 +13,6 @@ from store_schema.fingerprint import model_fingerprint
 from store_schema.model.causal_model import load_causal_model
 from store_schema.model.model_check import require_language_model
 from store_schema.model.models import (
-    keep_soft_cap,
     local_ref,
     model_config,
     own_folder,
@@ -32,7 +31,7 @@ def load_model(
         ref: Folder or hub name.
         where: What the model is in the run, for messages.
         dtype: Of the weights.
-        options: Further ones of `from_pretrained`, such as `quantization_config`.
+        options: `device`, or further ones of `from_pretrained`, such as `quantization_config`.
 
     Raises:
         ModelError: It cannot be loaded, or the checkpoint lacks weights.
@@ -48,39 +47,7 @@ def load_model(
     if folder is not None:
         require_weights(folder)
         require_language_model(ref, folder, name=where, loader="transformers")
-    try:
-        model = load_causal_model(
-            ref.model,
-            of=where,
-            revision=ref.revision,
-            trust_remote_code=ref.trust_remote_code,
-            dtype=dtype,
-            **options,
-        )
-    except ModelError:
-        raise
-    except Exception as error:  # what a damaged folder raises, no library's list of errors names
-        raise _unloadable(ref, where, error) from error
-    keep_soft_cap(model)
-    return model
-
-
-def load_config(ref: ModelRef, *, where: str) -> Any:
-    """The config of a model, as transformers reads it.
-
-    Raises:
-        ModelError: There is none, or transformers cannot read it.
-    """
-    return transformers_config(ref, of=where)
-
-
-def _unloadable(ref: ModelRef, where: str, error: Exception) -> ModelError:
-    return ModelError(
-        f"model of {where} cannot be loaded",
-        where=ref.model,
-        got=f"{type(error).__name__}: {str(error)[:200]}",
-        hint="give a whole model folder, or a hub name that this machine can reach",
-    )
+    return load_causal_model(ref, of=where, dtype=dtype, **options)
 
 
 def identity(ref: ModelRef) -> dict[str, Any]:
@@ -102,7 +69,7 @@ def own_dtype(ref: ModelRef) -> torch.dtype:
     """
     name = ref.dtype
     if name == "auto":
-        config = load_config(ref, where="target")
+        config = transformers_config(ref, of="target")
         name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

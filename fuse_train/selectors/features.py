@@ -26,6 +26,7 @@ import numpy.typing as npt
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.past import OF_SOURCE, SHARED, past_features, text_classes
 from store_schema.layout import Arrays, Origin, row_sums
+from store_schema.text.encoded import token_lengths
 
 PAST_FEATURES = OF_SOURCE + SHARED
 """From the rows before; the first columns."""
@@ -75,21 +76,11 @@ def shard_features(
         logprobs_NM,
         of_row_NMF[:, :, ROW_FEATURES.index("entropy")] * ENTROPY_SCALE,
         covered_NM,
-        token_bytes(token_offsets, byte_ends),
+        token_lengths(byte_ends, token_offsets),
         text_classes(texts, token_offsets, byte_ends),
         token_offsets,
     )
     return np.concatenate([past_NMF, of_row_NMF.astype(np.float32)], axis=2)
-
-
-def token_bytes(
-    token_offsets: npt.NDArray[np.int64], byte_ends: npt.NDArray[np.uint32]
-) -> npt.NDArray[np.int64]:
-    """[N] bytes of each token, from ends that start again in each segment."""
-    sizes = np.diff(byte_ends.astype(np.int64), prepend=0)
-    starts = token_offsets[:-1][np.diff(token_offsets) > 0]
-    sizes[starts] = byte_ends[starts]
-    return sizes
 
 
 def _of_row(sources: Sequence[Arrays], covered_NM: npt.NDArray[np.bool_]) -> Floats:

@@ -155,7 +155,7 @@ class LocalLocation:
         with storage_errors(str(top)):
             # Side by side: the file system writes its journal once for many of them.
             with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-                for _ in pool.map(_sync, [*top.rglob("*"), top]):
+                for _ in pool.map(sync, [*top.rglob("*"), top]):
                     pass
             self._sync_way(top.parent)
 
@@ -165,7 +165,7 @@ class LocalLocation:
         All of them each time: another worker may have made one and not have come to syncing it.
         """
         for path in (folder, *folder.parents):
-            _sync(path)
+            sync(path)
             if path == self.path.parent or self.path.parent not in path.parents:
                 return
 
@@ -188,10 +188,10 @@ def _make_folders(folder: Path) -> None:
         folder = folder.parent
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file, or the entries of a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

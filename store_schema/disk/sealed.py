@@ -1,8 +1,8 @@
 """Records on disk: flat JSON objects that carry a version and a digest of themselves.
 
-One flipped byte in a manifest, commit or plan is found when it is read, and a record of a newer
-logitfuse is refused before any of its fields is believed. A record may be hostile: it is bounded in
-size and depth, and whatever of it is shown is short and printable.
+One flipped byte in a manifest, commit or plan is found when it is read, and a record of another schema
+version is refused before any of its fields is believed. A record may be hostile: it is bounded in size
+and depth, and whatever of it is shown is short and printable.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_DEPTH = 64
 """Of nested lists and objects; ours stay below ten."""
 RESTORE = "a byte was changed; restore the file or make it again"
+EARLIER = (
+    "delete the folder that it belongs to, or give the run another name, and run its stage again"
+)
 
 
 def seal(record: StrictModel) -> bytes:
@@ -44,7 +47,7 @@ def unseal(cls: type[Record], data: bytes, *, where: str, hint: str = RESTORE) -
         hint: What to do when the record is damaged.
 
     Raises:
-        SchemaVersionError: Written by a newer version.
+        SchemaVersionError: Written by a newer or an earlier version.
         CorruptionError: Not JSON, digest wrong, or fields that the model refuses.
     """
 
@@ -55,13 +58,14 @@ def unseal(cls: type[Record], data: bytes, *, where: str, hint: str = RESTORE) -
     version = content.get("schema_version")
     if type(version) is not int or version < 1:
         raise damaged("no schema version", "a whole number from 1", _shown(version))
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
         raise SchemaVersionError(
-            "written by a newer logitfuse",
+            f"written by {'a newer' if newer else 'an earlier'} logitfuse",
             where=where,
-            expected=f"schema version up to {SCHEMA_VERSION}",
+            expected=f"schema version {SCHEMA_VERSION}",
             got=_shown(version),
-            hint="upgrade logitfuse to read it",
+            hint="upgrade logitfuse to read it" if newer else EARLIER,
         )
     digest = content.pop("digest", None)
     computed = _digest(content)

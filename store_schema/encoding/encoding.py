@@ -1,4 +1,4 @@
-"""Between the arrays of the layout and the arrays that lie on disk (since schema version 2).
+"""Between the arrays of the layout and the arrays that lie on disk.
 
 Each group owns some arrays of the layout and says how they are kept: differences instead of
 running totals, frequency ranks instead of ids, codes instead of log-probabilities. What is stored is
@@ -9,7 +9,7 @@ Axes as in `layout`; "by place" means all rows' first entries, then all second o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,46 +20,41 @@ from store_schema.encoding.frequency import rank_by_id
 from store_schema.encoding.group import (
     Coder,
     Group,
-    Numbers,
     StoredSpec,
     coded_logs,
-    coded_nats,
     counted,
     plain,
     totals,
 )
-from store_schema.layout import EXTRAS, Arrays, Extra, Kind
+from store_schema.layout import Arrays, Kind
 from store_schema.presets import Encoding
 
 
-def stored_specs(
-    kind: Kind, encoding: Encoding, extras: Sequence[Extra] = ()
-) -> tuple[StoredSpec, ...]:
+def stored_specs(kind: Kind, encoding: Encoding) -> tuple[StoredSpec, ...]:
     """The arrays on disk of a shard of such a store."""
-    return tuple(spec for group in groups(kind, encoding, extras) for spec in group.stored)
+    return tuple(spec for group in groups(kind, encoding) for spec in group.stored)
 
 
-def groups(kind: Kind, encoding: Encoding, extras: Sequence[Extra] = ()) -> tuple[Group, ...]:
-    """How a store of `kind` whose manifest lists `extras` is kept."""
+def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
+    """How a store of `kind` is kept."""
     exact = encoding.steps is None
     found = [
         plain("segment_ids", StoredSpec("segment_ids", "<i8", "D", delta=True)),
         counted("token_offsets", _TOKEN_COUNTS),
         _TOKENS,
+    ]
+    if kind == "generated":
+        return (
+            *found,
+            plain("answer_index", StoredSpec("answer_index", "<u4", "D")),
+            plain("finish", StoredSpec("finish", "<u4", "D"), dtype="|u1"),
+        )
+    found += [
         _EXACT_ENTRIES if exact else _CODED_ENTRIES,
         plain("label_logprobs", StoredSpec("label_logprobs", "<f4", "N"))
         if exact
         else coded_logs("label_logprobs", StoredSpec("label_codes", "<u4", "N")),
     ]
-    if kind == "generated":
-        found += [
-            plain("answer_index", StoredSpec("answer_index", "<u4", "D")),
-            plain("finish", StoredSpec("finish", "<u4", "D"), dtype="|u1"),
-        ]
-    for name in EXTRAS:
-        if name in extras:
-            as_it_is = plain(name, StoredSpec(name, "<f4", "N"))
-            found.append(as_it_is if exact else _CODED_EXTRAS[name])
     if kind == "aligned":
         found += [
             plain("origin", StoredSpec("origin", "<u4", "N"), dtype="|u1"),
@@ -77,22 +72,19 @@ def groups(kind: Kind, encoding: Encoding, extras: Sequence[Extra] = ()) -> tupl
 def encode(kind: Kind, arrays: Arrays, coder: Coder) -> Arrays:
     """Arrays of the layout as they lie on disk."""
     stored: Arrays = {}
-    for group in groups(kind, coder.encoding, coder.extras):
+    for group in groups(kind, coder.encoding):
         stored |= group.encode(arrays, coder)
     return stored
 
 
 def needed_specs(
-    kind: Kind,
-    encoding: Encoding,
-    names: Iterable[str] | None = None,
-    extras: Sequence[Extra] = (),
+    kind: Kind, encoding: Encoding, names: Iterable[str] | None = None
 ) -> tuple[StoredSpec, ...]:
     """The arrays on disk that some arrays of the layout are decoded from; None means all."""
     return tuple(
         dict.fromkeys(
             spec
-            for group in _wanted(groups(kind, encoding, extras), names)
+            for group in _wanted(groups(kind, encoding), names)
             for spec in (*group.stored, *group.also)
         )
     )
@@ -112,7 +104,7 @@ def decode(kind: Kind, stored: Arrays, coder: Coder, names: Iterable[str] | None
     """
     wanted = None if names is None else set(names)
     found: Arrays = {}
-    for group in _wanted(groups(kind, coder.encoding, coder.extras), wanted):
+    for group in _wanted(groups(kind, coder.encoding), wanted):
         found |= group.decode(stored, coder)
     return {n: a for n, a in found.items() if wanted is None or n in wanted}
 
@@ -311,26 +303,3 @@ _CODED_ENTRIES = Group(
     _encode_coded,
     _decode_coded,
 )
-
-# ------------------------------------------------------------------------------- extras
-
-
-def _surprise(mass: Numbers) -> Numbers:
-    """Nats of a probability; those of 0 are infinite."""
-    with np.errstate(divide="ignore"):
-        return -np.log(mass)
-
-
-def _probability(nats: Numbers) -> Numbers:
-    """What `_surprise` was given."""
-    return np.exp(-nats)
-
-
-_CODED_EXTRAS: dict[Extra, Group] = {
-    "entropy": coded_nats(
-        "entropy", StoredSpec("entropy_codes", "<u4", "N"), np.positive, np.positive
-    ),
-    "space_mass": coded_nats(
-        "space_mass", StoredSpec("space_codes", "<u4", "N"), _surprise, _probability
-    ),
-}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from store_schema.encoding.frequency import Ranking
 from store_schema.errors import CorruptionError
-from store_schema.layout import Arrays, Extra
+from store_schema.layout import Arrays
 from store_schema.presets import Encoding, Steps
 
 UNKNOWN, INFINITE, FIRST_NATS_CODE = 0, 1, 2
@@ -47,13 +47,11 @@ class Coder:
         encoding: The store's.
         ranking: [V] ids by frequency rank.
         where: Store and shard, for messages.
-        extras: Of the store's manifest.
     """
 
     encoding: Encoding
     ranking: Ranking
     where: str
-    extras: tuple[Extra, ...] = ()
 
     @property
     def steps(self) -> Steps:
@@ -126,19 +124,13 @@ def totals(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 # ------------------------------------------------------------------------------- nats in even steps
 
-Numbers = npt.NDArray[np.float64]
 
-
-def coded_nats(
-    name: str,
-    spec: StoredSpec,
-    to_nats: Callable[[Numbers], Numbers],
-    from_nats: Callable[[Numbers], Numbers],
-) -> Group:
-    """Numbers kept as nats in even steps of `label_step`, off by half a step at most."""
+def coded_logs(name: str, spec: StoredSpec) -> Group:
+    """Log-probabilities, what rewards and bits per byte are summed from: kept as nats below 0 in even
+    steps of `label_step`, off by half a step at most."""
 
     def there(arrays: Arrays, coder: Coder) -> Arrays:
-        nats = to_nats(arrays[name].astype(np.float64))
+        nats = -arrays[name].astype(np.float64)
         known = np.isfinite(nats)
         nats_codes = np.full(len(nats), UNKNOWN, np.uint32)
         nats_codes[np.isposinf(nats)] = INFINITE
@@ -151,11 +143,6 @@ def coded_nats(
         nats = (nats_codes.astype(np.float64) - FIRST_NATS_CODE) * coder.steps.label_step
         nats[nats_codes == UNKNOWN] = np.nan
         nats[nats_codes == INFINITE] = np.inf
-        return {name: from_nats(nats).astype(np.float32)}
+        return {name: (-nats).astype(np.float32)}
 
     return Group((name,), (spec,), there, back)
-
-
-def coded_logs(name: str, spec: StoredSpec) -> Group:
-    """Log-probabilities: what rewards and bits per byte are summed from."""
-    return coded_nats(name, spec, np.negative, np.negative)

@@ -5,45 +5,80 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from store_schema.errors import ModelError
+from store_schema.model.out_of_memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from store_schema.config import ModelRef
 
 _LOADER = "transformers.modeling_utils"
 _REPORT = "LOAD REPORT"
 
 
-def load_causal_model(model: str, *, of: str, **options: Any) -> Any:
+def load_causal_model(ref: ModelRef, *, of: str, **options: Any) -> Any:
     """Load a causal language model; as `load_whole_model` says."""
     import transformers
 
-    return load_whole_model(transformers.AutoModelForCausalLM, model, of=of, **options)
+    return load_whole_model(transformers.AutoModelForCausalLM, ref, of=of, **options)
 
 
-def load_whole_model(auto_class: Any, model: str, *, of: str, **options: Any) -> Any:
+def load_whole_model(
+    auto_class: Any, ref: ModelRef, *, of: str, device: Any = None, **options: Any
+) -> Any:
     """Load a model of which no weight is missing and none has another shape.
 
     Args:
         auto_class: Of transformers, with `from_pretrained`.
-        model: Folder or hub name.
+        ref: Folder or hub name, and what the run file says of it.
         of: What it is in the run, for messages.
-        options: Of `from_pretrained`.
+        device: Of torch, to move it to; None leaves it where it is loaded.
+        options: Further ones of `from_pretrained`.
 
     Returns:
-        The model, as transformers makes it.
+        The model, as transformers makes it, its soft cap of attention scores kept.
 
     Raises:
-        ModelError: Weights are missing, or have other shapes than the config says: transformers puts
-            random numbers in their place, or tells of it in a table.
-        Exception: Whatever transformers raises else.
+        ModelError: It cannot be loaded, or weights are missing or have other shapes than the config
+            says: transformers puts random numbers in their place, or tells of it in a table. Where
+            memory ran out, `is_out_of_memory` of the error says so.
     """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    with _table_kept_back() as tables:
-        loaded, report = auto_class.from_pretrained(
-            model, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+    try:
+        with _table_kept_back() as tables:
+            loaded, report = auto_class.from_pretrained(
+                ref.model,
+                revision=ref.revision,
+                trust_remote_code=ref.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+        _require_whole(report, of, ref.model)
+        keep_soft_cap(loaded)
+        if device is not None:
+            loaded = loaded.to(device)
+    except ModelError:
+        raise
+    except Exception as error:  # what a damaged folder raises, no library's list of errors names
+        fits = not is_out_of_memory(error)
+        raise ModelError(
+            f"model of {of} cannot be loaded",
+            where=ref.model,
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            hint="give a whole model folder, or a hub name that this machine can reach"
+            if fits
+            else "load a smaller dtype, or take a device with more memory",
+        ) from error
+    for table in tables:
+        logging.getLogger(table.name).handle(table)
+    return loaded
+
+
+def _require_whole(report: Any, of: str, model: str) -> None:
     if report["mismatched_keys"]:
         name, stored, made = sorted(report["mismatched_keys"], key=lambda found: str(found[0]))[0]
         others = len(report["mismatched_keys"]) - 1
@@ -62,9 +97,20 @@ def load_whole_model(auto_class: Any, model: str, *, of: str, **options: Any) ->
             got=", ".join(missing[:3]),
             hint="they would be random; give a complete checkpoint",
         )
-    for table in tables:
-        logging.getLogger(table.name).handle(table)
-    return loaded
+
+
+def keep_soft_cap(model: Any) -> None:
+    """Let a loaded model compute the soft cap of attention scores that its config has (Gemma 2).
+
+    transformers 5.19 picks PyTorch's fused kernel for it, which knows no cap and leaves it out.
+
+    Args:
+        model: Of transformers; changed in place.
+    """
+    config = model.config.get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if capped and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 @contextmanager

@@ -364,22 +364,22 @@ def knows_type(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING
 
 
-def keep_soft_cap(model: Any) -> None:
-    """Let a loaded model compute the soft cap of attention scores that its config has (Gemma 2).
+def model_positions(ref: ModelRef) -> int | None:
+    """`max_positions` of a model's config.json; None where there is none: a tokenizer alone.
 
-    transformers 5.19 picks PyTorch's fused kernel for it, which knows no cap and leaves it out.
-
-    Args:
-        model: Of transformers; changed in place.
+    Raises:
+        ModelError: As `config_folder` and `model_config`.
     """
-    config = model.config.get_text_config()
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    if capped and config._attn_implementation == "sdpa":
-        model.set_attn_implementation("eager")
+    folder = config_folder(ref)
+    return None if folder is None else max_positions(model_config(folder))
 
 
 def max_positions(config: dict[str, Any]) -> int | None:
-    """Most tokens the model was made to read, as its config says; None where it says nothing."""
+    """Most tokens the model was made to read, as its config says; None where it says nothing.
+
+    Args:
+        config: Its text part, by name: of config.json, or of a loaded model.
+    """
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         value = config.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

@@ -122,15 +122,11 @@ def require_shapes_of_class(ref: ModelRef, *, name: str) -> None:
     Raises:
         ModelError: Names the first weight that is missing or of another shape.
     """
-    folder = Path(ref.model)
     try:
-        load_causal_model(
-            str(folder), of=name, device_map="meta", trust_remote_code=ref.trust_remote_code
-        )
-    except ModelError:
-        raise
-    except Exception:  # vLLM may know more; the loader will tell
-        return
+        load_causal_model(ref, of=name, device_map="meta")
+    except ModelError as error:
+        if error.__cause__ is None:  # else vLLM may know more; the loader will tell
+            raise
 
 
 def _require_no_other_task(folder: Path, tensors: list[StoredTensor], name: str) -> None:

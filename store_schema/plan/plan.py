@@ -135,7 +135,7 @@ class PlanRecord(StrictModel):
     """The plan section of the run file, as it shaped the plan."""
     num_segments: int = Field(ge=0)
     documents: dict[str, str] = Field(default_factory=dict)
-    """Digest of all documents of each split, in whatever order; none before version 4."""
+    """Digest of all documents of each split, in whatever order."""
     shards: tuple[ShardRecord, ...]
     created_by: str = f"logitfuse {__version__}"
 
@@ -152,12 +152,7 @@ class PlanRecord(StrictModel):
         return self
 
     def fingerprint(self) -> str:
-        """Fingerprint of the segments in their shards, whatever models they are for.
-
-        Up to version 3 of everything in the record: stores of those versions are tied to that.
-        """
-        if self.schema_version <= 3:
-            return fingerprint(self.model_dump(mode="json", exclude={"created_by", "documents"}))
+        """Fingerprint of the segments in their shards, whatever models they are for."""
         return fingerprint([[s.split, s.start, s.stop, s.fingerprint] for s in self.shards])
 
 

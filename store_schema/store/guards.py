@@ -8,26 +8,24 @@ read as fill values, and every size is known before memory is taken for it. What
 - a shard whose arrays would be larger than `MAX_RATIO` times its files plus `SLACK_BYTES`
 - files that the layout does not have, or has and the commit leaves out
 - array metadata, codecs or chunks of any other form than the writer's
-- a Blosc header that claims another size than its chunk has
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import google_crc32c
-import numcodecs.blosc  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
 from store_schema.disk.bounded import read_bounded
 from store_schema.disk.location import Location
 from store_schema.disk.pco import CODEC_NAME, decompress_into
-from store_schema.errors import CorruptionError, LogitfuseError
+from store_schema.encoding.group import StoredSpec
+from store_schema.errors import CorruptionError, LogitfuseError, MismatchError, SchemaVersionError
 from store_schema.manifest import Commit, FileRecord, Manifest
 
 MAX_RATIO = 64
@@ -43,27 +41,66 @@ MAX_VOCABULARY_BYTES = 1 << 28
 MAX_SHARDS = 1_000_000
 
 REPAIR = "`logitfuse store repair` uncommits the shard so that a rerun writes it again"
+RESTORE = "restore it from a copy of the store, or delete the store and run the stage again"
 
-Decoder = Callable[[bytes, npt.NDArray[Any]], None]
+# ------------------------------------------------------------------------------- manifests
 
 
-class DiskSpec(Protocol):
-    """An array on disk: its name, the type of its numbers, and its axis as in `layout`."""
+def require_sane(manifest: Manifest, where: str) -> None:
+    """Refuse figures that no store has, by which readers allocate and loop, and tokens without bytes
+    of their own.
 
-    @property
-    def name(self) -> str: ...
+    Raises:
+        CorruptionError: Names the field.
+        MismatchError: The store's tokens do not join to its text.
+    """
+    if any(model and model.by_offsets for model in (manifest.model, manifest.target)):
+        raise MismatchError(
+            "the store was made with `by_offsets: true`, an option that is gone",
+            where=where,
+            expected="tokens that join to the text",
+            hint="score a model whose tokenizer gives every text back, under another run name",
+        )
+    limits = {"vocab_size": MAX_VOCAB_SIZE, "num_shards": MAX_SHARDS, "top_k": MAX_VOCAB_SIZE}
+    for field, limit in limits.items():
+        value = getattr(manifest, field)
+        if value is not None and value > limit:
+            raise CorruptionError(
+                f"{field} cannot be", where=where, expected=f"at most {limit}", hint=RESTORE
+            )
+    if manifest.ranking_fingerprint is None:
+        raise CorruptionError("rank table without fingerprint", where=where, hint=RESTORE)
 
-    @property
-    def dtype(self) -> str: ...
 
-    @property
-    def axis(self) -> str: ...
+def require_present_form(manifest: Manifest, where: str) -> None:
+    """Refuse a store that was made when more was kept.
+
+    Raises:
+        SchemaVersionError: Says what to run again.
+    """
+    if manifest.kind == "generated" and manifest.top_k is not None:
+        what, expected, got = "distributions of answers", "top_k null", f"top_k {manifest.top_k}"
+    elif manifest.extras:
+        shown = ", ".join(repr(name[:20]) for name in manifest.extras[:3])
+        what, expected, got = "figures beside entries", "no extras", f"extras {shown}"
+    else:
+        return
+    stage = "generate" if manifest.kind == "generated" else "run"
+    raise SchemaVersionError(
+        f"the store has {what}, which are no longer kept",
+        where=where,
+        expected=expected,
+        got=got,
+        hint=f"delete the store and run `logitfuse extract {stage}` again",
+    )
 
 
 # ------------------------------------------------------------------------------- commits
 
 
-def check_commit(commit: Commit, manifest: Manifest, specs: Iterable[DiskSpec], where: str) -> None:
+def check_commit(
+    commit: Commit, manifest: Manifest, specs: Iterable[StoredSpec], where: str
+) -> None:
     """Refuse a commit whose figures cannot be, before anything is allocated on its word.
 
     Args:
@@ -76,7 +113,7 @@ def check_commit(commit: Commit, manifest: Manifest, specs: Iterable[DiskSpec], 
         CorruptionError: Too large for its files, or not the files of the layout.
     """
     counts = commit.counts
-    most = counts.positions * manifest.top_k
+    most = counts.positions * manifest.max_entries
     if counts.entries > most:
         raise _fault("more entries than positions allow", where, f"at most {most}", counts.entries)
     decoded, keys = 0, {"zarr.json"}
@@ -99,62 +136,19 @@ def check_commit(commit: Commit, manifest: Manifest, specs: Iterable[DiskSpec], 
 # ------------------------------------------------------------------------------- arrays
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How the arrays of a schema version are kept.
-
-    Args:
-        codecs: Names in a chunk's chain; the last is the checksum.
-        decode: Undoes the chain but for the checksum, from bytes into an array.
-        max_chunk: Numbers of a chunk, at most.
-    """
-
-    codecs: tuple[str, ...]
-    decode: Decoder
-    max_chunk: int
-
-
-def _unblosc(data: bytes, out: npt.NDArray[Any]) -> None:
-    """A Blosc frame of zstd, only if its header claims what the chunk holds."""
-    size = out.nbytes
-    if len(data) < _BLOSC_HEADER:
-        raise ValueError("frame is too short")
-    claimed, packed = (int.from_bytes(data[i : i + 4], "little") for i in (4, 12))
-    copied = data[2] & 0x2  # kept as it is, where packing gains nothing
-    if claimed != size or packed != len(data):
-        raise ValueError(f"frame claims {claimed} bytes from {packed}, not {size} from {len(data)}")
-    if data[2] >> 5 != _BLOSC_ZSTD and not copied:
-        raise ValueError("frame is not zstd")
-    numcodecs.blosc.decompress(data, out)
-
-
-_BLOSC_HEADER, _BLOSC_ZSTD = 16, 4
-
-_PCO_FORM = Form((CODEC_NAME, "crc32c"), decompress_into, 65_536)
-FORMS = {
-    1: Form(("bytes", "blosc", "crc32c"), _unblosc, 262_144),
-    2: _PCO_FORM,
-    3: _PCO_FORM,
-    4: _PCO_FORM,
-}
-"""By schema version: the only codecs there are. A store's names are compared with these, never
-looked up."""
-
-_OPTIONS = {
-    "bytes": {"endian"},
-    "blosc": {"typesize", "cname", "clevel", "shuffle", "blocksize"},
-    "crc32c": set[str](),
-    CODEC_NAME: {"level", "mode_spec", "delta_spec"},
-}
+_CODECS = (CODEC_NAME, "crc32c")
+"""In a chunk's chain; the last is the checksum. The only ones there are: a store's names are compared
+with these, never looked up."""
+_OPTIONS = {CODEC_NAME: {"level", "mode_spec", "delta_spec"}, "crc32c": set[str]()}
+_MAX_CHUNK = 65_536
 
 
 class CommittedShard:
     """The files of one committed shard, read through its commit."""
 
-    def __init__(self, location: Location, commit: Commit, schema_version: int, where: str) -> None:
+    def __init__(self, location: Location, commit: Commit, where: str) -> None:
         self._location = location
         self._commit = commit
-        self._form = FORMS[schema_version]
         self._where = where
 
     def check_group(self) -> None:
@@ -167,7 +161,7 @@ class CommittedShard:
         if document != {"attributes": {}, "zarr_format": 3, "node_type": "group"}:
             raise _fault("not a plain group", f"{self._where}, group")
 
-    def read(self, spec: DiskSpec) -> npt.NDArray[Any]:
+    def read(self, spec: StoredSpec) -> npt.NDArray[Any]:
         """One array on disk, decoded.
 
         Raises:
@@ -177,7 +171,7 @@ class CommittedShard:
         length = self._commit.counts.length(spec.axis)
         dtype = np.dtype(spec.dtype)
         document = self._metadata(f"{spec.name}/zarr.json", where)
-        chunk = _chunk_size(document, self._form, length, dtype, where)
+        chunk = _chunk_size(document, length, dtype, where)
         if not length:
             return np.empty(0, dtype)
         data = self._file(f"{spec.name}/c/0", where)
@@ -193,7 +187,7 @@ class CommittedShard:
             here = f"{where}, chunk {i}"
             with decoding(here):
                 body = _summed(data[start:end], here)
-                self._form.decode(body, out[i * chunk : (i + 1) * chunk])
+                decompress_into(body, out[i * chunk : (i + 1) * chunk])
             start = end
         return out[:length]
 
@@ -227,7 +221,7 @@ class CommittedShard:
         return data
 
 
-def _chunk_size(document: Any, form: Form, length: int, dtype: np.dtype[Any], where: str) -> int:
+def _chunk_size(document: Any, length: int, dtype: np.dtype[Any], where: str) -> int:
     """Numbers of a chunk, from array metadata of the one form that is allowed."""
     if not isinstance(document, dict):
         raise _fault("metadata is not an object", where)
@@ -243,15 +237,13 @@ def _chunk_size(document: Any, form: Form, length: int, dtype: np.dtype[Any], wh
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _fault("codecs not understood", where, None, _short(error)) from error
     names = tuple(name for name, _ in chain)
-    if codec.get("name") != "sharding_indexed" or names != form.codecs:
-        raise _fault("codec refused", where, form.codecs, _short([codec.get("name"), *names]))
+    if codec.get("name") != "sharding_indexed" or names != _CODECS:
+        raise _fault("codec refused", where, _CODECS, _short([codec.get("name"), *names]))
     for name, options in chain:
         if not isinstance(options, dict) or not _OPTIONS[name].issuperset(options):
             raise _fault(f"options of codec {name} refused", where, None, _short(options))
-        if name == "bytes" and options.get("endian", "little") != "little":
-            raise _fault("bytes are not little-endian", where)
-    if type(chunk) is not int or not 1 <= chunk <= form.max_chunk:
-        raise _fault("wrong chunk size", where, f"1 to {form.max_chunk}", _short(chunk))
+    if type(chunk) is not int or not 1 <= chunk <= _MAX_CHUNK:
+        raise _fault("wrong chunk size", where, f"1 to {_MAX_CHUNK}", _short(chunk))
     num_chunks = max(-(-length // chunk), 1)
     for key, expected in _fixed(chunk * num_chunks, sharding).items():
         if document.get(key, [] if key == "storage_transformers" else None) != expected:

@@ -6,7 +6,7 @@ A store may come from anywhere: `guards` says what is refused before it is belie
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Self
@@ -22,18 +22,20 @@ from store_schema.encoding.frequency import Ranking, ranking_from_bytes
 from store_schema.encoding.group import Coder, StoredSpec
 from store_schema.errors import CorruptionError, MismatchError, MissingError, StoreError
 from store_schema.fingerprint import arrays_digest
-from store_schema.layout import Arrays, ArraySpec, array_names, array_specs
+from store_schema.layout import Arrays, array_names
 from store_schema.manifest import Commit, Manifest
 from store_schema.plan.plan import Plan, ShardRecord
 from store_schema.store.guards import (
     MAX_COMMIT_BYTES,
     MAX_METADATA_BYTES,
-    MAX_SHARDS,
     MAX_VOCAB_SIZE,
     MAX_VOCABULARY_BYTES,
     REPAIR,
+    RESTORE,
     CommittedShard,
     check_commit,
+    require_present_form,
+    require_sane,
 )
 from store_schema.text.vocabulary import VOCABULARY_SCHEMA, Vocabulary
 
@@ -42,7 +44,6 @@ VOCABULARY_FILE = "vocabulary.parquet"
 RANKING_FILE = "ids_by_rank.npy"
 READ_THREADS = 16
 COMMITS_AT_ONCE = 1024
-RESTORE = "restore it from a copy of the store, or delete the store and run the stage again"
 _COMMIT_NAME = re.compile(r"[0-9]{5,}\.json")
 
 
@@ -64,7 +65,7 @@ class StoreReader:
 
         Raises:
             MissingError: There is none (yet).
-            SchemaVersionError: Written by a newer logitfuse.
+            SchemaVersionError: Written by a newer or an earlier logitfuse.
             CorruptionError: The manifest is damaged.
             MismatchError: Its tokens end where a tokenizer that changes text said, not by their bytes.
         """
@@ -78,7 +79,8 @@ class StoreReader:
             )
         where = f"{location.url}/{MANIFEST_FILE}"
         manifest = unseal(Manifest, data, where=where, hint=RESTORE)
-        _require_sane(manifest, where)
+        require_sane(manifest, where)
+        require_present_form(manifest, where)
         return cls(location, manifest)
 
     @cached_property
@@ -189,7 +191,7 @@ class StoreReader:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """[V] ids of the store's vocabulary by frequency rank (schema version 2).
+        """[V] ids of the store's vocabulary by frequency rank.
 
         Raises:
             CorruptionError: The file is not the one the manifest speaks of.
@@ -199,7 +201,7 @@ class StoreReader:
         ranking = ranking_from_bytes(
             self._table(RANKING_FILE, 4 * vocab_size + MAX_METADATA_BYTES),
             vocab_size=vocab_size,
-            expected=self.manifest.ranking_fingerprint or "",
+            expected=str(self.manifest.ranking_fingerprint),
             where=where,
         )
         # Ids that are read without the other arrays are not checked again.
@@ -210,19 +212,18 @@ class StoreReader:
     def require_plan(self, plan: Plan) -> None:
         """Refuse to read a store together with a plan it was not made from.
 
-        A store of version 4 goes with any plan that has the segments of one of its shards;
-        `require_shards` says of each shard whether it does.
+        It goes with any plan that has the segments of one of its shards; `require_shards` says of each
+        shard whether it does.
 
         Raises:
             MismatchError: Shows both fingerprints.
         """
         if self.manifest.plan_fingerprint == plan.fingerprint:
             return
-        if self.manifest.schema_version > 3:
-            commits, _ = self.scan()
-            shards = {shard.index: shard for shard in plan.shards}
-            if not commits or any(c.is_of(shards[i]) for i, c in commits.items() if i in shards):
-                return
+        commits, _ = self.scan()
+        shards = {shard.index: shard for shard in plan.shards}
+        if not commits or any(c.is_of(shards[i]) for i, c in commits.items() if i in shards):
+            return
         raise MismatchError(
             "store and plan do not belong together",
             where=self.location.url,
@@ -282,8 +283,7 @@ class StoreReader:
             ValueError: The store has no such array.
         """
         wanted = None if names is None else tuple(names)
-        names_there = array_names(self.manifest.kind, self.manifest.extras)
-        if unknown := set(wanted or ()).difference(names_there):
+        if unknown := set(wanted or ()).difference(array_names(self.manifest.kind)):
             raise ValueError(f"no such arrays: {sorted(unknown)}")
         return self._decoded(shard, self._stored(shard, wanted), wanted)
 
@@ -307,20 +307,16 @@ class StoreReader:
                 hint=REPAIR,
             )
 
-    def _specs(self, names: Iterable[str] | None) -> Sequence[ArraySpec | StoredSpec]:
+    def _specs(self, names: Iterable[str] | None) -> tuple[StoredSpec, ...]:
         """The arrays on disk that hold some arrays of the layout."""
-        kind, encoding, extras = self.manifest.kind, self.manifest.encoding, self.manifest.extras
-        if encoding is not None:
-            return needed_specs(kind, encoding, names, extras)
-        wanted = array_names(kind) if names is None else set(names)
-        return [spec for spec in array_specs(kind) if spec.name in wanted]
+        return needed_specs(self.manifest.kind, self.manifest.encoding, names)
 
     def _files(self, shard: int) -> CommittedShard:
         """The files of a shard whose commit is sound."""
         commit = self._commit(shard)
         where = f"{self.location.url}, shard {shard}"
         check_commit(commit, self.manifest, self._specs(None), where)
-        return CommittedShard(self.location, commit, self.manifest.schema_version, where)
+        return CommittedShard(self.location, commit, where)
 
     def _stored(self, shard: int, names: Iterable[str] | None) -> Arrays:
         """Arrays on disk, decompressed."""
@@ -331,13 +327,11 @@ class StoreReader:
 
     def _decoded(self, shard: int, stored: Arrays, names: Iterable[str] | None) -> Arrays:
         """Arrays of the layout from those on disk, checked where all are there."""
-        manifest, arrays = self.manifest, stored
         where = f"{self.location.url}, shard {shard}"
-        if manifest.encoding is not None:
-            coder = Coder(manifest.encoding, self.ranking, where, manifest.extras)
-            arrays = decode(manifest.kind, stored, coder, names)
+        coder = Coder(self.manifest.encoding, self.ranking, where)
+        arrays = decode(self.manifest.kind, stored, coder, names)
         if names is None:
-            manifest.check_shard(arrays, where=where)
+            self.manifest.check_shard(arrays, where=where)
         return arrays
 
     def _commit(self, shard: int) -> Commit:
@@ -360,36 +354,3 @@ class StoreReader:
 
 def _shard_of(key: str) -> int:
     return int(key.removeprefix("commits/").removesuffix(".json"))
-
-
-def _require_sane(manifest: Manifest, where: str) -> None:
-    """Refuse figures that no store has, by which readers allocate and loop, and tokens without bytes
-    of their own.
-
-    Raises:
-        CorruptionError: Names the field.
-        MismatchError: The store's tokens do not join to its text.
-    """
-    if any(model and model.by_offsets for model in (manifest.model, manifest.target)):
-        raise MismatchError(
-            "the store was made with `by_offsets: true`, an option that is gone",
-            where=where,
-            expected="tokens that join to the text",
-            hint="score a model whose tokenizer gives every text back, under another run name",
-        )
-    limits = {"vocab_size": MAX_VOCAB_SIZE, "num_shards": MAX_SHARDS, "top_k": MAX_VOCAB_SIZE}
-    for field, limit in limits.items():
-        value = getattr(manifest, field)
-        if value is not None and value > limit:
-            raise CorruptionError(
-                f"{field} cannot be", where=where, expected=f"at most {limit}", hint=RESTORE
-            )
-    # Version 1 has none of these, later versions have both.
-    later = (manifest.encoding, manifest.ranking_fingerprint)
-    if any((field is None) != (manifest.schema_version == 1) for field in later):
-        raise CorruptionError(
-            "fields of another schema version",
-            where=where,
-            expected=f"those of version {manifest.schema_version}",
-            hint=RESTORE,
-        )

@@ -100,6 +100,19 @@ def require_same_source(run: RunConfig, name: str, reader: StoreReader, plan: Pl
             raise _another(name, reader, expected, _tokenizer(made_from))
 
 
+def aligned_stores(run: RunConfig, plan: Plan) -> dict[str, StoreReader]:
+    """The run's aligned stores by source.
+
+    Raises:
+        MissingError: A store is not there (yet).
+        MismatchError: A store is of another model than the run file's source.
+    """
+    stores = {name: StoreReader.open(open_location(run.aligned_url(name))) for name in run.sources}
+    for name, reader in stores.items():
+        require_same_source(run, name, reader, plan)
+    return stores
+
+
 def require_run_sources(run: RunConfig, plan: Plan) -> None:
     """The same for whatever source and aligned stores a run has.
 

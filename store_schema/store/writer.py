@@ -23,7 +23,6 @@ from store_schema.fingerprint import arrays_digest
 from store_schema.layout import Arrays, axis_lengths
 from store_schema.manifest import Commit, Counts, FileRecord, Manifest
 from store_schema.plan.plan import ShardRecord
-from store_schema.presets import Encoding
 from store_schema.store.guards import check_commit
 from store_schema.store.reader import (
     MANIFEST_FILE,
@@ -35,7 +34,7 @@ from store_schema.store.reader import (
 from store_schema.text.vocabulary import Vocabulary
 
 TAIL_MEAN = "tail_mass_mean"
-"""Figure of every commit: mean tail mass of a position as it was stored."""
+"""Figure of every commit of distributions: mean tail mass of a position as it was stored."""
 
 
 class StoreWriter:
@@ -49,7 +48,7 @@ class StoreWriter:
         self.location = location
         self.manifest = manifest
         self._fingerprint = manifest.fingerprint()
-        self.encoding = manifest.encoding or Encoding()
+        self.encoding = manifest.encoding
         self._ranking = StoreReader(location, manifest).ranking
 
     @classmethod
@@ -124,12 +123,12 @@ class StoreWriter:
         manifest = self.manifest
         where = f"{self.location.url}, shard {shard.index}"
         manifest.check_shard(arrays, where=where)
-        coder = Coder(self.encoding, self._ranking, where, manifest.extras)
+        coder = Coder(self.encoding, self._ranking, where)
         stored = encode(manifest.kind, select_entries(arrays, self.encoding), coder)
         # What a reader will see is what counts.
         arrays = decode(manifest.kind, stored, coder)
         manifest.check_shard(arrays, where=where)
-        specs = stored_specs(manifest.kind, self.encoding, manifest.extras)
+        specs = stored_specs(manifest.kind, self.encoding)
         path = f"data/{shard.index:05d}-{uuid.uuid4().hex[:16]}"
         files = self._write_data(path, stored, specs)
         lengths = axis_lengths(arrays)
@@ -144,14 +143,12 @@ class StoreWriter:
             counts=Counts(
                 segments=lengths["D"],
                 positions=lengths["N"],
-                entries=lengths["E"],
+                entries=lengths.get("E", 0),
                 spans=lengths.get("S", 0),
             ),
             stats={
                 **{name: float(np.float64(value)) for name, value in (stats or {}).items()},
-                TAIL_MEAN: float(arrays["tail_mass"].mean(dtype=np.float64))
-                if lengths["N"]
-                else 0.0,
+                **_tail_mean(arrays),
             },
         )
         check_commit(commit, manifest, specs, where)  # what no reader would take
@@ -173,6 +170,13 @@ class StoreWriter:
                 self.location.delete(path)
             raise
         return files
+
+
+def _tail_mean(arrays: Arrays) -> dict[str, float]:
+    tail = arrays.get("tail_mass")
+    if tail is None:
+        return {}
+    return {TAIL_MEAN: float(tail.mean(dtype=np.float64)) if len(tail) else 0.0}
 
 
 def require_same_store(reader: StoreReader, manifest: Manifest) -> None:

@@ -36,3 +36,20 @@ class EncodedSegment:
             return self
         ids, ends = self.token_ids[:-1], self.byte_ends[:-1]
         return EncodedSegment(self.context_ids, ids, ends)
+
+
+def token_lengths(
+    byte_ends: npt.NDArray[np.uint32], token_offsets: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.int64]:
+    """[N] bytes of each token.
+
+    Args:
+        byte_ends: [N] end of each token in its segment.
+        token_offsets: [D+1] where each segment's tokens begin; None: they are of one segment.
+    """
+    ends = byte_ends.astype(np.int64)
+    lengths = np.diff(ends, prepend=0)
+    if token_offsets is not None:
+        starts = token_offsets[:-1][np.diff(token_offsets) > 0]
+        lengths[starts] = ends[starts]
+    return lengths
