@@ -98,7 +98,8 @@ def open_engine(chosen: argparse.Namespace, folder: Path) -> TransformersEngine:
         batch_tokens=chosen.batch_tokens,
         threads=None,
     )
-    ref: Any = SimpleNamespace(trust_remote_code=False)
+    told = {"trust_remote_code": False, "revision": None}
+    ref: Any = SimpleNamespace(model_copy=lambda update: SimpleNamespace(**told | update), **told)
     size = chosen.vocab
     spec = EngineSpec("bench", folder, ref, section, chosen.dtype, size, size, chosen.tokens)
     return TransformersEngine(spec)
@@ -124,12 +125,12 @@ def largest_error(engine: TransformersEngine, inputs: list[Input]) -> float:
     """Nats between some rows' entries and a float64 product and log-softmax of the same states."""
     few = Input(inputs[0].segment, inputs[0].ids[: CHECKED_ROWS + 1], 1)
     states = engine._states([few.ids], len(few.ids))
-    kept = engine._kept_rows(states, [(0, few)], len(few.ids))
+    ids_RK, logprobs_RK, _ = engine._kept_rows(states, [(0, few)], len(few.ids))
     weight = engine._model.get_output_embeddings().weight
     parts = [states[:-1].double() @ part.double().t() for part in weight.split(8192)]
     exact = torch.log_softmax(torch.cat(parts, dim=1), dim=-1)
-    chosen = exact.gather(1, kept.ids_RK.long())
-    wrong = (chosen - kept.logprobs_RK).abs().max()
+    chosen = exact.gather(1, ids_RK.long())
+    wrong = (chosen - logprobs_RK).abs().max()
     missed = (exact.topk(chosen.shape[1]).values - chosen).abs().max()
     return float(torch.maximum(wrong, missed))
 

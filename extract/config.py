@@ -255,9 +255,11 @@ class ExtractSection(EngineOptions):
         return self
 
     def content(self) -> dict[str, Any]:
-        """As `SectionModel.content` says."""
+        """As `SectionModel.content` says; extras, which there no longer are, keep their place, since
+        stores were made with it."""
         left_out = ENGINES.left_out(self.engine)
-        return {name: value for name, value in super().content().items() if name not in left_out}
+        kept = {name: value for name, value in super().content().items() if name not in left_out}
+        return kept | {"extras": []}
 
     @property
     def needs_all(self) -> bool:

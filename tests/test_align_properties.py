@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import align.chain.project as projection
@@ -29,8 +29,10 @@ from tests.align_reference import (
     Open,
     Places,
     Real,
+    Row,
     Tables,
     reference,
+    source_rows,
     vocabulary_map,
 )
 from tests.random_source import segments
@@ -289,6 +291,13 @@ def rows_read(place: Closed | Real) -> int:
     return place.row if isinstance(place, Closed) else place.row + 1
 
 
+def log_counting(place: Closed | Real, rows: Sequence[Row]) -> float:
+    """Logarithm of the share of a place's row that still counts: a row is cut down where the label
+    before it could have gone on, and its weight is that of what is left."""
+    cut = isinstance(place, Closed) and place.barred
+    return math.log(rows[place.row].counting(place.barred)) if cut else 0.0
+
+
 def known_runs(segment: AlignedSegment) -> Iterator[tuple[int, int, Places, Places]]:
     """Stretches of positions of which something is known: (first, stop, places before, after)."""
     befores = [p.before for p in segment.positions] + [segment.after]
@@ -301,8 +310,16 @@ def known_runs(segment: AlignedSegment) -> Iterator[tuple[int, int, Places, Plac
             first = j + 1
 
 
+def cut_down(seed: int) -> Case:
+    """Nothing is known behind a place whose row only counts in part."""
+    texts = ["        ", "12 123 1234 foo there"]
+    return make_case(("metaspace_bpe", 0), ("byte_level", 0), texts, seed, unknown=0.05)
+
+
 @settings(max_examples=60)
 @given(cases)
+@example(cut_down(1))
+@example(cut_down(20))
 def test_the_chain_rule(case: Case) -> None:
     """The labels' product, times the weight of the real path after the last of them, is the source's
     probability of its own tokens; what is left of the weight stays open (or lost) at the end, so the
@@ -312,6 +329,9 @@ def test_the_chain_rule(case: Case) -> None:
     rows_from = case.arrays["token_offsets"].tolist()
     labels = result["label_logprobs"].astype(float)
     source = case.arrays["label_logprobs"].astype(float)
+    of_segment = [
+        source_rows(case.arrays, d, case.tables.source) for d in range(len(case.contents))
+    ]
     for d, segment in enumerate(case.expected()):
         for first, stop, before, after in known_runs(segment):
             start, end = real_place(before), real_place(after)
@@ -321,6 +341,7 @@ def test_the_chain_rule(case: Case) -> None:
             product = labels[positions].sum()
             rows = slice(rows_from[d] + rows_read(start), rows_from[d] + rows_read(end))
             own = math.log(real_weight(before)) + source[rows].sum()
+            own += log_counting(end, of_segment[d]) - log_counting(start, of_segment[d])
             if math.isnan(own):  # the source was taken up again in between
                 continue
             tolerance = 1e-6 * (1 + abs(own))  # labels are float32

@@ -71,7 +71,8 @@ def test_constraint(section: type[CorpusSection], values: dict[str, Any], messag
 def test_speed_and_place_are_not_content() -> None:
     sampling = {"estimator", "draws", "sampled_head"}
     shaping = {"engine", "top_k", "fp32_head", "quantization"}
-    assert set(ExtractSection().content()) == shaping | sampling
+    # Extras, no option any more, keep their place: stores were made with it.
+    assert set(ExtractSection().content()) == shaping | sampling | {"extras"}
     assert set(PlanSection().content()) == {"max_tokens", "shard_tokens"}
 
 

@@ -75,11 +75,13 @@ def test_rows_of_a_large_vocabulary_are_those_of_float64(scale: float) -> None:
     engine = TransformersEngine.__new__(TransformersEngine)  # the step from logits to rows alone
     ref = ModelRef(model="m")
     engine._spec = EngineSpec("m", Path(), ref, section, "float32", size, size, 8)
-    kept = engine._kept(logits, torch.zeros(20, dtype=torch.int64), torch.empty(0))
+    _, logprobs_RK, labels_R = engine._kept(
+        logits, torch.zeros(20, dtype=torch.int64), torch.empty(0)
+    )
     exact = torch.log_softmax(logits.double(), -1).numpy()
     best = -np.sort(-exact, axis=1)[:, :4]
-    np.testing.assert_allclose(kept.logprobs_RK.numpy(), best, rtol=1e-6, atol=2e-6)
-    np.testing.assert_allclose(kept.label_logprobs_R.numpy(), exact[:, 0], rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(logprobs_RK.numpy(), best, rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(labels_R.numpy(), exact[:, 0], rtol=1e-6, atol=2e-6)
 
 
 def test_logits_that_the_head_alone_does_not_give(tmp_path: Path) -> None:
