@@ -51,11 +51,11 @@ from oracle_pairs import (  # noqa: E402
     PUBLISHED,
     RULES,
     OraclePair,
+    mixed_texts,
     model_rows,
     published_pair,
     segments_of,
     small_pair,
-    texts_of,
 )
 
 from launch.progress import Progress  # noqa: E402
@@ -112,18 +112,6 @@ class Domain:
         own, read = pair.source.encode(segments), pair.target.encode(segments)
         texts = [segment.text.encode() for segment in segments]
         return cls(name, texts, model_rows(pair.model, own), own, read)
-
-
-def training_texts(pair: OraclePair) -> list[str]:
-    """What continuations are counted on: text of all kinds."""
-    found = []
-    for domain in DOMAINS:
-        size = 0
-        for text in texts_of(domain, held_out=False):
-            if size < COUNTED_BYTES:
-                found.append(text)
-                size += len(text.encode())
-    return found
 
 
 def row_of(arrays: Arrays, row: int) -> Row:
@@ -226,7 +214,7 @@ def look_at_pair(name: str, out: Path, *, positions: int, segments: int, seed: i
         pair = published_pair(name, ROOT / "runs/real/inputs/models")
     else:
         pair = small_pair(name, out)
-    made = Pair(pair.source, pair.target, as_segments(training_texts(pair)))
+    made = Pair(pair.source, pair.target, as_segments(mixed_texts(COUNTED_BYTES)))
     aligners = made.aligners()
     maps = Maps(pair.source, pair.target)
     found: list[Seen] = []

@@ -78,6 +78,18 @@ def texts_of(domain: str, *, held_out: bool) -> list[str]:
     return [d.text for d in chosen]
 
 
+def mixed_texts(size: int) -> list[str]:
+    """Text of all kinds, about so many bytes of each, that models may be trained on."""
+    found = []
+    for domain in DOMAINS:
+        taken = 0
+        for text in texts_of(domain, held_out=False):
+            if taken < size:
+                found.append(text)
+                taken += len(text.encode())
+    return found
+
+
 def segments_of(domain: str, number: int) -> list[str]:
     """Held-out pieces of about `SEGMENT_BYTES`, whole lines from a line's beginning."""
     found = []
@@ -114,21 +126,10 @@ def small_pair(name: str, folder: Path, *, steps: int = STEPS) -> OraclePair:
     )
 
 
-def _training_texts() -> list[str]:
-    found = []
-    for domain in DOMAINS:
-        size = 0
-        for text in texts_of(domain, held_out=False):
-            if size < TRAINED_BYTES:
-                found.append(text)
-                size += len(text.encode())
-    return found
-
-
 def _tokenizer(rule: str, vocab_size: int) -> Any:
     from demo_tokenizers import train_byte_level_bpe, train_unigram
 
-    texts = _training_texts()
+    texts = mixed_texts(TRAINED_BYTES)
     if rule == "unigram":
         return train_unigram(texts, vocab_size, "</s>")
     return train_byte_level_bpe(rule, texts, vocab_size, "<|bos|>", True, "<|eos|>")
@@ -154,7 +155,9 @@ def _make(tokenizer: Callable[[], Any], steps: int | None, path: Path) -> None:
     torch.manual_seed(0)
     recipe = Recipe("llama", 192, 3, steps, 8, 6e-3)
     model = build_model(recipe, made)
-    documents = [Document(str(i), text, "", "models") for i, text in enumerate(_training_texts())]
+    documents = [
+        Document(str(i), text, "", "models") for i, text in enumerate(mixed_texts(TRAINED_BYTES))
+    ]
     train(model, packed_rows(documents, made, steps * recipe.batch_rows, 0), recipe, path.name)
     model.save_pretrained(path)
 
