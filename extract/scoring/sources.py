@@ -9,7 +9,7 @@ from typing import Any, Literal
 from extract.config import ExtractSection
 from extract.engine_kinds import ENGINES
 from extract.engines.protocol import EngineSpec, engine_spec
-from store_schema.config import RunConfig
+from store_schema.config import ModelRef, RunConfig
 from store_schema.disk.location import Location, open_location
 from store_schema.errors import MismatchError
 from store_schema.manifest import Manifest
@@ -35,6 +35,20 @@ class CheckedSource(PlannedStore):
 
     name: str
     spec: EngineSpec
+
+
+def _require_planned(plan: Plan, name: str, ref: ModelRef, tokenizer: SegmentTokenizer) -> None:
+    """Refuse a tokenizer that the plan was not made with."""
+    planned = plan.record.tokenizers.get(name)
+    if planned != tokenizer.fingerprint:
+        other = f"the plan was made with another vocabulary than that of the model given for {name}"
+        raise MismatchError(
+            other if planned else f"the plan was made without {name}",
+            where=f"{plan.location.url}, {ref.model}",
+            expected=f"tokenizer {planned}" if planned else "a source of the plan",
+            got=f"tokenizer {tokenizer.fingerprint}",
+            hint="run `logitfuse extract plan`: it keeps the segments if they fit the new model",
+        )
 
 
 def check_source(
@@ -64,16 +78,7 @@ def check_source(
     section = begun_section(section.answering() if generates else section, location)
     folder = model_folder(run, name)
     tokenizer = SegmentTokenizer.load(ref, name=name)
-    planned = plan.record.tokenizers.get(name)
-    if planned != tokenizer.fingerprint:
-        other = f"the plan was made with another vocabulary than that of the model given for {name}"
-        raise MismatchError(
-            other if planned else f"the plan was made without {name}",
-            where=f"{plan.location.url}, {ref.model}",
-            expected=f"tokenizer {planned}" if planned else "a source of the plan",
-            got=f"tokenizer {tokenizer.fingerprint}",
-            hint="run `logitfuse extract plan`: it keeps the segments if they fit the new model",
-        )
+    _require_planned(plan, name, ref, tokenizer)
     spec = engine_spec(
         name,
         folder,
