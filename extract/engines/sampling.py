@@ -50,14 +50,24 @@ def segment_uniforms(
     """
     digest = hashlib.sha256(f"{seed}:{source}:{len(segment.context_ids)}:".encode())
     digest.update(np.array(segment.input_ids, "<u4").tobytes())
-    return philox_uniforms(int.from_bytes(digest.digest()[:16], "little"), num_rows)
+    return PhiloxStream(int.from_bytes(digest.digest()[:16], "little")).uniforms(num_rows)
 
 
-def philox_uniforms(key: int, count: int) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) from a counter keyed by `key`, in [0, 2^128)."""
-    # The raw stream is fixed for all versions of numpy; that of Generator.random is not.
-    raw = np.asarray(np.random.Philox(key=key).random_raw(count), np.uint64)
-    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+class PhiloxStream:
+    """Numbers from a counter keyed by `key`, in [0, 2^128): the same with all versions of numpy."""
+
+    def __init__(self, key: int) -> None:
+        self._counter = np.random.Philox(key=key)
+
+    def uniforms(self, count: int) -> npt.NDArray[np.float64]:
+        """The next numbers in [0, 1)."""
+        # The raw stream is fixed for all versions of numpy; that of Generator.random is not.
+        raw = np.asarray(self._counter.random_raw(count), np.uint64)
+        return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def gumbel(self, count: int) -> npt.NDArray[np.float64]:
+        """The next numbers with the standard Gumbel distribution; all finite."""
+        return -np.log(-np.log(self.uniforms(count) + 2.0**-54))
 
 
 def systematic_points(uniforms_R: torch.Tensor, num_draws: int) -> torch.Tensor:

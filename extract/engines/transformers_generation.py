@@ -1,8 +1,9 @@
 """Answers from a plain transformers model: batches of like prompts, a cache, one token at a time.
 
 Prompts are padded on the left, so that every row's newest token stands in the last column, and
-positions count real tokens only. Each answer draws with numbers of its own, so what it draws depends
-on the batch by rounding only.
+positions count real tokens only. Each answer draws with numbers of its own, as the largest sum of a
+logit and Gumbel noise, so what it draws depends on the batch only where the two largest sums are
+equal to rounding.
 
 Shapes: B batch, T tokens fed, H hidden, V ids of the model, N tokens of an answer.
 """
@@ -21,7 +22,7 @@ import torch
 
 from extract.engines.ending import AnswerRules, GrowingAnswer
 from extract.engines.protocol import CHECK_WEIGHTS, Answer, EngineMemoryError, EngineSpec, Prompt
-from extract.engines.sampling import philox_uniforms, sampled_rows
+from extract.engines.sampling import PhiloxStream
 from store_schema.errors import ModelError
 from store_schema.layout import Finish
 from store_schema.model.out_of_memory import is_out_of_memory
@@ -99,8 +100,7 @@ def _answer_batch(
 ) -> list[Answer]:
     section = rules.section
     decoder = _Decoder(loaded, [prompt.input_ids for prompt in prompts])
-    uniforms = np.stack([philox_uniforms(p.seed, section.max_tokens) for p in prompts])
-    uniforms_BN = torch.from_numpy(uniforms)
+    streams = [PhiloxStream(prompt.seed) for prompt in prompts]
     growing = [GrowingAnswer(rules) for _ in prompts]
     ended: list[Finish | None] = [None] * len(prompts)
     logits_BV = decoder.begin()
@@ -112,7 +112,7 @@ def _answer_batch(
                 raise ModelError("NaN from the model", where=where, hint=CHECK_WEIGHTS)
         tokens_B = drawn_tokens(
             logits_BV[:, : spec.vocab_size],
-            uniforms_BN[:, position],
+            streams,
             temperature=section.temperature,
             top_p=section.top_p,
         )
@@ -174,14 +174,18 @@ class _Decoder:
 
 
 def drawn_tokens(
-    logits_BV: torch.Tensor, uniforms_B: torch.Tensor, *, temperature: float, top_p: float
+    logits_BV: torch.Tensor, streams: Sequence[PhiloxStream], *, temperature: float, top_p: float
 ) -> torch.Tensor:
-    """One token of each row.
+    """One token of each row: the largest sum of its logit and standard Gumbel noise.
+
+    The inverse of the cumulative distribution would be read with one number a row; but every id's
+    rounding moves all bounds behind it, so that now and then a batch of another size would draw
+    another token.
 
     Args:
         logits_BV: float32, ids of the tokenizer only.
-        uniforms_B: float64 in [0, 1) on the CPU: where to read the inverse of the cumulative
-            distribution.
+        streams: B streams of numbers; each gives V of them, whatever the logits. None is read where
+            the temperature is 0.
         temperature: That logits are divided by; 0 takes the best.
         top_p: Tokens are drawn from the smallest set of the best with at least this mass.
 
@@ -193,9 +197,8 @@ def drawn_tokens(
     scaled_BV = logits_BV / temperature
     if top_p < 1:
         scaled_BV = _nucleus(scaled_BV, top_p)
-    ids_B1, _ = sampled_rows(scaled_BV, uniforms_B[:, None], head=0)
-    # Where logits are NaN any id will do: the answer has ended, or is refused.
-    return ids_B1[:, 0].clamp_(max=logits_BV.shape[1] - 1)
+    noise = np.stack([stream.gumbel(logits_BV.shape[1]) for stream in streams])
+    return (scaled_BV + torch.from_numpy(noise).to(scaled_BV.device)).argmax(dim=-1).cpu()
 
 
 def _nucleus(logits_BV: torch.Tensor, top_p: float) -> torch.Tensor:
