@@ -22,6 +22,6 @@ class Bytes(MethodKind):
         return BytesAligner(vocabulary_map(sides, stop), sides.section.max_entries)
 
     def counts_text(self, section: Any) -> bool:
-        """Unless all mass goes to the first token."""
+        """True unless all mass goes to the first token."""
         counted: bool = section.continuation != "first_token"
         return counted

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 class Exact(MethodKind):
-    """Source and target share one vocabulary, padded or with special tokens added: copied, and checked
-    to tokenise alike.
+    """Source and target have one vocabulary, perhaps padded or with special tokens added: distributions
+    are copied, and every segment's tokens are checked to be the same.
     """
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
@@ -31,5 +31,5 @@ class Exact(MethodKind):
         require_same_vocabulary(source, target, where=where)
 
     def top_k(self, section: Any, source_top_k: int) -> int:
-        """All that the source store has."""
+        """As many as the source store has."""
         return source_top_k

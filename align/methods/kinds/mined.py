@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Mined(MethodKind):
-    """FuseLLM: tokens matched by time warping, vocabulary by least edit distance."""
+    """FuseLLM: tokens matched by dynamic time warping, vocabularies by least edit distance."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
         """As `MethodKind.make` says."""

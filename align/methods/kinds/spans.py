@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Spans(MethodKind):
-    """No entries, only the source's log-probability of the bytes between common boundaries (ALM)."""
+    """No entries, only the source's log-probability of each common span (ALM)."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
         """As `MethodKind.make` says."""
