@@ -170,7 +170,7 @@ def _read_commits(url: str, plan: Plan) -> tuple[Mapping[int, Commit] | None, st
         return {}, error.line()
     commits, faults = reader.scan()
     shards = {shard.index: shard for shard in plan.shards}
-    own = {i: commit for i, commit in commits.items() if i in shards and commit.is_of(shards[i])}
+    own = {i: commit for i, commit in commits.items() if i in shards and commit.matches(shards[i])}
     problem = None
     if faults:
         first = next(iter(faults.values()))

@@ -167,7 +167,7 @@ class Commit(StrictModel):
     """Figures of the shard for reports (nats, tokens/s); never compared."""
     created_by: str = f"logitfuse {__version__}"
 
-    def is_of(self, shard: ShardRecord) -> bool:
+    def matches(self, shard: ShardRecord) -> bool:
         """Whether it was written from the same segments that the plan has for this shard."""
         same = (self.shard_fingerprint, self.first_segment)
         return same == (shard.fingerprint, shard.start)

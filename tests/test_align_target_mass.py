@@ -6,7 +6,13 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from align.chain.target_mass import add_mass, allocate_target_mass, allocate_scratch, clear, heaviest
+from align.chain.target_mass import (
+    add_mass,
+    allocate_scratch,
+    allocate_target_mass,
+    clear,
+    heaviest,
+)
 
 MASSES = st.one_of(
     st.floats(0.0, 1.0),

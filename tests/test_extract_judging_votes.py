@@ -225,5 +225,5 @@ def test_options_that_are_refused(judges: list[Any], said: str) -> None:
 
 def test_every_judge_has_options_and_says_what_it_is() -> None:
     for kind in JUDGES:
-        assert kind.says
+        assert kind.summary
         assert {"kind", "name"} <= set(kind.section.model_fields)

@@ -300,8 +300,8 @@ def test_the_same_shard_further_down_is_another_one(begun: Path) -> None:
     plan = plan_of(begun)
     shard = plan.shards[1]
     reader = StoreReader.open(open_location(load_run(begun).store_url("code")))
-    assert reader.commits[1].is_of(shard)
-    assert not reader.commits[1].is_of(shard.model_copy(update={"start": shard.start + 1}))
+    assert reader.commits[1].matches(shard)
+    assert not reader.commits[1].matches(shard.model_copy(update={"start": shard.start + 1}))
 
 
 def test_a_model_that_needs_more_tokens_is_named(

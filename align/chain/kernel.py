@@ -19,15 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.chain.target_mass import (
-    Scratch,
-    add_mass,
-    allocate_target_mass,
-    allocate_scratch,
-    clear,
-    grown,
-    heaviest,
-)
 from align.chain.places import (
     CLOSED,
     NEXT_CLOSED,
@@ -50,6 +41,15 @@ from align.chain.places import (
 from align.chain.real_path import follow
 from align.chain.row_entries import resync, row_begins
 from align.chain.rows import SourceRows, longest_label
+from align.chain.target_mass import (
+    Scratch,
+    add_mass,
+    allocate_scratch,
+    allocate_target_mass,
+    clear,
+    grown,
+    heaviest,
+)
 from align.chain.vocabulary_map import VocabularyMap
 from store_schema.compiled import bare, compiled
 
@@ -186,7 +186,9 @@ def _segment(
         if total > 0.0:
             out.labels[j] = total
             out.origin[j] = BOUNDARY if begins_here else INSIDE
-            written = heaviest(target_mass, token, max_entries, scratch, out.ids, out.masses, written)
+            written = heaviest(
+                target_mass, token, max_entries, scratch, out.ids, out.masses, written
+            )
         else:
             number[NEXT_OPEN], number[NEXT_REAL], number[NEXT_CLOSED] = 0, -1, -1
         clear(target_mass)

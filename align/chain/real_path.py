@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-from align.chain.target_mass import add_mass
 from align.chain.places import (
     NEXT_CLOSED,
     NEXT_PARTIAL,
@@ -21,6 +20,7 @@ from align.chain.places import (
     open_next,
 )
 from align.chain.rows import SPACE, SourceRows, agrees
+from align.chain.target_mass import add_mass
 from align.chain.trie import NO_NODE, child_of, has_children, token_of, walk
 from align.chain.vocabulary_map import VocabularyMap
 from store_schema.compiled import bare
@@ -56,7 +56,13 @@ def follow(
         if known and (row_end < label.end or ambiguous):
             node = _node_at(row_end, label, mapping)
         if row_end == label.end:
-            if known and ambiguous and node >= 0 and has_children(trie, node) and trie.is_token[node]:
+            if (
+                known
+                and ambiguous
+                and node >= 0
+                and has_children(trie, node)
+                and trie.is_token[node]
+            ):
                 _look_ahead(after, mass, node, label, source, mapping, carried)
                 return
             add_mass(label.token, mass, carried.target_mass)

@@ -6,7 +6,6 @@ All functions read `label` (the target token of this position), `source` and `ma
 
 from __future__ import annotations
 
-from align.chain.target_mass import add_mass
 from align.chain.places import (
     CLOSED,
     NEXT_CLOSED,
@@ -22,6 +21,7 @@ from align.chain.places import (
 )
 from align.chain.real_path import follow
 from align.chain.rows import SPACE, SourceRows, agrees
+from align.chain.target_mass import add_mass
 from align.chain.vocabulary_map import VocabularyMap
 from store_schema.compiled import bare
 

@@ -75,7 +75,13 @@ def add_mass(token: int, mass: float, target_mass: TargetMass) -> None:
 
 @bare
 def heaviest(
-    target_mass: TargetMass, label: int, limit: int, scratch: Scratch, out_ids: Any, out_mass: Any, at: int
+    target_mass: TargetMass,
+    label: int,
+    limit: int,
+    scratch: Scratch,
+    out_ids: Any,
+    out_mass: Any,
+    at: int,
 ) -> int:
     """Write the `limit` tokens of most mass, the label always among them, in order of falling mass.
 

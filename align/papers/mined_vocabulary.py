@@ -282,11 +282,29 @@ def _find(
         while gap <= bound and (length - gap >= 1 or length + gap <= longest):
             if 1 <= length - gap <= longest:
                 bound = _scan(
-                    length - gap, row, data, start, stop, signatures, table, packed, bound, best_keys
+                    length - gap,
+                    row,
+                    data,
+                    start,
+                    stop,
+                    signatures,
+                    table,
+                    packed,
+                    bound,
+                    best_keys,
                 )
             if gap > 0 and length + gap <= longest:
                 bound = _scan(
-                    length + gap, row, data, start, stop, signatures, table, packed, bound, best_keys
+                    length + gap,
+                    row,
+                    data,
+                    start,
+                    stop,
+                    signatures,
+                    table,
+                    packed,
+                    bound,
+                    best_keys,
                 )
             gap += 1
         if short:

@@ -147,9 +147,7 @@ def _domain_table(source: str, every: Mapping[str, Any], domains: Mapping[str, A
         kind = "all" if item is every and len(domains) > 1 else ""
         rows.append(_row(name, item | {"share": item["coverage"]}, kind))
         rows += [_row(origin, part, "part") for origin, part in item["origins"].items()]
-    caption = (
-        "Positions by domain and origin; share: of a domain's positions, those covered, or of one origin"
-    )
+    caption = "Positions by domain and origin; share: of a domain's positions, those covered, or of one origin"
     head = [("", ""), *((title, "") for _, title in COLUMNS)]
     return Table(f"{source}: {caption}", head, rows)
 
@@ -171,7 +169,15 @@ def _worst_table(source: str, worst: Sequence[Mapping[str, Any]], view: str) -> 
         )
         for item in costly(worst)
     ]
-    titles = ["segment", "domain", "bytes", "excess nats/byte", "aligned bpb", "source bpb", "command"]
+    titles = [
+        "segment",
+        "domain",
+        "bytes",
+        "excess nats/byte",
+        "aligned bpb",
+        "source bpb",
+        "command",
+    ]
     head = [(title, "words" if title in ("domain", "command") else "") for title in titles]
     return Table(f"{source}: segments of most excess per byte", head, rows)
 

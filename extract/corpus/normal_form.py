@@ -21,7 +21,7 @@ from extract.config import CorpusSection
 from extract.corpus.documents import Document, context_json
 from store_schema.config import ModelRef, RunConfig
 from store_schema.errors import ModelError
-from store_schema.model.models import local_ref, own_folder
+from store_schema.model.models import local_folder, local_ref
 
 _NORMALISER = NFC()
 _UNDECIDED = re.compile(
@@ -78,7 +78,7 @@ def reads_nfc(ref: ModelRef) -> bool | None:
 
 def _tokenizer_file(ref: ModelRef) -> Path | None:
     ref = local_ref(ref)
-    folder = own_folder(ref)
+    folder = local_folder(ref)
     if folder is not None:
         return folder / "tokenizer.json"
     from transformers.utils import cached_file

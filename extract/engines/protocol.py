@@ -20,11 +20,11 @@ import numpy.typing as npt
 
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.models import (
-    in_folder,
     max_positions,
     model_config,
     model_rows,
     resolved_dtype,
+    with_folder,
 )
 
 # For types only: an engine also runs where nothing but its own libraries is installed.
@@ -203,7 +203,7 @@ def engine_spec(
             got=getattr(section, option),
         )
     config = model_config(folder)
-    size = model_rows(in_folder(ref, folder))
+    size = model_rows(with_folder(ref, folder))
     if size is None:
         raise ModelError("model folder has no config.json", where=folder)
     if size < vocab_size:

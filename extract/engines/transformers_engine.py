@@ -35,7 +35,7 @@ from extract.engines.scored_batch import ScoredBatch, Tensors, no_rows
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.causal_head import head_error, scale_and_cap
 from store_schema.model.causal_model import load_causal_model
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.prefixes import prefix_groups
 
@@ -331,7 +331,7 @@ def _load(spec: EngineSpec, device: torch.device) -> Any:
     dtype = getattr(torch, spec.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError("no such floating-point type", where="dtype of a model", got=spec.dtype)
-    ref = in_folder(spec.ref, spec.folder)
+    ref = with_folder(spec.ref, spec.folder)
     try:
         return load_causal_model(ref, of=spec.source, dtype=dtype, device=device).eval()
     except ModelError as error:

@@ -35,7 +35,7 @@ from extract.engines.protocol import (
 )
 from extract.engines.vllm_tap import Tap
 from store_schema.errors import ConfigError, ModelError
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_shapes import require_shapes_of_class
 from store_schema.text.prefixes import prefix_groups
@@ -77,7 +77,7 @@ class VllmEngine:
             if is_out_of_memory(error):
                 raise _out_of_memory(spec, error) from error
             # vLLM's message of weights of another shape names neither weight nor shapes.
-            require_shapes_of_class(in_folder(spec.ref, spec.folder), name=spec.source)
+            require_shapes_of_class(with_folder(spec.ref, spec.folder), name=spec.source)
             raise ModelError(
                 "vLLM cannot start with the model",
                 where=spec.folder,

@@ -21,13 +21,13 @@ from extract.judge_kinds.kind import Answer, Score
 from store_schema.errors import ModelError, TokenizerError
 from store_schema.model.causal_model import load_whole_model
 from store_schema.model.models import (
-    in_folder,
     max_positions,
     model_config,
     resolve_model,
     resolve_tokenizer,
     resolved_dtype,
     transformers_config,
+    with_folder,
 )
 from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_files import require_weights
@@ -183,7 +183,7 @@ class RewardJudge:
 def _load(options: Any, folder: Path, dtype: str, device: torch.device) -> Any:
     import transformers
 
-    ref, of = in_folder(options.ref, folder), f"judge {options.title}"
+    ref, of = with_folder(options.ref, folder), f"judge {options.title}"
     auto_class = transformers.AutoModelForSequenceClassification
     dtype = getattr(torch, dtype)
     try:

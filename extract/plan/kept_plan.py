@@ -201,7 +201,7 @@ def take_back(plan: Plan, stores: Mapping[str, Location]) -> list[str]:
     for name, location in stores.items():
         reader = StoreReader.open(location)
         commits, _ = reader.scan()
-        stale = [i for i, c in commits.items() if i not in shards or not c.is_of(shards[i])]
+        stale = [i for i, c in commits.items() if i not in shards or not c.matches(shards[i])]
         if stale and name.startswith("aligned/"):
             stale = sorted(commits)
         for shard in stale:

@@ -12,7 +12,7 @@ from extract.scoring.sources import check_source
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.errors import LogitfuseError, MissingError, StoreError
-from store_schema.model.models import present_model
+from store_schema.model.models import local_copy
 from store_schema.plan.plan import Plan
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.store.same_source import require_same_source
@@ -70,7 +70,7 @@ def _outlook(
 def _extracted(run: RunConfig, plan: Plan, name: str) -> set[int]:
     """Shards that `extract run` goes on with. Planning needs no weights: where they are not here, the
     model alone is compared."""
-    if present_model(run.sources[name]) is not None:
+    if local_copy(run.sources[name]) is not None:
         return check_source(run, name, plan).committed()
     reader = StoreReader.open(open_location(run.store_url(name)))
     if reader.commits:

@@ -18,7 +18,7 @@ from fuse_train.model.target import load_trained
 from fuse_train.publish.final import read_done
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, MismatchError, MissingError
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_schema.text.tokenizer_files import TOKENIZER_FILE
@@ -133,7 +133,7 @@ def load_chosen(
 def _require_same_tokens(
     run: RunConfig, folder: Path, expected: list[int], segment: Segment
 ) -> None:
-    own = SegmentTokenizer.load(in_folder(run.target, folder), name="--model")
+    own = SegmentTokenizer.load(with_folder(run.target, folder), name="--model")
     (read,) = own.encode([segment])
     if read.input_ids != expected:
         raise MismatchError(

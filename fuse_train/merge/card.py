@@ -38,7 +38,7 @@ def merge_card(title: str, recipe: MergeSettings, inputs: Inputs, packages: dict
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {title}: merged by {kind.name}",
-        f"{kind.says} ({kind.paper}). Config and tokenizer are those of `{inputs.kept.name}`.",
+        f"{kind.summary} ({kind.paper}). Config and tokenizer are those of `{inputs.kept.name}`.",
         "## Models\n\n" + _models(recipe, inputs),
         "## Recipe\n\n```yaml\n" + _yaml(recipe_record(recipe, inputs)) + "```",
         _how_to_load(),

@@ -16,7 +16,7 @@ from store_schema.config import ModelRef, validation_line
 from store_schema.errors import ConfigError, ModelError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.model.model_check import require_language_model
-from store_schema.model.models import in_folder, model_config, resolve_model, transformers_config
+from store_schema.model.models import model_config, resolve_model, transformers_config, with_folder
 from store_schema.text.tokenizer import SegmentTokenizer
 
 _log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _local(name: str) -> ModelRef:
         ref = ModelRef(model=name)
     except ValidationError as error:
         raise ConfigError("model refused", where="merge", got=validation_line(error)) from error
-    return in_folder(ref, resolve_model(ref))
+    return with_folder(ref, resolve_model(ref))
 
 
 def _require_plain(name: str, folder: Path) -> None:

@@ -13,9 +13,9 @@ from store_schema.fingerprint import model_fingerprint
 from store_schema.model.causal_model import load_causal_model
 from store_schema.model.model_check import require_language_model
 from store_schema.model.models import (
+    local_folder,
     local_ref,
     model_config,
-    own_folder,
     resolved_dtype,
     transformers_config,
 )
@@ -37,7 +37,7 @@ def load_model(
         ModelError: It cannot be loaded, or the checkpoint lacks weights.
     """
     ref = local_ref(ref)
-    folder = own_folder(ref)
+    folder = local_folder(ref)
     if folder is not None and not (folder / "config.json").exists():
         raise ModelError(
             f"model of {where} has no config.json",

@@ -16,7 +16,7 @@ from fuse_train.model.models import load_model
 from fuse_train.model.packing import check_packing
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from store_schema.text.tokenizer import SegmentTokenizer
 
 
@@ -62,7 +62,7 @@ def load_target(
     """
     lora = section.lora
     if checkpoint is not None and lora is None:
-        ref = in_folder(ref, checkpoint)
+        ref = with_folder(ref, checkpoint)
     if lora is not None and lora.four_bit:
         model = load_model(
             ref,
@@ -102,7 +102,7 @@ def load_trained(ref: ModelRef, folder: Path, *, adapters: bool, dtype: torch.dt
         dtype: To load it in; with adapters it is left in float32.
     """
     if not adapters:
-        return load_model(in_folder(ref, folder), where=f"checkpoint {folder.name}", dtype=dtype)
+        return load_model(with_folder(ref, folder), where=f"checkpoint {folder.name}", dtype=dtype)
     base = load_model(ref, where="target")
     return merged(load_adapters(base, folder, trainable=False))
 

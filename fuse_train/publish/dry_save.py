@@ -21,7 +21,7 @@ from fuse_train.model.adapters import add_adapters, merged
 from fuse_train.model.heads import plain_model
 from store_schema.config import ModelRef
 from store_schema.errors import LogitfuseError, ModelError
-from store_schema.model.models import in_folder, transformers_config
+from store_schema.model.models import transformers_config, with_folder
 from store_schema.model.weight_files import require_weights
 
 LARGEST_BYTES = 512 << 20
@@ -56,7 +56,7 @@ def dry_save(
             weights = _some_weights(twin, dtype)
             write(place, lambda folder: twin.save_pretrained(folder, state_dict=weights))
             require_weights(place)
-            transformers_config(in_folder(ref, place), of="target as it would be saved")
+            transformers_config(with_folder(ref, place), of="target as it would be saved")
     except LogitfuseError:
         raise
     except Exception as error:  # transformers, peft and tokenizers raise what they like

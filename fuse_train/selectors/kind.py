@@ -39,8 +39,8 @@ class SelectorKind(Kind):
     """Whether `eval pool` also tells what its pool would score without each source."""
 
     @property
-    def says(self) -> str:
-        return super().says + " (hindsight)" * self.hindsight
+    def summary(self) -> str:
+        return super().summary + " (hindsight)" * self.hindsight
 
     def needs_features(self, options: Any) -> bool:
         """Whether it looks at `SourceView.features_BTMF`, which are not made otherwise."""

@@ -256,7 +256,9 @@ def _check(
         raise InputError("stored rows do not fit the full ones", expected=num_rows, got=len(rows))
     if ends != (0, num_entries) or (counts_R < 0).any():
         raise InputError(
-            "offsets do not rise from 0 to the number of entries", expected=(0, num_entries), got=ends
+            "offsets do not rise from 0 to the number of entries",
+            expected=(0, num_entries),
+            got=ends,
         )
     if prior_V is not None and prior_V.shape != (vocab_size,):
         raise InputError("a prior of the wrong shape", expected=(vocab_size,), got=prior_V.shape)

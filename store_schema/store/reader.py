@@ -222,7 +222,7 @@ class StoreReader:
             return
         commits, _ = self.scan()
         shards = {shard.index: shard for shard in plan.shards}
-        if not commits or any(c.is_of(shards[i]) for i, c in commits.items() if i in shards):
+        if not commits or any(c.matches(shards[i]) for i, c in commits.items() if i in shards):
             return
         raise MismatchError(
             "store and plan do not belong together",
@@ -260,7 +260,7 @@ class StoreReader:
             )
         for shard in shards:
             commit = self.commits[shard.index]
-            if not commit.is_of(shard):
+            if not commit.matches(shard):
                 found = repr(commit.shard_fingerprint[:64])
                 raise MismatchError(
                     f"shard {shard.index} was written from other segments than the plan's",

@@ -14,7 +14,7 @@ from store_schema.disk.location import open_location
 from store_schema.errors import MismatchError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.manifest import ModelIdentity
-from store_schema.model.models import present_model
+from store_schema.model.models import local_copy
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
 
@@ -81,7 +81,7 @@ def require_same_source(run: RunConfig, name: str, reader: StoreReader, plan: Pl
         raise _another(name, reader, f"tokenizer {planned}", _tokenizer(made_from))
     as_written = _written_alike(ref, made_from)
     if made_from.model_fingerprint is not None:
-        folder = present_model(ref)
+        folder = local_copy(ref)
         if folder is None:
             if as_written:
                 return
