@@ -242,9 +242,8 @@ def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
         rows += [_report_row(f"  {origin}", of) for origin, of in part["origins"].items()]
     lines += [
         *table([source, *REPORT_COLUMNS.values()], rows),
-        "share: of a domain's positions, those with a distribution, or of one origin; stored, kept: mean",
-        "mass in entries; aligned, source: bits per byte on the same bytes; nats/span: NLL that",
-        "alignment adds",
+        "share: of a domain's positions, those covered, or of an origin; stored, kept: mean mass in",
+        "entries; aligned, source: bits per byte on the same bytes; nats/span: NLL that alignment adds",
     ]
     if costly(item["worst"]):
         lines.append("most excess, nats per byte:")

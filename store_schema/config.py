@@ -64,7 +64,8 @@ class SectionModel(StrictModel):
         return None
 
     def finished_shards(self, run: RunConfig, source: str) -> set[int] | None:
-        """Indices of the shards of a source that this stage has finished and would keep. Writes nothing.
+        """Indices of the shards of a source that this stage has finished and would keep. Writes
+        nothing.
 
         Args:
             run: The run file of the section.

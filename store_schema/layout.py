@@ -8,8 +8,8 @@ Axes: D segments, N positions, E entries, S spans of one shard; an array of "D+1
 A position without a known distribution (a first token without context; in an aligned store also
 origin none) has no entries, tail mass 1 and label_logprobs NaN. NaN always means "not known".
 
-A generated store has text and no distributions. Axis D is its answers: `segment_ids` has the segment whose
-context is the prompt, and byte ends are those of the answer's own tokens, joined.
+A generated store has text and no distributions. Axis D is its answers: `segment_ids` has the segment
+whose context is the prompt, and byte ends are those of the answer's own tokens, joined.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from store_schema.plan.plan import ShardRecord
 from store_schema.presets import Encoding
 
 _OF_THE_PLAN = ("corpus_fingerprint", "plan_fingerprint", "num_shards")
-"""No part of a store's identity: each commit says which segments it is of, so the same store stays valid
-when the plan grows, or is made for other models too."""
+"""No part of a store's identity: each commit says which segments it is of, so the same store stays
+valid when the plan grows, or is made for other models too."""
 _ALWAYS_NULL = ("top_p", "logprob_codec")
 _AS_WRITTEN = ("name", "revision", "gguf_file", "bos", "by_offsets")
 """Fields of `ModelIdentity` copied from the run file: no part of a store's identity."""

@@ -5,9 +5,9 @@ Entries: a position keeps its most probable entries until their sum reaches `top
 rest is tail mass. A floor gives the least error for a given size: removing an entry adds about its
 probability to the total variation, at any position.
 
-Log-probabilities: rounded to steps that are even in the square root of the probability. A step of d nats
-adds p d^2 / 24 to the KL divergence, which is then the same for each entry. No step is above `max_step`
-nats.
+Log-probabilities: rounded to steps that are even in the square root of the probability. A step of d
+nats adds p d^2 / 24 to the KL divergence, which is then the same for each entry. No step is above
+`max_step` nats.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Steps(StrictModel):
     max_step: float = Field(ge=1e-4, le=0.5)
     """Nats between neighbouring values, at most: the largest error of an entry."""
     label_step: float = Field(ge=1e-6, le=0.5)
-    """Nats between neighbouring values of a label's log-probability: its error is at most half of it."""
+    """Nats between neighbouring values of a label's log-probability: its error is at most half of
+    it."""
 
     @model_validator(mode="after")
     def _growing(self) -> Self:

@@ -162,6 +162,6 @@ def test_damaged_and_foreign_folders_are_one_line_each(
     (tmp_path / "run/plan/plan.json").unlink()
     for command in ("plan", "run"):  # also where there is no plan
         line = refused("extract", command, path)
-        assert "folder holds an adapter, not a model" in line
+        assert "folder has an adapter, not a model" in line
         assert "merge it into its base model" in line
     assert json.loads((model / "adapter_config.json").read_text())["model_type"] == "llama"

@@ -303,7 +303,7 @@ def test_a_store_with_distributions_is_refused(
     manifest = tmp_path / "run/generated/coder/manifest.json"
     reseal(manifest, top_k=8)
     expected = (
-        f"error: the store has distributions of answers, which are no longer kept in {manifest}: "
+        f"error: the store has distributions of answers, which are no longer supported in {manifest}: "
         "expected top_k null, got top_k 8; delete the store and run `logitfuse extract generate` again"
     )
     assert refused("extract", "generate", path) == expected

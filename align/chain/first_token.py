@@ -1,7 +1,7 @@
 """The first token of the target's tokenizer for every suffix (piece) of every source token.
 
-The tokenizer encodes all distinct pieces in one batch; nothing depends on its class. A piece that is not
-valid UTF-8 (cut inside a character) gets the longest target token that is a prefix of it.
+The tokenizer encodes all distinct pieces in one batch; nothing depends on its class. A piece that is
+not valid UTF-8 (cut inside a character) gets the longest target token that is a prefix of it.
 """
 
 from __future__ import annotations

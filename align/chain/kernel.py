@@ -5,9 +5,9 @@ the text so far: *closed*, its real tokens end here and a row begins; *open*, on
 with the text so far and reaches beyond it (the real token is kept apart from the others); *lost*, the
 rest of 1: a token other than the real one ended inside the text, and no stored row tells what follows
 it. The distribution of a position is the mixture of the next bytes in each state, and the mass of its
-label, divided by state, gives the probabilities of the states at the next position. So by the chain rule
-the product of the labels' probabilities over a segment is the source's own, and entries + tail = 1 at
-every position. docs/alignment.md has the rules and a drawing.
+label, divided by state, gives the probabilities of the states at the next position. So by the chain
+rule the product of the labels' probabilities over a segment is the source's own, and entries + tail =
+1 at every position. docs/alignment.md has the rules and a drawing.
 
 Shapes: D segments, N target positions, R source rows, E entries.
 """
@@ -207,7 +207,7 @@ def _segment(
 
 @bare
 def _open_tokens(label: Label, mapping: VocabularyMap, carried: Carried) -> None:
-    """Add the mass of each open source token to the target token that its remaining bytes begin with."""
+    """Add the mass of each open source token to the first target token of its remaining bytes."""
     at, length, mass = carried.opened
     step = label.end - label.begin
     for i in range(carried.number[OPEN]):

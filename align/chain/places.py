@@ -13,9 +13,9 @@ import numpy as np
 from align.chain.target_mass import TargetMass
 from store_schema.compiled import bare, compiled
 
-# Indices into `number`: how many tokens are open, row of the real token if it is open (-1 for none), row
-# that begins here (-1 for none), whether only part of that row is still possible; then the same for the
-# next position.
+# Indices into `number`: how many tokens are open, row of the real token if it is open (-1 for none),
+# row that begins here (-1 for none), whether only part of that row is still possible; then the same
+# for the next position.
 OPEN, REAL, CLOSED, PARTIAL = range(4)
 NEXT_OPEN, NEXT_REAL, NEXT_CLOSED, NEXT_PARTIAL = range(4, 8)
 NUM_NUMBERS = 8

@@ -102,8 +102,8 @@ def word_marks(
     ends: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.uint8]:
-    """[D] uint8, 1 where a segment's first token has one byte more than it covers of the text (the space
-    of a word mark).
+    """[D] uint8, 1 where a segment's first token has one byte more than it covers of the text (the
+    space of a word mark).
 
     Args:
         offsets: [D+1] where each segment's tokens begin.

@@ -85,8 +85,8 @@ def heaviest(
 ) -> int:
     """Write the `limit` tokens of most mass, the label always among them, in order of falling mass.
 
-    Masses are compared as float32, as they are stored; ties are in order of id. A coarse sort by `_step`
-    comes first, then only the steps that are written are sorted.
+    Masses are compared as float32, as they are stored; ties are in order of id. A coarse sort by
+    `_step` comes first, then only the steps that are written are sorted.
 
     Args:
         target_mass: The masses.

@@ -1,7 +1,7 @@
 """A vocabulary as a trie over bytes: which token must some bytes begin with, whatever follows them?
 
-Nodes are numbered by depth, then by bytes, so the children of a node have consecutive numbers in order of
-their bytes. A step is a short binary search over five bytes a node, which fit the CPU's cache.
+Nodes are numbered by depth, then by bytes, so the children of a node have consecutive numbers in order
+of their bytes. A step is a short binary search over five bytes a node, which fit the CPU's cache.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class TargetTrie(NamedTuple):
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> TargetTrie:
-        """The trie of a vocabulary. Of tokens with the same bytes the last is used: byte-fallback tokens
-        have the lower ids, and a tokenizer writes them only where it has no other token.
+        """The trie of a vocabulary. Of tokens with the same bytes the last is used: byte-fallback
+        tokens have the lower ids, and a tokenizer writes them only where it has no other token.
         """
         data = np.frombuffer(b"".join(vocabulary.tokens), np.uint8)
         offsets = np.concatenate(([0], np.cumsum(vocabulary.lengths)))

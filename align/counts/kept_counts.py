@@ -1,11 +1,11 @@
-"""The file `pair_counts.bin` of an aligned store: counts of token pairs, so that only one worker counts.
+"""The file `pair_counts.bin` of an aligned store: counts of token pairs, made by one worker for all.
 
     a sealed JSON record: what was counted, how many distinct pairs, SHA-256 of what follows
     source tokens [P] uint32, target tokens [P] uint32, counts [P] int64, little-endian
 
-Pairs are sorted by source token, then target token, so the same counts give the same bytes in any worker,
-and several may write the file at once. It is a cache: readers of the store do not need it, copies of
-the store leave it out, and a file that is missing, damaged or of other text is counted again.
+Pairs are sorted by source token, then target token, so the same counts give the same bytes in any
+worker, and several may write the file at once. It is a cache: readers of the store do not need it,
+copies of the store leave it out, and a file that is missing, damaged or of other text is counted again.
 """
 
 from __future__ import annotations

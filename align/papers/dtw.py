@@ -4,11 +4,11 @@ The cost of a cell is the edit distance between the two tokens' bytes in the tex
 as the space it stands for, and not at all where the text has no space. A cell (i, j) is reached from
 (i-1, j-1), (i-1, j) or (i, j-1), the first of them that is cheapest.
 
-Only cells whose tokens are within a band of bytes of each other are computed. Where the best path of the
-whole table lies inside the band, the banded path is the same, ties included. On the samples of the tests
-(prose, code, CJK, emoji; small tokenizers) it does. It leaves the band where one side has a token for a
-long run of spaces or letters and the other has none; there the two paths differ. Time and memory
-are linear in the length of a segment.
+Only cells whose tokens are within a band of bytes of each other are computed. Where the best path of
+the whole table lies inside the band, the banded path is the same, ties included. On the samples of the
+tests (prose, code, CJK, emoji; small tokenizers) it does. It leaves the band where one side has a
+token for a long run of spaces or letters and the other has none; there the two paths differ. Time and
+memory are linear in the length of a segment.
 
 Source: FuseLLM, arXiv 2401.10491, section 3.2 (the recursion and the cost). The public code takes
 word marks away before it compares and counts characters of the tokenizer's alphabet; here they are
@@ -141,7 +141,8 @@ def _band(source_ends: Any, target_ends: Any, width: int) -> tuple[Any, Any]:
 def _moves(
     source_ends: Any, target_ends: Any, text: Any, lows: Any, highs: Any, starts: Any, table: Any
 ) -> Any:
-    """The move by which each cell of the band is reached: uint8, rows end to end, beginning at `starts`."""
+    """The move by which each cell of the band is reached: uint8, rows end to end, beginning at
+    `starts`."""
     moves = np.empty(starts[-1], np.uint8)
     costs = np.full(len(target_ends), _FAR)  # of the row above, overwritten from the left
     previous_low = 0

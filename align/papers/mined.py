@@ -6,8 +6,8 @@ row of that source token is then mapped; entries that map to one target token ar
 positions have no entries, tail 1 and origin none.
 
 Row i is the distribution of token i on both sides. In the public code, row i of the stored logits
-predicts token i + 1 but is used under the match of token i, and where tokens do not match, that row is a
-one-hot of token i: off by one. Here both are of token i.
+predicts token i + 1 but is used under the match of token i, and where tokens do not match, that row is
+a one-hot of token i: off by one. Here both are of token i.
 
 Departures, each undone by an option (`MinedAligner.as_published` undoes all): the tail stays, where the
 public code has a softmax over the stored entries; no one-hot; entries that map to one token are

@@ -6,10 +6,10 @@ one, whose id is the first that the tokenizer writes. A source token whose bytes
 mapped to that token.
 
 The search for all others begins at target tokens of equal length and goes outwards, until the
-difference in length exceeds the best distance so far. The edit distance is computed only where two cheap
-lower bounds allow it: each byte value that one token has and the other lacks needs an edit; and an edit
-changes at most two pairs of neighbouring bytes. Both are counted on 64-bit hashes, where a collision can
-only weaken the bound. So the result is the same as comparing every pair.
+difference in length exceeds the best distance so far. The edit distance is computed only where two
+cheap lower bounds allow it: each byte value that one token has and the other lacks needs an edit; and
+an edit changes at most two pairs of neighbouring bytes. Both are counted on 64-bit hashes, where a
+collision can only weaken the bound. So the result is the same as comparing every pair.
 
 Source: FuseLLM, arXiv 2401.10491, section 3.2; the public code takes the first of equally near
 tokens in the order of a dictionary.
@@ -200,8 +200,8 @@ def _search(wanted: list[bytes], known: Mapping[bytes, int], workers: int) -> np
 
 
 def _reachable(wanted: list[bytes], known: Mapping[bytes, int]) -> npt.NDArray[np.int64]:
-    """[len(wanted)] upper bound of the least edit distance: the bytes beyond the longest prefix or suffix
-    that is a target token."""
+    """[len(wanted)] upper bound of the least edit distance: the bytes beyond the longest prefix or
+    suffix that is a target token."""
     shortest = min(map(len, known))
     at_most = np.empty(len(wanted), np.int64)
     for row, token in enumerate(wanted):

@@ -1,7 +1,8 @@
 """Count pairs of source and target tokens in training text, once for all workers.
 
 Every worker would count the same text. The first to finish writes its counts into the aligned store
-(`kept_counts`); workers that start later read them, and those that are still counting stop and read them.
+(`kept_counts`); workers that start later read them, and those that are still counting stop and read
+them.
 """
 
 from __future__ import annotations

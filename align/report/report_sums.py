@@ -2,9 +2,9 @@
 
 Figures in bits per byte compare a source with itself: the NLL of the aligned labels with the NLL of the
 source's own tokens, on the same bytes. They are taken over common spans, the smallest parts of a text
-that begin and end with a token on both sides. A span counts where the probabilities of its source tokens
-and of all its aligned labels are known. Its origin is "inside" if any of its target tokens starts
-inside a source token.
+that begin and end with a token on both sides. A span counts where the probabilities of its source
+tokens and of all its aligned labels are known. Its origin is "inside" if any of its target tokens
+starts inside a source token.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A viewed segment as an HTML page, and as lines for a terminal.
 
-The page is one file that loads no other; a content security policy allows only its own script, by digest.
-All text is escaped, and characters that are invisible or change the text's direction are shown by
-name. The text is there once for each source, cut where tokens of either side begin, with a coloured band
-for each source token above it and for each target token below it.
+The page is one file that loads no other; a content security policy allows only its own script, by
+digest. All text is escaped, and characters that are invisible or change the text's direction are shown
+by name. The text is there once for each source, cut where tokens of either side begin, with a coloured
+band for each source token above it and for each target token below it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class _Side:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the text, of whole characters, in which no token of either side begins but at its start.
+    """A part of the text, of whole characters, in which no token of either side begins but at its
+    start.
 
     Args:
         start: First byte.

@@ -49,7 +49,8 @@ class Location(Protocol):
     def write_atomic(self, key: str, data: bytes) -> None: ...
 
     def open_write(self, key: str) -> BinaryIO:
-        """A file to stream into. Not atomic: for files that count only once a later record names them."""
+        """A file to stream into. Not atomic: for files that count only once a later record names
+        them."""
         ...
 
     def replace(self, key: str, final: str) -> None:

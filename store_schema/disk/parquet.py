@@ -54,7 +54,8 @@ def read_parquet(
     try:
         file = _opened(source, schema, since)
         chosen = list(range(file.num_row_groups)) if row_group is None else [row_group]
-        # Only totals of row groups: asked for the metadata of damaged columns, Arrow aborts the process.
+        # Only totals of row groups: asked for the metadata of damaged columns, Arrow aborts the
+        # process.
         groups = [file.metadata.row_group(i) for i in chosen]
         require_at_most("rows", max_rows, sum(group.num_rows for group in groups))
         require_at_most("bytes", max_bytes, sum(group.total_byte_size for group in groups))

@@ -1,9 +1,9 @@
 """Zarr's codec `numcodecs.pcodec`, for writing and reading the arrays of a store.
 
-It is stored under the name that zarr and numcodecs use, so any Zarr library with pcodec reads the arrays.
-This class of our own is needed for writing because numcodecs 0.16 passes pcodec an option that no longer
-exists; it is given to zarr as an object and not registered. Reading (`guards`) decompresses into an array
-of known size, so hostile bytes cannot make it allocate more.
+It is stored under the name that zarr and numcodecs use, so any Zarr library with pcodec reads the
+arrays. This class of our own is needed for writing because numcodecs 0.16 passes pcodec an option that
+no longer exists; it is given to zarr as an object and not registered. Reading (`guards`) decompresses
+into an array of known size, so hostile bytes cannot make it allocate more.
 """
 
 from __future__ import annotations

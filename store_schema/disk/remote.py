@@ -96,7 +96,8 @@ def open_zarr_store(url: str, *, read_only: bool) -> FsspecStore:
 
 
 def call(filesystem: Any, method: str, *args: Any, **options: Any) -> Any:
-    """Call a method of the file system, with a timeout of `CALL_DEADLINE_S` if the driver supports it."""
+    """Call a method of the file system, with a timeout of `CALL_DEADLINE_S` if the driver supports
+    it."""
     if filesystem.async_impl:
         options["timeout"] = CALL_DEADLINE_S
     return getattr(filesystem, method)(*args, **options)

@@ -1,7 +1,7 @@
 """Records on disk (manifest, commit, plan): JSON objects with a schema version and their own digest.
 
-A single changed byte is detected when a record is read, and a record of another schema version is refused
-before any of its fields is used. A record may be hostile: its size and depth are limited, and
+A single changed byte is detected when a record is read, and a record of another schema version is
+refused before any of its fields is used. A record may be hostile: its size and depth are limited, and
 messages show only short, printable parts of it.
 """
 

@@ -6,8 +6,8 @@ step reaches `max_step` nats, and evenly in nats from there on, with x = -log p:
     x < corner:   q = (2 / step) (1 - exp(-x / 2))                      corner = 2 ln(max_step / step)
     x >= corner:  q = (2 / step) (1 - step / max_step) + (x - corner) / max_step
 
-Codes rise within a row, so the difference to the previous entry is stored (its rise). Entries of one code
-are sorted by frequency rank, and such a rank is stored as its difference to the previous one, less
+Codes rise within a row, so the difference to the previous entry is stored (its rise). Entries of one
+code are sorted by frequency rank, and such a rank is stored as its difference to the previous one, less
 one. That saves log2(m!) bits for every m entries of a code.
 
 The tail has a code too. If it is below one half, the decoded row is scaled so that entries and tail sum
@@ -230,7 +230,8 @@ def place_starts(offsets: Any) -> Any:
 
 @compiled
 def to_place_major(entries: Any, offsets: Any) -> Any:
-    """Entries [E] in place-major order: first entries of all rows, then all second entries, and so on."""
+    """Entries [E] in place-major order: first entries of all rows, then all second entries, and so
+    on."""
     out = np.empty_like(entries)
     place = place_starts(offsets)
     for row in range(len(offsets) - 1):

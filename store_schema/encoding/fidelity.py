@@ -1,7 +1,7 @@
 """How far stored distributions are from the full ones: divergences, and errors of the gradient.
 
-For a row with full probabilities p_j, stored entries s_j, tail mass t, a prior u_j in proportion to which
-the tail is spread, and a student's probabilities q_j:
+For a row with full probabilities p_j, stored entries s_j, tail mass t, a prior u_j in proportion to
+which the tail is spread, and a student's probabilities q_j:
 
     stored_j = s_j                                      for ids that are entries
                t u_j / (sum of u over the other ids)    for the other ids
@@ -17,9 +17,9 @@ mass on the entries and outside them):
     drop:         c = m,            d = 0,      e = 1
     renormalise:  c = 1,            d = 0,      e = 1 / m
 
-The error of ghat is its angle to g and its relative norm error | |ghat| - |g| | / |g|, in two ways: row by
-row, weighted by |g|; and with all rows as one vector, as in an optimizer step, where the errors of
-different rows partly cancel.
+The error of ghat is its angle to g and its relative norm error | |ghat| - |g| | / |g|, in two ways:
+row by row, weighted by |g|; and with all rows as one vector, as in an optimizer step, where the errors
+of different rows partly cancel.
 
 Sums are float64. Angles below about 1e-5 degrees, and a KL slightly below 0, are rounding errors of the
 float32 inputs.

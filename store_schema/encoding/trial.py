@@ -134,8 +134,8 @@ def try_encoding(arrays: Arrays, encoding: Encoding, ranking: Ranking) -> Trial:
 def half_learned(
     logprobs_RV: npt.NDArray[np.float32], counts_V: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """Log-probabilities [R, V] of a made-up student, to measure gradients with: the normalised geometric
-    mean of the source's distribution and token frequencies.
+    """Log-probabilities [R, V] of a made-up student, to measure gradients with: the normalised
+    geometric mean of the source's distribution and token frequencies.
 
     Args:
         logprobs_RV: The source's, in nats.

@@ -1,7 +1,7 @@
 """From the output layer's product to a model's logits: a scale and a soft cap, read from its config.
 
-Public architectures do nothing else. For any other model `head_error` shows that the logits computed here
-differ from its own.
+Public architectures do nothing else. For any other model `head_error` shows that the logits computed
+here differ from its own.
 """
 
 from __future__ import annotations

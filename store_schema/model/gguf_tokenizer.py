@@ -2,8 +2,8 @@
 
 A GGUF file has pieces and, for some kinds, merges. The rule by which text is split before the merges is
 only named (`tokenizer.ggml.pre`), and BOS is a flag. Readers know some of the names and silently use
-GPT-2's rule for all others, which gives other ids than the model was trained on. Here an unknown name is
-refused.
+GPT-2's rule for all others, which gives other ids than the model was trained on. Here an unknown name
+is refused.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ _WHOLE_WORDS = frozenset(
         "tekken",
     ]
 )
-"""Kinds that ignore the merges for a word that is a piece as a whole; they also put BOS before a text if
-the file has no flag."""
+"""Kinds that ignore the merges for a word that is a piece as a whole; they also put BOS before a text
+if the file has no flag."""
 _NFC = frozenset({"qwen2", "qwen35"})
 """Kinds whose own tokenizer.json normalises to NFC."""
 
@@ -142,8 +142,8 @@ def _byte_level(spec: dict[str, Any], pre: str | None, *, where: str) -> dict[st
 def _sentencepiece(spec: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Spaces become word marks, with one before a text if the file says so; text is not split first.
 
-    User-defined pieces, such as runs of spaces, are matched before all others, the longest first. So the
-    merges that form them come first, the longest first.
+    User-defined pieces, such as runs of spaces, are matched before all others, the longest first. So
+    the merges that form them come first, the longest first.
     """
     steps: list[dict[str, Any]] = []
     if metadata.get("tokenizer.ggml.add_space_prefix", True):

@@ -150,8 +150,8 @@ def local_ref(ref: ModelRef) -> ModelRef:
 
 
 def with_folder(ref: ModelRef, folder: Path) -> ModelRef:
-    """The same reference with its files from a folder, without revision and GGUF file; all other options
-    of the run file stay."""
+    """The same reference with its files from a folder, without revision and GGUF file; all other
+    options of the run file stay."""
     return ref.model_copy(update={"model": str(folder), "revision": None, "gguf_file": None})
 
 
@@ -193,7 +193,7 @@ def _from_hub(
         return snapshot(local_files_only=False)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            "model is neither a folder nor to be had from the hub",
+            "model is neither a folder nor available from the hub",
             where=ref.model,
             got=f"{type(error).__name__}: {str(error)[:160]}",
             hint="check name, revision and network, or give a local folder",
@@ -201,7 +201,8 @@ def _from_hub(
 
 
 def model_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
-    """config.json as a dict; values of `text_config` (models of several parts) replace those outside it.
+    """config.json as a dict; values of `text_config` (models of several parts) replace those outside
+    it.
 
     Args:
         folder: The model's folder.
@@ -263,7 +264,7 @@ def config_folder(ref: ModelRef) -> Path | None:
         path = cached_file(ref.model, "config.json", revision=ref.revision)
     except (OSError, ValueError) as error:
         raise ModelError(
-            "model is neither a folder nor to be had from the hub",
+            "model is neither a folder nor available from the hub",
             where=ref.model,
             got=str(error)[:160],
             hint="check name, revision and network, or give a local folder",

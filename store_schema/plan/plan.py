@@ -1,7 +1,7 @@
 """The plan: documents split into segments, and segments assigned to shards, once for all models.
 
-`segments.parquet` has the segments with their text, one row group per shard, so that a worker reads only
-its own; `plan.json` has the rest. It is written last: without it there is no plan.
+`segments.parquet` has the segments with their text, one row group per shard, so that a worker reads
+only its own; `plan.json` has the rest. It is written last: without it there is no plan.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Segment:
 
     @property
     def has_prompt(self) -> bool:
-        """Whether its context is a prompt that sources may answer: only of a document's first segment, and
-        of a chat turn's content, not of the thought before it."""
+        """Whether its context is a prompt that sources may answer: only of a document's first segment,
+        and of a chat turn's content, not of the thought before it."""
         asks = self.context is not None and self.byte_start == 0
         return asks and "part" not in json.loads(self.context or "{}")
 
@@ -315,8 +315,8 @@ ShardContent = tuple[Sequence[Segment], dict[str, int]]
 def _grow(location: Location, shards: Iterable[ShardContent], kept: Plan) -> list[ShardRecord]:
     """Write a segment file with further shards; returns the records of all shards.
 
-    The longer file replaces the old one atomically and begins with the same row groups, so processes that
-    have the old plan open can go on reading.
+    The longer file replaces the old one atomically and begins with the same row groups, so processes
+    that have the old plan open can go on reading.
     """
     shards = iter(shards)
     first = next(shards, None)

@@ -1,7 +1,7 @@
 """Location of the aligned store of a source, for a run that uses the data of another run.
 
-An alignment depends on target and method. A run that has the same of both uses the aligned stores of the
-run whose data it uses; any other keeps its aligned stores in its own folder.
+An alignment depends on target and method. A run that has the same of both uses the aligned stores of
+the run whose data it uses; any other keeps its aligned stores in its own folder.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Read a store that may be hostile: everything in it is checked before it is used.
 
-Arrays are read by the code below, not by a Zarr library, and only in the form that our writer writes. So
-no codec is looked up by a name from the store, no missing chunk is read as fill values, and every size is
-known before memory is allocated. Refused are:
+Arrays are read by the code below, not by a Zarr library, and only in the form that our writer writes.
+So no codec is looked up by a name from the store, no missing chunk is read as fill values, and every
+size is known before memory is allocated. Refused are:
 
 - a file longer than the commit says, or not a regular file (a pipe would never end)
 - a shard whose arrays would be larger than `MAX_RATIO` times its files plus `SLACK_BYTES`
@@ -47,8 +47,8 @@ RESTORE = "restore it from a copy of the store, or delete the store and run the 
 
 
 def require_sane(manifest: Manifest, where: str) -> None:
-    """Refuse impossible sizes, which readers would allocate and loop by, and stores of an earlier version
-    whose tokens do not join to the text.
+    """Refuse impossible sizes, which readers would allocate and loop by, and stores of an earlier
+    version whose tokens do not join to the text.
 
     Raises:
         CorruptionError: A field has an impossible value; names it.
@@ -110,7 +110,8 @@ def check_commit(
         where: Store and shard, for messages.
 
     Raises:
-        CorruptionError: Its arrays are too large for its files, or its files are not those of the layout.
+        CorruptionError: Its arrays are too large for its files, or its files are not those of the
+            layout.
     """
     counts = commit.counts
     most = counts.positions * manifest.max_entries
