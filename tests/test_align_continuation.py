@@ -53,7 +53,7 @@ def test_no_piece_begins_with_a_token_that_the_target_has_no_row_for(kind: str) 
     hf.add_tokens(["PAD"])
     target = SegmentTokenizer(hf, name=kind)
     assert piece_table(source.vocabulary, target).start.max() >= rows
-    target.end_at(rows)
+    target.limit_vocabulary(rows)
     assert target.beyond_rows == ("PAD",)
     table = piece_table(source.vocabulary, target)
     for first in (table.middle, table.start):

@@ -71,8 +71,8 @@ def test_a_store_with_more_than_is_kept_says_what_to_run_again(name: str, more: 
         else ("generate", "expected top_k null, got top_k 4")
     )
     assert caught.value.line() == (
-        f"the store has {more}, which are no longer supported in {GOLDEN / name / 'store/manifest.json'}: "
-        f"{differs}; delete the store and run `logitfuse extract {stage}` again"
+        f"the store has {more}, which are no longer supported in "
+        f"{GOLDEN / name / 'store/manifest.json'}: {differs}; delete the store and run `logitfuse extract {stage}` again"
     )
 
 

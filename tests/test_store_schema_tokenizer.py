@@ -486,8 +486,8 @@ def test_the_vocabulary_ends_at_the_models_rows(tmp_path: Path, kind: Any) -> No
 def test_a_tokenizer_of_another_model_is_told() -> None:
     tokenizer = SegmentTokenizer(tiny_tokenizer("byte_level"), name="m")
     for rows, another in ((tokenizer.vocab_size - 9, False), (300, True)):
-        tokenizer.end_at(rows)
-        assert tokenizer.seems_anothers is another
+        tokenizer.limit_vocabulary(rows)
+        assert tokenizer.is_of_other_model is another
         for text in (token for token in tokenizer.beyond_rows if token.isascii()):
             with pytest.raises(NoRowError) as caught:
                 tokenizer.token_ends([text])

@@ -147,7 +147,7 @@ def _domain_table(source: str, every: Mapping[str, Any], domains: Mapping[str, A
         kind = "all" if item is every and len(domains) > 1 else ""
         rows.append(_row(name, item | {"share": item["coverage"]}, kind))
         rows += [_row(origin, part, "part") for origin, part in item["origins"].items()]
-    caption = "Positions by domain and origin; share: of covered positions, or of an origin's"
+    caption = "Positions by domain and origin; share: positions covered, or of an origin"
     head = [("", ""), *((title, "") for _, title in COLUMNS)]
     return Table(f"{source}: {caption}", head, rows)
 

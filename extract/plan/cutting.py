@@ -137,7 +137,7 @@ def _rowless(tokenizer: SegmentTokenizer) -> str:
         f"{tokenizer.name}: the model has no row for {len(beyond):,} of its tokenizer's tokens "
         f"({shown}): text that reaches one is not taken"
     )
-    return told + ("; it seems to belong to another model" if tokenizer.seems_anothers else "")
+    return told + ("; it seems to belong to another model" if tokenizer.is_of_other_model else "")
 
 
 def _reason(error: TokenizerError, otherwise: str) -> str:
