@@ -40,7 +40,7 @@ class AlignSection(MethodOptions):
     """Entries kept at each position, at most; the rest is tail."""
 
     def content(self) -> dict[str, Any]:
-        """As `SectionModel.content` says."""
+        """See `SectionModel.content`."""
         left_out = METHODS.left_out(self.method)
         return {name: value for name, value in super().content().items() if name not in left_out}
 

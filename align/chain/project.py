@@ -92,7 +92,7 @@ class BytesAligner:
     def align(
         self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
     ) -> Arrays:
-        """As `Aligner` says."""
+        """See `Aligner`."""
         return project(source, texts, target, self.mapping, max_entries=self.max_entries)
 
 

@@ -15,7 +15,7 @@ class Bytes(MethodKind):
     """Any two tokenizers: the chain rule on bytes (below); the default."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.chain.project import BytesAligner
         from align.prepare.prepare import vocabulary_map
 

@@ -18,14 +18,14 @@ class Exact(MethodKind):
     """
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.methods.exact import ExactAligner
         from align.prepare.prepare import eos_ids
 
         return ExactAligner(sides.reader.location.url, sides.target.vocab_size, eos_ids(sides))
 
     def check(self, source: Vocabulary, target: Vocabulary, where: str) -> None:
-        """As `MethodKind.check` says."""
+        """See `MethodKind.check`."""
         from align.methods.exact import require_same_vocabulary
 
         require_same_vocabulary(source, target, where=where)

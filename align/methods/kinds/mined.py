@@ -15,7 +15,7 @@ class Mined(MethodKind):
     """FuseLLM: tokens matched by dynamic time warping, vocabularies by least edit distance."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.papers.carry import CarryOptions
         from align.papers.mined import MinedAligner
         from align.prepare.prepare import nearest

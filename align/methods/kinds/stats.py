@@ -15,7 +15,7 @@ class Stats(MethodKind):
     """FuseChat: as mined, but vocabularies matched by how often tokens stand at the same text."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.papers.carry import CarryOptions
         from align.papers.stats import StatsAligner
         from align.prepare.prepare import most_matched
