@@ -75,7 +75,7 @@ class Likelihoods:
             ]
         )
 
-    def of_others(self, answer: Answer) -> float | None:
+    def by_other_sources(self, answer: Answer) -> float | None:
         """Nats a byte, the mean of all sources but its author.
 
         Returns:

@@ -12,7 +12,7 @@ from typing import Any
 from extract.generation.answer_documents import AnswerStore, left_out
 from extract.judge_kinds.kind import Answer, Question
 from extract.judging.config import JudgeSection
-from extract.judging.final_answers import holds_answer
+from extract.judging.final_answers import contains_answer
 from store_schema.config import RunConfig
 from store_schema.plan.plan import Plan, Segment, ShardRecord
 
@@ -26,12 +26,12 @@ class Asked:
     Args:
         question: The prompt.
         answers: In the order of the run file's sources, then by number; never empty.
-        holds_answer: Whether the prompt holds its answer.
+        contains_answer: Whether the prompt holds its answer.
     """
 
     question: Question
     answers: tuple[Answer, ...]
-    holds_answer: bool
+    contains_answer: bool
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class AnsweredPrompts:
         found = []
         for row, question in questions.items():
             answers = usable.get(row, [])
-            held = holds_answer(_said(question.messages), question.reference)
+            held = contains_answer(_said(question.messages), question.reference)
             counts.prompts += 1
             if held:
                 counts.held.append(question.document_id)

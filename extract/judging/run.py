@@ -259,7 +259,7 @@ def _vote(
         for scores_A, scale in zip(scores_JA, scales, strict=True)
     ]
     totals_A = totals(section.vote, votes_JA)
-    likelihoods_A = [None if known is None else known.of_others(a) for a in asked.answers]
+    likelihoods_A = [None if known is None else known.by_other_sources(a) for a in asked.answers]
     values_JA = [[score.value for score in scores_A] for scores_A in scores_JA]
     places = passing([judge.min_score for judge in section.judges], values_JA)
     best = None
