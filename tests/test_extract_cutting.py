@@ -181,7 +181,7 @@ def test_tokens_without_rows_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "extract"):
         cut_corpus(table_of("a"), {"padded": tokenizer}, 64, drop_unreadable=False)
     [line] = caplog.messages
-    assert line.endswith("; it seems to belong to another model")
+    assert line.endswith("; it seems to be another model's")
 
 
 def test_the_benchmark_measures_the_real_thing(tmp_path: Path) -> None:

@@ -492,7 +492,7 @@ def test_a_tokenizer_of_another_model_is_told() -> None:
             with pytest.raises(NoRowError) as caught:
                 tokenizer.token_ends([text])
             line = caught.value.line()
-            assert ("it seems to belong to another model" in line) is another
+            assert ("it seems to be another model's" in line) is another
             assert ("take it out of the text" in line) is not another
 
 
