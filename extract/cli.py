@@ -73,17 +73,17 @@ def show(run: RunConfig, wanted: str) -> None:
 def plan(run: RunConfig, recut: bool) -> None:
     """Split documents into segments, assign them to shards, and estimate the cost of scoring."""
     from extract.config import ExtractSection, PlanSection
-    from extract.plan.kept_plan import begun_stores, take_back
+    from extract.plan.kept_plan import existing_stores, uncommit_changed
     from extract.plan.planning import make_plan
     from extract.report.outlook import store_lines
     from extract.report.tables import plan_report
 
     with timed_stage(run, "plan") as figures:
         made, changed = make_plan(run, recut=recut)
-        taken_back = take_back(made, begun_stores(run)) if recut else []
+        uncommitted = uncommit_changed(made, existing_stores(run)) if recut else []
         figures |= {"segments": made.record.num_segments, "shards": len(made.shards)}
-    if taken_back:
-        click.echo("\n".join(taken_back))
+    if uncommitted:
+        click.echo("\n".join(uncommitted))
     if not changed:
         refused = store_lines(run, made, only_refused=True)
         click.echo("\n".join(["plan complete, nothing to do", *refused]))
@@ -203,7 +203,9 @@ def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -
 
 
 @click.command("tune")
-@click.option("--source", required=True, metavar="NAME", help="Source whose distributions are used.")
+@click.option(
+    "--source", required=True, metavar="NAME", help="Source whose distributions are used."
+)
 @click.option(
     "--positions",
     type=click.IntRange(min=1),

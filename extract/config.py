@@ -22,7 +22,8 @@ LEAST_TEMPERATURE = 0.01
 """Lowest sampling temperature; below it sampling is the same as taking the most probable token."""
 
 MIN_TEXT_TOKENS = 8
-"""Tokens that a context must leave for text: enough for any character in any byte-complete tokenizer."""
+"""Tokens that a context must leave for text: enough for any character in any byte-complete
+tokenizer."""
 
 Thoughts = Literal["context", "train", "drop"]
 UnicodeForm = Literal["nfc", "keep"]
@@ -82,16 +83,17 @@ class CorpusInput(StrictModel):
     split: str | None = Field(default=None, min_length=1)
     """Split of every document of this input, instead of a column."""
     ids: Literal["column", "file", "place"] = "column"
-    """Ids of documents: the id column; file: the file's name and the id column, for files that each count
-    from 0; place: file name and row number."""
+    """Ids of documents: the id column; file: the file's name and the id column, for files that each
+    count from 0; place: file name and row number."""
     prompt_as: Literal["text", "chat"] = "text"
-    """Whether a prompt is plain text before the response, or a user turn in each model's chat template."""
+    """Whether a prompt is plain text before the response, or a user turn in each model's chat
+    template."""
     chat: ChatInput = ChatInput()
     """How chats are read, for formats that are not recognised."""
 
     def content(self) -> dict[str, Any]:
-        """The fields that determine its documents, for fingerprints. Fields of later versions are included
-        only if they are set."""
+        """The fields that determine its documents, for fingerprints. Fields of later versions are
+        included only if they are set."""
         content = self.model_dump(mode="json", exclude={"path"})
         if self.corpus is None:
             del content["corpus"]
@@ -129,7 +131,8 @@ class CorpusSection(SectionModel):
     split_fractions: dict[str, float] = Field(
         default={"train": 0.9, "valid": 0.05, "test": 0.05}, min_length=1
     )
-    """Shares of the splits for documents without one, which are assigned by a seeded hash of their id."""
+    """Shares of the splits for documents without one, which are assigned by a seeded hash of their
+    id."""
     on_bad: Literal["error", "drop"] = "error"
     """What to do with a document that cannot be used: stop, or drop it and count the reason."""
     unicode: UnicodeForm | None = None
@@ -137,9 +140,9 @@ class CorpusSection(SectionModel):
     None: nfc if a tokenizer of the run converts text itself (Qwen's), else keep."""
 
     thoughts: Thoughts = "context"
-    """What is done with reasoning that messages have in a field of its own. context: it is context of the
-    answer, if a model's template renders it; train: it is also a response of its own; drop: it is left
-    out."""
+    """What is done with reasoning that messages have in a field of its own. context: it is context of
+    the answer, if a model's template renders it; train: it is also a response of its own; drop: it is
+    left out."""
 
     def split_name(self, name: str) -> str:
         """The split's name in the corpus."""
@@ -202,10 +205,10 @@ class ExtractSection(EngineOptions):
     )
 
     engine: Annotated[str, ENGINES.choice_or("auto")] = "auto"
-    """What runs the model: an engine listed in extract/engine_kinds/__init__.py. vllm and transformers give
-    the same to about 1e-5 nats. auto: the engine that the store was begun with; else transformers where
-    only it can do the work (sampled, `device: cpu`) and for bf16 and fp16 models with a float32 head on
-    a machine without a GPU, and vLLM for all others."""
+    """What runs the model: an engine listed in extract/engine_kinds/__init__.py. vllm and transformers
+    give the same to about 1e-5 nats. auto: the engine that the store was begun with; else transformers
+    where only it can do the work (sampled, `device: cpu`) and for bf16 and fp16 models with a float32
+    head on a machine without a GPU, and vLLM for all others."""
     top_k: int = Field(default=64, ge=1, le=1 << 17)
     """topk: entries that the engine returns at each position; section `store` says which are kept."""
     estimator: Literal["topk", "sampled"] = "topk"
@@ -216,15 +219,16 @@ class ExtractSection(EngineOptions):
     sampled_head: int = Field(default=0, ge=0, le=1 << 17)
     """sampled: the most probable entries that are kept exactly; draws are then from the others."""
     fp32_head: bool = True
-    """Compute the logits of bf16 and fp16 models in float32: in bf16 about 30 logits of a row are equal."""
+    """Compute the logits of bf16 and fp16 models in float32: in bf16 about 30 logits of a row are
+    equal."""
     quantization: str | None = Field(default=None, min_length=1)
     """vllm: how weights are quantised on loading, by vLLM's name ("fp8", "bitsandbytes"). None
     follows the checkpoint."""
     device: Device = "auto"
     """Device of the transformers engine (vLLM's device is that of its installed build)."""
     head_rows: int | None = Field(default=None, ge=1)
-    """transformers: rows of logits in memory at a time. A row takes 8 bytes per id, 16 if it is sampled.
-    None: 256 on a CPU, 1,024 on a GPU."""
+    """transformers: rows of logits in memory at a time. A row takes 8 bytes per id, 16 if it is
+    sampled. None: 256 on a CPU, 1,024 on a GPU."""
     batch_tokens: int = Field(default=4096, ge=1)
     """transformers: tokens of one forward pass, with padding."""
     tap: bool = True
@@ -255,8 +259,8 @@ class ExtractSection(EngineOptions):
         return self
 
     def content(self) -> dict[str, Any]:
-        """See `SectionModel.content`. Has the removed field extras too, so that existing stores keep their
-        fingerprints."""
+        """See `SectionModel.content`. Has the removed field extras too, so that existing stores keep
+        their fingerprints."""
         left_out = ENGINES.left_out(self.engine)
         kept = {name: value for name, value in super().content().items() if name not in left_out}
         return kept | {"extras": []}

@@ -63,7 +63,7 @@ def test_what_a_model_does_shows(bidirectional: Path, tiny_models: dict[str, Pat
         if causal:
             require_causal(engine, spec, segments)
         else:
-            with pytest.raises(ModelError, match="later text changes what it says before it"):
+            with pytest.raises(ModelError, match="later text changes earlier predictions"):
                 require_causal(engine, spec, segments)
             short = [EncodedSegment((), s.token_ids[:3], s.byte_ends[:3]) for s in segments]
             require_causal(engine, spec, short)  # too short to tell
@@ -98,14 +98,14 @@ def test_refused_before_the_plan_and_before_anything_is_scored(
     path = write_run(tmp_path, models)
     ok("corpus", "build", path)
     line = refused("extract", "plan", path)
-    assert "both_ways is no causal language model" in line
+    assert "both_ways is not a causal language model" in line
     assert "use_bidirectional_attention: true" in line
     assert not (tmp_path / "run/plan").exists()
-    assert "both_ways is no causal" in refused("extract", "run", path)
+    assert "both_ways is not a causal" in refused("extract", "run", path)
     saying_nothing = "store_schema.model.model_check.require_causal_config"
     monkeypatch.setattr(saying_nothing, lambda *_, **__: None)
     ok("extract", "plan", path)
-    with pytest.raises(ModelError, match="both_ways is no causal language model"):
+    with pytest.raises(ModelError, match="both_ways is not a causal language model"):
         run_source(load_run(path), "both_ways", Part())
     assert not list((tmp_path / "run/stores/both_ways").glob("commits/*"))
 

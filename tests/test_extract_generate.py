@@ -115,7 +115,7 @@ def test_command_reports_counts_and_is_a_no_op(
     # Seven prompts as text, a long, a wide and an edge one, two turns, a chat.
     assert re.search(r"coder +(\d+)/\1 +13 +39 +", out), out
     assert re.search(r"source +stop +stop text +length +empty +prompt too long\n", out)
-    assert re.search(r"not asked: 1 documents without a prompt, \d+ later segments", out)
+    assert re.search(r"not answered: 1 documents without a prompt, \d+ later segments", out)
     stats = [c.stats for c in store_of(path).commits.values()]
     finishes = {f: sum(s[f"finish/{f.name.lower()}"] for s in stats) for f in Finish}
     stored = np.concatenate([store_of(path).read(s)["finish"] for s in store_of(path).commits])

@@ -65,9 +65,7 @@ def test_packed_lines_are_read(
 def test_packed_text_is_read_where_the_format_is_given(tmp_path: Path) -> None:
     (tmp_path / "a.zst").write_bytes(zstd(b"one\r\ntext\n" * 4000))
     entry = {"path": str(tmp_path / "a.zst"), "domain": "d", "split": "train"}
-    assert "format of an input is not known" in refused(
-        "corpus", "build", run_of(tmp_path, entry)
-    )
+    assert "format of an input is not known" in refused("corpus", "build", run_of(tmp_path, entry))
     path = run_of(tmp_path, entry | {"format": "text"})
     ok("corpus", "build", path)
     assert texts(path) == {"a.zst": "one\r\ntext\n" * 4000}

@@ -343,7 +343,7 @@ def test_formulas_are_compared(tmp_path: Path, chat_models: dict[str, Path]) -> 
         return r"\boxed{\sqrt{49}}" if document == "sum" else wrong(document, number)
 
     path = answered(tmp_path, chat_models, {"coder": wrong, "writer": writer})
-    assert "one score for all" in not_judged(path, *EXACT)
+    assert "the same score for all" in not_judged(path, *EXACT)
     judged(path, *judges({"kind": "exact_answer", "compare": "math_verify"}))
     assert [r.source for r in scores_of(path) if r.score == 1.0] == ["writer"]
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from extract.judge_kinds import JUDGES
 from extract.judging.config import JudgeSection
 from extract.judging.final_answers import (
-    final_answer,
     contains_answer,
+    final_answer,
     same_answer,
     stated_answer,
 )

@@ -73,7 +73,7 @@ def test_sources_come_and_go(begun: Path, tmp_path: Path, tiny_models: dict[str,
     said = ok("extract", "plan", again(begun, tiny_models, *TWO, "facts", **room)).splitlines()
     count = len(before.shards)
     assert f"code: {count} of {count} shards kept" in said
-    assert f"facts: nothing there, {count} to extract" in said
+    assert f"facts: no shards yet, {count} to extract" in said
     grown = plan_of(begun)
     assert grown.fingerprint == before.fingerprint
     facts = SegmentTokenizer.load(load_run(begun).sources["facts"], name="facts")

@@ -22,7 +22,8 @@ class Shape:
 
     Args:
         name: Its name in `chat.format`.
-        needed: Columns that must have a value, each as alternatives of which the first with one is read.
+        needed: Columns that must have a value, each as alternatives of which the first with one is
+            read.
         beside: Columns that are read if they have a value.
     """
 
@@ -311,6 +312,8 @@ def _last_answer(turns: tuple[Turn, ...], reader: MessageReader) -> tuple[tuple[
     """The turns before the assistant's last one (such as tool calls), and that turn."""
     places = [i for i, turn in enumerate(turns) if turn.role == ASSISTANT]
     if not places or any(turn.role == "user" for turn in turns):
-        raise reader.bad("the response has no assistant turn, or a user turn", f"{len(turns)} messages")
+        raise reader.bad(
+            "the response has no assistant turn, or a user turn", f"{len(turns)} messages"
+        )
     reader.tally.notes[TURNS_BEHIND] += len(turns) - places[-1] - 1
     return turns[: places[-1]], turns[places[-1]]

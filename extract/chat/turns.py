@@ -1,7 +1,7 @@
 """Read messages of any published format into turns.
 
-Formats are recognised only by the names of fields (`role` or `from`, `content` or `value`, text or a list
-of parts), never by the content. A field with a value that is not used is counted by its name.
+Formats are recognised only by the names of fields (`role` or `from`, `content` or `value`, text or a
+list of parts), never by the content. A field with a value that is not used is counted by its name.
 """
 
 from __future__ import annotations
@@ -378,8 +378,8 @@ def is_messages(value: Any) -> bool:
 
 
 def _rows(value: Any) -> Any:
-    """From an object with a list for each field (as in `datasets`) to a list of objects; any other value
-    unchanged."""
+    """From an object with a list for each field (as in `datasets`) to a list of objects; any other
+    value unchanged."""
     if not isinstance(value, Mapping) or not value:
         return value
     lengths = {len(part) if isinstance(part, list) else -1 for part in value.values()}

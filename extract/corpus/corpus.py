@@ -1,7 +1,7 @@
 """`corpus build`: from inputs to documents.parquet and, written last, corpus.json.
 
-Everything is checked before anything is written, so a bad document leaves an earlier corpus unchanged. All
-texts are in memory once, as Arrow arrays.
+Everything is checked before anything is written, so a bad document leaves an earlier corpus unchanged.
+All texts are in memory once, as Arrow arrays.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ _UNDECIDED = re.compile(
 )
 """Text without any of these characters is in NFC: a fast test, true for most text."""
 _KEY = re.compile(r'(?<!\\)"normalizer"\s*:\s*(?=[{n])')
-"""The key "normalizer" of tokenizer.json, not the same word in its vocabulary (followed by a number)."""
+"""The key "normalizer" of tokenizer.json, not the same word in its vocabulary (followed by a
+number)."""
 
 
 def nfc(text: str) -> str:

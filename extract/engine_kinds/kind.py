@@ -13,8 +13,8 @@ Device = Literal["auto", "cpu", "cuda"]
 class EngineKind(Kind):
     """Base class of all engines.
 
-    A `spec` is an `extract.engines.protocol.EngineSpec`, a `section` the run file's section `extract`, of
-    which the engine's options are a field.
+    A `spec` is an `extract.engines.protocol.EngineSpec`, a `section` the run file's section `extract`,
+    of which the engine's options are a field.
     """
 
     whole_rows: ClassVar[bool] = False
@@ -65,5 +65,6 @@ class EngineKind(Kind):
         return gpu_bytes(0)[0], "GPU 0"
 
     def halved(self, spec: Any, times: int, on_cpu: bool) -> Any:
-        """The spec with batches halved `times` times; unchanged for engines that halve by themselves."""
+        """The spec with batches halved `times` times; unchanged for engines that halve by
+        themselves."""
         return spec

@@ -35,7 +35,8 @@ class Vllm(EngineKind):
         return True
 
     def memory_need(self, spec: Any, on_cpu: bool) -> Any:
-        """Logits of a step; on a CPU also weights and KV cache, which on a GPU are in vLLM's own share."""
+        """Logits of a step; on a CPU also weights and KV cache, which on a GPU are in vLLM's own
+        share."""
         from extract.engines import memory
         from store_schema.model.models import model_config
 

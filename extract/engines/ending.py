@@ -1,7 +1,7 @@
 """When a generated answer ends: the same rule for all engines, on token ids and their bytes.
 
-Engines do not use stopping rules of their own, so an answer ends at the same place with each of them. Stop
-texts are searched in bytes, since a character may be several tokens.
+Engines do not use stopping rules of their own, so an answer ends at the same place with each of them.
+Stop texts are searched in bytes, since a character may be several tokens.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class GrowingAnswer:
 def end_ids(folder: Path, tokenizer: SegmentTokenizer) -> frozenset[int]:
     """Tokens that end an answer of a model.
 
-    These are the tokenizer's end of sequence and `eos_token_id` of generation_config.json, which for chat
-    models has the end of a turn too, or of config.json if there is no such file.
+    These are the tokenizer's end of sequence and `eos_token_id` of generation_config.json, which for
+    chat models has the end of a turn too, or of config.json if there is no such file.
 
     Args:
         folder: The model's folder.

@@ -22,11 +22,11 @@ class OutputHead:
 
     A product of two bf16 or fp16 numbers is exact in float32, and matrix units sum in float32; logits
     become equal only because the sum is rounded back. So the weights stay as they are and the result is
-    requested in float32. Where the device does not support that, slices of the weights are converted one
-    after the other. There is never a float32 copy of the whole weight.
+    requested in float32. Where the device does not support that, slices of the weights are converted
+    one after the other. There is never a float32 copy of the whole weight.
 
-    On a CPU all logits are written to the same buffer: allocating new memory of this size took a quarter
-    of the product's time.
+    On a CPU all logits are written to the same buffer: allocating new memory of this size took a
+    quarter of the product's time.
     """
 
     def __init__(self, layer: torch.nn.Module, *, fp32: bool) -> None:
@@ -91,8 +91,8 @@ def product_into(logits_RV: torch.Tensor, hidden_RH: torch.Tensor, weight_VH: to
 def bf16_units(wanted: bool) -> Iterator[None]:
     """Allow a CPU to round float32 factors of matrix products to bf16; sums stay in float32.
 
-    Factors that were converted from bf16 do not change by it, and bf16 units (AVX-512 BF16, AMX) multiply
-    them more than three times as fast. It has no effect on a CPU without such units.
+    Factors that were converted from bf16 do not change by it, and bf16 units (AVX-512 BF16, AMX)
+    multiply them more than three times as fast. It has no effect on a CPU without such units.
     """
     settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if not wanted or not hasattr(settings, "fp32_precision"):  # torch before 2.9

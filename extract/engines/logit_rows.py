@@ -1,9 +1,10 @@
 """The log-sum-exp and the largest entries of rows of logits, in a single pass over them.
 
-The vocabulary is divided into blocks of BLOCK ids. One pass computes each block's largest logit (peak) and
-sum of exponentials; everything else works on these few numbers. So a row of 128k ids is not read again for
-its top 64, which are in the 64 blocks with the largest peaks. Sums are float32 within a block and
-float64 over blocks. On a GPU the pass is one kernel that `torch.compile` makes from `block_sums`.
+The vocabulary is divided into blocks of BLOCK ids. One pass computes each block's largest logit (peak)
+and sum of exponentials; everything else works on these few numbers. So a row of 128k ids is not read
+again for its top 64, which are in the 64 blocks with the largest peaks. Sums are float32 within a
+block and float64 over blocks. On a GPU the pass is one kernel that `torch.compile` makes from
+`block_sums`.
 
 Shapes: R rows, V vocabulary, C blocks, B ids of a block, K entries.
 """
@@ -22,7 +23,8 @@ from store_schema.model.out_of_memory import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 BLOCK = 64
-"""Near the square root of V / K for large vocabularies, where both steps of `best` take equally long."""
+"""Near the square root of V / K for large vocabularies, where both steps of `best` take equally
+long."""
 CACHE_BYTES = 4 << 20
 """Bytes of logits that a CPU works on at a time, so that intermediate results stay in its cache."""
 
@@ -81,8 +83,8 @@ def best(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest logits of each row and their ids, the same as `torch.topk` except for ties.
 
-    Each of the K largest is in one of the K blocks with the largest peaks: otherwise K other blocks would
-    each have a logit as large. So there are only K * BLOCK candidates.
+    Each of the K largest is in one of the K blocks with the largest peaks: otherwise K other blocks
+    would each have a logit as large. So there are only K * BLOCK candidates.
 
     Args:
         logits_RV: float32.

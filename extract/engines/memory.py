@@ -1,9 +1,10 @@
 """Estimate whether a source fits into memory, before it is loaded.
 
-Counted are the weights, the activations of one batch, and the rows of logits that are in memory at a time,
-which grow with the vocabulary. Not counted are the libraries' own memory (about 1 GB on a GPU), results
-that wait to be written (`extract.queue_mib`), and fragmentation. On a GPU vLLM allocates weights and KV
-cache within its own share, so only the logits are compared with the memory beyond that share.
+Counted are the weights, the activations of one batch, and the rows of logits that are in memory at a
+time, which grow with the vocabulary. Not counted are the libraries' own memory (about 1 GB on a GPU),
+results that wait to be written (`extract.queue_mib`), and fragmentation. On a GPU vLLM allocates
+weights and KV cache within its own share, so only the logits are compared with the memory beyond that
+share.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def require_memory(need: Need, free_bytes: int, where: str) -> None:
 def check_memory(spec: EngineSpec) -> str:
     """Compare the memory that a source needs with what is free now on its device.
 
-    It initialises CUDA, which then takes some hundred MB of the GPU until the process ends: call it in the
-    process that loads the model, or in one that ends soon.
+    It initialises CUDA, which then takes some hundred MB of the GPU until the process ends: call it in
+    the process that loads the model, or in one that ends soon.
 
     Returns:
         Need and free memory as text.
@@ -187,8 +188,8 @@ def gpu_bytes(device: int) -> tuple[int, int]:
 
 
 def free_host_bytes(root: Path = Path("/")) -> int:
-    """Memory that this process may still use: the least of the kernel's MemAvailable and what its control
-    groups leave.
+    """Memory that this process may still use: the least of the kernel's MemAvailable and what its
+    control groups leave.
 
     Args:
         root: Folder with /proc and /sys.

@@ -1,7 +1,7 @@
 """The protocol of engines.
 
-For each token of a segment that has tokens before it, an engine returns the `top_k` most probable ids of
-the model's full softmax at temperature 1 (or a sample of it, `extract.engines.sampling`) and the
+For each token of a segment that has tokens before it, an engine returns the `top_k` most probable ids
+of the model's full softmax at temperature 1 (or a sample of it, `extract.engines.sampling`) and the
 label's log-probability. Everything after that is the same for all engines (`extract.scoring.rows`).
 
 Shapes: N positions of a segment, R rows with a distribution (N, or N - 1 if the first token has no
@@ -105,8 +105,8 @@ class Engine(Protocol):
     def score(self, segments: Sequence[EncodedSegment]) -> Iterator[tuple[int, DenseRows]]:
         """Score segments, in any order.
 
-        The rows of a segment may depend on the other segments only by rounding, and are bitwise the same
-        for the same list.
+        The rows of a segment may depend on the other segments only by rounding, and are bitwise the
+        same for the same list.
 
         Yields:
             Index in `segments`, and its rows. The caller may stop between two of them.

@@ -4,11 +4,11 @@ The H most probable ids keep their exact probability. From the others, of total 
 and a drawn id gets count * m / n. So the expected estimate of every id is its probability, and the
 estimates of a row sum to 1: there is no tail, and no bias towards probable ids.
 
-Draws are systematic: n evenly spaced points with one random offset for each row, mapped by the inverse of
-the cumulative distribution. The count of an id of probability p is then floor(n p / m) or one more, which
-is the least variance of an integer with that mean; independent draws (`multinomial`, as in the paper) have
-up to n p / m (1 - p / m). The random number of a row depends on the run's seed, the source and the tokens
-of its segment, not on its batch.
+Draws are systematic: n evenly spaced points with one random offset for each row, mapped by the inverse
+of the cumulative distribution. The count of an id of probability p is then floor(n p / m) or one more,
+which is the least variance of an integer with that mean; independent draws (`multinomial`, as in the
+paper) have up to n p / m (1 - p / m). The random number of a row depends on the run's seed, the source
+and the tokens of its segment, not on its batch.
 
 Source: Anshumann et al. 2025, "Sparse Logit Sampling" (2503.16870). Departures: systematic draws,
 the exact head.

@@ -1,8 +1,8 @@
 """Engine transformers: a plain forward pass, for any architecture on a CPU or a GPU.
 
-The base model runs on a padded batch. The output head then runs on `head_rows` rows at a time, and their
-entries are taken from the logits in one pass (`extract.engines.logit_rows`), so logits [R, V] of a whole
-batch are never in memory. Models that change their logits after the head (scale, soft cap) are
+The base model runs on a padded batch. The output head then runs on `head_rows` rows at a time, and
+their entries are taken from the logits in one pass (`extract.engines.logit_rows`), so logits [R, V] of
+a whole batch are never in memory. Models that change their logits after the head (scale, soft cap) are
 recognised by a test on the first text, and their own logits are used.
 """
 
@@ -47,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 1e-4
-"""Largest `head_error` of logits computed here, in the model's dtype, for a head that runs by itself."""
+"""Largest `head_error` of logits computed here, in the model's dtype, for a head that runs by
+itself."""
 BATCHES_AHEAD = 1
 """Batches that are sent to a GPU before the results of an earlier one are awaited."""
 
@@ -166,8 +167,8 @@ class TransformersEngine:
     def _states(self, run: Sequence[npt.NDArray[np.int64]], T: int) -> torch.Tensor:
         """[B * T, H] last hidden states of all inputs, or [B * T, V] the model's own logits.
 
-        No attention mask is needed: padding comes after the tokens, where a causal model does not see it.
-        Without a mask attention is fastest.
+        No attention mask is needed: padding comes after the tokens, where a causal model does not see
+        it. Without a mask attention is fastest.
         """
         if not self._probed:
             self._probe(run[0][:PROBE_TOKENS].tolist())

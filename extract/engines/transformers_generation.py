@@ -1,8 +1,9 @@
 """Generate answers with a plain transformers model: batches of similar length, with a KV cache.
 
-Prompts are padded on the left, so that every row's last token is in the last column; positions count real
-tokens only. Each answer has random numbers of its own, and a token is the largest sum of a logit and
-Gumbel noise. So a token depends on the batch only where the two largest sums are equal up to rounding.
+Prompts are padded on the left, so that every row's last token is in the last column; positions count
+real tokens only. Each answer has random numbers of its own, and a token is the largest sum of a logit
+and Gumbel noise. So a token depends on the batch only where the two largest sums are equal up to
+rounding.
 
 Shapes: B batch, T input tokens, H hidden, V ids of the model, N tokens of an answer.
 """

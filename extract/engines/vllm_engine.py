@@ -1,7 +1,7 @@
 """Engine vllm: scoring by vLLM's prompt log-probabilities. The only file that imports vllm.
 
-Row i of a prompt is vLLM's p(token i | tokens before it), as everywhere in this project. Prefix caching is
-off, since with it scores depend on the order of requests.
+Row i of a prompt is vLLM's p(token i | tokens before it), as everywhere in this project. Prefix
+caching is off, since with it scores depend on the order of requests.
 
 All requests of a shard are added at once and are returned as they finish, so that every step of vLLM is
 full and results do not accumulate. Log-probabilities are taken as arrays from inside vLLM
@@ -176,8 +176,8 @@ class VllmEngine:
         return DenseRows(ids[:, 1:], logprobs[:, 1:], logprobs[:, 0])
 
     def _first_rows(self, few: list[int]) -> tuple[Any, Any]:
-        """Rows of a few tokens as public lists, to test that the model runs: vLLM may load a model without
-        having kernels for its layers on this machine."""
+        """Rows of a few tokens as public lists, to test that the model runs: vLLM may load a model
+        without having kernels for its layers on this machine."""
         try:
             [(_, ids, logprobs)] = self._prompt_rows([few], None)
         except Exception as error:  # kernels and models may raise anything
@@ -268,8 +268,8 @@ def _out_of_memory(spec: EngineSpec, error: BaseException) -> EngineMemoryError:
 def _without_module(name: str) -> Iterator[None]:
     """Remove a module from `sys.modules` within the block.
 
-    On CPUs vLLM 0.32 searches the attributes of every loaded module for its own kernels, and fails on the
-    library handle of llvmlite, whose `__dict__` is a C function.
+    On CPUs vLLM 0.32 searches the attributes of every loaded module for its own kernels, and fails on
+    the library handle of llvmlite, whose `__dict__` is a C function.
     """
     module = sys.modules.pop(name, None)
     try:

@@ -1,9 +1,9 @@
 """Generate answers with vLLM, by its low-level interface of requests and steps.
 
-Each answer is a request with its own seed. A limited number of requests is in vLLM at a time; a finished
-answer is yielded at once and replaced by the next request, so memory does not grow with the shard. vLLM
-runs without a tokenizer: stop texts are searched in the tokens' bytes, and a request that reaches one is
-aborted.
+Each answer is a request with its own seed. A limited number of requests is in vLLM at a time; a
+finished answer is yielded at once and replaced by the next request, so memory does not grow with the
+shard. vLLM runs without a tokenizer: stop texts are searched in the tokens' bytes, and a request that
+reaches one is aborted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Take prompt log-probabilities as arrays from inside vLLM, instead of Python lists.
 
-vLLM's output processor turns every entry into Python objects, which for 128 entries takes longer than the
-model's forward pass on a fast machine. The tap takes the arrays before that. It is not a public
+vLLM's output processor turns every entry into Python objects, which for 128 entries takes longer than
+the model's forward pass on a fast machine. The tap takes the arrays before that. It is not a public
 interface of vLLM, so `extract.engines.vllm_engine` compares it with the public lists first.
 """
 

@@ -29,7 +29,8 @@ WRITTEN = "written"
 def write_answers(
     run: RunConfig, names: Sequence[str], out: Path, *, keep_cut: bool
 ) -> dict[str, Counter[str]]:
-    """Write the answers of sources as documents, one JSON object per line; the file is written atomically.
+    """Write the answers of sources as documents, one JSON object per line; the file is written
+    atomically.
 
     Fields: id, prompt or messages, response, domain, split, source, answer, finish.
 

@@ -101,8 +101,8 @@ class JudgeOptions(StrictModel):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     """Its name in tables and files. None: its kind; two judges of one kind need names."""
     min_score: float | None = Field(default=None, allow_inf_nan=False)
-    """An answer with a lower score, or without one, is never chosen; prompts without any other answer are
-    dropped and counted. None: no lower limit."""
+    """An answer with a lower score, or without one, is never chosen; prompts without any other answer
+    are dropped and counted. None: no lower limit."""
 
     @property
     def title(self) -> str:
@@ -123,7 +123,8 @@ class AnswerLikelihoods(Protocol):
         ...
 
     def by_other_sources(self, answer: Answer) -> float | None:
-        """Log-probability in nats per byte, mean of all sources but the author; None where not known."""
+        """Log-probability in nats per byte, mean of all sources but the author; None where not
+        known."""
         ...
 
 

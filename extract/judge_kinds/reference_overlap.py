@@ -17,8 +17,9 @@ class ReferenceOverlapOptions(JudgeOptions):
     """Judge reference_overlap."""
 
     metric: Literal["chrf", "bleu", "rouge_l"] = "chrf"
-    """chrf, bleu: of sacrebleu; rouge_l: F-measure of rouge-score. chrF compares characters, so it works
-    in any language and for code; rouge-score ignores everything but the letters a to z and digits."""
+    """chrf, bleu: of sacrebleu; rouge_l: F-measure of rouge-score. chrF compares characters, so it
+    works in any language and for code; rouge-score ignores everything but the letters a to z and
+    digits."""
 
 
 class ReferenceOverlap(JudgeKind):

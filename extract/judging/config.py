@@ -41,13 +41,13 @@ class JudgeSection(SectionModel):
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"scored_in"})
 
     judges: tuple[JudgeChoice, ...] = ()
-    """The judges: names listed in extract/judge_kinds/__init__.py, or mappings with `kind`, options of the
-    kind, and a `name` if there are two of one kind."""
+    """The judges: names listed in extract/judge_kinds/__init__.py, or mappings with `kind`, options of
+    the kind, and a `name` if there are two of one kind."""
     vote: Vote = "majority"
     """majority: each judge votes for the answer that it scores highest. mean_rank: the lowest mean of
     the judges' ranks. mean_z: the highest mean of scores, each judge's in standard deviations from its
-    mean over all answers. A tie goes to the answer with the higher likelihood under the other sources if
-    there is `scored_in`, then to the earlier source of the run file, then to its earlier answer."""
+    mean over all answers. A tie goes to the answer with the higher likelihood under the other sources
+    if there is `scored_in`, then to the earlier source of the run file, then to its earlier answer."""
     drop_cut: bool = True
     """Leave out answers that were cut at `generate.max_tokens` (they are counted)."""
     drop_held: bool = False

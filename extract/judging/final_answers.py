@@ -99,7 +99,8 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def _number(text: str) -> tuple[Fraction | None, bool]:
-    """The only number in a final answer (None for none or several), and whether it is the whole answer."""
+    """The only number in a final answer (None for none or several), and whether it is the whole
+    answer."""
     plain = _TEXT.sub(r" \1 ", _FRACTION.sub(r"\1/\2", _LATEX_SPACE.sub("", text)))
     plain = plain.strip(" \t\n$*%\\€£").rstrip(". ")
     numbers = NUMBER.findall(plain)

@@ -1,4 +1,5 @@
-"""Run the function of judge python in another process, so that its errors and crashes are only counted."""
+"""Run the function of judge python in another process, so that its errors and crashes are only
+counted."""
 
 from __future__ import annotations
 

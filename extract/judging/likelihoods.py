@@ -143,8 +143,8 @@ def open_likelihoods(run: RunConfig, folder: str | None) -> Likelihoods:
 def _segment_sums(
     arrays: Arrays, segments: list[Segment], special: np.ndarray
 ) -> Iterator[tuple[Segment, float, int]]:
-    """Each segment with the sum of its tokens' known log-probabilities and the bytes of these tokens; the
-    token that ends a turn is not counted."""
+    """Each segment with the sum of its tokens' known log-probabilities and the bytes of these tokens;
+    the token that ends a turn is not counted."""
     offsets = arrays["token_offsets"]
     first = segments[0].index if segments else 0
     for row, start, stop in zip(arrays["segment_ids"], offsets, offsets[1:], strict=False):

@@ -3,7 +3,8 @@
 judged.json             counts; written last: without it judging is not complete
 best.parquet            the best answers as a corpus, for `corpus.inputs`
 scores.parquet          all scores and votes
-parts/<judge>/00000.json   scores of a judge for the answers of one shard of the plan, so that a stopped run
+parts/<judge>/00000.json   scores of a judge for the answers of one shard of the plan, so that a
+stopped run
                         can go on, and an added judge needs only its own scores
 """
 

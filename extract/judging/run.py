@@ -1,4 +1,5 @@
-"""`judge`: score every answer with every judge, choose the best by votes, and write them as a corpus."""
+"""`judge`: score every answer with every judge, choose the best by votes, and write them as a
+corpus."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Split all documents of a corpus into segments that fit every model, and leave out unusable ones.
 
-Nearly all time is spent on tokenising. A document that fits is tokenised once by every model. A longer one
-is tokenised as a whole only by its *lead*, the tokenizer with the most tokens by a sample; the parts into
-which these tokens are split are then measured by every model (`extract.plan.segment`).
+Nearly all time is spent on tokenising. A document that fits is tokenised once by every model. A longer
+one is tokenised as a whole only by its *lead*, the tokenizer with the most tokens by a sample; the
+parts into which these tokens are split are then measured by every model (`extract.plan.segment`).
 """
 
 from __future__ import annotations
@@ -220,7 +220,8 @@ def _cut_batch(
 
 
 def _shared(turn: _Measured, following: _Measured, cuts: Sequence[Cut]) -> list[int]:
-    """Tokens of a chat turn that each model need not read, since the next turn's input begins with them.
+    """Tokens of a chat turn that each model need not read, since the next turn's input begins with
+    them.
 
     Args:
         turn: A chat turn, or any other document.
@@ -248,8 +249,9 @@ def encoder(
     Args:
         tokenizer: One model's tokenizer.
         ids: Document ids of the batch, for messages.
-        unreadable: If None, the error of a piece that the tokenizer cannot represent is raised. Otherwise
-            it is put here, by document, and the piece has no tokens; the document must be left out.
+        unreadable: If None, the error of a piece that the tokenizer cannot represent is raised.
+            Otherwise it is put here, by document, and the piece has no tokens; the document must be
+            left out.
         opens: `ReadContext.opens` of each document; None where no document has a context.
     """
 

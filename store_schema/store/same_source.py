@@ -1,8 +1,8 @@
 """Check that a store is of the model that the run file has for its source.
 
-Stages after extraction read stores, not models, so they check here that the model was not exchanged since.
-If the model is on this machine, its content is compared: a folder that was moved, or has another path, is
-the same source. Otherwise its names in the run file and in the store are compared.
+Stages after extraction read stores, not models, so they check here that the model was not exchanged
+since. If the model is on this machine, its content is compared: a folder that was moved, or has
+another path, is the same source. Otherwise its names in the run file and in the store are compared.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Render a model's chat template, and split the result into text before and after a response.
 
-A template is a program: it may trim, merge turns, move the system message or leave reasoning out. So its
-output is not parsed. The chat is rendered with a unique mark in place of the response; the text before and
-after the mark is the text before and after the response. This is checked by rendering the chat with the
-response itself.
+A template is a program: it may trim, merge turns, move the system message or leave reasoning out. So
+its output is not parsed. The chat is rendered with a unique mark in place of the response; the text
+before and after the mark is the text before and after the response. This is checked by rendering the
+chat with the response itself.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Around:
 class ChatTemplate:
     """The chat template of one model.
 
-    A context is a dict with `messages`, the turns before the response. It may also have `tools`, `reply`
-    (other fields of the response's message) and `part` (the field of that message which is the response;
-    `content` by default).
+    A context is a dict with `messages`, the turns before the response. It may also have `tools`,
+    `reply` (other fields of the response's message) and `part` (the field of that message which is the
+    response; `content` by default).
     """
 
     def __init__(self, roles: Any, settings: TemplateSettings) -> None:
@@ -120,8 +120,8 @@ class ChatTemplate:
     def unwritten(self, context: Mapping[str, Any], *, where: str) -> Counter[str]:
         """How many parts of a chat the template leaves out, by kind.
 
-        Every content, thought and name is replaced by a unique mark, and the marks are looked for in the
-        rendered chat. If the template refuses that, the values themselves are looked for.
+        Every content, thought and name is replaced by a unique mark, and the marks are looked for in
+        the rendered chat. If the template refuses that, the values themselves are looked for.
         """
         messages = self._conversation(context, where)
         reply = _reply(context, "response")
@@ -321,7 +321,8 @@ def _names(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
 def _marked(
     messages: Sequence[Message], tools: Sequence[dict[str, Any]]
 ) -> tuple[tuple[list[Message], list[dict[str, Any]]], list[tuple[str, str]]]:
-    """The same chat with a mark in place of every content, thought and name; and (kind, mark) of all."""
+    """The same chat with a mark in place of every content, thought and name; and (kind, mark) of
+    all."""
     marks: list[tuple[str, str]] = []
 
     def mark(kind: str) -> str:

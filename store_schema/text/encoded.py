@@ -13,10 +13,12 @@ class EncodedSegment:
     """A segment as tokens of one model.
 
     Args:
-        context_ids: Tokens before the text (BOS, or the rendered prompt), which have no rows in a store.
+        context_ids: Tokens before the text (BOS, or the rendered prompt), which have no rows in a
+            store.
         token_ids: [N] uint32 tokens of the text, with one row each in a store.
         byte_ends: [N] uint32 byte after each token, in the text's UTF-8 bytes.
-        ends_turn: Whether the last token is the one that ends a chat turn, which has a row but no bytes.
+        ends_turn: Whether the last token is the one that ends a chat turn, which has a row but no
+            bytes.
     """
 
     context_ids: tuple[int, ...]

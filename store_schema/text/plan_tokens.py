@@ -1,7 +1,8 @@
 """How many tokens a plan's segments have in a model that the plan was not made for.
 
-A plan can be used for every model whose tokenizer represents its text and whose context fits its longest
-segment. The tokens are counted once for each tokenizer, and the counts are kept in `plan/tokens/`.
+A plan can be used for every model whose tokenizer represents its text and whose context fits its
+longest segment. The tokens are counted once for each tokenizer, and the counts are kept in
+`plan/tokens/`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ Reader = Callable[[Sequence[str], Sequence[str]], list[TextTokens]]
 """From texts, and names of their segments for messages, to their tokens."""
 
 MARKS = ("\n", ".")
-"""Characters that are put before a text so that it gets no space. The second is for texts whose beginning
-forms one token with the first, and for tokenizers that change line ends."""
+"""Characters that are put before a text so that it gets no space. The second is for texts whose
+beginning forms one token with the first, and for tokenizers that change line ends."""
 
 
 def read_without_space(

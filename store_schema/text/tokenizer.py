@@ -19,11 +19,11 @@ from store_schema.errors import NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.models import model_rows, resolve_tokenizer
 from store_schema.plan.plan import Segment
-from store_schema.text.space_prefix import TextTokens, read_without_space
 from store_schema.text.chat_template import ChatTemplate
 from store_schema.text.context_reader import ContextReader
 from store_schema.text.encoded import EncodedSegment as EncodedSegment
 from store_schema.text.piece_bytes import vocabulary_of
+from store_schema.text.space_prefix import TextTokens, read_without_space
 from store_schema.text.specials import hide_special_tokens
 from store_schema.text.tokenizer_class import Tokens, around_a_text
 from store_schema.text.tokenizer_files import TOKENIZER_FILE, files_signature
@@ -49,9 +49,9 @@ _OPEN: WeakValueDictionary[Any, SegmentTokenizer] = WeakValueDictionary()
 class SegmentTokenizer:
     """Tokenizer of one model.
 
-    Ids and bytes are those of tokenizer.json. The text of a segment is tokenised apart from its context,
-    so that it starts at a token boundary in every model. Special tokens written out in the text are
-    tokenised as text.
+    Ids and bytes are those of tokenizer.json. The text of a segment is tokenised apart from its
+    context, so that it starts at a token boundary in every model. Special tokens written out in the
+    text are tokenised as text.
     """
 
     def __init__(
@@ -149,14 +149,15 @@ class SegmentTokenizer:
 
     @property
     def roles(self) -> Any:
-        """The transformers tokenizer, for names of special tokens and the chat template; not for ids."""
+        """The transformers tokenizer, for names of special tokens and the chat template; not for
+        ids."""
         return self._source.roles
 
     def limit_vocabulary(self, rows: int | None) -> None:
         """Remove ids that the model has no row for from the vocabulary.
 
-        Published tokenizers have such ids (an image token, an added padding token). They are in no store
-        and no alignment; a text with one of them is refused.
+        Published tokenizers have such ids (an image token, an added padding token). They are in no
+        store and no alignment; a text with one of them is refused.
 
         Args:
             rows: Rows of the model; None if not known. More rows than ids are padding.

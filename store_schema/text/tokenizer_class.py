@@ -3,8 +3,8 @@ differs from tokenizer.json.
 
 transformers chooses a class by the model's type and its files, and some classes rebuild the tokenizer
 from its vocabulary with their own rules for white space, digits or BOS. So ids are taken from
-tokenizer.json, and the class is loaded only for special tokens and chat template: with a vocabulary of a
-few dozen pieces (a stand-in), which takes milliseconds.
+tokenizer.json, and the class is loaded only for special tokens and chat template: with a vocabulary of
+a few dozen pieces (a stand-in), which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def read_class(
 
 @contextmanager
 def _stand_in(folder: Path, tokenizer_json: str) -> Iterator[Path]:
-    """A temporary folder with copies of the files beside tokenizer.json, and the given tokenizer.json."""
+    """A temporary folder with copies of the files beside tokenizer.json, and the given
+    tokenizer.json."""
     with tempfile.TemporaryDirectory(prefix="logitfuse-") as made:
         place = Path(made)
         for path in [*(folder / companion for companion in _COMPANIONS), *folder.glob("*.py")]:

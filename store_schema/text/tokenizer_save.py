@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 def copy_files(source: Path, folder: Path) -> None:
     """Copy tokenizer.json and the files that belong to it, byte for byte.
 
-    Files that tokenizer.json was made from (vocab.txt, tokenizer.model, tekken.json) are not copied, since
-    some loaders would use them instead.
+    Files that tokenizer.json was made from (vocab.txt, tokenizer.model, tekken.json) are not copied,
+    since some loaders would use them instead.
     """
     for name in (TOKENIZER_FILE, *_BESIDE):
         path = source / name
@@ -42,8 +42,8 @@ def copy_files(source: Path, folder: Path) -> None:
 def write_start(folder: Path, start: Tokens, end: Tokens) -> None:
     """Change a folder's tokenizer files so that `start` is put before a text and `end` after it.
 
-    transformers 5 reads this from tokenizer.json only, transformers 4 and converters to other formats from
-    tokenizer_config.json too.
+    transformers 5 reads this from tokenizer.json only, transformers 4 and converters to other formats
+    from tokenizer_config.json too.
     """
     path = folder / TOKENIZER_FILE
     spec = json.loads(path.read_text(encoding="utf-8"))
@@ -84,8 +84,8 @@ def _template(start: Tokens, end: Tokens) -> dict[str, Any]:
 
 
 def make_faithful(folder: Path) -> None:
-    """Change tokenizer_config.json until AutoTokenizer tokenises as tokenizer.json does; log a warning if
-    no change helps.
+    """Change tokenizer_config.json until AutoTokenizer tokenises as tokenizer.json does; log a warning
+    if no change helps.
 
     Args:
         folder: Folder with tokenizer files, and config.json if it is a whole model's.
