@@ -716,7 +716,7 @@ def test_a_document_is_shown_as_each_model_reads_it(tmp_path: Path) -> None:
     before = "<system>Be brief.</s>\n<user>a\\x1b[2Jb</s>\n<assistant>"
     assert f"\x1b[2m{before}\x1b[0m" in out
     assert "c/turn-0  (chat, train)" in out
-    assert "-- target: no response can be found in what the chat template writes" in out
+    assert "-- target: the response cannot be located in the rendered chat" in out
     plain = ok("corpus", "show", path, "--document", "c2")
     assert "-- code, tokens: response" in plain
     assert "\x1b" not in plain

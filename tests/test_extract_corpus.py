@@ -227,7 +227,7 @@ BAD_ROWS: dict[str, tuple[list[Any], str]] = {
     "bad_messages ": ([CHAT | {"messages": ["x"]}], "not a list of objects"),
     "bad_messages  ": (
         [CHAT | {"messages": [{"role": "assistant", "content": "x"}]}],
-        "nothing stands before",
+        "no turn before the assistant's",
     ),
     "bad_messages   ": (
         [CHAT | {"messages": [{"role": "user", "content": [{"type": "image"}]}]}],

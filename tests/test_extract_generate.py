@@ -267,7 +267,7 @@ def test_bad_settings_end_in_one_line(tmp_path: Path, chat_models: dict[str, Pat
         return refused("extract", "generate", path, *words)
 
     assert "below 100, got 100" in line("generate.max_tokens=100")
-    assert "answers are longer than coder can read" in line("generate.max_tokens=5000")
+    assert "answers may be longer than the context of coder" in line("generate.max_tokens=5000")
     assert "all answers to a prompt are the same" in line("generate.temperature=0")
     assert "0, or at least 0.01" in line("generate.temperature=0.001")
     assert "an empty text would end every answer" in line("generate.stop=['']")

@@ -147,4 +147,6 @@ def test_files_that_each_count_from_0(tmp_path: Path) -> None:
     ok("corpus", "build", path)
     assert set(texts(path)) == {f"{name}.jsonl/{i}" for name in ("one", "two") for i in (1, 2, 3)}
     mapped = both | {"ids": "place", "columns": {"id": "id"}}
-    assert "ids: place leaves the column" in refused("corpus", "build", run_of(tmp_path, mapped))
+    assert "ids: place does not use the id column" in refused(
+        "corpus", "build", run_of(tmp_path, mapped)
+    )

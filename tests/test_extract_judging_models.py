@@ -240,6 +240,6 @@ def test_answers_that_were_not_scored_are_counted(
 def test_one_source_has_no_others(tmp_path: Path, models: dict[str, Path]) -> None:
     alone = {"coder": models["coder"], "target": models["target"]}
     path = answered(tmp_path, alone, {"coder": half_right})
-    assert "there is one alone" in not_judged(path, *judges("likelihood", scored_in="x"))
+    assert "the run has one source" in not_judged(path, *judges("likelihood", scored_in="x"))
     judged(path, *judges("exact_answer"))
     assert authors(path) == ["coder"] * len(PROMPTS)

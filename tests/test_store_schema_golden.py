@@ -72,7 +72,8 @@ def test_a_store_with_more_than_is_kept_says_what_to_run_again(name: str, more: 
     )
     assert caught.value.line() == (
         f"the store has {more}, which are no longer supported in "
-        f"{GOLDEN / name / 'store/manifest.json'}: {differs}; delete the store and run `logitfuse extract {stage}` again"
+        f"{GOLDEN / name / 'store/manifest.json'}: {differs}; "
+        f"delete the store and run `logitfuse extract {stage}` again"
     )
 
 

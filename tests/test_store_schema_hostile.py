@@ -354,4 +354,4 @@ def test_a_rank_table_that_names_an_id_twice_is_refused(store: Path, readers: Re
         )
         manifest = StoreReader.open(open_location(store)).manifest
         store_damage.reseal(store / commit_key(0), store_fingerprint=manifest.fingerprint())
-        assert "not each id once" in readers.refusal(store)
+        assert "does not have each id once" in readers.refusal(store)

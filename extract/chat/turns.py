@@ -378,8 +378,7 @@ def is_messages(value: Any) -> bool:
 
 
 def _rows(value: Any) -> Any:
-    """From an object with a list for each field (as in `datasets`) to a list of objects; any other
-    value unchanged."""
+    """A list of objects from an object of lists (as in `datasets`); any other value unchanged."""
     if not isinstance(value, Mapping) or not value:
         return value
     lengths = {len(part) if isinstance(part, list) else -1 for part in value.values()}

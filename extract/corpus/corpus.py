@@ -125,8 +125,7 @@ class _Collected:
 
 
 def later_splits(run: RunConfig, record: CorpusRecord) -> list[str]:
-    """`require_splits` for a corpus, and a line for each split that should have all domains but lacks
-    some."""
+    """`require_splits` for a corpus, and a line for each split that lacks domains which it needs."""
     where = corpus_location(run).url
     lines = require_splits(run, record.documents, where=where, left_out=record.left_out)
     domains = {domain for counts in record.documents.values() for domain in counts}

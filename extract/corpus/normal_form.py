@@ -1,8 +1,8 @@
 """Convert documents to Unicode's composed normal form (NFC), if a tokenizer of the run does so.
 
-Some tokenizers (Qwen's) compose characters before they split a text: "e" and a combining accent become
-"é". All models must read the same bytes, so if one tokenizer does this, the corpus is normalised for all
-models. The normaliser is that of the package tokenizers, whose Unicode version is older than Python's,
+Some tokenizers (Qwen's) compose characters before they split a text: "e" and a combining accent
+become "é". All models must read the same bytes, so if one tokenizer does this, the corpus is
+normalised for all models. The normaliser is that of the package tokenizers, whose Unicode version is older than Python's,
 since text must be what tokenizers leave unchanged.
 """
 

@@ -255,11 +255,8 @@ def _check(
     if not (len(rows) == len(counts_R) == num_rows and len(rows.entry_logprobs_E) == num_entries):
         raise InputError("stored rows do not fit the full ones", expected=num_rows, got=len(rows))
     if ends != (0, num_entries) or (counts_R < 0).any():
-        raise InputError(
-            "offsets do not rise from 0 to the number of entries",
-            expected=(0, num_entries),
-            got=ends,
-        )
+        what = "offsets do not rise from 0 to the number of entries"
+        raise InputError(what, expected=(0, num_entries), got=ends)
     if prior_V is not None and prior_V.shape != (vocab_size,):
         raise InputError("a prior of the wrong shape", expected=(vocab_size,), got=prior_V.shape)
     if prior_V is not None and not (prior_V > 0).all():
