@@ -37,7 +37,7 @@ def align() -> None:
 @run_options
 @work_options
 def run_command(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
-    """Align every source store of the run; goes on where it was stopped."""
+    """Align every source store of the run; resumes where it was stopped."""
     if dry_run:
         for source in sources:
             click.echo(try_out(run, source, part))

@@ -99,7 +99,7 @@ def plan(run: RunConfig, recut: bool) -> None:
 @run_options
 @work_options
 def run_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
-    """Score the corpus with each source, one after the other; goes on where it was stopped."""
+    """Score the corpus with each source, one after the other; resumes where it was stopped."""
     from extract.report.tables import SourceFigures, source_report
     from extract.run import SCORING
 

@@ -3,7 +3,7 @@
 Before each target token, the loop holds the probability of each state that the source may be in, given
 the text so far: *closed*, its real tokens end here and a row begins; *open*, one of its tokens agrees
 with the text so far and reaches beyond it (the real token is kept apart from the others); *lost*, the
-rest of 1: a token other than the real one ended inside the text, and no stored row tells what follows
+rest of 1: a token other than the real one ended inside the text, and no stored row has what follows
 it. The distribution of a position is the mixture of the next bytes in each state, and the mass of its
 label, divided by state, gives the probabilities of the states at the next position. So by the chain
 rule the product of the labels' probabilities over a segment is the source's own, and entries + tail =

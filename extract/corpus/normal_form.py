@@ -2,8 +2,8 @@
 
 Some tokenizers (Qwen's) compose characters before they split a text: "e" and a combining accent
 become "é". All models must read the same bytes, so if one tokenizer does this, the corpus is
-normalised for all models. The normaliser is that of the package tokenizers, whose Unicode version is older than Python's,
-since text must be what tokenizers leave unchanged.
+normalised for all models. The normaliser is that of the package tokenizers, whose Unicode version is
+older than Python's, since text must be what tokenizers leave unchanged.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class GrowingAnswer:
         """Add the next token.
 
         Returns:
-            How the answer ends with it; None if it goes on.
+            How the answer ends with it; None if it continues.
 
         Raises:
             ModelError: The tokenizer has no such id.

@@ -1,4 +1,4 @@
-"""Copy the rows of a batch from the device to the CPU while the device goes on.
+"""Copy the rows of a batch from the device to the CPU while the device continues.
 
 Shapes: R rows, K entries.
 """

@@ -75,7 +75,7 @@ class _Request:
         self._growing = GrowingAnswer(rules)
 
     def add(self, output: Any) -> Finish | None:
-        """Add the tokens of a step; returns how the answer ended, None if it goes on."""
+        """Add the tokens of a step; returns how the answer ended, None if it continues."""
         [completion] = output.outputs
         for token_id in completion.token_ids:
             finish = self._growing.add(token_id)

@@ -30,7 +30,7 @@ def read_bounded(location: Location, key: str, limit: int) -> bytes | None:
     path = location.path / key
     with storage_errors(str(path)):
         try:
-            # Opening a pipe waits for a writer unless told not to.
+            # Opening a pipe waits for a writer without O_NONBLOCK.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             return None

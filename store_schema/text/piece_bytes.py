@@ -1,7 +1,7 @@
 """The bytes of a tokenizer's pieces, from the rules in its tokenizer.json.
 
-Its decoder (or pre-tokenizer) tells how pieces are written: in the byte alphabet, with word marks and
-byte pieces, or with continuation marks.
+Its decoder (or pre-tokenizer) determines how pieces are written: in the byte alphabet, with word marks
+and byte pieces, or with continuation marks.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ PROBES = {
 Tokens = tuple[tuple[str, int], ...]
 
 EVERYTHING = "every text"
-START = "what stands before a text (BOS)"
+START = "the start of a text (BOS)"
 ADDED = "added tokens"
 
 _COMPANIONS = (
