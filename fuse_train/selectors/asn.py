@@ -201,8 +201,9 @@ class SharedScorer(AdaptiveSelector):
         features_BTMF, covered_BTM = view.features_BTMF, view.covered_BTM
         if self.granularity == "segment":
             features_BTMF, covered_BTM = _segment_means(features_BTMF, covered_BTM)
-        of_source, shared_BTMX = torch.split(features_BTMF, (len(OF_SOURCE), len(SHARED)), -1)
-        inputs_BTMX = torch.cat([with_summary(of_source, covered_BTM), shared_BTMX], -1)
+        own = len(OF_SOURCE)
+        of_source = with_summary(features_BTMF[..., :own], covered_BTM)
+        inputs_BTMX = torch.cat([of_source, features_BTMF[..., own:]], -1)
         scores_BTM: torch.Tensor = self.score(self.mlp(inputs_BTMX)) + self.direct(inputs_BTMX)
         scores_BTM = scores_BTM[..., 0]
         if self.granularity == "span":
