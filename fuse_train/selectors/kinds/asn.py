@@ -37,8 +37,8 @@ class AsnSection(LearnedOptions):
     granularity: Literal["span", "position", "segment"] = "span"
     """One choice where no source is inside a token, kept until the next such place (with one tokenizer
     for all, every position); one per position; or one per segment, in hindsight."""
-    features: Literal["all", "past"] = "past"
-    """Whether a row's own distributions are looked at, or only what happened before the row."""
+    features: Literal["past"] = "past"
+    """Only what happened before a row is looked at; the row's own distributions know too much."""
 
     @model_validator(mode="before")
     @classmethod
