@@ -66,7 +66,7 @@ class PhiloxStream:
 
     def gumbel(self, count: int) -> npt.NDArray[np.float64]:
         """The next numbers with the standard Gumbel distribution; all finite."""
-        return -np.log(-np.log(self.uniforms(count) + 2.0**-54))
+        return np.asarray(-np.log(-np.log(self.uniforms(count) + 2.0**-54)))
 
 
 def systematic_points(uniforms_R: torch.Tensor, num_draws: int) -> torch.Tensor:
