@@ -98,10 +98,10 @@ def test_refused_before_the_plan_and_before_anything_is_scored(
     path = write_run(tmp_path, models)
     ok("corpus", "build", path)
     line = refused("extract", "plan", path)
-    assert "both_ways is not a causal language model" in line
+    assert "both_ways is no causal language model" in line
     assert "use_bidirectional_attention: true" in line
     assert not (tmp_path / "run/plan").exists()
-    assert "both_ways is not a causal" in refused("extract", "run", path)
+    assert "both_ways is no causal" in refused("extract", "run", path)
     saying_nothing = "store_schema.model.model_check.require_causal_config"
     monkeypatch.setattr(saying_nothing, lambda *_, **__: None)
     ok("extract", "plan", path)

@@ -256,7 +256,7 @@ def test_a_cut_file_is_one_line(model: Path, tmp_path: Path, kept: float) -> Non
     file = tmp_path / "m.gguf"
     write_gguf(model, file)
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * kept)])
-    with pytest.raises(ModelError, match=r"GGUF file is (damaged or )?cut"):
+    with pytest.raises(ModelError, match=r"GGUF file is (damaged or )?truncated"):
         unpack(file)
 
 
