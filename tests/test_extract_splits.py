@@ -82,7 +82,11 @@ def test_names_of_splits_as_they_are_or_as_the_user_says(tmp_path: Path) -> None
         (TRAIN, ("valid", "test"), "split train, which train.train_split needs"),
         ({"train": {"valid_split": "held"}}, ("train", "valid", "held"), "split held"),
         ({"evaluate": {"split": "test"}}, ("train", "valid"), "split test, which evaluate.split"),
-        ({"evaluate": {"split": "dev"}}, ("train", "valid"), "set evaluate.split to valid, the name"),
+        (
+            {"evaluate": {"split": "dev"}},
+            ("train", "valid"),
+            "set evaluate.split to valid, the name",
+        ),
     ],
 )
 def test_a_split_that_a_later_stage_needs_is_missed_at_once(
