@@ -21,7 +21,7 @@ from pydantic import Field
 
 from fuse_eval.common_bytes import block_ends, common_boundaries, counted_from, nats_by_block
 from fuse_train.loop.likelihood import row_nats
-from fuse_train.machine.memory_fit import fits
+from fuse_train.machine.memory_fit import memory_errors
 from fuse_train.model.models import identity, load_model
 from launch.progress import Progress
 from launch.signals import StopFlag
@@ -211,7 +211,7 @@ def model_rows(
     lengths = [len(e.context_ids) + len(e.token_ids) for e in encoded]
     found: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
     try:
-        full = fits(
+        full = memory_errors(
             f"scoring of {batch_tokens:,} tokens at a time",
             where=f"model {name}",
             hint=f"set evaluate.batch_tokens to {max(batch_tokens // 2, 1)} or less",
