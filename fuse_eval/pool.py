@@ -109,9 +109,11 @@ def pool_selectors(
     """
     asked = [SELECTORS[name] for name in section.pool_selectors]
     given = [
-        k for k in SELECTORS if k.given and k.name in (*section.pool_selectors, train.selector)
+        k
+        for k in SELECTORS
+        if k.needs_options and k.name in (*section.pool_selectors, train.selector)
     ]
-    kinds = [kind for kind in asked if not kind.given]
+    kinds = [kind for kind in asked if not kind.needs_options]
     kinds += [kind for kind in given if train.options_of(kind)]
     found = {
         kind.name: kind.make(train.options_of(kind), sources)

@@ -127,7 +127,7 @@ def baselines(section: TrainSection, sources: tuple[str, ...]) -> dict[str, Sele
         f"{source} alone": StaticSelector([float(name == source) for name in sources])
         for source in sources
     }
-    rules = [kind for kind in SELECTORS if isinstance(kind, RuleKind) and not kind.given]
+    rules = [kind for kind in SELECTORS if isinstance(kind, RuleKind) and not kind.needs_options]
     rules.sort(key=lambda kind: kind.hindsight)
     return alone | {kind.name: kind.make(section.options_of(kind), sources) for kind in rules}
 

@@ -199,7 +199,7 @@ def write_scripts(run: RunConfig, jobs: Sequence[Job]) -> Place:
 
     Raises:
         ConfigError: sbatch cannot be given the folder.
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     section = run.section("launch", LaunchSection)
     try:

@@ -48,7 +48,7 @@ def append_summary(run: RunConfig, stage: str, seconds: float, figures: dict[str
     """Append one line.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     line = {
         "stage": stage,

@@ -28,7 +28,7 @@ from fuse_train.selectors.asn import SharedScorer
 from fuse_train.selectors.by_name import by_rule, learner
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.kinds.asn import AsnSection
-from fuse_train.selectors.pools import held, pool_nats
+from fuse_train.selectors.pools import hold_over_spans, pool_nats
 from fuse_train.selectors.selectors import StaticSelector
 from store_schema.layout import Origin
 from tests.aligned_factory import make_run
@@ -57,7 +57,7 @@ def test_weights_are_those_of_the_spans_first_row(name, flags, seed) -> None:
     selector, begins = BY_SPAN[name](), begins_of(flags)
     by_row = selector(view)
     by_span = selector(replace(view, begins_BT=begins))
-    torch.testing.assert_close(by_span, held(by_row, begins))
+    torch.testing.assert_close(by_span, hold_over_spans(by_row, begins))
 
 
 @pytest.mark.parametrize("name", ["hedge", "asn"])

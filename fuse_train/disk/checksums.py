@@ -60,7 +60,7 @@ def check_files(folder: Path, *, hint: str) -> None:
 
     Raises:
         CorruptionError: A file is gone or changed, or the record is.
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     place = folder / FILES_FILE
     if not place.is_file():

@@ -68,7 +68,7 @@ def trial_folder(final: Path) -> Iterator[Path]:
     """A folder beside `final` that is deleted at the end, or by `sweep` after a kill.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     temporary = _aside(final, "tmp")
     with write_errors(final):
@@ -107,7 +107,7 @@ def sweep_beside(final: Path) -> None:
     `publish_folder` left, and nothing that another process is filling now.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     if not final.parent.is_dir():
         return

@@ -121,8 +121,9 @@ def _heading(explained: Explained) -> list[str]:
         f"{len(explained.positions):,} positions, {sum(p.fused for p in explained.positions):,} fused",
         f"target: {visible(explained.model)}",
         f"pool: selector {visible(explained.selector)}{hindsight}, over {', '.join(explained.sources)}",
-        f"fusion loss: weight {weight:.3f} = (1 - {explained.clm_weight:g}) * {explained.fusion_share:.3f}, "
-        f"the gate's share of domain {visible(segment.domain)} ({visible(explained.share_from)})",
+        f"fusion loss: weight {weight:.3f} = (1 - {explained.clm_weight:g}) * "
+        f"{explained.fusion_share:.3f}, the gate's share of domain {visible(segment.domain)} "
+        f"({visible(explained.share_from)})",
     ]
     if known:
         target, pool = (

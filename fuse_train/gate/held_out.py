@@ -1,7 +1,7 @@
 """How much the sources' pool still adds to the target on held-out text, domain by domain.
 
-Training text cannot show it: in a second pass the target has memorised it. So at each evaluation, on the
-valid split, we take the mixture of target and pool with the lowest NLL. The pool's weight in it is the
+Training text cannot show it: in a second pass the target has memorised it. So each evaluation looks for
+the mixture of target and pool with the lowest NLL on the valid split. The pool's weight in it is the
 share of its weight that the fusion loss keeps in that domain until the next evaluation: 0 where the
 target has overtaken its sources, 1 where the target adds nothing to them.
 

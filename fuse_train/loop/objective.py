@@ -266,7 +266,7 @@ def cv2_slope(importance_M: torch.Tensor) -> torch.Tensor:
 def by_domain(
     weights_RM: torch.Tensor, covered_RM: torch.Tensor, domain_R: torch.Tensor, count: int
 ) -> Sums:
-    """Sums over rows per domain, for the log: weights, sources with weight, entropy in nats, coverage."""
+    """Sums over rows by domain, for the log: weights, sources with weight, entropy (nats), covered."""
     dtype = weights_RM.dtype
     entropy_R = -torch.xlogy(weights_RM, weights_RM).sum(-1)
     columns = {

@@ -54,7 +54,7 @@ def warmup_steps(num_steps: int, warmup_ratio: float) -> int:
 
 
 def rate_schedule(section: TrainSection, num_steps: int) -> Callable[[int], float]:
-    """The schedule `train.lr_scheduler_type`, as a function from step (from 0) to share of the peak rate.
+    """The schedule `train.lr_scheduler_type`: from a step (from 0) to its share of the peak rate.
 
     The schedules are transformers' (`get_scheduler`). One departure, for all but constant: the warm-up
     begins with 1 / warm-up steps of the peak, not with 0, which would waste the first batch.

@@ -96,7 +96,7 @@ def merge_models(
         TokenizerError: A tokenizer cannot be read.
         MismatchError: `out` holds a merge of other inputs.
         CorruptionError: `out` holds this merge, damaged.
-        StorageError: The disk refused; nothing is left.
+        StorageError: A file cannot be written; nothing is left.
     """
     start = time.monotonic()
     recipe.require_models(len(models), with_base=base is not None)

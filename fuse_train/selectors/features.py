@@ -1,17 +1,16 @@
-"""What a selector may look at: figures of each source at each row that do not hold the row's label.
+"""Inputs of a selector: features of each source at each row, computed without the row's label.
 
-Past figures (past.py) come from the rows BEFORE i of the same segment: log-weights of hedges with
-fixed share (what a Bayes mixture would use), how well the source has predicted, per byte and beside
-the others, lately, in all and after text like this; how much worse than it expected to (its NLL beyond
-its own entropy, near 0 on text of its kind, whatever the others do). Row figures come from the
-distributions at row i themselves (how sure the source is, whether the others agree). The
-log-probability of label i, and label i, are never read.
+Past features (past.py) come from the rows BEFORE i of the same segment: log-weights of hedges with
+fixed share (what a Bayes mixture would use); the source's NLL so far, per byte and relative to the
+other sources, lately, in all and after similar text; its NLL minus its own entropy (near 0 on text it
+was trained for). Row features come from the distributions at row i themselves: the source's entropy,
+and whether the others agree. Label i and its log-probability are never read.
 
-Row figures are not wholly ignorant of the label in an aligned store, and what they know is not little:
-a row exists because a real source token begins there or reaches across, which only the text to come
-tells. On the demo, pools look 5 % better with them; with the entropy of the source's own row instead,
-which cannot know, 0.2 %; with that and one bit, whether the real source token reaches across, 3 %.
-So `asn.features: past` is the default, and pools of `all` are no honest estimate.
+In an aligned store row features still leak something of the label: a row exists because a real source
+token begins there or reaches across, which depends on the text to come. On the demo, pools score 5 %
+better with them; with the entropy of the source's own row instead, which cannot leak, 0.2 %; with that
+and one bit, whether the real source token reaches across, 3 %. So `asn.features: past` is the default,
+and scores of pools with `all` are too good.
 
 Shape suffixes: N positions of a shard, M sources, F features, D segments, E entries.
 """
@@ -29,7 +28,7 @@ from store_schema.layout import Arrays, Origin, row_sums
 from store_schema.text.encoded import token_lengths
 
 PAST_FEATURES = OF_SOURCE + SHARED
-"""From the rows before; the first columns."""
+"""Features from earlier rows; the first columns."""
 
 ROW_FEATURES = (
     "entropy",
@@ -39,12 +38,12 @@ ROW_FEATURES = (
     "same_top",
     "inside",
 )
-"""From the distributions of the row itself; the other columns."""
+"""Features from the distributions of the row itself; the last columns."""
 
 FEATURES = PAST_FEATURES + ROW_FEATURES
 
 HEDGE_START = "hedge_0.5_0.03"
-"""The hedge that an untrained network is."""
+"""Feature of the hedge that an untrained network equals."""
 
 ENTROPY_SCALE = 4.0
 """Nats by which a row's entropy is divided."""

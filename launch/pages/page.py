@@ -50,7 +50,7 @@ def write_page(path: str, html: str) -> None:
     """Write a page to a path or URL that a person gave.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     folder, _, name = path.rpartition("/")
     location = open_location(folder or ("/" if path.startswith("/") else "."))
