@@ -108,7 +108,7 @@ def merge_pairs(run: RunConfig, section: TrainSection, pairs: dict[str, Path]) -
     models = [str(folder) for folder in pairs.values()]
     recipe.require_models(len(models), with_base=recipe.kind.needs_base)
     base = str(resolve_model(run.target)) if recipe.kind.needs_base else None
-    merge_models(out, recipe, models, base, beside=write_other_files, on_bytes=on_bytes)
+    merge_models(out, recipe, models, base, write_extra=write_other_files, on_bytes=on_bytes)
     if bar:
         bar[0].__exit__(None, None, None)
     return out, True
