@@ -322,4 +322,4 @@ def _identity_table(summary: Mapping[str, Any]) -> Table:
         for part in ("fingerprints", "versions")
         for name, value in summary[part].items()
     ]
-    return Table("Fingerprints and versions", head_of(["", "value"]), rows)
+    return Table("Inputs", head_of(["", "value"]), rows)

@@ -93,7 +93,7 @@ def check_domains(inputs: Inputs, section: TrainSection) -> None:
     """Refuse to train without text of a domain that the plan has.
 
     Raises:
-        InputError: Names the domains; `allow_partial` goes on without them.
+        InputError: Names the domains; `allow_partial` trains without them.
     """
     if section.allow_partial:
         return

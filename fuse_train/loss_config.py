@@ -16,7 +16,7 @@ else:
 
 
 class ScheduleSection(StrictModel):
-    """How a number goes from the first step to the last; it begins at the field it belongs to."""
+    """Schedule of a number over the steps of a training; its first value is the number's own field."""
 
     kind: Literal["constant", "linear", "cosine", "hard_and_decay"]
     """hard_and_decay is linear to 1 (FuseLLM's name for it)."""

@@ -265,7 +265,7 @@ def _train_and_publish(
     state = loop.state
     learned = loop.selector
     if accelerator.is_main_process and learned is not None and learned.learns:
-        # Not in final/: engines load every safetensors file that lies beside a model.
+        # Not in final/: engines load every safetensors file beside a model.
         publish_folder(root / "selector", learned.save)
     del loop, loop_inputs, stream, learned
     accelerator.free_memory()

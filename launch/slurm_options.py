@@ -65,9 +65,9 @@ def checked_options(options: Mapping[str, OptionValue]) -> Options:
         if value is None or isinstance(value, bool):
             continue
         if name in _TIMES and isinstance(value, int):
-            raise ValueError(f"{name} must stand in quotes: YAML reads 4:00:00 as 14400")
+            raise ValueError(f"{name} needs quotes: YAML reads 4:00:00 as 14400")
         if not _VALUE.fullmatch(str(value)):
-            raise ValueError(f"{name} has a character that cannot stand in a script: {value!r}")
+            raise ValueError(f"{name} has a character that a script cannot contain: {value!r}")
         if name in _ONE and str(value) != "1":
             raise ValueError(f"{name} can only be 1: a worker is one process, take more workers")
         if name == "signal" and not re.fullmatch(r"B:USR1@\d+", str(value)):
@@ -155,7 +155,7 @@ def options_of(
 
 
 def gpus_of(options: Mapping[str, str]) -> int:
-    """GPUs of one job, as far as its options say: gpus, gpus-per-node or gres, else 0."""
+    """GPUs of one job, from its options gpus, gpus-per-node, gpus-per-task or gres, else 0."""
     for name in ("gpus", "gpus-per-node", "gpus-per-task"):
         if name in options:
             last = options[name].rpartition(":")[2]

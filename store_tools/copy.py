@@ -223,7 +223,7 @@ def require_outside(source: Location, target: Location) -> None:
     here, there = (_whole_url(location) for location in (source, target))
     if there == here or there.startswith(f"{here}/"):
         raise ConfigError(
-            "the target is the store itself or lies in it",
+            "the target is the store itself or inside it",
             where=target.url,
             expected=f"a place outside of {source.url}",
         )

@@ -120,7 +120,7 @@ def test_worker_counts() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"slurm": {"all": {"time": 14400}}}, "time must stand in quotes"),
+        ({"slurm": {"all": {"time": 14400}}}, "time needs quotes"),
         ({"slurm": {"all": {"array": "0-3"}}}, "set by submit"),
         ({"slurm": {"all": {"comment": "a b"}}}, "character that cannot stand"),
         ({"slurm": {"eval": {"gpus": 1}}}, "slurm.eval"),

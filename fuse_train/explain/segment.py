@@ -137,7 +137,7 @@ def explain_segment(
 
 
 def _wanted(plan: Plan, segment: str | None, document: str | None) -> str:
-    """Id or row of the segment that is asked for."""
+    """Id or row of the segment that the options name."""
     if document is not None:
         return segment_in_document(plan, document, segment)
     if segment is None:

@@ -194,7 +194,7 @@ def _one_tokenizer(names: Sequence[str], refs: Sequence[ModelRef]) -> str:
             )
         if other != whole:
             _log.warning(
-                "%s differs from %s, which is kept, in chat template or in what stands before a text",
+                "%s differs from %s, which is kept, in chat template or in tokens before a text",
                 name, names[0],
             )  # fmt: skip
     return whole

@@ -62,7 +62,7 @@ def identity(ref: ModelRef) -> dict[str, Any]:
 
 
 def own_dtype(ref: ModelRef) -> torch.dtype:
-    """The dtype that the trained model is saved in: the one asked for, else the checkpoint's.
+    """The dtype that the trained model is saved in: the run file's, else the checkpoint's.
 
     Raises:
         ModelError: The checkpoint's is no floating dtype.

@@ -29,7 +29,7 @@ from store_schema.errors import InputError, ModelError
 
 @dataclass(frozen=True, slots=True)
 class PoolSums:
-    """What a pool scored on the spans where every source knows the labels' probabilities.
+    """A pool's score on the spans where every source knows the labels' probabilities.
 
     Args:
         nats: NLL of the labels under the pool.

@@ -25,7 +25,7 @@ Begins = torch.Tensor | None
 
 
 def first_rows(begins_BT: torch.Tensor) -> torch.Tensor:
-    """The first row [B, T] int64 of the span that each row lies in; row 0 always begins one."""
+    """First row [B, T] int64 of each row's span; row 0 always begins one."""
     rows_T = torch.arange(begins_BT.shape[1], device=begins_BT.device)
     return torch.where(begins_BT, rows_T, 0).cummax(1).values
 

@@ -80,7 +80,7 @@ class Asn(LearnedKind):
         return options.preset is None
 
     def network(self, options: AsnSection, num_sources: int) -> Selector:
-        """As `LearnedKind.network` says."""
+        """See `LearnedKind.network`."""
         from fuse_train.selectors.asn import SharedScorer
         from fuse_train.selectors.gates import RewardNetwork
 

@@ -54,7 +54,7 @@ class Bayes(SearchedKind):
         seed: int,
         on_trial: Callable[[int, float], None] | None,
     ) -> Selector:
-        """As `SearchedKind.search` says."""
+        """See `SearchedKind.search`."""
         from fuse_train.selectors.selectors import StaticSelector
 
         best = search_weights(logprobs_RM, trials=options.trials, seed=seed, on_trial=on_trial)

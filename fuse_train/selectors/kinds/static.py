@@ -31,7 +31,7 @@ class Static(RuleKind):
             raise ValueError("static_weights must be 0 or more, and not all 0")
 
     def make(self, options: dict[str, float] | None, sources: Sequence[str]) -> Selector:
-        """As `RuleKind.make` says."""
+        """See `RuleKind.make`."""
         from fuse_train.selectors.selectors import StaticSelector
 
         weights = options or {}
