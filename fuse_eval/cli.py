@@ -149,6 +149,9 @@ def pool_report(content: dict[str, Any]) -> str:
         named[f"pool {selector}{hindsight}"] = values
     if content.get("mixture"):
         named["best mixture with target"] = {d: m["bpb"] for d, m in content["mixture"].items()}
+    if content.get("forecast"):
+        control = {d: f["control_bpb"] for d, f in content["forecast"].items()}
+        named["plain training (estimated)"] = control
     title = (
         f"pools on split {content['split']} (bits per byte), on the rows that every source knows: "
         f"{common / max(rows, 1):.1%} of the target's tokens, {shared / max(whole, 1):.1%} of bytes"

@@ -186,7 +186,8 @@ def pool_lines(pool: Mapping[str, Any]) -> list[str]:
         f"Best single source in the mean: {source} ({significant(alone[source], 4)}); the {best} "
         f"pool is {percent(honest[best] / alone[source] - 1)} against it."
     )
-    return lines + _mixture_lines(pool.get("mixture", {})) + _drop_lines(pool["without"])
+    lines += _mixture_lines(pool.get("mixture", {})) + _forecast_lines(pool.get("forecast", {}))
+    return lines + _drop_lines(pool["without"])
 
 
 def _size(change: float) -> str:
@@ -202,6 +203,17 @@ def _mixture_lines(mixture: Mapping[str, Mapping[str, float]]) -> list[str]:
         f"Weight of the pool in its best mixture with the target now: {shown}. The nearer to 0, the "
         "sooner the domain stops gaining from its sources."
     ]
+
+
+def _forecast_lines(forecast: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What fusing may gain over plain training on the same text."""
+    if not forecast:
+        return []
+    shown = ", ".join(
+        f"{d} {percent(-f['gain'])} (at most {percent(-f['most'])})"
+        for d, f in sorted(forecast.items(), key=lambda item: -item[1]["gain"])
+    )
+    return [f"Forecast of fused against plain training, roughly: {shown}."]
 
 
 def _drop_lines(without: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import mean_of
+from fuse_eval.forecast import Forecast
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import collate
 from fuse_train.data.samples import AlignedSamples, DecodedShard
@@ -363,6 +364,26 @@ def mixtures(
             nats = float(mixture_nats(target_S, pool_S, weight).sum())
             best[domain] = {"pool_weight": weight, "bpb": _bpb(nats, num_bytes[domain])}
     return best
+
+
+def forecast_record(
+    made: Mapping[str, Forecast], num_bytes: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """What plain training and fusing may come to by domain: bits per byte, and shares of the control's.
+
+    Args:
+        made: By domain.
+        num_bytes: Of the spans it was made on.
+    """
+    return {
+        domain: {
+            "control_bpb": _bpb(found.control, num_bytes[domain]),
+            "most": found.most,
+            "gain": found.gain,
+        }
+        for domain, found in made.items()
+        if num_bytes.get(domain)
+    }
 
 
 def _bpb(nats: float, num_bytes: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fuse_eval import bpb, pool
+from fuse_eval import bpb, forecast, pool
 from fuse_eval.config import EvaluateSection
 from fuse_eval.evaluation import evaluation_record
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
@@ -187,6 +187,7 @@ def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
             "section": section.content(),
             "train": recipe,
             "seed": run.seed,
+            "forecast": [forecast.ORDER, forecast.TOKENS_PER_DOMAIN, forecast.SHARE_TAKEN],
             "by": __version__,
         }
         | learners
@@ -267,8 +268,15 @@ def _pool_content(
     if train.selector in named:
         rows = {s.segment_id: n for s, n in zip(segments, target_nats, strict=True)}
         own = opened(split=section.split, with_features=train.needs_features)
-        batches = split_batches(own, domains)
+        batches = list(split_batches(own, domains))
         spans = span_nats(batches, named[train.selector], rows, torch.device("cpu"))
         sizes = {domain: sums["common_bytes"] for domain, sums in record["domains"].items()}
         record["mixture"] = pool.mixtures(spans, sizes)
+        shards = plan.splits()[train.train_split]
+        train_segments = (segment for shard in shards for segment in plan.segments(shard))
+        ngrams = forecast.ngram_rows(train_segments, segments, tokenizer)
+        for name, nats in rows.items():
+            ngrams[name][np.isnan(nats)] = np.nan  # the same rows as the target's
+        ngram_spans = span_nats(batches, named[train.selector], ngrams, torch.device("cpu"))
+        record["forecast"] = pool.forecast_record(forecast.forecasts(spans, ngram_spans), sizes)
     return record

@@ -39,7 +39,6 @@ ROWS = 10
 BY_SPAN = {
     "hedge": lambda: by_rule("hedge", rate=0.7, share=0.05),
     "asn": stirred,
-    "asn_all": lambda: stirred(features="all"),
     "constant": lambda: stirred("constant"),
 }
 

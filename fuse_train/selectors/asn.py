@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fuse_train.disk.checksums import file_record
-from fuse_train.selectors.features import FEATURES, HEDGE_START, PAST_FEATURES
+from fuse_train.selectors.features import FEATURES, HEDGE_START
 from fuse_train.selectors.kind import LearnedOptions
 from fuse_train.selectors.kinds.asn import AsnSection
 from fuse_train.selectors.past import HEDGE_SCALE, OF_SOURCE, SHARED
@@ -182,8 +182,7 @@ class SharedScorer(AdaptiveSelector):
     def __init__(self, section: AsnSection) -> None:
         super().__init__(section)
         self.granularity = section.granularity
-        self.columns = PAST_FEATURES if section.features == "past" else FEATURES
-        width = 3 * (len(self.columns) - len(SHARED)) + len(SHARED)
+        width = 3 * len(OF_SOURCE) + len(SHARED)
         hidden = section.hidden_size
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
@@ -193,21 +192,19 @@ class SharedScorer(AdaptiveSelector):
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.direct.weight)
         with torch.no_grad():
-            self.direct.weight[0, self.columns.index(HEDGE_START)] = HEDGE_SCALE
+            self.direct.weight[0, FEATURES.index(HEDGE_START)] = HEDGE_SCALE
 
     @property
     def hindsight(self) -> bool:
         return self.granularity == "segment"
 
     def gates(self, view: SourceView) -> torch.Tensor:
-        features_BTMF = view.features_BTMF[..., : len(self.columns)]
-        covered_BTM = view.covered_BTM
+        features_BTMF, covered_BTM = view.features_BTMF, view.covered_BTM
         if self.granularity == "segment":
             features_BTMF, covered_BTM = _segment_means(features_BTMF, covered_BTM)
-        own, rest = len(OF_SOURCE), len(OF_SOURCE) + len(SHARED)
-        of_source = torch.cat([features_BTMF[..., :own], features_BTMF[..., rest:]], -1)
-        shared_BTMX = features_BTMF[..., own:rest]
-        inputs_BTMX = torch.cat([with_summary(of_source, covered_BTM), shared_BTMX], -1)
+        own = len(OF_SOURCE)
+        of_source = with_summary(features_BTMF[..., :own], covered_BTM)
+        inputs_BTMX = torch.cat([of_source, features_BTMF[..., own:]], -1)
         scores_BTM: torch.Tensor = self.score(self.mlp(inputs_BTMX)) + self.direct(inputs_BTMX)
         scores_BTM = scores_BTM[..., 0]
         if self.granularity == "span":
@@ -218,7 +215,7 @@ class SharedScorer(AdaptiveSelector):
         return SelectorRecord(
             kind=self.kind,
             granularity=self.granularity,
-            features=self.columns,
+            features=FEATURES,
             hidden_size=self.score.in_features,
         )
 

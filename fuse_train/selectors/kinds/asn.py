@@ -37,8 +37,8 @@ class AsnSection(LearnedOptions):
     granularity: Literal["span", "position", "segment"] = "span"
     """Weights per span, which begins where no source is inside a token (with one tokenizer for all,
     every position); per position; or per segment, in hindsight."""
-    features: Literal["all", "past"] = "past"
-    """past reads features of earlier rows only; all also those of the row's own distributions."""
+    features: Literal["past"] = "past"
+    """Features of earlier rows only: those of the row's own distributions would leak the label."""
 
     @model_validator(mode="before")
     @classmethod
