@@ -2,8 +2,8 @@
 untrained target, replaces the trained control.
 
 The difference between that mixture and its best mixture with the pool is how much the sources add to
-training text and target on held-out text: a bound on the gain. What share of it a student reaches depends
-on its size and steps (docs/evaluation.md has measurements).
+training text and target on held-out text: a bound on the gain. What share of it a student reaches
+depends on its size and steps (docs/evaluation.md has measurements).
 
 Shape suffixes: S spans of text, N tokens.
 """
