@@ -18,11 +18,7 @@ STAGES = {
     "eval": ("fuse_eval.cli", "evaluate", "Score models and pools of sources in bits per byte."),
     "report": ("fuse_eval.cli", "report", "Write the report of a run."),
     "submit": ("launch.cli", "submit", "Run stages as Slurm jobs that wait for each other."),
-    "status": (
-        "launch.status_cli",
-        "status",
-        "Show how far a run is, and which workers are on it.",
-    ),
+    "status": ("launch.status_cli", "status", "Show how far a run is, and its workers."),
     "preset": ("launch.cli", "preset", "List and show the recipes of published papers."),
     "store": ("store_tools.cli", "store", "Tune, verify, repair, show, copy and export stores."),
 }

@@ -98,10 +98,8 @@ def pool_selectors(
     sources: Sequence[str],
     made: Mapping[str, Selector],
 ) -> dict[str, Selector]:
-    """Selectors of the estimate by name.
-
-    Those that need options are left out unless the run has these; then the one of the train section is
-    added, too.
+    """Selectors of the estimate by name; those that need options only if the run has them, and then the
+    train section's, too.
 
     Args:
         section: Has the names of the selectors.
@@ -110,11 +108,8 @@ def pool_selectors(
         made: From `learned_selectors`.
     """
     asked = [SELECTORS[name] for name in section.pool_selectors]
-    with_options = [
-        k
-        for k in SELECTORS
-        if k.needs_options and k.name in (*section.pool_selectors, train.selector)
-    ]
+    names = {*section.pool_selectors, train.selector}
+    with_options = [kind for kind in SELECTORS if kind.needs_options and kind.name in names]
     kinds = [kind for kind in asked if not kind.needs_options]
     kinds += [kind for kind in with_options if train.options_of(kind)]
     rules = {

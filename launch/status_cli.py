@@ -32,12 +32,10 @@ def status(run: RunConfig, as_json: bool, all_workers: bool, watch_s: float | No
     from launch.status_text import status_json, status_text
 
     def show() -> None:
-        current = run_status(run)
+        now = run_status(run)
         if watch_s is not None and sys.stdout.isatty():
             click.clear()
-        click.echo(
-            status_json(current) if as_json else status_text(current, all_workers=all_workers)
-        )
+        click.echo(status_json(now) if as_json else status_text(now, all_workers=all_workers))
         sys.stdout.flush()
 
     show()

@@ -137,9 +137,7 @@ def leftover_counts(leftovers: list[Leftover] | tuple[Leftover, ...]) -> str:
 
 
 @store.command("repair")
-@click.option(
-    "--shard", "shards", type=int, multiple=True, metavar="N", help="Only this, unchecked."
-)
+@click.option("--shard", "shards", type=int, multiple=True, metavar="N", help="Only this one.")
 @click.option("--delete", is_flag=True, help="Remove the damaged data now; else gc does later.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @JOBS
@@ -245,12 +243,7 @@ def stats_command(
 
 @store.command("show")
 @click.option("--segment", metavar="ID", help="Segment id as in the plan, or its row number.")
-@click.option(
-    "--answer",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Which answer of a generated store; default: 0.",
-)
+@click.option("--answer", type=click.IntRange(0), metavar="N", help="Which answer; default: 0.")
 @click.option("--top", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N")
 @click.option("--html", metavar="PATH", help="Write a page there instead.")
 @store_options

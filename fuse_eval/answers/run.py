@@ -52,9 +52,7 @@ def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
     context = JudgeContext(run, _no_likelihoods)
     models = models_to_score(run, section)
     require_run_sources(run, plan)
-    requests = {
-        name: _answer_request(run, plan, name, ref, section) for name, (ref, _) in models.items()
-    }
+    requests = {name: _request(run, plan, name, ref, section) for name, (ref, _) in models.items()}
     judging = [judge.content(), JUDGES[judge.kind].identity(judge, context)]
     request = fingerprint(
         [requests, judging, section.bootstrap_samples, section.confidence, run.seed, __version__]
@@ -111,9 +109,7 @@ def _spread(segments: Sequence[Segment], limit: int | None) -> list[Segment]:
     return [segments[i * len(segments) // limit] for i in range(limit)]
 
 
-def _answer_request(
-    run: RunConfig, plan: Plan, name: str, ref: ModelRef, section: EvaluateSection
-) -> str:
+def _request(run: RunConfig, plan: Plan, name: str, ref: ModelRef, section: EvaluateSection) -> str:
     """Fingerprint of all that shapes one model's answers.
 
     Raises:

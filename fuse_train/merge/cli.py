@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--method", required=True, type=click.Choice(MERGES.names()), help="How to merge.")
 @click.option(
-    "--base",
-    metavar="MODEL",
-    help="Model that the others were trained from, for methods that need it.",
+    "--base", metavar="MODEL", help="Model the others were trained from, if the method needs it."
 )
 @click.option(
     "--weights", metavar="W,W,...", help="One for each model, in their order.  [default: 1 each]"
@@ -39,10 +37,7 @@ if TYPE_CHECKING:
     help="An option of the method, such as density=0.1 (may be repeated): docs/merging.md.",
 )
 @click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    help="dtype of the merged weights; auto: the base's.",
+    "--dtype", default="auto", show_default=True, help="dtype to write; auto: the base's."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random methods.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
