@@ -1,5 +1,5 @@
 """Forecast of fusing's gain over plain training: an n-gram model of the training text, mixed with the
-untrained target, replaces the trained control.
+target as it is before training, stands in for the trained control.
 
 The difference between that mixture and its best mixture with the pool is how much the sources add to
 training text and target on held-out text: a bound on the gain. What share of it a student reaches
