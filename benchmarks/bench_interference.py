@@ -136,7 +136,7 @@ def carry(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None
         shutil.copyfile(folder / name, target / name)
 
 
-def settled_precision(data: Data, kept: Path) -> str:
+def resolve_precision(data: Data, kept: Path) -> str:
     """Precision of all trainings on the data, measured once."""
     path, name = data.work / "precision.txt", data.work.name
     carry(kept / name, data.work, [path.name])
@@ -154,7 +154,7 @@ def train(
 
     Settings on one data set share their control, which no source shapes.
     """
-    precision = f"train.precision={settled_precision(data, kept)}"
+    precision = f"train.precision={resolve_precision(data, kept)}"
     overrides = (*recipe.overrides, precision, *(QUICK if quick else ()))
     file = setting.run_file(data)
     section = load_run(file, overrides).section("train", TrainSection)

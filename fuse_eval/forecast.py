@@ -1,9 +1,9 @@
-"""What fusing may gain over plain training, estimated before either: an n-gram model of the training
-text, mixed with the target as it is, stands in for the trained control.
+"""Forecast of fusing's gain over plain training: an n-gram model of the training text, mixed with the
+target as it is before training, stands in for the trained control.
 
-The difference between that mixture and its best mixture with the pool is what the sources know of
-held-out text beyond the training text and the target: a bound on the gain. What share of it a student
-takes depends on its size and steps, which no store knows (docs/evaluation.md has what was measured).
+The difference between that mixture and its best mixture with the pool is how much the sources add to
+training text and target on held-out text: a bound on the gain. What share of it a student reaches
+depends on its size and steps (docs/evaluation.md has measurements).
 
 Shape suffixes: S spans of text, N tokens.
 """
@@ -29,15 +29,15 @@ ORDER = 5
 TOKENS_PER_DOMAIN = 1_000_000
 """Training tokens of a domain that are counted, the first ones; more take memory and change little."""
 SHARE_TAKEN = 0.2
-"""Of the bound: between the 0.37 and the 0 that students took (docs/evaluation.md)."""
+"""Share of the bound that is forecast; students reached between 0 and 0.37 (docs/evaluation.md)."""
 
 
 class NgramModel:
-    """Interpolated n-grams by Witten and Bell (1991): each order falls back on the next shorter one by
-    the number of different tokens seen after its context, the shortest on all ids alike.
+    """Interpolated n-grams by Witten and Bell (1991): each order is interpolated with the next shorter
+    one by the number of different tokens seen after its context, the shortest with the uniform one.
 
     Args:
-        num_ids: Ids of the tokenizer.
+        num_ids: Number of ids of the tokenizer.
         order: Longest n-gram, tokens.
     """
 
@@ -80,12 +80,15 @@ class NgramModel:
 def ngram_rows(
     train: Iterable[Segment], held_out: Sequence[Segment], tokenizer: SegmentTokenizer
 ) -> dict[str, Floats]:
-    """{segment id: [N] nats} of held-out text under a model of each domain's training text.
+    """NLL of held-out text under an n-gram model of its domain's training text.
 
     Args:
-        train: Segments of the training split; read once, and only the first of each domain kept.
-        held_out: Segments of the split that is estimated.
+        train: Segments of the training split; only the first of each domain are counted.
+        held_out: Segments of the split to score.
         tokenizer: The target's.
+
+    Returns:
+        {segment id: [N] nats}.
     """
     models: dict[str, NgramModel] = {}
     for segment in train:
@@ -103,11 +106,11 @@ def _ids(encoded: EncodedSegment) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Of one domain, nats over all its spans.
+    """Forecast of one domain, from NLLs over all its spans in nats.
 
     Args:
-        control: The target mixed with the n-gram model: what plain training is taken to reach.
-        bound: That, mixed with the pool.
+        control: Of the target mixed with the n-gram model, the estimate of plain training.
+        bound: Of that, mixed with the pool.
     """
 
     control: float
@@ -116,12 +119,12 @@ class Forecast:
     @property
     def most(self) -> float:
         """The bound on the gain, a share of the control's bits per byte."""
-        # Not below 0 but for rounding: the mixture may leave the pool out.
+        # At least 0 except for rounding: the mixture may give the pool no weight.
         return max(1.0 - self.bound / self.control, 0.0) if self.control else 0.0
 
     @property
     def gain(self) -> float:
-        """What a student may gain, a share of the control's bits per byte."""
+        """The forecast gain, a share of the control's bits per byte."""
         return SHARE_TAKEN * self.most
 
 

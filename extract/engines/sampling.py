@@ -66,7 +66,9 @@ class PhiloxStream:
 
     def gumbel(self, count: int) -> npt.NDArray[np.float64]:
         """The next numbers with the standard Gumbel distribution; all finite."""
-        return np.asarray(-np.log(-np.log(self.uniforms(count) + 2.0**-54)))
+        uniforms = self.uniforms(count).clip(min=2.0**-54)  # the largest is below 1
+        noise: npt.NDArray[np.float64] = -np.log(-np.log(uniforms))
+        return noise
 
 
 def systematic_points(uniforms_R: torch.Tensor, num_draws: int) -> torch.Tensor:

@@ -1,15 +1,14 @@
-"""What a selector may look at: figures of each source at each row, from the rows before it alone.
+"""Inputs of a selector: features of each source at each row, from earlier rows alone.
 
-They come from the rows before row i of the same segment (past.py): log-weights of hedges with
-fixed share (what a Bayes mixture would use), how well the source has predicted, per byte and beside
-the others, lately, in all and after text like this; how much worse than it expected to (its NLL beyond
-its own entropy, near 0 on text of its kind, whatever the others do). Label i and its log-probability
-are never read, nor is anything else of row i but the byte before it.
+They come from the rows BEFORE row i of the same segment (past.py): log-weights of hedges with fixed
+share (what a Bayes mixture would use); the source's NLL so far, per byte and relative to the other
+sources, lately, in all and after similar text; its NLL minus its own entropy (near 0 on text it was
+trained for). Of row i only the byte before it is read.
 
-The distributions of row i themselves (how sure a source is, whether the others agree) are not wholly
-ignorant of the label in an aligned store, and what they know is not little: a row exists because a
-real source token begins there or reaches across, which only the text to come tells. On the demo, pools
-look 5 % better with them, and no pool of spans does (docs/training.md).
+In an aligned store the distributions of row i (a source's entropy, whether the others agree) leak
+something of the label: a row exists because a real source token begins there or reaches across, which
+depends on the text to come. On the demo, pools seem 5 % better with features of them, but not when
+they are scored by span (docs/training.md).
 
 Shape suffixes: N positions of a shard, M sources, F features, D segments, E entries.
 """
@@ -30,7 +29,7 @@ FEATURES = OF_SOURCE + SHARED
 """Names of the columns."""
 
 HEDGE_START = "hedge_0.5_0.03"
-"""The hedge that an untrained network is."""
+"""Feature of the hedge that an untrained network equals."""
 
 Floats = npt.NDArray[np.float64]
 
