@@ -178,7 +178,7 @@ def test_nan_names_segment_and_position() -> None:
     impossible = dataclasses.replace(
         dense, logprobs=np.zeros((3, 2), np.float32), label_logprobs=np.float32([0, 0, -np.inf])
     )
-    with pytest.raises(ModelError, match="probability 0 in s, position 3"):
+    with pytest.raises(ModelError, match="probability 0 to a token of the text in s, position 3"):
         scored_segment(impossible, 4, vocab_size=4, where="s")
 
 
