@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+RAM_DISK = Path("/dev/shm")
+RAM_DISK_BYTES = 6 << 30
+"""Free bytes from which temporary files go there: removing files from a disk took as long as the tests."""
+
+
+def _take_ram_disk() -> None:
+    """Temporary files of the tests and their processes go to memory, where there is room for them."""
+    if "TMPDIR" in os.environ or not os.access(RAM_DISK, os.W_OK):
+        return
+    no_programs = os.statvfs(RAM_DISK).f_flag & os.ST_NOEXEC  # tests write scripts and run them
+    if not no_programs and shutil.disk_usage(RAM_DISK).free >= RAM_DISK_BYTES:
+        os.environ["TMPDIR"] = str(RAM_DISK)
+        tempfile.tempdir = None  # what it has found before
+
+
+_take_ram_disk()
 
 import pytest
 import torch
@@ -20,6 +40,12 @@ settings.register_profile(
     "house", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("house")
+
+
+def pytest_collection_finish() -> None:
+    """What libraries have made by now stays: the collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 LONGEST = (
@@ -38,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
