@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
+def pytest_unconfigure() -> None:
+    """Libraries complain at the end of what is not collected."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -110,6 +116,23 @@ def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.generate_runs import make_chat_models
 
     return make_chat_models(tmp_path_factory.mktemp("chat_models"))
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A program in place of Python that starts with its libraries loaded."""
+    from tests import forked_python
+
+    with forked_python.forked_python(tmp_path_factory.mktemp("forked")) as program:
+        yield program
+
+
+@pytest.fixture(scope="module")
+def quick_processes(forked_python: Path) -> Iterator[None]:
+    """Processes that this one starts are forks of one that has the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(forked_python))
+        yield
 
 
 @pytest.fixture(autouse=True)

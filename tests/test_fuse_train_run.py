@@ -28,6 +28,8 @@ from store_schema.errors import ConfigError, MismatchError, MissingError, ModelE
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 TIMED = ("tokens_per_s", "seconds", "wait_seconds")
 LOSS_KEYS = {"step", "num_steps", "loss", "clm", "lr", "grad_norm", *TIMED}
 FUSED_KEYS = LOSS_KEYS | {
@@ -206,7 +208,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path) -> None:
     whole = make_run(straight, train=settings)
     made = make_run(broken, train=settings)
     log = broken / "run/logs/train_steps.jsonl"
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def start() -> subprocess.Popen:
         return subprocess.Popen(
@@ -370,6 +372,7 @@ def test_two_processes_equal_one(tmp_path) -> None:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     command = [sys.executable, *launcher, "-m", "fuse_train", "run", str(tmp_path / "two/run.yaml")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= {"TMPDIR": str(tmp_path)}  # torchrun leaves its logs there
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     train_run(one)
