@@ -49,7 +49,7 @@ AT_LOADING = (
     "TOKENIZERS_",
 )
 """Environment variables that are read when a library is loaded begin like this."""
-FREE = ("PYTHONPATH", "PYTHON_EXEC")
+FREE = ("PYTHONPATH", "PYTHON_EXEC", "PYTHONSAFEPATH", "PYTHONUNBUFFERED")
 """Those of them that a fork can still take up."""
 
 _PROGRAM = """\
@@ -209,7 +209,10 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
 def _run(words: list[str], program: str) -> None:
     """As Python itself would run its arguments."""
     sys.executable = program
-    here = [os.getcwd()] if words[0] != "-P" else []
+    if os.environ.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[attr-defined, union-attr]
+    safe = words[0] == "-P" or os.environ.get("PYTHONSAFEPATH")
+    here = [] if safe else [os.getcwd()]
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [*here, *paths, *sys.path[1:]]
     hook = importlib.util.find_spec("sitecustomize")
