@@ -14,9 +14,15 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
+
 RAM_DISK = Path("/dev/shm")
 RAM_DISK_BYTES = 6 << 30
-"""Free bytes from which temporary files go there: removing files from a disk took as long as the tests."""
+"""Free bytes from which on temporary files go there: removing them from a disk took half the time."""
 
 
 def _take_ram_disk() -> None:
@@ -30,12 +36,6 @@ def _take_ram_disk() -> None:
 
 
 _take_ram_disk()
-
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
-
-from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
 
 settings.register_profile(
     "house", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
@@ -132,6 +132,21 @@ def quick_processes(forked_python: Path) -> Iterator[None]:
     """Processes that this one starts are forks of one that has the libraries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(forked_python))
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_vllm_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """As `quick_processes`, with vLLM among the libraries."""
+    pytest.importorskip("vllm")
+    from tests import forked_python
+
+    libraries = (*forked_python.LIBRARIES, *forked_python.VLLM_LIBRARIES)
+    with (
+        forked_python.forked_python(tmp_path_factory.mktemp("forked"), libraries) as program,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "executable", str(program))
         yield
 
 

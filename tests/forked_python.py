@@ -2,8 +2,8 @@
 
 Importing torch and transformers takes five seconds, and tests start some two hundred processes. One
 process a session imports them (`python -m tests.forked_python SOCKET`); a small program that takes
-the place of `sys.executable` hands it arguments, environment, folder and open descriptors, and it forks.
-The fork runs what was asked for as the main program, in the process group of whoever asked. Signals are
+the place of `sys.executable` hands it arguments, environment, folder and descriptors, and it forks. The
+fork runs what was asked for as the main program, in the process group of whoever asked. Signals are
 passed on, the exit code or the signal of its death is passed back, and it dies with the program that
 stands for it, so kills and stops work as with a process of its own. Environments that libraries read
 when they are loaded are not shared: with others the program becomes a plain Python.
@@ -37,6 +37,17 @@ LIBRARIES = (
     "transformers.models.qwen2.modeling_qwen2",
 )
 """What is loaded before the first fork."""
+VLLM_LIBRARIES = (
+    *("vllm.entrypoints.llm", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"),
+    *("vllm.model_executor.models.llama", "vllm.model_executor.models.transformers"),
+)
+"""Of an engine on a CPU: `import vllm` alone leaves half of the work to each fork."""
+QUIET = {
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+"""Of the process that forks, as extraction's children have them."""
 AT_LOADING = (
     "OMP_",
     "GOMP_",
@@ -99,11 +110,12 @@ def _at_loading() -> dict[str, str]:
 
 
 @contextmanager
-def forked_python(folder: Path) -> Iterator[Path]:
+def forked_python(folder: Path, libraries: Sequence[str] = LIBRARIES) -> Iterator[Path]:
     """Start the process that forks; it ends with the block.
 
     Args:
         folder: For the program and its socket.
+        libraries: Modules to load before the first fork.
 
     Yields:
         The program that takes the place of `sys.executable`.
@@ -118,11 +130,11 @@ def forked_python(folder: Path) -> Iterator[Path]:
         listener.bind(str(place))
         listener.listen(64)  # whoever asks before the libraries are loaded waits
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.forked_python", str(listener.fileno())],
+            [sys.executable, "-m", "tests.forked_python", str(listener.fileno()), *libraries],
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
             cwd=Path(__file__).resolve().parent.parent,
-            env=os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"},
+            env=os.environ | QUIET,
         )
     try:
         yield program
@@ -234,7 +246,7 @@ def _run(words: list[str], program: str) -> None:
 
 def main() -> None:
     """Load the libraries and serve; each fork runs and ends here."""
-    for name in LIBRARIES:
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()

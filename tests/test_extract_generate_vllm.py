@@ -18,6 +18,7 @@ from tests.generate_runs import contents, one_source, planned, spoilt
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_vllm_processes"),
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.skipif(

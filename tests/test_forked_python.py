@@ -25,7 +25,8 @@ def test_words_folder_environment_and_descriptors_are_those_that_were_asked_for(
     forked_python: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "told.py").write_text(
-        "import os, sys\nprint(__name__, sys.argv[1:], os.getcwd(), os.environ['TOLD'], sys.executable)\n"
+        "import os, sys\nprint(__name__, sys.argv[1:], os.getcwd(), "
+        "os.environ['TOLD'], sys.executable)\n"
         "print(os.getpgrp(), file=sys.stderr)\n"
     )
     done = run(forked_python, "-m", "told", "a", "-P", cwd=tmp_path, TOLD="yes")
