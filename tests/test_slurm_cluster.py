@@ -102,6 +102,7 @@ def slowed(folder: Path, seconds: float) -> tuple[dict[str, Any], Path]:
     slow = folder / "seconds"
     slow.write_text(str(seconds))
     lines = [f"export PYTHONPATH='{hook}':$PYTHONPATH SLOW_FILE='{slow}'"]
+    lines.append(f"export TMPDIR='{folder}'")  # what a killed worker leaves
     return {"setup": QUIET + lines}, slow
 
 
