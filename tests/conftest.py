@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -140,13 +141,26 @@ def quick_processes(forked_python: Path) -> Iterator[None]:
 def quick_vllm_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """As `quick_processes`, with vLLM among the libraries."""
     pytest.importorskip("vllm")
-    from tests import forked_python
+    from tests.forked_python import LIBRARIES, VLLM_LIBRARIES
 
-    libraries = (*forked_python.LIBRARIES, *forked_python.VLLM_LIBRARIES)
-    with (
-        forked_python.forked_python(tmp_path_factory.mktemp("forked"), libraries) as program,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    with _forks(tmp_path_factory.mktemp("forked"), (*LIBRARIES, *VLLM_LIBRARIES)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_bare_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """As `quick_processes`, without a module of ours: what is on the path enters our registries."""
+    from tests.forked_python import THEIRS
+
+    with _forks(tmp_path_factory.mktemp("forked"), THEIRS):
+        yield
+
+
+@contextmanager
+def _forks(folder: Path, libraries: tuple[str, ...]) -> Iterator[None]:
+    from tests.forked_python import forked_python
+
+    with forked_python(folder, libraries) as program, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(program))
         yield
 

@@ -29,12 +29,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = (
-    *("extract.cli", "extract.run", "extract.engines.transformers_engine", "extract.corpus.corpus"),
-    *("align.run", "fuse_train.cli", "fuse_train.run", "torch.distributed.run", "accelerate"),
-    *("accelerate.commands.launch", "logitfuse"),
+THEIRS = (
+    *("torch.distributed.run", "accelerate", "accelerate.commands.launch", "numba", "zarr"),
+    *("pyarrow.parquet", "transformers.generation", "numcodecs", "pcodec"),
     *(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "gpt_neox", "mistral")),
     "transformers.models.qwen2.modeling_qwen2",
+)
+"""Libraries of others: all that is loaded where what we find on the path differs by the test."""
+LIBRARIES = (
+    *("extract.cli", "extract.run", "extract.engines.transformers_engine", "extract.corpus.corpus"),
+    *("align.run", "fuse_train.cli", "fuse_train.run", "logitfuse", *THEIRS),
 )
 """What is loaded before the first fork."""
 VLLM_LIBRARIES = (
