@@ -30,8 +30,6 @@ from tests.command import ok, refused
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tiny_gguf import write_gguf
 
-pytestmark = pytest.mark.usefixtures("quick_processes")
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCE = ("--method", "sce")
 
