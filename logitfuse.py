@@ -1,4 +1,4 @@
-"""The one command. Loads a stage's own commands only when they are asked for."""
+"""The `logitfuse` command. Imports a stage's commands only when one of them is called."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ STAGES = {
     "align": ("align.cli", "align", "Carry distributions into the target's tokens."),
     "train": ("fuse_train.cli", "train", "Train the target on ground truth and the fused sources."),
     "merge": ("fuse_train.merge.cli", "merge", "Merge the weights of models of one shape."),
-    "eval": ("fuse_eval.cli", "evaluate", "Bits per byte, and what pools would score."),
+    "eval": ("fuse_eval.cli", "evaluate", "Score models and pools of sources in bits per byte."),
     "report": ("fuse_eval.cli", "report", "Write the report of a run."),
     "submit": ("launch.cli", "submit", "Run stages as Slurm jobs that wait for each other."),
-    "status": ("launch.status_cli", "status", "Say how far a run is, and who works on it."),
+    "status": ("launch.status_cli", "status", "Show how far a run is, and its workers."),
     "preset": ("launch.cli", "preset", "List and show the recipes of published papers."),
     "store": ("store_tools.cli", "store", "Tune, verify, repair, show, copy and export stores."),
 }
@@ -57,7 +57,7 @@ class LazyGroup(StageGroup):
 def main() -> None:
     """Fuse several language models into one, through a store of their distributions.
 
-    Every stage reads the same run file, does nothing when its output is complete, and goes on where
+    Every stage reads the same run file, does nothing when its output is complete, and resumes where
     it was stopped.
     """
 

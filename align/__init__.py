@@ -1,5 +1,5 @@
 """Carry source distributions into the target's tokens, on byte offsets, in linear time.
 
-In `chain`, `first_token` and `continuation` say where the bytes of a source token go, `kernel` moves
-one shard's mass, `project` is the pure function around it; `run` is the stage.
+In `chain`, `first_token` and `continuation` map the bytes of a source token to target tokens, `kernel`
+moves the mass of one shard, and `project` is the pure function around it; `run` is the stage.
 """

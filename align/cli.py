@@ -37,7 +37,7 @@ def align() -> None:
 @run_options
 @work_options
 def run_command(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
-    """Align every source store of the run; goes on where it was stopped."""
+    """Align every source store of the run; resumes where it was stopped."""
     if dry_run:
         for source in sources:
             click.echo(try_out(run, source, part))
@@ -87,7 +87,7 @@ def summary_table(summaries: list[AlignSummary]) -> str:
 @click.option("--segment", required=True, metavar="ID", help="Segment id, or its row number.")
 @click.option("--position", type=click.IntRange(0), metavar="N", help="Open at this target token.")
 @click.option("--top", type=click.IntRange(1, 1000), default=12, show_default=True, metavar="N")
-@click.option("--out", metavar="PATH", help="Where; default: the run's report folder.")
+@click.option("--out", metavar="PATH", help="File to write; default: in the run's report folder.")
 @SOURCE_OPTION
 @run_options
 def view_segment(
@@ -98,12 +98,15 @@ def view_segment(
     top: int,
     out: str | None,
 ) -> None:
-    """Write a page: a segment in both tokenisations, with what a source expected and what it became.
+    """Write an HTML page of one segment: both tokenisations, with each source's distributions before
+    and after alignment.
 
-    All sources of the run stand on it, unless told which.
+    It shows all sources of the run, or those named by --source.
     """
     if out is not None and not out.rpartition("/")[2]:
-        raise ConfigError("no file's name", where="--out", expected="page.html", got=repr(out))
+        raise ConfigError(
+            "the path names no file", where="--out", expected="like page.html", got=repr(out)
+        )
     view = read_view(run, chosen_sources(run, names), segment, top=top)
     if position is not None:
         require_position(view, position)
@@ -116,7 +119,7 @@ def view_segment(
 
 
 def summary(view: ViewedSegment) -> str:
-    """What the page shows, in a line for the segment and one for each source."""
+    """Figures of the page as text: a line for the segment and one for each source."""
     segment = view.segment
     lines = [
         f"segment {visible(segment.segment_id)} (row {segment.index}, shard {view.shard}, "
@@ -127,7 +130,7 @@ def summary(view: ViewedSegment) -> str:
 
 
 def position_text(view: ViewedSegment, position: int) -> str:
-    """The distributions at one target position, of every source side by side with the target's."""
+    """The distributions at one target position, as text: each source's own and the aligned one."""
     text = view.segment.text.encode()
     blocks = []
     for source in view.sources:
@@ -156,7 +159,7 @@ def position_text(view: ViewedSegment, position: int) -> str:
 
 
 def _column(title: str, row: Row, names: Mapping[int, Token]) -> list[str]:
-    """One distribution, a line for each entry, * the token that stands there."""
+    """One distribution: a line for each entry, with * at the token that the text has."""
     lines = [f"{title}: {_nats(row.logprob)}"]
     for token, logprob in row.entries:
         mark = "*" if token == row.token_id else " "
@@ -184,25 +187,25 @@ def _nats(nats: float | None) -> str:
     default=10,
     show_default=True,
     metavar="N",
-    help="Segments of most excess that are listed.",
+    help="How many of the segments with the largest excess NLL are listed.",
 )
 @SOURCE_OPTION
 @run_options
 def report_command(run: RunConfig, names: tuple[str, ...], worst: int) -> None:
-    """Say what alignment keeps and what it costs, by source, domain and origin.
+    """Show how much probability alignment keeps, by source, domain and origin, and the NLL it adds.
 
     Reads what is aligned so far; writes align.json and align.html into the run's report folder.
     """
-    found = build_report(run, chosen_sources(run, names), num_worst=worst)
-    view = f"logitfuse align view {_as_given(click.get_current_context().params)}"
-    url = write_report(run, found, view)
-    for source, item in found["sources"].items():
+    report = build_report(run, chosen_sources(run, names), num_worst=worst)
+    view = f"logitfuse align view {_run_arguments(click.get_current_context().params)}"
+    url = write_report(run, report, view)
+    for source, item in report["sources"].items():
         click.echo(report_text(source, item, view) + "\n")
     click.echo(f"written to {url}")
 
 
-def _as_given(params: Mapping[str, Any]) -> str:
-    """The run file and overrides, to be pasted behind another command."""
+def _run_arguments(params: Mapping[str, Any]) -> str:
+    """The run file and overrides of this command line, quoted for a shell."""
     words = [str(params["config"] or params["config_option"])]
     for override in params["overrides"]:
         words += ["--set", override]
@@ -227,7 +230,7 @@ def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
     if not item["domains"]:
         return "\n".join(lines)
     if not item["has_source_store"]:
-        lines.append(f"{source}: no source store, so no mass as stored")
+        lines.append(f"{source}: no source store, so the mass it stored is not known")
     if item["method"]:
         lines.append(f"{source}: aligned by method {item['method']}")
     parts = dict(item["domains"])
@@ -239,8 +242,8 @@ def report_text(source: str, item: Mapping[str, Any], view: str) -> str:
         rows += [_report_row(f"  {origin}", of) for origin, of in part["origins"].items()]
     lines += [
         *table([source, *REPORT_COLUMNS.values()], rows),
-        "share: of a domain what is covered, of an origin its part; stored, kept: mean mass in",
-        "entries; aligned, source: bits per byte on the same bytes; nats/span: what alignment adds",
+        "share: of a domain's positions, those covered, or of an origin; stored, kept: mean mass in",
+        "entries; aligned, source: bits per byte on the same bytes; nats/span: NLL that alignment adds",
     ]
     if costly(item["worst"]):
         lines.append("most excess, nats per byte:")

@@ -18,34 +18,33 @@ else:
 class AlignSection(MethodOptions):
     """How source distributions are carried into the target's tokens.
 
-    Besides the fields below it has one for the options of each method that has some, by the method's
-    name (align/methods/kinds/).
+    A method with options (align/methods/kinds/) has a field here, named like the method.
     """
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
 
     method: Annotated[str, METHODS.choice] = "bytes"
-    """A name of align/methods/__init__.py. bytes takes any two tokenizers."""
+    """A method listed in align/methods/__init__.py. bytes works with any two tokenizers."""
     continuation: Literal["statistics", "first_token", "tail"] = "statistics"
-    """Method bytes: where the mass of a source token goes that ends where the target might write on:
-    spread by how the target's tokenizer went on in this corpus, all to the token it would begin with
-    alone, or to the tail."""
+    """Method bytes: a source token may be only the beginning of a longer target token. Where does its
+    mass go then? statistics: to target tokens, as often as they began with it in this corpus;
+    first_token: to the target token that its bytes alone begin with; tail: to the tail."""
     continuation_prior: float = Field(default=4.0, gt=0)
-    """Weight of the first token beside the counts of `statistics`, in occurrences."""
+    """statistics: how many occurrences the first token counts for beside those counted."""
     look_ahead: bool = True
-    """Method bytes: where the target might have written a longer token than the one that stands there,
-    ask the source's next row how likely that was, instead of taking it for impossible."""
+    """Method bytes: where the target's tokenizer might have written a longer token than the text has,
+    take its probability from the source's next row. Off, it is 0."""
     statistics_tokens: int = Field(default=20_000_000, gt=0)
-    """Target tokens of the first split that are counted, at most (`statistics`, method stats)."""
+    """Target tokens of the split train that are counted, at most (`statistics`, method stats)."""
     max_entries: int = Field(default=64, gt=0)
     """Entries kept at each position, at most; the rest is tail."""
 
     def content(self) -> dict[str, Any]:
-        """As `SectionModel.content` says."""
+        """See `SectionModel.content`."""
         left_out = METHODS.left_out(self.method)
         return {name: value for name, value in super().content().items() if name not in left_out}
 
     def finished_shards(self, run: RunConfig, source: str) -> set[int]:
-        from align.prepare.checked import check_alignment  # which imports this file
+        from align.prepare.checked import check_alignment  # it imports this file
 
         return check_alignment(run, source, keep=False).committed()

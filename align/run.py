@@ -1,4 +1,4 @@
-"""The align stage: every source store of a run into the target's tokens, shard by shard."""
+"""The align stage: carry every source store of a run into the target's tokens, shard by shard."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from store_schema.store.writer import StoreWriter
 
 @dataclass(frozen=True, slots=True)
 class AlignSummary:
-    """What one source's alignment amounts to over its committed shards.
+    """Figures of one source's alignment.
 
     Args:
-        source: Name.
+        source: Name of the source.
         commits: All commits of the aligned store.
-        work: Target tokens and seconds of each shard that this run aligned, in their order.
+        work: Target tokens and seconds of each shard that this call aligned, in order.
     """
 
     source: str
@@ -46,14 +46,14 @@ class AlignSummary:
 
     @property
     def done(self) -> int:
-        """Shards aligned by this run."""
+        """Number of shards that this call aligned."""
         return len(self.work)
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Target tokens a second, reading and writing included; None where nothing was done.
+        """Target tokens per second, reading and writing included; None where nothing was done.
 
-        The first shard may have waited for code to be compiled: it counts only if it is alone.
+        The first shard may include compilation, so it counts only if it is the only one.
         """
         counted = self.work[1:] or self.work
         seconds = sum(spent for _, spent in counted)
@@ -70,17 +70,17 @@ class AlignSummary:
 
 
 def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> AlignSummary:
-    """Align what is pending of one source.
+    """Align the shards of one source that are not committed yet.
 
     Args:
         run: The run file.
         source: Name of the source.
-        part: Which shards are ours.
-        stop: Asked between shards.
+        part: Which shards are this worker's.
+        stop: Checked between shards.
 
     Raises:
         MissingError: The plan or the source store is not there, or not complete.
-        MismatchError: Plan, store, tokenizer or settings changed since.
+        MismatchError: Plan, store, tokenizer or settings changed since the store was begun.
         Stopped: On a signal; committed shards stay.
     """
     checked = check_alignment(run, source)
@@ -96,13 +96,14 @@ def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> Ali
 
 
 def dry_run(run: RunConfig, source: str, part: Part) -> str:
-    """Check what can be checked without reading a shard, and say what would be done.
+    """Check all that can be checked without reading a shard; writes nothing.
 
-    Writes nothing.
+    Returns:
+        A line on the work that `align_source` would do.
 
     Raises:
         MissingError: The plan or a shard of the source store is not there.
-        MismatchError: Plan, store, tokenizer or settings changed since.
+        MismatchError: Plan, store, tokenizer or settings changed since the store was begun.
     """
     checked = check_alignment(run, source, keep=False)
     pending = part.pending(checked.plan.shards, checked.committed())
@@ -120,7 +121,7 @@ def align_shards(
     """Align and commit shards, one after the other.
 
     Returns:
-        Target tokens and seconds of each.
+        Target tokens and seconds of each shard.
     """
     checked.reader.require_shards(pending)
     aligner = make_aligner(checked, stop)
@@ -145,7 +146,7 @@ def align_shards(
 def align_shard(
     checked: CheckedAlignment, shard: ShardRecord, aligner: Aligner, encoding: Encoding
 ) -> tuple[Arrays, dict[str, float]]:
-    """Aligned arrays of one shard and the statistics of what `encoding` keeps of them."""
+    """Aligned arrays of one shard, with the entries that `encoding` keeps, and their statistics."""
     whole = checked.reader.read(shard.index)
     segments = checked.plan.segments(shard)
     texts = [segment.text.encode() for segment in segments]

@@ -396,7 +396,7 @@ class Pair:
     def aligners(self) -> dict[str, Aligner]:
         """All methods, and the variants of `bytes`."""
         mapping = self.bytes_map()
-        sure = mapping._replace(continuation=mapping.continuation.only_sure())
+        sure = mapping._replace(continuation=mapping.continuation.only_certain())
         found: dict[str, Aligner] = {
             name: BytesAligner(one, MAX_ENTRIES)
             for name, one in {

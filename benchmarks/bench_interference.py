@@ -136,7 +136,7 @@ def carry(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None
         shutil.copyfile(folder / name, target / name)
 
 
-def settled_precision(data: Data, kept: Path) -> str:
+def resolve_precision(data: Data, kept: Path) -> str:
     """Precision of all trainings on the data, measured once."""
     path, name = data.work / "precision.txt", data.work.name
     carry(kept / name, data.work, [path.name])
@@ -154,7 +154,7 @@ def train(
 
     Settings on one data set share their control, which no source shapes.
     """
-    precision = f"train.precision={settled_precision(data, kept)}"
+    precision = f"train.precision={resolve_precision(data, kept)}"
     overrides = (*recipe.overrides, precision, *(QUICK if quick else ()))
     file = setting.run_file(data)
     section = load_run(file, overrides).section("train", TrainSection)
@@ -183,7 +183,8 @@ def see(setting: Setting, data: Data, kept: Path, *, quick: bool = False) -> See
         )
     pool = read_json(report_location(load_run(setting.run_file(data))), POOL_FILE) or {}
     blocks = text_blocks(text.text.segments, text.text.block_ends, nats)
-    return Seen(valid, blocks, pool["alone_bpb"], pool.get("forecast"))
+    forecast = {domain: found["gain"] for domain, found in pool["forecast"].items()}
+    return Seen(valid, blocks, pool["alone_bpb"], forecast)
 
 
 def measure(
@@ -248,7 +249,9 @@ def goals(found: Mapping[str, Any]) -> list[tuple[str, str, str, bool | None]]:
     for rival, ratio in found["interference_ratio_every"].items():
         rows.append(_row(f"interference_ratio_every {rival}", ratio, "", None))
     rows.append(_row("mean_gain_kept", found["mean_gain_kept"], ">=", 1.0))
-    rows.append(_row("forecast_error", found["forecast_error"], "", None))
+    rows.append(_row("forecast_error", found["forecast_error"], "<=", 0.3))
+    right, of = found["forecast_ranks_right"]
+    rows.append(("forecast_ranks_right", "all", f"{right} of {of}", right == of if of else None))
     rows.append(_row("step_ratio", found["step_ratio"], "<=", 1.03))
     rows.append(_row("seconds_ratio", found["seconds_ratio"], "", None))
     for name, seeds in found["best_source_over_control"].items():

@@ -158,12 +158,37 @@ def interference_ratios(all_seen: Sequence[Seen]) -> dict[str, dict[str, float |
     return found
 
 
-def forecast_errors(seen: Seen) -> ByDomain | None:
-    """Forecast minus what came, by domain: shares of the control's bits per byte saved by ours."""
+class Forecast(NamedTuple):
+    """Shares of the control's bits per byte saved by ours in one domain.
+
+    Args:
+        forecast: By `eval pool`, before training.
+        came: On the test split.
+    """
+
+    forecast: float
+    came: float
+
+
+def checked_forecasts(seen: Seen) -> dict[str, Forecast] | None:
+    """Forecast and what came by domain; None where nothing was forecast."""
     if seen.forecast is None:
         return None
     came = changes([seen], best_pair(OURS), samples=1)
-    return {domain: gain + came[domain].value for domain, gain in seen.forecast.items()}
+    return {d: Forecast(gain, -came[d].value) for d, gain in seen.forecast.items()}
+
+
+def forecast_error(checked: Sequence[Mapping[str, Forecast]]) -> float | None:
+    """Summed absolute error of all domains over the summed absolute gain that came."""
+    pairs = [pair for by_domain in checked for pair in by_domain.values()]
+    came = sum(abs(pair.came) for pair in pairs)
+    return sum(abs(pair.forecast - pair.came) for pair in pairs) / came if came else None
+
+
+def ranks_domains_right(checked: Mapping[str, Forecast]) -> bool:
+    """Whether the domains come in the forecast's order."""
+    forecast = sorted(checked, key=lambda domain: checked[domain].forecast)
+    return forecast == sorted(checked, key=lambda domain: checked[domain].came)
 
 
 def best_source_over_control(seen: Seen, domain: str) -> float:
@@ -191,8 +216,8 @@ def all_figures(
     ours = {name: changes(seeds, best_pair(OURS)) for name, seeds in asked.items()}
     everything = [seen for seeds in asked.values() for seen in seeds]
     ratios_of = interference_ratios(everything)
-    errors = {name: list(map(forecast_errors, seeds)) for name, seeds in asked.items()}
-    known = [abs(e) for lists in errors.values() for by in lists if by for e in by.values()]
+    forecasts = {n: list(filter(None, map(checked_forecasts, s))) for n, s in asked.items()}
+    checked = [by_domain for seeds in forecasts.values() for by_domain in seeds]
     return {
         "worst_domain": {
             name: {"domain": worst(by)[0], **worst(by)[1]._asdict()} for name, by in ours.items()
@@ -208,7 +233,8 @@ def all_figures(
         },
         "interference_ratio": ratios_of["beyond_noise"],
         "interference_ratio_every": ratios_of["every"],
-        "forecast_error": sum(known) / len(known) if known else None,
+        "forecast_error": forecast_error(checked),
+        "forecast_ranks_right": [sum(map(ranks_domains_right, checked)), len(checked)],
         "step_ratio": ratios[0],
         "seconds_ratio": ratios[1],
         "settings": {name: setting_record(seeds) for name, seeds in found.items()},
@@ -217,7 +243,10 @@ def all_figures(
             for name, domain in spoiled.items()
             if name in found
         },
-        "forecast_errors": errors,
+        "forecasts": {
+            name: [{d: pair._asdict() for d, pair in by.items()} for by in seeds]
+            for name, seeds in forecasts.items()
+        },
     }
 
 

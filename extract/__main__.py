@@ -1,4 +1,4 @@
-"""`python -m extract`: the stage without the other ones."""
+"""`python -m extract`: the commands of this stage alone."""
 
 from __future__ import annotations
 

@@ -15,39 +15,39 @@ SAME_WORDS = {
     "tool": ("tool", "function", "observation", "function_response", "tool_response", "ipython"),
 }
 ROLES = {word: role for role, words in SAME_WORDS.items() for word in words}
-"""Who speaks, by the names that published chats have for it, in lower case."""
+"""Roles by their names in published chats, in lower case."""
 CALLING = ("function_call", "tool_call")
-"""Speakers whose text is the call of a tool, as JSON."""
+"""Names of roles whose text is a tool call, as JSON."""
 
 RowFormat = Literal[
     "auto", "text", "messages", "pair", "alpaca", "dolly", "orca", "query", "qa", "preference"
 ]
-"""Names of the shapes of a row; docs/extraction.md has an example of each."""
+"""Names of row formats; docs/extraction.md has an example of each."""
 
 
 class ChatInput(StrictModel):
-    """What the named shapes of a row and of a message do not know of this input."""
+    """How rows and messages of an input are read, where the defaults do not fit."""
 
     format: RowFormat = "auto"
-    """Shape of a row. auto: of each row the first whose columns are there; the report says which."""
+    """Row format. auto: for each row the first whose columns have values; the report has counts."""
     roles: dict[str, str] = Field(default_factory=dict)
-    """Who speaks, by the name that the data has for it: {customer: user, agent: assistant, act:
+    """Roles by their names in the data, such as {customer: user, agent: assistant, act:
     function_call}."""
     role_key: str | None = Field(default=None, min_length=1)
-    """Field of a message that says who speaks. None: role, from, speaker or sender."""
+    """Field of a message with its role. None: role, from, speaker or sender."""
     content_key: str | None = Field(default=None, min_length=1)
-    """Field of a message that holds what is said. None: content, value, text, parts or message."""
+    """Field of a message with its content. None: content, value, text, parts or message."""
     thought_key: str | None = Field(default=None, min_length=1)
-    """Field of a message that holds the reasoning before it. None: reasoning_content, thinking or
+    """Field of a message with the reasoning before it. None: reasoning_content, thinking or
     reasoning."""
 
     @field_validator("roles")
     @classmethod
-    def _somebody(cls, given: dict[str, str]) -> dict[str, str]:
+    def _known_roles(cls, roles: dict[str, str]) -> dict[str, str]:
         unknown = sorted(
-            {word for word in given.values() if word.lower() not in (*ROLES, *CALLING)}
+            {word for word in roles.values() if word.lower() not in (*ROLES, *CALLING)}
         )
         if unknown:
             known = ", ".join((*SAME_WORDS, CALLING[0]))
-            raise ValueError(f"nobody is called {', '.join(unknown)}: one of {known}")
-        return given
+            raise ValueError(f"unknown role {', '.join(unknown)}: must be one of {known}")
+        return roles

@@ -1,4 +1,4 @@
-"""Commands of this room: `corpus build`, `corpus show`, `extract plan`, `extract run`, `store tune`."""
+"""The commands `corpus build`, `corpus show`, `extract ...` and `store tune`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def extract() -> None:
 
 
 def child_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds what the parent process tells a child: see `extract.scoring.children`."""
-    halvings = click.option("--halvings", type=int, default=0, help="Of vLLM's steps.")
-    stop_fd = click.option("--stop-fd", type=int, help="Pipe whose closing asks to stop.")
+    """Add the options that a parent process gives its child: see `extract.scoring.children`."""
+    halvings = click.option(
+        "--halvings", type=int, default=0, help="How often vLLM's step size is halved."
+    )
+    stop_fd = click.option("--stop-fd", type=int, help="Pipe; the child stops when it is closed.")
     return stop_fd(halvings(function))
 
 
@@ -47,11 +49,11 @@ def build(run: RunConfig) -> None:
 
 @corpus.command("show")
 @click.option(
-    "--document", "wanted", required=True, metavar="ID", help="Of the corpus, or of a whole chat."
+    "--document", "wanted", required=True, metavar="ID", help="Id of a document or of a chat."
 )
 @run_options
 def show(run: RunConfig, wanted: str) -> None:
-    """Show what each model reads of a document, and what of it is trained on."""
+    """Show a document as each model reads it, and which part is trained on."""
     from extract.plan.planning import load_tokenizers
     from extract.report.document_view import find_documents, shown
 
@@ -64,24 +66,24 @@ def show(run: RunConfig, wanted: str) -> None:
 @click.option(
     "--recut",
     is_flag=True,
-    help="Cut all text again, although stores were made of the present segments, and take back what "
-    "does not fit the new ones.",
+    help="Make a new plan although stores were made with the present one, and uncommit shards whose "
+    "segments change.",
 )
 @run_options
 def plan(run: RunConfig, recut: bool) -> None:
-    """Cut documents for all tokenizers, deal them into shards, and tell what scoring will cost."""
+    """Split documents into segments, assign them to shards, and estimate the cost of scoring."""
     from extract.config import ExtractSection, PlanSection
-    from extract.plan.kept_plan import begun_stores, take_back
+    from extract.plan.kept_plan import existing_stores, uncommit_changed
     from extract.plan.planning import make_plan
     from extract.report.outlook import store_lines
     from extract.report.tables import plan_report
 
     with timed_stage(run, "plan") as figures:
         made, changed = make_plan(run, recut=recut)
-        taken_back = take_back(made, begun_stores(run)) if recut else []
+        uncommitted = uncommit_changed(made, existing_stores(run)) if recut else []
         figures |= {"segments": made.record.num_segments, "shards": len(made.shards)}
-    if taken_back:
-        click.echo("\n".join(taken_back))
+    if uncommitted:
+        click.echo("\n".join(uncommitted))
     if not changed:
         refused = store_lines(run, made, only_refused=True)
         click.echo("\n".join(["plan complete, nothing to do", *refused]))
@@ -97,7 +99,7 @@ def plan(run: RunConfig, recut: bool) -> None:
 @run_options
 @work_options
 def run_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
-    """Score each source's pending shards, one source after the other."""
+    """Score the corpus with each source, one after the other; resumes where it was stopped."""
     from extract.report.tables import SourceFigures, source_report
     from extract.run import SCORING
 
@@ -114,7 +116,7 @@ def _run_stage(
     *,
     dry_run: bool,
 ) -> None:
-    """Do a stage's pending shards of each source, and report the figures of those that had any."""
+    """Do a stage's pending shards of each source, and print a report on sources that had any."""
     from extract.run import dry_run as try_out
     from extract.run import run_sources
 
@@ -123,13 +125,15 @@ def _run_stage(
         return
     with timed_stage(run, stage.name) as figures:
         todo = run_sources(run, sources, part, stage)
-        found = [read(run, name) for name in todo]
-        if found:
-            figures["tokens_per_s"] = {source.name: source.tokens_per_s for source in found}
+        source_figures = [read(run, name) for name in todo]
+        if source_figures:
+            figures["tokens_per_s"] = {s.name: s.tokens_per_s for s in source_figures}
     for name in sources:
         if todo and name not in todo:
             click.echo(f"{stage.name} {name} complete, nothing to do")
-    click.echo(report(found) if found else f"{stage.name} complete, nothing to do")
+    click.echo(
+        report(source_figures) if source_figures else f"{stage.name} complete, nothing to do"
+    )
 
 
 @extract.command("run-source", hidden=True)
@@ -144,7 +148,7 @@ def run_one(
     halvings: int,
     **_: Any,
 ) -> None:
-    """What `run` starts for each source: the same work in this very process."""
+    """The process that `run` starts for each source."""
     from extract.run import run_source
 
     for name in sources:
@@ -155,7 +159,7 @@ def run_one(
 @run_options
 @work_options
 def generate_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
-    """Let each source answer the corpus's prompts, one source after the other."""
+    """Generate answers to the corpus's prompts with each source, one after the other."""
     from extract.generation.generate import ANSWERING
     from extract.report.answer_report import AnswerFigures, answer_report
 
@@ -174,7 +178,7 @@ def generate_one(
     halvings: int,
     **_: Any,
 ) -> None:
-    """What `generate` starts for each source: the same work in this very process."""
+    """The process that `generate` starts for each source."""
     from extract.generation.generate import ANSWERING
     from extract.run import run_source
 
@@ -188,9 +192,9 @@ def generate_one(
 @click.option(
     "--out", required=True, metavar="PATH", type=click.Path(dir_okay=False, path_type=Path)
 )
-@click.option("--keep-cut", is_flag=True, help="Also answers that were cut at their most tokens.")
+@click.option("--keep-cut", is_flag=True, help="Also answers that were cut at generate.max_tokens.")
 def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -> None:
-    """Write generated answers as JSON lines that `corpus.inputs` takes."""
+    """Write generated answers as a JSON lines file for `corpus.inputs`."""
     from extract.generation.answer_documents import answers_report, write_answers
 
     click.echo(
@@ -199,19 +203,21 @@ def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -
 
 
 @click.command("tune")
-@click.option("--source", required=True, metavar="NAME", help="Whose distributions to look at.")
+@click.option(
+    "--source", required=True, metavar="NAME", help="Source whose distributions are used."
+)
 @click.option(
     "--positions",
     type=click.IntRange(min=1),
     default=4096,
     show_default=True,
-    help="Size of the sample.",
+    help="Positions in the sample.",
 )
 @click.option(
     "--tolerance",
     default=0.01,
     show_default=True,
-    help="Total variation that a smaller store may lose.",
+    help="Largest total variation distance of the recommended encoding.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
 @run_options
@@ -220,6 +226,6 @@ def tune(run: RunConfig, source: str, positions: int, tolerance: float, as_json:
     from extract.tune import recommended, tune_json, tune_table
     from extract.tune import tune as try_all
 
-    found = try_all(run, source, num_positions=positions)
-    chosen = recommended(found, tolerance)
-    click.echo(tune_json(found, chosen) if as_json else tune_table(found, chosen))
+    trials = try_all(run, source, num_positions=positions)
+    chosen = recommended(trials, tolerance)
+    click.echo(tune_json(trials, chosen) if as_json else tune_table(trials, chosen))

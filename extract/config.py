@@ -15,30 +15,31 @@ from store_schema.model.model_check import Loader
 from store_schema.paths import PathText
 
 CPU_STEP_TOKENS, GPU_STEP_TOKENS = 256, 2_048
-"""Tokens of one step of vLLM where the run file leaves them open."""
+"""Defaults of tokens in one step of vLLM."""
 CPU_HEAD_ROWS, GPU_HEAD_ROWS = 256, 1_024
-"""Rows of logits at a time of the transformers engine where the run file leaves them open."""
+"""Defaults of logit rows at a time in the transformers engine."""
 LEAST_TEMPERATURE = 0.01
-"""Of draws: below it the softmax of any logits is as good as their best."""
+"""Lowest sampling temperature; below it sampling is the same as taking the most probable token."""
 
 MIN_TEXT_TOKENS = 8
-"""Room for text that a context must leave: any one character fits any byte-complete tokenizer."""
+"""Tokens that a context must leave for text: enough for any character in any byte-complete
+tokenizer."""
 
 Thoughts = Literal["context", "train", "drop"]
 UnicodeForm = Literal["nfc", "keep"]
 
 
 class Columns(StrictModel):
-    """Where an input keeps what. A name given here must be there; a default one may be missing."""
+    """Columns of an input. A column named here must exist; a default column may be missing."""
 
     id: str | None = None
     """Document id. None: column "id" when there is one, else file name and row."""
     text: str | None = None
     """Plain text. None: column "text", unless messages or prompt and response are given."""
     messages: str | None = None
-    """List of messages, in any shape that docs/extraction.md lists: each assistant turn becomes a
-    document; where the assistant has not the last word and there is a column "response", that is the
-    document. None: column "messages", "conversations" and others."""
+    """List of messages, in any format that docs/extraction.md lists. Each assistant turn becomes a
+    document; but if the last turn is not the assistant's and there is a column "response", only that
+    does. None: column "messages", "conversations" and others."""
     prompt: str | None = None
     """Context of the response: text or messages. None: column "prompt"."""
     response: str | None = None
@@ -51,15 +52,15 @@ class Columns(StrictModel):
     domain: str | None = None
     """Domain. None: column "domain", unless the input has a constant one."""
     author: str | None = None
-    """The source whose answer a text is, such as column "author" of `judge`'s best.parquet (selector
-    author). None: nobody's."""
+    """Name of the source that wrote the text as an answer (selector author), such as column "author" of
+    `judge`'s best.parquet. None: no author."""
     split: str | None = None
     """Split. None: column "split" when there is one, else assigned by `split_fractions`."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if (self.prompt is None) != (self.response is None):
-            raise ValueError("prompt and response are mapped together or not at all")
+            raise ValueError("prompt and response must be mapped together or not at all")
         forms = [self.text, self.messages, self.prompt]
         if sum(form is not None for form in forms) > 1:
             raise ValueError("map one of text, messages, or prompt and response")
@@ -76,22 +77,23 @@ class CorpusInput(StrictModel):
     columns: Columns = Columns()
     """Names of the columns where they differ from the defaults."""
     corpus: str | None = Field(default=None, min_length=1)
-    """What stages of training call its documents (`train.stages`); several inputs may share a name."""
+    """Name of its documents for stages of training (`train.stages`); inputs may have the same name."""
     domain: str | None = Field(default=None, min_length=1)
     """Domain of every document of this input, instead of a column."""
     split: str | None = Field(default=None, min_length=1)
     """Split of every document of this input, instead of a column."""
     ids: Literal["column", "file", "place"] = "column"
-    """What names a document: its id column; that after the file's name, for files that each count
-    from 0; or its place (file name and row), whatever the column says."""
+    """Ids of documents: the id column; file: the file's name and the id column, for files that each
+    count from 0; place: file name and row number."""
     prompt_as: Literal["text", "chat"] = "text"
-    """Whether a prompt is plain text before the response or a user's turn of each model's chat."""
+    """Whether a prompt is plain text before the response, or a user turn in each model's chat
+    template."""
     chat: ChatInput = ChatInput()
-    """How chats are read where their shape is none of those known."""
+    """How chats are read, for formats that are not recognised."""
 
     def content(self) -> dict[str, Any]:
-        """What it asks for, for fingerprints; what inputs could not ask for at first, only where it is
-        asked."""
+        """The fields that determine its documents, for fingerprints. Fields of later versions are
+        included only if they are set."""
         content = self.model_dump(mode="json", exclude={"path"})
         if self.corpus is None:
             del content["corpus"]
@@ -105,7 +107,7 @@ class CorpusInput(StrictModel):
             if getattr(self, name) is not None and getattr(self.columns, name) is not None:
                 raise ValueError(f"{name} is given both as a constant and as a column")
         if self.ids == "place" and self.columns.id is not None:
-            raise ValueError("ids: place leaves the column of ids out: map none")
+            raise ValueError("ids: place does not use the id column: remove columns.id")
         return self
 
 
@@ -113,61 +115,63 @@ KNOWN_SPLITS = {
     "training": "train",
     **dict.fromkeys(("validation", "val", "dev", "eval"), "valid"),
 }
-"""What data sets call the splits that are train and valid here."""
+"""Names of the splits train and valid in published datasets."""
 
 
 class CorpusSection(SectionModel):
     """How text becomes documents."""
 
     inputs: tuple[CorpusInput, ...] = ()
-    """What to read, in order."""
+    """Inputs, read in this order."""
     splits: tuple[str, ...] = Field(default=("train", "valid", "test"), min_length=1)
-    """Documents of other splits are left out (and counted)."""
+    """Splits of the corpus. Documents of other splits are left out and counted."""
     split_names: dict[str, str] = Field(default=KNOWN_SPLITS)
-    """Names that are taken for another wherever a split is named, in the data and in this section
-    (counted and said). {} takes every name as it is."""
+    """Renames splits, in the data and in this section; renamed documents are counted and reported. {}
+    renames none."""
     split_fractions: dict[str, float] = Field(
         default={"train": 0.9, "valid": 0.05, "test": 0.05}, min_length=1
     )
-    """Shares of documents without a split, assigned by a seeded hash of their id."""
+    """Shares of the splits for documents without one, which are assigned by a seeded hash of their
+    id."""
     on_bad: Literal["error", "drop"] = "error"
     """What to do with a document that cannot be used: stop, or drop it and count the reason."""
     unicode: UnicodeForm | None = None
-    """Whether text is brought into Unicode's composed normal form, for all models alike. None: as soon
-    as a tokenizer of the run does so itself (Qwen's), else it is kept."""
+    """nfc: text is converted to Unicode's composed normal form (NFC) for all models. keep: it is not.
+    None: nfc if a tokenizer of the run converts text itself (Qwen's), else keep."""
 
     thoughts: Thoughts = "context"
-    """What is done with the reasoning before an answer, where a message has a field for it: read before
-    the answer wherever a model's template writes it; a response of its own besides; or left out."""
+    """What is done with reasoning that messages have in a field of its own. context: it is context of
+    the answer, if a model's template renders it; train: it is also a response of its own; drop: it is
+    left out."""
 
     def split_name(self, name: str) -> str:
-        """What a split is called in the corpus."""
+        """The split's name in the corpus."""
         return self.split_names.get(name, name)
 
     @property
     def wanted_splits(self) -> frozenset[str]:
-        """Splits of the corpus."""
+        """The splits of the corpus."""
         return frozenset(map(self.split_name, self.splits))
 
     @field_validator("split_fractions")
     @classmethod
     def _shares(cls, fractions: dict[str, float]) -> dict[str, float]:
         if any(not 0 <= share <= 1 for share in fractions.values()):
-            raise ValueError("each share lies in [0, 1]")
+            raise ValueError("each share must be in [0, 1]")
         if not math.isclose(sum(fractions.values()), 1.0, abs_tol=1e-6):
             raise ValueError(f"shares must sum to 1, not {sum(fractions.values()):g}")
         return fractions
 
 
 class PlanSection(SectionModel):
-    """How documents are cut and assigned to shards."""
+    """How documents are split into segments, and segments assigned to shards."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"assumed_tokens_per_s"})
 
     max_tokens: int = Field(default=1024, ge=2 * MIN_TEXT_TOKENS, le=1 << 20)
-    """Most tokens any model reads at once, its context (BOS, prompt) included."""
+    """Largest segment in tokens of any model, with its context (BOS, prompt)."""
     shard_tokens: int = Field(default=131_072, ge=1)
-    """Target tokens of a shard, about: the unit of work, commit and shuffle."""
+    """Approximate target tokens in a shard, the unit of work, commit and shuffling."""
     assumed_tokens_per_s: float = Field(default=5000.0, gt=0, allow_inf_nan=False)
     """Scoring speed of one worker, for the hours in the cost estimate."""
 
@@ -181,8 +185,7 @@ else:
 class ExtractSection(EngineOptions):
     """How sources are scored.
 
-    Besides the fields below it has one for the options of each engine that has some, by the engine's
-    name (extract/engine_kinds/).
+    An engine with options (extract/engine_kinds/) has a field here, named like the engine.
     """
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
@@ -202,49 +205,50 @@ class ExtractSection(EngineOptions):
     )
 
     engine: Annotated[str, ENGINES.choice_or("auto")] = "auto"
-    """What runs the model: a name of extract/engine_kinds/__init__.py. vllm and transformers give the
-    same to about 1e-5 nats, not to the last bit. auto: what a store was begun with; else transformers
-    where only it will do (draws, `device: cpu`) and for bf16 and fp16 models with a float32
-    head on a machine without a GPU, and vLLM for the rest."""
+    """What runs the model: an engine listed in extract/engine_kinds/__init__.py. vllm and transformers
+    give the same to about 1e-5 nats. auto: the engine that the store was begun with; else transformers
+    where only it can do the work (sampled, `device: cpu`) and for bf16 and fp16 models with a float32
+    head on a machine without a GPU, and vLLM for all others."""
     top_k: int = Field(default=64, ge=1, le=1 << 17)
-    """topk: entries the engine gives at each position; the section `store` says which are kept."""
+    """topk: entries that the engine returns at each position; section `store` says which are kept."""
     estimator: Literal["topk", "sampled"] = "topk"
-    """topk: the most probable entries, the rest in the tail. sampled: an unbiased draw from the
+    """topk: the most probable entries, the rest in the tail. sampled: an unbiased random sample of the
     whole distribution, no tail; needs the transformers engine."""
     draws: int = Field(default=12, ge=1, le=1024)
-    """sampled: draws at each position; those that meet are one entry."""
+    """sampled: draws at each position; equal draws are one entry."""
     sampled_head: int = Field(default=0, ge=0, le=1 << 17)
-    """sampled: best entries kept exactly, besides the draws, which are then of the others."""
+    """sampled: the most probable entries that are kept exactly; draws are then from the others."""
     fp32_head: bool = True
-    """Compute the logits of bf16 and fp16 models in float32: in bf16 some 30 of them tie a row."""
+    """Compute the logits of bf16 and fp16 models in float32: in bf16 about 30 logits of a row are
+    equal."""
     quantization: str | None = Field(default=None, min_length=1)
-    """vllm: how weights are quantised on loading, as vLLM names it ("fp8", "bitsandbytes"). None
-    leaves it to the checkpoint."""
+    """vllm: how weights are quantised on loading, by vLLM's name ("fp8", "bitsandbytes"). None
+    follows the checkpoint."""
     device: Device = "auto"
-    """Where the transformers engine runs (the installed build of vLLM decides for itself)."""
+    """Device of the transformers engine (vLLM's device is that of its installed build)."""
     head_rows: int | None = Field(default=None, ge=1)
-    """transformers: rows of logits that exist at a time; each takes 4 bytes an id twice, four times
-    where draws are taken. None: 256 on a CPU, 1,024 on a GPU."""
+    """transformers: rows of logits in memory at a time. A row takes 8 bytes per id, 16 if it is
+    sampled. None: 256 on a CPU, 1,024 on a GPU."""
     batch_tokens: int = Field(default=4096, ge=1)
-    """transformers: tokens of one forward pass, padding included."""
+    """transformers: tokens of one forward pass, with padding."""
     tap: bool = True
-    """vllm: take prompt log-probabilities as the arrays vLLM holds them in, where its internals are
-    as expected; else, or when false, as its public flat lists. The same to the last bit."""
+    """vllm: take prompt log-probabilities as arrays from inside vLLM, if its internals are as expected;
+    otherwise, or if false, as the lists of its public interface. The values are identical."""
     queue_mib: int = Field(default=256, ge=1)
     """MiB of scored rows that may wait to be encoded and written; scoring waits when it is full."""
     max_num_batched_tokens: int | None = Field(default=None, ge=16)
-    """vllm: tokens of one step; logits of all of them exist at once. None: 256 on a CPU, 2,048 on
+    """vllm: tokens of one step, whose logits are all in memory at once. None: 256 on a CPU, 2,048 on
     a GPU (3 GiB at 128k ids)."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """vllm: GPUs that share one model."""
     pipeline_parallel_size: int = Field(default=1, ge=1)
     """vllm: groups of layers that a model is split into, on `tensor_parallel_size` GPUs each."""
     gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1)
-    """vllm: share of the GPU's memory it plans with; prompt log-probabilities come on top."""
+    """vllm: share of the GPU's memory for weights and KV cache; prompt log-probabilities need more."""
     kv_cache_gib: int = Field(default=1, ge=1)
-    """vllm on a CPU: GiB of its cache."""
+    """vllm on a CPU: GiB of its KV cache."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads. None leaves it to the libraries."""
+    """CPU threads. None: the libraries' default."""
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
@@ -255,27 +259,27 @@ class ExtractSection(EngineOptions):
         return self
 
     def content(self) -> dict[str, Any]:
-        """As `SectionModel.content` says; extras, which there no longer are, keep their place, since
-        stores were made with it."""
+        """See `SectionModel.content`. Has the removed field extras too, so that existing stores keep
+        their fingerprints."""
         left_out = ENGINES.left_out(self.engine)
         kept = {name: value for name, value in super().content().items() if name not in left_out}
         return kept | {"extras": []}
 
     @property
     def needs_all(self) -> bool:
-        """Whether whole distributions are needed, which the transformers engine alone has."""
+        """Whether whole distributions are needed, which only the transformers engine has."""
         return self.estimator == "sampled"
 
     def answering(self) -> Self:
-        """The same for an engine that answers prompts: no entries are asked for."""
+        """The same section for generating answers, where no entries are needed."""
         return self.model_copy(update={"top_k": 1, "estimator": "topk"})
 
     def settled(self, *, on_cpu: bool, fp32_head: bool) -> Self:
-        """The same with an engine chosen where it is left open.
+        """The same section with `engine: auto` replaced by an engine.
 
         Args:
             on_cpu: Whether the machine has no GPU.
-            fp32_head: Whether logits are computed in float32 though the model is not.
+            fp32_head: Whether logits are computed in float32 for a model in another dtype.
         """
         if self.engine != "auto":
             return self
@@ -284,7 +288,7 @@ class ExtractSection(EngineOptions):
 
     @property
     def loader(self) -> Loader:
-        """What loads a model, as far as the run file alone decides it; auto: the machine's choice."""
+        """What loads a model, by the run file alone; auto if it depends on the machine."""
         if self.engine != "auto":
             return ENGINES[self.engine].loader
         if self.quantization is None and self.needs_all:
@@ -292,24 +296,24 @@ class ExtractSection(EngineOptions):
         return "auto"
 
     def step_tokens(self, *, on_cpu: bool) -> int:
-        """vllm: most tokens of one step."""
+        """vllm: tokens of one step, at most."""
         default = CPU_STEP_TOKENS if on_cpu else GPU_STEP_TOKENS
         return self.max_num_batched_tokens or default
 
     def logit_rows(self, *, on_cpu: bool) -> int:
-        """transformers: most rows of logits at a time."""
+        """transformers: rows of logits at a time, at most."""
         return self.head_rows or (CPU_HEAD_ROWS if on_cpu else GPU_HEAD_ROWS)
 
     @property
     def max_entries(self) -> int:
-        """Entries of a position, at most."""
+        """Entries at a position, at most."""
         return self.top_k if self.estimator == "topk" else self.draws + self.sampled_head
 
     def sampling_settings(self, seed: int) -> dict[str, Any]:
-        """What decides the draws of a sampled store, for its manifest; empty for topk.
+        """The settings that determine a sampled store's draws, for its manifest; empty for topk.
 
         Args:
-            seed: The run's.
+            seed: The run's seed.
         """
         if self.estimator == "topk":
             return {}
@@ -327,20 +331,20 @@ class GenerateSection(SectionModel):
     answers: int = Field(default=1, ge=1, le=1024)
     """Answers to each prompt."""
     temperature: float = Field(default=0.7, ge=0, le=2, allow_inf_nan=False)
-    """Of the draws; 0 takes the best token."""
+    """Sampling temperature; 0 takes the most probable token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Tokens are drawn from the smallest set of the most probable with at least this mass."""
+    """Tokens are sampled from the smallest set of most probable tokens with at least this mass."""
     max_tokens: int = Field(default=512, ge=1, le=1 << 20)
-    """Most tokens of an answer; a longer one is cut, marked and counted."""
+    """Tokens of an answer, at most; a longer answer is cut, marked as such and counted."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer; they stay in it."""
+    """Texts that end an answer; they are kept in it."""
 
     @field_validator("temperature")
     @classmethod
     def _engines_agree(cls, temperature: float) -> float:
         if 0 < temperature < LEAST_TEMPERATURE:
             raise ValueError(
-                f"0, or at least {LEAST_TEMPERATURE}: vLLM raises what lies between to the latter"
+                f"must be 0, or at least {LEAST_TEMPERATURE}: vLLM raises values between to that"
             )
         return temperature
 
@@ -350,7 +354,7 @@ class GenerateSection(SectionModel):
         if not all(stop):
             raise ValueError("an empty text would end every answer before its first token")
         if any("\ud800" <= character <= "\udfff" for text in stop for character in text):
-            raise ValueError("a lone surrogate is in no text")
+            raise ValueError("a lone surrogate never occurs in a text")
         return stop
 
     @model_validator(mode="after")

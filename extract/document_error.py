@@ -1,4 +1,4 @@
-"""The error of one document, which may be dropped and counted instead."""
+"""The error for a single bad document, which may be dropped and counted instead of raised."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from store_schema.errors import InputError
 
 
 class DocumentError(InputError):
-    """A document that cannot be used; `reason` is the short name it is counted under."""
+    """A document that cannot be used; `reason` is the key under which it is counted."""
 
     def __init__(self, what: str, *, reason: str, **facts: Any) -> None:
         super().__init__(what, **facts)

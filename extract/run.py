@@ -31,11 +31,11 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import MANIFEST_FILE
 
 PROBED_SEGMENTS = 8
-"""Among so many of the first shard one is sought to try a model on."""
+"""The longest of the first shard's first segments, this many, is used to check the model."""
 
 
 def score(engine: Engine, job: Job) -> None:
-    """Score the shards of a job; before a source's first one, see whether BOS is as it wants it."""
+    """Score the shards of a job; before a source's first one, check its BOS setting."""
     probe_bos(engine, job)
     name, plan = job.source.name, job.source.plan
     total, left = (
@@ -65,7 +65,7 @@ def score(engine: Engine, job: Job) -> None:
 
 
 def scoring_outlook(source: CheckedSource, pending: Sequence[ShardRecord]) -> str:
-    """What a dry run says."""
+    """The line of a dry run for a source."""
     return work_line(f"extract {source.name}", pending, source.name)
 
 
@@ -73,30 +73,30 @@ SCORING = Stage("extract", "run-source", check_source, score, scoring_outlook, T
 
 
 def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> list[str]:
-    """Do all sources of `names` that have pending shards, each in a child process.
+    """Run a stage for all sources of `names` that have pending shards, each in a child process.
 
     Args:
         run: The run file.
         names: Sources.
         part: Which of the shards.
-        stage: What to do.
+        stage: Scoring or generation.
 
     Returns:
-        Names of the sources that had something to do.
+        Names of the sources that had pending shards.
 
     Raises:
         LogitfuseError: A source cannot be used; nothing was written.
-        SystemExit: A child failed; it has told why, its exit code is passed on.
+        SystemExit: A child failed and printed why; with its exit code.
     """
     for name in names:
-        model_folder(run, name)  # what is wrong with a model is so whatever the plan
+        model_folder(run, name)  # an unusable model is reported even if there is no plan
     plan = open_plan(run)
     sources = [stage.check(run, name, plan) for name in names]
-    # Stores that are there are looked at first, so that a mismatch leaves no new one behind.
+    # Existing stores are opened first, so that a mismatch is found before a new one is made.
     sources.sort(key=lambda source: not source.location.exists(MANIFEST_FILE))
     committed = {s.name: s.open_store().committed(plan.shards) for s in sources}
     pending = {name: part.pending(plan.shards, committed[name]) for name in names}
-    # A child that is started again after memory ran out must not count its limit again.
+    # The shards are fixed here: a child restarted after memory ran out must not apply its limit twice.
     parts = {
         name: part if part.limit is None else part.only(shards)
         for name, shards in pending.items()
@@ -109,12 +109,13 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
 
 
 def dry_run(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> list[str]:
-    """Check everything that can be checked without loading a model, and say what would be done.
+    """Check what can be checked without loading a model; writes nothing.
 
-    Writes nothing.
+    Returns:
+        Lines that say what the stage would do for each source.
 
     Raises:
-        LogitfuseError: A source cannot be used, or memory would not do.
+        LogitfuseError: A source cannot be used, or there is not enough memory.
     """
     for name in names:
         model_folder(run, name)
@@ -138,20 +139,20 @@ def run_source(
     stop_fd: int | None = None,
     halvings: int = 0,
 ) -> None:
-    """Do the pending shards of one source in this process.
+    """Run a stage for the pending shards of one source, in this process.
 
     Args:
         run: The run file.
         name: The source.
         part: Which of the shards.
-        stage: What to do.
-        stop_fd: Descriptor of a pipe whose closing asks to stop; None for none.
-        halvings: How often the engine's batches are to be halved, because memory ran out.
+        stage: Scoring or generation.
+        stop_fd: File descriptor of a pipe whose closing asks to stop, or None.
+        halvings: How often to halve the engine's batches, because memory ran out.
 
     Raises:
-        Stopped: Asked to stop; what is committed stays.
+        Stopped: Asked to stop; committed shards stay.
         LogitfuseError: The source cannot be run.
-        SystemExit: Memory ran out, and smaller steps may do.
+        SystemExit: Memory ran out, and smaller batches may fit.
     """
     with stop_on_signals() as flag:
         plan = open_plan(run)
@@ -188,7 +189,7 @@ def _require_causal(
 
 
 def halved(spec: EngineSpec, times: int) -> EngineSpec:
-    """The same with the engine's batches halved so many times, where it does not do so by itself."""
+    """The spec with the engine's batches halved so many times, unless the engine does that itself."""
     kind = ENGINES[spec.section.engine]
     fewer: EngineSpec = kind.halved(spec, times, on_cpu=not torch.cuda.is_available())
     return fewer

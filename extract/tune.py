@@ -1,7 +1,7 @@
 """`logitfuse store tune`: what a smaller store would lose, measured on the user's own text and model.
 
-A sample of the plan is scored once with the whole distribution (transformers engine), and every
-encoding is tried on it: real bytes through the real codec, and distance from the whole distribution.
+A sample of the plan is scored once with the whole distribution (transformers engine). Every encoding
+is then tried on it, to measure the compressed bytes and the distance from the whole distribution.
 
 Shapes: R rows, V vocabulary, K entries.
 """
@@ -34,20 +34,20 @@ from store_schema.presets import PRESETS, Encoding, Preset, StoreSection
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
 SEGMENT_ROWS = 128
-"""Rows taken of a segment: many texts say more than many rows of one."""
+"""Maximal rows taken of one segment, so that the sample covers many segments."""
 FLOORS = (3e-4, 1e-3, 2e-3, 4e-3, 1e-2)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One `store` section that could stand in the run file."""
+    """A possible `store` section of the run file."""
 
     preset: Preset
     floor: float | None = None
 
     @property
     def encoding(self) -> Encoding:
-        """What it means."""
+        """The store encoding that this section selects."""
         return StoreSection(preset=self.preset, floor=self.floor).encoding()
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Measured:
 
 @dataclass(slots=True)
 class _Sample:
-    """What is kept of the sample: never the whole distributions of more than one segment."""
+    """Figures of the sample so far; whole distributions are dropped after each segment."""
 
     entries: list[Arrays] = field(default_factory=list)
     sums: dict[Choice, FidelitySums] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class _Sample:
 
 
 def choices() -> list[Choice]:
-    """Every preset, and the compact one at other floors."""
+    """Every preset, and the compact one with other floors."""
     floors = [Choice("compact", floor) for floor in FLOORS]
     usual = PRESETS["compact"].selection.floor
     return [*(Choice(name) for name in PRESETS), *(c for c in floors if c.floor != usual)]
@@ -89,19 +89,22 @@ def tune(run: RunConfig, source: str, *, num_positions: int) -> list[Measured]:
     """Try every choice on a sample of the plan.
 
     Args:
-        run: The run file; its `extract.top_k` is how many entries an engine would give.
-        source: Which model.
-        num_positions: Rows of the sample, about.
+        run: The run file; its `extract.top_k` is how many entries an engine would return.
+        source: Name of the source.
+        num_positions: Approximate rows of the sample.
 
     Returns:
-        One of each of `choices`, smallest first.
+        The figures of each of `choices`, smallest store first.
 
     Raises:
-        ConfigError: No such source, or a sampled store: its rows are never left out.
+        ConfigError: No such source, or a sampled store, which has only one encoding.
     """
     section = run.section("extract", ExtractSection)
     if section.estimator == "sampled":
-        raise ConfigError("a sampled store has nothing to choose", where="extract.estimator")
+        raise ConfigError(
+            "a sampled store has only one encoding: there is nothing to tune",
+            where="extract.estimator",
+        )
     if source not in run.sources:
         raise ConfigError(
             "no such source", where="--source", expected=", ".join(run.sources), got=source
@@ -125,7 +128,7 @@ def tune(run: RunConfig, source: str, *, num_positions: int) -> list[Measured]:
             hint="take more positions",
         )
     together = joined(sample.entries)
-    found = [
+    trials = [
         Measured(
             choice,
             try_encoding(together, choice.encoding, ranking).total_bytes / sample.num_rows,
@@ -133,38 +136,38 @@ def tune(run: RunConfig, source: str, *, num_positions: int) -> list[Measured]:
         )
         for choice, sums in sample.sums.items()
     ]
-    return sorted(found, key=lambda m: m.bytes_per_position)
+    return sorted(trials, key=lambda m: m.bytes_per_position)
 
 
 def sample_segments(
     plan: Plan, tokenizer: SegmentTokenizer, num_positions: int
 ) -> list[EncodedSegment]:
-    """Beginnings of segments spread evenly over the plan, `SEGMENT_ROWS` rows of each at most."""
+    """Beginnings of segments spread evenly over the plan, at most `SEGMENT_ROWS` tokens of each."""
     wanted = max(1, -(-num_positions // SEGMENT_ROWS))
     rows = np.unique(np.linspace(0, plan.record.num_segments - 1, wanted).astype(int))
-    found = []
+    encoded = []
     for shard in plan.shards:
-        here = [int(row) - shard.start for row in rows if shard.start <= row < shard.stop]
-        if here:
+        indices = [int(row) - shard.start for row in rows if shard.start <= row < shard.stop]
+        if indices:
             segments = plan.segments(shard)
-            found += tokenizer.encode([segments[i] for i in here])
+            encoded += tokenizer.encode([segments[i] for i in indices])
     return [
         replace(
             segment,
             token_ids=segment.token_ids[:SEGMENT_ROWS],
             byte_ends=segment.byte_ends[:SEGMENT_ROWS],
         )
-        for segment in found
+        for segment in encoded
     ]
 
 
 def _whole_rows(
     spec: EngineSpec, segments: Sequence[EncodedSegment]
 ) -> Iterator[tuple[EncodedSegment, DenseRows]]:
-    """Every segment with all entries of its rows."""
+    """Yield every segment with its rows over the whole vocabulary."""
     engine_name = next(kind.name for kind in ENGINES if kind.whole_rows)
     section = spec.section.model_copy(
-        # Past the field's own limit for large vocabularies: this is one segment, not a store.
+        # May exceed the field's limit for large vocabularies, as it is for one segment at a time.
         update={"engine": engine_name, "top_k": spec.model_vocab_size, "batch_tokens": 1}
     )
     engine = open_engine(replace(spec, section=section))
@@ -200,7 +203,7 @@ def _add(
 
 
 def whole_logprobs(dense: DenseRows, vocab_size: int) -> npt.NDArray[np.float32]:
-    """[R, V] log-probabilities in the order of ids, over the tokenizer's ids alone."""
+    """[R, V] log-probabilities by token id, renormalised over the tokenizer's ids."""
     wide = np.empty(dense.logprobs.shape, np.float64)
     np.put_along_axis(wide, dense.ids, dense.logprobs.astype(np.float64), axis=1)
     wide = wide[:, :vocab_size]
@@ -208,25 +211,25 @@ def whole_logprobs(dense: DenseRows, vocab_size: int) -> npt.NDArray[np.float32]
     return np.asarray(wide, np.float32)
 
 
-def recommended(found: Sequence[Measured], tolerance: float) -> Measured:
-    """The smallest whose total variation is within `tolerance` of keeping everything.
+def recommended(trials: Sequence[Measured], tolerance: float) -> Measured:
+    """The smallest store whose total variation is within `tolerance` of the best one's.
 
     Raises:
-        ConfigError: A tolerance that is no number from 0 to 1.
+        ConfigError: The tolerance is not from 0 to 1.
     """
     if not 0 <= tolerance <= 1:
         raise ConfigError(
             "tolerance refused", where="--tolerance", expected="0 to 1", got=tolerance
         )
-    best = min(m.fidelity.total_variation for m in found)
+    best = min(m.fidelity.total_variation for m in trials)
     return min(
-        (m for m in found if m.fidelity.total_variation <= best + tolerance),
+        (m for m in trials if m.fidelity.total_variation <= best + tolerance),
         key=lambda m: m.bytes_per_position,
     )
 
 
-def tune_table(found: Sequence[Measured], chosen: Measured) -> str:
-    """For people."""
+def tune_table(trials: Sequence[Measured], chosen: Measured) -> str:
+    """The figures as a table for a terminal."""
     head = ("store", "entries", "bytes/pos", "TV", "KL nats", "gradient angle", "norm error", "")
     rows = [
         (
@@ -239,7 +242,7 @@ def tune_table(found: Sequence[Measured], chosen: Measured) -> str:
             f"{m.fidelity.gradient_norm_error:.4f}",
             "<- recommended" if m is chosen else "",
         )
-        for m in found
+        for m in trials
     ]
     lines = table(head, rows)
     lines.append(
@@ -253,8 +256,8 @@ def tune_table(found: Sequence[Measured], chosen: Measured) -> str:
     return "\n".join(lines)
 
 
-def tune_json(found: Sequence[Measured], chosen: Measured) -> str:
-    """For programs."""
+def tune_json(trials: Sequence[Measured], chosen: Measured) -> str:
+    """The figures as JSON."""
     lines = [
         {
             "preset": m.choice.preset,
@@ -262,9 +265,9 @@ def tune_json(found: Sequence[Measured], chosen: Measured) -> str:
             "bytes_per_position": m.bytes_per_position,
             **asdict(m.fidelity),
         }
-        for m in found
+        for m in trials
     ]
-    # Infinity is no JSON: the KL over rows where it is finite says the same.
+    # May be infinite, which JSON has no number for; finite_kl_nats is kept.
     for line in lines:
         line.pop("kl_nats")
-    return json.dumps({"choices": lines, "recommended": found.index(chosen)})
+    return json.dumps({"choices": lines, "recommended": trials.index(chosen)})

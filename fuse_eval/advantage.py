@@ -1,8 +1,7 @@
-"""`eval advantage`: how often each source is the best, by given text, by its own answers, and by both.
+"""`eval advantage`: how often each source is best, by likelihood, by its own answers, and by both.
 
-Source: ProFuser (2408.04998). Training mode: the source with the least NLL a byte of a prompt's given
-answer. Inference mode: the author of the answer that `logitfuse judge` chose. A source that is best by
-both is best at writing and at recognising.
+Source: ProFuser (2408.04998). Training mode: the source with the lowest NLL of a prompt's reference
+answer. Inference mode: the author of the answer that `logitfuse judge` chose.
 """
 
 from __future__ import annotations
@@ -33,23 +32,23 @@ _ARRAYS = ("segment_ids", "token_offsets", "label_logprobs")
 
 
 def advantage(run: RunConfig) -> dict[str, Any]:
-    """Count who is best.
+    """Count how often each source is best.
 
     Args:
-        run: With scored sources and judged answers.
+        run: A run with source stores and judged answers.
 
     Returns:
         `domains`: by domain and mode how often each source is best, and the number of prompts that
-        were counted; `agree`: share of the prompts known by both in which the modes name one source;
-        `unknown`: prompts without a likelihood by all sources, and without a judged answer.
+        were counted; `agree`: of the prompts that both modes know, the share with the same source in
+        both; `unknown`: prompts without a likelihood by all sources, and without a judged answer.
 
     Raises:
-        MissingError: No plan, stores that are not whole, or nothing judged.
+        MissingError: No plan, stores that are not complete, or nothing judged.
         MismatchError: A store is of another plan or model.
         CorruptionError: Damaged files.
     """
     plan = open_plan(run)
-    nats, domains = _given_answers(run, plan)
+    nats, domains = _reference_nats(run, plan)
     authors = _best_authors(run)
     sources = list(run.sources)
     counted: dict[str, dict[str, Counter[str]]] = {}
@@ -75,8 +74,8 @@ def advantage(run: RunConfig) -> dict[str, Any]:
         "prompts": {domain: sum(d == domain for d in domains.values()) for domain in counted},
         "domains": {
             domain: {
-                mode: {"of": sum(found.values())} | {name: found[name] for name in sources}
-                for mode, found in by_mode.items()
+                mode: {"of": sum(counts.values())} | {name: counts[name] for name in sources}
+                for mode, counts in by_mode.items()
             }
             for domain, by_mode in sorted(counted.items())
         },
@@ -85,10 +84,10 @@ def advantage(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def _given_answers(
+def _reference_nats(
     run: RunConfig, plan: Plan
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
-    """Nats of each prompt's given answer by source [M], and each prompt's domain."""
+    """NLL of each prompt's reference answer by source ([M] nats), and each prompt's domain."""
     stores = {name: StoreReader.open(open_location(run.store_url(name))) for name in run.sources}
     for name, reader in stores.items():
         require_same_source(run, name, reader, plan)
@@ -103,7 +102,7 @@ def _given_answers(
             if segment.context is None or segment.author is not None:
                 continue  # no prompt, or itself an answer of a source
             domains[segment.document_id] = segment.domain
-            here = np.array([found[segment.index] for found in by_source])
+            here = np.array([of_source[segment.index] for of_source in by_source])
             nats[segment.document_id] = nats.get(segment.document_id, 0.0) + here
     if not domains:
         raise MissingError(
@@ -116,7 +115,7 @@ def _given_answers(
 
 
 def _segment_nats(reader: StoreReader, shard: ShardRecord) -> dict[int, float]:
-    """Nats of each segment by its row in the plan; NaN where a token's is not known."""
+    """NLL (nats) of each segment by its row in the plan; NaN if a token's is not known."""
     arrays = reader.read(shard.index, _ARRAYS)
     parts = np.split(-arrays["label_logprobs"].astype(np.float64), arrays["token_offsets"][1:-1])
     ids = arrays["segment_ids"].tolist()
@@ -136,7 +135,7 @@ def _best_authors(run: RunConfig) -> dict[str, str]:
 
 
 def advantage_table(content: Mapping[str, Any]) -> str:
-    """The counts for people."""
+    """The counts as text tables."""
     lines = ["how often each source is the best (share of prompts)"]
     for domain, by_mode in content["domains"].items():
         heads = [f"{mode} ({by_mode[mode]['of']:,})" for mode in MODES]
@@ -165,7 +164,7 @@ def _share(number: int, of: int) -> str:
 
 
 def advantage_section(content: Mapping[str, Any]) -> Section:
-    """The counts as charts of the report page."""
+    """The counts as charts, for the report page."""
     colours = colours_of(content["sources"])
     panels: Panels = []
     for domain, by_mode in content["domains"].items():
@@ -179,7 +178,7 @@ def advantage_section(content: Mapping[str, Any]) -> Section:
             title = f"{domain}, {mode} ({of:,} prompts)"
             panels.append((title, bar_chart(title, bars, unit="share of prompts", top=1.0)))
     text = (
-        "How often each source is the best: by the likelihood of the given answer (training), by its "
-        "own answer (inference), and by both."
+        "How often each source is the best: by the likelihood of the reference answer (training), by "
+        "its own answer (inference), and by both."
     )
     return Section("Whose answer", [text], panels=panels)

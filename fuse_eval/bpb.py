@@ -3,7 +3,7 @@
 Bits per byte are total nats / ln 2 / total UTF-8 bytes. Tokens of different tokenizers are not
 comparable, bytes are (Gao et al. 2020, The Pile, section 3.1). Which bytes count: `common_bytes`.
 
-One model is held at a time: load, score, drop, next.
+One model is in memory at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field
 
 from fuse_eval.common_bytes import block_ends, common_boundaries, counted_from, nats_by_block
 from fuse_train.loop.likelihood import row_nats
-from fuse_train.machine.memory_fit import fits
+from fuse_train.machine.memory_fit import memory_errors
 from fuse_train.model.models import identity, load_model
 from launch.progress import Progress
 from launch.signals import StopFlag
@@ -35,7 +35,7 @@ from store_schema.plan.plan import Plan, Segment
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
 BLOCK_BYTES = 128
-"""Size of a block aimed at, some 32 tokens: the noise of a document is taken from its blocks."""
+"""Target size of a block, some 32 tokens: a document's noise is estimated from its blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class ScoredText:
     """The text that models are compared on.
 
     Args:
-        segments: Of the split, in plan order.
-        starts: [D] byte of each segment from which every model is counted.
-        num_bytes: [D] bytes counted; 0 where the tokenizers share no boundary.
-        block_ends: Of each segment the ends of its blocks, counted from its start.
+        segments: Segments of the split, in plan order.
+        starts: [D] byte of each segment from which all models are scored.
+        num_bytes: [D] bytes scored; 0 if the tokenizers share no boundary.
+        block_ends: For each segment the ends of its blocks, relative to its start.
     """
 
     segments: tuple[Segment, ...]
@@ -56,16 +56,16 @@ class ScoredText:
 
 
 class ModelScore(StrictModel):
-    """One model's NLL of every block; kept, so that an evaluation goes on where it was stopped."""
+    """One model's NLL of every block, saved so that a stopped evaluation can resume."""
 
     schema_version: int = SCHEMA_VERSION
     model: str
     request_fingerprint: str
-    """Of the model, the text and what is counted of it."""
+    """Of the model, the text and the bytes that are scored."""
     nats: tuple[float, ...]
-    """Of all blocks, segment by segment in plan order."""
+    """NLL of all blocks, segment by segment in plan order."""
     num_bytes: tuple[int, ...]
-    """Of the same blocks."""
+    """Bytes of the same blocks."""
     seconds: float = Field(ge=0)
 
 
@@ -89,12 +89,12 @@ def split_segments(plan: Plan, split: str) -> tuple[Segment, ...]:
 def run_tokenizers(run: RunConfig, plan: Plan) -> dict[str, SegmentTokenizer]:
     """Tokenizers of all sources, checked against the plan, and of the target.
 
-    The target need not be the one that the plan was made with: its aligned stores say which it is.
+    The target may be another than the plan's: its aligned stores are checked against it.
 
     Raises:
         MismatchError: A source's tokenizer was changed after planning.
     """
-    found = {}
+    tokenizers = {}
     for name, ref in {**run.sources, "target": run.target}.items():
         tokenizer = SegmentTokenizer.load(ref, name=name)
         planned = plan.record.tokenizers.get(name)
@@ -106,14 +106,14 @@ def run_tokenizers(run: RunConfig, plan: Plan) -> dict[str, SegmentTokenizer]:
                 got=f"tokenizer {tokenizer.fingerprint}",
                 hint="undo the change, or give the run another name and plan again",
             )
-        found[name] = tokenizer
-    return found
+        tokenizers[name] = tokenizer
+    return tokenizers
 
 
 def scored_text(
     segments: Sequence[Segment], tokenizers: Mapping[str, SegmentTokenizer]
 ) -> ScoredText:
-    """Choose the bytes that count and their blocks, from all tokenizers of the run."""
+    """Choose the bytes to score and their blocks, from all tokenizers of the run."""
     shared = common_boundaries({name: _texts(segments, t) for name, t in tokenizers.items()})
     starts = np.asarray([offsets[0] for offsets in shared], np.int64)
     lengths = np.asarray([len(segment.text.encode()) for segment in segments], np.int64)
@@ -122,21 +122,21 @@ def scored_text(
 
 
 def counted_segments(text: ScoredText, tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
-    """The segments as one model reads them, rows where bytes count."""
+    """The segments as one model reads them, with rows only for the scored bytes."""
     encoded = _texts(text.segments, tokenizer)
     return [counted_from(e, int(start)) for e, start in zip(encoded, text.starts, strict=True)]
 
 
 def _texts(segments: Sequence[Segment], tokenizer: SegmentTokenizer) -> list[EncodedSegment]:
-    """Segments as one model reads them: bits per byte are of text, not of where a turn ends."""
+    """Segments as one model reads them, without end-of-turn tokens: bits per byte are of text."""
     return [encoded.text_only for encoded in tokenizer.encode(segments)]
 
 
 def score_request(
     ref: ModelRef, plan: Plan, split: str, tokenizers: Mapping[str, SegmentTokenizer]
 ) -> str:
-    """Fingerprint of all that a score depends on: model, text, and every tokenizer of the run,
-    since they choose the bytes that count."""
+    """Fingerprint of all that a score depends on: model, text, and every tokenizer of the run, since
+    these determine the bytes that are scored."""
     return fingerprint(
         {
             "model": identity(ref),
@@ -149,7 +149,7 @@ def score_request(
 
 
 def load_score(location: Location, key: str, request: str) -> ModelScore | None:
-    """A kept score, if it is the one asked for."""
+    """The saved score, if it was made by the same request; else None."""
     if not location.exists(key):
         return None
     score = unseal(ModelScore, location.read_bytes(key), where=f"{location.url}/{key}")
@@ -157,7 +157,7 @@ def load_score(location: Location, key: str, request: str) -> ModelScore | None:
 
 
 def save_score(location: Location, key: str, score: ModelScore) -> None:
-    """Keep a score."""
+    """Save a score."""
     location.write_atomic(key, seal(score))
 
 
@@ -178,7 +178,7 @@ def device_of(name: str | None) -> torch.device:
 
 
 def score_dtype(ref: ModelRef) -> Any:
-    """dtype to load in: the one asked for, or 'auto' (the checkpoint's own)."""
+    """dtype to load in: the run file's, or 'auto' (the checkpoint's own)."""
     return ref.dtype if ref.dtype == "auto" else getattr(torch, ref.dtype)
 
 
@@ -191,27 +191,27 @@ def model_rows(
     device: torch.device,
     stop: StopFlag,
 ) -> list[npt.NDArray[np.float64]]:
-    """NLL of every row under one model, which is loaded for it and dropped after.
+    """NLL of every row under one model, which is loaded and freed again.
 
     Args:
         ref: The model.
         encoded: Segments as its tokenizer gives them.
-        name: For progress and messages.
+        name: Name for progress and messages.
         batch_tokens: Padded tokens of one forward pass.
-        device: To score on.
-        stop: Asked between passes.
+        device: Device to score on.
+        stop: Checked between passes.
 
     Returns:
-        [N] nats for each segment, NaN where nothing stands before a first token.
+        [N] nats for each segment, NaN for a first token without context.
 
     Raises:
         ConfigError: A pass does not fit in memory.
     """
     model = load_model(ref, where=name, dtype=score_dtype(ref), device=device)
     lengths = [len(e.context_ids) + len(e.token_ids) for e in encoded]
-    found: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
+    nats_by_segment: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
     try:
-        full = fits(
+        full = memory_errors(
             f"scoring of {batch_tokens:,} tokens at a time",
             where=f"model {name}",
             hint=f"set evaluate.batch_tokens to {max(batch_tokens // 2, 1)} or less",
@@ -223,14 +223,14 @@ def model_rows(
                 for i, nats in zip(
                     batch, row_nats(model, chosen, batch_segments=len(batch)), strict=True
                 ):
-                    found[i] = nats
+                    nats_by_segment[i] = nats
                 progress.add(sum(lengths[i] for i in batch))
     finally:
         del model
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return found
+    return nats_by_segment
 
 
 def score_model(
@@ -243,7 +243,7 @@ def score_model(
     device: torch.device,
     stop: StopFlag,
 ) -> list[npt.NDArray[np.float64]]:
-    """Nats of each segment's blocks; 0 where no byte counts."""
+    """NLL (nats) of each segment's blocks; 0 where no byte is scored."""
     encoded = counted_segments(text, tokenizer)
     rows = model_rows(ref, encoded, name=name, batch_tokens=batch_tokens, device=device, stop=stop)
     return [
@@ -253,7 +253,7 @@ def score_model(
 
 
 def checkpoint_ref(folder: Path, target: ModelRef) -> ModelRef:
-    """A trained model's folder, loaded and asked like the target it started as."""
+    """Reference to a trained model's folder, with the target's options of loading."""
     return target.model_copy(update={"model": str(folder), "gguf_file": None, "revision": None})
 
 

@@ -30,13 +30,13 @@ JSON_OPTION = click.option(
 
 @click.group(cls=StageGroup)
 def evaluate() -> None:
-    """Bits per byte, and what pools would score."""
+    """Score models and pools of sources in bits per byte."""
 
 
 @evaluate.command("pool")
 @run_options
 def pool_command(run: RunConfig) -> None:
-    """Say from the stores alone what each source and each pool would score, before training."""
+    """Score each source and each pool from the stores alone, before training."""
     from fuse_eval.run import estimate_pools
 
     with timed_stage(run, "pool") as figures, stop_on_signals() as stop:
@@ -51,7 +51,7 @@ def pool_command(run: RunConfig) -> None:
 @JSON_OPTION
 @run_options
 def run_command(run: RunConfig, as_json: bool) -> None:
-    """Score target before, CLM control, fused and each source, and compare them."""
+    """Score the target before training, CLM control, fused model and sources, and compare them."""
     from fuse_eval.run import evaluate as evaluate_run
 
     with timed_stage(run, "evaluate") as figures, stop_on_signals() as stop:
@@ -69,20 +69,19 @@ def run_command(run: RunConfig, as_json: bool) -> None:
 @click.option(
     "--against",
     metavar="RUN",
-    help="Another evaluated run, by its run file or folder: how much it interferes beside this one.",
+    help="Another evaluated run, by its run file or folder, whose interference is compared.",
 )
 @click.option(
     "--control",
     metavar="RUN",
-    help="The run whose control is measured against, for runs without one of their own. Where it "
-    "has none itself, its fused model is taken.",
+    help="A run whose control is used instead of the run's own; if it has none, its fused model.",
 )
 @JSON_OPTION
 @run_options
 def interference_command(
     run: RunConfig, against: str | None, control: str | None, as_json: bool
 ) -> None:
-    """Say which documents and domains fusing makes worse than the control, and by how much."""
+    """Show documents and domains on which the fused model is worse than the control."""
     from fuse_eval.interference.compare_runs import run_interference
 
     content = run_interference(run, against=against, control=control)
@@ -93,7 +92,7 @@ def interference_command(
 @JSON_OPTION
 @run_options
 def advantage_command(run: RunConfig, as_json: bool) -> None:
-    """Say how often each source is the best: by given answers, by its own judged ones, and by both."""
+    """Count how often each source is best: by likelihood, by its own judged answers, and by both."""
     from fuse_eval.advantage import advantage, advantage_table
     from fuse_eval.summary import ADVANTAGE_FILE, report_location, write_json
 
@@ -106,7 +105,7 @@ def advantage_command(run: RunConfig, as_json: bool) -> None:
 @JSON_OPTION
 @run_options
 def answers_command(run: RunConfig, as_json: bool) -> None:
-    """Let all models of the run answer held-out prompts, and count what is right."""
+    """Let all models of the run answer held-out prompts, and count right answers."""
     from fuse_eval.answers.report import answer_table
     from fuse_eval.answers.run import count_right
 
@@ -134,7 +133,7 @@ def report(run: RunConfig) -> None:
 
 
 def pool_report(content: dict[str, Any]) -> str:
-    """The estimate for people."""
+    """The estimate as text."""
     domains = content["domains"].values()
     rows = sum(item["rows"] for item in domains)
     common = sum(item["common_rows"] for item in domains)
@@ -150,6 +149,9 @@ def pool_report(content: dict[str, Any]) -> str:
         named[f"pool {selector}{hindsight}"] = values
     if content.get("mixture"):
         named["best mixture with target"] = {d: m["bpb"] for d, m in content["mixture"].items()}
+    if content.get("forecast"):
+        control = {d: f["control_bpb"] for d, f in content["forecast"].items()}
+        named["plain training (estimated)"] = control
     title = (
         f"pools on split {content['split']} (bits per byte), on the rows that every source knows: "
         f"{common / max(rows, 1):.1%} of the target's tokens, {shared / max(whole, 1):.1%} of bytes"
@@ -159,7 +161,7 @@ def pool_report(content: dict[str, Any]) -> str:
 
 
 def evaluation_report(content: dict[str, Any]) -> str:
-    """The evaluation for people."""
+    """The evaluation as text."""
     rows = {title_of(model): values for model, values in content["bpb"].items()}
     against = title_of(CONTROL if CONTROL in content["bpb"] else BEFORE)
     sizes = content["domains"].values()
@@ -178,7 +180,7 @@ def evaluation_report(content: dict[str, Any]) -> str:
 
 
 def interference_report(content: dict[str, Any]) -> str:
-    """What fusing makes worse, for people."""
+    """Interference as text."""
     lines = [interference_line(content), document_line(content)]
     if "other_run" in content:
         lines += ratio_lines(content["other_run"], content["confidence"])
@@ -188,5 +190,5 @@ def interference_report(content: dict[str, Any]) -> str:
 
 
 def as_json_text(content: dict[str, Any]) -> str:
-    """One JSON object, as the files of the report folder have it."""
+    """One JSON object, formatted as in the report folder."""
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)

@@ -1,16 +1,15 @@
-"""Which bytes every model can be compared on.
+"""The bytes that all models are compared on.
 
-A model whose tokenizer puts BOS (or a prompt) before the text predicts every byte. One without has
-no distribution for its first token, so the cost of those bytes is unknown, not zero. Comparing each
-model on what it happens to cover would reward it for skipping the hardest bytes of a segment.
+A model whose tokenizer puts BOS (or a prompt) before the text predicts every byte. One without has no
+distribution for its first token, so the NLL of those bytes is unknown, not zero. Scoring each model on
+the bytes it predicts would reward it for skipping the hardest bytes of a segment.
 
-So one offset is chosen for each segment, from the tokenizers alone and before any model is loaded:
-the first byte at which ALL models of the run begin a token whose distribution is known. Bytes
-before it are context that every model has read; bytes from it on are counted for every model.
-Whatever model is scored, alone or with others, is scored on the same bytes.
+So one offset is chosen for each segment, from the tokenizers alone and before any model is loaded: the
+first byte at which ALL models of the run begin a token whose distribution is known. Bytes before it are
+context that every model has read; bytes from it on are scored for every model.
 
-From there on the segment is cut into blocks, again where all models begin a token: how the
-difference of two models varies from block to block is the noise of a single document.
+From there on the segment is cut into blocks, again where all models begin a token: the variation of two
+models' difference from block to block gives the noise of a single document.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def known_boundaries(encoded: EncodedSegment) -> npt.NDArray[np.int64]:
         encoded: One segment as one model reads it.
 
     Returns:
-        Rising offsets in bytes, without repeats.
+        Ascending offsets in bytes, without repeats.
     """
     ends = encoded.byte_ends.astype(np.int64)
     known_from = ends if not encoded.context_ids else np.concatenate([[0], ends])
@@ -47,7 +46,7 @@ def common_boundaries(
         encodings: For each model its encodings of the same segments, in the same order.
 
     Returns:
-        For each segment its rising offsets; the last one is the segment's length.
+        For each segment its ascending offsets; the last one is the segment's length.
     """
     per_model = [list(segments) for segments in encodings.values()]
     return [
@@ -59,28 +58,28 @@ def common_boundaries(
 def common_starts(
     encodings: Mapping[str, Sequence[EncodedSegment]],
 ) -> npt.NDArray[np.int64]:
-    """First byte of each segment from which every model is counted.
+    """First byte of each segment from which all models are scored.
 
     Args:
         encodings: As in `common_boundaries`.
 
     Returns:
-        [D] offsets in bytes. One equal to the segment's length means that nothing of the segment
-        is shared, and it is left out for all models.
+        [D] offsets in bytes. One equal to the segment's length means that the models share no
+        boundary, and the segment is left out for all models.
     """
     return np.asarray([offsets[0] for offsets in common_boundaries(encodings)], np.int64)
 
 
 def block_ends(boundaries: npt.NDArray[np.int64], block_bytes: int) -> npt.NDArray[np.int64]:
-    """Cut the counted bytes of a segment into blocks of nearly one size, between tokens of every model.
+    """Cut the scored bytes of a segment into blocks of nearly one size, at boundaries of every model.
 
     Args:
-        boundaries: Of the segment, from `common_boundaries`.
-        block_bytes: Size aimed at. Where models share few boundaries, blocks are larger.
+        boundaries: Boundaries of the segment, from `common_boundaries`.
+        block_bytes: Target size. Where models share few boundaries, blocks are larger.
 
     Returns:
-        Rising end offsets of the blocks, counted from the first boundary. One block at least, and
-        of 0 bytes where nothing of the segment is shared.
+        Ascending end offsets of the blocks, relative to the first boundary. At least one block, which
+        has 0 bytes if the models share no boundary.
     """
     offsets = boundaries - boundaries[0]
     size = int(offsets[-1])
@@ -97,7 +96,7 @@ def nats_by_block(
     byte_ends: npt.NDArray[np.uint32],
     ends: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float64]:
-    """Add up the rows of a counted segment to its blocks.
+    """Sum the rows of a segment by block.
 
     Args:
         nats: [N] NLL of each row.
@@ -105,8 +104,8 @@ def nats_by_block(
         ends: From `block_ends`.
 
     Returns:
-        [blocks] nats. A zero-width token at a block's edge belongs to the block it begins, at the
-        end of the text to the last one.
+        [blocks] nats. A zero-width token between two blocks belongs to the later one, at the end of
+        the text to the last one.
     """
     begins = np.concatenate([[0], byte_ends[:-1]]).astype(np.int64)[: len(byte_ends)]
     block = np.minimum(np.searchsorted(ends, begins, side="right"), len(ends) - 1)
@@ -121,8 +120,8 @@ def counted_from(encoded: EncodedSegment, start: int) -> EncodedSegment:
         start: Byte offset from `known_boundaries`.
 
     Returns:
-        Rows for the tokens from `start` on; byte ends count from `start`. A zero-width token at
-        `start` (SentencePiece's own space) stays a row: its cost belongs to what follows.
+        Rows for the tokens from `start` on; byte ends are relative to `start`. A zero-width token at
+        `start` (SentencePiece's own space) stays a row: its NLL belongs to what follows.
     """
     if start == 0:
         skipped = 0 if encoded.context_ids else 1

@@ -14,22 +14,22 @@ PoolSelector = Annotated[str, SELECTORS.choice]
 
 
 class EvaluateSection(SectionModel):
-    """What is measured, on which text, and how sure it has to be."""
+    """What is measured, on which text, and the level of the intervals."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "device", "answers"})
 
     split: str = Field(default="test", min_length=1)
-    """Split of the plan whose segments are scored. No stage before has trained on it."""
+    """Split of the plan whose segments are scored. No earlier stage has trained on it."""
     sources: bool = True
-    """Whether each source is scored too. Off saves loading them where they are large."""
+    """Whether each source is scored too; false saves loading large ones."""
     pool_selectors: tuple[PoolSelector, ...] = ("uniform", "min_ce", "avg_ce", "hedge", "asn")
     """Selectors whose pools are estimated before training, with the train section's settings; those
     that learn are trained on its training split, others searched for on its validation split."""
     bootstrap_samples: int = Field(default=2000, ge=200, le=100_000)
     """Resamples behind each confidence interval."""
     bootstrap_unit: Literal["document", "segment"] = "document"
-    """What is resampled. Segments of one document are alike, so taking them as independent makes
-    intervals too narrow."""
+    """Unit of the resampling. Segments of one document are similar, so that treating them as
+    independent makes intervals too narrow."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Two-sided level of the intervals."""
     batch_tokens: int = Field(default=8192, gt=0)
@@ -41,7 +41,7 @@ class EvaluateSection(SectionModel):
     """How right answers are counted; no part of `eval run`."""
 
     def splits_needed(self) -> dict[str, str]:
-        """The one that is scored."""
+        """Splits that must exist, by the option that names them."""
         return {"evaluate.split": self.split}
 
     @field_validator("pool_selectors")

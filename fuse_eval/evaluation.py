@@ -28,14 +28,14 @@ def evaluation_record(
     """All results, JSON-like.
 
     Args:
-        segments: [D] that were scored.
-        num_bytes: [D] bytes of each that count.
-        nats: Model to [D] nats over those bytes.
+        segments: [D] scored segments.
+        num_bytes: [D] scored bytes of each.
+        nats: Model to [D] NLL over those bytes, nats.
         section: Level, resamples and their unit.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Raises:
-        InputError: No byte counts at all.
+        InputError: No byte can be scored at all.
     """
     names = [
         s.document_id if section.bootstrap_unit == "document" else s.segment_id for s in segments
@@ -92,7 +92,7 @@ def _domain_sizes(
 
 
 def _specialist(bpb: Mapping[str, Mapping[str, float]], source: str) -> dict[str, Any]:
-    """A source against the target's start, in its own domain: the one of its name, else its best."""
+    """A source against the untrained target in one domain: that of the source's name, else its best."""
     changes = {
         domain: value / bpb[BEFORE][domain] - 1 if bpb[BEFORE][domain] else 0.0
         for domain, value in bpb[source].items()

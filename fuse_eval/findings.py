@@ -1,4 +1,4 @@
-"""What the figures say, in plain sentences: printed by the commands and shown by the report."""
+"""Results as sentences: printed by the commands and shown by the report."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ VERDICTS = {
     "within noise": "within the noise",
     "undecided": "too short to tell",
 }
-"""What is said of a document that scores worse."""
+"""Words for the verdicts on a document that scores worse."""
 
 
 def title_of(model: str) -> str:
-    """A model's name as people read it."""
+    """A model's name in text."""
     return MODEL_TITLES.get(model, model)
 
 
@@ -88,10 +88,10 @@ def interference_line(evaluation: Mapping[str, Any]) -> str | None:
 
 def document_line(evaluation: Mapping[str, Any]) -> str | None:
     """How many documents got worse by fusing, and by how much, if a control was trained."""
-    found = evaluation.get("interference")
-    if not found:
+    interference = evaluation.get("interference")
+    if not interference:
         return None
-    counts, excess = found["documents"], found["excess"]
+    counts, excess = interference["documents"], interference["excess"]
     named = "none" if not counts["worse"] else f"{counts['worse']:,}"
     verb = "are" if counts["worse"] > 1 else "is"
     sums = _excess(excess, "worse")
@@ -141,7 +141,7 @@ def _ratio(ratio: Mapping[str, float | None], confidence: float) -> str:
 
 
 def specialist_lines(evaluation: Mapping[str, Any]) -> list[str]:
-    """What each source has to teach: its best domain, compared with the target's start."""
+    """Each source in its best domain, compared with the untrained target."""
     lines = []
     for item in evaluation.get("specialists", []):
         size = _size(item["change"])
@@ -159,12 +159,12 @@ def mean_of(by_domain: Mapping[str, float]) -> float:
 
 
 def pool_lines(pool: Mapping[str, Any]) -> list[str]:
-    """Whether fusing can pay, and which source to drop, before anything is trained.
+    """Whether fusing can help, and which source to drop, before anything is trained.
 
     Args:
         pool: Content of pool.json.
     """
-    # Some look at the labels before they choose: no pool that can be trained on a plan is that.
+    # Selectors with hindsight read the labels: their scores cannot be reached by training.
     seen = pool.get("hindsight", ())
     honest = {s: mean_of(v) for s, v in pool["pool_bpb"].items() if s not in seen and v}
     alone = {source: mean_of(v) for source, v in pool["alone_bpb"].items() if v}
@@ -186,7 +186,8 @@ def pool_lines(pool: Mapping[str, Any]) -> list[str]:
         f"Best single source in the mean: {source} ({significant(alone[source], 4)}); the {best} "
         f"pool is {percent(honest[best] / alone[source] - 1)} against it."
     )
-    return lines + _mixture_lines(pool.get("mixture", {})) + _drop_lines(pool["without"])
+    lines += _mixture_lines(pool.get("mixture", {})) + _forecast_lines(pool.get("forecast", {}))
+    return lines + _drop_lines(pool["without"])
 
 
 def _size(change: float) -> str:
@@ -194,7 +195,7 @@ def _size(change: float) -> str:
 
 
 def _mixture_lines(mixture: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Where the target already knows something that its sources do not."""
+    """The pool's weight in its best mixture with the target, by domain."""
     if not mixture:
         return []
     shown = ", ".join(f"{d} {m['pool_weight']:.2f}" for d, m in mixture.items())
@@ -202,6 +203,17 @@ def _mixture_lines(mixture: Mapping[str, Mapping[str, float]]) -> list[str]:
         f"Weight of the pool in its best mixture with the target now: {shown}. The nearer to 0, the "
         "sooner the domain stops gaining from its sources."
     ]
+
+
+def _forecast_lines(forecast: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What fusing may gain over plain training on the same text."""
+    if not forecast:
+        return []
+    shown = ", ".join(
+        f"{d} {percent(-f['gain'])} (at most {percent(-f['most'])})"
+        for d, f in sorted(forecast.items(), key=lambda item: -item[1]["gain"])
+    )
+    return [f"Forecast of fused against plain training, roughly: {shown}."]
 
 
 def _drop_lines(without: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,9 +1,9 @@
-"""Paired bootstrap: how sure a difference between two models is, on the same text.
+"""Paired bootstrap: confidence intervals of the difference between two models on the same text.
 
 Both models are scored on the same units (documents), units are drawn with replacement within each
-domain, and the difference is taken again for each draw. Pairing removes the spread between easy and
-hard documents, which is far larger than the difference looked for. What it does not hold is the
-spread between training seeds: that takes several runs.
+domain, and the difference is computed for each draw. Pairing removes the variance between easy and hard
+documents, which is far larger than the difference. Intervals do not include the variance between
+training seeds, which needs several runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Change:
         value: bpb(model) / bpb(against) - 1.
         low: Lower end of the interval.
         high: Upper end of the interval.
-        units: Units behind it.
+        units: Number of units.
     """
 
     value: float
@@ -59,7 +59,7 @@ def units_by_domain(
     domains: Sequence[str],
     unit_names: Sequence[str],
 ) -> dict[str, DomainUnits]:
-    """Add up segments to units, domain by domain.
+    """Sum segments by unit, domain by domain.
 
     Args:
         nats: Model to [D] nats of each segment.
@@ -70,17 +70,17 @@ def units_by_domain(
     Returns:
         Domains in sorted order.
     """
-    found = {}
+    units = {}
     domain_of = np.asarray(domains)
     for domain in sorted(set(domains)):
         rows = np.flatnonzero((domain_of == domain) & (num_bytes > 0))
         _, unit = np.unique(np.asarray(unit_names)[rows], return_inverse=True)
         if len(rows):
-            found[domain] = DomainUnits(
+            units[domain] = DomainUnits(
                 {m: np.bincount(unit, nats[m][rows]).astype(np.float64) for m in nats},
                 np.bincount(unit, num_bytes[rows]).astype(np.float64),
             )
-    return found
+    return units
 
 
 def compare(
@@ -99,15 +99,15 @@ def compare(
 
     Args:
         units: From `units_by_domain`.
-        model: The model looked at.
-        against: The model it is measured against.
+        model: The model.
+        against: The model that it is compared with.
         samples: Number of resamples.
         confidence: Two-sided level.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         JSON-like: `domains` {domain: Change}, `mean` Change, `worse` the domains whose whole
-        interval lies above 0 (interference beyond the noise of the text).
+        interval is above 0 (interference beyond the noise of the text).
     """
     rng = np.random.default_rng(seed)
     quantiles = [(1 - confidence) / 2, (1 + confidence) / 2]

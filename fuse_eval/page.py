@@ -51,7 +51,7 @@ def render_page(
         steps: From `step_logs`.
 
     Returns:
-        HTML that loads nothing from anywhere.
+        HTML that loads nothing.
     """
     evaluation = summary["evaluation"] or None
     notes = []
@@ -136,7 +136,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A duration as text, such as "45 s", "12 min 05 s", "2 h 03 min"."""
     if seconds < 90:
         return f"{significant(seconds, 2)} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -322,4 +322,4 @@ def _identity_table(summary: Mapping[str, Any]) -> Table:
         for part in ("fingerprints", "versions")
         for name, value in summary[part].items()
     ]
-    return Table("What went in", head_of(["", "value"]), rows)
+    return Table("Inputs", head_of(["", "value"]), rows)

@@ -1,4 +1,4 @@
-"""What the report page is made of: sections of text, tables of figures and panels of charts."""
+"""Parts of the report page: sections of text, tables of figures and panels of charts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Panels = list[tuple[str, Markup]]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and what stands under it.
+    """A section: heading, texts, tables and charts.
 
-    The first table has the other tables and the charts of `beside` at its side.
+    The other tables and the charts of `beside` are shown beside the first table.
     """
 
     title: str
@@ -45,7 +45,7 @@ def figure_table(
         caption: Over the table.
         first: Heading of the row names.
         rows: {name: {domain: bits per byte}}.
-        own: Row that is set off.
+        own: Row that is highlighted.
         against: Row that the small figures compare with.
         sources: Rows that are sources; domains often have the same names.
     """

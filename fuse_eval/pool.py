@@ -1,10 +1,9 @@
-"""What pools of the sources would score, from the aligned stores alone, before any training.
+"""Scores of pools of the sources, from the aligned stores alone, before any training.
 
-All figures of an estimate are taken on the same rows: target tokens whose probability every source
-knows, that at least one source covers, and that the target itself has a distribution for; of spans
-(fuse_train/selectors/pools.py) that hold nothing else. They say
-whether fusing can pay, which selector to take and which source to drop. What they do not say is how
-much of the pool a target of its size can learn.
+All figures of an estimate are of the same rows: spans (fuse_train/selectors/pools.py) in which every
+source and the target itself know every label, and some source covers every row. They show whether
+fusing can help, which selector to use and which source to drop, but not how much of the pool a target
+of its size can learn.
 
 Shape suffixes: B segments, T rows, M sources, N positions of a shard.
 """
@@ -24,6 +23,7 @@ from torch import nn
 
 from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import mean_of
+from fuse_eval.forecast import Forecast
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import collate
 from fuse_train.data.samples import AlignedSamples, DecodedShard
@@ -40,13 +40,13 @@ from launch.signals import StopFlag
 from store_schema.layout import Origin
 
 DEFAULT_STEPS = 300
-"""Steps of the estimate's selectors where the run itself does not pretrain one."""
+"""Training steps of the estimate's selectors if the run itself does not pretrain."""
 
 _BATCH_SEGMENTS = 64
 
 
 class OneSource(Selector):
-    """All weight on one source: what it scores alone."""
+    """All weight on one source."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ class OneSource(Selector):
 
 
 class WithoutSource(Selector):
-    """A selector that one source is hidden from.
+    """A selector without one of its sources.
 
-    The other sources' features stay as they are, so those that compare a source with the rest still
-    know a little of the hidden one.
+    The other sources' features are not computed again, so those that compare a source with the rest
+    still contain a little of the missing one.
     """
 
     def __init__(self, selector: Selector, index: int) -> None:
@@ -79,11 +79,11 @@ class WithoutSource(Selector):
 
 @dataclass
 class PoolEstimate:
-    """Sums while the split is read.
+    """Sums over the shards of a split.
 
     Args:
         pools: {selector name: {domain: sums}}.
-        target: {domain: nats of the target on the same rows}.
+        target: {domain: NLL of the target on the same rows, nats}.
         own: {source: {domain: (nats, bytes)}} of whole segments in the source's own tokens.
     """
 
@@ -98,27 +98,26 @@ def pool_selectors(
     sources: Sequence[str],
     made: Mapping[str, Selector],
 ) -> dict[str, Selector]:
-    """Selectors of the estimate by name; those that need to be given only where the run has them, then
-    also the one that it trains with.
+    """Selectors of the estimate by name; those that need options only if the run has them, and then the
+    train section's, too.
 
     Args:
-        section: Which are asked for.
-        train: Their options.
+        section: Has the names of the selectors.
+        train: Has their options.
         sources: Names in the run file's order.
         made: From `learned_selectors`.
     """
     asked = [SELECTORS[name] for name in section.pool_selectors]
-    given = [
-        k for k in SELECTORS if k.given and k.name in (*section.pool_selectors, train.selector)
-    ]
-    kinds = [kind for kind in asked if not kind.given]
-    kinds += [kind for kind in given if train.options_of(kind)]
-    found = {
+    names = {*section.pool_selectors, train.selector}
+    with_options = [kind for kind in SELECTORS if kind.needs_options and kind.name in names]
+    kinds = [kind for kind in asked if not kind.needs_options]
+    kinds += [kind for kind in with_options if train.options_of(kind)]
+    rules = {
         kind.name: kind.make(train.options_of(kind), sources)
         for kind in kinds
         if isinstance(kind, RuleKind) and kind.name not in made
     }
-    return found | dict(made)
+    return rules | dict(made)
 
 
 def learned_selectors(
@@ -132,17 +131,17 @@ def learned_selectors(
     kept_in: Path | None,
     stop: StopFlag,
 ) -> dict[str, Selector]:
-    """Those of the asked selectors that learn or are searched for, by the run's own recipe.
+    """Those of `section.pool_selectors` that learn or are searched for, by the run's own recipe.
 
     Args:
-        section: Which are asked for.
+        section: Has the names of the selectors.
         train: The recipe.
-        stream: Of the training split.
-        valid: Opens the stores for the split that selectors are searched for on.
-        seed: Of the run.
-        device: To train on.
+        stream: Stream of the training split.
+        valid: Opens the stores of the split that weights are searched for on.
+        seed: Seed of the run.
+        device: Device to train on.
         kept_in: As in `SelectorStart`.
-        stop: Asked between steps.
+        stop: Checked between steps.
     """
     made: dict[str, Selector] = {}
     for name in section.pool_selectors:
@@ -166,7 +165,7 @@ def learned_selectors(
 
 
 def need_features(section: EvaluateSection, train: TrainSection) -> bool:
-    """Whether one of the asked selectors looks at features of the sources."""
+    """Whether one of `section.pool_selectors` reads features of the sources."""
     kinds = [SELECTORS[name] for name in section.pool_selectors]
     return any(kind.needs_features(train.options_of(kind)) for kind in kinds)
 
@@ -181,18 +180,18 @@ def estimate(
     *,
     with_features: bool = True,
 ) -> PoolEstimate:
-    """One pass over the split's stores.
+    """Score pools in one pass over the split's stores.
 
     Args:
         samples: Stores opened for the split, sources in the order of `sources`.
         domains: Names of all domains of the run.
         sources: Names.
-        selectors: What is estimated, by any name.
+        selectors: Selectors to score, from `asked_selectors`.
         target_nats: The target's NLL of each row, segment by segment in plan order.
-        stop: Asked between shards.
-        with_features: Whether a selector looks at features.
+        stop: Checked between shards.
+        with_features: Whether a selector reads features.
     """
-    found = PoolEstimate({name: {} for name in selectors}, {}, {source: {} for source in sources})
+    totals = PoolEstimate({name: {} for name in selectors}, {}, {source: {} for source in sources})
     done = 0
     with Progress("estimate pools", len(samples.shards), unit="shard") as progress:
         for position in range(len(samples.shards)):
@@ -202,22 +201,25 @@ def estimate(
             done += len(shard.segments)
             target_N = np.concatenate(own)
             shard, common_N = common_rows(shard, target_N, with_features=with_features)
-            _add_shard(found, shard, common_N, target_N, domains, sources, selectors)
+            _add_shard(totals, shard, common_N, target_N, domains, sources, selectors)
             progress.add(1)
-    return found
+    return totals
 
 
 def common_rows(
     shard: DecodedShard, target_N: npt.NDArray[np.float64], *, with_features: bool = True
 ) -> tuple[DecodedShard, npt.NDArray[np.bool_]]:
-    """The shard with labels unknown outside the rows that all figures are taken on, and those rows.
+    """The rows that all figures are of, and the shard with labels outside them made unknown.
 
-    Unknown to every selector: features are made of what is left.
+    Features are computed again without these labels, so that no selector uses them.
 
     Args:
         shard: With sources.
-        target_N: The target's nats of each row, NaN where it has no distribution.
-        with_features: Whether they are made.
+        target_N: The target's NLL of each row, nats, NaN where it has no distribution.
+        with_features: Whether to compute features.
+
+    Returns:
+        The shard, and bool [N], whether a row is common.
     """
     known_N = ~np.isnan(target_N)
     covered_N = np.zeros(len(target_N), bool)
@@ -238,7 +240,7 @@ def common_rows(
 
 
 def _whole_spans(shard: DecodedShard, known_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Rows [N] of the spans whose rows are all known: pools are weighed span by span."""
+    """bool [N], rows of the spans whose rows are all known: pools mix spans, not rows."""
     begins_N = np.ones(len(known_N), bool)
     for arrays in shard.sources:
         begins_N &= arrays["origin"] != Origin.INSIDE
@@ -250,7 +252,7 @@ def _whole_spans(shard: DecodedShard, known_N: npt.NDArray[np.bool_]) -> npt.NDA
 
 
 def _add_shard(
-    found: PoolEstimate,
+    totals: PoolEstimate,
     shard: DecodedShard,
     common_N: npt.NDArray[np.bool_],
     target_N: npt.NDArray[np.float64],
@@ -269,22 +271,22 @@ def _add_shard(
     ]
     for name, selector in selectors.items():
         for domain, sums in pool_nll(selector, batches).items():
-            pool = found.pools[name]
+            pool = totals.pools[name]
             pool[domain] = pool.get(domain, PoolSums()) + sums
     for i, segment in enumerate(shard.segments):
         rows = slice(int(shard.token_offsets[i]), int(shard.token_offsets[i + 1]))
         nats = float(target_N[rows][common_N[rows]].sum())
-        found.target[segment.domain] = found.target.get(segment.domain, 0.0) + nats
+        totals.target[segment.domain] = totals.target.get(segment.domain, 0.0) + nats
         for source, arrays in zip(sources, shard.sources, strict=True):
-            before = found.own[source].get(segment.domain, (0.0, 0.0))
-            found.own[source][segment.domain] = (
+            before = totals.own[source].get(segment.domain, (0.0, 0.0))
+            totals.own[source][segment.domain] = (
                 before[0] + float(arrays["source_nats"][i]),
                 before[1] + float(arrays["source_bytes"][i]),
             )
 
 
 def asked_selectors(named: Mapping[str, Selector], sources: Sequence[str]) -> dict[str, Selector]:
-    """Everything that one pass measures: each pool, each source alone, each pool without a source."""
+    """Selectors that one pass scores: each pool, each source alone, each pool without a source."""
     asked: dict[str, Selector] = {f"pool {name}": s for name, s in named.items()}
     asked |= {f"alone {source}": OneSource(i) for i, source in enumerate(sources)}
     if len(sources) > 1:
@@ -296,20 +298,20 @@ def asked_selectors(named: Mapping[str, Selector], sources: Sequence[str]) -> di
 
 
 def estimate_record(
-    found: PoolEstimate, named: Mapping[str, Selector], sources: Sequence[str]
+    totals: PoolEstimate, named: Mapping[str, Selector], sources: Sequence[str]
 ) -> dict[str, Any]:
     """The estimate in bits per byte, JSON-like.
 
     Args:
-        found: Sums by the names of `asked_selectors`.
+        totals: Sums by the names of `asked_selectors`.
         named: Selectors by name.
         sources: Names.
     """
-    first = found.pools[f"alone {sources[0]}"]
+    first = totals.pools[f"alone {sources[0]}"]
     scored = {domain: sums for domain, sums in first.items() if sums.num_bytes}
     bpb = {
         name: {domain: _bpb(sums[domain].nats, sums[domain].num_bytes) for domain in scored}
-        for name, sums in found.pools.items()
+        for name, sums in totals.pools.items()
     }
     without: dict[str, dict[str, dict[str, float]]] = {}
     for name in named:
@@ -332,10 +334,10 @@ def estimate_record(
         "pool_bpb": {name: bpb[f"pool {name}"] for name in named},
         "hindsight": [name for name, selector in named.items() if selector.hindsight],
         "alone_bpb": {source: bpb[f"alone {source}"] for source in sources},
-        "target_bpb": {d: _bpb(found.target[d], scored[d].num_bytes) for d in scored},
+        "target_bpb": {d: _bpb(totals.target[d], scored[d].num_bytes) for d in scored},
         "source_bpb": {
             source: {d: _bpb(nats, size) for d, (nats, size) in by_domain.items() if size}
-            for source, by_domain in found.own.items()
+            for source, by_domain in totals.own.items()
         },
         "without": without,
     }
@@ -348,15 +350,35 @@ def mixtures(
 
     Args:
         spans: {domain: [2, S] nats of target and pool}, from fuse_train's `span_nats`.
-        num_bytes: Of these spans by domain.
+        num_bytes: Bytes of these spans by domain.
     """
-    found = {}
+    best = {}
     for domain, (target_S, pool_S) in spans.items():
         if num_bytes.get(domain):
             weight = mixture_weight(target_S, pool_S)
             nats = float(mixture_nats(target_S, pool_S, weight).sum())
-            found[domain] = {"pool_weight": weight, "bpb": _bpb(nats, num_bytes[domain])}
-    return found
+            best[domain] = {"pool_weight": weight, "bpb": _bpb(nats, num_bytes[domain])}
+    return best
+
+
+def forecast_record(
+    made: Mapping[str, Forecast], num_bytes: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """What plain training and fusing may come to by domain: bits per byte, and shares of the control's.
+
+    Args:
+        made: By domain.
+        num_bytes: Of the spans it was made on.
+    """
+    return {
+        domain: {
+            "control_bpb": _bpb(found.control, num_bytes[domain]),
+            "most": found.most,
+            "gain": found.gain,
+        }
+        for domain, found in made.items()
+        if num_bytes.get(domain)
+    }
 
 
 def _bpb(nats: float, num_bytes: float) -> float:

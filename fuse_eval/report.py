@@ -1,4 +1,4 @@
-"""`logitfuse report`: summary.json and index.html from what a run has left behind."""
+"""`logitfuse report`: summary.json and index.html from the outputs of a run's stages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fuse_eval.summary import (
     step_logs,
     write_json,
 )
-from launch.pages.page import looks
+from launch.pages.page import template_files
 from store_schema.config import RunConfig
 from store_schema.fingerprint import bytes_digest, fingerprint
 
 _VOLATILE = ("seconds", "peak_rss_bytes", "peak_rss_bytes_by_stage")
-"""Every run of a stage changes these, one with nothing to do too; alone they are no news."""
+"""Every run of a stage changes these, even one with nothing to do: alone they need no new report."""
 
 
 def write_report(run: RunConfig) -> tuple[str, bool]:
-    """Write the report, if what it tells has changed.
+    """Write the report, if its content has changed.
 
     Returns:
         URL of the page, and whether it was written now.
@@ -46,12 +46,12 @@ def write_report(run: RunConfig) -> tuple[str, bool]:
 
 
 def _request(summary: dict[str, Any], steps: dict[str, Any]) -> str:
-    told = {key: value for key, value in summary.items() if key not in _VOLATILE}
+    stable = {key: value for key, value in summary.items() if key not in _VOLATILE}
     # Settings may hold what canonical JSON refuses (infinity), so they enter as text.
     return fingerprint(
         [
-            json.dumps(told, sort_keys=True),
+            json.dumps(stable, sort_keys=True),
             bytes_digest(json.dumps(steps).encode()),
-            looks("fuse_eval", "page"),
+            template_files("fuse_eval", "page"),
         ]
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fuse_eval import bpb, pool
+from fuse_eval import bpb, forecast, pool
 from fuse_eval.config import EvaluateSection
 from fuse_eval.evaluation import evaluation_record
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
@@ -50,14 +50,14 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What a stage wrote, or found already written (`fresh` False)."""
+    """What a stage wrote, now or (`fresh` False) in an earlier run."""
 
     content: dict[str, Any]
     fresh: bool
 
 
 def final_folders(run: RunConfig) -> dict[str, Path]:
-    """Where the trainer leaves the fused model and the control."""
+    """Final folders of the fused model and the control."""
     return {FUSED: final_folder(run, "fused"), CONTROL: final_folder(run, "control")}
 
 
@@ -65,13 +65,13 @@ def final_folders(run: RunConfig) -> dict[str, Path]:
 
 
 def evaluate(run: RunConfig, stop: StopFlag) -> StageResult:
-    """Bits per byte of every model on the section's split, and what follows from them.
+    """Score every model on the section's split, and compare them.
 
     Raises:
         MissingError: Nothing planned or trained yet.
         MismatchError: A tokenizer is not the plan's, or a store is of another model than the run
             file's source.
-        Stopped: On a signal; models that are scored stay scored.
+        Stopped: On a signal; scores of finished models are kept.
     """
     section = run.section("evaluate", EvaluateSection)
     plan = open_plan(run)
@@ -97,8 +97,8 @@ def evaluate(run: RunConfig, stop: StopFlag) -> StageResult:
     blocks = text_blocks(text.segments, text.block_ends, nats)
     content = {"fingerprint": request} | record
     if CONTROL in models:
-        found = document_differences(blocks, FUSED, CONTROL)
-        content["interference"] = interference_record(found, FUSED, CONTROL, section.confidence)
+        documents = document_differences(blocks, FUSED, CONTROL)
+        content["interference"] = interference_record(documents, FUSED, CONTROL, section.confidence)
     content["blocks"] = write_blocks(report, blocks)
     write_json(report, EVALUATION_FILE, content)
     return StageResult(content, fresh=True)
@@ -113,7 +113,7 @@ def _scores(
     section: EvaluateSection,
     stop: StopFlag,
 ) -> dict[str, tuple[float, ...]]:
-    """Nats of all blocks under each model: kept ones where they are the ones asked for."""
+    """NLL of all blocks under each model (nats): saved ones if they were made by the same request."""
     nats = {}
     for name, (ref, tokenizer) in models.items():
         key = f"scores/{name}.json"
@@ -145,7 +145,7 @@ def models_to_score(run: RunConfig, section: EvaluateSection) -> dict[str, tuple
     """Every model of the evaluation with the name of its tokenizer.
 
     Raises:
-        MissingError: The fused model, or a control that was asked for, is not trained yet.
+        MissingError: The fused model, or the control if the run has one, is not trained yet.
     """
     folders = final_folders(run)
     if not run.section("train", TrainSection).control:
@@ -168,7 +168,7 @@ def models_to_score(run: RunConfig, section: EvaluateSection) -> dict[str, tuple
 
 
 def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
-    """What each source, each selector's pool and the target score now, from the aligned stores.
+    """Score each source, each selector's pool and the untrained target on the aligned stores.
 
     Raises:
         MissingError: Stores are not complete.
@@ -187,6 +187,7 @@ def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
             "section": section.content(),
             "train": recipe,
             "seed": run.seed,
+            "forecast": [forecast.ORDER, forecast.TOKENS_PER_DOMAIN, forecast.SHARE_TAKEN],
             "by": __version__,
         }
         | learners
@@ -204,16 +205,16 @@ def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
 def pool_recipe(
     section: EvaluateSection, train: TrainSection
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the pools depend on: options of selectors that learn, and the rest of the recipe."""
+    """What the pools depend on, for fingerprints: options of selectors that learn, and the rest."""
     names = {train.selector, *section.pool_selectors}
     kinds = [k for k in SELECTORS if k.section is not None]
     kinds = [k for k in kinds if k.always_in_fingerprint or k.name in names]
     learners = {kind.field for kind in kinds if kind.learns}
-    others = {kind.field for kind in kinds} - learners
-    others |= {"selector", "feedback_weight", "train_split", "valid_split"}
+    rest = {kind.field for kind in kinds} - learners
+    rest |= {"selector", "feedback_weight", "train_split", "valid_split"}
     return (
         train.model_dump(mode="json", include=learners),
-        train.model_dump(mode="json", include=others),
+        train.model_dump(mode="json", include=rest),
     )
 
 
@@ -229,10 +230,10 @@ def _pool_content(
     domains, device = domains_of(plan), bpb.device_of(section.device)
     segments = bpb.split_segments(plan, section.split)
     opened = partial(AlignedSamples, plan, stores, tokenizer)
-    looks = pool.need_features(section, train)
+    with_features = pool.need_features(section, train)
     made: dict[str, Selector] = {}
     if not all(isinstance(SELECTORS[name], RuleKind) for name in section.pool_selectors):
-        learnt_from = opened(split=train.train_split, with_features=looks)
+        learnt_from = opened(split=train.train_split, with_features=with_features)
         made = pool.learned_selectors(
             section,
             train,
@@ -258,15 +259,24 @@ def _pool_content(
             nats[-1] = np.nan  # pools are compared on text
     named = pool.pool_selectors(section, train, sources, made)
     asked = pool.asked_selectors(named, sources)
-    # The estimate makes features of its own, without the rows that it leaves out.
+    # The estimate computes its own features, without the rows that it leaves out.
     samples = opened(split=section.split, with_features=False)
-    found = pool.estimate(samples, domains, sources, asked, target_nats, stop, with_features=looks)
-    record = pool.estimate_record(found, named, sources)
+    totals = pool.estimate(
+        samples, domains, sources, asked, target_nats, stop, with_features=with_features
+    )
+    record = pool.estimate_record(totals, named, sources)
     if train.selector in named:
         rows = {s.segment_id: n for s, n in zip(segments, target_nats, strict=True)}
         own = opened(split=section.split, with_features=train.needs_features)
-        batches = split_batches(own, domains)
+        batches = list(split_batches(own, domains))
         spans = span_nats(batches, named[train.selector], rows, torch.device("cpu"))
         sizes = {domain: sums["common_bytes"] for domain, sums in record["domains"].items()}
         record["mixture"] = pool.mixtures(spans, sizes)
+        shards = plan.splits()[train.train_split]
+        train_segments = (segment for shard in shards for segment in plan.segments(shard))
+        ngrams = forecast.ngram_rows(train_segments, segments, tokenizer)
+        for name, nats in rows.items():
+            ngrams[name][np.isnan(nats)] = np.nan  # the same rows as the target's
+        ngram_spans = span_nats(batches, named[train.selector], ngrams, torch.device("cpu"))
+        record["forecast"] = pool.forecast_record(forecast.forecasts(spans, ngram_spans), sizes)
     return record

@@ -1,4 +1,4 @@
-"""What a run came to, gathered from what its stages left behind, as summary.json for programs."""
+"""summary.json: the results of a run, collected from the outputs of its stages."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def read_json(location: Location, name: str) -> dict[str, Any] | None:
 
 
 def write_json(location: Location, name: str, content: dict[str, Any]) -> None:
-    """Write a JSON object for people and programs, atomically."""
+    """Write a JSON object, indented, atomically."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     location.write_atomic(name, text.encode() + b"\n")
 
 
 def build_summary(run: RunConfig) -> dict[str, Any]:
-    """Everything the report knows, JSON-like. Parts that do not exist yet are empty.
+    """All data of the report, JSON-like. Parts that do not exist yet are empty.
 
     Returns:
         `bpb` {model: {domain: bits per byte}}, `mean_bpb` {model: value}, `interference` as in
@@ -107,7 +107,7 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
 
 
 def step_logs(run: RunConfig) -> dict[str, list[dict[str, Any]]]:
-    """The trainer's lines by model ('fused', 'clm_control'), those that exist."""
+    """Lines of the trainer's step logs by model ('fused', 'clm_control'), for logs that exist."""
     logs = read_summaries(run)
     return {model: logs[name] for model, name in STEP_LOGS.items() if logs.get(name)}
 
@@ -155,27 +155,27 @@ def _costs(run: RunConfig) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _fingerprints(run: RunConfig) -> dict[str, str]:
-    found: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     try:
         plan = open_plan(run)
-        found |= {"corpus": plan.record.corpus_fingerprint, "plan": plan.fingerprint}
+        fingerprints |= {"corpus": plan.record.corpus_fingerprint, "plan": plan.fingerprint}
     except MissingError:
-        pass  # a report of a run that has not got that far says less
+        pass  # the run has no plan yet
     for kind, url in (("store", run.store_url), ("aligned", run.aligned_url)):
         for source in run.sources:
             try:
                 reader = StoreReader.open(open_location(url(source)))
             except MissingError:
                 continue
-            found[f"{kind} {source}"] = reader.manifest.fingerprint()
-    return found
+            fingerprints[f"{kind} {source}"] = reader.manifest.fingerprint()
+    return fingerprints
 
 
 def _versions() -> dict[str, str]:
-    found = {"logitfuse": __version__, "python": platform.python_version()}
+    versions = {"logitfuse": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

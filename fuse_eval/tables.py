@@ -13,7 +13,7 @@ from launch.visible import table
 def bpb_table(
     title: str, rows: Mapping[str, Mapping[str, float]], *, against: str | None = None
 ) -> str:
-    """Rows by domain and mean; the best of each column starred, the change of the mean behind.
+    """Rows by domain and mean; the best of each column has a star, the last column compares means.
 
     Args:
         title: First line.
@@ -40,7 +40,7 @@ def bpb_table(
 
 
 def document_table(worst: Sequence[Mapping[str, Any]]) -> str:
-    """The documents that fusing makes worst, one a line.
+    """Table of the documents with the largest interference.
 
     Args:
         worst: `worst_documents` of an interference record.

@@ -1,4 +1,4 @@
-"""Curves of the trainer's step logs: loss terms, validation, and which source had weight when."""
+"""Charts of the trainer's step logs: loss terms, validation, weights of the sources."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def loss_panels(steps: Steps) -> Panels:
         panels.append(("Validation bits per byte", chart))
     for key, (title, unit) in LOSS_TERMS.items():
         lines = [
-            Line(title_of(model), colours[model], thinned(_points(found, key)))
-            for model, found in steps.items()
+            Line(title_of(model), colours[model], thinned(_points(logged, key)))
+            for model, logged in steps.items()
         ]
         # A term that a run does not use is logged as 0 throughout: no curve.
         lines = [line for line in lines if any(y for _, y in line.points)]
@@ -78,7 +78,7 @@ def weight_panels(steps: Steps, sources: Sequence[str]) -> Panels:
         Line(
             source,
             colours[source],
-            # Batches differ in their domains, and weights with them: few points, each a longer mean.
+            # Batches differ in domains, and weights with them: few points, means over more steps.
             thinned([(float(x["step"]), float(x["weights"].get(source, 0.0))) for x in logged], 30),
         )
         for source in sources
@@ -110,18 +110,18 @@ def _late_weights(
 ) -> dict[str, tuple[float, ...]]:
     late = [x["weights_by_domain"] for x in logged if x.get("weights_by_domain")]
     late = late[-max(1, len(late) // 10) :]
-    found = {}
+    by_domain = {}
     for domain in sorted({domain for weights in late for domain in weights}):
         seen = [weights[domain] for weights in late if domain in weights]
         sums = [sum(float(w.get(source, 0.0)) for w in seen) for source in sources]
         total = sum(sums)
         if total > 0:
-            found[domain] = tuple(value / total for value in sums)
-    return found
+            by_domain[domain] = tuple(value / total for value in sums)
+    return by_domain
 
 
 def fusion_panels(steps: Steps) -> Panels:
-    """How much the fusion loss counts in each domain over training.
+    """Weight of the fusion loss in each domain over training.
 
     Args:
         steps: The trainer's lines by model; only the fused run has them.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fuse_train.machine.processes import is_main, process_count, quiet_beside_main, tells
+from fuse_train.machine.processes import first_to_report, is_main, process_count, quiet_unless_main
 from launch.command import StageGroup, run_options, timed_stage
 from launch.visible import table
 from store_schema.config import RunConfig
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 
 LISTED_POSITIONS = 20
-"""Of `train explain`, unless told how many."""
+"""Default of `train explain --top`."""
 
 
 class TrainGroup(StageGroup):
-    """Tells an error once, whichever of the processes of a training has it."""
+    """Prints an error once, even if several processes of a training raise it."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (LogitfuseError, Stopped) as error:
-            if not tells(error.line()):
+            if not first_to_report(error.line()):
                 sys.exit(error.exit_code)
             raise
         except RuntimeError as error:
             if process_count() == 1 or not _of_another_process(error):
                 raise
             line = "train: another process ended; its message, or the launcher's, says why"
-            if tells(line):
+            if first_to_report(line):
                 print(line, file=sys.stderr)
             sys.exit(LogitfuseError.exit_code)
 
@@ -65,16 +65,16 @@ def train() -> None:
 @click.option(
     "--pair",
     metavar="SOURCE",
-    help="Of train.pairwise, only the pair of the pivot and this source; without it all, then merged.",
+    help="With train.pairwise: train only this source's pair. Default: all pairs, then merge them.",
 )
 def run_command(run: RunConfig, allow_partial: bool, pair: str | None) -> None:
-    """Train the fused target and its CLM control; goes on where it was stopped."""
+    """Train the fused target and its CLM control; resumes where it was stopped."""
     from fuse_train.run import train_run
 
     if allow_partial:
         run = _with_train(run, allow_partial=True)
     if not is_main():
-        quiet_beside_main()
+        quiet_unless_main()
         train_run(run, only=pair)
         return
     with timed_stage(run, "train") as figures:
@@ -89,7 +89,7 @@ def run_command(run: RunConfig, allow_partial: bool, pair: str | None) -> None:
 @train.command("check")
 @run_options
 def check_command(run: RunConfig) -> None:
-    """Check recipe and target without data: before extraction, what would stop training after it."""
+    """Check recipe and target before there is any data, for what would stop training later."""
     from fuse_train.recipe import check_recipe
 
     check_recipe(run)
@@ -99,7 +99,7 @@ def check_command(run: RunConfig) -> None:
 @train.command("selector")
 @run_options
 def selector_command(run: RunConfig) -> None:
-    """Train the selector alone, on the stores, and say what its pool would score."""
+    """Train the selector alone, on the stores, and print what its pool scores."""
     from fuse_train.selector_run import pool_table, train_alone
 
     with timed_stage(run, "selector") as figures:
@@ -118,7 +118,7 @@ def selector_command(run: RunConfig) -> None:
 @click.option(
     "--model",
     metavar="target|final|control|FOLDER",
-    help="Whose NLL; default: the newest checkpoint, the final model, or the target as it is.",
+    help="Model to show; default: the newest checkpoint, else the final model, else the target.",
 )
 @click.option(
     "--top", type=click.IntRange(1), metavar="N", help="Positions that are listed; default: 20."
@@ -135,7 +135,7 @@ def explain_command(
     every: bool,
     as_object: bool,
 ) -> None:
-    """Show a segment with what target and pool say at each position, and who is in the pool.
+    """Show what target and pool predict at each position of a segment, and each source's weight.
 
     Lists the positions where the two differ most.
     """
@@ -146,12 +146,12 @@ def explain_command(
     from fuse_train.explain.segment import explain_segment
     from fuse_train.explain.text import as_json, explained_text
 
-    found = explain_segment(run, segment=segment, document=document, model=model)
+    explained = explain_segment(run, segment=segment, document=document, model=model)
     if as_object:
-        click.echo(json.dumps(as_json(found), allow_nan=False))
+        click.echo(json.dumps(as_json(explained), allow_nan=False))
         return
     columns = shutil.get_terminal_size((120, 24)).columns
-    click.echo(explained_text(found, columns, top=None if every else top or LISTED_POSITIONS))
+    click.echo(explained_text(explained, columns, top=None if every else top or LISTED_POSITIONS))
 
 
 def _with_train(run: RunConfig, **changes: Any) -> RunConfig:

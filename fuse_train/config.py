@@ -48,15 +48,15 @@ class LoraSection(StrictModel):
     alpha: float = Field(default=32.0, gt=0)
     """The product of the two matrices is scaled by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """On what goes into an adapter."""
+    """Dropout probability of an adapter's input."""
     targets: Literal["all-linear"] | tuple[str, ...] = Field(default="all-linear", min_length=1)
     """Layers by the end of their names, such as [q_proj, v_proj]; never the head."""
     four_bit: bool = False
-    """QLoRA: the weights that stay are held in 4 bits (NF4). Needs bitsandbytes and a CUDA device."""
+    """QLoRA: the frozen weights are kept in 4 bits (NF4). Needs bitsandbytes and a CUDA device."""
 
 
 class ControlSection(StrictModel):
-    """What the CLM control does otherwise, so that both runs can be tuned equally well."""
+    """Options of the CLM control that differ from the run's, so that both can be tuned equally well."""
 
     lr: float | None = Field(default=None, gt=0)
     """Its own peak learning rate; None takes the run's."""
@@ -95,33 +95,33 @@ class TrainSection(SelectorOptions):
     )
 
     clm_weight: float = Field(default=0.3, ge=0, le=1)
-    """lambda: least share of the ground truth's cross-entropy; the rest is the fusion loss, as far as
-    `fusion_gate` lets it."""
+    """lambda: weight of the ground truth's cross-entropy; the rest is the weight of the fusion loss, of
+    which `fusion_gate` may give more to ground truth."""
     selector: Annotated[str, SELECTORS.choice] = "asn"
-    """Who gives the sources their weights: a name of fuse_train/selectors/__init__.py."""
+    """What gives the sources their weights: a name of fuse_train/selectors/__init__.py."""
     tail: TailPolicy = "bucket"
     """Mass outside the entries: a bucket of its own, ignored, or spread over the entries."""
     feedback_weight: float = Field(default=0.01, ge=0)
-    """alpha: weight of CV^2 of importance (load balance), for selectors that learn."""
+    """alpha: weight of the load-balancing loss (CV^2 of importance), for selectors that learn."""
     pool_weight: float = Field(default=1.0, ge=0)
-    """Weight of their pool loss."""
+    """Weight of the pool's NLL in the loss, for selectors that learn."""
     fusion_gate: FusionGateSection = FusionGateSection()
-    """Where the fusion loss counts, and how much: what it loses goes to ground truth."""
+    """How much of its weight the fusion loss keeps in each domain; ground truth gets the rest."""
     loss: LossSection = LossSection()
     """Options of the fusion loss: divergence, temperatures, schedules, which rows, spans."""
 
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Where cosine_with_min_lr and warmup_stable_decay end, as a share of the peak."""
+    """Last rate of cosine_with_min_lr and warmup_stable_decay, as a share of the peak."""
     lr_scheduler_type: ScheduleName = "cosine_with_min_lr"
-    """How the learning rate goes after the warm-up, by its name in transformers."""
+    """Schedule of the learning rate after the warm-up, by its name in transformers."""
     lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of that schedule, such as {num_decay_steps: 100}."""
     optim: OptimizerName = "adamw_torch_fused"
     """Optimizer by its name in transformers."""
     optim_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Put over its defaults, such as {betas: [0.9, 0.99]} or {momentum: 0.9}."""
+    """Arguments that replace its defaults, such as {betas: [0.9, 0.99]} or {momentum: 0.9}."""
     lora: LoraSection | None = None
     """None trains all weights."""
     warmup_ratio: float = Field(default=0.02, ge=0, lt=1)
@@ -135,26 +135,26 @@ class TrainSection(SelectorOptions):
     max_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps in all; None means as many as `epochs` or `stages` take."""
     stages: tuple[StageSection, ...] = ()
-    """Stages, one behind the other, each with what texts of each corpus count there; () is one stage
-    of all texts, `epochs` long."""
+    """Stages in order, each with a weight for every corpus; () is one stage of all texts, `epochs`
+    long."""
     pairwise: PairwiseSection | None = None
-    """A training for each pair of the pivot and another source, in `pairs/<source>` of the run's
-    folder, merged at the end. None trains once, with all sources."""
+    """One training for each pair of the pivot and another source, in `pairs/<source>` of the run's
+    folder; the trained models are merged. None trains once, with all sources."""
     batch_segments: int = Field(default=32, gt=0)
     """Segments of one optimizer step, over all processes."""
     micro_batch_segments: int = Field(default=32, gt=0)
     """Segments one process holds on its device at a time."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; weights and sums are float32 either way. auto takes bfloat16 where the device
-    is measured to be faster in it, once for all trainings of the run (`precision.json`)."""
+    """dtype of matrix products; weights and sums are float32 either way. auto measures once for all
+    trainings of the run (`precision.json`), and takes bfloat16 if the device is faster in it."""
     append_eos: bool = False
-    """Train the end-of-sequence token, on ground truth alone, where a document ends that is no turn of
-    a chat. Turns end with the token of the target's chat template, which is always trained."""
+    """Train the end-of-sequence token, on ground truth alone, at the end of documents that are not chat
+    turns. Turns end with the token of the target's chat template, which is always trained."""
 
     train_split: str = Field(default="train", min_length=1)
     """Split that is trained on."""
     valid_split: str = Field(default="valid", min_length=1)
-    """Split of the evaluations on the way."""
+    """Split of the evaluations during training."""
     eval_every: int | None = Field(default=50, gt=0)
     """Steps between evaluations of bits per byte; None evaluates at the end only."""
     eval_segments: int | None = Field(default=256, gt=0)
@@ -162,50 +162,50 @@ class TrainSection(SelectorOptions):
     keep_best: bool = True
     """Whether the final weights are those of the best evaluation instead of the last step."""
     early_stopping_patience: int | None = Field(default=None, gt=0)
-    """End after so many evaluations in a row that are not the best so far; None never does."""
+    """End after this many evaluations in a row without a new best; None never ends early."""
 
     control: bool = True
     """Also train the CLM control: same start, tokens, order and optimizer, no sources."""
     control_overrides: ControlSection = ControlSection()
-    """What the control does otherwise."""
+    """Options of the control that differ from the run's."""
 
     shuffle_shards: int = Field(default=4, gt=0)
-    """Segments are shuffled within windows of so many shards; memory grows with it."""
+    """Segments are shuffled within windows of this many shards; memory grows with it."""
     chats: Literal["turns", "whole"] = "turns"
-    """Whether the turns of a chat are shuffled like all segments, or stay together: then one pass over
-    the chat serves all of them that stand in one micro-batch."""
+    """turns shuffles the turns of a chat like all segments; whole keeps them together, so that one
+    forward pass over the chat serves all its turns in a micro-batch."""
     cache_gib: float = Field(default=2.0, ge=0)
     """Decoded shards kept in memory for later passes, in GiB; one window is always kept."""
     prefetch_batches: int = Field(default=2, ge=0)
     """Batches prepared ahead in a thread; 0 prepares them in the loop."""
     head_chunk_rows: int | None = Field(default=None, gt=0)
-    """Rows whose logits exist at one time; None takes what is quick for vocabulary and device."""
+    """Rows whose logits are in memory at one time; None chooses by vocabulary size and device."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     pack_tokens: int | None = Field(default=None, gt=0)
-    """Segments of a micro-batch share rows of at most so many tokens instead of being padded; none sees
-    another. A longer segment has a row of its own. None pads."""
+    """Segments of a micro-batch share rows of at most this many tokens instead of being padded; none
+    attends to another. A longer segment has a row of its own. None pads."""
     torch_compile: Literal["inductor", "aot_eager", "eager"] | None = None
-    """Backend that torch.compile translates the model's body with; None does not compile."""
+    """torch.compile backend for the model without its head; None does not compile."""
     log_every: int = Field(default=10, gt=0)
-    """Steps between lines for people; the step log has every step."""
+    """Steps between printed lines; the step log has every step."""
     checkpoint_every: int | None = Field(default=None, gt=0)
     """Steps between checkpoints: what a killed run loses at most. None saves at each tenth of the
-    training, every 100 steps at the least."""
+    training, but at least every 100 steps."""
     save_total_limit: int = Field(default=2, gt=0)
     """Checkpoints kept, newest first."""
     trackers: tuple[TrackerName, ...] | None = None
-    """Where figures go beside the step log; None is TensorBoard where it is installed, [] nowhere."""
+    """Trackers besides the step log; None is TensorBoard if it is installed, [] is none."""
     push_to_hub: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
-    """Repository of the Hugging Face Hub that gets the fused model's final folder; None pushes none."""
+    """Hugging Face Hub repository to upload the fused model's final folder to; None uploads nothing."""
     hub_private: bool = True
-    """Whether that repository is private if it has to be made."""
+    """Whether that repository is created private."""
     allow_partial: bool = False
     """Train although shards of a source, or text of a domain, are missing (docs/training.md)."""
 
     @property
     def selector_kind(self) -> SelectorKind:
-        """The selector by its record."""
+        """The chosen selector's entry in the registry."""
         return SELECTORS[self.selector]
 
     def options_of(self, kind: SelectorKind) -> Any:
@@ -220,17 +220,17 @@ class TrainSection(SelectorOptions):
 
     @property
     def needs_features(self) -> bool:
-        """Whether the chosen selector looks at features of the sources."""
+        """Whether the chosen selector reads features of the sources' rows."""
         return self.selector_kind.needs_features(self.options_of(self.selector_kind))
 
     def content(self) -> dict[str, Any]:
-        """As `SectionModel.content` says."""
+        """See `SectionModel.content`; without options that the chosen selector and loss ignore."""
         content = super().content()
         for name in SELECTORS.left_out(self.selector):
             del content[name]
         for name in DIVERGENCES.left_out(self.loss.divergence):
             del content["loss"][name]
-        if self.chats == "turns":  # as trainings were before one could choose
+        if self.chats == "turns":  # keeps fingerprints from before this option existed
             del content["chats"]
         if not self.stages:
             del content["stages"]
@@ -239,7 +239,7 @@ class TrainSection(SelectorOptions):
         return content
 
     def splits_needed(self) -> dict[str, str]:
-        """The one trained on, and the one of the evaluations where weights are chosen by them."""
+        """Splits that must exist, by the option that names them."""
         needed = {"train.train_split": self.train_split}
         gated = self.fusion_gate.kind == "held_out"
         if self.keep_best or gated or self.early_stopping_patience is not None:
@@ -247,14 +247,14 @@ class TrainSection(SelectorOptions):
         return needed
 
     def split_of_all_domains(self) -> str | None:
-        """The one trained on, unless text may be missing."""
+        """The split that must have text of every domain; None if text may be missing."""
         return None if self.allow_partial else self.train_split
 
     @field_validator("optim_kwargs", "lr_scheduler_kwargs")
     @classmethod
-    def _plain_values(cls, given: dict[str, Any]) -> dict[str, Any]:
-        canonical_json(given)  # ValueError for numbers that are not finite
-        return given
+    def _plain_values(cls, values: dict[str, Any]) -> dict[str, Any]:
+        canonical_json(values)  # ValueError for numbers that are not finite
+        return values
 
     @model_validator(mode="after")
     def _selector_has_what_it_needs(self) -> Self:
@@ -277,9 +277,9 @@ class TrainSection(SelectorOptions):
         return self
 
     def control_section(self) -> TrainSection:
-        """The section of the CLM control: nothing that sources have a say in."""
+        """The section of the CLM control: what concerns the sources is at its default."""
         plain = TrainSection()
-        given = self.control_overrides.model_dump(exclude_none=True)
+        overrides = self.control_overrides.model_dump(exclude_none=True)
         fusion = (
             *("tail", "feedback_weight", "pool_weight", "loss", "fusion_gate"),
             *SELECTORS.fields(),
@@ -289,5 +289,5 @@ class TrainSection(SelectorOptions):
             update=neutral
             | {"clm_weight": 1.0, "selector": "uniform", "control": False, "push_to_hub": None}
             | {"pairwise": None}
-            | given
+            | overrides
         )

@@ -1,4 +1,4 @@
-"""What the trainings of a run share: opened and checked before any model is loaded."""
+"""Inputs that all trainings of a run share, opened and checked before any model is loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Inputs:
 
     Args:
         run: The run file.
-        plan: Of the data.
+        plan: The run's segments.
         samples: The aligned stores, opened for one split.
         tokenizer: The target's.
         domains: All domains of the plan.
@@ -46,12 +46,12 @@ class Inputs:
 
 
 def output_folder(run: RunConfig) -> Path:
-    """Where models of a run go; they are always local."""
+    """Folder of a run's models; it is always local."""
     return logs_folder(run).parent
 
 
 def kept_selectors(run: RunConfig) -> Path:
-    """Where selectors that were trained on the stores alone are kept for later stages."""
+    """Folder of selectors that were trained on the stores alone, kept for later stages."""
     return output_folder(run) / "selectors" / "kept"
 
 
@@ -93,7 +93,7 @@ def check_domains(inputs: Inputs, section: TrainSection) -> None:
     """Refuse to train without text of a domain that the plan has.
 
     Raises:
-        InputError: Names the domains; `allow_partial` goes on without them.
+        InputError: Names the domains; `allow_partial` trains without them.
     """
     if section.allow_partial:
         return
@@ -106,7 +106,7 @@ def check_domains(inputs: Inputs, section: TrainSection) -> None:
             where=where,
             expected=", ".join(inputs.domains),
             got="no text of " + ", ".join(empty),
-            hint="add documents of theirs, or train without by `--allow-partial`",
+            hint="add documents of these domains, or train without them by `--allow-partial`",
         )
 
 
@@ -123,7 +123,7 @@ def split_bytes(plan: Plan, split: str) -> dict[str, int]:
 
 
 def stream_options(run: RunConfig, section: TrainSection) -> StreamOptions:
-    """How the training stream deals samples."""
+    """Options of the training stream, from the run file."""
     return StreamOptions(
         seed=run.seed,
         batch_segments=section.batch_segments,
@@ -138,8 +138,8 @@ def stream_options(run: RunConfig, section: TrainSection) -> StreamOptions:
 
 
 def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
-    """Of everything that shapes the weights. What sources say does not shape the control, and the
-    dtype that they are saved in at last does not shape the training."""
+    """Fingerprint of everything that shapes a training's weights. The control's is without the sources;
+    the dtype of the final weights is in neither (`final_fingerprint` adds it)."""
     run, samples = inputs.run, inputs.samples
     target = {name: value for name, value in identity(run.target).items() if name != "dtype"}
     content: dict[str, Any] = {
@@ -163,12 +163,12 @@ def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
             [name, reader.manifest.fingerprint()] for name, reader in samples.stores.items()
         ]
         if samples.missing:
-            content["missing"] = {name: sorted(found) for name, found in samples.missing.items()}
+            content["missing"] = {name: sorted(shards) for name, shards in samples.missing.items()}
         if section.learned is not None and section.learned.start_from is not None:
             content["selector"] = saved_identity(section, len(run.sources))
     return fingerprint(content)
 
 
 def final_fingerprint(run: RunConfig, job: str) -> str:
-    """Of a final folder: the training it came from, and the dtype it is saved in."""
+    """Fingerprint of a final folder: of the training `job`, and the dtype of the weights."""
     return fingerprint({"job": job, "dtype": str(own_dtype(run.target))})

@@ -16,12 +16,12 @@ else:
 
 
 class ScheduleSection(StrictModel):
-    """How a number goes from the first step to the last; it begins at the field it belongs to."""
+    """Schedule of a number over the steps of a training; its first value is the number's own field."""
 
     kind: Literal["constant", "linear", "cosine", "hard_and_decay"]
     """hard_and_decay is linear to 1 (FuseLLM's name for it)."""
     end: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """At the last step, for linear and cosine."""
+    """Value at the last step, for linear and cosine."""
 
     @model_validator(mode="after")
     def _end_fits(self) -> Self:
@@ -43,30 +43,30 @@ class LossSection(DivergenceOptions):
     divergence: Annotated[str, DIVERGENCES.choice] = "cross_entropy"
     """Between each source and the target: a name of fuse_train/divergences/__init__.py."""
     source_temperature: float = Field(default=1.0, gt=0, le=100)
-    """Sources' probabilities are raised to 1 / it and scaled to sum 1."""
+    """Sources' probabilities are raised to 1 / source_temperature and normalized."""
     target_temperature: float = Field(default=1.0, gt=0, le=100)
     """The target's logits are divided by it in the fusion loss, which is multiplied by its square."""
     source_share: float | None = Field(default=None, ge=0, le=1)
     """TAID: compare with a distribution this far on the way from the target itself to the source; 1 is
     the source. None leaves it out."""
     source_share_schedule: ScheduleSection | None = None
-    """Of `source_share`, such as {kind: linear, end: 1}."""
+    """Schedule of `source_share`, such as {kind: linear, end: 1}."""
     clm_weight_schedule: ScheduleSection | None = None
-    """Of lambda (`train.clm_weight`)."""
+    """Schedule of lambda (`train.clm_weight`)."""
     feedback_schedule: ScheduleSection | None = None
-    """Of alpha (`train.feedback_weight`)."""
+    """Schedule of alpha (`train.feedback_weight`)."""
     threshold_schedule: ScheduleSection | None = None
-    """Of tau (`train.asn.threshold`)."""
+    """Schedule of tau (`train.asn.threshold`)."""
     keep_share: float | None = Field(default=None, gt=0, le=1)
-    """Rho-1: train on this share of a micro-batch's rows, those whose label costs the target most
-    beyond what it costs the reference. None trains on all."""
+    """Rho-1: train on this share of a micro-batch's rows, those where the target's NLL is farthest
+    above the reference's. None trains on all."""
     keep_reference: str = "pool"
-    """What a label should cost: "pool" (the selector's pool), or the name of a source."""
+    """Whose NLL is the reference: "pool" (the selector's pool), or the name of a source."""
     span_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Weight of the likelihood of common spans (ALM), beside lambda and the fusion loss; 0 leaves it
-    out. It needs no vocabulary map, and one more pass through the head without gradients."""
+    """Weight of the loss on likelihoods of common spans (ALM), added to the other losses; 0 leaves it
+    out. It needs no vocabulary map, but one more pass through the head without gradients."""
     span_temperature: float = Field(default=100.0, gt=0, allow_inf_nan=False)
-    """Span probabilities are raised to 1 / it before they are compared."""
+    """Span probabilities are raised to 1 / span_temperature before they are compared."""
 
     @model_validator(mode="after")
     def _shares_stay_shares(self) -> Self:
@@ -84,11 +84,11 @@ class LossSection(DivergenceOptions):
 
     @property
     def options(self) -> Any:
-        """Of the chosen divergence; None where it has none."""
+        """Options of the chosen divergence; None where it has none."""
         kind = DIVERGENCES[self.divergence]
         return None if kind.section is None else getattr(self, kind.field)
 
     @property
     def needs_labels_first(self) -> bool:
-        """Whether the labels' costs must be known before the gradients are made."""
+        """Whether the labels' NLLs must be known before gradients are computed."""
         return self.span_weight > 0 or self.keep_share is not None

@@ -1,4 +1,4 @@
-"""Pairwise fusion: a training for each pair of pivot and source, and what they come to once merged.
+"""Pairwise fusion: one training for each pair of pivot and source; the trained models are merged.
 
 Source: FuseChat (2408.07990). Each pair is a run of its own over the same data, in `pairs/<source>` of
 the run's folder, so that it is stopped, resumed and submitted by itself.
@@ -21,8 +21,8 @@ from store_schema.errors import ConfigError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.models import resolve_model
 
-_KEPT = ("generation_config.json",)
-"""Of a pair's final folder: as it was mended for the target, not as the target has it."""
+_COPIED = ("generation_config.json",)
+"""Files copied from a pair's final folder, where they were corrected for the target."""
 
 
 def pair_runs(run: RunConfig, section: TrainSection) -> dict[str, RunConfig]:
@@ -34,8 +34,8 @@ def pair_runs(run: RunConfig, section: TrainSection) -> dict[str, RunConfig]:
     pairwise = section.pairwise
     if pairwise is None:
         raise TypeError("a run without pairwise has no pairs")
-    others = [name for name in run.sources if name != pairwise.pivot]
-    if len(others) == len(run.sources) or not others:
+    partners = [name for name in run.sources if name != pairwise.pivot]
+    if len(partners) == len(run.sources) or not partners:
         raise ConfigError(
             "the pivot must be one of two sources or more",
             where="train.pairwise.pivot",
@@ -54,12 +54,12 @@ def pair_runs(run: RunConfig, section: TrainSection) -> dict[str, RunConfig]:
                 "sections": run.sections | {"train": own},
             }
         )
-        for name in others
+        for name in partners
     }
 
 
 def merge_pairs(run: RunConfig, section: TrainSection, pairs: dict[str, Path]) -> tuple[Path, bool]:
-    """Merge the final folders of all pairs into the run's, the target being the base.
+    """Merge the models of all pairs into the run's final folder, with the target as base.
 
     Args:
         run: The run.
@@ -70,29 +70,29 @@ def merge_pairs(run: RunConfig, section: TrainSection, pairs: dict[str, Path]) -
         The final folder, and whether it was made now.
 
     Raises:
-        MismatchError: Another model is there.
+        MismatchError: The final folder holds another model.
         ModelError: The pairs' models cannot be merged.
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     pairwise = section.pairwise
     if pairwise is None:
         raise TypeError("a run without pairwise has nothing to merge")
     recipe, out = pairwise.merge, final_folder(run, "fused")
-    done = {name: _done(folder) for name, folder in pairs.items()}
-    mark = fingerprint(
+    done = {name: _finished(folder) for name, folder in pairs.items()}
+    expected = fingerprint(
         {
             "merge": recipe.content(),
             "pairs": {name: record.fingerprint for name, record in done.items()},
         }
     )
     sweep(out.parent)
-    if read_done(out, mark) is not None:
+    if read_done(out, expected) is not None:
         return out, False
     first = next(iter(pairs.values()))
-    record = _record(mark, list(done.values()))
+    record = _record(expected, list(done.values()))
 
-    def beside(place: Path) -> None:
-        for name in _KEPT:
+    def write_other_files(place: Path) -> None:
+        for name in _COPIED:
             if (first / name).is_file():
                 shutil.copyfile(first / name, place / name)
         (place / CONFIG_FILE).write_text(run.resolved(), encoding="utf-8")
@@ -108,16 +108,16 @@ def merge_pairs(run: RunConfig, section: TrainSection, pairs: dict[str, Path]) -
     models = [str(folder) for folder in pairs.values()]
     recipe.require_models(len(models), with_base=recipe.kind.needs_base)
     base = str(resolve_model(run.target)) if recipe.kind.needs_base else None
-    merge_models(out, recipe, models, base, beside=beside, on_bytes=on_bytes)
+    merge_models(out, recipe, models, base, write_extra=write_other_files, on_bytes=on_bytes)
     if bar:
         bar[0].__exit__(None, None, None)
     return out, True
 
 
-def _record(mark: str, pairs: list[DoneRecord]) -> DoneRecord:
-    """Of the merged model: what its pairs took together; nobody has evaluated it yet."""
+def _record(fingerprint: str, pairs: list[DoneRecord]) -> DoneRecord:
+    """Record of the merged model: steps and seconds of all pairs; it is not evaluated."""
     return DoneRecord(
-        fingerprint=mark,
+        fingerprint=fingerprint,
         label="fused",
         num_steps=sum(record.num_steps for record in pairs),
         step=sum(record.step for record in pairs),
@@ -127,7 +127,7 @@ def _record(mark: str, pairs: list[DoneRecord]) -> DoneRecord:
     )
 
 
-def _done(folder: Path) -> DoneRecord:
+def _finished(folder: Path) -> DoneRecord:
     record = read_done(folder)
     if record is None:
         raise TypeError(f"{folder} is not finished")

@@ -1,4 +1,4 @@
-"""The `pairwise` part of the train section: a training for each pair of models, merged at the end."""
+"""The `pairwise` part of the train section: one training for each pair of models, then a merge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
 
 
 class PairwiseSection(StrictModel):
-    """FuseChat's way: the pivot is fused with each other source alone, and the models are merged."""
+    """FuseChat's recipe: the pivot is fused with each other source alone; the models are merged."""
 
     pivot: str = Field(min_length=1)
     """The source that is in every pair: the target itself (`base: target` under `sources`)."""

@@ -1,4 +1,4 @@
-"""`train check`: what training would refuse of run file and target, before there is any data."""
+"""`train check`: does training accept run file and target? Asked before there is any data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from store_schema.config import RunConfig
 from store_schema.text.tokenizer import SegmentTokenizer
 
 _SOME_STEPS = 100
-"""Where the number of steps is not known yet: arguments of a schedule fit any number or none."""
+"""Stands in for a number of steps that depends on data; any would do to check a schedule."""
 
 
 def check_recipe(run: RunConfig) -> None:

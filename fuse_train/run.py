@@ -1,4 +1,4 @@
-"""The train stage: the fused run, then the CLM control, each resumed or skipped as it stands."""
+"""The train stage: the fused run, then the CLM control, each resumed, or skipped if finished."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from fuse_train.loop.validation import ValidSet, check_valid, load_valid
 from fuse_train.machine.allocator import keep_freed_memory
 from fuse_train.machine.launchers import check_accelerator, check_launcher
 from fuse_train.machine.memory_fit import free_memory
-from fuse_train.machine.precision import settled_precision
-from fuse_train.machine.processes import quiet_beside_main
+from fuse_train.machine.precision import resolve_precision
+from fuse_train.machine.processes import quiet_unless_main
 from fuse_train.model.adapters import check_lora
 from fuse_train.model.models import own_dtype
 from fuse_train.model.target import Target, load_target
@@ -77,10 +77,10 @@ class Outcome:
     """One finished training.
 
     Args:
-        record: Of its final folder.
-        folder: Where that is.
+        record: Record of its final folder.
+        folder: The final folder.
         fresh: False when it had been finished before.
-        name: For people: "fused", "control", or the pair.
+        name: "fused", "control", or "with SOURCE" of a pair.
     """
 
     record: DoneRecord
@@ -94,10 +94,10 @@ def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
 
     Args:
         run: The run file.
-        only: Of pairwise fusion, the pair of the pivot with this source alone; nothing is merged.
+        only: With pairwise fusion, train only this source's pair, and merge nothing.
 
     Returns:
-        The fused outcome (of pairwise fusion those of the pairs before it), and the control's where the
+        The fused outcome (with pairwise fusion after those of its pairs), then the control's where the
         config asks for it.
 
     Raises:
@@ -106,7 +106,7 @@ def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
         MissingError: Plan, stores or shards are not there yet.
         MismatchError: Things that do not belong together.
         ModelError: The target cannot be trained, or a step was not finite.
-        StorageError: The disk refused, or the hub.
+        StorageError: A file cannot be written, or the hub refused.
         Stopped: A signal asked to stop.
     """
     section = run.section("train", TrainSection)
@@ -114,7 +114,7 @@ def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
         raise ConfigError(
             "the run has no pairs", where="--pair", expected="train.pairwise", got=only
         )
-    quiet_beside_main()
+    quiet_unless_main()
     keep_freed_memory()
     check_launcher()
     tracker_names(section)
@@ -163,7 +163,7 @@ def _train_pairs(
 def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag) -> Outcome:
     run, root = inputs.run, final_folder(inputs.run, label).parent
     checkpoints, job = root / "checkpoints", job_fingerprint(inputs, label, section)
-    mark = final_fingerprint(run, job)
+    expected = final_fingerprint(run, job)
     section = _with_precision(run, section)
     accelerator = _accelerator(run, label, section)
     check_accelerator(accelerator, section)
@@ -171,33 +171,33 @@ def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag
         sweep(root)
         sweep(checkpoints)
     accelerator.wait_for_everyone()
-    done = read_done(root / "final", mark)
+    done = read_done(root / "final", expected)
     if done is None:
         _train_and_publish(inputs, label, section, stop, accelerator, job)
     accelerator.wait_for_everyone()
-    record = read_done(root / "final", mark)
+    record = read_done(root / "final", expected)
     if record is None:
         raise MismatchError("final folder vanished", where=root / "final")
     if section.push_to_hub is not None and accelerator.is_main_process:
         push_final(
-            root / "final", section.push_to_hub, private=section.hub_private, fingerprint=mark
+            root / "final", section.push_to_hub, private=section.hub_private, fingerprint=expected
         )
     return Outcome(record, root / "final", done is None, label)
 
 
 def _with_precision(run: RunConfig, section: TrainSection) -> TrainSection:
-    """The section with a precision that is settled, the same for all processes and trainings."""
+    """The section with `precision: auto` resolved, alike for all processes and trainings."""
     if section.precision != "auto":
         return section
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # The first state of a process is that of all its accelerators, and does not ask by itself.
+    # A process's first PartialState serves all its accelerators, but ignores ACCELERATE_USE_CPU.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     folder = output_folder(run)
     config = transformers_config(run.target, of="target")
     with state.main_process_first():
-        record = settled_precision(folder, config, state.device, writes=state.is_main_process)
+        record = resolve_precision(folder, config, state.device, writes=state.is_main_process)
     return section.model_copy(update={"precision": record.precision})
 
 
@@ -221,8 +221,8 @@ def _train_and_publish(
 ) -> None:
     run, root = inputs.run, final_folder(inputs.run, label).parent
     checkpoints = root / "checkpoints"
-    found = latest_checkpoint(checkpoints, job)
-    path, state = found if found else (None, TrainState(fingerprint=job, step=0, next_sample=0))
+    latest = latest_checkpoint(checkpoints, job)
+    path, state = latest or (None, TrainState(fingerprint=job, step=0, next_sample=0))
     target = load_target(
         run.target,
         inputs.tokenizer,
@@ -256,7 +256,7 @@ def _train_and_publish(
         label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log, held_out
     )
     loop = TrainingLoop(loop_inputs, target, selector, state, accelerator, path)
-    del target, selector  # the loop's, and gone with it before the final weights are loaded
+    del target, selector  # else they would stay in memory when the loop is deleted below
     start_trackers(accelerator, run.name, label, job, step=state.step)
     try:
         loop.run(stop)
@@ -265,7 +265,7 @@ def _train_and_publish(
     state = loop.state
     learned = loop.selector
     if accelerator.is_main_process and learned is not None and learned.learns:
-        # Not in final/: engines load every safetensors file that lies beside a model.
+        # Not in final/: engines load every safetensors file beside a model.
         publish_folder(root / "selector", learned.save)
     del loop, loop_inputs, stream, learned
     accelerator.free_memory()
@@ -305,7 +305,7 @@ def _valid(inputs: Inputs, section: TrainSection) -> ValidSet | None:
 
 
 def _held_out(inputs: Inputs, section: TrainSection, valid: ValidSet | None) -> HeldOutText:
-    """The evaluated segments with what the sources say of their labels.
+    """The evaluated segments with the sources' log-probabilities of their labels.
 
     Raises:
         ConfigError: Nothing is evaluated.
@@ -313,7 +313,7 @@ def _held_out(inputs: Inputs, section: TrainSection, valid: ValidSet | None) -> 
     """
     if valid is None:
         raise ConfigError(
-            "the fusion gate needs evaluations on the way",
+            "the fusion gate needs evaluations during training",
             where="train.fusion_gate",
             expected="text of split " + section.valid_split,
             hint="give the corpus such a split, or set train.fusion_gate.kind to none",
@@ -330,7 +330,7 @@ def _selector(
     accelerator: Any,
     stop: StopFlag,
 ) -> Selector:
-    """The selector as this run goes on with it."""
+    """The selector that this run starts or resumes with."""
     start = SelectorStart(
         section,
         inputs.run.seed,
@@ -346,7 +346,7 @@ def _selector(
 def _dry_save(
     inputs: Inputs, label: str, section: TrainSection, target: Target, state: TrainState, root: Path
 ) -> None:
-    """Try the last save, with made-up figures where there are none yet."""
+    """Try the final save, with placeholders for figures that are not known yet."""
     ref = inputs.run.target
     bpb = dict.fromkeys(inputs.domains, 1.0)
     files = _final_files(

@@ -1,4 +1,4 @@
-"""`logitfuse train selector`: a selector trained on the stores alone, kept; what its pool scores."""
+"""`logitfuse train selector`: trains and saves a selector on the stores alone, and scores its pool."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class TrainedRecord(StrictModel):
     fingerprint: str
     """Of recipe, stores and seed."""
     sources: tuple[str, ...]
-    """It was trained with."""
+    """Names of the sources it was trained with."""
     split: str
-    """That pools are scored on."""
+    """Split that the pools are scored on."""
     bpb: dict[str, dict[str, float]]
     """Bits per byte of each pool by domain, on the rows where every source knows the label."""
     hindsight: tuple[str, ...]
@@ -53,10 +53,10 @@ class TrainedSelector:
     """A saved selector.
 
     Args:
-        folder: For the selector's `start_from`.
-        record: Of it.
+        folder: Where it is; may be given as `start_from`.
+        record: Its trained.json.
         fresh: False when it had been finished before.
-        field: Of its options in the train section.
+        field: Name of its options in the train section.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class TrainedSelector:
 
 
 def selector_folder(run: RunConfig, name: str) -> Path:
-    """Where the selector that is trained alone goes."""
+    """Output folder of the selector that is trained alone."""
     return output_folder(run) / "selectors" / name
 
 
@@ -78,7 +78,7 @@ def train_alone(run: RunConfig) -> TrainedSelector:
     Raises:
         ConfigError: The section's selector does not learn, or would start from its own output, or a
             split is missing.
-        MismatchError: Another selector is there already.
+        MismatchError: The output folder holds another selector.
         MissingError: Plan, stores or shards are not there yet.
         ModelError: A loss that is not finite.
         Stopped: A signal asked to stop; nothing is written.
@@ -89,9 +89,9 @@ def train_alone(run: RunConfig) -> TrainedSelector:
     inputs = open_inputs(run, section)
     sweep(folder.parent)
     _check_start(folder, section, options.start_from)
-    mark = selector_fingerprint(section, run.seed, inputs.samples)
+    expected = selector_fingerprint(section, run.seed, inputs.samples)
     done = _read(folder)
-    if done is not None and done.fingerprint == mark:
+    if done is not None and done.fingerprint == expected:
         return TrainedSelector(folder, done, False, section.selector_kind.field)
     if done is not None:
         raise MismatchError(
@@ -108,10 +108,10 @@ def train_alone(run: RunConfig) -> TrainedSelector:
             section, run.seed, stream, lambda: valid.samples, best_device(), stop.check
         )
         selector = start.trained().cpu()
-    named = compared(section, inputs.samples.sources) | {section.selector: selector}
+    named = baselines(section, inputs.samples.sources) | {section.selector: selector}
     batches = list(split_batches(valid.samples, valid.domains))
     record = TrainedRecord(
-        fingerprint=mark,
+        fingerprint=expected,
         sources=inputs.samples.sources,
         split=section.valid_split,
         bpb={name: bits_per_byte(pool_nll(other, batches)) for name, other in named.items()},
@@ -121,19 +121,19 @@ def train_alone(run: RunConfig) -> TrainedSelector:
     return TrainedSelector(folder, record, True, section.selector_kind.field)
 
 
-def compared(section: TrainSection, sources: tuple[str, ...]) -> dict[str, Selector]:
-    """Each source alone and what needs no training, by name."""
+def baselines(section: TrainSection, sources: tuple[str, ...]) -> dict[str, Selector]:
+    """Selectors to compare with, by name: each source alone, and rules that need no training."""
     alone: dict[str, Selector] = {
         f"{source} alone": StaticSelector([float(name == source) for name in sources])
         for source in sources
     }
-    rules = [kind for kind in SELECTORS if isinstance(kind, RuleKind) and not kind.given]
+    rules = [kind for kind in SELECTORS if isinstance(kind, RuleKind) and not kind.needs_options]
     rules.sort(key=lambda kind: kind.hindsight)
     return alone | {kind.name: kind.make(section.options_of(kind), sources) for kind in rules}
 
 
 def bits_per_byte(sums: Mapping[str, PoolSums]) -> dict[str, float]:
-    """By domain, for domains with a row that counts."""
+    """Bits per byte by domain, without domains that have no scored row."""
     return {
         domain: one.nats / math.log(2) / one.num_bytes
         for domain, one in sorted(sums.items())
@@ -142,7 +142,7 @@ def bits_per_byte(sums: Mapping[str, PoolSums]) -> dict[str, float]:
 
 
 def pool_table(trained: TrainedSelector) -> str:
-    """Pools by domain for people; the last column is the mean of the domains."""
+    """Table of pools by domain; the last column is the mean of the domains."""
     record = trained.record
     domains = sorted({domain for values in record.bpb.values() for domain in values})
     rows = []
@@ -163,7 +163,7 @@ def best_device() -> torch.device:
 
 
 def _check_start(folder: Path, section: TrainSection, start: str | None) -> None:
-    """Refuse to train a selector from the very one that it would replace."""
+    """Refuse to start from the selector that would be overwritten."""
     if start is not None and Path(start).resolve() == folder.resolve():
         raise ConfigError(
             "selector would be trained from what it replaces",

@@ -1,4 +1,4 @@
-"""The `stages` part of the train section: which corpora count when, and how much."""
+"""The `stages` part of the train section: the corpora's weights in each part of a training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from store_schema.config import StrictModel
 
 
 class StageSection(StrictModel):
-    """One stage of a training; stages follow each other in one run of the learning rate."""
+    """One stage of a training; the learning rate has one schedule over all stages."""
 
     weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1)
-    """What a text counts, by the name of its input (`corpus.inputs[].corpus`); 0, or no name here,
-    leaves its corpus out."""
+    """Weight of a corpus's rows in the loss, by name (`corpus.inputs[].corpus`); 0, or no entry, leaves
+    the corpus out."""
     epochs: float = Field(default=1.0, gt=0)
-    """Passes over the texts that count."""
+    """Passes over the texts with a weight above 0."""
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps; None means as many as `epochs` takes."""
     clm_weight: float | None = Field(default=None, ge=0, le=1)
@@ -30,5 +30,5 @@ class StageSection(StrictModel):
 
     @property
     def corpora(self) -> frozenset[str]:
-        """Those that count."""
+        """Corpora with a weight above 0."""
         return frozenset(name for name, weight in self.weights.items() if weight > 0)

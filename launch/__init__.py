@@ -1,1 +1,1 @@
-"""How work is run: whose shards, progress, signals, command lines, work logs, status, Slurm."""
+"""How commands run: assignment of shards, progress, signals, options, work logs, status, Slurm."""

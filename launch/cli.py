@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the command line is answered before a store's packages are 
     "slurm",
     multiple=True,
     metavar="[STAGE:]KEY=VALUE,...",
-    help="Long options of sbatch for all stages, or for one; an empty value takes one away.",
+    help="Long options of sbatch for all stages, or for one; an empty value removes one.",
 )
 @click.option(
     "--workers",
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # the command line is answered before a store's packages are 
 )
 @click.option("--only", is_flag=True, help="Just this stage, not those that follow.")
 @click.option("--print", "show", is_flag=True, help="Show the scripts, submit nothing.")
-@click.option("--force", is_flag=True, help="Also when earlier jobs do the same work.")
+@click.option("--force", is_flag=True, help="Submit even if earlier jobs do the same work.")
 def submit(
     run: RunConfig,
     stage: Stage,
@@ -52,17 +52,17 @@ def submit(
     """Submit STAGE and the stages after it to Slurm.
 
     One job array for the extraction of each source, one for its alignment that starts when it is
-    extracted, and a training job that starts when all are aligned. What is finished is left out.
+    extracted, and a training job that starts when all are aligned. Finished work is left out.
     """
     from launch.config import LaunchSection
     from launch.jobs import Request, needed_jobs, stages_from, unaligned
     from launch.submit import array_limits, find_pending, require_free, submit_jobs, write_scripts
 
-    section, given = run.section("launch", LaunchSection), parse_options(slurm)
+    section, command_line = run.section("launch", LaunchSection), parse_options(slurm)
     request = Request(
         stages=stages_from(stage, only=only),
         sources=chosen_sources(run, names),
-        options={name: options_of(name, section.slurm, given) for name in STAGES},
+        options={name: options_of(name, section.slurm, command_line) for name in STAGES},
         workers={**section.workers, **parse_workers(workers)},
         limits=array_limits(needs_slurm=not show),
     )
@@ -77,14 +77,14 @@ def submit(
             require_free(run, jobs)
         place = write_scripts(run, jobs)
         click.echo(submitted_table(submit_jobs(run, jobs, place)))
-        click.echo(f"scripts and what they print: {place.folder}")
+        click.echo(f"scripts and their output: {place.folder}")
     waiting = unaligned(request, pending)
     if waiting:
         click.echo(f"no training job: these would still not be aligned: {', '.join(waiting)}")
 
 
 def scripts_shown(jobs: Sequence[Job], place: Place) -> str:
-    """Every script, each below the call that submits it."""
+    """All scripts as text, each below the sbatch call that submits it."""
     parts = []
     for job in jobs:
         waits = dependency_options([f"<{stem}>" for stem in job.after])
@@ -94,7 +94,7 @@ def scripts_shown(jobs: Sequence[Job], place: Place) -> str:
 
 
 def submitted_table(submitted: Sequence[Submitted]) -> str:
-    """Job ids, tasks and what each job waits for."""
+    """Table of job ids, tasks and what each job waits for."""
     ids = {each.job.stem: each.job_id for each in submitted}
     rows = []
     for each in submitted:
@@ -108,12 +108,12 @@ def submitted_table(submitted: Sequence[Submitted]) -> str:
 
 @click.group("preset", cls=StageGroup)
 def preset() -> None:
-    """Recipes of published papers: `preset: NAME` in a run file puts one under its values."""
+    """Recipes of published papers: `preset: NAME` in a run file makes one its defaults."""
 
 
 @preset.command("list")
 def list_presets() -> None:
-    """Name every preset and the paper it is of."""
+    """List every preset with its paper."""
     from store_schema.papers import preset_names, preset_title
 
     width = max(map(len, preset_names()))
@@ -124,9 +124,9 @@ def list_presets() -> None:
 @preset.command("show")
 @click.argument("name")
 def show_preset(name: str) -> None:
-    """Print a preset as it could stand in a run file, with a comment at each value.
+    """Print a preset in the form of a run file, with a comment at each value.
 
-    A comment says where the value comes from: the paper, its public code, or us and why.
+    A comment says where the value comes from: the paper, its public code, or our own choice and why.
     """
     from store_schema.papers import preset_text
 

@@ -1,4 +1,4 @@
-"""What every stage's command line shares: the run file argument, overrides, errors in one line."""
+"""Shared by all commands: the run file argument, overrides, errors in one line."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from store_schema.errors import ConfigError, LogitfuseError, Stopped, StorageErr
 logger = logging.getLogger(__name__)
 
 _SMALL_CACHES = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-"""Operations that PyTorch and oneDNN, below it, keep prepared on a CPU, each with memory of its own:
-1,024 by default. Texts differ in length, so every step prepares others, and a training of 135M
-parameters grew by 60 to 90 MB a step. Either cache alone keeps them all. Read when torch is loaded;
-what the user has set stays."""
+"""Sizes of PyTorch's and oneDNN's caches of compiled CPU operations, each with memory of its own; the
+default is 1,024. Texts differ in length, so every step compiles new ones, and a training of 135M
+parameters grew by 60 to 90 MB a step, also with only one of the caches limited. Read when torch is
+imported; values that the user has set are kept."""
 
 
 class StageGroup(click.Group):
-    """A click group that tells errors, also of usage, in one line and exits with their code."""
+    """A click group that prints errors, also of usage, in one line and exits with their code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         code: object = None
@@ -41,8 +41,8 @@ class StageGroup(click.Group):
             sys.exit(error.exit_code)
         except click.UsageError as error:
             name = error.ctx.command_path if error.ctx else self.name
-            said = " ".join(error.format_message().split())
-            print(f"error: {said} See {name} --help.", file=sys.stderr)
+            message = " ".join(error.format_message().split())
+            print(f"error: {message} See {name} --help.", file=sys.stderr)
             sys.exit(error.exit_code)
         except click.ClickException as error:
             print(f"error: {error.format_message()}", file=sys.stderr)
@@ -50,14 +50,14 @@ class StageGroup(click.Group):
         except (LogitfuseError, Stopped) as error:
             print(f"error: {error.line()}", file=sys.stderr)
             sys.exit(error.exit_code)
-        except OSError as error:  # files of ours raise StorageError: this is standard output
+        except OSError as error:  # standard output: errors of other files are StorageErrors
             print(f"error: output cannot be written: {error.strerror or error}", file=sys.stderr)
             sys.exit(LogitfuseError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
 
 
 def run_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds the run file and --set; the command receives `run`, a checked RunConfig."""
+    """Decorator: add the run file argument and --set; the command gets `run`, a checked RunConfig."""
 
     @click.argument("config", metavar="CONFIG", required=False, type=click.Path(dir_okay=False))
     @click.option(
@@ -72,7 +72,7 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Put a value over the run file, e.g. --set train.lr=2e-5.",
+        help="Override a value of the run file, e.g. --set train.lr=2e-5.",
     )
     def command(
         config: str | None, config_option: str | None, overrides: tuple[str, ...], **options: Any
@@ -84,15 +84,15 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _one_run_file(argument: str | None, option: str | None) -> str:
-    given = [path for path in (argument, option) if path is not None]
-    if len(given) != 1:
+    paths = [path for path in (argument, option) if path is not None]
+    if len(paths) != 1:
         raise ConfigError(
-            "two run files given" if given else "no run file given",
+            "two run files given" if paths else "no run file given",
             where="command line",
             expected="one, as CONFIG or as --config PATH",
-            got=", ".join(given) or None,
+            got=", ".join(paths) or None,
         )
-    return given[0]
+    return paths[0]
 
 
 SOURCE_OPTION = click.option(
@@ -101,18 +101,18 @@ SOURCE_OPTION = click.option(
 
 
 def work_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds --source, --worker, --shards, --limit and --dry-run; stands below `run_options`.
+    """Decorator: add --source, --worker, --shards, --limit and --dry-run; goes below `run_options`.
 
-    The command receives `sources`, those asked for or all of the run, `part`, which of their shards
-    this process does, and `dry_run`.
+    The command gets `sources` (those named, or all of the run), `part` (which of their shards this
+    process does) and `dry_run`.
     """
 
     @SOURCE_OPTION
     @click.option(
         "--worker",
         metavar="I/N",
-        help="Every N-th shard, from shard I (from 0) on. Default: as srun's tasks, Slurm's array "
-        "task or an indexed job say, else all.",
+        help="Every N-th shard, beginning with shard I (from 0). Default: from srun's tasks, Slurm's "
+        "array task or an indexed job; else all shards.",
     )
     @click.option("--shards", metavar="A-B", help="Only these shards, such as 3-7 or 0-2,9.")
     @click.option(
@@ -156,7 +156,7 @@ def _with_options_of(
 
 
 def set_up_logging() -> None:
-    """Handlers live only here: our loggers say INFO on stderr, libraries only warnings."""
+    """Log warnings to stderr. The only place that installs handlers."""
     logging.basicConfig(
         level=logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
@@ -166,9 +166,9 @@ def set_up_logging() -> None:
 
 @contextmanager
 def timed_stage(run: RunConfig, stage: str) -> Iterator[dict[str, Any]]:
-    """Note what a stage cost in logs/<stage>.jsonl, also when it fails.
+    """Append a stage's seconds, peak memory and figures to logs/<stage>.jsonl, also when it fails.
 
-    The block may add figures to the dict it is given; seconds and peak memory are added here.
+    Yields a dict, to which the block may add figures.
     """
     from launch.summary import append_summary
 
@@ -182,5 +182,5 @@ def timed_stage(run: RunConfig, stage: str) -> Iterator[dict[str, Any]]:
     finally:
         try:
             append_summary(run, stage, time.monotonic() - start, figures)
-        except StorageError as refused:  # what the stage did, or its own error, counts
+        except StorageError as refused:  # must not hide the stage's result or its own error
             logger.warning("%s", refused.line())

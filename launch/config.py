@@ -1,4 +1,4 @@
-"""The section `launch` of the run file: what a cluster is asked for. It never shapes a store."""
+"""The section `launch` of the run file: what to request from a cluster. It does not affect stores."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from store_schema.config import SectionModel
 
 
 class LaunchSection(SectionModel):
-    """How `logitfuse submit` hands stages to Slurm."""
+    """How `logitfuse submit` submits stages to Slurm."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {"slurm", "workers", "setup", "python", "max_requeues"}
     )
 
     slurm: dict[Scope, dict[str, OptionValue]] = Field(default={})
-    """Long options of sbatch by name, for `all` stages or for `extract`, `align` or `train` over
-    them. true is an option without a value; null takes one away. Times stand in quotes."""
+    """Long options of sbatch by name, for `all` stages; those for `extract`, `align` or `train`
+    override them. true is an option without a value; null removes one. Times need quotes."""
     workers: dict[ArrayStage, Annotated[int, Field(ge=1)]] = Field(default={})
     """Array tasks of a source, by stage. A stage that is not named has one."""
     setup: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class LaunchSection(SectionModel):
     """Words that start Python on a node, such as [apptainer, exec, --nv, fuse.sif, python]. None
     takes the interpreter that ran `submit`."""
     max_requeues: int = Field(default=50, ge=0)
-    """A job that was started again so often does not requeue itself at its time limit."""
+    """A job that was restarted this many times does not requeue itself at its time limit."""
 
     @field_validator("slurm")
     @classmethod

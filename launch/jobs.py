@@ -1,4 +1,4 @@
-"""Which jobs a run still needs, and what each waits for. Decided by what is pending, nothing else."""
+"""The jobs that a run still needs, and what each waits for, from what is pending alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from store_schema.errors import MissingError
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What is not finished.
+    """Work of a run that is not finished.
 
     Args:
-        extract: Shards by source.
-        align: Shards by source.
+        extract: Shards not extracted, by source.
+        align: Shards not aligned, by source.
         train: Whether there is something to train.
-        pairs: Of pairwise training, sources whose pair is not trained.
+        pairs: With pairwise training, sources whose pair is not trained.
     """
 
     extract: Mapping[str, Collection[int]]
@@ -29,14 +29,14 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for.
+    """What the user wants to submit.
 
     Args:
-        stages: Consecutive ones.
-        sources: Those of the extraction and the alignment.
+        stages: Consecutive stages.
+        sources: Sources to extract and align.
         options: sbatch's options by stage.
-        workers: Of a source, by stage.
-        limits: The cluster's.
+        workers: Workers of each source, by stage.
+        limits: The cluster's limits.
     """
 
     stages: tuple[Stage, ...]
@@ -47,7 +47,7 @@ class Request:
 
 
 def stages_from(stage: Stage, *, only: bool) -> tuple[Stage, ...]:
-    """`stage` and those that follow, or just it."""
+    """`stage` and those that follow, or `stage` alone."""
     first = STAGES.index(stage)
     return STAGES[first : first + 1] if only else STAGES[first:]
 
@@ -55,12 +55,12 @@ def stages_from(stage: Stage, *, only: bool) -> tuple[Stage, ...]:
 def needed_jobs(request: Request, pending: Pending) -> list[Job]:
     """The jobs to submit, in an order in which each comes after those it waits for.
 
-    An alignment waits for the extraction of its source; training waits for all alignments. Of pairwise
-    training each pair is a job, and the last one, which merges, waits for them all. Training is left
-    out when a source would still not be aligned then, unless nothing else was asked for.
+    An alignment waits for the extraction of its source; training waits for all alignments. In pairwise
+    training each pair is a job, and the last job, which merges, waits for them all. Training is left
+    out if a source would still not be aligned then, unless only training is requested.
 
     Raises:
-        MissingError: What a requested stage reads is not there and not asked for.
+        MissingError: Input of a requested stage is neither there nor requested.
     """
     _require_extracted(request, pending)
     jobs: list[Job] = []
@@ -93,7 +93,7 @@ def needed_jobs(request: Request, pending: Pending) -> list[Job]:
 
 
 def unaligned(request: Request, pending: Pending) -> list[str]:
-    """Sources that keep training from being submitted: neither aligned nor asked for."""
+    """Sources that prevent a training job: neither aligned nor to be aligned by the request."""
     if "train" not in request.stages or not pending.train:
         return []
     coming = request.sources if "align" in request.stages else ()
@@ -120,7 +120,7 @@ def _arrays(
     pending: Collection[int],
     after: tuple[str, ...],
 ) -> list[Job]:
-    """The arrays of one source: the workers that have something to do."""
+    """Job arrays of one source, with only the workers that have something to do."""
     workers = request.workers.get(stage, 1)
     parts: list[ArrayPart] = array_parts({shard % workers for shard in pending}, request.limits)
     options = request.options[stage]

@@ -1,4 +1,4 @@
-"""Logs of one JSON object a line, which a kill may cut and several processes may read meanwhile."""
+"""Logs with one JSON object per line. The last line may be cut by a kill; any process may read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
     """Append one line in one write, so that lines of two processes never mix.
 
     Raises:
-        OSError: The disk refused.
+        OSError: The file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = json.dumps(content, default=_plain).encode() + b"\n"
@@ -20,7 +20,7 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
     try:
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":
-            data = b"\n" + data  # a kill cut the line before: let it spoil itself alone
+            data = b"\n" + data  # a kill cut the line before: do not append to it
         os.write(file, data)
     finally:
         os.close(file)
@@ -32,17 +32,17 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     Raises:
         OSError: The file cannot be read.
     """
-    found, cut = [], []
+    objects, cut = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            found.append(dict(json.loads(line)))
+            objects.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             if line.strip():
                 cut.append(number)
-    return found, cut
+    return objects, cut
 
 
 def _plain(value: object) -> object:
-    """numpy's numbers as numbers, all else as text: a log takes whatever it is given."""
+    """numpy's numbers and arrays as numbers and lists, all else as text."""
     to_list = getattr(value, "tolist", None)
     return to_list() if callable(to_list) else str(value)

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a line now and then in a batch log. Rates are units per second."""
+"""Progress: a bar on a terminal, a line every few seconds in a log. Rates are units per second."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Progress:
     """Counts units of work done and shows rate and remaining time.
 
     Args:
-        label: What is being done, shown first.
+        label: Name of the work, shown first.
         total: Units in all.
         unit: Name of a unit, such as "tok".
         done: Units that were finished by an earlier run; not part of the rate.
-        stream: Where to write.
+        stream: Stream to write to; None is stderr.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Progress:
             )
 
     def add(self, units: int, note: str = "") -> None:
-        """Count `units` more; `note`, such as bytes written, stands behind the figures until the next.
+        """Count `units` more; show `note`, such as bytes written, after the figures from now on.
 
         A count of 0 only changes the note.
         """

@@ -1,4 +1,4 @@
-"""Counts, sizes and times as people read them."""
+"""Counts, sizes, times and shares as short text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _STEPS = ("", " k", " M", " G", " T", " P")
 
 
 def count_text(number: float) -> str:
-    """Such as "412", "12.3 k", "412 M": three digits."""
+    """A number with three digits, such as "412", "12.3 k", "412 M"."""
     step = 0
     while abs(number) >= 999.5 and step < len(_STEPS) - 1:
         number, step = number / 1000, step + 1
@@ -15,13 +15,13 @@ def count_text(number: float) -> str:
 
 
 def size_text(size_bytes: float) -> str:
-    """Such as "22.3 GB"."""
+    """A size, such as "22.3 GB"."""
     text = count_text(size_bytes)
     return f"{text}B" if " " in text else f"{text} B"
 
 
 def duration_text(seconds: float) -> str:
-    """Such as "28 s", "12 min", "2 h 03 min", "4 d 02 h"."""
+    """A duration, such as "28 s", "12 min", "2 h 03 min", "4 d 02 h"."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -36,7 +36,7 @@ def duration_text(seconds: float) -> str:
 
 
 def share_text(probability: float) -> str:
-    """Such as "12.3%", "1.23%", "<0.01%"."""
+    """A probability, such as "12.3%", "1.23%", "<0.01%"."""
     if probability >= 0.0995:
         return f"{probability:.1%}"
     return f"{probability:.2%}" if probability >= 1e-4 or probability <= 0 else "<0.01%"

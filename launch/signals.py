@@ -1,7 +1,7 @@
-"""Stopping cleanly: SIGTERM, SIGINT and the scheduler's early warning ask, the loop answers.
+"""Clean stops: SIGTERM, SIGINT and the scheduler's early warning set a flag, which stages check.
 
-A stage calls `check()` where it is safe to drop what is in hand: between batches and before a
-commit. Nothing half-written is ever visible, because a commit is the last and only visible step.
+A stage calls `check()` where unfinished work can be dropped: between batches and before a commit.
+Nothing incomplete is ever visible, because a commit is the last and only visible step.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopFlag:
-    """Remembers that a stop was asked for, and whether anything was finished before.
+    """Records that a stop was requested, and whether any work was finished before.
 
-    A stage sets `progressed` once it has committed a shard or saved a checkpoint: the stop then ends
-    in exit code 75 (run again), so that a job script may requeue itself and yet not go on for ever
-    where nothing gets done.
+    A stage sets `progressed` once it has committed a shard or saved a checkpoint: the stop then gives
+    exit code 75 (run again), so that a job script requeues itself only if it makes progress.
     """
 
     def __init__(self) -> None:
@@ -30,10 +29,10 @@ class StopFlag:
         self.progressed = False
 
     def ask(self, number: int, frame: FrameType | None = None) -> None:
-        """Signal handler. A second SIGINT ends the process the usual way: a person insists.
+        """Signal handler. A second SIGINT ends the process at once.
 
-        Schedulers repeat SIGTERM (to the process, and by way of its shell) and send SIGKILL when
-        they mean it.
+        A second SIGTERM does not: schedulers send it twice, to the process and through its shell, and
+        end a process with SIGKILL.
         """
         if self._signal is not None and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
@@ -42,16 +41,16 @@ class StopFlag:
 
     @property
     def asked(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a stop was requested."""
         return self._signal is not None
 
     @property
     def number(self) -> int:
-        """Of the first signal that asked; SIGTERM's where none did."""
+        """Number of the first signal; SIGTERM's if there was none."""
         return int(self._signal or signal.SIGTERM)
 
     def check(self) -> None:
-        """Raise Stopped if a stop was asked for, StoppedMidway if something was finished before."""
+        """Raise Stopped if a stop was requested, StoppedMidway if work was finished before."""
         if self._signal is not None:
             kind = StoppedMidway if self.progressed else Stopped
             raise kind(
@@ -62,8 +61,8 @@ class StopFlag:
 
 @contextmanager
 def stopped_in_one_line() -> Iterator[None]:
-    """Raise Stopped wherever the program is when a stop is asked for: while it starts, or in a command
-    that has nothing to finish (main thread only)."""
+    """Raise Stopped as soon as a signal comes: while the program starts, or in a command that has
+    nothing to finish (main thread only)."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(

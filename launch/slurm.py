@@ -1,4 +1,4 @@
-"""The text of Slurm batch scripts, and how workers become array tasks. Pure: asks nothing."""
+"""The text of Slurm batch scripts, and job arrays for workers. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from store_schema.errors import ConfigError, StoppedMidway
 
 @dataclass(frozen=True, slots=True)
 class ArrayLimits:
-    """What a cluster allows; Slurm's defaults.
+    """A cluster's limits of job arrays; the defaults are Slurm's.
 
     Args:
-        size: MaxArraySize: task ids lie below it.
-        tasks: Tasks of one array, at most.
+        size: MaxArraySize: task ids are below it.
+        tasks: Most tasks of one array.
     """
 
     size: int = 1001
@@ -39,13 +39,13 @@ class Job:
     """One call of sbatch.
 
     Args:
-        stage: What it runs.
-        source: Of which source; of training, the pair with it alone; None for all of training.
-        options: sbatch's, values by long name.
-        workers: Of how many workers the array's tasks are some.
+        stage: Stage that it runs.
+        source: Source to extract or align, or whose pair to train; None for all of training.
+        options: sbatch's options, values by long name.
+        workers: Number of workers of the source, of which the array's tasks are some.
         part: The array; None for training, which is one job.
-        number: Which part of an array that had to be split, from 1; 0 when it was not.
-        after: Stems of the jobs that must have succeeded before this one starts.
+        number: Number, from 1, of the part of an array that had to be split; 0 if it was not.
+        after: Stems of the jobs that must succeed before this one starts.
     """
 
     stage: Stage
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def stem(self) -> str:
-        """What its files are called; a source's name has no dot."""
+        """Name of its files without extension; a source's name has no dot."""
         number = f".{self.number}" if self.number else ""
         return "-".join(filter(None, (self.stage, self.source))) + number
 
@@ -68,12 +68,12 @@ class Place:
     """Where and how the jobs of one submission run.
 
     Args:
-        run_name: Of the run file.
-        folder: Holds the scripts, their output and the run file as it was submitted.
-        directory: Where relative paths of the run file begin.
+        run_name: Name of the run.
+        folder: Folder of the scripts, their output and the run file as it was submitted.
+        directory: Working directory, which relative paths of the run file refer to.
         python: Words that start Python.
         setup: Lines of shell before the command.
-        max_requeues: How often a job may have been started again and still requeue itself.
+        max_requeues: A job that was restarted this many times does not requeue itself.
     """
 
     run_name: str
@@ -124,13 +124,12 @@ def directives(job: Job, place: Place) -> list[str]:
 def sbatch_command(job: Job, place: Place, after: Sequence[str]) -> list[str]:
     """The call that submits a job.
 
-    Its options stand here as well as in the script, because sbatch puts SBATCH_ variables of the
-    environment over those of a script.
+    It repeats the script's options, because SBATCH_ variables of the environment override a script.
 
     Args:
-        job: Which.
+        job: The job.
         place: Where its script is.
-        after: Ids of the jobs that must have succeeded before.
+        after: Ids of the jobs that must succeed before.
     """
     words = ["sbatch", "--parsable", *directives(job, place), *dependency_options(after)]
     return [*words, str(place.script(job))]
@@ -193,12 +192,12 @@ exit "$code\""""
 
 
 def _tail(job: Job, place: Place) -> str:
-    """What the script does once the command was started."""
+    """The script's lines after the start of the command."""
     several = _processes(job) > 1
     array = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     return _TAIL.format(
         stage=job.stage,
-        # accelerate's launcher would end before its processes do, and hides their exit codes.
+        # accelerate's launcher would exit before its processes, and hides their exit codes.
         pass_on='pkill -USR1 --parent "$pid"' if several else 'kill -USR1 "$pid" 2>/dev/null',
         resumable=f'[ "$code" {"-ne 0" if several else f"-eq {StoppedMidway.exit_code}"} ]',
         task="$SLURM_JOB_ID" if job.part is None else array,
@@ -208,7 +207,7 @@ def _tail(job: Job, place: Place) -> str:
 
 
 def _processes(job: Job) -> int:
-    """Processes of the command: training takes one for each GPU."""
+    """Number of processes of the command: training has one for each GPU."""
     return max(gpus_of(job.options), 1) if job.stage == "train" else 1
 
 
@@ -230,10 +229,10 @@ def _start(job: Job, place: Place) -> list[str]:
 
 
 def _pattern(folder: Path) -> str:
-    """A folder as sbatch's file name patterns write it.
+    """A folder in the syntax of sbatch's file name patterns.
 
     Raises:
-        ConfigError: It has a character that sbatch takes for something else.
+        ConfigError: It has a character that sbatch would misread.
     """
     text = str(folder)
     if re.search(r'["\\\x00-\x1f]', text):
@@ -247,6 +246,6 @@ def _pattern(folder: Path) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word as a script's #SBATCH line writes it."""
+    """An option in the syntax of a script's #SBATCH line."""
     name, equals, value = word.partition("=")
     return f'{name}="{value}"' if equals and re.search(r"[\s'#]", value) else word

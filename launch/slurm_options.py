@@ -9,10 +9,10 @@ from typing import Literal, get_args
 from store_schema.errors import ConfigError
 
 ArrayStage = Literal["extract", "align"]
-"""Those that several workers share."""
+"""Stages whose shards several workers share."""
 Stage = Literal[ArrayStage, "train"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-"""What can be submitted, in the order of a run."""
+"""Stages that can be submitted, in the order of a run."""
 Scope = Literal["all", Stage]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
@@ -43,7 +43,7 @@ _OURS = frozenset(
         "wrap",
     )
 )
-"""What `submit` says itself."""
+"""Options that `submit` sets itself."""
 _ONE = frozenset({"nodes", "ntasks", "ntasks-per-node"})
 _TIMES = frozenset({"time", "time-min"})
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
@@ -52,12 +52,10 @@ _NEXT_OPTION = re.compile(r",(?=[a-z][a-z0-9-]*=)")
 
 
 def checked_options(options: Mapping[str, OptionValue]) -> Options:
-    """The same options, if a job of ours can be given them.
-
-    Which names sbatch knows is for sbatch to say.
+    """The same options, checked; whether sbatch knows a name is left to sbatch.
 
     Raises:
-        ValueError: One that `submit` sets itself, or a value that cannot stand in a script.
+        ValueError: An option that `submit` sets itself, or a value that a script cannot contain.
     """
     for name, value in options.items():
         if not _NAME.fullmatch(name):
@@ -67,9 +65,9 @@ def checked_options(options: Mapping[str, OptionValue]) -> Options:
         if value is None or isinstance(value, bool):
             continue
         if name in _TIMES and isinstance(value, int):
-            raise ValueError(f"{name} must stand in quotes: YAML reads 4:00:00 as 14400")
+            raise ValueError(f"{name} needs quotes: YAML reads 4:00:00 as 14400")
         if not _VALUE.fullmatch(str(value)):
-            raise ValueError(f"{name} has a character that cannot stand in a script: {value!r}")
+            raise ValueError(f"{name} has a character that a script cannot contain: {value!r}")
         if name in _ONE and str(value) != "1":
             raise ValueError(f"{name} can only be 1: a worker is one process, take more workers")
         if name == "signal" and not re.fullmatch(r"B:USR1@\d+", str(value)):
@@ -78,16 +76,16 @@ def checked_options(options: Mapping[str, OptionValue]) -> Options:
 
 
 def parse_options(texts: Sequence[str]) -> dict[Scope, Options]:
-    """Options from the command line by scope, later ones over earlier ones.
+    """Options from the command line by scope; later ones override earlier ones.
 
     Args:
-        texts: "[SCOPE:]NAME=VALUE[,NAME=VALUE...]" each; an empty value takes the option away. A
-            comma is part of the value unless NAME= follows. A NAME alone, or first, has no value.
+        texts: "[SCOPE:]NAME=VALUE[,NAME=VALUE...]" each; an empty value removes the option. A comma is
+            part of the value unless NAME= follows. A NAME alone, or first, has no value.
 
     Raises:
-        ConfigError: Written otherwise, or refused by `checked_options`.
+        ConfigError: Not of this form, or refused by `checked_options`.
     """
-    found: dict[Scope, Options] = {}
+    by_scope: dict[Scope, Options] = {}
     for text in texts:
         scope, rest = _scoped(text)
         options: Options = {}
@@ -95,17 +93,17 @@ def parse_options(texts: Sequence[str]) -> dict[Scope, Options]:
             name, equals, value = part.partition("=")
             options[name] = (value or None) if equals else True
         try:
-            found[scope] = found.get(scope, {}) | checked_options(options)
+            by_scope[scope] = by_scope.get(scope, {}) | checked_options(options)
         except ValueError as error:
             raise ConfigError("option refused", where=f"--slurm {text}", got=str(error)) from error
-    return found
+    return by_scope
 
 
 def parse_workers(texts: Sequence[str]) -> dict[ArrayStage, int]:
     """Worker counts from the command line, "[STAGE:]N" each, by stage.
 
     Raises:
-        ConfigError: Written otherwise.
+        ConfigError: Not of this form.
     """
     common: dict[ArrayStage, int] = {}
     special: dict[ArrayStage, int] = {}
@@ -133,20 +131,21 @@ def _scoped(text: str) -> tuple[Scope, str]:
 
 
 def options_of(
-    stage: Stage, file: Mapping[Scope, Options], given: Mapping[Scope, Options]
+    stage: Stage, file: Mapping[Scope, Options], command_line: Mapping[Scope, Options]
 ) -> dict[str, str]:
-    """Options of one stage's jobs: the command line over the file, a stage's over those of all.
+    """Options of one stage's jobs. The command line overrides the file; a stage's options override
+    those of all stages.
 
     Args:
-        stage: Which.
-        file: Of the run file.
-        given: Of the command line.
+        stage: The stage.
+        file: Options of the run file.
+        command_line: Options of the command line.
 
     Returns:
-        Values by name, "" where the option has none.
+        Values by name, "" for an option without one.
     """
     merged = dict(DEFAULTS)
-    for options in (file, given):
+    for options in (file, command_line):
         merged |= options.get("all", {}) | options.get(stage, {})
     return {
         name: "" if value is True else str(value)
@@ -156,7 +155,7 @@ def options_of(
 
 
 def gpus_of(options: Mapping[str, str]) -> int:
-    """GPUs of one job, as far as its options say: gpus, gpus-per-node or gres, else 0."""
+    """GPUs of one job, from its options gpus, gpus-per-node, gpus-per-task or gres, else 0."""
     for name in ("gpus", "gpus-per-node", "gpus-per-task"):
         if name in options:
             last = options[name].rpartition(":")[2]

@@ -1,8 +1,8 @@
-"""Where a run stands, told from its plan, its commits and its logs alone.
+"""The status of a run, read from its plan, commits and logs alone.
 
-Commits say what is finished; work logs (see `launch.worklog`) say who is at work and how fast. A
-shard belongs to the session that took it up last, so a changed worker count, a requeue or a second
-worker on the same shard never count it twice.
+Commits say what is finished; work logs (see `launch.worklog`) say which workers run and how fast. A
+shard belongs to the session that was assigned it last, so that a changed worker count, a requeue or a
+second worker on the same shard never count it twice.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 
 SILENT_S = 600.0
-"""A worker that wrote nothing for so long may be silent,"""
+"""A worker is `silent` when it wrote nothing for this long,"""
 SILENT_SHARDS = 5
-"""and is when that is also longer than so many of its slowest shards."""
+"""and for longer than this many times its slowest shard."""
 SILENT_FIRST_S = 3600.0
-"""What counts where no shard was finished yet: the model is loaded first."""
+"""The limit before any shard is finished: a model is loaded first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class WorkerStatus:
     """One worker of one stage and source.
 
     Args:
-        worker: Which.
-        state: `silent`: it did not say that it ended, and wrote nothing for long.
-        finished: Shards it committed, over all its sessions.
-        left: Shards it took up, not committed and not taken up by another since.
-        in_hand: The shard it works on or ended with; None where there is none.
-        since: When it took that up.
-        tokens_per_s: Over its current session; None where nothing is known.
+        worker: Which worker.
+        state: `silent`: its log has no end, and no new line for long.
+        finished: Number of shards it committed, over all its sessions.
+        left: Number of its shards that are not committed and not assigned to a later session.
+        in_hand: The shard it works on, or worked on when it ended; None for none.
+        since: When it began that shard.
+        tokens_per_s: Speed of its current session; None if not known.
         error: Why its last session ended.
         host: Where it runs or ran.
         job: The scheduler's id.
@@ -62,7 +62,7 @@ class WorkerStatus:
 
     @property
     def needs_care(self) -> bool:
-        """Whether it failed or went silent with something left that nobody took up."""
+        """Whether it failed or is silent, with shards left that no later session was assigned."""
         return self.state in ("failed", "silent") and self.left > 0
 
 
@@ -74,13 +74,13 @@ class WorkStatus:
         stage: "extract", "generate" or "align".
         source: Name.
         total: Shards of the plan.
-        done: Those that are committed.
-        failed: Those that a worker failed on and nobody took up since.
-        tokens_done: Positions of what is committed.
-        tokens_left: Of what is not; None where it is not known before.
-        size_bytes: Data of the committed shards.
-        workers: All that ever logged.
-        problem: Why the store cannot be used, None for a sound one.
+        done: Committed shards.
+        failed: Shards that a worker failed on and no later session was assigned.
+        tokens_done: Positions of committed shards.
+        tokens_left: Tokens of the other shards; None where not known before (generation).
+        size_bytes: Bytes of the committed shards' data.
+        workers: All workers that have a log.
+        problem: Why the store cannot be used, None for a usable one.
     """
 
     stage: str
@@ -101,20 +101,20 @@ class WorkStatus:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Of the workers that are running, together."""
+        """Total speed of the running workers; None if none is known."""
         rates = [w.tokens_per_s for w in self.workers if w.state == "running" and w.tokens_per_s]
         return sum(rates) if rates else None
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the end at that speed; None where nobody is at work or the end not known."""
+        """Seconds to the end at that speed; None if no worker runs or the end is not known."""
         rate = self.tokens_per_s
         return None if rate is None or self.tokens_left is None else self.tokens_left / rate
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """Where a run stands at `time`."""
+    """The status of a run at `time`."""
 
     name: str
     folder: str
@@ -124,12 +124,12 @@ class RunStatus:
 
 
 def run_status(run: RunConfig, time: datetime | None = None) -> RunStatus:
-    """Read where a run stands. Writes nothing, and may be asked while workers run.
+    """Read the status of a run. Writes nothing, and works while workers run.
 
     Raises:
         MissingError: The run has no plan yet.
         CorruptionError: The plan is damaged.
-        StorageError: Disk or object store refused.
+        StorageError: Disk or object store cannot be read.
     """
     time = datetime.now(UTC) if time is None else time
     plan = open_plan(run)
@@ -152,14 +152,14 @@ def run_status(run: RunConfig, time: datetime | None = None) -> RunStatus:
 
 
 def _store_of(run: RunConfig, stage: str, source: str) -> tuple[str, str]:
-    """URL of the store that a stage fills, and whose tokens it counts."""
+    """URL of the store that a stage fills, and the model whose tokens it counts."""
     if stage == "align":
         return run.aligned_url(source), "target"
     return (run.generated_url if stage == "generate" else run.store_url)(source), source
 
 
 def _read_commits(url: str, plan: Plan) -> tuple[Mapping[int, Commit] | None, str | None]:
-    """The sound commits of a store, None where there is no store, and what is wrong with it."""
+    """The usable commits of a store (None without a store), and what is wrong with it, if anything."""
     location = open_location(url)
     if not location.exists(MANIFEST_FILE):
         return None, None
@@ -170,7 +170,7 @@ def _read_commits(url: str, plan: Plan) -> tuple[Mapping[int, Commit] | None, st
         return {}, error.line()
     commits, faults = reader.scan()
     shards = {shard.index: shard for shard in plan.shards}
-    own = {i: commit for i, commit in commits.items() if i in shards and commit.is_of(shards[i])}
+    own = {i: commit for i, commit in commits.items() if i in shards and commit.matches(shards[i])}
     problem = None
     if faults:
         first = next(iter(faults.values()))
@@ -190,17 +190,17 @@ def work_status(
     time: datetime,
     problem: str | None = None,
 ) -> WorkStatus:
-    """One stage of one source, from what was read.
+    """The status of one stage of one source.
 
     Args:
         stage: Name of the stage.
         source: Name of the source.
-        total: Shards of the plan.
-        tokens: Tokens of each shard; None: not known before.
-        commits: By shard.
-        sessions: Of all workers, in the order in which they began.
-        time: Of asking.
-        problem: What is wrong with the store.
+        total: Number of shards of the plan.
+        tokens: Tokens of each shard; None where not known before (generation).
+        commits: Commits by shard.
+        sessions: Sessions of all workers, in the order in which they began.
+        time: Time of the status.
+        problem: What is wrong with the store, None for nothing.
     """
     owners = shard_owners(sessions, commits)
     last_sessions: dict[Worker, list[SessionRecord]] = {}
@@ -235,7 +235,7 @@ def work_status(
 def shard_owners(
     sessions: Sequence[SessionRecord], committed: Collection[int]
 ) -> dict[int, SessionRecord]:
-    """For each shard that is not committed, the session that took it up last."""
+    """For each shard that is not committed, the last session that was assigned it."""
     owners: dict[int, SessionRecord] = {}
     for session in sessions:
         owners |= dict.fromkeys((i for i in session.pending if i not in committed), session)
@@ -248,19 +248,19 @@ def worker_status(
     slowest_s: float | None,
     time: datetime,
 ) -> WorkerStatus:
-    """One worker.
+    """The status of one worker.
 
     Args:
-        sessions: Its own, at least one, in the order in which they began.
+        sessions: Its sessions, at least one, in the order in which they began.
         left: Shards that belong to the last of them.
         slowest_s: Seconds of the slowest shard of any worker; None before there is one.
-        time: Of asking.
+        time: Time of the status.
     """
     session = sessions[-1]
     finished = {shard.shard for own in sessions for shard in own.finished}
     own_slowest = max((s.seconds for own in sessions for s in own.finished), default=slowest_s)
     state: State = session.reason or (
-        # A clock that is ahead is no sign of life either.
+        # abs: a last line from the future, by a clock that is ahead, does not count as recent.
         "silent" if abs(time - session.last) > _patience(own_slowest) else "running"
     )
     in_hand = session.in_hand if session.reason else min(left, default=None)
@@ -280,14 +280,14 @@ def worker_status(
 
 
 def _patience(slowest_s: float | None) -> timedelta:
-    """How long a worker at work may go unseen."""
+    """How long a running worker may write nothing."""
     if slowest_s is None:
         return timedelta(seconds=SILENT_FIRST_S)
     return timedelta(seconds=max(SILENT_S, SILENT_SHARDS * slowest_s))
 
 
 def session_rate(session: SessionRecord) -> float | None:
-    """Tokens per second of a session, from the start of its first shard: loading does not count."""
+    """Tokens per second of a session, without loading the model; None before its first shard ends."""
     if not session.finished:
         return None
     first, last = session.finished[0], session.finished[-1]

@@ -21,21 +21,21 @@ from store_schema.config import RunConfig
     "watch_s",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
-    help="Again and again, until interrupted.",
+    help="Show it again every so many seconds, until interrupted.",
 )
 def status(run: RunConfig, as_json: bool, all_workers: bool, watch_s: float | None) -> None:
-    """Shards done, pending and failed of each stage, who is at work, how fast, and until when.
+    """Show done, pending and failed shards of each stage, workers, speed and remaining time.
 
-    Read from commits and logs alone, while workers run or when none does.
+    Reads only commits and logs, so it works whether workers run or not.
     """
     from launch.status import run_status
     from launch.status_text import status_json, status_text
 
     def show() -> None:
-        found = run_status(run)
+        now = run_status(run)
         if watch_s is not None and sys.stdout.isatty():
             click.clear()
-        click.echo(status_json(found) if as_json else status_text(found, all_workers=all_workers))
+        click.echo(status_json(now) if as_json else status_text(now, all_workers=all_workers))
         sys.stdout.flush()
 
     show()

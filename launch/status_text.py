@@ -1,4 +1,4 @@
-"""The status of a run as people and as programs read it."""
+"""The status of a run as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ WORKER_HEAD = ("worker", "state", "done", "left", "shard in hand", "tok/s", "see
 
 
 def status_text(status: RunStatus, *, all_workers: bool = False) -> str:
-    """The whole as a table: a line for each stage and source, then what needs care.
+    """The status as text: a table with a line for each stage and source, then what needs attention.
 
     Args:
-        status: Of the run.
-        all_workers: Also a table of workers for each line that has any.
+        status: Status of the run.
+        all_workers: Add a table of all workers of each line, not only of failed and silent ones.
     """
     lines = [f"{status.name} ({status.folder}), {status.time:%Y-%m-%d %H:%M:%S %Z}", ""]
     lines += table(STAGE_HEAD, [_stage_row(work) for work in status.work], left=(0, 1, 9))
@@ -42,10 +42,10 @@ def status_text(status: RunStatus, *, all_workers: bool = False) -> str:
             lines.append(f"  failed shards: {some_shards(work.failed)}")
         if shown:
             rows = [_worker_row(worker, status.time) for worker in shown]
-            head, *told = table(WORKER_HEAD, rows, left=(0, 1, 4, 7, 8))
+            head, *body = table(WORKER_HEAD, rows, left=(0, 1, 4, 7, 8))
             errors = (f"  {worker.error}" if worker.error else None for worker in shown)
             lines.append(f"  {head}")
-            for row, error in zip(told, errors, strict=True):
+            for row, error in zip(body, errors, strict=True):
                 lines += [f"  {row}", *([f"  {error}"] if error else [])]
     return "\n".join(lines)
 
@@ -53,7 +53,7 @@ def status_text(status: RunStatus, *, all_workers: bool = False) -> str:
 def _stage_row(work: WorkStatus) -> tuple[str, ...]:
     states = Counter(worker.state for worker in work.workers)
     care = Counter(worker.state for worker in work.workers if worker.needs_care)
-    # Those that failed or went silent once, and whose shards were done since, are no news.
+    # Workers that failed or are silent are left out once other workers have their shards.
     shown = {"running": states["running"], **{s: care[s] for s in ("failed", "silent")}}
     tokens = count_text(work.tokens_done)
     if work.tokens_left is not None:
@@ -115,7 +115,7 @@ def _eta(seconds: float | None) -> str:
 
 
 def status_json(status: RunStatus) -> str:
-    """The whole as one JSON object on one line; times are ISO 8601, UTC."""
+    """The status as one JSON object on one line; times are ISO 8601, UTC."""
     work = []
     for stage in status.work:
         workers = [asdict(w) | {"worker": str(w.worker)} for w in stage.workers]

@@ -1,4 +1,4 @@
-"""`logitfuse submit`: what is pending, as Slurm jobs. Asks the cluster, writes scripts, submits."""
+"""`logitfuse submit`: finds pending work, asks Slurm for its limits, writes scripts, submits them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 
 _DEADLINE_S = 300.0
-"""Slurm's own commands give up before."""
+"""Timeout of Slurm's commands, which themselves give up earlier."""
 _PATIENCE_S = 10.0
-"""For an answer that is not needed: commands look for a cluster for a minute."""
+"""Timeout if the answer is optional; without a cluster the commands would try for a minute."""
 _DONE_FILE = "done.json"
-"""What a finished training leaves in its final folder."""
+"""File of a finished training in its final folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A job that Slurm has taken."""
+    """A job that Slurm has accepted."""
 
     job: Job
     job_id: str
@@ -43,7 +43,7 @@ class Submitted:
 
 
 def find_pending(run: RunConfig) -> Pending:
-    """What the run's plan, commits and final folders leave to do.
+    """The work that is left, by the run's plan, commits and final folders.
 
     Raises:
         MissingError: There is no plan.
@@ -81,14 +81,14 @@ def _trained(run: RunConfig) -> bool:
     return all((final / _DONE_FILE).exists() for final in finals)
 
 
-# ---- what the cluster says ---------------------------------------------------------------------------
+# ---- what the cluster reports ------------------------------------------------------------------------
 
 
 def array_limits(*, needs_slurm: bool) -> ArrayLimits:
     """The cluster's limits of arrays.
 
     Args:
-        needs_slurm: False takes Slurm's defaults where no cluster answers.
+        needs_slurm: False takes Slurm's defaults if no cluster answers.
 
     Raises:
         ConfigError: No cluster answers, or it allows no arrays.
@@ -110,7 +110,7 @@ def array_limits(*, needs_slurm: bool) -> ArrayLimits:
 
 
 def queued_scripts(run: RunConfig) -> dict[str, str]:
-    """Jobs of this run that wait or run: stems of their scripts by job id.
+    """Queued and running jobs of this run: stems of their scripts by job id.
 
     Raises:
         ConfigError: Slurm does not answer.
@@ -118,19 +118,19 @@ def queued_scripts(run: RunConfig) -> dict[str, str]:
     folder = scripts_folder(run)
     states = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
     text = _slurm("squeue", "--noheader", f"--states={states}", "--format=%F %o")
-    found = {}
+    stems = {}
     for line in text.splitlines():
         job_id, _, command = line.strip().partition(" ")
         if folder in Path(command).parents:
-            found[job_id] = Path(command).stem
-    return found
+            stems[job_id] = Path(command).stem
+    return stems
 
 
 def require_free(run: RunConfig, jobs: Sequence[Job]) -> None:
-    """Refuse jobs whose work earlier jobs of this run still have in hand.
+    """Refuse jobs whose work earlier jobs of this run, queued or running, will do.
 
     Raises:
-        ConfigError: Names them.
+        ConfigError: The message names the earlier jobs.
     """
     wanted = {(job.stage, job.source) for job in jobs}
     stems = {"-".join(filter(None, pair)) for pair in wanted}
@@ -149,15 +149,15 @@ def require_free(run: RunConfig, jobs: Sequence[Job]) -> None:
 
 
 def _number(pattern: str, text: str) -> int | None:
-    found = re.search(pattern, text, re.MULTILINE | re.IGNORECASE)
-    return int(found[1]) if found else None
+    match = re.search(pattern, text, re.MULTILINE | re.IGNORECASE)
+    return int(match[1]) if match else None
 
 
 def _slurm(*words: str, deadline_s: float = _DEADLINE_S) -> str:
     """Output of one of Slurm's commands.
 
     Raises:
-        ConfigError: It is not there, or it failed, in its own words.
+        ConfigError: It is not there, or failed; the message quotes its error.
     """
     program = words[0]
     try:
@@ -181,8 +181,8 @@ def _slurm(*words: str, deadline_s: float = _DEADLINE_S) -> str:
         raise ConfigError(f"{program} does not answer", got=waited) from error
     if done.returncode != 0:
         lines = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines()]
-        said = "; ".join(line.strip() for line in lines if line.strip())
-        raise ConfigError(f"{program} refused", got=said or f"exit code {done.returncode}")
+        message = "; ".join(line.strip() for line in lines if line.strip())
+        raise ConfigError(f"{program} refused", got=message or f"exit code {done.returncode}")
     return done.stdout
 
 
@@ -190,7 +190,7 @@ def _slurm(*words: str, deadline_s: float = _DEADLINE_S) -> str:
 
 
 def scripts_folder(run: RunConfig) -> Path:
-    """Where scripts, what they print and the record of submissions lie."""
+    """Folder of scripts, their output and the record of submissions."""
     return Path(os.path.abspath(logs_folder(run))) / "slurm"
 
 
@@ -199,7 +199,7 @@ def write_scripts(run: RunConfig, jobs: Sequence[Job]) -> Place:
 
     Raises:
         ConfigError: sbatch cannot be given the folder.
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     section = run.section("launch", LaunchSection)
     try:
@@ -234,10 +234,10 @@ def _new_folder(parent: Path) -> Path:
 
 
 def submit_jobs(run: RunConfig, jobs: Sequence[Job], place: Place) -> list[Submitted]:
-    """Submit all jobs, or none: those that Slurm took before it refused one are cancelled.
+    """Submit all jobs, or none: if Slurm refuses one, those it accepted before are cancelled.
 
     Raises:
-        ConfigError: sbatch refused, in its own words.
+        ConfigError: sbatch refused; the message quotes its error.
     """
     ids: dict[str, str] = {}
     for job in jobs:

@@ -1,4 +1,4 @@
-"""One JSON line per run of a stage, in <run>/logs/<stage>.jsonl: what it cost and what it did."""
+"""One JSON line per run of a stage, in <run>/logs/<stage>.jsonl: seconds, memory, figures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 def logs_folder(run: RunConfig) -> Path:
-    """Where logs go: beside the run when it is local, else under runs/<name>."""
+    """Folder of the logs: in the run's folder if it is local, else in runs/<name>."""
     return Path(f"runs/{run.name}" if "://" in run.folder else run.folder) / "logs"
 
 
 def pair_folders(run: RunConfig) -> dict[str, Path]:
-    """Where each pair of a pairwise training (`train.pairwise`) lies, by the source that is paired with
-    the pivot; {} where there is none."""
+    """Folder of each pair of a pairwise training (`train.pairwise`), by the source that is paired with
+    the pivot; {} without pairwise training."""
     pairwise = getattr(run.sections.get("train"), "pairwise", None)
     if pairwise is None:
         return {}
@@ -48,7 +48,7 @@ def append_summary(run: RunConfig, stage: str, seconds: float, figures: dict[str
     """Append one line.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     line = {
         "stage": stage,
@@ -64,10 +64,10 @@ def append_summary(run: RunConfig, stage: str, seconds: float, figures: dict[str
 
 
 def read_summaries(run: RunConfig) -> dict[str, list[dict[str, Any]]]:
-    """All lines by stage, oldest first. Lines that a kill cut are left out with a warning."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """All lines by stage, oldest first. Incomplete lines are left out with a warning."""
+    by_stage: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(logs_folder(run).glob("*.jsonl")):
-        found[path.stem], cut = read_lines(path)
+        by_stage[path.stem], cut = read_lines(path)
         for number in cut:
             logger.warning("%s, line %d is cut, left out", path, number)
-    return found
+    return by_stage

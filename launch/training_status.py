@@ -1,4 +1,4 @@
-"""How far the trainings of a run are, told from their step logs."""
+"""The status of a run's trainings, read from their step logs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from store_schema.config import RunConfig
 STEP_LOGS = {"fused": "train_steps.jsonl", "control": "control_steps.jsonl"}
 SUMMARIES = "train.jsonl"
 RECENT_STEPS = 20
-"""Speed is that of so many last steps."""
+"""Number of last steps whose mean is the speed."""
 SILENT_S = 600.0
-"""A training that wrote nothing for so long may be silent,"""
+"""A training is `silent` when it wrote nothing for this long,"""
 SILENT_STEPS = 20
-"""and is when that is also longer than so many of its slowest recent steps."""
+"""and for longer than this many times its slowest recent step."""
 
 State = Literal["running", Reason, "silent"]
 TrainingState = Literal["not begun", State]
@@ -30,14 +30,13 @@ class TrainingStatus:
     """One training.
 
     Args:
-        label: "fused", "control", or of pairwise training the pair: "with NAME".
-        state: `silent`: it did not say that it ended, and wrote nothing for long.
+        label: "fused", "control", or the pair of a pairwise training: "with NAME".
+        state: `silent`: its logs have no end, and no new line for long.
         step: Steps done.
-        num_steps: Of all; None before the first step.
-        loss: Of the last step, nats.
-        tokens_per_s: Mean of the last steps.
-        eta_s: Seconds to the last step at that speed, evaluations not counted; None where nobody is
-            at work.
+        num_steps: Steps in all; None before the first step.
+        loss: Loss of the last step, nats.
+        tokens_per_s: Mean speed of the last steps.
+        eta_s: Seconds to the last step at that speed, without evaluations; None if it does not run.
     """
 
     label: str
@@ -105,7 +104,7 @@ def _number(value: Any) -> float | None:
 
 
 def _last_ending(path: Path) -> tuple[datetime, TrainingState] | None:
-    """When and how the train stage last ended before its end; None where it did not."""
+    """When the train stage last ended early, and whether "stopped" or "failed"; None if it did not."""
     try:
         lines, _ = read_lines(path)
         ended = datetime.strptime(lines[-1]["ended"], "%Y-%m-%dT%H:%M:%S%z")

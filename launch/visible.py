@@ -1,5 +1,4 @@
-"""Text of unknown origin made fit to be seen, with nothing hidden and nothing that a terminal or page
-obeys, and tables for a terminal."""
+"""Text of unknown origin with invisible and control characters escaped, and tables for a terminal."""
 
 from __future__ import annotations
 
@@ -7,16 +6,16 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 JOINERS = "\u200c\u200d"
-"""Invisible, but Persian, Hindi and emoji are not read right without them."""
+"""Invisible, but needed for Persian, Hindi and emoji."""
 
 
 def visible(text: str | bytes, *, keep: str = "", backslash: str = "\\\\") -> str:
-    r"""What cannot be seen becomes an escape like Python's: \n, \x00, \u202e.
+    r"""The text with characters that are not printable as Python's escapes: \n, \x00, \u202e.
 
     Args:
-        text: Bytes are read as UTF-8; those that are none become \xff.
+        text: Bytes are decoded as UTF-8; invalid ones become \xff.
         keep: Characters left as they are.
-        backslash: What stands for a backslash of the text; doubled unless told otherwise.
+        backslash: Replaces a backslash of the text, so that escapes are unambiguous.
     """
     data = text if isinstance(text, bytes) else text.encode(errors="backslashreplace")
     return "".join(
@@ -26,12 +25,12 @@ def visible(text: str | bytes, *, keep: str = "", backslash: str = "\\\\") -> st
 
 
 def _decoded(data: bytes, backslash: str) -> str:
-    """UTF-8, a backslash of the text told from one that stands for a broken byte."""
+    """Decode UTF-8, with `backslash` for the text's backslashes, not for those of invalid bytes."""
     return backslash.join(part.decode(errors="backslashreplace") for part in data.split(b"\\"))
 
 
 def width(text: str) -> int:
-    """Columns that a terminal gives to printable text."""
+    """Number of terminal columns of printable text."""
     return sum(map(_width, text))
 
 
@@ -46,7 +45,7 @@ def _width(character: str) -> int:
 
 
 def cut(text: str, columns: int) -> str:
-    """Text in at most `columns` columns, with an ellipsis where something was left out."""
+    """Text in at most `columns` columns, with an ellipsis at the end if it was cut."""
     if width(text) <= columns:
         return text
     kept, used = [], 0
@@ -65,9 +64,9 @@ def padded(text: str, columns: int) -> str:
 
 
 def quoted(data: bytes) -> str:
-    """A token as a terminal shows it: in quotes, so that spaces are seen."""
+    """A token escaped and in quotes, so that spaces are visible."""
     text = visible(data).replace('"', '\\"')
-    # A mark that joins the character before it would join the quote.
+    # A combining mark would combine with the quote.
     if text and unicodedata.category(text[0]) in ("Mn", "Mc", "Me"):
         text = "\u25cc" + text
     return f'"{text}"'
@@ -81,7 +80,7 @@ def table(
     Args:
         head: Titles of the columns.
         rows: Cells: text as it is, numbers with separators of thousands.
-        left: Columns that stand to the left; the others stand to the right.
+        left: Indices of columns that are left-aligned; the others are right-aligned.
     """
     lines = [[_cell(value) for value in row] for row in (head, *rows)]
     widths = [max(map(width, column)) for column in zip(*lines, strict=True)]

@@ -1,4 +1,4 @@
-"""Which shards a worker does. Decided by plan and commits, never by a live listing of data."""
+"""Which shards a worker does, decided by plan and commits, not by listing data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:  # the command line is answered before the plan's packages are
     from store_schema.plan.plan import ShardRecord
 
 Ranges = tuple[tuple[int, int], ...]
-"""Shards as inclusive ranges, sorted, apart from one another."""
+"""Shards as inclusive ranges, sorted, neither overlapping nor adjacent."""
 
 SHOWN_RANGES = 10
-"""How many are written out where people read them."""
+"""Most ranges in messages and tables."""
 
 MAX_SHARD = 1_000_000
-"""More than any plan.json can hold."""
+"""Larger than any plan's shard numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Part:
     """Which part of a stage's shards this process does.
 
     Args:
-        worker: Takes every count-th shard of the plan, from its index on.
-        shards: Only these; None: all.
-        limit: At most this many in this run, of each source; None: no limit.
+        worker: Does every count-th shard of the plan, beginning with its index.
+        shards: Only these shards; None for all.
+        limit: Most shards of each source in this run; None for no limit.
     """
 
     worker: Worker = Worker()
@@ -50,7 +50,7 @@ class Part:
     limit: int | None = None
 
     def mine(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
-        """Shards of the plan that are this part's, finished or not, whatever the limit.
+        """Shards of the plan that belong to this part, finished or not; ignores the limit.
 
         Raises:
             ConfigError: A shard was named that the plan does not have.
@@ -68,12 +68,12 @@ class Part:
     ) -> list[ShardRecord]:
         """Shards that this process still has to do.
 
-        The deal does not depend on what is committed, so workers that start at different moments
-        never choose the same shard; a changed worker count deals again over what is left.
+        The assignment does not depend on what is committed, so workers that start at different times
+        never choose the same shard; with another worker count, shards that are left are assigned again.
 
         Args:
-            shards: All of the plan.
-            committed: Those that are finished.
+            shards: All shards of the plan.
+            committed: Indices of those that are finished.
 
         Raises:
             ConfigError: A shard was named that the plan does not have.
@@ -81,12 +81,12 @@ class Part:
         return [s for s in self.mine(shards) if s.index not in committed][: self.limit]
 
     def only(self, pending: Iterable[ShardRecord]) -> Part:
-        """The same without a limit, these shards named: asked again, it does not count again."""
+        """This part without a limit and with these shards by name, so that they stay the same later."""
         named = shard_ranges(shard.index for shard in pending)
         return Part(self.worker, named, None)
 
     def arguments(self) -> list[str]:
-        """This part as command line options; the worker is always said."""
+        """This part as command line options; --worker is always among them."""
         words = ["--worker", str(self.worker)]
         if self.shards is not None:
             words += ["--shards", range_text(self.shards)]
@@ -108,12 +108,12 @@ class Part:
 
 
 def parse_shards(text: str) -> Ranges:
-    """Ranges from "3-7", "3" or "0-2,9", in any order.
+    """Ranges from text such as "3-7", "3" or "0-2,9", in any order.
 
     Raises:
-        ConfigError: Written otherwise.
+        ConfigError: Not of this form.
     """
-    found = []
+    ranges = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -121,12 +121,12 @@ def parse_shards(text: str) -> Ranges:
             raise ConfigError(
                 "shards refused", where="--shards", expected="such as 3-7 or 0-2,9", got=text
             )
-        found.append((first, last))
-    return _joined(found)
+        ranges.append((first, last))
+    return _joined(ranges)
 
 
 def shards_in(ranges: Ranges) -> list[int]:
-    """Shards of ranges, rising."""
+    """All shards of the ranges, ascending."""
     return [shard for first, last in ranges for shard in range(first, last + 1)]
 
 
@@ -151,7 +151,7 @@ def range_text(ranges: Ranges) -> str:
 
 
 def some_shards(shards: Iterable[int]) -> str:
-    """Shards for people: their ranges, but not more than fit a line."""
+    """Shards as text for one line: at most `SHOWN_RANGES` ranges."""
     ranges = shard_ranges(shards)
     return range_text(ranges[:SHOWN_RANGES]) + (",..." if len(ranges) > SHOWN_RANGES else "")
 
@@ -160,12 +160,12 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
     """The worker that this process is.
 
     Args:
-        text: "i/n" from the command line, i from 0; None asks the scheduler's variables.
+        text: "i/n" from the command line, i from 0; None uses the scheduler's variables.
         environment: SLURM_ARRAY_TASK_ID with _COUNT, _MIN, _MAX and _STEP, or JOB_COMPLETION_INDEX
-            with JOB_COMPLETION_COUNT; and what `step_task` asks for.
+            with JOB_COMPLETION_COUNT; and the variables of `step_task`.
 
     Raises:
-        ConfigError: Not "i/n" with 0 <= i < n, or variables that do not tell which worker it is.
+        ConfigError: Not "i/n" with 0 <= i < n, or variables that do not determine the worker.
     """
     if text is None:
         job = Worker()
@@ -184,23 +184,23 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
 
 
 def step_task(environment: Mapping[str, str] = os.environ) -> Worker:
-    """Which task of how many that one `srun` has started; 0/1 outside a step of several.
+    """This process's task among those that one `srun` started; 0/1 outside a step of several tasks.
 
-    A batch script stands in no step, but has SLURM_NTASKS and may have inherited the variables of a
-    step that it was submitted from; its own number of tasks is then seldom the step's.
+    A batch script is in no step, but has SLURM_NTASKS and may have inherited the variables of the step
+    that it was submitted from, whose number of tasks then differs as a rule.
     """
     names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
-    given = [environment.get(name, "") for name in names]
-    task, tasks, of_step = (int(text) if text.isdecimal() else 0 for text in given)
+    values = [environment.get(name, "") for name in names]
+    task, tasks, of_step = (int(text) if text.isdecimal() else 0 for text in values)
     in_step = of_step == tasks or (task > 0 and not of_step)
     return Worker(task, tasks) if in_step and task < tasks else Worker()
 
 
 def _array_task(environment: Mapping[str, str]) -> Worker:
-    """Slurm's array task; arrays may begin at any number and go in steps, but not have gaps."""
+    """Worker of Slurm's array task; arrays may have any first number and step, but no gaps."""
     names = ("ID", "COUNT", "MIN", "MAX", "STEP")
-    given = {name: environment.get(f"SLURM_ARRAY_TASK_{name}") for name in names}
-    shown = ", ".join(f"{name} {text}" for name, text in given.items() if text is not None)
+    values = {name: environment.get(f"SLURM_ARRAY_TASK_{name}") for name in names}
+    shown = ", ".join(f"{name} {text}" for name, text in values.items() if text is not None)
     refusal = ConfigError(
         "Slurm's array variables do not tell which worker this is",
         where="SLURM_ARRAY_TASK_*",
@@ -208,11 +208,11 @@ def _array_task(environment: Mapping[str, str]) -> Worker:
         got=shown,
         hint="give --worker i/n",
     )
-    if given["COUNT"] is None or not all(t is None or t.isdecimal() for t in given.values()):
+    if values["COUNT"] is None or not all(t is None or t.isdecimal() for t in values.values()):
         raise refusal
-    task, count = int(given["ID"] or 0), int(given["COUNT"])
-    first, step = int(given["MIN"] or 0), max(int(given["STEP"] or 1), 1)
-    last = int(given["MAX"] or first + step * (count - 1))
+    task, count = int(values["ID"] or 0), int(values["COUNT"])
+    first, step = int(values["MIN"] or 0), max(int(values["STEP"] or 1), 1)
+    last = int(values["MAX"] or first + step * (count - 1))
     index, rest = divmod(task - first, step)
     if rest or (last - first) // step != count - 1 or not 0 <= index < count:
         raise refusal
@@ -220,7 +220,7 @@ def _array_task(environment: Mapping[str, str]) -> Worker:
 
 
 def _indexed_job(environment: Mapping[str, str]) -> Worker:
-    """Kubernetes' indexed job, which says the index but not of how many."""
+    """Worker of a Kubernetes indexed job, which sets the index but not the number of completions."""
     index = environment["JOB_COMPLETION_INDEX"]
     count = environment.get("JOB_COMPLETION_COUNT")
     both = index.isdecimal() and count is not None and count.isdecimal()
@@ -236,7 +236,7 @@ def _indexed_job(environment: Mapping[str, str]) -> Worker:
 
 
 def chosen_sources(run: RunConfig, names: Collection[str]) -> tuple[str, ...]:
-    """The sources that a command is about: each of `names` once, or all of the run.
+    """The sources of a command: each of `names` once, or all of the run if there are none.
 
     Raises:
         ConfigError: The run has no such source.
@@ -253,12 +253,12 @@ def chosen_sources(run: RunConfig, names: Collection[str]) -> tuple[str, ...]:
 
 
 def work_line(what: str, pending: Collection[ShardRecord], model: str) -> str:
-    """What `--dry-run` says of a source: shards and tokens that a run would do.
+    """Line that `--dry-run` prints for a source: shards and tokens that a run would do.
 
     Args:
         what: Stage and source, such as "extract coder".
         pending: Shards to do.
-        model: Whose tokens to count, a key of `num_tokens`.
+        model: Model whose tokens to count, a key of `num_tokens`.
     """
     if not pending:
         return f"{what}: nothing to do"

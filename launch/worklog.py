@@ -1,4 +1,4 @@
-"""What each worker is doing, one JSON line at a time.
+"""Logs of what each worker does, with one JSON object per line.
 
 <run>/logs/<stage>/<source>/worker-<i>-of-<n>.jsonl, appended over all sessions of that worker:
 
@@ -8,11 +8,11 @@
     {"event": "shard", "time": ..., "session": ..., "shard": 16, "tokens": ..., "seconds": ...,
      "tokens_per_s": ..., "size_bytes": ..., and figures of the stage}
     {"event": "end", "time": ..., "session": ..., "reason": "done" | "stopped" | "failed",
-     "error": ..., "shard": the one in hand}
+     "error": ..., "shard": the one that was being worked on}
 
 Times are UTC, ISO 8601. `job` and `restarts` are the scheduler's and null without one. A session
-without an end is running, or was killed. Commits alone say what is finished; the log says who is at
-work, how fast, and why somebody stopped.
+without an end is running, or was killed. Commits alone say what is finished; the log says which workers
+run, how fast, and why one stopped.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class WorkLog:
         run: The run.
         stage: "extract", "generate" or "align".
         source: Name of the source.
-        worker: Which one.
+        worker: Which worker.
     """
 
     def __init__(self, run: RunConfig, stage: str, source: str, worker: Worker) -> None:
@@ -61,11 +61,11 @@ class WorkLog:
 
     @contextmanager
     def session(self, pending: Sequence[ShardRecord], unit_tokens: str | None) -> Iterator[Session]:
-        """Log the begin, what the block tells of its shards, and how it ended.
+        """Log begin and end of a session; the block logs its shards through the yielded Session.
 
         Args:
-            pending: Shards that this session is to do, in their order.
-            unit_tokens: Whose tokens are counted, a key of `num_tokens`; None: not known before.
+            pending: Shards that this session will do, in order.
+            unit_tokens: Model whose tokens to count, a key of `num_tokens`; None if not known before.
         """
         session = Session(self.path, [shard.index for shard in pending])
         tokens = None
@@ -82,9 +82,9 @@ class WorkLog:
 
 
 class Session:
-    """One run of a worker: what its process writes.
+    """Writes the log of one run of a worker.
 
-    A disk that refuses a line is told once and never ends the work.
+    If a line cannot be written, that is reported once, and the work goes on.
     """
 
     def __init__(self, path: Path, pending: Sequence[int]) -> None:
@@ -95,7 +95,7 @@ class Session:
         self._refused = False
 
     def begin(self, tokens: int | None) -> None:
-        """The session begins."""
+        """Log that the session begins, with `tokens` to do (None if not known)."""
         self._write(
             "begin",
             host=socket.gethostname(),
@@ -107,20 +107,20 @@ class Session:
         )
 
     def begun(self, index: int) -> None:
-        """A shard is taken in hand."""
+        """Log that work on a shard begins."""
         self._write("begun", shard=index)
 
     def shard(
         self, index: int, *, tokens: int, seconds: float, size_bytes: int, **figures: Any
     ) -> None:
-        """A shard was committed.
+        """Log that a shard was committed.
 
         Args:
-            index: Of the shard.
+            index: Index of the shard.
             tokens: Positions done.
-            seconds: That its batches took.
+            seconds: Time that its batches took.
             size_bytes: Bytes of its data on disk.
-            figures: What else is worth noting.
+            figures: Further figures of the stage.
         """
         self._finished.add(index)
         self._write(
@@ -134,7 +134,7 @@ class Session:
         )
 
     def end(self, reason: Reason, error: BaseException | None = None) -> None:
-        """The session ends."""
+        """Log that the session ends, why, and which shard was being worked on."""
         in_hand = None
         if reason != "done":
             in_hand = next((i for i in self._pending if i not in self._finished), None)
@@ -155,7 +155,7 @@ class Session:
 
 
 def scheduler_job(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The scheduler's id of this job and how often it was restarted, None where it says neither."""
+    """The scheduler's id of this job and its number of restarts, None where not known."""
     job = environment.get("SLURM_JOB_ID")
     if "SLURM_ARRAY_JOB_ID" in environment:
         job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment.get('SLURM_ARRAY_TASK_ID', '')}"
@@ -180,7 +180,7 @@ def error_line(error: BaseException | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class FinishedShard:
-    """A shard that a session committed; `time` is when."""
+    """A shard that a session committed at `time`."""
 
     shard: int
     time: datetime
@@ -190,20 +190,20 @@ class FinishedShard:
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """One session as its log tells it.
+    """One session, as read from its log.
 
     Args:
-        worker: Whose.
-        begun: When.
+        worker: Its worker.
+        begun: When it began.
         last: Time of its last line.
         host: Where it runs or ran.
         pid: Its process.
         job: The scheduler's id, None without one.
         pending: Shards it had to do when it began.
         finished: Shards it committed, in order.
-        reason: How it ended; None: it did not say.
+        reason: How it ended; None if its log has no end.
         error: Why it ended.
-        in_hand: Shard in hand at the end, None where it ended well or did not end.
+        in_hand: Shard that it worked on when it ended; None if it is done or has no end.
         taken: Shards that were begun, finished or not, in order.
     """
 
@@ -224,9 +224,9 @@ class SessionRecord:
 def read_sessions(run: RunConfig, stage: str, source: str) -> list[SessionRecord]:
     """Sessions of all workers, in the order in which they began.
 
-    Lines that are cut, and sessions whose begin was lost, are left out.
+    Incomplete lines, and sessions whose begin is lost, are left out.
     """
-    found: list[SessionRecord] = []
+    sessions: list[SessionRecord] = []
     for path in sorted((logs_folder(run) / stage / source).glob("worker-*.jsonl")):
         name = _FILE_NAME.fullmatch(path.name)
         if name is None or int(name[1]) >= int(name[2]):
@@ -236,21 +236,21 @@ def read_sessions(run: RunConfig, stage: str, source: str) -> list[SessionRecord
         except OSError as error:
             logger.warning("%s cannot be read: %s", path, error.strerror or error)
             continue
-        found += _sessions(Worker(int(name[1]), int(name[2])), lines)
-    return sorted(found, key=lambda session: session.begun)
+        sessions += _sessions(Worker(int(name[1]), int(name[2])), lines)
+    return sorted(sessions, key=lambda session: session.begun)
 
 
 def _sessions(worker: Worker, lines: Iterable[Mapping[str, Any]]) -> list[SessionRecord]:
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         by_name.setdefault(str(line.get("session")), []).append(line)
-    found = []
+    sessions = []
     for events in by_name.values():
         try:
-            found.append(_session(worker, events))
+            sessions.append(_session(worker, events))
         except (KeyError, TypeError, ValueError, OverflowError, LogitfuseError):
             logger.warning("a session of worker %s cannot be understood, left out", worker)
-    return found
+    return sessions
 
 
 def _session(worker: Worker, events: Sequence[Mapping[str, Any]]) -> SessionRecord:

@@ -1,7 +1,7 @@
-"""The contracts on disk: what every stage writes and reads, and how it is checked.
+"""The files of a run, shared by all stages: formats, writing, reading and checks.
 
-Nothing here imports another room, torch or a model library. Start with `layout` (the one table of
-arrays), then `plan`, `manifest`, and `store`: its writer and reader.
+Nothing here imports another top package, torch or a model library. Start with `layout` (the table of
+arrays), then `plan`, `manifest` and `store` (reader and writer).
 """
 
 __version__ = "0.1.0"

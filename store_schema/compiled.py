@@ -1,9 +1,8 @@
-"""How the functions that run at every position are compiled, and where their machine code is kept.
+"""Compile functions with Numba, and keep their machine code in a cache that is never stale.
 
-Numba keeps machine code beside a function and renews it when that function's own file changes. Code
-of a function that it calls is part of it, though, so a change in one file could leave stale code in
-another's. Here the place is named by a digest of all files of the rooms concerned, sub-folders too: a
-change anywhere starts again.
+Numba compiles a cached function again when that function's own file changes. But its machine code has
+the functions it calls inlined, so a change in another file would leave stale code. Here the cache
+folder is named by a digest of all source files of the top package: any change compiles again.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ _NAME = "compiled-"
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile without Python objects, at the first call; other threads run meanwhile."""
+    """Compile in nopython mode at the first call; the function runs without the GIL."""
     return _compile(function)
 
 
 def bare(function: Callable[..., Any]) -> Any:
-    """The same for functions that allocate nothing and give arrays to nobody who keeps them.
+    """As `compiled`, for functions that allocate nothing and keep no reference to their arrays.
 
-    Without Numba's own runtime they count no references, which otherwise takes a third of the time of
-    a call with many arrays: each is an atomic operation. Whoever calls them holds the arrays.
+    They run without Numba's reference counting (one atomic operation for each array), which takes a
+    third of the time of a call with many arrays. The caller must hold the arrays.
     """
     return _compile(function, _nrt=False)
 
 
 def compiled_fast(function: Callable[..., Any]) -> Any:
-    """The same as `compiled`, where sums may be taken in another order."""
+    """As `compiled`, where the compiler may change the order of sums."""
     return _compile(function, fastmath={"reassoc", "contract"})
 
 
@@ -51,21 +50,21 @@ def _compile(function: Callable[..., Any], **flags: Any) -> Any:
 
 
 def _room_of(folder: Path) -> Path:
-    """The top package that a folder belongs to; the folder itself where it is none."""
+    """The top package that a folder belongs to; the folder itself where it is in no package."""
     while (folder / "__init__.py").exists() and (folder.parent / "__init__.py").exists():
         folder = folder.parent
     return folder
 
 
 def _sources(room: Path) -> list[Path]:
-    """Files of a room; of a folder that is no package, those directly in it."""
+    """Source files of a package with its sub-packages; of any other folder, those directly in it."""
     is_package = (room / "__init__.py").exists()
     return sorted(room.rglob("*.py") if is_package else room.glob("*.py"))
 
 
 @cache
 def _cache_folder(room: Path) -> Path | None:
-    """Where machine code of a room's functions lies; None where nothing can be written."""
+    """Cache folder for the functions of a package; None where none can be written to."""
     digest = hashlib.sha256()
     for folder in sorted({room, Path(__file__).parent}):
         for path in _sources(folder):

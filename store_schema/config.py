@@ -1,8 +1,8 @@
 """The run file: one YAML, read by every stage, strict everywhere.
 
-The head (name, seed, sources, target) is shared and lives here. Each stage owns its own section as
-a pydantic model and announces it under the entry point group `logitfuse.sections`, so the whole
-file is checked by whichever stage reads it, while no stage imports another.
+The head (name, seed, sources, target) is defined here. Each stage defines its own section as a pydantic
+model and registers it under the entry point group `logitfuse.sections`, so that every stage checks the
+whole file, while no stage imports another.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SECTION_GROUP = "logitfuse.sections"
 
 
 class StrictModel(BaseModel):
-    """Base of everything parsed: unknown keys and numbers that are not finite are errors, values
-    frozen, defaults checked."""
+    """Base of all parsed records: unknown keys and numbers that are not finite are errors, instances
+    are frozen, and defaults are checked too."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -46,13 +46,13 @@ class StrictModel(BaseModel):
 
 
 class SectionModel(StrictModel):
-    """Base of a stage's section."""
+    """Base of the run file's sections, one for each stage."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change speed or place but not content: they stay out of fingerprints."""
+    """Fields that change speed or location but not the output: they are no part of fingerprints."""
 
     def content(self) -> dict[str, Any]:
-        """The fields that shape the output, for fingerprints."""
+        """The fields that determine the output, for fingerprints."""
         return self.model_dump(mode="json", exclude=set(self.runtime_fields))
 
     def splits_needed(self) -> dict[str, str]:
@@ -60,21 +60,22 @@ class SectionModel(StrictModel):
         return {}
 
     def split_of_all_domains(self) -> str | None:
-        """A split in which the stage wants text of every domain, unless it is told otherwise."""
+        """The split that should have text of every domain for this stage; None for none."""
         return None
 
     def finished_shards(self, run: RunConfig, source: str) -> set[int] | None:
-        """Shards of a source that the stage has and would go on with. Writes nothing.
+        """Indices of the shards of a source that this stage has finished and would keep. Writes
+        nothing.
 
         Args:
-            run: The run file that the section is of.
+            run: The run file of the section.
             source: Name of the source.
 
         Returns:
-            None for a stage that keeps no store of a source.
+            The indices; None for a stage that has no store of a source.
 
         Raises:
-            LogitfuseError: What the stage itself would refuse with.
+            LogitfuseError: The stage itself would refuse to continue, with the same error.
         """
         return None
 
@@ -97,17 +98,18 @@ _DTYPE_ALIASES = {
 
 
 class TemplateSettings(StrictModel):
-    """How a model's chat template is asked."""
+    """How a model's chat template is rendered."""
 
     file: PathText | None = Field(default=None, min_length=1)
     """File with another template (Jinja). None: the model's own."""
     date: datetime.date = datetime.date(2025, 1, 1)
-    """The day that a template is told where it asks for today's: the same on every day, so that what is
-    begun on one day can be gone on with on the next."""
+    """Today's date for templates that ask for it: fixed, so that work begun on one day can be continued
+    on the next."""
     variables: dict[str, Any] = Field(default_factory=dict)
     """Other variables of the template, such as {enable_thinking: false}."""
     fold_system: bool = False
-    """Put a system turn at the head of the first user turn, for templates that take none."""
+    """Put the system message at the beginning of the first user message, for templates that have no
+    system role."""
 
     @field_validator("variables")
     @classmethod
@@ -119,7 +121,9 @@ class TemplateSettings(StrictModel):
             *("tokenizer_kwargs", "processor_kwargs"),
         }
         if taken & variables.keys():
-            raise ValueError(f"{', '.join(sorted(taken & variables.keys()))}: set by the stages")
+            raise ValueError(
+                f"{', '.join(sorted(taken & variables.keys()))}: set by logitfuse, not in the run file"
+            )
         return variables
 
 
@@ -138,30 +142,30 @@ class ModelRef(StrictModel):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
     bos: BosRule = "auto"
-    """What stands before a text. 'auto': as the model's own files say (`add_bos_token` in
-    tokenizer_config.json, else tokenizer.json). 'always' and 'never' where they say it wrongly. What
-    a chat template writes itself is neither doubled nor taken away."""
+    """Whether BOS is put before a text. 'auto': as the model's own files say (`add_bos_token` in
+    tokenizer_config.json, else tokenizer.json); 'always' and 'never' for models whose files are wrong.
+    A BOS that a chat template writes is neither doubled nor removed."""
 
     template: TemplateSettings = TemplateSettings()
-    """How its chat template is asked: what is written here is fixed in the plan."""
+    """How its chat template is rendered; fixed once a plan is made."""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_by_offsets(cls, given: Any) -> Any:
-        """The option is gone; files with every default filled in say false of it."""
-        if not isinstance(given, dict) or "by_offsets" not in given:
-            return given
-        if given["by_offsets"] is not False:
+    def _without_by_offsets(cls, value: Any) -> Any:
+        """Accept `by_offsets: false` of old files with all defaults: the option was removed."""
+        if not isinstance(value, dict) or "by_offsets" not in value:
+            return value
+        if value["by_offsets"] is not False:
             raise ValueError(
-                "by_offsets is gone: a tokenizer has to give text back as it is; leave documents out "
-                "that it changes with `corpus.on_bad: drop`, or take another model"
+                "by_offsets was removed: a tokenizer must not change text; leave out documents that it "
+                "changes with `corpus.on_bad: drop`, or take another model"
             )
-        return {key: value for key, value in given.items() if key != "by_offsets"}
+        return {key: item for key, item in value.items() if key != "by_offsets"}
 
     @field_validator("dtype")
     @classmethod
-    def _one_name_each(cls, given: str) -> str:
-        plain = given.strip().lower().removeprefix("torch.")
+    def _full_dtype_name(cls, value: str) -> str:
+        plain = value.strip().lower().removeprefix("torch.")
         name = _DTYPE_ALIASES.get(plain, plain)
         if name not in _DTYPES:
             raise ValueError("must be one of " + ", ".join(_DTYPES))
@@ -172,23 +176,23 @@ class RunConfig(StrictModel):
     """The head of the run file and its checked sections."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
-    """Names the run and its folder."""
+    """Name of the run and of its folder."""
     preset: str | None = None
-    """A paper's recipe, whose values stand wherever the file has none (`logitfuse preset list`)."""
+    """A paper's recipe: its values are the defaults of this file (`logitfuse preset list`)."""
     run_dir: PathText | None = None
-    """Where everything of the run goes, a path or URL for stores; None means runs/<name>."""
+    """Folder or URL of all outputs of the run; None means runs/<name>."""
     data_dir: PathText | None = None
     """Folder or URL whose corpus, plan and stores are used; None means the run's own. One
     extraction serves any number of targets, alignments and trainings."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of shuffles and initialisations."""
     sources: dict[str, ModelRef] = Field(min_length=1)
-    """The models whose distributions are fused, by the name used everywhere. `target` in place of a
-    model is the target as it was before training; null takes away a source of the preset."""
+    """The models whose distributions are fused, by the names used everywhere else. `target` in place of
+    a model is the target before training; null removes a source of the preset."""
     target: ModelRef
     """The model that is trained."""
     sections: dict[str, SectionModel] = {}
-    """Checked sections by name (not a key of the file)."""
+    """Parsed sections by name (not a key of the file)."""
 
     @field_validator("sources")
     @classmethod
@@ -207,29 +211,29 @@ class RunConfig(StrictModel):
 
     @property
     def data_folder(self) -> str:
-        """Where corpus, plan and stores lie: folder or URL."""
+        """Folder or URL of corpus, plan and source stores."""
         return (self.data_dir or self.folder).rstrip("/")
 
     def section(self, name: str, cls: type[Section]) -> Section:
-        """The section `name`, with its defaults when the file does not have it."""
+        """The section `name`, with all defaults if the file does not have it."""
         section = self.sections.get(name)
         if section is None:
             return _parse(cls, {}, where=name)
         if not isinstance(section, cls):
-            raise TypeError(f"section {name} is {type(section).__name__}, asked as {cls.__name__}")
+            raise TypeError(f"section {name} is {type(section).__name__}, not {cls.__name__}")
         return section
 
     def store_url(self, source: str) -> str:
-        """Where the source store of `source` lies."""
+        """URL of the source store of `source`."""
         return f"{self.data_folder}/stores/{source}"
 
     def generated_url(self, source: str) -> str:
-        """Where the store of what `source` generated itself lies."""
+        """URL of the store of the answers that `source` generated."""
         return f"{self.data_folder}/generated/{source}"
 
     def aligned_url(self, source: str) -> str:
-        """Where the aligned store of `source` lies: see `aligned_place`. Looks at the disk where
-        the run uses another's data."""
+        """URL of the aligned store of `source`, see `aligned_place`. Reads the disk if `data_dir` is
+        another run's."""
         if self.folder == self.data_folder:
             return f"{self.folder}/aligned/{source}"
         from store_schema.store.aligned_place import (
@@ -247,9 +251,9 @@ class RunConfig(StrictModel):
 
 @cache
 def section_models() -> dict[str, type[SectionModel]]:
-    """Every announced section, in name order."""
-    found = sorted(entry_points(group=SECTION_GROUP), key=lambda point: point.name)
-    return {point.name: point.load() for point in found}
+    """Every registered section's model, by name."""
+    points = sorted(entry_points(group=SECTION_GROUP), key=lambda point: point.name)
+    return {point.name: point.load() for point in points}
 
 
 def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -257,7 +261,7 @@ def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 
     Args:
         path: YAML file.
-        overrides: "key.path=value" pairs, the value read as YAML, put over the file.
+        overrides: "key.path=value" pairs that replace values of the file; the value is YAML.
 
     Raises:
         ConfigError: The file is missing, is not YAML, or any key or value is wrong.
@@ -281,19 +285,19 @@ def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 
 
 def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
-    """The file over the preset that it names."""
+    """The file's values, with those of its preset as defaults."""
     if raw.get("preset") is None:
         return raw
     preset: dict[str, Any] = yaml.safe_load(preset_text(raw["preset"]))
     both = _over(preset, raw)
     if isinstance(both.get("sources"), dict):
-        taken_away = {n for n in preset.get("sources", {}) if both["sources"][n] is None}
-        both["sources"] = {n: ref for n, ref in both["sources"].items() if n not in taken_away}
+        removed = {n for n in preset.get("sources", {}) if both["sources"][n] is None}
+        both["sources"] = {n: ref for n, ref in both["sources"].items() if n not in removed}
     return both
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` put over `below`, mapping by mapping; what is said above stands first."""
+    """Merge two nested mappings; values and order of `above` come first."""
     both = dict(above)
     for key, value in below.items():
         if key not in above:
@@ -304,12 +308,12 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(ref: Any, target: Any) -> Any:
-    """A source as the file has it, the target's own model in place of the word `target`."""
+    """A source of the file, with the target's model in place of the word `target`."""
     return target if ref == "target" else ref
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key that is written twice is an error, not the last one's."""
+    """YAML's safe loader, except that a key that is written twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -373,7 +377,7 @@ def validation_line(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"]) or "(top)"
         value = repr(item["input"])
         shown = value if len(value) <= 60 else value[:57] + "..."
-        said = item["msg"].removeprefix("Value error, ")
-        what = "unknown key" if item["type"] == "extra_forbidden" else said
+        message = item["msg"].removeprefix("Value error, ")
+        what = "unknown key" if item["type"] == "extra_forbidden" else message
         lines.append(f"{key}: {what} (got {shown})")
     return "; ".join(lines)

@@ -1,38 +1,38 @@
-"""The one error tree. Each error a user can cause ends in one clear line and exit code 2.
+"""All error classes. An error that a user can cause ends in one line and exit code 2.
 
 LogitfuseError                an Exception
-|-- ConfigError             the run file, an option, or an environment that cannot work
+|-- ConfigError             the run file, an option or the environment is wrong
 |-- InputError              text or documents that cannot be used as they are
-|-- ModelError              a model folder or hub name that cannot be loaded, or that misbehaves
-|-- TokenizerError          a tokenizer whose bytes are unknown or do not join to the text
-|   |-- NoRowError          a text reaches a token that the model has no row for
-|   `-- NoSpanError         a chat template does not write a response as it stands
-|-- StoreError              anything on disk that is not what the contract says
-|   |-- MissingError        not there (yet): run the stage before
+|-- ModelError              a model that cannot be loaded, or whose outputs are wrong
+|-- TokenizerError          a tokenizer whose tokens' bytes are unknown or do not join to the text
+|   |-- NoRowError          a text has a token that the model has no embedding row for
+|   `-- NoSpanError         a chat template changes a response, so that it is not in the rendered text
+|-- StoreError              a file on disk that is not as its format says
+|   |-- MissingError        not there (yet): run the stage that makes it first
 |   |-- MismatchError       made from another config, plan, model or tokenizer
 |   |-- SchemaVersionError  written by a newer or an earlier logitfuse
 |   `-- CorruptionError     bytes changed, missing or cut
 `-- StorageError            the disk or the object store refused (full, denied, gone)
 
-Stopped                       asked to stop by a signal; exit code 143, rerun to go on
-`-- StoppedMidway             the same after something was finished; exit code 75
+Stopped                       stopped by a signal; exit code 143, rerun to continue
+`-- StoppedMidway             the same after some work was committed; exit code 75
 
-A stop is no Exception, as KeyboardInterrupt is none: a signal that comes while a library's code runs
-must not be taken for whatever that code raises when a file is damaged.
+Like KeyboardInterrupt, Stopped is not an Exception: raised by a signal inside a library's code, it must
+not be caught by a handler of that library's errors.
 """
 
 from __future__ import annotations
 
 
 class OneLine(BaseException):
-    """What is told in one line: what, where, expected, got, what to do next.
+    """Base of exceptions with a message of one line: what, where, expected, got, what to do next.
 
     Args:
-        what: The fact that is wrong, as a short clause.
+        what: What is wrong, as a short clause.
         where: File, store, shard, option or position.
-        expected: What would have been right.
-        got: What was found.
-        hint: The next thing to do.
+        expected: The right value.
+        got: The actual value.
+        hint: What to do next.
     """
 
     exit_code = 2
@@ -71,7 +71,7 @@ class OneLine(BaseException):
 
 
 class LogitfuseError(OneLine, Exception):
-    """An error that a user can cause or mend."""
+    """An error that a user can cause or fix."""
 
 
 class ConfigError(LogitfuseError):
@@ -83,7 +83,7 @@ class InputError(LogitfuseError):
 
 
 class ModelError(LogitfuseError):
-    """A model cannot be loaded, or gives what a model must not give (NaN, wrong vocabulary)."""
+    """A model cannot be loaded, or its outputs are wrong (NaN, another vocabulary)."""
 
 
 class TokenizerError(LogitfuseError):
@@ -91,15 +91,15 @@ class TokenizerError(LogitfuseError):
 
 
 class NoRowError(TokenizerError):
-    """A text reaches a token of the tokenizer's that the model has no row for."""
+    """A text has a token that the model has no embedding row for."""
 
 
 class NoSpanError(TokenizerError):
-    """What a chat template writes does not hold a response as it stands."""
+    """A chat template changes a response, so that it cannot be located in the rendered text."""
 
 
 class StoreError(LogitfuseError):
-    """Something on disk is not what the contract says."""
+    """A file on disk is not as its format says."""
 
 
 class MissingError(StoreError):
@@ -107,11 +107,11 @@ class MissingError(StoreError):
 
 
 class MismatchError(StoreError):
-    """Two things that must be made from the same input are not."""
+    """Two files that must be made from the same input are not."""
 
 
 class SchemaVersionError(StoreError):
-    """Written by a newer or an earlier version than this reader's."""
+    """A file was written by a newer or an earlier version than this one."""
 
 
 class CorruptionError(StoreError):
@@ -123,15 +123,15 @@ class StorageError(LogitfuseError):
 
 
 class Stopped(OneLine):
-    """A signal asked the stage to stop; what was in hand is dropped, what is committed stays."""
+    """A signal asked the stage to stop: unfinished work is dropped, committed work stays."""
 
     exit_code = 143
 
 
 class StoppedMidway(Stopped):
-    """Stopped after something was finished in this run: run again, as EX_TEMPFAIL says.
+    """Stopped after some work was committed (EX_TEMPFAIL): run the command again.
 
-    A scheduler's script may do so by itself: each run gets further, so it comes to an end.
+    A scheduler's script may repeat it automatically: each repetition makes progress, so it ends.
     """
 
     exit_code = 75

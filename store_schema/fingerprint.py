@@ -1,7 +1,6 @@
-"""Fingerprints: the same content gives the same short text on every machine and in every process.
+"""Fingerprints: short digests that are the same for the same content on every machine.
 
-A fingerprint is the first 16 bytes (hex) of the SHA-256 of a canonical form. Python's own `hash` is
-never used: it is salted per process.
+A fingerprint is the first 16 bytes (hex) of the SHA-256 of a canonical form.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: one text for one value.
 
     Raises:
-        ValueError: `value` holds NaN or infinity, which JSON cannot say.
+        ValueError: `value` has NaN or infinity, which JSON does not allow.
     """
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -57,7 +56,7 @@ def arrays_digest(arrays: Mapping[str, npt.NDArray[Any]], names: Iterable[str]) 
 
 
 def _sampled_file(path: Path) -> list[Any]:
-    """Size and digest of evenly spread samples: seconds, not minutes, for a 140 GB checkpoint."""
+    """Name, size and digest of evenly spaced samples: takes seconds for a 140 GB checkpoint."""
     size = path.stat().st_size
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -72,14 +71,14 @@ def _sampled_file(path: Path) -> list[Any]:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Fingerprint of a local model folder: config and weights (whole up to 16 MiB a file, else
-    sixteen 1 MiB samples of each file, its ends included).
+    """Fingerprint of a local model folder: config and weights (of a file above 16 MiB, sixteen samples
+    of 1 MiB with both ends).
 
-    Names of folders and times of files do not enter, so a copy has the same fingerprint.
+    Folder names and file times are no part of it, so a copy has the same fingerprint.
     """
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # The loader writes its own version and the path it was loaded from into the config.
+    # transformers writes its own version and the path the model was loaded from into the config.
     for volatile in ("transformers_version", "_name_or_path"):
         config.pop(volatile, None)
     return fingerprint({"config": config, "weights": [_sampled_file(path) for path in weights]})

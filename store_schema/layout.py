@@ -1,17 +1,15 @@
-"""The one table of a shard's arrays: names, dtypes, axes, meaning. Reading checks against it.
+"""The table of a shard's arrays: names, dtypes, axes, meaning. Shards are checked against it when read.
 
-Row i of every position array belongs to token i: the distribution OF token i, given the tokens
-before it. Nothing is shifted anywhere but once, in the trainer.
+Row i of every array of positions is the distribution of token i, given the tokens before it. Labels are
+shifted only once, in the trainer.
 
-Axes: D segments, N positions, E entries, S spans of one shard; "D+1" is a list of CSR offsets.
+Axes: D segments, N positions, E entries, S spans of one shard; an array of "D+1" has CSR offsets.
 
-A position of which nothing is known (a first token with nothing before it; in an aligned store also
-origin none) has no entries, tail mass 1 and label_logprobs NaN. NaN means "not known" and stands
-nowhere else.
+A position without a known distribution (a first token without context; in an aligned store also
+origin none) has no entries, tail mass 1 and label_logprobs NaN. NaN always means "not known".
 
-A generated store has text and no distributions. Every answer to a prompt is a row of D: `segment_ids`
-name the segment whose context is the prompt, and byte ends count the bytes of the answer's own
-tokens, joined.
+A generated store has text and no distributions. Axis D is its answers: `segment_ids` has the segment
+whose context is the prompt, and byte ends are those of the answer's own tokens, joined.
 """
 
 from __future__ import annotations
@@ -29,12 +27,13 @@ from store_schema.errors import CorruptionError
 
 Kind = Literal["source", "generated", "aligned"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""source: given text, scored. generated: text that the source wrote. aligned: a target's tokens."""
+"""source: distributions of the plan's text. generated: answers of a source. aligned: distributions
+carried into a target's tokens."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 TAIL_TOLERANCE = 1e-3
-"""|1 - sum(entries) - tail| that float32 softmaxes over large vocabularies may leave."""
+"""Largest |1 - sum(entries) - tail|, for float32 softmaxes over large vocabularies."""
 
 
 class Origin(IntEnum):
@@ -44,7 +43,7 @@ class Origin(IntEnum):
     BOUNDARY = 1
     """The target token starts where a source token starts."""
     INSIDE = 2
-    """The target token starts inside a source token (healed)."""
+    """The target token starts inside a source token."""
 
 
 class Finish(IntEnum):
@@ -55,11 +54,11 @@ class Finish(IntEnum):
     STOP_TEXT = 1
     """With a stop string."""
     LENGTH = 2
-    """Cut at the most tokens that were allowed."""
+    """Cut at the maximal number of tokens."""
     EMPTY = 3
-    """By itself, without any byte of text."""
+    """With an end-of-sequence or stop token, before any byte of text."""
     PROMPT_TOO_LONG = 4
-    """Never begun, because the prompt did not fit: no tokens."""
+    """Not generated, because the prompt did not fit the context: no tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +68,10 @@ class ArraySpec:
     Args:
         name: Key in the shard's Zarr group.
         dtype: Little-endian dtype of the decoded array.
-        axis: Length as a letter of the module legend, "+1" for offsets.
+        axis: Its length: a letter of the module's docstring, with "+1" for offsets.
         unit: Unit or kind of the values.
-        meaning: One line.
-        kinds: Of the stores that have it.
+        meaning: Description in one line.
+        kinds: Kinds of stores that have it.
     """
 
     name: str
@@ -120,7 +119,7 @@ def array_names(kind: Kind) -> tuple[str, ...]:
 
 
 def axis_lengths(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
-    """Length of each axis letter, read off the arrays that define it."""
+    """Length of each axis, by letter, of those arrays that are there."""
     defining = {"D": "segment_ids", "N": "token_ids", "E": "entry_ids", "S": "span_logprobs"}
     return {axis: len(arrays[name]) for axis, name in defining.items() if name in arrays}
 
@@ -131,13 +130,13 @@ def check_shard(
     """Check every invariant of the layout on the decoded arrays of one shard.
 
     Args:
-        kind: Which arrays must be there.
+        kind: Kind of the store.
         arrays: Decoded arrays by name.
-        vocab_size: Ids must lie below it.
+        vocab_size: All ids must be below it.
         where: Store and shard, for the message.
 
     Raises:
-        CorruptionError: The first invariant that does not hold, with its array.
+        CorruptionError: An invariant does not hold; names the first and its array.
     """
 
     def require(holds: bool | np.bool_, what: str, name: str, expected: object = None) -> None:
@@ -184,7 +183,7 @@ def _check_probabilities(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -
     require(bool(((labels <= 0) | np.isnan(labels)).all()), "above 0", "label_logprobs", "<= 0")
     tail = arrays["tail_mass"]
     require(bool(((tail >= 0) & (tail <= 1)).all()), "outside [0, 1] or NaN", "tail_mass", "[0, 1]")
-    # float32 is far finer than the tolerance, and several times faster.
+    # float32 is precise enough for the tolerance, and several times faster.
     mass, falling = row_masses(logprobs, np.exp(logprobs), arrays["entry_offsets"])
     require(falling, "entries not sorted by falling probability", "entry_logprobs")
     worst = float(np.abs(mass + tail - 1).max()) if len(tail) else 0.0
@@ -207,18 +206,18 @@ def _check_answers(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None
     has_bytes = has_tokens.copy()
     has_bytes[has_tokens] = arrays["byte_ends"][offsets[1:][has_tokens] - 1] > 0
     never_begun = finish == Finish.PROMPT_TOO_LONG
-    require(not (has_tokens & never_begun).any(), "tokens of an answer never begun", "finish")
+    require(not (has_tokens & never_begun).any(), "tokens after a prompt too long", "finish")
     with_text = (finish == Finish.STOP) | (finish == Finish.STOP_TEXT)
-    require(bool(has_bytes[with_text].all()), "stopped without a byte is EMPTY", "finish")
+    require(bool(has_bytes[with_text].all()), "stopped without text, but not EMPTY", "finish")
     require(not has_bytes[finish == Finish.EMPTY].any(), "bytes of an empty answer", "finish")
     require(bool(has_tokens[finish == Finish.LENGTH].all()), "cut, but without tokens", "finish")
 
 
 @compiled
 def row_masses(logprobs: Any, probabilities: Any, offsets: Any) -> tuple[Any, bool]:
-    """Sum of each CSR row's probabilities [N] float64, and whether every row's entries fall.
+    """Sum of each CSR row's probabilities [N] float64, and whether the entries of all rows fall.
 
-    Each row is summed on its own, so long shards lose no digits to a running total.
+    Each row is summed by itself: differences of a running total would lose precision.
     """
     mass = np.zeros(len(offsets) - 1, np.float64)
     falling = True
@@ -250,7 +249,7 @@ def _check_spans(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
 
 
 def _rises_within(values: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> bool:
-    """Whether values never fall inside a part of `offsets`."""
+    """Whether values never fall within any row of the CSR `offsets`."""
     inside = np.ones(len(values), bool)
     starts = offsets[:-1]
     inside[starts[starts < len(values)]] = False
@@ -268,7 +267,7 @@ def row_sums(
 ) -> npt.NDArray[np.float64]:
     """Sums of the CSR rows of `values` [E] by `offsets` [N+1]; empty rows give 0.
 
-    Each row is summed on its own (bincount), so long shards lose no digits to a running total.
+    Each row is summed by itself (bincount): differences of a running total would lose precision.
     """
     rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     return np.bincount(rows, weights=values, minlength=len(offsets) - 1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The two JSON records of a store: what it holds (manifest.json) and what is finished (commits)."""
+"""The JSON records of a store: manifest.json, which describes it, and one commit for each shard."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from store_schema.plan.plan import ShardRecord
 from store_schema.presets import Encoding
 
 _OF_THE_PLAN = ("corpus_fingerprint", "plan_fingerprint", "num_shards")
-"""No part of what makes a store this one: each commit says which segments it is of, so a plan may grow,
-and be used for other models, without a store becoming another one."""
+"""No part of a store's identity: each commit says which segments it is of, so the same store stays
+valid when the plan grows, or is made for other models too."""
 _ALWAYS_NULL = ("top_p", "logprob_codec")
 _AS_WRITTEN = ("name", "revision", "gguf_file", "bos", "by_offsets")
-"""What a model's identity says of the run file: no part of what makes a store this one."""
+"""Fields of `ModelIdentity` copied from the run file: no part of a store's identity."""
 
 COMMIT_PATH = r"^data/\d{5,}-[0-9a-f]{16}$"
-"""Data paths are relative and never '..': a hostile commit cannot point elsewhere."""
+"""Data paths are relative and without '..', so a hostile commit cannot point outside the store."""
 
 
 class ModelIdentity(StrictModel):
-    """Which model and tokenizer, in a way that a copy elsewhere has too."""
+    """A model and its tokenizer, by fingerprints that any copy of the model has too."""
 
     name: str
-    """Folder or hub name as the config gave it: no part of the store's identity, nor are the next
-    four. `same_source` compares them where the model itself is not at hand."""
+    """Folder or hub name in the run file: no part of the store's identity, nor are the next four.
+    `same_source` compares them where the model itself is not on this machine."""
     revision: str | None = None
     gguf_file: str | None = None
     bos: BosRule | None = None
-    """None in stores that were made before these four were kept."""
+    """None in stores of versions that did not record it."""
     by_offsets: bool | None = None
-    """Written as False; a store that says True is refused (`StoreReader.open`)."""
+    """Always False; a store with True, of an earlier version, is refused (`StoreReader.open`)."""
     model_fingerprint: str | None
-    """Config and weights; None where only the tokenizer matters (the target of an alignment)."""
+    """Of config and weights; None where only the tokenizer matters (the target of an alignment)."""
     tokenizer_fingerprint: str
     vocab_size: int = Field(gt=0)
-    """Number of ids of the tokenizer; entries lie below it."""
+    """Number of ids of the tokenizer; all ids of entries are below it."""
 
 
 class Manifest(StrictModel):
-    """manifest.json: everything that all shards of a store share. Its fingerprint ties them."""
+    """manifest.json: what all shards of a store have in common. Every commit has its fingerprint."""
 
     schema_version: int = SCHEMA_VERSION
     kind: Kind
@@ -53,7 +53,7 @@ class Manifest(StrictModel):
     model: ModelIdentity
     """The model the distributions came from."""
     target: ModelIdentity | None = None
-    """The target whose tokens an aligned store speaks; None in stores of other kinds."""
+    """The target whose tokens an aligned store has; None in stores of other kinds."""
     corpus_fingerprint: str
     """Of the corpus that the plan was made from."""
     plan_fingerprint: str
@@ -61,21 +61,21 @@ class Manifest(StrictModel):
     num_shards: int | None = Field(default=None, ge=0)
     """Shards of that plan, so that commits are found without a listing; None: not known."""
     extras: tuple[str, ...] = ()
-    """Always empty: figures beside entries that stores may have had once, which the reader refuses."""
+    """Always empty. Stores of earlier versions with extra arrays are refused."""
     estimator: Literal["topk", "sampled"] = "topk"
-    """topk: the most probable entries; sampled: an unbiased draw, tail mass 0."""
+    """topk: the most probable entries; sampled: an unbiased random sample, tail mass 0."""
     top_k: int | None = Field(gt=0)
-    """Entries the engine gave at each position, at most; None in generated stores, which have none."""
+    """Entries at each position before selection, at most; None in generated stores, which have none."""
     top_p: None = None
-    """Always null, like `logprob_codec`: what they said stands in `encoding`."""
+    """Always null, like `logprob_codec`: replaced by `encoding`."""
     temperature: float = Field(default=1.0, gt=0)
     logprob_codec: None = None
     encoding: Encoding = Encoding()
-    """What is kept of each position."""
+    """Which entries are kept at each position, and how precisely."""
     ranking_fingerprint: str | None = None
-    """Of ids_by_rank.npy; the writer fills it in."""
+    """Of ids_by_rank.npy; set by the writer."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """What else shaped the content: engine and dtype, or method and the map's fingerprint."""
+    """All other settings that determine the content, such as engine and dtype, or the method."""
     vocabulary_fingerprint: str
     """Of vocabulary.parquet, the byte table of the store's own tokens."""
     created_by: str = f"logitfuse {__version__}"
@@ -88,24 +88,20 @@ class Manifest(StrictModel):
 
     @property
     def vocab_size(self) -> int:
-        """Size of the vocabulary that the store's ids live in."""
+        """Size of the vocabulary of the store's ids: the target's, or the model's own."""
         return (self.target or self.model).vocab_size
 
     @property
     def max_entries(self) -> int:
-        """Entries of a position, at most."""
+        """Entries at a position, at most; 0 in a generated store."""
         return self.top_k or 0
 
     def check_shard(self, arrays: Arrays, *, where: str) -> None:
-        """Check every invariant of the layout on the decoded arrays of one of the store's shards.
-
-        Raises:
-            CorruptionError: The first that does not hold, with its array.
-        """
+        """Check the decoded arrays of one of the store's shards: see `layout.check_shard`."""
         check_shard(self.kind, arrays, vocab_size=self.vocab_size, where=where)
 
     def identity(self) -> dict[str, Any]:
-        """What two manifests must share to be the same store (all but names and versions)."""
+        """The fields that two manifests of the same store have in common, as JSON-like values."""
         left_out = {"created_by", *_OF_THE_PLAN, *_ALWAYS_NULL}
         content = self.model_dump(mode="json", exclude=left_out)
         for key in ("model", "target"):
@@ -118,12 +114,12 @@ class Manifest(StrictModel):
         return fingerprint(self.identity())
 
     def request(self) -> dict[str, Any]:
-        """`identity` without what the first writer of a store decides: the rank table."""
+        """`identity` without the rank table, which the first writer of a store makes."""
         return {k: v for k, v in self.identity().items() if k != "ranking_fingerprint"}
 
 
 class FileRecord(StrictModel):
-    """One file of a shard's data as it was written."""
+    """Size and checksum of one file of a shard, as it was written."""
 
     size: int = Field(ge=0, le=1 << 40)
     """Bytes."""
@@ -131,7 +127,7 @@ class FileRecord(StrictModel):
 
 
 class Counts(StrictModel):
-    """Lengths of a shard's axes: what a reader expects before it allocates."""
+    """Lengths of a shard's axes, which a reader checks before it allocates memory."""
 
     segments: int = Field(ge=0)
     positions: int = Field(ge=0)
@@ -150,28 +146,28 @@ class Counts(StrictModel):
 
 
 class Commit(StrictModel):
-    """commits/00012.json: the shard exists because this does. Written last, in one atomic step."""
+    """commits/00012.json: a shard is part of its store once it has this file, which is written last and
+    atomically."""
 
     schema_version: int = SCHEMA_VERSION
     shard: int = Field(ge=0)
     path: str = Field(pattern=COMMIT_PATH)
     """Folder of the data, relative to the store."""
     store_fingerprint: str
-    """The manifest's fingerprint when the shard was written."""
+    """Fingerprint of the store's manifest."""
     shard_fingerprint: str
     """The plan's fingerprint of the shard: its segments and their text."""
     first_segment: int = Field(ge=0)
-    """Row of the plan's segment table where the shard begins."""
+    """The shard's first row of the plan's segment table."""
     content_sha256: str
-    """Digest of the arrays on disk before compression: equal for equal content, however it was
-    compressed."""
+    """Digest of the encoded arrays before compression."""
     files: dict[str, FileRecord]
     counts: Counts
     stats: dict[str, float] = Field(default_factory=dict)
-    """Figures of the shard for people and reports (nats, tokens/s); never compared."""
+    """Figures of the shard for reports (nats, tokens/s); never compared."""
     created_by: str = f"logitfuse {__version__}"
 
-    def is_of(self, shard: ShardRecord) -> bool:
-        """Whether it was written from the segments that the plan has for this shard."""
+    def matches(self, shard: ShardRecord) -> bool:
+        """Whether it was written from the same segments that the plan has for this shard."""
         same = (self.shard_fingerprint, self.first_segment)
         return same == (shard.fingerprint, shard.start)

@@ -1,4 +1,4 @@
-"""Paths of the run file: `~` and `$VARIABLE` stand for what a shell takes them for."""
+"""Paths of the run file: `~` and `$VARIABLE` are expanded as in a shell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def expand_path(text: str) -> str:
     """A path with `~`, `$NAME` and `${NAME}` replaced; `$$` is a dollar. URLs stay as they are.
 
     Raises:
-        ValueError: A variable is not set, or nobody has such a home.
+        ValueError: A variable is not set, or there is no such home folder.
     """
     if "://" in text:
         return text
@@ -41,7 +41,7 @@ def expand_path(text: str) -> str:
 
 
 def written_path(text: str) -> str:
-    """How a run file writes a path so that `expand_path` gives it back."""
+    """Escape a path for a run file, so that `expand_path` returns it unchanged."""
     if "://" in text:
         return text
     return ("./" if text.startswith("~") else "") + text.replace("$", "$$")
@@ -50,4 +50,4 @@ def written_path(text: str) -> str:
 PathText = Annotated[
     str, AfterValidator(expand_path), PlainSerializer(written_path, when_used="json")
 ]
-"""A field of the run file that names a place on disk, or a URL."""
+"""Type of run file fields with a path or URL."""

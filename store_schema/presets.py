@@ -1,13 +1,13 @@
-"""How much a store keeps: which entries, and how finely. The section `store` of the run file.
+"""Section `store` of the run file: which entries a store keeps, and how precisely.
 
-Entries: a position keeps its best entries until they hold `top_p` of the mass, at least
-`min_entries`, and every entry of probability `floor` or more; never more than the engine's top_k.
-What is left is tail mass. A floor is the best use of a byte: leaving out an entry costs total
-variation of about its probability, whichever position it stands at.
+Entries: a position keeps its most probable entries until their sum reaches `top_p`, at least
+`min_entries`, and every entry of probability `floor` or more; never more than the engine's top_k. The
+rest is tail mass. A floor gives the least error for a given size: removing an entry adds about its
+probability to the total variation, at any position.
 
-Log-probabilities: kept in steps that are even in the square root of the probability, because the KL
-divergence that a step of d nats costs is p d^2 / 24, so each entry then costs the same. A step never
-grows past `max_step` nats.
+Log-probabilities: rounded to steps that are even in the square root of the probability. A step of d
+nats adds p d^2 / 24 to the KL divergence, which is then the same for each entry. No step is above
+`max_step` nats.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from store_schema.config import SectionModel, StrictModel
 Preset = Literal["exact", "fine", "compact", "tiny"]
 
 TailPolicy = Literal["bucket", "drop", "renormalise"]
-"""Of mass outside the entries: a class of its own, ignored, or spread over the entries."""
+"""How the fusion loss treats tail mass: as one class, ignored, or spread over the entries."""
 
 
 class Selection(StrictModel):
     """Which entries a position keeps."""
 
     top_p: float = Field(default=1.0, ge=0, le=1)
-    """Mass at which entries stop, the one that reaches it included; 1 keeps all, 0 leaves it to
-    the other two."""
+    """Keep the most probable entries until their sum reaches this; 1 keeps all, 0 keeps only what the
+    other two fields keep."""
     min_entries: int = Field(default=1, ge=1)
-    """Best entries that are always kept."""
+    """Most probable entries that are always kept."""
     floor: float = Field(default=0.0, ge=0, lt=1)
-    """Entries of this probability or more are always kept; 0 leaves it to the other two."""
+    """Entries of this probability or more are always kept; 0 keeps none by this rule."""
 
     @property
     def keeps_all(self) -> bool:
-        """Whether nothing is ever left out."""
+        """Whether all entries are kept."""
         return self.top_p == 1
 
 
 class Steps(StrictModel):
-    """How finely log-probabilities are kept."""
+    """Rounding of log-probabilities."""
 
     step: float = Field(ge=1e-4, le=0.5)
-    """Nats between neighbours at probability 1; grows as 1 / sqrt(p)."""
+    """Nats between neighbouring values at probability 1; grows as 1 / sqrt(p)."""
     max_step: float = Field(ge=1e-4, le=0.5)
-    """Nats between neighbours at most: no entry is off by more."""
+    """Nats between neighbouring values, at most: the largest error of an entry."""
     label_step: float = Field(ge=1e-6, le=0.5)
-    """Nats between neighbours of the label's own log-probability: half of it is the error."""
+    """Nats between neighbouring values of a label's log-probability: its error is at most half of
+    it."""
 
     @model_validator(mode="after")
     def _growing(self) -> Self:
@@ -63,7 +64,7 @@ class Encoding(StrictModel):
 
     selection: Selection = Selection()
     steps: Steps | None = None
-    """None keeps float32 as it is."""
+    """None stores float32 without rounding."""
 
 
 PRESETS: dict[Preset, Encoding] = {
@@ -81,8 +82,8 @@ PRESETS: dict[Preset, Encoding] = {
         steps=Steps(step=0.02, max_step=0.4, label_step=2**-6),
     ),
 }
-"""Every entry that is left out has a probability below the floor; every one that is kept is off by
-at most min(max_step, step / sqrt(p)) nats, p the smaller of what it was and what it is read as."""
+"""Every removed entry has a probability below the floor. The error of every kept entry is at most
+min(max_step, step / sqrt(p)) nats, p the smaller of its true and its decoded probability."""
 
 
 class StoreSection(SectionModel):
@@ -93,35 +94,35 @@ class StoreSection(SectionModel):
     preset: Preset = "fine"
     """exact: all entries, float32. fine, compact, tiny: fewer bytes, see docs/store.md."""
     top_p: float | None = Field(default=None, ge=0, le=1)
-    """Instead of the preset's, like the fields below: mass at which entries stop."""
+    """Replaces the preset's value, like the fields below: keep entries until their sum reaches this."""
     min_entries: int | None = Field(default=None, ge=1)
-    """Best entries that are always kept."""
+    """Most probable entries that are always kept."""
     floor: float | None = Field(default=None, ge=0, lt=1)
-    """Probability from which an entry is always kept."""
+    """Entries of this probability or more are always kept."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
-        given = self.floor is not None or self.min_entries is not None
-        if given and self.encoding().selection.keeps_all:
+        limits = self.floor is not None or self.min_entries is not None
+        if limits and self.encoding().selection.keeps_all:
             raise ValueError(
-                "floor and min_entries leave nothing out while top_p is 1, which keeps all "
-                "(preset exact): give a smaller top_p, 0 to go by the floor alone"
+                "floor and min_entries have no effect while top_p is 1, which keeps all entries "
+                "(preset exact): give a smaller top_p, or 0 to use the floor alone"
             )
         return self
 
     def encoding(self, estimator: str = "topk") -> Encoding:
-        """The preset with what was given put over it.
+        """The preset's encoding with the section's own values.
 
         Args:
-            estimator: Of the store. A sampled one keeps every entry: leaving some out is a bias.
+            estimator: The store's. A sampled store keeps every entry: removing some would bias it.
         """
         preset = PRESETS[self.preset]
-        given = {
+        own = {
             name: value
             for name in ("top_p", "min_entries", "floor")
             if (value := getattr(self, name)) is not None
         }
-        selection = preset.selection.model_copy(update=given)
+        selection = preset.selection.model_copy(update=own)
         if estimator == "sampled":
             selection = Selection()
         return preset.model_copy(update={"selection": selection})

@@ -1,8 +1,8 @@
-"""Registries: tables of things that a run file chooses by name, each in one file of its own.
+"""Registries: tables of selectors, engines, methods and so on, which a run file chooses by name.
 
-A registry lists `name: "module:Class"`. The class is a light record (`Kind`): what the name means, its
-options in the run file, what the rest of the program must know. It loads without heavy packages, and
-imports what it needs where it does its work, so that a run file is read in a moment.
+A registry maps names to "module:Class". The class (a `Kind`) has the name's meaning, its options in the
+run file, and what the rest of the program must know of it. Its module imports no heavy packages at the
+top, only inside methods, so that a run file is read quickly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from store_schema.config import StrictModel
 
 
 class Kind:
-    """One thing that a registry has. The first paragraph of its docstring is what people read of it."""
+    """An item of a registry. The first paragraph of its docstring is its description for users."""
 
     section: ClassVar[Any] = None
-    """Type of its options in the run file, such as a pydantic model; None where it has none."""
+    """Type of its options in the run file, such as a pydantic model; None without options."""
     section_at: ClassVar[str | None] = None
-    """Field of the options; None is its own name."""
+    """Field of the options, if it is not named like the kind."""
     always_in_fingerprint: ClassVar[bool] = False
-    """Whether its options are part of the fingerprint of runs that choose another kind."""
+    """Whether its options are part of the fingerprint of runs that choose another kind too."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -35,12 +35,12 @@ class Kind:
         return self.section_at or self.name
 
     @property
-    def says(self) -> str:
-        """What it is, in one line."""
+    def summary(self) -> str:
+        """Its description in one line."""
         return " ".join((type(self).__doc__ or "").partition("\n\n")[0].split()).rstrip(".")
 
     def default_options(self) -> Any:
-        """Its options where the run file gives none."""
+        """Its options if the run file has none."""
         return None if self.section is None else self.section()
 
 
@@ -52,9 +52,9 @@ class Registry(Generic[K]):
     """Kinds by name.
 
     Args:
-        what: One of them, for messages ("selector").
-        base: What all of them are.
-        table: Where each is, "module:Class".
+        what: What one of them is called in messages ("selector").
+        base: Base class of all.
+        table: "module:Class" by name.
     """
 
     def __init__(self, what: str, base: type[K], table: dict[str, str]) -> None:
@@ -81,11 +81,11 @@ class Registry(Generic[K]):
 
     @property
     def choice(self) -> AfterValidator:
-        """For a field of the run file that holds one of the names."""
+        """Validator for a field of the run file whose value is one of the names."""
         return self.choice_or()
 
     def choice_or(self, *more: str) -> AfterValidator:
-        """The same for a field that may hold other words too."""
+        """The same for a field that may have one of `more` too."""
 
         def known(name: str) -> str:
             if name not in (*more, *self.table):
@@ -96,11 +96,11 @@ class Registry(Generic[K]):
         return AfterValidator(known)
 
     def fields(self) -> tuple[str, ...]:
-        """Fields that hold options of some kind, each once."""
+        """All fields with options of kinds, each once."""
         return tuple(dict.fromkeys(kind.field for kind in self if kind.section is not None))
 
     def with_options(self, base: type[M]) -> type[M]:
-        """`base` with a field for the options of each kind that has some."""
+        """A subclass of `base` with a field for the options of each kind that has options."""
         added: dict[str, Any] = {}
         for kind in self:
             if kind.section is not None:
@@ -109,14 +109,14 @@ class Registry(Generic[K]):
         return made
 
     def left_out(self, chosen: str) -> set[str]:
-        """Fields that are not part of a fingerprint: options of kinds that nobody chose.
+        """Fields that are no part of a fingerprint: options of kinds other than `chosen`.
 
-        So a kind that is added changes no fingerprint of runs that do not choose it.
+        So adding a kind changes no fingerprint of runs that do not choose it.
         """
         kept = {k.field for k in self if k.always_in_fingerprint or k.name == chosen}
         return set(self.fields()) - kept
 
     def markdown(self) -> str:
-        """Names and what they are, as a table."""
-        rows = "\n".join(f"| `{kind.name}` | {kind.says} |" for kind in self)
+        """A Markdown table of names and descriptions."""
+        rows = "\n".join(f"| `{kind.name}` | {kind.summary} |" for kind in self)
         return f"| {self.what} | |\n|---|---|\n{rows}\n"

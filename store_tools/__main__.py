@@ -1,4 +1,4 @@
-"""`python -m store_tools`: the tools without the stages."""
+"""`python -m store_tools`: the `logitfuse store` commands alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the positions of a shard are the tokens of the plan's segments: rows, bytes and text."""
+"""Checks that the positions of a shard are the tokens of the plan's segments: rows, bytes and text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COMPARED = ("segment_ids", "token_offsets", "token_ids", "byte_ends")
 """Arrays that say which text the positions are of."""
 
 
-class Speller:
-    """A vocabulary as flat arrays: tokens of a whole shard are written without a Python loop.
+class FlatVocabulary:
+    """A vocabulary as flat arrays, which gives the bytes of a shard's tokens without a Python loop.
 
-    The loop it saves would hold Python's lock for a quarter of a shard's time.
+    The loop would hold Python's lock for a quarter of a shard's time.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -29,23 +29,23 @@ class Speller:
         self._lengths = vocabulary.lengths
         self._starts = np.cumsum(self._lengths) - self._lengths
 
-    def spells(
+    def writes(
         self,
         ids: npt.NDArray[np.uint32],
         ends: npt.NDArray[np.uint32],
         offsets: npt.NDArray[np.int64],
         texts: Sequence[bytes],
     ) -> bool:
-        """Whether tokens join to the texts and end where they should.
+        """Whether the tokens' bytes are the texts, and end where `ends` says.
 
-        No means only that a closer look is due: a tokenizer may put a space of its own before a
-        text, or take a special token that is written out for text.
+        False is no proof of damage: a tokenizer may put a space of its own before a text, or read a
+        special token that is written out as text. `Vocabulary.byte_ends` decides.
 
         Args:
-            ids: [N].
+            ids: [N] token ids.
             ends: [N] end of each token in its segment.
             offsets: [D+1] positions of each segment.
-            texts: [D].
+            texts: [D] UTF-8 of each segment.
         """
         if len(ids) and ids.max() >= len(self._lengths):
             return False
@@ -66,7 +66,7 @@ def compare_with_plan(
     arrays: Arrays,
     record: ShardRecord,
     segments: list[Segment],
-    speller: Speller | None,
+    flat: FlatVocabulary | None,
     where: str,
 ) -> None:
     """Check that the positions of a shard are the tokens of the plan's segments.
@@ -75,11 +75,11 @@ def compare_with_plan(
         arrays: `COMPARED` arrays of the shard.
         record: The shard in the plan.
         segments: Its segments.
-        speller: Of the store's tokens; None leaves their bytes out.
+        flat: The store's vocabulary; None skips the check of the tokens' bytes.
         where: Store and shard, for messages.
 
     Raises:
-        CorruptionError: Names the array, and the segment where there is one.
+        CorruptionError: Names the array, and the segment where one is known.
     """
     if not np.array_equal(arrays["segment_ids"], np.arange(record.start, record.stop)):
         raise CorruptionError(
@@ -90,7 +90,7 @@ def compare_with_plan(
         )
     offsets, ids, ends = (arrays[name] for name in COMPARED[1:])
     texts = [segment.text.encode() for segment in segments]
-    if speller is not None and speller.spells(ids, ends, offsets, texts):
+    if flat is not None and flat.writes(ids, ends, offsets, texts):
         return
     for segment, text, start, stop in zip(segments, texts, offsets, offsets[1:], strict=False):
         here = f"{where}, segment {segment.segment_id!r}"
@@ -103,8 +103,8 @@ def compare_with_plan(
                 got=last,
                 hint=REPAIR,
             )
-        if speller is not None:
-            _compare_bytes(ids[start:stop], ends[start:stop], text, speller.vocabulary, here)
+        if flat is not None:
+            _compare_bytes(ids[start:stop], ends[start:stop], text, flat.vocabulary, here)
 
 
 def _compare_bytes(
@@ -114,7 +114,7 @@ def _compare_bytes(
     vocabulary: Vocabulary,
     where: str,
 ) -> None:
-    """Check that tokens spell a text and end where `ends` says."""
+    """Check that the tokens' bytes are the text, and end where `ends` says."""
     if len(ids) and ids.max() >= len(vocabulary):
         raise CorruptionError(
             "token is not in the vocabulary",

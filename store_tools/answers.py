@@ -1,4 +1,4 @@
-"""Answers of a generated store: what they say, and whether they answer the plan's prompts."""
+"""Checks of a generated store: do its answers belong to the plan's prompts?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from store_schema.store.guards import REPAIR
 from store_schema.text.vocabulary import Vocabulary
 
 ANSWERS_SETTING = "answers"
-"""Key of the manifest's settings: answers to each prompt."""
+"""Key in the manifest's settings: number of answers to each prompt."""
 
 
 def compare_answers(
@@ -28,9 +28,9 @@ def compare_answers(
 
     Args:
         arrays: `TEXT_ARRAYS` of the shard.
-        segments: Of the shard in the plan.
-        per_prompt: Answers to each prompt; what is no number leaves that open.
-        vocabulary: Of the store; None leaves the tokens' bytes out.
+        segments: Segments of the shard in the plan.
+        per_prompt: Number of answers to each prompt; anything but an int skips that check.
+        vocabulary: The store's vocabulary; None skips the check of the tokens' bytes.
         where: Store and shard, for messages.
 
     Raises:
@@ -58,7 +58,7 @@ def compare_answers(
 
 
 def _compare_sizes(arrays: Arrays, vocabulary: Vocabulary, where: str) -> None:
-    """Check that each token takes the bytes that the vocabulary spells it with."""
+    """Check that each token has as many bytes as in the vocabulary."""
     ids, offsets = arrays["token_ids"], arrays["token_offsets"]
     if len(ids) and ids.max() >= len(vocabulary):
         raise CorruptionError(
@@ -79,7 +79,7 @@ def _compare_sizes(arrays: Arrays, vocabulary: Vocabulary, where: str) -> None:
 def _ends(
     lengths: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], arrays: Arrays
 ) -> npt.NDArray[np.int64]:
-    """Byte ends [N] within each answer, from the bytes of each token; what ends one takes none."""
+    """Byte ends [N] within each answer, from the bytes of each token; its end token has none."""
     by_token = (arrays["finish"] == Finish.STOP) | (arrays["finish"] == Finish.EMPTY)
     lengths[offsets[1:][by_token & (np.diff(offsets) > 0)] - 1] = 0
     totals = np.concatenate([[0], np.cumsum(lengths)])

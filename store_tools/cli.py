@@ -32,9 +32,9 @@ MEGABYTE = 1e6
 
 @click.group(cls=StageGroup)
 def store() -> None:
-    """Look after stores.
+    """Verify, repair, inspect, copy and export stores.
 
-    TARGET is a store's folder or URL, or a run file, which stands for all stores of the run.
+    TARGET is a store's folder or URL, or a run file for all stores of the run.
     """
 
 
@@ -43,7 +43,7 @@ store.add_command(export_command)
 
 
 def store_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Adds TARGET, --source, --kind and --plan; the command receives `places`."""
+    """Decorator: add TARGET, --source, --kind and --plan; the command gets `places`."""
 
     @click.argument("target")
     @click.option("--source", "sources", multiple=True, metavar="NAME", help="Only this source.")
@@ -92,7 +92,7 @@ def verify_command(places: list[StorePlace], jobs: int | None, allow_missing: bo
 
 
 def verify_lines(report: StoreReport) -> str:
-    """What was found in one store, one line for each fault and the counts last."""
+    """The result for one store: one line for each fault, the counts last."""
     lines = [fault.line() for fault in report.broken]
     lines += [report.damaged[shard].line() for shard in sorted(report.damaged)]
     if report.missing:
@@ -110,7 +110,7 @@ def verify_lines(report: StoreReport) -> str:
 
 
 def ranges(shards: list[int]) -> str:
-    """Shards as people write them: 0-3, 7."""
+    """Shards as ranges, such as "0-3, 7"; at most 20 ranges."""
     parts: list[list[int]] = []
     for shard in shards:
         if parts and parts[-1][1] == shard - 1:
@@ -122,7 +122,7 @@ def ranges(shards: list[int]) -> str:
 
 
 def leftover_counts(leftovers: list[Leftover] | tuple[Leftover, ...]) -> str:
-    """How many of which kind, and their size."""
+    """Number of leftovers of each kind, and their size."""
     attempts = sum(item.shard is not None for item in leftovers)
     size = sum(item.size for item in leftovers) / MEGABYTE
     parts = []
@@ -137,7 +137,7 @@ def leftover_counts(leftovers: list[Leftover] | tuple[Leftover, ...]) -> str:
 
 
 @store.command("repair")
-@click.option("--shard", "shards", type=int, multiple=True, metavar="N", help="Only this, unseen.")
+@click.option("--shard", "shards", type=int, multiple=True, metavar="N", help="Only this one.")
 @click.option("--delete", is_flag=True, help="Remove the damaged data now; else gc does later.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @JOBS
@@ -151,7 +151,7 @@ def repair_command(
 ) -> None:
     """Remove the commits of damaged shards, so that a rerun of the stage writes them again.
 
-    Verifies first; with --shard takes back just those, sound or not.
+    Verifies first; with --shard uncommits just these shards, sound or not.
     """
     if shards:
         places = [one_place(places)]
@@ -168,16 +168,16 @@ def repair_command(
 
 
 def repair_lines(report: RepairReport, *, dry_run: bool) -> str:
-    """What was done to one store, and the command that comes next."""
-    lines = [f"not mended by this: {fault.line()}" for fault in report.broken]
+    """What was done to one store, and the command to run next."""
+    lines = [f"not repaired: {fault.line()}" for fault in report.broken]
     done = "would be uncommitted" if dry_run else "uncommitted"
-    for shard, fault in report.taken.items():
-        why = "as asked" if fault is None else f"{fault.what} in {fault.where}"
+    for shard, fault in report.uncommitted.items():
+        why = "named by --shard" if fault is None else f"{fault.what} in {fault.where}"
         lines.append(f"shard {shard} {done}: {why}")
-    if report.left:
-        lines.append(f"written again meanwhile, left alone: {ranges(report.left)}")
-    lines.append(f"{report.name}: {len(report.taken)} shard(s) {done}")
-    if report.taken and not dry_run:
+    if report.rewritten:
+        lines.append(f"written again meanwhile, left alone: {ranges(report.rewritten)}")
+    lines.append(f"{report.name}: {len(report.uncommitted)} shard(s) {done}")
+    if report.uncommitted and not dry_run:
         lines.append(f"to write them again: {report.rerun}")
     return "\n".join(lines)
 
@@ -191,7 +191,7 @@ def repair_lines(report: RepairReport, *, dry_run: bool) -> str:
     default="24h",
     show_default=True,
     metavar="AGE",
-    help="Leave what was written to since: 24h, 30m, 2d; 0 only when no worker is running.",
+    help="Keep what was written to within 24h, 30m, 2d, ...; 0 only when no worker is running.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @store_options
@@ -199,17 +199,17 @@ def gc_command(places: list[StorePlace], older_than: str, dry_run: bool) -> None
     """Remove data that no commit names, and temporary files that a kill left."""
     age_s = parse_age(older_than)
     for place in places:
-        found = collect(place, older_than_s=age_s, dry_run=dry_run)
-        click.echo(gc_lines(place.name, found, older_than, dry_run=dry_run))
+        collected = collect(place, older_than_s=age_s, dry_run=dry_run)
+        click.echo(gc_lines(place.name, collected, older_than, dry_run=dry_run))
 
 
-def gc_lines(name: str, found: Collected, older_than: str, *, dry_run: bool) -> str:
+def gc_lines(name: str, collected: Collected, older_than: str, *, dry_run: bool) -> str:
     """What was removed from one store."""
-    lines = [f"{item.key}  {item.size / MEGABYTE:,.1f} MB" for item in found.removed]
+    lines = [f"{item.key}  {item.size / MEGABYTE:,.1f} MB" for item in collected.removed]
     done = "would be removed" if dry_run else "removed"
-    lines.append(f"{name}: {leftover_counts(found.removed)} {done}")
-    if found.kept:
-        kept = leftover_counts(found.kept)
+    lines.append(f"{name}: {leftover_counts(collected.removed)} {done}")
+    if collected.kept:
+        kept = leftover_counts(collected.kept)
         lines.append(f"{name}: {kept} left alone, written to within {older_than}")
     return "\n".join(lines)
 
@@ -225,17 +225,17 @@ def gc_lines(name: str, found: Collected, older_than: str, *, dry_run: bool) -> 
 def stats_command(
     places: list[StorePlace], shards: str | None, as_json: bool, jobs: int | None
 ) -> None:
-    """Say what the bytes go to and what the distributions look like.
+    """Show stored bytes by array, and figures of the distributions.
 
-    Reads up to 16 shards spread evenly, unless told which.
+    Reads up to 16 shards spread evenly, or those of --shards.
     """
     wanted = None if shards is None else shards_in(parse_shards(shards))
     with stop_on_signals() as stop:
-        found = [store_stats(place, shards=wanted, jobs=jobs, stop=stop) for place in places]
+        stats = [store_stats(place, shards=wanted, jobs=jobs, stop=stop) for place in places]
     if as_json:
-        click.echo(json.dumps({"stores": found}, allow_nan=False))
+        click.echo(json.dumps({"stores": stats}, allow_nan=False))
     else:
-        click.echo("\n\n".join(map(stats_text, found)))
+        click.echo("\n\n".join(map(stats_text, stats)))
 
 
 # ------------------------------------------------------------------------------- show
@@ -243,16 +243,14 @@ def stats_command(
 
 @store.command("show")
 @click.option("--segment", metavar="ID", help="Segment id as in the plan, or its row number.")
-@click.option(
-    "--answer", type=click.IntRange(0), metavar="N", help="Of a generated store: which; default: 0."
-)
+@click.option("--answer", type=click.IntRange(0), metavar="N", help="Which answer; default: 0.")
 @click.option("--top", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N")
 @click.option("--html", metavar="PATH", help="Write a page there instead.")
 @store_options
 def show_command(
     places: list[StorePlace], segment: str | None, answer: int | None, top: int, html: str | None
 ) -> None:
-    """Show a segment, or an answer to its prompt, token by token with what was expected there.
+    """Show a segment, or an answer to its prompt, token by token with the most probable tokens.
 
     Without --segment, lists the first segments or answers.
     """

@@ -1,9 +1,9 @@
-"""Copying a store from one place to another: shard by shard, verified, and resumed where it was cut.
+"""Copies a store to another folder or URL: shard by shard, verified, and resumable.
 
 The order is that of a writer: the tables, the manifest, then for each shard its data and last its
-commit. So a copy cut at any moment is a sound store with fewer shards. Every file is checked against
-its commit on the way, and unless told not to, read again at the other end before the commit is put.
-Memory holds one file per job, and files are some MB.
+commit. So an interrupted copy is a sound store with fewer shards. Every file is checked against its
+commit when it is read, and by default read again at the target before the commit is written. Memory
+holds one file per job, and files are some MB.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CopyResult:
 
     Args:
         copied: Shards copied now.
-        skipped: Shards that were there already.
+        skipped: Shards that the target had already.
         size_bytes: Bytes of data copied now.
         faults: Shards of the source that cannot be copied, and why.
     """
@@ -73,13 +73,13 @@ def copy_store(
         target: An empty place, or an earlier copy of the same store.
         jobs: Shards at a time.
         verify: Read each file again at `target` before its shard is committed there.
-        flag: Asked between files whether to stop.
+        flag: Checked between files.
 
     Raises:
         MismatchError: `target` holds another store.
         ConfigError: `target` holds something else.
-        StorageError: One of the two places refused; what is committed stays.
-        Stopped: `flag` was set; what is committed stays.
+        StorageError: A file cannot be read or written; committed shards stay.
+        Stopped: `flag` was set; committed shards stay.
     """
     reader = StoreReader.open(source)
     require_outside(source, target)
@@ -105,7 +105,7 @@ def copy_store(
             for future in as_completed(futures):
                 try:
                     size = future.result()
-                except StoreError as error:  # of this shard alone: the others go on
+                except StoreError as error:  # this shard alone fails
                     faults.append(error)
                 else:
                     progress.add(size)
@@ -121,7 +121,7 @@ def _size(commits: Iterable[Commit]) -> int:
 
 
 def _copy_head(reader: StoreReader, target: Location) -> None:
-    """Tables and manifest, the manifest last as a writer does."""
+    """Copy tables and manifest, the manifest last as a writer does."""
     if target.exists(MANIFEST_FILE):
         _require_same(reader, target)
     elif strange := set(target.names("")) - {*TABLES, MANIFEST_FILE, "commits", "data"}:
@@ -140,13 +140,13 @@ def _copy_head(reader: StoreReader, target: Location) -> None:
         if data is not None and _table(target, key) != data:
             target.write_atomic(key, data)
     manifest = read_record(reader.location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE) or b""
-    # The store may have grown with its plan: a reader looks for as many commits as this says.
+    # The manifest may have changed: a store's number of shards grows with its plan.
     if _table(target, MANIFEST_FILE) != manifest:
         target.write_atomic(MANIFEST_FILE, manifest)
 
 
 def _table(location: Location, key: str) -> bytes | None:
-    """A file that all shards share; None where there is none, or only a link to who knows what."""
+    """A file that all shards share; None if there is none, or only a symbolic link."""
     if isinstance(location, LocalLocation) and (location.path / key).is_symlink():
         return None
     return read_record(location, key, MAX_VOCABULARY_BYTES, RESTORE)
@@ -155,13 +155,13 @@ def _table(location: Location, key: str) -> bytes | None:
 def _require_same(reader: StoreReader, target: Location) -> None:
     where = f"{target.url}/{MANIFEST_FILE}"
     data = read_record(target, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE) or b""
-    found = unseal(Manifest, data, where=where, hint=RESTORE)
-    if found.fingerprint() != reader.manifest.fingerprint():
+    other = unseal(Manifest, data, where=where, hint=RESTORE)
+    if other.fingerprint() != reader.manifest.fingerprint():
         raise MismatchError(
             "the place to copy to holds another store",
             where=target.url,
             expected=f"store {reader.manifest.fingerprint()} ({reader.manifest.source})",
-            got=f"store {found.fingerprint()} ({found.source})",
+            got=f"store {other.fingerprint()} ({other.source})",
             hint="give the copy a folder of its own",
         )
 
@@ -169,7 +169,7 @@ def _require_same(reader: StoreReader, target: Location) -> None:
 def _copy_shard(
     source: Location, target: Location, commit: Commit, verify: bool, flag: StopFlag
 ) -> int:
-    """Data, then the commit byte for byte. Returns bytes of data."""
+    """Copy a shard's data, then its commit byte for byte; return the bytes of data."""
     key = commit_key(commit.shard)
     where = f"{source.url}, shard {commit.shard}"
     sealed = read_bounded(source, key, MAX_COMMIT_BYTES) or b""
@@ -196,10 +196,10 @@ def _copy_shard(
 
 
 def _checked(location: Location, key: str, record: FileRecord, where: str, hint: str) -> bytes:
-    """A data file as it was written.
+    """Content of a data file, checked against its record.
 
     Raises:
-        CorruptionError: Missing, cut or changed; names shard and file.
+        CorruptionError: Missing, truncated or changed; names shard and file.
     """
     data = read_bounded(location, key, record.size)
     crc = None if data is None else int(google_crc32c.value(data))
@@ -218,12 +218,12 @@ def require_outside(source: Location, target: Location) -> None:
     """Refuse to write a store's content into the store itself.
 
     Raises:
-        ConfigError: `target` is `source` or lies in it.
+        ConfigError: `target` is `source` or inside it.
     """
     here, there = (_whole_url(location) for location in (source, target))
     if there == here or there.startswith(f"{here}/"):
         raise ConfigError(
-            "the target is the store itself or lies in it",
+            "the target is the store itself or inside it",
             where=target.url,
             expected=f"a place outside of {source.url}",
         )
@@ -250,7 +250,7 @@ def _whole_url(location: Location) -> str:
 def copy_command(source: str, target: str, jobs: int, verify: bool) -> None:
     """Copy the store SOURCE to TARGET, each a folder or URL such as s3://bucket/store.
 
-    A copy that was cut goes on where it was. Credentials come from the environment.
+    An interrupted copy is resumed. Credentials come from the environment.
     """
     set_up_logging()
     with stop_on_signals() as flag:

@@ -1,10 +1,9 @@
-"""Stores for other tools: one Parquet, safetensors or JSONL file for each shard.
+"""Exports stores for other tools: one Parquet, safetensors or JSONL file for each shard.
 
-Parquet has one row per position; what is not known (a label's log-probability that no source gave)
-is null there. safetensors has the arrays of docs/store.md as they are, the manifest as metadata.
-A file comes into being whole under its name, and one that is there with the same content stays.
-JSONL has one line per answer of a generated store; with no room for metadata it is always written.
-Generated stores have no distributions: their rows are tokens.
+Parquet has one row per position; an unknown label's log-probability is null. safetensors has the arrays
+of docs/store.md as they are, with the manifest as metadata. Files are written atomically, and one that
+was made from the same shard is kept. JSONL has one line per answer of a generated store; it has no
+metadata, so it is always written. Generated stores have no distributions: their rows are tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from store_schema.text.vocabulary import Vocabulary
 from store_tools.copy import require_outside
 
 ROW_GROUP = 65_536
-"""Positions of a Parquet row group: what a reader must hold at once."""
+"""Positions of a Parquet row group, which readers hold in memory at once."""
 
 _HEADER_LIMIT = 100 << 20
 """safetensors' own limit on the header's bytes."""
@@ -43,7 +42,7 @@ Metadata = dict[str, str]
 
 
 def file_metadata(reader: StoreReader, shard: int) -> Metadata:
-    """What ties an exported file to its shard."""
+    """Metadata that identify the shard of an exported file."""
     manifest = reader.manifest.model_dump(mode="json")
     return {
         "logitfuse.manifest": json.dumps(manifest, sort_keys=True),
@@ -56,7 +55,7 @@ def file_metadata(reader: StoreReader, shard: int) -> Metadata:
 
 
 def _rows(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-    """Offsets of a part, from 0; a row group has fewer than 2^31 entries."""
+    """Offsets relative to the first; a row group has fewer than 2^31 entries."""
     rows: npt.NDArray[np.int32] = (offsets - offsets[0]).astype(np.int32)
     return rows
 
@@ -65,11 +64,11 @@ def position_tables(arrays: Arrays, tokens: pa.Array) -> Iterator[pa.Table]:
     """The positions of a shard as rows, a row group at a time.
 
     Args:
-        arrays: Of `StoreReader.read`.
+        arrays: From `StoreReader.read`.
         tokens: [V] binary, the bytes of every token.
 
     Returns:
-        Tables of `ROW_GROUP` rows at most; at least one, be it empty.
+        Tables of at most `ROW_GROUP` rows; at least one, even if it is empty.
     """
     starts = arrays["token_offsets"]
     total = len(arrays["token_ids"])
@@ -96,7 +95,7 @@ def position_tables(arrays: Arrays, tokens: pa.Array) -> Iterator[pa.Table]:
 
 
 def _distributions(arrays: Arrays, part: slice) -> dict[str, Any]:
-    """Columns of what is stored of the distributions of some positions."""
+    """Columns with the stored distributions of some positions."""
     offsets = arrays["entry_offsets"][part.start : part.stop + 1]
     entries = slice(int(offsets[0]), int(offsets[-1]))
     lists = pa.array(_rows(offsets))
@@ -125,8 +124,8 @@ def parquet_bytes(arrays: Arrays, vocabulary: Vocabulary, metadata: Metadata) ->
 
 def _parquet_metadata(location: Location, key: str) -> Metadata:
     with location.open_read(key) as file:
-        found = pq.read_schema(file).metadata or {}
-    return {k.decode(): v.decode() for k, v in found.items() if k.startswith(b"logitfuse.")}
+        metadata = pq.read_schema(file).metadata or {}
+    return {k.decode(): v.decode() for k, v in metadata.items() if k.startswith(b"logitfuse.")}
 
 
 # ------------------------------------------------------------------------------- safetensors
@@ -161,9 +160,9 @@ def _safetensors_metadata(location: Location, key: str) -> Metadata:
 
 
 def jsonl_bytes(arrays: Arrays, vocabulary: Vocabulary, metadata: Metadata) -> bytes:
-    """The answers of a shard, one JSON object a line.
+    """The answers of a shard, one JSON object per line.
 
-    Bytes that are no UTF-8, as where an answer was cut inside a character, become U+FFFD.
+    Invalid UTF-8, as where an answer ends inside a character, becomes U+FFFD.
 
     Raises:
         ConfigError: The store is not a generated one.
@@ -206,14 +205,14 @@ FORMATS: dict[
 
 
 def _is_there(location: Location, key: str, form: str, wanted: Metadata) -> bool:
-    """Whether a file is there and was made from this very shard."""
+    """Whether a file exists and was made from this shard, by its metadata."""
     if not location.exists(key):
         return False
     try:
         with storage_errors(f"{location.url}/{key}"):
             return FORMATS[form][1](location, key) == wanted
     except (ValueError, LookupError, AttributeError, TypeError):  # pa.ArrowInvalid is a ValueError
-        return False  # not a file of ours: it is written again
+        return False  # not an exported file: it is overwritten
 
 
 def export_store(
@@ -229,16 +228,16 @@ def export_store(
         reader: The store.
         target: Folder or URL of the files, named 00012.parquet or 00012.safetensors.
         form: A name in `FORMATS`.
-        shards: Which; None takes all that are committed.
-        flag: Asked between shards whether to stop.
+        shards: Shards to export; None exports all that are committed.
+        flag: Checked between shards.
 
     Returns:
-        Files written, and files that were there already.
+        Number of files written, and of files that were there already.
 
     Raises:
-        MissingError: A shard that was asked for is not committed.
+        MissingError: One of `shards` is not committed.
         CorruptionError: A shard is damaged.
-        StorageError: One of the two places refused.
+        StorageError: A file cannot be read or written.
     """
     wanted = sorted(reader.commits) if shards is None else list(shards)
     missing = [shard for shard in wanted if shard not in reader.commits]

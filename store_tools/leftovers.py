@@ -1,8 +1,8 @@
-"""What lies in a store and no reader reads: data of attempts without a commit, cut temporary files.
+"""Files in a store that no reader reads: data of attempts without a commit, and temporary files.
 
-`store gc` removes it. A worker at work has written data that no commit names yet, so an attempt is
-left alone until its newest file is older than an age that no shard takes to write. A commit is looked
-for by its key after the data was listed and once more before the data is removed.
+`store gc` removes them. A running worker has written data that no commit names yet, so an attempt is
+kept until its newest file is older than any shard takes to write. Commits are read after the data is
+listed, and once more before the data is removed.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from store_schema.disk.location import LocalLocation, Location
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MissingError
 from store_schema.store.reader import StoreReader, commit_key
-from store_tools.places import SoundReader, StorePlace
+from store_tools.places import StorePlace, TolerantReader
 
 _ATTEMPT = re.compile(r"data/((\d{5,})-[0-9a-f]{16})(?:/.*)?")
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp")
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
-"""What drivers call the moment a file was written."""
+"""Names that drivers have for the time when a file was written."""
 
 _AGE_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file as a listing has it.
+    """A file of a listing.
 
     Args:
-        key: Relative to the store.
+        key: Path relative to the store.
         size: Bytes.
-        written: Seconds since 1970; None where the store does not say.
+        written: Time of writing, seconds since 1970; None if the object store does not say.
     """
 
     key: str
@@ -50,10 +50,10 @@ class Leftover:
     """An attempt's folder without a commit, or a temporary file.
 
     Args:
-        key: Relative to the store.
-        shard: Of an attempt; None for a temporary file.
+        key: Path relative to the store.
+        shard: Shard of an attempt; None for a temporary file.
         size: Bytes.
-        written: When its newest file was written; None where one is not known.
+        written: When its newest file was written; None if not known of all files.
     """
 
     key: str
@@ -62,7 +62,7 @@ class Leftover:
     written: float | None
 
     def older_than(self, seconds: float, now: float) -> bool:
-        """Whether nothing was written to it for so long; no if that is not known."""
+        """Whether nothing was written to it for `seconds`; False if that is not known."""
         return self.written is not None and now - self.written >= seconds
 
 
@@ -81,7 +81,7 @@ def list_files(location: Location) -> Iterator[FileEntry]:
 
 def _local_files(location: LocalLocation) -> Iterator[FileEntry]:
     for folder, subfolders, names in os.walk(location.path, onerror=_unless_gone):
-        # An attempt that was killed at once may be an empty folder.
+        # An attempt that was killed early may be an empty folder.
         empty = [] if subfolders or names else [""]
         for name in names + empty:
             path = Path(folder, name)
@@ -108,16 +108,16 @@ def _written(info: dict[str, object]) -> float | None:
     return None
 
 
-def find_leftovers(reader: SoundReader, *, strict: bool = False) -> list[Leftover]:
-    """What no commit names, in order of keys. Commits are read after the files are listed.
+def find_leftovers(reader: TolerantReader, *, strict: bool = False) -> list[Leftover]:
+    """Files that no commit names, in order of keys. Commits are read after the files are listed.
 
     Args:
         reader: The store.
-        strict: Refuse where a commit cannot be read.
+        strict: Raise if a commit cannot be read.
 
     Raises:
-        CorruptionError: A commit cannot be read, so its data is not known from garbage.
-        StorageError: The disk or object store refused.
+        CorruptionError: A commit cannot be read, so that its data may look like a leftover.
+        StorageError: Disk or object store cannot be read.
     """
     groups: dict[str, list[FileEntry]] = {}
     for entry in list_files(reader.location):
@@ -149,8 +149,8 @@ class Collected:
     """What gc did to one store, or would do.
 
     Args:
-        removed: Old enough.
-        kept: Too young: a worker may be at it.
+        removed: Leftovers that are old enough.
+        kept: Leftovers that are too young: a worker may still write to them.
     """
 
     removed: tuple[Leftover, ...]
@@ -161,8 +161,8 @@ def collect(place: StorePlace, *, older_than_s: float, dry_run: bool) -> Collect
     """Remove leftovers that are older than `older_than_s` seconds.
 
     Raises:
-        CorruptionError: A commit cannot be read, so its data is not known from garbage.
-        StorageError: The disk or object store refused.
+        CorruptionError: A commit cannot be read, so that its data may look like a leftover.
+        StorageError: Disk or object store cannot be read or written.
     """
     reader = place.open()
     old: list[Leftover] = []
@@ -174,7 +174,7 @@ def collect(place: StorePlace, *, older_than_s: float, dry_run: bool) -> Collect
     return Collected(tuple(removed), tuple(young))
 
 
-def _require_readable(reader: SoundReader) -> None:
+def _require_readable(reader: TolerantReader) -> None:
     for key, fault in reader.faults.items():
         raise CorruptionError(
             "nothing removed: what a damaged commit names is not known",
@@ -185,7 +185,7 @@ def _require_readable(reader: SoundReader) -> None:
 
 
 def _remove(reader: StoreReader, item: Leftover) -> bool:
-    """Delete one leftover unless its shard's commit, as it stands now, names it."""
+    """Delete one leftover unless the current commit of its shard names it."""
     if item.shard is not None and _names(reader.location, item.shard, item.key):
         return False
     reader.location.delete(item.key)
@@ -193,7 +193,7 @@ def _remove(reader: StoreReader, item: Leftover) -> bool:
 
 
 def _names(location: Location, shard: int, path: str) -> bool:
-    """Whether the commit of a shard speaks of a folder, whatever else is wrong with it."""
+    """Whether the commit of a shard contains the path, even if it is damaged."""
     try:
         return path.encode() in location.read_bytes(commit_key(shard))
     except MissingError:
@@ -201,10 +201,10 @@ def _names(location: Location, shard: int, path: str) -> bool:
 
 
 def parse_age(text: str) -> float:
-    """Seconds from "24h", "30m", "2d", "90s" or "0".
+    """Seconds from text such as "24h", "30m", "2d", "90s" or "0".
 
     Raises:
-        ConfigError: Written otherwise.
+        ConfigError: Not of this form.
     """
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])", text) or re.fullmatch(r"(0)()", text)
     if match is None:

@@ -1,4 +1,4 @@
-"""Which stores a command is about: one by its folder or URL, or all of a run by the run file."""
+"""The stores that a command works on: one by its folder or URL, or all of a run by the run file."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ URLS: dict[Kind, Callable[[RunConfig, str], str]] = {
 }
 
 
-class SoundReader(StoreReader):
-    """Reads what is sound of a store in which some commits may not be.
+class TolerantReader(StoreReader):
+    """A reader of stores in which some commits may be damaged.
 
-    `commits` are those that can be read; `faults` says of the others, by key, why not.
+    `commits` has only those that can be read; `faults` has the errors of the others by key.
     """
 
     @cached_property
@@ -42,29 +42,29 @@ class SoundReader(StoreReader):
 
     @cached_property
     def commits(self) -> dict[int, Commit]:
-        """Shards whose commits are sound, as they stood when first asked."""
+        """Readable commits by shard, as of the first access."""
         return self._scanned[0]
 
     @cached_property
     def faults(self) -> dict[str, StoreError]:
-        """What is wrong with the other commits, by their keys."""
+        """Errors of the other commits, by their keys."""
         return self._scanned[1]
 
-    def fresh(self) -> SoundReader:
-        """The same store with its commits as they stand now."""
-        return SoundReader(self.location, self.manifest)
+    def fresh(self) -> TolerantReader:
+        """A new reader of the same store, with its current commits."""
+        return TolerantReader(self.location, self.manifest)
 
 
 @dataclass(frozen=True, slots=True)
 class StorePlace:
-    """A store that a command is about.
+    """A store that a command works on.
 
     Args:
-        name: What people call it: "stores/code" of a run, else its folder or URL as given.
-        location: Where it lies.
-        plan_location: Where its plan should lie; None where nobody knows.
+        name: Its name in messages: "stores/code" of a run, else its folder or URL as given.
+        location: Where it is.
+        plan_location: Where its plan should be; None if not known.
         plan_is_given: Whether the user named the plan or the run, so that it must be there.
-        run_file: The run file it was found by.
+        run_file: The run file that names it, if the user gave one.
     """
 
     name: str
@@ -73,17 +73,17 @@ class StorePlace:
     plan_is_given: bool
     run_file: str | None = None
 
-    def open(self) -> SoundReader:
+    def open(self) -> TolerantReader:
         """Open the store.
 
         Raises:
             MissingError: There is none (yet).
             CorruptionError: The manifest is damaged.
         """
-        return SoundReader(self.location, StoreReader.open(self.location).manifest)
+        return TolerantReader(self.location, StoreReader.open(self.location).manifest)
 
     def plan(self) -> Plan | None:
-        """The plan, None where there is none to compare with.
+        """The plan, None if there is none to compare with.
 
         Raises:
             MissingError: The plan that was named is not there.
@@ -108,21 +108,21 @@ def find_places(
     kind: Kind | None = None,
     plan: str | None = None,
 ) -> list[StorePlace]:
-    """The stores that TARGET stands for.
+    """The stores of the argument TARGET.
 
     Args:
         target: Folder or URL of a store, or a run file.
-        sources: Of a run file: only these.
-        kind: Of a run file: only stores of this kind.
+        sources: With a run file: only stores of these sources.
+        kind: With a run file: only stores of this kind.
         plan: Folder or URL of the plan; None takes the run's, or the one beside the store.
 
     Raises:
         ConfigError: Options that do not go with the target.
-        MissingError: Nothing is there.
+        MissingError: There is no such store or run file.
     """
-    given = None if plan is None else open_location(plan)
+    plan_given = None if plan is None else open_location(plan)
     if "://" not in target and Path(target).is_file():
-        return _run_places(target, load_run(target), sources, kind, given)
+        return _run_places(target, load_run(target), sources, kind, plan_given)
     if sources or kind:
         raise ConfigError(
             "a store was given, not a run file",
@@ -132,12 +132,12 @@ def find_places(
     if "://" not in target and not Path(target).is_dir():
         raise MissingError("no store and no run file", where=target, hint="check the path")
     location = open_location(target)
-    beside = location if given else _plan_beside(location)
-    return [StorePlace(target, location, given or beside, given is not None)]
+    beside = location if plan_given else _plan_beside(location)
+    return [StorePlace(target, location, plan_given or beside, plan_given is not None)]
 
 
 def one_place(places: Sequence[StorePlace]) -> StorePlace:
-    """The only one.
+    """The only store of `places`.
 
     Raises:
         ConfigError: There are several.
@@ -172,8 +172,8 @@ def _run_places(
         for wanted in ((kind,) if kind else KINDS)
         for source in sources or run.sources
     ]
-    found = [url for url in urls if _is_begun(open_location(url))]
-    if not found:
+    begun = [url for url in urls if _is_begun(open_location(url))]
+    if not begun:
         raise MissingError(
             "no store yet", where=", ".join(urls), hint="run `logitfuse extract run` first"
         )
@@ -186,17 +186,17 @@ def _run_places(
             True,
             run_file,
         )
-        for url in found
+        for url in begun
     ]
 
 
 def _is_begun(location: Location) -> bool:
-    """Whether anything of a store is there; one that lost its manifest is one to tell of."""
+    """Whether any part of a store is there, so that one without its manifest is reported."""
     return location.exists(MANIFEST_FILE) or bool(location.names("commits"))
 
 
 def _plan_beside(location: Location) -> Location | None:
-    """Where a run keeps the plan of such a store: <run>/stores/<name> has <run>/plan."""
+    """Where a run keeps the plan of a store: <run>/plan for <run>/stores/<name>."""
     if "://" in location.url:
         scheme, path = location.url.split("://", 1)
         parts = path.split("/")

@@ -1,7 +1,7 @@
-"""Doing something for each shard of a store, several shards at a time.
+"""Calls a function for each shard of a store, several shards at a time.
 
-Threads, not processes: reading, decompressing, checking and hashing leave Python's lock, and a process
-pays a second of imports before its first shard (docs/store_commands.md has the figures).
+Threads, not processes: reading, decompressing, checking and hashing release Python's lock, and a
+process needs a second of imports before its first shard (docs/store_commands.md has the figures).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def for_each_shard(
 
     Args:
         work: Called with the shard's index, in a thread.
-        shards: Which.
+        shards: Indices of the shards.
         jobs: Shards at a time; None takes one for each processor. Memory holds as many shards.
-        stop: Asked after every shard whether to go on.
+        stop: Checked after every shard.
 
     Yields:
         Shard and result, in the order of finishing.
 
     Raises:
-        Stopped: `stop` was asked; shards in hand are finished, the rest is not begun.
+        Stopped: `stop` was set; shards that were begun are finished, the rest is not begun.
     """
     with ThreadPoolExecutor(jobs or usable_cpus()) as pool:
         futures = {pool.submit(work, shard): shard for shard in shards}

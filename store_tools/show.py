@@ -1,4 +1,4 @@
-"""`store show`: one segment as its model saw it, each token with what was expected in its place."""
+"""`store show`: the tokens of one segment, each with the most probable tokens in its place."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from store_schema.plan.plan import Plan, Segment
 from store_schema.store.answers import TEXT_ARRAYS, StoredAnswer, read_answers
 from store_schema.store.segment_rows import place_of, rows_of
 from store_schema.text.vocabulary import Vocabulary
-from store_tools.places import SoundReader, StorePlace, planned_shard
+from store_tools.places import StorePlace, TolerantReader, planned_shard
 
 LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One token that might have stood at a position.
+    """One of the most probable tokens of a position.
 
     Args:
         token_id: In the store's vocabulary.
-        written: Its bytes; of a special token how it is written.
+        written: Its bytes; of a special token its text.
         logprob: Nats.
     """
 
@@ -39,14 +39,14 @@ class Position:
     """One token of the text.
 
     Args:
-        index: Within the segment.
+        index: Number within the segment.
         data: Its bytes in the text.
         token_id: In the store's vocabulary.
         logprob: Nats; None where it is not known, as in all of an answer.
-        tail_mass: Probability outside the entries; all of it where nothing is known.
+        tail_mass: Probability outside the entries; 1 where nothing is known.
         best: The most probable tokens, best first.
-        origin: Of an aligned store.
-        name: How the vocabulary writes a token that stands for no text; b"" for others.
+        origin: Origin of the row, in an aligned store.
+        name: Text of a token that has no bytes of the text, as of a special token; b"" for others.
     """
 
     index: int
@@ -61,13 +61,13 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class ShownAnswer:
-    """What a generated store has of a segment beside its positions.
+    """Further facts of an answer in a generated store.
 
     Args:
-        number: Which of the prompt's answers.
-        count: How many there are.
+        number: Number of the answer, from 0.
+        count: Number of answers to the prompt.
         finish: How it ended.
-        prompt: Who says what before it; () without a plan.
+        prompt: (role, text) of the turns before it; () without a plan.
     """
 
     number: int
@@ -81,14 +81,14 @@ class ShownSegment:
     """One segment of a store, or in a generated store one answer to its prompt.
 
     Args:
-        store: What people call the store.
-        kind: Of the store.
+        store: The store's name in messages.
+        kind: Kind of the store.
         source: Name of the source.
-        row: Of the plan's segment table.
-        shard: Where it lies.
+        row: Row in the plan's segment table.
+        shard: Index of its shard.
         segment: From the plan; None without one.
         positions: Its tokens.
-        answer: Of a generated store.
+        answer: Facts of the answer, in a generated store.
     """
 
     store: str
@@ -102,25 +102,25 @@ class ShownSegment:
 
     @property
     def title(self) -> str:
-        """Its id, or its row where the plan is not known, and the answer's number."""
+        """Its id, or its row if the plan is not known, and the answer's number."""
         name = f"row {self.row}" if self.segment is None else self.segment.segment_id
         return name if self.answer is None else f"{name}, answer {self.answer.number}"
 
     @property
     def num_bytes(self) -> int:
-        """Of the text."""
+        """Bytes of the text."""
         return sum(len(position.data) for position in self.positions)
 
     @property
     def bpb(self) -> float | None:
-        """Bits per byte of the labels that are known; None where there is none."""
+        """Bits per byte of the labels with a known log-probability; None if there is none."""
         known = [(p.logprob, len(p.data)) for p in self.positions if p.logprob is not None]
         size = sum(length for _, length in known)
         return -sum(nats for nats, _ in known) / math.log(2) / size if size else None
 
     @property
     def kept_mass(self) -> float | None:
-        """Mean of the positions that have entries."""
+        """Mean mass in entries, of positions that have entries; None if there is none."""
         kept = [1 - position.tail_mass for position in self.positions if position.best]
         return sum(kept) / len(kept) if kept else None
 
@@ -130,10 +130,10 @@ class Listed:
     """A segment in a list to choose from.
 
     Args:
-        row: Of the plan's segment table.
+        row: Row in the plan's segment table.
         segment: From the plan; None without one.
         text: Its bytes, or those of the answer.
-        answer: Of a generated store.
+        answer: The answer, in a generated store.
     """
 
     row: int
@@ -148,12 +148,12 @@ class Listed:
 def read_segment(
     place: StorePlace, wanted: str, *, top: int, answer: int | None = None
 ) -> ShownSegment:
-    """Find a segment in a store and read it.
+    """Read a segment of a store.
 
     Args:
         place: The store.
         wanted: Segment id, or row of the plan's segment table.
-        top: Tokens shown of each position.
+        top: Number of most probable tokens of each position.
         answer: In a generated store, which answer to the segment's prompt; None takes the first.
 
     Raises:
@@ -171,9 +171,9 @@ def read_segment(
     arrays = reader.read(shard)
     shown, text = None, None if segment is None else segment.text.encode()
     if manifest.kind == "generated":
-        at, found, count = _answer_of(arrays, row, answer or 0, reader)
+        at, stored, count = _answer_of(arrays, row, answer or 0, reader)
         prompt = () if segment is None else prompt_turns(segment.context)
-        shown, text = ShownAnswer(found.number, count, found.finish, prompt), found.text
+        shown, text = ShownAnswer(stored.number, count, stored.finish, prompt), stored.text
     else:
         at = place_of(arrays, row, f"{reader.location.url}, shard {shard}")
     positions = positions_of(arrays, at, text, reader.vocabulary, top=top)
@@ -183,9 +183,9 @@ def read_segment(
 
 
 def _located(
-    place: StorePlace, reader: SoundReader, plan: Plan | None, wanted: str
+    place: StorePlace, reader: TolerantReader, plan: Plan | None, wanted: str
 ) -> tuple[int, int, Segment | None]:
-    """Shard and row of a segment, and the segment where the plan is known."""
+    """Shard and row of a segment, and the segment if the plan is known."""
     if plan is None:
         row = row_number(wanted)
         if row is None:
@@ -209,25 +209,27 @@ def _located(
 
 
 def _answer_of(
-    arrays: Arrays, row: int, number: int, reader: SoundReader
+    arrays: Arrays, row: int, number: int, reader: TolerantReader
 ) -> tuple[int, StoredAnswer, int]:
-    """Place of an answer on the axis D, the answer, and how many the prompt has."""
-    found = [
+    """Index of an answer on the axis D, the answer, and the number of answers to its prompt."""
+    answers = [
         (at, a) for at, a in enumerate(read_answers(arrays, reader.vocabulary)) if a.row == row
     ]
-    for at, answer in found:
+    for at, answer in answers:
         if answer.number == number:
-            return at, answer, len(found)
+            return at, answer, len(answers)
     raise MissingError(
-        f"no answer {number}" if found else "no answers: the segment does not begin with a prompt",
+        f"no answer {number}"
+        if answers
+        else "no answers: the segment does not begin with a prompt",
         where=f"{reader.location.url}, row {row}",
-        expected=f"one of {len(found)}, counted from 0" if found else None,
-        hint=None if found else "without --segment the command lists the first answers",
+        expected=f"one of {len(answers)}, counted from 0" if answers else None,
+        hint=None if answers else "without --segment the command lists the first answers",
     )
 
 
 def prompt_turns(context: str | None) -> tuple[tuple[str, str], ...]:
-    """Who says what in a segment's context, as it is written where it is not understood."""
+    """(role, text) of the turns in a segment's context; the context as it is if it is no known JSON."""
     if context is None:
         return ()
     try:
@@ -245,11 +247,11 @@ def positions_of(
     """The tokens of one segment or answer.
 
     Args:
-        arrays: Of its shard.
-        at: Its place on the axis D.
+        arrays: Arrays of its shard.
+        at: Its index on the axis D.
         text: Its bytes; None takes them from the tokens.
-        vocabulary: Of the store.
-        top: Tokens shown of each position.
+        vocabulary: The store's vocabulary.
+        top: Number of most probable tokens of each position.
     """
     spelling = vocabulary.spelling
     start, stop = map(int, arrays["token_offsets"][at : at + 2])
@@ -283,7 +285,7 @@ def list_segments(place: StorePlace, count: int = LISTED) -> list[Listed]:
     reader, plan = place.open(), place.plan()
     if plan is not None:
         reader.require_plan(plan)
-    found: list[Listed] = []
+    listed: list[Listed] = []
     for shard in sorted(reader.commits):
         segments: list[Segment] = []
         if plan is not None:
@@ -291,17 +293,17 @@ def list_segments(place: StorePlace, count: int = LISTED) -> list[Listed]:
         if reader.manifest.kind == "generated":
             by_row = {segment.index: segment for segment in segments}
             answers = read_answers(reader.read(shard, TEXT_ARRAYS), reader.vocabulary)
-            found += [Listed(a.row, by_row.get(a.row), a.text, a) for a in answers]
+            listed += [Listed(a.row, by_row.get(a.row), a.text, a) for a in answers]
         elif plan is not None:
-            found += [Listed(s.index, s, s.text.encode()) for s in segments]
+            listed += [Listed(s.index, s, s.text.encode()) for s in segments]
         else:
-            found += _listed_without_plan(reader, shard, count)
-        if len(found) >= count:
+            listed += _listed_without_plan(reader, shard, count)
+        if len(listed) >= count:
             break
-    return found[:count]
+    return listed[:count]
 
 
-def _listed_without_plan(reader: SoundReader, shard: int, count: int) -> list[Listed]:
+def _listed_without_plan(reader: TolerantReader, shard: int, count: int) -> list[Listed]:
     arrays = reader.read(shard, ("segment_ids", "token_offsets", "token_ids"))
     rows, offsets = arrays["segment_ids"][:count], arrays["token_offsets"]
     ids = arrays["token_ids"].tolist()
@@ -311,7 +313,7 @@ def _listed_without_plan(reader: SoundReader, shard: int, count: int) -> list[Li
     ]
 
 
-def _shard_of_row(reader: SoundReader, row: int) -> int:
+def _shard_of_row(reader: TolerantReader, row: int) -> int:
     for shard in sorted(reader.commits):
         if row in reader.read(shard, ("segment_ids",))["segment_ids"]:
             return shard

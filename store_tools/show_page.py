@@ -1,8 +1,8 @@
-"""A segment as a page: its text, each token coloured by its probability, what was expected below. Of an
-answer its tokens, whose probabilities are not kept.
+"""A segment as an HTML page: its text, each token coloured by its probability, with the most probable
+tokens below. An answer has no colours, since its probabilities are not stored.
 
-The page is one file that loads nothing and runs nothing; every byte of text is escaped, and what
-cannot be seen or would reorder the line is written out.
+The page is one file that loads nothing and runs nothing. All text is escaped; invisible characters and
+those that would reorder the line are shown as escapes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from store_tools.show import Position, ShownSegment
 from store_tools.show_text import ending, share
 
 LEVELS = (0.5, 0.1, 0.02, 0.002, 0.0001)
-"""A token is coloured the stronger the fewer of these its probability reaches."""
+"""Bounds of probability between the colours; less probable tokens have stronger colours."""
 
 KEPT = JOINERS + "\u00a0\u202f\u3000"
 INSIDE_CHARACTER = "◦"
-"""Stands for a token that ends inside a character; the token that ends it shows it."""
+"""Shown for a token that ends inside a character; the token that completes it shows the character."""
 _INSIDE = Markup('<i class="e">{}</i>').format(INSIDE_CHARACTER)
 
 
@@ -91,7 +91,7 @@ def level(logprob: float | None) -> str:
 
 
 def _token(shown: ShownSegment, position: Position, text: str) -> dict[str, Any]:
-    """What the template needs of a token.
+    """Values of a token for the template.
 
     Args:
         shown: The segment.

@@ -16,12 +16,12 @@ _GAP = "  "
 
 
 def share(logprob: float) -> str:
-    """A probability as people read it."""
+    """A probability, from its logarithm, as short text."""
     return share_text(math.exp(logprob))
 
 
 def heading(shown: ShownSegment) -> str:
-    """What is shown, in one line."""
+    """Names and figures of the segment, in one line."""
     segment = shown.segment
     facts = [f"row {shown.row}", f"shard {shown.shard}"]
     if segment is not None:
@@ -50,7 +50,7 @@ def _prompt_lines(answer: ShownAnswer) -> list[str]:
 
 
 def segment_text(shown: ShownSegment, columns: int) -> str:
-    """The segment as a table of `columns` columns, one position after the other."""
+    """The segment as a table, a row for each position, for a terminal of `columns` columns."""
     tokens = [quoted(position.data or position.name) for position in shown.positions]
     token_columns = min(max(map(width, [*tokens, "token"])), _TOKEN_COLUMNS)
     if shown.answer is not None:
@@ -65,7 +65,7 @@ def segment_text(shown: ShownSegment, columns: int) -> str:
         head += f" {'origin':<8}"
     room = max(columns - width(head) - len(_GAP), 24)
     lines = [heading(shown), ""]
-    lines.append(f"{head}{_GAP}most probable, * the one that stands there")
+    lines.append(f"{head}{_GAP}most probable, * is the text's own token")
     for position, token in zip(shown.positions, tokens, strict=True):
         label = position.logprob
         known = f"{'-':>8} {'-':>7}" if label is None else f"{label:>8.3f} {share(label):>7}"
@@ -95,7 +95,7 @@ def _wrapped(position: Position, room: int) -> list[str]:
 
 
 def list_text(listed: list[Listed], columns: int) -> str:
-    """Segments or answers to choose from, one a line."""
+    """Segments or answers to choose from, one per line."""
     lines = ["first segments; give --segment one of these ids or rows:"]
     if listed and listed[0].answer is not None:
         lines = ["first answers; give --segment one of these ids or rows, and --answer its number:"]

@@ -1,7 +1,7 @@
-"""`store stats`: what the bytes of a store go to, and what its distributions look like.
+"""`store stats`: stored bytes by array, and figures of the distributions.
 
-Sizes come from the commits of all shards. The rest is read from a sample of shards: sums with counts,
-so that shards add up in any number, and divided once at the end (`stats_sums`).
+Sizes come from the commits of all shards. The rest is read from a sample of shards, as sums with counts
+that are divided once at the end (`stats_sums`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from store_schema.errors import MissingError
 from store_schema.layout import Finish, Kind, Origin
 from store_schema.manifest import Commit
 from store_schema.plan.plan import Plan
-from store_tools.places import SoundReader, StorePlace, planned_shard
+from store_tools.places import StorePlace, TolerantReader, planned_shard
 from store_tools.shard_work import for_each_shard
 from store_tools.stats_sums import MASS_BINS, NEEDED_OF, Counts, Sums, ratio, shard_sums
 
@@ -28,7 +28,7 @@ NO_DOMAIN = "(all)"
 
 
 def array_bytes(commits: Mapping[int, Commit]) -> dict[str, int]:
-    """Stored bytes by array, largest first; what describes the arrays is `METADATA`."""
+    """Stored bytes by array, largest first; the arrays' metadata files are under `METADATA`."""
     sizes: dict[str, int] = {}
     for commit in commits.values():
         for key, record in commit.files.items():
@@ -51,17 +51,17 @@ def store_stats(
     jobs: int | None = None,
     stop: StopFlag | None = None,
 ) -> dict[str, Any]:
-    """Figures of one store, as they go into JSON.
+    """Figures of one store, JSON-like.
 
     Args:
-        place: Which store.
-        shards: Those to read; None reads up to `SAMPLE_SHARDS` spread evenly.
+        place: The store.
+        shards: Shards to read; None reads up to `SAMPLE_SHARDS` spread evenly.
         jobs: Shards at a time.
-        stop: Asked between shards.
+        stop: Checked between shards.
 
     Raises:
-        StoreError: A shard or a commit is damaged, or a shard that was named is not there.
-        Stopped: `stop` was asked.
+        StoreError: A shard or a commit is damaged, or one of `shards` is not there.
+        Stopped: `stop` was set.
     """
     reader, plan = place.open(), place.plan()
     for fault in reader.faults.values():
@@ -81,7 +81,7 @@ def store_stats(
 
 def _sums(
     name: str,
-    reader: SoundReader,
+    reader: TolerantReader,
     plan: Plan | None,
     shards: Sequence[int],
     jobs: int | None,
@@ -100,18 +100,18 @@ def _sums(
         return shard_sums(kind, arrays, domains)
 
     positions = {shard: reader.commits[shard].counts.positions for shard in shards}
-    found = {}
+    by_shard = {}
     with Progress(f"stats {name}", sum(positions.values()), unit="pos") as progress:
         for shard, sums in for_each_shard(read, shards, jobs=jobs, stop=stop):
-            found[shard] = sums
+            by_shard[shard] = sums
             progress.add(positions[shard])
     total = Sums()
-    for shard in shards:  # in one order, so that the same store gives the same last digit
-        total.add(found[shard])
+    for shard in shards:  # in a fixed order, so that rounding is the same every time
+        total.add(by_shard[shard])
     return total
 
 
-def _identity(place: StorePlace, reader: SoundReader, shards: Sequence[int]) -> dict[str, Any]:
+def _identity(place: StorePlace, reader: TolerantReader, shards: Sequence[int]) -> dict[str, Any]:
     manifest = reader.manifest
     return {
         "name": place.name,
@@ -127,7 +127,7 @@ def _identity(place: StorePlace, reader: SoundReader, shards: Sequence[int]) -> 
     }
 
 
-def _sizes(reader: SoundReader) -> dict[str, Any]:
+def _sizes(reader: TolerantReader) -> dict[str, Any]:
     sizes = array_bytes(reader.commits)
     counts = [commit.counts for commit in reader.commits.values()]
     positions = sum(count.positions for count in counts)
@@ -144,23 +144,23 @@ def _sizes(reader: SoundReader) -> dict[str, Any]:
 def _figures(kind: Kind, sums: Sums) -> dict[str, Any]:
     positions = sum(of_domain.positions for of_domain in sums.by_domain.values())
     domains = {name: sums.by_domain[name].figures(kind) for name in sorted(sums.by_domain)}
-    found: dict[str, Any] = {"positions_read": positions, "domains": domains}
+    record: dict[str, Any] = {"positions_read": positions, "domains": domains}
     if kind == "generated":
         finishes = {finish.name.lower(): int(sums.finishes[finish]) for finish in Finish}
-        return found | {"finishes": finishes}
+        return record | {"finishes": finishes}
     covered = int(sums.mass.sum())
-    found["entries_per_position"] = {
+    record["entries_per_position"] = {
         "mean": ratio(float(sums.entry_counts @ np.arange(len(sums.entry_counts))), positions),
         "histogram": histogram(sums.entry_counts),
     }
-    found["kept_mass"] = {"mean": ratio(sums.kept_mass, covered)} | {
+    record["kept_mass"] = {"mean": ratio(sums.kept_mass, covered)} | {
         f"p{share}": percentile(sums.mass, share) for share in (5, 50, 95)
     }
     if sums.origins.any():
-        found["origins"] = {
+        record["origins"] = {
             origin.name.lower(): int(sums.origins[origin]) / positions for origin in Origin
         }
-    return found
+    return record
 
 
 def histogram(counts: Counts) -> list[dict[str, int]]:
@@ -179,7 +179,7 @@ def histogram(counts: Counts) -> list[dict[str, int]]:
 
 
 def percentile(counts: Counts, share: float) -> float | None:
-    """The kept mass that `share` percent of the positions stay at or below."""
+    """The `share`-th percentile of the kept mass, from its histogram; None without positions."""
     total = int(counts.sum())
     if not total:
         return None

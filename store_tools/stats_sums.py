@@ -1,4 +1,4 @@
-"""What `store stats` adds up of each shard: sums with counts, divided once at the end.
+"""Sums over shards for `store stats`, divided once at the end.
 
 D segments, N positions, E entries of a shard.
 """
@@ -17,7 +17,7 @@ from store_schema.layout import Arrays, Finish, Kind, Origin, row_sums
 from store_schema.text.encoded import token_lengths
 
 MASS_BINS = 10_000
-"""Kept mass is counted in steps of 1e-4: percentiles of any number of positions in fixed memory."""
+"""Bins of the histogram of kept mass, which gives percentiles in fixed memory."""
 _TEXT = ("segment_ids", "token_offsets", "byte_ends")
 _SCORED = (*_TEXT, "entry_offsets", "entry_logprobs", "tail_mass", "label_logprobs")
 NEEDED_OF: dict[Kind, tuple[str, ...]] = {
@@ -33,16 +33,16 @@ class DomainSums:
     """Sums over the positions of one domain.
 
     Args:
-        positions: All of them.
-        covered: Those with entries.
-        entropy_nats: Sum over the covered.
+        positions: Number of positions.
+        covered: Positions with entries.
+        entropy_nats: Sum of entropies of covered positions.
         known_labels: Labels with a known probability above 0.
         impossible_labels: Labels of probability 0.
-        label_nats: Sum over the known.
-        label_bytes: Bytes of the known and the impossible.
+        label_nats: NLL of the known labels.
+        label_bytes: Bytes of the known and the impossible labels.
         bytes: Bytes of all positions.
-        source_nats: Aligned stores: the source's own cost, on its own tokens.
-        source_bytes: Bytes that cost covers.
+        source_nats: In aligned stores, the source's NLL on its own tokens.
+        source_bytes: Bytes that `source_nats` is of.
     """
 
     positions: int = 0
@@ -62,7 +62,7 @@ class DomainSums:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def figures(self, kind: Kind) -> dict[str, Any]:
-        """What people compare, of a store of `kind`; None where nothing is known."""
+        """Means and shares for a store of `kind`; None where nothing is known."""
         text = {"positions": self.positions, "bytes": self.bytes}
         if kind == "generated":
             return text
@@ -78,22 +78,21 @@ class DomainSums:
 
 
 def ratio(total: float, count: float) -> float | None:
-    """A mean; None of nothing."""
+    """total / count; None if count is 0."""
     return total / count if count else None
 
 
 @dataclass(slots=True)
 class Sums:
-    """What a sample of shards adds up to.
+    """Sums over a sample of shards. A generated store has only `by_domain` and `finishes`.
 
     Args:
         by_domain: Sums by domain.
-        entry_counts: [longest + 1] positions by their number of entries; of a generated store, as all
-            but the last figures, nothing.
+        entry_counts: [longest + 1] positions by their number of entries.
         mass: [MASS_BINS + 1] covered positions by kept mass.
         kept_mass: Sum of the kept mass of covered positions.
-        origins: [3] positions by origin; zeros where the store is not aligned.
-        finishes: [5] answers by how they ended; zeros where the store is not generated.
+        origins: [3] positions by origin; zeros unless the store is aligned.
+        finishes: [5] answers by how they ended; zeros unless the store is generated.
     """
 
     by_domain: dict[str, DomainSums] = field(default_factory=dict)
@@ -125,8 +124,8 @@ def shard_sums(kind: Kind, arrays: Arrays, domains: Sequence[str]) -> Sums:
     """Sums of one shard.
 
     Args:
-        kind: Of the store.
-        arrays: `NEEDED_OF` the kind.
+        kind: Kind of the store.
+        arrays: Arrays `NEEDED_OF[kind]`.
         domains: [D] domain of each segment.
     """
     if kind == "generated":
@@ -190,12 +189,12 @@ def entropies(
     offsets: npt.NDArray[np.int64],
     tail_mass: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float64]:
-    """Entropy of each position, its tail taken as one token: a lower bound of the true one.
+    """Entropy of each position with its tail as one token: a lower bound of the true entropy.
 
     Args:
         logprobs: [E] nats.
-        offsets: [N+1].
-        tail_mass: [N].
+        offsets: [N+1] entries of each position.
+        tail_mass: [N] mass outside the entries.
 
     Returns:
         [N] nats.

@@ -1,4 +1,4 @@
-"""The figures of `store stats` as tables for people."""
+"""The figures of `store stats` as text tables."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def _mass_lines(stats: dict[str, Any]) -> str:
 
 def _answer_table(stats: dict[str, Any]) -> str:
     rows = [
-        (visible(name), f"{found['positions']:,}", f"{found['bytes']:,}")
-        for name, found in stats["domains"].items()
+        (visible(name), f"{figures['positions']:,}", f"{figures['bytes']:,}")
+        for name, figures in stats["domains"].items()
     ]
     return "\n".join(table(("domain", "positions", "bytes"), rows))
 
@@ -92,24 +92,24 @@ def _domain_table(stats: dict[str, Any]) -> str:
     more = {"source_bpb": "source bpb"} if aligned else {}
     head += more.values()
     rows = []
-    for name, found in stats["domains"].items():
-        bpb = "inf" if found["impossible_labels"] else _number(found["label_bpb"], 4)
+    for name, figures in stats["domains"].items():
+        bpb = "inf" if figures["impossible_labels"] else _number(figures["label_bpb"], 4)
         row = [
             visible(name),
-            f"{found['positions']:,}",
-            _percent(found["covered"]),
-            _number(found["entropy_nats_per_position"], 3),
+            f"{figures['positions']:,}",
+            _percent(figures["covered"]),
+            _number(figures["entropy_nats_per_position"], 3),
             bpb,
-            _percent(found["label_bytes_share"]),
+            _percent(figures["label_bytes_share"]),
         ]
-        rows.append(row + [_number(found[figure], 4) for figure in more])
+        rows.append(row + [_number(figures[column], 4) for column in more])
     notes = (
         "entropy: nats per position with entries, the tail taken as one token, so a lower bound; "
         "not\ncomparable across tokenizers. label bpb: bits per byte of the labels whose "
         "probability is known,\nwhich cover that share of the bytes"
     )
     notes += ". source bpb: the source's own, on its own tokens." if aligned else "."
-    if any(found["impossible_labels"] for found in stats["domains"].values()):
+    if any(figures["impossible_labels"] for figures in stats["domains"].values()):
         notes += "\ninf: a label has probability 0."
     return "\n".join([*table(head, rows), notes])
 

@@ -1,10 +1,10 @@
-"""`store verify`: every byte under its checksum, every invariant, and the segments are the plan's.
+"""`store verify`: checks checksums, the layout's invariants, and that segments are the plan's.
 
-A shard is sound when its files are those its commit names, every chunk matches its checksum, the
-decoded arrays keep every invariant of the layout and the commit's digest, and, where the plan is
-known, its segments are the plan's own: rows, fingerprint, and tokens whose bytes are the very text
-(of a generated store: answers to each of its prompts, whose tokens end where it says).
-One damaged shard does not stop the others from being looked at.
+A shard is sound when its files are those that its commit names, every chunk matches its checksum, the
+decoded arrays satisfy every invariant of the layout and the commit's digest, and, if the plan is known,
+its segments are the plan's: rows, fingerprint, and tokens whose bytes are the text (in a generated
+store: answers to each of its prompts, with byte ends that fit the tokens). A damaged shard does not
+stop the check of the others.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from store_schema.plan.plan import Plan
 from store_schema.store.answers import TEXT_ARRAYS
 from store_schema.store.guards import RESTORE
 from store_schema.store.reader import MANIFEST_FILE
-from store_tools.against_plan import COMPARED, Speller, compare_with_plan
+from store_tools.against_plan import COMPARED, FlatVocabulary, compare_with_plan
 from store_tools.answers import ANSWERS_SETTING, compare_answers
 from store_tools.leftovers import Leftover, find_leftovers
-from store_tools.places import SoundReader, StorePlace, planned_shard
+from store_tools.places import StorePlace, TolerantReader, planned_shard
 from store_tools.shard_work import for_each_shard
 
 
 @dataclass(slots=True)
 class StoreReport:
-    """What was found in one store.
+    """Result of verifying one store.
 
     Args:
-        name: What people call it.
+        name: The store's name in messages.
         sound: Shards without a fault.
-        damaged: Shards that `store repair` can take back, and why.
-        broken: Faults of the store as a whole and of its plan: repair does not mend these.
-        missing: Shards of the plan that are not there; None where nobody knows how many there are.
+        damaged: Shards that `store repair` can uncommit, and their faults.
+        broken: Faults of the store as a whole and of its plan, which repair cannot correct.
+        missing: Shards of the plan that are not there; None if the number of shards is not known.
         compared: Whether shards were compared with a plan.
         leftovers: Data of attempts without a commit, and temporary files.
-        reader: The store as it stood when it was opened; None where it cannot be.
+        reader: The store as it was when it was opened; None if it cannot be opened.
     """
 
     name: str
@@ -54,27 +54,27 @@ class StoreReport:
     missing: list[int] | None = None
     compared: bool = False
     leftovers: list[Leftover] = field(default_factory=list)
-    reader: SoundReader | None = None
+    reader: TolerantReader | None = None
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that is there is sound; shards may be missing."""
+        """Whether nothing is damaged; shards may be missing."""
         return not self.damaged and not self.broken
 
 
 def verify_store(
     place: StorePlace, *, jobs: int | None = None, stop: StopFlag | None = None
 ) -> StoreReport:
-    """Look at every byte of a store.
+    """Check every byte of a store.
 
     Args:
-        place: Which.
+        place: The store.
         jobs: Shards at a time; None takes one for each processor.
-        stop: Asked between shards.
+        stop: Checked between shards.
 
     Raises:
-        StorageError: The disk or object store refused: that is not damage.
-        Stopped: `stop` was asked.
+        StorageError: Disk or object store cannot be read, which is not damage.
+        Stopped: `stop` was set.
     """
     report = StoreReport(place.name)
     try:
@@ -88,7 +88,7 @@ def verify_store(
     plan = _plan_of(place, reader, report)
     _sort_faults(reader, report)
     if _open_tables(reader, report):
-        _look_at_shards(reader, plan, report, jobs, stop)
+        _check_shards(reader, plan, report, jobs, stop)
     report.missing = _missing(reader, plan, report)
     report.leftovers = find_leftovers(reader)
     return report
@@ -99,8 +99,8 @@ def shard_of(key: str) -> int:
     return int(key.removeprefix("commits/").removesuffix(".json"))
 
 
-def _sort_faults(reader: SoundReader, report: StoreReport) -> None:
-    """Tell commits that are damaged from faults that taking a commit back would make worse."""
+def _sort_faults(reader: TolerantReader, report: StoreReport) -> None:
+    """Sort faults of commits into damaged shards, and faults that uncommitting would make worse."""
     foreign = [f for f in reader.faults.values() if isinstance(f, MismatchError)]
     if foreign and not reader.commits:
         report.broken.append(
@@ -119,8 +119,8 @@ def _sort_faults(reader: SoundReader, report: StoreReport) -> None:
             report.damaged[shard_of(key)] = fault
 
 
-def _plan_of(place: StorePlace, reader: SoundReader, report: StoreReport) -> Plan | None:
-    """The store's plan, None where there is none to compare with."""
+def _plan_of(place: StorePlace, reader: TolerantReader, report: StoreReport) -> Plan | None:
+    """The store's plan, None if there is none to compare with."""
     try:
         plan = place.plan()
         if plan is not None:
@@ -135,21 +135,23 @@ def _plan_of(place: StorePlace, reader: SoundReader, report: StoreReport) -> Pla
     return plan
 
 
-def _require_number(reader: SoundReader, plan: Plan) -> None:
-    found = reader.manifest.num_shards
-    if found is not None and found > len(plan.shards):  # a plan may grow after a store was begun
+def _require_number(reader: TolerantReader, plan: Plan) -> None:
+    num_shards = reader.manifest.num_shards
+    if num_shards is not None and num_shards > len(
+        plan.shards
+    ):  # a plan may grow after a store was begun
         raise MismatchError(
             "manifest and plan differ in the number of shards",
             where=reader.location.url,
             expected=f"at most {len(plan.shards)}",
-            got=found,
+            got=num_shards,
         )
 
 
-def _open_tables(reader: SoundReader, report: StoreReport) -> bool:
-    """Read what all shards share; whether they can be read at all."""
+def _open_tables(reader: TolerantReader, report: StoreReport) -> bool:
+    """Read the tables that all shards share; return whether shards can be read at all."""
     readable = True
-    # The shards' numbers are ranks in the second table; the first only says how tokens are written.
+    # Shards need the second table, which their stored ranks refer to; the first has tokens' bytes.
     for table in ("vocabulary", "ranking"):
         try:
             getattr(reader, table)
@@ -159,22 +161,22 @@ def _open_tables(reader: SoundReader, report: StoreReport) -> bool:
     return readable
 
 
-def _look_at_shards(
-    reader: SoundReader,
+def _check_shards(
+    reader: TolerantReader,
     plan: Plan | None,
     report: StoreReport,
     jobs: int | None,
     stop: StopFlag | None,
 ) -> None:
     sizes = {shard: stored_bytes(commit) for shard, commit in reader.commits.items()}
-    speller = None if plan is None or report.broken else Speller(reader.vocabulary)
+    flat = None if plan is None or report.broken else FlatVocabulary(reader.vocabulary)
     plan_faults: dict[int, LogitfuseError] = {}
 
     def look(shard: int) -> LogitfuseError | None:
         try:
             reader.verify(shard)
             if plan is not None:
-                _compare(reader, plan, shard, speller, plan_faults)
+                _compare(reader, plan, shard, flat, plan_faults)
         except StorageError:
             raise
         except LogitfuseError as error:
@@ -197,7 +199,7 @@ def stored_bytes(commit: Commit) -> int:
     return sum(record.size for record in commit.files.values())
 
 
-def _missing(reader: SoundReader, plan: Plan | None, report: StoreReport) -> list[int] | None:
+def _missing(reader: TolerantReader, plan: Plan | None, report: StoreReport) -> list[int] | None:
     num_shards = reader.manifest.num_shards if plan is None else len(plan.shards)
     if num_shards is None:
         return None
@@ -206,10 +208,10 @@ def _missing(reader: SoundReader, plan: Plan | None, report: StoreReport) -> lis
 
 
 def _compare(
-    reader: SoundReader,
+    reader: TolerantReader,
     plan: Plan,
     shard: int,
-    speller: Speller | None,
+    flat: FlatVocabulary | None,
     plan_faults: dict[int, LogitfuseError],
 ) -> None:
     """Compare one shard with the plan.
@@ -218,11 +220,11 @@ def _compare(
         reader: The store.
         plan: Its plan.
         shard: A committed shard that is sound in itself.
-        speller: None where the vocabulary is damaged: the tokens' bytes are not compared.
-        plan_faults: Takes up, by shard, that the plan's own segments are damaged.
+        flat: The store's vocabulary; None, if it is damaged, skips the check of the tokens' bytes.
+        plan_faults: Gets, by shard, errors of the plan's own segments.
 
     Raises:
-        CorruptionError: It is not of the plan's segments.
+        CorruptionError: The shard is not of the plan's segments.
     """
     where = f"{reader.location.url}, shard {shard}"
     record = planned_shard(plan, shard, where)
@@ -233,8 +235,8 @@ def _compare(
         plan_faults[shard] = error
         return
     if reader.manifest.kind == "generated":
-        vocabulary = None if speller is None else speller.vocabulary
+        vocabulary = None if flat is None else flat.vocabulary
         per_prompt = reader.manifest.settings.get(ANSWERS_SETTING)
         compare_answers(reader.read(shard, TEXT_ARRAYS), segments, per_prompt, vocabulary, where)
     else:
-        compare_with_plan(reader.read(shard, COMPARED), record, segments, speller, where)
+        compare_with_plan(reader.read(shard, COMPARED), record, segments, flat, where)

@@ -53,7 +53,7 @@ def test_no_piece_begins_with_a_token_that_the_target_has_no_row_for(kind: str) 
     hf.add_tokens(["PAD"])
     target = SegmentTokenizer(hf, name=kind)
     assert piece_table(source.vocabulary, target).start.max() >= rows
-    target.end_at(rows)
+    target.limit_vocabulary(rows)
     assert target.beyond_rows == ("PAD",)
     table = piece_table(source.vocabulary, target)
     for first in (table.middle, table.start):
@@ -157,7 +157,7 @@ def test_tail_keeps_what_is_sure_and_nothing_else() -> None:
     going = Continuation(
         np.array([0, 1, 3, 3, 4]), np.array([7, 1, 2, 5], np.uint32), np.array([0.9, 0.5, 0.4, 1.0])
     )
-    sure = going.only_sure()
+    sure = going.only_certain()
     assert sure.offsets.tolist() == [0, 1, 1, 1, 2]
     assert sure.targets.tolist() == [7, 5]
     assert sure.weights.tolist() == [0.9, 1.0]

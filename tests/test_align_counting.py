@@ -165,7 +165,7 @@ def test_counts_of_something_else_are_not_taken(begin, caplog, name: str) -> Non
     first = count(checked)
     kept = counting._kept(checked, "same number", counting.shards_to_count(checked))
     pairs = DistinctPairs(checked.target.vocab_size)
-    pairs.take(*(part[:1] for part in first))
+    pairs.restore(*(part[:1] for part in first))
     replace(kept, request=kept.request | {name: "other"}).write(pairs)
     with caplog.at_level(logging.WARNING):
         same(first, count(begin()))

@@ -231,7 +231,7 @@ def test_part_done_stores_say_what_is_missing(tmp_path: Path) -> None:
     assert "two: not aligned yet: 3 of 3 shards" in ok("report", path)
     assert "nothing is aligned yet" in refused("report", path, "--source", "two")
     shutil.rmtree(tmp_path / "run/stores/one")
-    assert "one: no source store, so no mass as stored" in ok("report", path)
+    assert "one: no source store, so the mass it stored is not known" in ok("report", path)
     assert written(path)["sources"]["one"]["all"]["mass_stored"] is None
     shutil.rmtree(tmp_path / "run/plan")
     assert "no plan" in refused("report", path)

@@ -24,10 +24,12 @@ from benchmarks.interference_figures import (
     best_pair,
     best_source_over_control,
     changes,
+    checked_forecasts,
     excess,
-    forecast_errors,
+    forecast_error,
     gain_kept,
     interference_ratios,
+    ranks_domains_right,
     rate_pair,
     worst,
 )
@@ -212,9 +214,14 @@ def test_ratios_need_a_rival_that_harms() -> None:
 
 def test_forecasts_are_shares_saved() -> None:
     both = {recipe(CONTROL): EVEN, recipe(OURS): [0.9] * 3 + [1.02] * 3}
-    errors = forecast_errors(seen(both, forecast={"a": 0.13, "b": 0.0}))
-    assert errors == pytest.approx({"a": 0.03, "b": 0.02})
-    assert forecast_errors(seen(both)) is None
+    checked = checked_forecasts(seen(both, forecast={"a": 0.13, "b": 0.0}))
+    assert checked == {"a": (0.13, pytest.approx(0.1)), "b": (0.0, pytest.approx(-0.02))}
+    assert forecast_error([checked]) == pytest.approx(0.05 / 0.12)
+    assert ranks_domains_right(checked)
+    turned = checked_forecasts(seen(both, forecast={"a": 0.0, "b": 0.01}))
+    assert not ranks_domains_right(turned)
+    assert checked_forecasts(seen(both)) is None
+    assert forecast_error([]) is None
 
 
 def test_whether_any_source_knows_more_than_the_control() -> None:
@@ -266,7 +273,8 @@ def test_every_figure_and_its_goal() -> None:
         dict.fromkeys(("min_ce", "avg_ce", "fusion_x"), 0.02 / 0.2 / 3)
     )
     assert found["interference_ratio_every"] == found["interference_ratio"]
-    assert found["forecast_error"] == pytest.approx(0.01)
+    assert found["forecast_error"] == pytest.approx(0.02 / 0.2)
+    assert found["forecast_ranks_right"][1] == 1
     assert found["settings"]["real-large"][OURS]["recipes"] == [str(Recipe(OURS, 1e-4, 2))]
     assert set(found["best_source_over_control"]) == {"demo"}
     met = {name: state for name, _, _, state in bench.goals(found)}
@@ -275,7 +283,7 @@ def test_every_figure_and_its_goal() -> None:
     assert met["mean_gain_real 45000 0.0001"] is False  # its interval is not clear of zero
     assert met["mean_gain_real 150000 0.0002"] is True
     assert met["interference_ratio fusion_x"] is True
-    assert (met["mean_gain_kept"], met["step_ratio"], met["forecast_error"]) == (True, True, None)
+    assert (met["mean_gain_kept"], met["step_ratio"], met["forecast_error"]) == (True, True, True)
     table = bench.goals_table(found)
     assert "worst_domain demo" in table
     assert "missed" in table

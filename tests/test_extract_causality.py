@@ -63,7 +63,7 @@ def test_what_a_model_does_shows(bidirectional: Path, tiny_models: dict[str, Pat
         if causal:
             require_causal(engine, spec, segments)
         else:
-            with pytest.raises(ModelError, match="later text changes what it says before it"):
+            with pytest.raises(ModelError, match="later text changes earlier predictions"):
                 require_causal(engine, spec, segments)
             short = [EncodedSegment((), s.token_ids[:3], s.byte_ends[:3]) for s in segments]
             require_causal(engine, spec, short)  # too short to tell
@@ -105,7 +105,7 @@ def test_refused_before_the_plan_and_before_anything_is_scored(
     saying_nothing = "store_schema.model.model_check.require_causal_config"
     monkeypatch.setattr(saying_nothing, lambda *_, **__: None)
     ok("extract", "plan", path)
-    with pytest.raises(ModelError, match="both_ways is no causal language model"):
+    with pytest.raises(ModelError, match="both_ways is not a causal language model"):
         run_source(load_run(path), "both_ways", Part())
     assert not list((tmp_path / "run/stores/both_ways").glob("commits/*"))
 
@@ -162,6 +162,6 @@ def test_damaged_and_foreign_folders_are_one_line_each(
     (tmp_path / "run/plan/plan.json").unlink()
     for command in ("plan", "run"):  # also where there is no plan
         line = refused("extract", command, path)
-        assert "folder holds an adapter, not a model" in line
+        assert "folder has an adapter, not a model" in line
         assert "merge it into its base model" in line
     assert json.loads((model / "adapter_config.json").read_text())["model_type"] == "llama"

@@ -456,7 +456,7 @@ def test_a_mapping_for_other_names(tmp_path: Path) -> None:
     columns = {"messages": "talk", "system": "rules", "tools": "abilities"}
     chat = {"role_key": "who", "content_key": "said", "thought_key": "why"}
     line = refused("corpus", "build", run_of(tmp_path, file, columns=columns, chat=chat))
-    assert "nobody of that name speaks in a chat" in line
+    assert "unknown role of a message" in line
     assert "got caller" in line
     assert "corpus.inputs[].chat.roles" in line
     roles = {"caller": "user", "desk": "assistant"}
@@ -507,7 +507,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "nobody": (
         {"messages": [{"content": Q}, MESSAGES[2]]},
-        "a message does not say who speaks",
+        "a message has no role",
     ),
     "call": (
         {
@@ -529,11 +529,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nul in arguments": ({"messages": calling('{"a": "x\\u0000"}')}, "NUL at character 1"),
     "answers": (
         {"prompt": said(("user", Q)), "completion": said(("user", Q), ("assistant", A2))},
-        "a response is not one of the assistant's",
+        "the response has no assistant turn, or a user turn",
     ),
     "no call": (
         {"messages": [MESSAGES[1], {"role": "model", "parts": [{"functionCall": "f"}]}]},
-        "functionCall is no object",
+        "functionCall is not an object",
     ),
     "nul": ({"messages": said(("user", "a\0b"), ("assistant", A))}, "NUL at character 1"),
 }
@@ -557,11 +557,11 @@ def test_what_cannot_be_read_is_named_or_dropped(tmp_path: Path, what: str) -> N
     ("content", "words"),
     [
         ('[{"text": "a"} {"text": "b"}]', "no comma"),
-        ('[{"text": "a"}', "it ends before the list does"),
+        ('[{"text": "a"}', "the file ends inside the list"),
         ('[{"text": }]', "bad JSON"),
         ("[1]", "not a JSON object"),
-        ('[{"text": "a"}]\n[{"text": "b"}]', "more behind the list, at character 16"),
-        ('[{"text": "a"}] garbage', "more behind the list"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', "text after the list, at character 16"),
+        ('[{"text": "a"}] garbage', "text after the list"),
     ],
 )
 def test_a_damaged_list_is_named(tmp_path: Path, content: str, words: str) -> None:
@@ -678,7 +678,7 @@ def test_roles_of_the_run_file_are_known_ones(tmp_path: Path) -> None:
     assert messages[1]["tool_calls"][0]["function"]["name"] == "f"
     path = run_of(tmp_path, file, chat={"roles": roles | {"desk": "usr"}})
     line = refused("corpus", "build", path)
-    assert "nobody is called usr: one of system, user, assistant, tool, function_call" in line
+    assert "unknown role usr: must be one of system, user, assistant, tool, function_call" in line
 
 
 def test_every_shape_has_a_line_in_the_docs() -> None:
@@ -716,7 +716,7 @@ def test_a_document_is_shown_as_each_model_reads_it(tmp_path: Path) -> None:
     before = "<system>Be brief.</s>\n<user>a\\x1b[2Jb</s>\n<assistant>"
     assert f"\x1b[2m{before}\x1b[0m" in out
     assert "c/turn-0  (chat, train)" in out
-    assert "-- target: no response can be found in what the chat template writes" in out
+    assert "-- target: the response cannot be located in the rendered chat" in out
     plain = ok("corpus", "show", path, "--document", "c2")
     assert "-- code, tokens: response" in plain
     assert "\x1b" not in plain

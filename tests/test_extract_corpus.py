@@ -20,7 +20,7 @@ from extract.corpus.corpus import (
     open_corpus,
     read_documents,
 )
-from extract.corpus.documents import Document, deal_split
+from extract.corpus.documents import Document, assign_split
 from store_schema.config import load_run
 from store_schema.errors import ConfigError, CorruptionError, InputError
 from tests.command import call, ok, refused
@@ -145,12 +145,12 @@ def test_prompt_and_response(tmp_path: Path, prompt_as: str, context: dict[str, 
 
 def test_splits_are_dealt_by_id_alone() -> None:
     shares = {"valid": 0.1, "train": 0.8, "test": 0.1}
-    dealt = {f"doc{i}": deal_split(f"doc{i}", shares, 0) for i in range(3000)}
+    dealt = {f"doc{i}": assign_split(f"doc{i}", shares, 0) for i in range(3000)}
     counts = Counter(dealt.values())
     for name, share in shares.items():
         assert abs(counts[name] / 3000 - share) < 0.03
-    assert dealt["doc7"] == deal_split("doc7", dict(reversed(shares.items())), 0)
-    assert any(deal_split(name, shares, 1) != split for name, split in dealt.items())
+    assert dealt["doc7"] == assign_split("doc7", dict(reversed(shares.items())), 0)
+    assert any(assign_split(name, shares, 1) != split for name, split in dealt.items())
 
 
 def test_other_splits_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ BAD_ROWS: dict[str, tuple[list[Any], str]] = {
     "bad_messages ": ([CHAT | {"messages": ["x"]}], "not a list of objects"),
     "bad_messages  ": (
         [CHAT | {"messages": [{"role": "assistant", "content": "x"}]}],
-        "nothing stands before",
+        "no turn before the assistant's",
     ),
     "bad_messages   ": (
         [CHAT | {"messages": [{"role": "user", "content": [{"type": "image"}]}]}],
@@ -280,7 +280,7 @@ def test_bad_json_names_file_and_line(tmp_path: Path, content: bytes, message: s
     [
         ("gone.jsonl", None, "input file not found"),
         ("*.jsonl.gz", None, "no file matches"),
-        ("a.json", b"{}", "format of an input cannot be told"),
+        ("a.json", b"{}", "format of an input is not known"),
         ("a.txt", b"ab\xff", "not UTF-8 at byte 2"),
         ("a.parquet", b"PAR1", "input cannot be read"),
         ("a.jsonl.gz", b"\x1f\x8b\x08", "input cannot be read"),

@@ -169,19 +169,19 @@ def test_tokens_without_rows_are_told(caplog: pytest.LogCaptureFixture) -> None:
     rows = len(hf)
     hf.add_tokens(["[A]", "[B]", "[C]", "[D]"])
     tokenizer = SegmentTokenizer(hf, name="padded")
-    tokenizer.end_at(rows)
+    tokenizer.limit_vocabulary(rows)
     with caplog.at_level(logging.WARNING, "extract"):
         cut_corpus(table_of("text"), {"padded": tokenizer}, 64, drop_unreadable=False)
     [line] = caplog.messages
     assert "padded: the model has no row for 4" in line
     assert "([A], [B], [C], ...)" in line
     assert "another model" not in line
-    tokenizer.end_at(300)
+    tokenizer.limit_vocabulary(300)
     caplog.clear()
     with caplog.at_level(logging.WARNING, "extract"):
         cut_corpus(table_of("a"), {"padded": tokenizer}, 64, drop_unreadable=False)
     [line] = caplog.messages
-    assert line.endswith("; it seems to belong to another model")
+    assert line.endswith("; it seems to be another model's")
 
 
 def test_the_benchmark_measures_the_real_thing(tmp_path: Path) -> None:

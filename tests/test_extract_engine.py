@@ -346,7 +346,7 @@ def test_segments_without_rows_need_no_forward(tiny_models: dict[str, Path]) -> 
 
 
 @pytest.mark.parametrize("name", ["GPT2", "OPT", "Bloom", "Mamba", "Gemma3Text", "Qwen3"])
-def test_padding_behind_is_out_of_sight(tmp_path: Path, name: str) -> None:
+def test_padding_behind_is_without_module(tmp_path: Path, name: str) -> None:
     """Without a mask, whatever the architecture makes positions and attention of."""
     import transformers
 

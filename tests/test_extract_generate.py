@@ -118,7 +118,7 @@ def test_command_reports_counts_and_is_a_no_op(
     # Seven prompts as text, a long, a wide and an edge one, two turns, a chat.
     assert re.search(r"coder +(\d+)/\1 +13 +39 +", out), out
     assert re.search(r"source +stop +stop text +length +empty +prompt too long\n", out)
-    assert re.search(r"not asked: 1 documents without a prompt, \d+ later segments", out)
+    assert re.search(r"not answered: 1 documents without a prompt, \d+ later segments", out)
     stats = [c.stats for c in store_of(path).commits.values()]
     finishes = {f: sum(s[f"finish/{f.name.lower()}"] for s in stats) for f in Finish}
     stored = np.concatenate([store_of(path).read(s)["finish"] for s in store_of(path).commits])
@@ -270,7 +270,7 @@ def test_bad_settings_end_in_one_line(tmp_path: Path, chat_models: dict[str, Pat
         return refused("extract", "generate", path, *words)
 
     assert "below 100, got 100" in line("generate.max_tokens=100")
-    assert "answers are longer than coder can read" in line("generate.max_tokens=5000")
+    assert "answers may be longer than the context of coder" in line("generate.max_tokens=5000")
     assert "all answers to a prompt are the same" in line("generate.temperature=0")
     assert "0, or at least 0.01" in line("generate.temperature=0.001")
     assert "an empty text would end every answer" in line("generate.stop=['']")
@@ -306,7 +306,7 @@ def test_a_store_with_distributions_is_refused(
     manifest = tmp_path / "run/generated/coder/manifest.json"
     reseal(manifest, top_k=8)
     expected = (
-        f"error: the store has distributions of answers, which are no longer kept in {manifest}: "
+        f"error: the store has distributions of answers, which are no longer supported in {manifest}: "
         "expected top_k null, got top_k 8; delete the store and run `logitfuse extract generate` again"
     )
     assert refused("extract", "generate", path) == expected

@@ -11,7 +11,7 @@ import pytest
 from align.prepare import checked
 from extract.scoring.sources import check_source
 from store_schema.config import ModelRef, load_run
-from store_schema.model.models import in_folder, local_ref, resolve_model, resolve_tokenizer
+from store_schema.model.models import local_ref, resolve_model, resolve_tokenizer, with_folder
 from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import open_plan
 from store_schema.text.tokenizer import SegmentTokenizer
@@ -57,7 +57,7 @@ def test_every_form_is_the_same_folder_however_often_it_is_resolved(
         once = local_ref(ref)
         assert (once.model, once.gguf_file, once.revision) == (str(folder), None, None)
         assert once.bos == "never"
-        assert local_ref(once) == once == in_folder(ref, folder)
+        assert local_ref(once) == once == with_folder(ref, folder)
         assert (
             resolve_model(ref) == resolve_model(once) == resolve_tokenizer(once, name="m") == folder
         )

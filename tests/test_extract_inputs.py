@@ -65,9 +65,7 @@ def test_packed_lines_are_read(
 def test_packed_text_is_read_where_the_format_is_given(tmp_path: Path) -> None:
     (tmp_path / "a.zst").write_bytes(zstd(b"one\r\ntext\n" * 4000))
     entry = {"path": str(tmp_path / "a.zst"), "domain": "d", "split": "train"}
-    assert "format of an input cannot be told" in refused(
-        "corpus", "build", run_of(tmp_path, entry)
-    )
+    assert "format of an input is not known" in refused("corpus", "build", run_of(tmp_path, entry))
     path = run_of(tmp_path, entry | {"format": "text"})
     ok("corpus", "build", path)
     assert texts(path) == {"a.zst": "one\r\ntext\n" * 4000}
@@ -83,9 +81,9 @@ def zipped(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("pack", "said"),
     [
-        (lzma.compress, "input is packed: xz"),
-        (bz2.compress, "input is packed: bzip2"),
-        (zipped, "input is packed: zip"),
+        (lzma.compress, "input is compressed as xz"),
+        (bz2.compress, "input is compressed as bzip2"),
+        (zipped, "input is compressed as zip"),
         (lambda data: gzip.compress(data)[:-20], "EOFError"),
         (lambda data: gzip.compress(data)[:20] + b"\0" * 40, "input cannot be read"),
         (lambda data: zstd(data)[:-9], "input cannot be read"),
@@ -149,4 +147,6 @@ def test_files_that_each_count_from_0(tmp_path: Path) -> None:
     ok("corpus", "build", path)
     assert set(texts(path)) == {f"{name}.jsonl/{i}" for name in ("one", "two") for i in (1, 2, 3)}
     mapped = both | {"ids": "place", "columns": {"id": "id"}}
-    assert "ids: place leaves the column" in refused("corpus", "build", run_of(tmp_path, mapped))
+    assert "ids: place does not use the id column" in refused(
+        "corpus", "build", run_of(tmp_path, mapped)
+    )

@@ -60,7 +60,7 @@ def test_the_best_answers_become_a_corpus(run: Path, chat_models: dict[str, Path
     assert best["half"].settled_by == "order"
     assert {name: row.response for name, row in best.items()} == RIGHT
     assert "prompts settled by: order 2, votes 4" in said
-    assert "prompts that hold their answer, kept (judge.drop_held): 1 (held)" in said
+    assert "prompts that contain their answer, kept (judge.drop_held): 1 (held)" in said
     rows = scores_of(run)
     assert len(rows) == 2 * len(PROMPTS)
     assert {row.judge for row in rows} == {"exact_answer"}
@@ -156,12 +156,12 @@ def test_what_is_left_out_is_counted(tmp_path: Path, chat_models: dict[str, Path
     said = judged(path, *EXACT)
     assert "answers of coder left out: NUL 1, cut 1, empty 2, prompt too long 1" in said
     assert "answers of writer left out: cut 1, empty 1" in said
-    assert "every source silent: 2, 1 of them with cut answers alone" in said
+    assert "no usable answer: 2, 1 of them with cut answers" in said
     assert set(best_of(path)) == {"word", "far", "held", "talk/turn-0"}
     said = judged(path, *judges("exact_answer", drop_cut=False, drop_held=True))
     assert set(best_of(path)) == {"sum", "word", "far", "talk/turn-0"}
-    assert "every source silent: 1\n" in said
-    assert "prompts that hold their answer, dropped: 1 (held)" in said
+    assert "no usable answer: 1\n" in said
+    assert "prompts that contain their answer, dropped: 1 (held)" in said
     said = judged(path, *judges("exact_answer", min_answers=2))
     assert set(best_of(path)) == {"talk/turn-0"}
     assert "fewer answers than judge.min_answers: 3" in said
@@ -172,7 +172,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path, chat_models: dict[str, Path
 def test_one_score_for_all_is_refused(tmp_path: Path, chat_models: dict[str, Path]) -> None:
     path = answered(tmp_path, chat_models, {"coder": wrong, "writer": wrong})
     line = not_judged(path, *EXACT)
-    assert "judge exact_answer gives one score for all 12 answers" in line
+    assert "judge exact_answer has the same score for all 12 answers" in line
     assert not (tmp_path / "run/judged/judged.json").exists()
 
 
@@ -264,7 +264,7 @@ def test_functions_that_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) 
     def refused(function: str) -> str:
         return not_judged(run, *judges({"kind": "python", "function": function}))
 
-    assert "judge python gives nan in answer 0 of " in refused(f"{place}:nan")
+    assert "judge python returns nan in answer 0 of " in refused(f"{place}:nan")
     for function, said in (
         (f"{place}:absent", "AttributeError"),
         (f"{place}:no_function", "TypeError"),
@@ -345,7 +345,7 @@ def test_formulas_are_compared(tmp_path: Path, chat_models: dict[str, Path]) -> 
         return r"\boxed{\sqrt{49}}" if document == "sum" else wrong(document, number)
 
     path = answered(tmp_path, chat_models, {"coder": wrong, "writer": writer})
-    assert "one score for all" in not_judged(path, *EXACT)
+    assert "the same score for all" in not_judged(path, *EXACT)
     judged(path, *judges({"kind": "exact_answer", "compare": "math_verify"}))
     assert [r.source for r in scores_of(path) if r.score == 1.0] == ["writer"]
 

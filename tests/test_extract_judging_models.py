@@ -117,9 +117,9 @@ def test_models_that_are_no_reward_models(
     def refused(model: Path | str) -> str:
         return not_judged(run, *judges(reward(Path(model))))
 
-    assert "is a language model, no reward model" in refused(models["coder"])
+    assert "is a language model, not a reward model" in refused(models["coder"])
     line = refused(reward_model(tmp_path / "three", labels=3))
-    assert "is a classifier, no reward model" in line
+    assert "is a classifier, not a reward model" in line
     assert "expected one label (num_labels), got 3" in line
     headless = reward_model(tmp_path / "headless")
     weights = load_file(headless / "model.safetensors")
@@ -137,12 +137,12 @@ def test_models_that_are_no_reward_models(
     weights = load_file(nan / "model.safetensors")
     weights["score.weight"][:] = torch.nan
     save_file(weights, nan / "model.safetensors", metadata={"format": "pt"})
-    assert "judge reward_model gives nan in answer 0 of " in refused(nan)
+    assert "judge reward_model returns nan in answer 0 of " in refused(nan)
     same = reward_model(tmp_path / "same")
     weights = load_file(same / "model.safetensors")
     weights["score.weight"][:] = 0.0
     save_file(weights, same / "model.safetensors", metadata={"format": "pt"})
-    assert "gives one score for all 12 answers" in refused(same)
+    assert "has the same score for all 12 answers" in refused(same)
 
 
 def test_a_template_of_its_own(run: Path, tmp_path: Path) -> None:
@@ -191,10 +191,10 @@ def test_likelihood_under_the_other_source(
     run: Path, tmp_path: Path, models: dict[str, Path]
 ) -> None:
     line = not_judged(run, *judges("likelihood"))
-    assert "no scores of the answers are named" in line
+    assert "judge.scored_in is not set" in line
     assert "logitfuse extract answers RUN --out answers.jsonl" in line
     line = not_judged(run, *judges("likelihood", scored_in=str(tmp_path / "none")))
-    assert "no answers are scored" in line
+    assert "the answers are not scored" in line
     path = scored(run, models, tmp_path / "scored")
     place = str(tmp_path / "scored/run")
     judged(run, *judges("likelihood", scored_in=place))
@@ -240,6 +240,6 @@ def test_answers_that_were_not_scored_are_counted(
 def test_one_source_has_no_others(tmp_path: Path, models: dict[str, Path]) -> None:
     alone = {"coder": models["coder"], "target": models["target"]}
     path = answered(tmp_path, alone, {"coder": half_right})
-    assert "there is one alone" in not_judged(path, *judges("likelihood", scored_in="x"))
+    assert "the run has one source" in not_judged(path, *judges("likelihood", scored_in="x"))
     judged(path, *judges("exact_answer"))
     assert authors(path) == ["coder"] * len(PROMPTS)

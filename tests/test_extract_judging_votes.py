@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from extract.judge_kinds import JUDGES
 from extract.judging.config import JudgeSection
 from extract.judging.final_answers import (
+    contains_answer,
     final_answer,
-    holds_answer,
     same_answer,
     stated_answer,
 )
@@ -180,11 +180,11 @@ def test_final_answers_are_compared(given: str, expected: str, same: bool) -> No
 
 def test_prompts_that_hold_their_answer() -> None:
     assert stated_answer("Put it behind ####.") == "."
-    assert holds_answer("3 + 4? The answer is 7.", "#### 7")
-    assert holds_answer("Repeat:  Hello, there\nWorld", "hello, there world.")
-    assert not holds_answer("3 + 7? Put the answer in \\boxed{}.", "7")
-    assert not holds_answer("Say yes or no.", "yes")
-    assert not holds_answer("Helloing theres", "Helloing there")
+    assert contains_answer("3 + 4? The answer is 7.", "#### 7")
+    assert contains_answer("Repeat:  Hello, there\nWorld", "hello, there world.")
+    assert not contains_answer("3 + 7? Put the answer in \\boxed{}.", "7")
+    assert not contains_answer("Say yes or no.", "yes")
+    assert not contains_answer("Helloing theres", "Helloing there")
 
 
 def section(*judges: Any, **more: Any) -> JudgeSection:
@@ -212,9 +212,9 @@ def test_options_of_judges() -> None:
         ([{"name": "x"}], "mapping with `kind`"),
         ([{"kind": "reward_model"}], "reward_model: model: Field required"),
         ([{"kind": "python", "function": "f"}], "python: function: "),
-        ([{"kind": "exact_answer", "pattern": "("}], "no regular expression"),
+        ([{"kind": "exact_answer", "pattern": "("}], "not a regular expression"),
         ([{"kind": "exact_answer", "size": 3}], "size: unknown key"),
-        (["exact_answer", "exact_answer"], "two judges are called exact_answer"),
+        (["exact_answer", "exact_answer"], "two judges have the name exact_answer"),
         ([{"kind": "exact_answer", "name": "../x"}], "name: "),
     ],
 )
@@ -225,5 +225,5 @@ def test_options_that_are_refused(judges: list[Any], said: str) -> None:
 
 def test_every_judge_has_options_and_says_what_it_is() -> None:
     for kind in JUDGES:
-        assert kind.says
+        assert kind.summary
         assert {"kind", "name"} <= set(kind.section.model_fields)

@@ -73,7 +73,7 @@ def test_sources_come_and_go(begun: Path, tmp_path: Path, tiny_models: dict[str,
     said = ok("extract", "plan", again(begun, tiny_models, *TWO, "facts", **room)).splitlines()
     count = len(before.shards)
     assert f"code: {count} of {count} shards kept" in said
-    assert f"facts: nothing there, {count} to extract" in said
+    assert f"facts: no shards yet, {count} to extract" in said
     grown = plan_of(begun)
     assert grown.fingerprint == before.fingerprint
     facts = SegmentTokenizer.load(load_run(begun).sources["facts"], name="facts")
@@ -300,8 +300,8 @@ def test_the_same_shard_further_down_is_another_one(begun: Path) -> None:
     plan = plan_of(begun)
     shard = plan.shards[1]
     reader = StoreReader.open(open_location(load_run(begun).store_url("code")))
-    assert reader.commits[1].is_of(shard)
-    assert not reader.commits[1].is_of(shard.model_copy(update={"start": shard.start + 1}))
+    assert reader.commits[1].matches(shard)
+    assert not reader.commits[1].matches(shard.model_copy(update={"start": shard.start + 1}))
 
 
 def test_a_model_that_needs_more_tokens_is_named(

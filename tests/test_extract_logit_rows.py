@@ -108,7 +108,7 @@ def test_what_cannot_be_compiled_runs_plainly(
     for _ in range(2):
         assert torch.equal(run(logits)[1], block_sums(logits)[1])
     [record] = caplog.records
-    assert record.getMessage() == "log-sum-exp is not compiled and slower: no C compiler"
+    assert record.getMessage() == "log-sum-exp could not be compiled and is slower: no C compiler"
 
 
 def test_memory_that_runs_out_is_no_failure_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:

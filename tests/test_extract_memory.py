@@ -88,9 +88,9 @@ def test_vllm_steps_hold_no_more_rows_than_an_input(tmp_path: Path) -> None:
 
 def test_on_a_cpu_weights_and_cache_count(tmp_path: Path) -> None:
     need = memory_need(big_spec(tmp_path, engine="vllm", kv_cache_gib=2), on_cpu=True)
-    assert need.fixed == (("weights", 8_000_000), ("cache of keys and values", 2 << 30))
+    assert need.fixed == (("weights", 8_000_000), ("KV cache", 2 << 30))
     assert need.bytes == 256 * 151_936 * 3 * 4 + 8_000_000 + (2 << 30)
-    assert str(need).startswith("weights 8.00 MB, cache of keys and values 2.15 GB, logits of 256")
+    assert str(need).startswith("weights 8.00 MB, KV cache 2.15 GB, logits of 256")
     assert "free memory, take a machine with more" in refusal(need, GB, "CPU")
 
 

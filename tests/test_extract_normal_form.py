@@ -160,7 +160,7 @@ def test_kept_text_is_refused_where_a_tokenizer_composes(
 ) -> None:
     path = write_run(tmp_path, models)
     keep = ("--set", "corpus.unicode=keep")
-    assert "1 documents are not NFC and were kept so" in ok("corpus", "build", path, *keep)
+    assert "1 documents are not NFC and were kept unchanged" in ok("corpus", "build", path, *keep)
     assert [d.text for d in documents_of(path)] == [d["text"] for d in sample_documents()]
     line = refused("extract", "plan", path, *keep)
     assert "document prose-1 from byte 0, tokenizer of qwen" in line
@@ -173,7 +173,7 @@ def test_kept_text_is_refused_where_a_tokenizer_composes(
 def test_a_source_that_composes_comes_later(tmp_path: Path, models: dict[str, Path]) -> None:
     without = {name: models[name] for name in ("code", "target")}
     path = write_run(tmp_path, without)
-    assert "were kept so" in ok("corpus", "build", path)
+    assert "were kept unchanged" in ok("corpus", "build", path)
     path = write_run(tmp_path, models)
     assert "set `corpus.unicode: nfc`" in refused("extract", "plan", path)
     assert "normalised to NFC" in ok("corpus", "build", path)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.plan.planning import TARGET, deal, load_tokenizers, make_plan, shuffled
+from extract.plan.planning import TARGET, assign_to_shards, load_tokenizers, make_plan, shuffled
 from extract.scoring.sources import check_source
 from store_schema.config import load_run
 from store_schema.plan.plan import Plan
@@ -219,7 +219,7 @@ def test_messages_need_a_chat_template(tmp_path: Path, tiny_models: dict[str, Pa
     shard_tokens=st.integers(10, 200),
 )
 def test_deal_keeps_order_and_balance(sizes: list[list[int]], shard_tokens: int) -> None:
-    shards = deal(sizes, shard_tokens)
+    shards = assign_to_shards(sizes, shard_tokens)
     flat = [pair for shard in shards for pair in shard]
     assert flat == [(d, n) for d, segments in enumerate(sizes) for n in range(len(segments))]
     assert all(shards)

@@ -221,7 +221,7 @@ def test_bad_options_and_models_leave_nothing_behind(
     assert "worker refused" in refused("extract", "run", path, "--worker", "2/2")
     other = tiny_model(tmp_path / "other", tokenizer=tiny_tokenizer(vocab_size=310))
     line = refused("extract", "run", path, "--set", f"sources.prose.model={other}")
-    assert "another vocabulary than that of the model given for prose" in line
+    assert "another tokenizer of prose than the model" in line
     bare = tmp_path / "bare"
     shutil.copytree(tiny_models["prose"], bare)
     (bare / "model.safetensors").unlink()

@@ -78,11 +78,15 @@ def test_names_of_splits_as_they_are_or_as_the_user_says(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("sections", "there", "missing"),
     [
-        (TRAIN, ("train", "test"), "split valid, which train.valid_split asks for"),
-        (TRAIN, ("valid", "test"), "split train, which train.train_split asks for"),
+        (TRAIN, ("train", "test"), "split valid, which train.valid_split needs"),
+        (TRAIN, ("valid", "test"), "split train, which train.train_split needs"),
         ({"train": {"valid_split": "held"}}, ("train", "valid", "held"), "split held"),
         ({"evaluate": {"split": "test"}}, ("train", "valid"), "split test, which evaluate.split"),
-        ({"evaluate": {"split": "dev"}}, ("train", "valid"), "set evaluate.split to valid, as"),
+        (
+            {"evaluate": {"split": "dev"}},
+            ("train", "valid"),
+            "set evaluate.split to valid, the name",
+        ),
     ],
 )
 def test_a_split_that_a_later_stage_needs_is_missed_at_once(
@@ -106,8 +110,8 @@ def test_what_nobody_asked_for_is_only_said(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "docs.jsonl", documents("train"))
     path = write_run(tmp_path, NO_MODELS)
     said = ok("corpus", "build", path).splitlines()
-    assert "no text of split valid: the stage that train.valid_split is of will miss it" in said
-    assert "no text of split test: the stage that evaluate.split is of will miss it" in said
+    assert "no text of split valid, which train.valid_split needs by default" in said
+    assert "no text of split test, which evaluate.split needs by default" in said
     careless = {"train": {"keep_best": False, "fusion_gate": {"kind": "none"}}}  # no evaluations
     write_run(tmp_path, NO_MODELS, **careless)
     assert "train.valid_split" not in ok("corpus", "build", path)
@@ -138,7 +142,7 @@ def test_a_split_without_segments_is_missed_by_the_plan(
     write_run(tmp_path, models, **TRAIN)
     before = files_of(tmp_path / "run")
     line = refused("extract", "plan", path)
-    assert "no text of split valid, which train.valid_split asks for" in line
+    assert "no text of split valid, which train.valid_split needs" in line
     assert files_of(tmp_path / "run") == before
     write_run(tmp_path, models)
     ok("extract", "plan", path)

@@ -90,4 +90,4 @@ def test_what_cannot_be_tuned_is_told(planned: Path) -> None:
     assert "no such source" in result.output
     result = call(planned, "--source", "code", "--set", "extract.estimator=sampled")
     assert result.exit_code == 2
-    assert "nothing to choose" in result.output
+    assert "only one encoding" in result.output

@@ -247,7 +247,7 @@ def test_the_real_engine_says_what_generate_says(trained: Path) -> None:
     ("words", "expected"),
     [
         (("evaluate.split=nowhere",), "no prompt in split nowhere"),
-        (("evaluate.answers.judge=likelihood",), "says nothing of what is right"),
+        (("evaluate.answers.judge=likelihood",), "does not tell whether an answer is right"),
         (("evaluate.answers.judge=exact",), "exact_answer"),
         (
             ('evaluate.answers.judge={"kind": "exact_answer", "pattern": "colourless"}',),

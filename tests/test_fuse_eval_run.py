@@ -170,6 +170,7 @@ def test_pool_command_says_what_to_do_and_does_nothing_twice(run: RunConfig) -> 
     for words in (
         *("target now", "pool asn", "(hindsight)", "Best single source", "code alone"),
         *("best mixture with target", "Weight of the pool in its best mixture"),
+        *("plain training (estimated)", "Forecast of fused against plain training"),
     ):
         assert words in first.output
     record = (Path(run.folder) / "report" / "pool.json").read_bytes()
@@ -198,6 +199,10 @@ def test_static_weights_of_the_train_section_are_estimated(run: RunConfig) -> No
         assert 0.0 <= best["pool_weight"] <= 1.0
         assert best["bpb"] <= min(of_both) * (1 + 1e-6)
         assert best["bpb"] >= min(of_both) * 0.5
+    assert set(content["forecast"]) == set(content["target_bpb"])
+    for domain, found in content["forecast"].items():
+        assert found["control_bpb"] <= content["target_bpb"][domain] * (1 + 1e-6)
+        assert 0.0 <= found["gain"] <= found["most"] < 1.0
 
 
 def test_evaluation_command_resumes_and_does_nothing_twice(

@@ -21,7 +21,7 @@ from fuse_train.run import train_run
 from fuse_train.selectors.by_name import by_rule
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, MissingError, StorageError
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_run import lines_of, same, timeless, weights, with_train
 
@@ -331,7 +331,7 @@ def test_what_the_run_file_says_of_the_target_holds_for_its_checkpoints(tmp_path
     ref = ModelRef(
         model="hub/name", revision="abc", dtype="bfloat16", trust_remote_code=True, bos="never"
     )
-    there = in_folder(ref, tmp_path)
+    there = with_folder(ref, tmp_path)
     assert (there.model, there.revision) == (str(tmp_path), None)
     assert (there.trust_remote_code, there.bos, there.dtype) == (True, "never", "bfloat16")
 

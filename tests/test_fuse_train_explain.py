@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import collate
-from fuse_train.data.partial import silent_arrays
+from fuse_train.data.partial import uncovered_arrays
 from fuse_train.data.samples import AlignedSamples
-from fuse_train.explain.positions import Likely, Position, explain_sample, pool_top
+from fuse_train.explain.positions import Position, TopToken, explain_sample, pool_top
 from fuse_train.explain.segment import explain_segment
 from fuse_train.explain.text import marked_text
 from fuse_train.gate.held_out import HeldOutText
@@ -452,7 +452,7 @@ def test_marked_text_is_the_text(text: str, data: st.DataObject) -> None:
 def test_likely_tokens_beyond_the_tokenizer_have_a_name(run) -> None:
     vocabulary = open_inputs(run, run.sections["train"]).tokenizer.vocabulary
     assert vocabulary.spelling(len(vocabulary) + 3) == b"<id %d>" % (len(vocabulary) + 3)
-    assert Likely(0, vocabulary.spelling(0), 0.5).data == vocabulary.written[0]
+    assert TopToken(0, vocabulary.spelling(0), 0.5).data == vocabulary.written[0]
 
 
 # ---------------------------------------------------------------------------------- refusals
@@ -520,11 +520,11 @@ def test_a_segment_that_no_source_knows(run, monkeypatch) -> None:
 
     def silent(self, position, *, with_sources):
         shard = plain(self, position, with_sources=with_sources)
-        return replace(shard, sources=tuple(silent_arrays(a) for a in shard.sources))
+        return replace(shard, sources=tuple(uncovered_arrays(a) for a in shard.sources))
 
     monkeypatch.setattr(AlignedSamples, "load", silent)
     line = refused(folder_of(run), "--segment", "facts-5#0")
-    assert "no source says anything of the segment in segment facts-5#0" in line
+    assert "no source covers any position of the segment in segment facts-5#0" in line
     assert "`logitfuse align view`" in line
 
 

@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuse_train.selectors.features import (
-    ENTROPY_SCALE,
     FEATURES,
-    PAST_FEATURES,
     shard_features,
 )
 from fuse_train.selectors.hedge import log_weights, past_of
@@ -32,7 +30,6 @@ from fuse_train.selectors.past import (
 from store_schema.text.encoded import token_lengths
 from tests.store_factory import arrays
 
-COLUMN = {name: i for i, name in enumerate(FEATURES)}
 TEXT = b"def f(x):\n\treturn 'a' + 12 # caf\xc3\xa9 _B}; "
 
 
@@ -74,6 +71,7 @@ def test_past_figures_equal_plain_sums(rows, seed) -> None:
     for source in sources:
         source["label_logprobs"][rng.random(len(ends)) < 0.2] = np.nan
     got = shard_features(sources, offsets, ends, texts)
+    entropies = [[plain_entropy(source, row) for row in range(len(ends))] for source in sources]
     labels = np.stack([s["label_logprobs"].astype(float) for s in sources], 1)
     classes = text_classes(texts, offsets, ends)
     covered = np.stack([np.diff(s["entry_offsets"]) > 0 for s in sources], 1)
@@ -85,16 +83,24 @@ def test_past_figures_equal_plain_sums(rows, seed) -> None:
         }
         for row in range(start, stop):
             for m in range(2):
-                want = plain_past(got, labels, classes, covered, start, row, m)
+                want = plain_past(entropies, labels, classes, covered, start, row, m)
                 for name, logs in hedges.items():
                     want[name] = float(logs[row - start, m]) / HEDGE_SCALE
                 have = dict(zip(FEATURES, got[row, m].tolist(), strict=True))
-                assert set(want) == set(PAST_FEATURES)
+                assert set(want) == set(FEATURES)
                 for name, value in want.items():
                     assert have[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
-def plain_past(got, labels, classes, covered, start, row, m) -> dict[str, float]:
+def plain_entropy(source, row) -> float:
+    """Nats of a row's entries and tail."""
+    part = slice(source["entry_offsets"][row], source["entry_offsets"][row + 1])
+    probs = np.exp(source["entry_logprobs"][part].astype(float))
+    tail = float(source["tail_mass"][row]) if len(probs) else 0.0
+    return -(probs * np.log(probs)).sum() - (tail * np.log(tail) if tail else 0.0)
+
+
+def plain_past(entropies, labels, classes, covered, start, row, m) -> dict[str, float]:
     """Past columns of one row and source, but for the hedges."""
 
     def nats(i):
@@ -110,8 +116,7 @@ def plain_past(got, labels, classes, covered, start, row, m) -> dict[str, float]
     before = range(start, row)
     size = [0 if math.isnan(labels[i, m]) else 2 for i in before]
     judged = [float(covered[i, m] and not math.isnan(labels[i, m])) for i in before]
-    entropy = got[:, m, COLUMN["entropy"]] * ENTROPY_SCALE
-    surplus = [(nats(i) - entropy[i]) * j for i, j in zip(before, judged, strict=True)]
+    surplus = [(nats(i) - entropies[m][i]) * j for i, j in zip(before, judged, strict=True)]
     alike = [gain(i) for i in before if classes[i] == classes[row]]
     made = {
         "coverage": sum(covered[i, m] for i in before) / max(row - start, 1),
@@ -146,40 +151,12 @@ def test_classes_of_the_byte_before() -> None:
 
 
 def test_columns_have_their_places() -> None:
-    assert PAST_FEATURES == OF_SOURCE + SHARED
+    assert FEATURES == OF_SOURCE + SHARED
     assert len(set(FEATURES)) == len(FEATURES)
     sources, offsets, ends, texts = two_sources()
     shared = shard_features(sources, offsets, ends, texts)[:, :, len(OF_SOURCE) :]
-    shared = shared[:, :, : len(SHARED)]
+    assert shared.shape[2] == len(SHARED)
     assert np.array_equal(shared[:, 0], shared[:, 1])
-
-
-def test_figures_of_the_row() -> None:
-    sources, offsets, ends, texts = two_sources()
-    features = shard_features(sources, offsets, ends, texts)
-    for m, source in enumerate(sources):
-        other = sources[1 - m]
-        for row in range(10):
-            part = slice(source["entry_offsets"][row], source["entry_offsets"][row + 1])
-            probs = np.exp(source["entry_logprobs"][part].astype(float))
-            got = dict(zip(FEATURES, features[row, m], strict=True))
-            if not len(probs):
-                assert features[row, m, len(PAST_FEATURES) :].tolist() == [0.0] * 6
-                continue
-            tail = float(source["tail_mass"][row])
-            entropy = -(probs * np.log(probs)).sum() - (tail * np.log(tail) if tail else 0.0)
-            assert got["entropy"] == pytest.approx(entropy / 4, rel=1e-4)
-            assert got["top_probability"] == pytest.approx(probs[0])
-            assert got["tail_mass"] == pytest.approx(tail)
-            assert got["inside"] == float(source["origin"][row] == 2)
-            theirs = slice(other["entry_offsets"][row], other["entry_offsets"][row + 1])
-            ids = other["entry_ids"][theirs].tolist()
-            mine = source["entry_ids"][part][0]
-            agree = 0.0
-            if mine in ids:
-                agree = np.exp(other["entry_logprobs"][theirs][ids.index(mine)])
-            assert got["agreement"] == pytest.approx(agree)
-            assert got["same_top"] == float(bool(ids) and ids[0] == mine)
 
 
 def test_token_lengths_start_anew_in_each_segment() -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import GenerationConfig
 
-from fuse_train.model.generation_config import mend_generation_config
+from fuse_train.model.generation_config import correct_generation_config
 
 
 def mended(given: dict, where: str, caplog: pytest.LogCaptureFixture) -> tuple[dict, str]:
@@ -15,8 +15,8 @@ def mended(given: dict, where: str, caplog: pytest.LogCaptureFixture) -> tuple[d
         setattr(config, name, value)  # as a file is read: without the checks of a caller
     model = SimpleNamespace(generation_config=config)
     with caplog.at_level(logging.WARNING, "fuse_train.model.generation_config"):
-        mend_generation_config(model, where=where)
-        mend_generation_config(model, where=where)
+        correct_generation_config(model, where=where)
+        correct_generation_config(model, where=where)
     model.generation_config.validate(strict=True)
     said = [r.getMessage() for r in caplog.records]
     assert len(said) <= 1
@@ -60,5 +60,5 @@ def test_mended_as_little_as_it_takes(given, kept, said, caplog) -> None:
 
 def test_models_without_one_are_left_alone() -> None:
     model = SimpleNamespace()
-    mend_generation_config(model, where="m")
+    correct_generation_config(model, where="m")
     assert model == SimpleNamespace()

@@ -10,7 +10,7 @@ import torch
 from fuse_train.model.models import identity, load_model, own_dtype
 from store_schema.config import ModelRef
 from store_schema.fingerprint import model_fingerprint
-from store_schema.model.models import in_folder, resolve_model
+from store_schema.model.models import resolve_model, with_folder
 from tests.tiny import tiny_model
 from tests.tiny_gguf import write_gguf
 
@@ -29,6 +29,6 @@ def test_a_gguf_target_loads_is_told_apart_and_goes_on_from_a_checkpoint(
     assert identity(ref)["fingerprint"] == model_fingerprint(resolve_model(ref))
     (tmp_path / "step").mkdir()
     model.save_pretrained(tmp_path / "step")
-    again = load_model(in_folder(ref, tmp_path / "step"), where="checkpoint")
+    again = load_model(with_folder(ref, tmp_path / "step"), where="checkpoint")
     for name, values in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], values), name

@@ -432,5 +432,5 @@ def test_a_recipe_is_what_its_method_needs() -> None:
 def test_every_method_says_where_it_is_from() -> None:
     for kind in MERGES:
         assert kind.paper
-        assert kind.says
+        assert kind.summary
         assert kind.section is None or issubclass(kind.section, StrictModel)

@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse_train.selectors.pools import first_rows, held, label_pool_nll, pool_nats, span_sums
+from fuse_train.selectors.pools import (
+    first_rows,
+    hold_over_spans,
+    label_pool_nll,
+    pool_nats,
+    span_sums,
+)
 
 
 @st.composite
@@ -57,8 +63,8 @@ def test_held_and_sums() -> None:
     begins = torch.tensor([[False, False, True, False, True]])
     assert first_rows(begins).tolist() == [[0, 0, 2, 2, 4]]
     values = torch.arange(5.0)[None, :, None]
-    assert held(values, begins).flatten().tolist() == [0, 0, 2, 2, 4]
-    assert held(values, None) is values
+    assert hold_over_spans(values, begins).flatten().tolist() == [0, 0, 2, 2, 4]
+    assert hold_over_spans(values, None) is values
     assert span_sums(values[..., 0], begins).tolist() == [[1, 0, 5, 0, 4]]
 
 

@@ -13,7 +13,7 @@ from fuse_train.machine.precision import (
     PRECISION_FILE,
     choose_precision,
     product_seconds,
-    settled_precision,
+    resolve_precision,
 )
 from fuse_train.run import train_run
 from store_schema.errors import CorruptionError
@@ -56,20 +56,20 @@ def test_measuring_leaves_threads_and_generators_alone() -> None:
 
 def test_what_was_chosen_stays_and_is_said_once(tmp_path, monkeypatch, capsys) -> None:
     measured(monkeypatch, 3.0, 1.0)
-    first = settled_precision(tmp_path, WIDE, CPU, writes=True)
+    first = resolve_precision(tmp_path, WIDE, CPU, writes=True)
     measured(monkeypatch, 1.0, 3.0)
-    assert settled_precision(tmp_path, WIDE, CPU, writes=True) == first
+    assert resolve_precision(tmp_path, WIDE, CPU, writes=True) == first
     assert first.precision == "bfloat16"
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("train.precision: bfloat16 (")
     path = tmp_path / PRECISION_FILE
     path.write_text(path.read_text().replace("bfloat16", "float32", 1))
     with pytest.raises(CorruptionError):
-        settled_precision(tmp_path, WIDE, CPU, writes=True)
+        resolve_precision(tmp_path, WIDE, CPU, writes=True)
 
 
 def test_only_one_process_writes(tmp_path) -> None:
-    settled_precision(tmp_path, LlamaConfig(hidden_size=32), CPU, writes=False)
+    resolve_precision(tmp_path, LlamaConfig(hidden_size=32), CPU, writes=False)
     assert not (tmp_path / PRECISION_FILE).exists()
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fuse_train.machine import processes
-from fuse_train.machine.processes import is_main, progress_stream, tells
+from fuse_train.machine.processes import first_to_report, is_main, progress_stream
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_run import lines_of, same, timeless, weights
 
@@ -183,13 +183,13 @@ def test_what_all_processes_find_wrong_is_told_once(tmp_path) -> None:
 
 def test_who_tells_before_processes_know_each_other(monkeypatch) -> None:
     assert is_main()
-    assert tells("x")
+    assert first_to_report("x")
     assert progress_stream() is None
     monkeypatch.setenv("WORLD_SIZE", "4")
     for rank, local, expected in (("0", "0", True), ("1", "1", False), ("2", "0", True)):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", local)
-        assert tells("x") == expected
+        assert first_to_report("x") == expected
         assert is_main() == (rank == "0")
     assert isinstance(progress_stream(), io.StringIO)
     monkeypatch.setenv("RANK", "many")

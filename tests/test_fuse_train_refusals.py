@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fuse_train.cli import train
-from fuse_train.data.partial import silent_arrays
+from fuse_train.data.partial import uncovered_arrays
 from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import open_inputs, stream_options
@@ -140,7 +140,7 @@ def test_rows_that_no_source_covers_are_counted_and_train_on_ground_truth(
 
     def silent(self, position, *, with_sources):
         shard = original(self, position, with_sources=with_sources)
-        return replace(shard, sources=tuple(silent_arrays(arrays) for arrays in shard.sources))
+        return replace(shard, sources=tuple(uncovered_arrays(arrays) for arrays in shard.sources))
 
     monkeypatch.setattr(AlignedSamples, "load", silent)
     fused, control = train_run(made)

@@ -18,7 +18,7 @@ from fuse_train.losses.losses import importance_cv2
 from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.asn import SharedScorer, with_summary
 from fuse_train.selectors.by_name import by_rule, learner
-from fuse_train.selectors.features import FEATURES, HEDGE_START, PAST_FEATURES
+from fuse_train.selectors.features import FEATURES, HEDGE_START
 from fuse_train.selectors.kind import LearnedKind, RuleKind, SearchedKind
 from fuse_train.selectors.kinds.asn import AsnSection
 from fuse_train.selectors.kinds.hedge import HedgeSection
@@ -83,7 +83,6 @@ MADE: dict[str, Callable[[], Selector]] = {
     **{name: partial(registered, name) for name in SELECTORS.names()},
     "hedge": lambda: by_rule("hedge", rate=1.0, share=0.0),
     "hedge_shared": lambda: by_rule("hedge", rate=0.7, share=0.05),
-    "asn": lambda: stirred(features="all"),
     "asn_untrained": lambda: SharedScorer(AsnSection()),
     "asn_segment": lambda: stirred(granularity="segment"),
     "asn_past": stirred,
@@ -121,15 +120,14 @@ def test_labels_change_no_weights_at_or_before_their_row(name, seed, data) -> No
         return
     sources = made_sources(10, M, seed)
     row = data.draw(st.integers(1, 9))
-    # With the features of the row itself its distribution is seen, though not its label.
-    row_known = data.draw(st.booleans()) or name == "asn"
+    row_known = data.draw(st.booleans())
     before = selector(view_of(sources))
     changed = [changed_from(a, row, seed + m, row_known=row_known) for m, a in enumerate(sources)]
     after = selector(view_of(changed))
     assert torch.equal(before[:, : row + 1], after[:, : row + 1])
 
 
-@pytest.mark.parametrize("name", ["hedge", "asn", "asn_past"])
+@pytest.mark.parametrize("name", ["hedge", "asn_past"])
 def test_labels_do_change_weights_after_their_row(name) -> None:
     sources = made_sources(10, M, 0)
     changed = [changed_from(a, 4, m, row_known=True) for m, a in enumerate(sources)]
@@ -291,14 +289,6 @@ def test_untrained_asn_is_the_hedge_it_starts_from() -> None:
     torch.testing.assert_close(
         SharedScorer(AsnSection(cut="none"))(seen), by_rule("hedge", rate=rate, share=share)(seen)
     )
-
-
-def test_asn_past_ignores_features_of_the_row() -> None:
-    asn, seen = stirred(features="past"), view()
-    changed = seen.features_BTMF.clone()
-    changed[..., len(PAST_FEATURES) :] += 1.0
-    other = SourceView(seen.covered_BTM, changed, seen.source_bpb_BM, seen.past_logprobs_BTM)
-    assert torch.equal(asn(seen), asn(other))
 
 
 @pytest.mark.parametrize("kind", ["shared", "fusion-x", "constant"])

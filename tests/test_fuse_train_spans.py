@@ -28,7 +28,7 @@ from fuse_train.selectors.asn import SharedScorer
 from fuse_train.selectors.by_name import by_rule, learner
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.kinds.asn import AsnSection
-from fuse_train.selectors.pools import held, pool_nats
+from fuse_train.selectors.pools import hold_over_spans, pool_nats
 from fuse_train.selectors.selectors import StaticSelector
 from store_schema.layout import Origin
 from tests.aligned_factory import make_run
@@ -39,7 +39,6 @@ ROWS = 10
 BY_SPAN = {
     "hedge": lambda: by_rule("hedge", rate=0.7, share=0.05),
     "asn": stirred,
-    "asn_all": lambda: stirred(features="all"),
     "constant": lambda: stirred("constant"),
 }
 
@@ -57,7 +56,7 @@ def test_weights_are_those_of_the_spans_first_row(name, flags, seed) -> None:
     selector, begins = BY_SPAN[name](), begins_of(flags)
     by_row = selector(view)
     by_span = selector(replace(view, begins_BT=begins))
-    torch.testing.assert_close(by_span, held(by_row, begins))
+    torch.testing.assert_close(by_span, hold_over_spans(by_row, begins))
 
 
 @pytest.mark.parametrize("name", ["hedge", "asn"])
@@ -164,9 +163,9 @@ def test_pools_are_scored_by_spans(batch) -> None:
             span = logs[b, start:stop].sum(0)
             if span.isnan().any() or not sources.covered_BTM[b, start].any():
                 continue
-            heard = torch.tensor(weights) * sources.covered_BTM[b, start]
+            used = torch.tensor(weights) * sources.covered_BTM[b, start]
             domain = batch.domains[batch.domains_B[b]]
-            nats[domain] -= float(torch.log((heard / heard.sum() * span.exp()).sum()))
+            nats[domain] -= float(torch.log((used / used.sum() * span.exp()).sum()))
             rows[domain] += stop - start
     found = pool_nll(StaticSelector(weights), [batch])
     assert any(stop > 1 for stop in rows.values())
@@ -207,15 +206,15 @@ def test_a_source_that_is_hardly_heard_is_named_once(caplog) -> None:
     watch = CollapseWatch()
     with caplog.at_level(logging.WARNING):
         for _ in range(COLLAPSE_STEPS - 1):
-            watch.see({"a": 1 - COLLAPSE_SHARE / 2, "b": COLLAPSE_SHARE / 2})
+            watch.add({"a": 1 - COLLAPSE_SHARE / 2, "b": COLLAPSE_SHARE / 2})
         assert not caplog.records
         for _ in range(3):
-            watch.see({"a": 1 - COLLAPSE_SHARE / 2, "b": COLLAPSE_SHARE / 2})
+            watch.add({"a": 1 - COLLAPSE_SHARE / 2, "b": COLLAPSE_SHARE / 2})
     (record,) = caplog.records
-    assert "hardly hears b any more" in record.getMessage()
-    heard = CollapseWatch()
+    assert "hardly uses b any more" in record.getMessage()
+    used = CollapseWatch()
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for step in range(3 * COLLAPSE_STEPS):
-            heard.see({"a": 1.0, "b": 3 * COLLAPSE_SHARE if step % 2 else 0.0})
+            used.add({"a": 1.0, "b": 3 * COLLAPSE_SHARE if step % 2 else 0.0})
     assert not caplog.records

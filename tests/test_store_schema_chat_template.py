@@ -244,7 +244,7 @@ def test_another_template_is_read_from_a_file(tmp_path: Path) -> None:
 
 def test_settings_that_the_stages_set_are_refused() -> None:
     for name in ("tools", "continue_final_message", "return_dict"):
-        with pytest.raises(ValueError, match=f"{name}: set by the stages"):
+        with pytest.raises(ValueError, match=f"{name}: set by logitfuse"):
             ModelRef(model="m", template={"variables": {name: []}})  # type: ignore[arg-type]
 
 

@@ -100,7 +100,10 @@ def test_unknown_key_anywhere_is_named(file: Path, key: str) -> None:
         ("sources.code=null", "sources.code"),
         ("target={}", "target.model"),
         ("target.trust_remote_code=perhaps", "target.trust_remote_code"),
-        ("target.by_offsets=true", "target: by_offsets is gone: a tokenizer has to give text back"),
+        (
+            "target.by_offsets=true",
+            "target: by_offsets was removed: a tokenizer must not change text",
+        ),
         ("train=7", "train"),
     ],
 )

@@ -420,16 +420,16 @@ def test_tail_of_everything_beside_entries_is_refused() -> None:
     coder = Coder(PRESETS["compact"], _ranking(), "s")
     stored = encode("source", _row([-1.0], 0.3), coder)
     stored["tail_codes"][:] = codes.FIRST_TAIL_CODE  # code 0: probability 1
-    with pytest.raises(CorruptionError, match="cannot be at position 0"):
+    with pytest.raises(CorruptionError, match="invalid entries at position 0"):
         decode("source", stored, coder)
     stored = encode("source", _row([-1.0], 0.3), coder)
     stored["entry_rises"][:] = 1 << 16  # must not wrap around to code 0
-    with pytest.raises(CorruptionError, match="cannot be at position 0"):
+    with pytest.raises(CorruptionError, match="invalid entries at position 0"):
         decode("source", stored, coder)
 
 
 def test_fields_without_effect_are_refused() -> None:
-    with pytest.raises(ValidationError, match="leave nothing out while top_p is 1"):
+    with pytest.raises(ValidationError, match="have no effect while top_p is 1"):
         StoreSection(preset="exact", floor=0.01)
     assert StoreSection(preset="exact", floor=0.01, top_p=0).encoding().selection.floor == 0.01
     assert StoreSection(preset="tiny").encoding("sampled").selection.keeps_all

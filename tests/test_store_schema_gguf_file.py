@@ -187,7 +187,7 @@ def test_an_unknown_rule_is_refused_and_a_tokenizer_beside_the_file_helps(
     model: Path, tmp_path: Path, cache: Path, pre: str | None
 ) -> None:
     write_gguf(model, tmp_path / "m.gguf", pre=pre, bos=None)
-    with pytest.raises(TokenizerError, match=r"cuts text.*tokenizer\.json beside"):
+    with pytest.raises(TokenizerError, match=r"splits text.*tokenizer\.json beside"):
         unpack(tmp_path / "m.gguf")
     assert not [path for path in (cache / "gguf").iterdir() if path.is_dir()]
     (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
@@ -256,7 +256,7 @@ def test_a_cut_file_is_one_line(model: Path, tmp_path: Path, kept: float) -> Non
     file = tmp_path / "m.gguf"
     write_gguf(model, file)
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * kept)])
-    with pytest.raises(ModelError, match=r"GGUF file is (damaged or )?cut"):
+    with pytest.raises(ModelError, match=r"GGUF file is (damaged or )?truncated"):
         unpack(file)
 
 

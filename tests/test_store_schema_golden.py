@@ -25,12 +25,12 @@ READ = {
 }
 """Fingerprints of those that are read."""
 REFUSED = {
-    "v4-source-exact": "figures beside entries",
-    "v4-source-compact": "figures beside entries",
+    "v4-source-exact": "extra arrays",
+    "v4-source-compact": "extra arrays",
     "v4-generated-exact": "distributions of answers",
     "v4-generated-compact": "distributions of answers",
 }
-"""What those have that is no longer kept."""
+"""What those have that is no longer supported."""
 
 
 def test_every_golden_store_is_looked_at() -> None:
@@ -71,8 +71,9 @@ def test_a_store_with_more_than_is_kept_says_what_to_run_again(name: str, more: 
         else ("generate", "expected top_k null, got top_k 4")
     )
     assert caught.value.line() == (
-        f"the store has {more}, which are no longer kept in {GOLDEN / name / 'store/manifest.json'}: "
-        f"{differs}; delete the store and run `logitfuse extract {stage}` again"
+        f"the store has {more}, which are no longer supported in "
+        f"{GOLDEN / name / 'store/manifest.json'}: {differs}; "
+        f"delete the store and run `logitfuse extract {stage}` again"
     )
 
 

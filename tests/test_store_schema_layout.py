@@ -119,7 +119,7 @@ BROKEN_ANSWERS: dict[str, tuple[Callable[[Arrays], None], str]] = {
     "offsets fall": (_set("token_offsets", 1, 11), "token_offsets"),
     "byte ends fall": (_set("byte_ends", 1, 9), "byte_ends"),
     "unknown reason": (_set("finish", 0, 5), "finish"),
-    "tokens of an answer never begun": (_set("finish", 0, Finish.PROMPT_TOO_LONG), "finish"),
+    "tokens after a prompt too long": (_set("finish", 0, Finish.PROMPT_TOO_LONG), "finish"),
     "empty with text": (_set("finish", 0, Finish.EMPTY), "finish"),
     "stopped without a byte": (_set("finish", 3, Finish.STOP), "finish"),
     "stop text without a byte": (_set("finish", 3, Finish.STOP_TEXT), "finish"),

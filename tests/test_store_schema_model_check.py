@@ -107,7 +107,7 @@ CODE = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling
         (config(hidden_size=66), r"lm_head.weight of \[400, 66\].*got \[400, 64\]"),
         (both(shards, config(hidden_size=66)), r"lm_head.weight of \[400, 66\].*got \[400, 64\]"),
         (config(architectures=["LlamaForSequenceClassification"]), "no causal language model"),
-        (both(head("score.weight"), config(architectures=None)), r"reward model's.*score\.weight"),
+        (both(head("score.weight"), config(architectures=None)), r"reward model.*score\.weight"),
         (
             both(head("score.weight"), config(architectures=None, tie_word_embeddings=True)),
             r"no language model.*got score\.weight of \[1, 64\]",

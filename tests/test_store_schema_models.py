@@ -38,8 +38,8 @@ def test_a_path_that_is_not_there_never_asks_the_hub(name: str) -> None:
     ("name", "gguf", "hint"),
     [
         ("model.safetensors", None, r"config\.json and weights: {folder}"),
-        ("m.gguf", "m.gguf", r"take gguf_file \(m\.gguf\) out, or give the folder .*: {folder}"),
-        ("model.safetensors", "m.gguf", r"the folder that holds m\.gguf, such as {folder}"),
+        ("m.gguf", "m.gguf", r"remove gguf_file \(m\.gguf\), or give the folder .*: {folder}"),
+        ("model.safetensors", "m.gguf", r"the folder with m\.gguf, such as {folder}"),
     ],
 )
 @pytest.mark.parametrize("relative", [True, False])
@@ -99,7 +99,7 @@ def test_a_hub_name_that_cannot_be_had_is_one_error(
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(ModelError, match="neither a folder nor to be had from the hub"):
+    with pytest.raises(ModelError, match="neither a folder nor available from the hub"):
         resolve_model(ModelRef(model="some/model"))
 
 
@@ -159,7 +159,7 @@ def test_rows_that_nothing_tells(tmp_path: Path) -> None:
     assert model_rows(ref) is None
     for config in ({}, {"model_type": "of nobody"}, {"model_type": "vit"}):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ModelError, match="names no vocab_size") as caught:
+        with pytest.raises(ModelError, match="has no vocab_size") as caught:
             model_rows(ref)
         assert "write vocab_size into it" in caught.value.line()
 
@@ -180,7 +180,7 @@ def test_rows_of_a_hub_model_need_its_config_alone(
     assert model_rows(ModelRef(model="some/model", revision="abc")) == 5
     assert asked == [("some/model", "config.json", "abc")]
     monkeypatch.undo()
-    with pytest.raises(ModelError, match="neither a folder nor to be had from the hub"):
+    with pytest.raises(ModelError, match="neither a folder nor available from the hub"):
         model_rows(ModelRef(model="some/model"))
 
 

@@ -14,7 +14,7 @@ from store_schema.disk.location import open_location
 from store_schema.disk.sealed import seal
 from store_schema.errors import MismatchError
 from store_schema.manifest import Manifest, ModelIdentity
-from store_schema.model.models import present_model
+from store_schema.model.models import local_copy
 from store_schema.plan.plan import Plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import require_same_source, source_identity
@@ -162,7 +162,7 @@ def test_where_the_model_is_not_at_hand(
         (model / "config.json").unlink()
     else:
         os.truncate(model / "model.safetensors", 1000)
-    assert present_model(run.sources["one"]) is None
+    assert local_copy(run.sources["one"]) is None
     check(made)
     check(made, model=os.path.relpath(model))
     for changed in (
@@ -187,8 +187,8 @@ def test_a_hub_model_is_looked_for_in_the_cache_alone(
         return str(model)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert present_model(ModelRef(model="some/model", revision="abc")) == model
-    assert present_model(ModelRef(model="some/model", gguf_file="m.gguf")) is None
+    assert local_copy(ModelRef(model="some/model", revision="abc")) == model
+    assert local_copy(ModelRef(model="some/model", gguf_file="m.gguf")) is None
 
 
 def test_going_on_under_another_path_writes_it_down(

@@ -282,7 +282,7 @@ def test_shard_that_no_reader_would_take_is_not_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("store_schema.store.guards.MAX_SHARD_BYTES", 100)
-    with pytest.raises(CorruptionError, match="larger than its files"):
+    with pytest.raises(CorruptionError, match="too large for"):
         _writer(tmp_path).write(store_factory.shard_record(), store_factory.arrays())
     assert not (tmp_path / commit_key(0)).exists()
 

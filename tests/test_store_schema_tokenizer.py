@@ -172,7 +172,7 @@ def test_wordpiece_has_bytes_but_loses_text() -> None:
     tokenizer = SegmentTokenizer(tiny_tokenizer("wordpiece"), name="bert")
     assert _joined(tokenizer, "The quick fox") == b" The quick fox"
     _check(tokenizer, "The quick brown")
-    with pytest.raises(TokenizerError, match="gives every text back") as caught:
+    with pytest.raises(TokenizerError, match="does not change") as caught:
         tokenizer.token_ends(["two  spaces"])
     assert "bert" in caught.value.line()
 
@@ -262,7 +262,7 @@ def test_what_helps_is_said_where_text_is_changed(name: str) -> None:
 def test_text_that_is_not_nfc_is_told_what_makes_it_so() -> None:
     for text in ("e\u0301", "a\u030a and more", "\u1112\u1161\u11ab"):
         with pytest.raises(
-            TokenizerError, match="normalises text to NFC, and the corpus"
+            TokenizerError, match="normalises text to NFC, but the corpus"
         ) as caught:
             zoo("qwen").token_ends([text])
         assert "set `corpus.unicode: nfc` and run `logitfuse corpus build`" in caught.value.line()
@@ -486,14 +486,14 @@ def test_the_vocabulary_ends_at_the_models_rows(tmp_path: Path, kind: Any) -> No
 def test_a_tokenizer_of_another_model_is_told() -> None:
     tokenizer = SegmentTokenizer(tiny_tokenizer("byte_level"), name="m")
     for rows, another in ((tokenizer.vocab_size - 9, False), (300, True)):
-        tokenizer.end_at(rows)
-        assert tokenizer.seems_anothers is another
+        tokenizer.limit_vocabulary(rows)
+        assert tokenizer.is_of_other_model is another
         for text in (token for token in tokenizer.beyond_rows if token.isascii()):
             with pytest.raises(NoRowError) as caught:
                 tokenizer.token_ends([text])
             line = caught.value.line()
-            assert ("it seems to belong to another model" in line) is another
-            assert ("take it out of the text" in line) is not another
+            assert ("it seems to be another model's" in line) is another
+            assert ("remove it from the text" in line) is not another
 
 
 def test_a_prompt_may_not_reach_beyond_the_rows(tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ def test_a_prompt_may_not_reach_beyond_the_rows(tmp_path: Path) -> None:
         if fine:
             assert tokenizer.context_ids(context, where="segment s")
             continue
-        with pytest.raises(NoRowError, match=r"stands before the text, segment s: .*'<image>'"):
+        with pytest.raises(NoRowError, match=r"in the context of segment s: .*'<image>'"):
             tokenizer.context_ids(context, where="segment s")
     # As text before the text it is none of the tokenizer's roles.
     assert tokenizer.context_ids(json.dumps({"prompt": "a <image>"}), where="segment s")

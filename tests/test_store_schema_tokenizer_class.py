@@ -185,7 +185,7 @@ def test_a_bos_token_that_is_none_is_no_word(
         [line] = caplog.messages
         assert "tokenizer of m: its files say `add_bos_token: true`" in line
         assert "nothing is put before a text" in line
-    got = "none" if named is None else "'<begin>', which is no token of it"
+    got = "none" if named is None else "'<begin>', which it does not have"
     with pytest.raises(TokenizerError, match=f"no BOS token to put before a text.*got {got}"):
         load(tmp_path, bos="always")
     caplog.clear()

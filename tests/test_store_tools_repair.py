@@ -20,7 +20,7 @@ from store_schema.plan.plan import Plan
 from store_schema.store.reader import StoreReader, commit_key
 from store_tools import leftovers, repair
 from store_tools.leftovers import collect, find_leftovers, list_files, parse_age
-from store_tools.places import SoundReader, StorePlace, find_places
+from store_tools.places import StorePlace, TolerantReader, find_places
 from store_tools.repair import repair_store
 from store_tools.verify import StoreReport, verify_store
 from tests.planned_store import (
@@ -106,7 +106,7 @@ def test_the_data_stays_until_it_is_asked_away(tmp_path: Path, delete: bool) -> 
 
 def test_named_shards_are_taken_back_unseen(tmp_path: Path) -> None:
     run_file = make_run(tmp_path, leave_out=[2])
-    assert "shard 0 uncommitted: as asked" in ok("repair", run_file, "--shard", 0)
+    assert "shard 0 uncommitted: named by --shard" in ok("repair", run_file, "--shard", 0)
     assert sorted(reader_of(tmp_path).commits) == [1]
     assert "shard(s) 0, 2 have no commit" in refused(
         "repair", run_file, "--shard", 0, "--shard", 2, "--shard", 1
@@ -136,7 +136,7 @@ def test_a_shard_written_anew_meanwhile_is_left_alone(
 
     monkeypatch.setattr(repair, "verify_store", slow_verify)
     report = repair_store(place_of(tmp_path))
-    assert (report.left, report.taken) == ([1], {})
+    assert (report.rewritten, report.uncommitted) == ([1], {})
     assert verify_store(place_of(tmp_path)).sound == [0, 1, 2]
 
 
@@ -146,7 +146,7 @@ def test_what_repair_cannot_mend_is_told(tmp_path: Path) -> None:
     sealed = manifest.read_text()
     flip(manifest, 30)
     output = found_wrong("repair", run_file)
-    assert "not mended by this: " in output
+    assert "not repaired: " in output
     assert "restore it from a copy of the store" in output
     content = json.loads(sealed) | {"source": "another"}
     del content["digest"]
@@ -254,7 +254,7 @@ def test_a_commit_that_comes_between_listing_and_removing_saves_its_data(
     commit.unlink()
     _age(store / "data", 90_000)
 
-    def listed_late(reader: SoundReader, *, strict: bool) -> list[leftovers.Leftover]:
+    def listed_late(reader: TolerantReader, *, strict: bool) -> list[leftovers.Leftover]:
         found = find_leftovers(reader, strict=strict)
         commit.write_bytes(sealed)  # the worker gets there now
         return found
@@ -289,7 +289,7 @@ def test_repair_and_gc_in_an_object_store(tmp_path: Path, remote_store: Location
     remote_store.write_atomic(key, remote_store.read_bytes(key)[::-1])
     place = StorePlace("s", remote_store, plan.location, True)
     assert list(verify_store(place).damaged) == [1]
-    assert list(repair_store(place).taken) == [1]
+    assert list(repair_store(place).uncommitted) == [1]
     assert verify_store(place).missing == [1]
     writer.write(plan.shards[1], shard_arrays(plan, 1))
     assert collect(place, older_than_s=60, dry_run=False).removed == ()

@@ -21,7 +21,7 @@ from store_schema.plan.plan import Plan
 from store_schema.presets import Preset
 from store_schema.text.vocabulary import Vocabulary
 from store_tools import verify
-from store_tools.against_plan import Speller, compare_with_plan
+from store_tools.against_plan import FlatVocabulary, compare_with_plan
 from store_tools.places import find_places
 from store_tools.shard_work import for_each_shard
 from store_tools.verify import verify_store
@@ -184,11 +184,11 @@ def test_a_space_of_the_tokenizers_own_takes_no_bytes(tmp_path: Path) -> None:
         "byte_ends": np.array([1, 2, 5], np.uint32),
     }
     texts = [segment.text.encode()]
-    assert not Speller(table).spells(*(arrays[name] for name in SPELT), texts)
-    compare_with_plan(arrays, record, [segment], Speller(table), "here")
+    assert not FlatVocabulary(table).writes(*(arrays[name] for name in SPELT), texts)
+    compare_with_plan(arrays, record, [segment], FlatVocabulary(table), "here")
     arrays["byte_ends"] = np.array([1, 3, 5], np.uint32)
     with pytest.raises(CorruptionError, match="byte ends are not those of the tokens"):
-        compare_with_plan(arrays, record, [segment], Speller(table), "here")
+        compare_with_plan(arrays, record, [segment], FlatVocabulary(table), "here")
 
 
 @given(st.lists(st.text(max_size=8), max_size=6), st.data())
@@ -197,13 +197,13 @@ def test_quick_spelling_is_the_slow_one(texts: list[str], data: st.DataObject) -
     ids = np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint32) + 1
     offsets = np.cumsum([0, *map(len, encoded)])
     ends = np.concatenate([np.zeros(0), *(np.arange(len(t)) + 1 for t in encoded)])
-    speller = Speller(VOCABULARY)
-    assert speller.spells(ids, ends.astype(np.uint32), offsets, encoded)
+    flat = FlatVocabulary(VOCABULARY)
+    assert flat.writes(ids, ends.astype(np.uint32), offsets, encoded)
     if len(ids):
         at = data.draw(st.integers(0, len(ids) - 1))
         for array in (ids, ends):
             array[at] += 1
-            assert not speller.spells(ids, ends.astype(np.uint32), offsets, encoded)
+            assert not flat.writes(ids, ends.astype(np.uint32), offsets, encoded)
             array[at] -= 1
 
 
@@ -281,7 +281,7 @@ def test_a_disk_that_refuses_is_not_damage(tmp_path: Path, monkeypatch: pytest.M
     def refuse(self: object, shard: int) -> None:
         raise StorageError("storage refused", where="disk")
 
-    monkeypatch.setattr(verify.SoundReader, "verify", refuse)
+    monkeypatch.setattr(verify.TolerantReader, "verify", refuse)
     result = call("verify", run_file)
     assert result.exit_code == 2
     assert "error: storage refused in disk" in result.stderr

@@ -1,12 +1,12 @@
-"""Where the mass of a source token goes when the target may write on past its end.
+"""To which target tokens the mass of a source token goes, where the target's token may be longer.
 
-A source token "12" may stand before "3": the target would then write "123", not "12". Which target
-token follows a source token is counted on the corpus itself, at positions where both begin together,
-and the token that the target would begin with on the source token alone is the prior:
+If the source token "12" is followed by "3", the target may write "123" as one token. So it is counted
+on the corpus which target token y begins at the same byte as source token e. The prior is first(e), the
+token with which the target's tokenizer begins the bytes of e alone:
 
     weight(e -> y) = (count(e, y) + prior * [y = first(e)]) / (count(e) + prior)
 
-so a token never seen goes to its first token, and a frequent one where it went in this corpus.
+A source token that the corpus does not have gives all its mass to first(e).
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from align.chain.first_token import NO_TOKEN, PieceTable
 from align.counts.pair_counts import DistinctPairs
 
 MAX_TARGETS = 32
-"""Target tokens kept per source token; what they leave out becomes tail."""
+"""Target tokens kept per source token, at most; the mass of the others becomes tail."""
 LEAST_SHARE = 0.01
-"""Smaller shares of a source token are tail too. With 32k x 32k ids that cost 0.3 % of the mass and
-made alignment twice as fast: each entry of each row is spread over so many."""
+"""Target tokens with a smaller share of a source token's mass are left out too, and their mass becomes
+tail. With 32k x 32k ids this was 0.3 % of the mass, and alignment was twice as fast."""
 
 
 class Continuation(NamedTuple):
-    """CSR over source tokens, which compiled code reads as it is.
+    """The target tokens of each source token with their weights, in CSR form (read by compiled code).
 
     Args:
-        offsets: [V+1] int64.
-        targets: Target tokens, uint32.
-        weights: float64, at most 1 in sum per source token; the rest is tail.
+        offsets: [V+1] int64, where each source token's part of the other two begins.
+        targets: uint32 target tokens, by falling weight.
+        weights: float64 shares of the source token's mass; where they add up to less than 1, the rest
+            is tail.
     """
 
     offsets: npt.NDArray[np.int64]
     targets: npt.NDArray[np.uint32]
     weights: npt.NDArray[np.float64]
 
-    def only_sure(self) -> Continuation:
-        """Only where a source token always went to one target token; the rest of the mass is tail."""
+    def only_certain(self) -> Continuation:
+        """Keep only source tokens with a single target token; the mass of all others becomes tail."""
         counts = np.diff(self.offsets)
         sure = counts == 1
         return Continuation(
@@ -54,14 +55,14 @@ class PairCounts:
     """Counts of (source token, target token) that begin at the same byte of running text.
 
     Args:
-        source_vocab_size: Ids of the source are below it.
-        target_vocab_size: Ids of the target are below it.
+        source_vocab_size: All source ids are below it.
+        target_vocab_size: All target ids are below it.
     """
 
     def __init__(self, source_vocab_size: int, target_vocab_size: int) -> None:
         self._width = target_vocab_size
         self._height = source_vocab_size
-        self.met = DistinctPairs(target_vocab_size)
+        self.distinct = DistinctPairs(target_vocab_size)
 
     def add(
         self,
@@ -70,19 +71,26 @@ class PairCounts:
         target_ids: npt.NDArray[np.uint32],
         target_ends: npt.NDArray[np.int64],
     ) -> None:
-        """Note one segment; its first tokens are left out (nothing stands before them)."""
+        """Count the pairs of one segment, except its first tokens, which have no text before them.
+
+        Args:
+            source_ids: [R] source tokens of the segment.
+            source_ends: [R] byte after each of them, within the segment.
+            target_ids: [N] target tokens of the segment.
+            target_ends: [N] byte after each of them.
+        """
         _, here, there = np.intersect1d(source_ends[:-1], target_ends[:-1], return_indices=True)
         source, target = source_ids[1:][here], target_ids[1:][there]
-        self.met.note(source.astype(np.int64), target.astype(np.int64))
+        self.distinct.note(source.astype(np.int64), target.astype(np.int64))
 
     def continuation(self, first: npt.NDArray[np.int32], prior: float) -> Continuation:
-        """The weights.
+        """Weights of the target tokens of each source token, by the formula above.
 
         Args:
             first: [V] first target token of each source token, -1 for none.
-            prior: Weight of the first token, in occurrences.
+            prior: How many occurrences the first token counts for.
         """
-        source, target, counts = self.met.counts()
+        source, target, counts = self.distinct.counts()
         known = np.flatnonzero(first != NO_TOKEN)
         all_source = np.concatenate((source, known))
         all_target = np.concatenate((target, first[known].astype(np.int64)))
@@ -106,9 +114,9 @@ class PairCounts:
 
 
 def first_tokens(pieces: PieceTable) -> npt.NDArray[np.int32]:
-    """[V] target token that each whole source token begins with in running text, -1 for none."""
+    """[V] int32 first target token of each source token in running text, -1 for none."""
     lengths = np.diff(pieces.offsets)
-    found = np.full(len(lengths), NO_TOKEN, np.int32)
+    first = np.full(len(lengths), NO_TOKEN, np.int32)
     some = lengths > 0
-    found[some] = pieces.middle[pieces.offsets[:-1][some]]
-    return found
+    first[some] = pieces.middle[pieces.offsets[:-1][some]]
+    return first

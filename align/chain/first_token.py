@@ -1,8 +1,7 @@
-"""Which token the target's tokenizer would begin with on the bytes of a source token, cut anywhere.
+"""The first token of the target's tokenizer for every suffix (piece) of every source token.
 
-The tokenizer itself is asked, in one batch over the distinct pieces; its class is never looked at.
-Pieces that are not text by themselves (a cut inside a UTF-8 character) fall to the longest target
-token that begins them.
+The tokenizer encodes all distinct pieces in one batch; nothing depends on its class. A piece that is
+not valid UTF-8 (cut inside a character) gets the longest target token that is a prefix of it.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from store_schema.text.vocabulary import Vocabulary
 
 NO_TOKEN = -1
 
-# What may stand before a piece so that its own tokens begin after it: word characters would merge
-# with a word, white space with white space.
+# Text that is put before a piece, tried in order, until a token begins exactly at the piece: a letter
+# would merge with a word, white space with white space.
 _ANCHORS_BEFORE_SPACE = ("a", ".", "\n")
 _ANCHORS_BEFORE_TEXT = ("\n", " ", ".", "a")
 
 
 class PieceTable(NamedTuple):
-    """The bytes of a source vocabulary, laid end to end, and what the target begins with at each.
+    """The bytes of a source vocabulary, end to end, and at each byte the target's first token.
 
     Args:
-        data: [bytes] uint8, tokens one after the other, special tokens empty.
-        offsets: [V+1] int64, CSR of the tokens in `data`.
-        middle: [bytes] int32, for the piece from this byte to its token's end: the target token it
-            begins with in running text; -1 for none.
-        start: [bytes] int32, the same where the piece begins the whole text.
+        data: [bytes] uint8, tokens one after the other; special tokens have no bytes.
+        offsets: [V+1] int64, where each token begins in `data`.
+        middle: [bytes] int32, first target token of the piece from this byte to its source token's end,
+            in running text; -1 for none.
+        start: [bytes] int32, the same where the piece is the beginning of the whole text.
     """
 
     data: npt.NDArray[np.uint8]
@@ -42,7 +41,7 @@ class PieceTable(NamedTuple):
 
 
 def piece_table(source: Vocabulary, target: SegmentTokenizer) -> PieceTable:
-    """Ask the target's tokenizer about every distinct piece of the source's vocabulary."""
+    """The table for a source vocabulary and the target's tokenizer."""
     pieces: dict[bytes, int] = {}
     index = []
     for token in source.tokens:
@@ -60,20 +59,20 @@ def piece_table(source: Vocabulary, target: SegmentTokenizer) -> PieceTable:
 
 
 def _first_at_start(pieces: Sequence[bytes], target: SegmentTokenizer) -> npt.NDArray[np.int32]:
-    """First token with bytes when the piece is the whole text's beginning."""
-    found = _longest_prefix(pieces, target.vocabulary)
+    """[P] first token that has bytes, where the piece is the beginning of the whole text."""
+    tokens_P = _longest_prefix(pieces, target.vocabulary)
     texts, rows = _as_text(pieces, range(len(pieces)))
     lengths = target.vocabulary.lengths
     for row, ids in zip(rows, target.encode_text(texts), strict=True):
         first = next((i for i in ids if i >= len(lengths) or lengths[i] > 0), NO_TOKEN)
         if first < len(lengths):  # else a token that the target has no row for
-            found[row] = first
-    return found
+            tokens_P[row] = first
+    return tokens_P
 
 
 def _first_in_text(pieces: Sequence[bytes], target: SegmentTokenizer) -> npt.NDArray[np.int32]:
-    """First token when something stands before the piece."""
-    found = _longest_prefix(pieces, target.vocabulary)
+    """[P] first token of each piece where other text stands before it."""
+    tokens_P = _longest_prefix(pieces, target.vocabulary)
     left = list(range(len(pieces)))
     for attempt in range(len(_ANCHORS_BEFORE_TEXT)):
         texts, rows = _as_text(pieces, left)
@@ -85,10 +84,10 @@ def _first_in_text(pieces: Sequence[bytes], target: SegmentTokenizer) -> npt.NDA
             if token == NO_TOKEN:
                 left.append(row)
             else:
-                found[row] = token
+                tokens_P[row] = token
         if not left:
             break
-    return found
+    return tokens_P
 
 
 def _anchor(text: str, attempt: int) -> str:
@@ -97,7 +96,8 @@ def _anchor(text: str, attempt: int) -> str:
 
 
 def _token_after(ids: Sequence[int], anchor: str, piece: bytes, vocabulary: Vocabulary) -> int:
-    """The token right after `anchor` if one starts there; a dummy prefix before it does not count."""
+    """The token right after `anchor`, NO_TOKEN where no token starts there; a space that the tokenizer
+    itself puts before the text is ignored."""
     tokens = vocabulary.tokens
     read = b""
     wanted = (anchor.encode(), b" " + anchor.encode())
@@ -124,14 +124,14 @@ def _as_text(pieces: Sequence[bytes], rows: Sequence[int]) -> tuple[list[str], l
 
 
 def _longest_prefix(pieces: Sequence[bytes], vocabulary: Vocabulary) -> npt.NDArray[np.int32]:
-    """The longest target token that begins each piece: exact for single bytes, a guess for others."""
+    """[P] longest target token that is a prefix of each piece: right for single bytes, else a guess."""
     by_bytes = {token: i for i, token in enumerate(vocabulary.tokens) if token}
     longest = max(map(len, by_bytes), default=0)
-    found = np.full(len(pieces), NO_TOKEN, np.int32)
+    tokens_P = np.full(len(pieces), NO_TOKEN, np.int32)
     for row, piece in enumerate(pieces):
         for length in range(min(len(piece), longest), 0, -1):
             token = by_bytes.get(piece[:length])
             if token is not None:
-                found[row] = token
+                tokens_P[row] = token
                 break
-    return found
+    return tokens_P

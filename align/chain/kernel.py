@@ -1,13 +1,13 @@
 """The loop that moves a shard's probability mass, compiled. One pass, linear in tokens and entries.
 
-What the target knows before a token is the text so far, in its own tokens. So the loop keeps the
-places where the source may stand, with weights: *closed*, the real source tokens end here and a row
-begins; *open*, a source token that agrees with the text so far reaches on (the real one apart);
-and what is left of 1, *lost*: a token that ended inside the text read and is not the real one, after
-which no store says how the source goes on. A position's distribution is the mixture of what each of
-them says next; its label's mass, split by where it came from, is the mixture of the next position.
-Hence the product of the labels' probabilities over a segment is the source's own, by the chain rule,
-and entries + tail = 1 everywhere by construction. docs/alignment.md has the rules and a drawing.
+Before each target token, the loop holds the probability of each state that the source may be in, given
+the text so far: *closed*, its real tokens end here and a row begins; *open*, one of its tokens agrees
+with the text so far and reaches beyond it (the real token is kept apart from the others); *lost*, the
+rest of 1: a token other than the real one ended inside the text, and no stored row has what follows
+it. The distribution of a position is the mixture of the next bytes in each state, and the mass of its
+label, divided by state, gives the probabilities of the states at the next position. So by the chain
+rule the product of the labels' probabilities over a segment is the source's own, and entries + tail =
+1 at every position. docs/alignment.md has the rules and a drawing.
 
 Shapes: D segments, N target positions, R source rows, E entries.
 """
@@ -19,15 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.chain.found import (
-    Scratch,
-    add_mass,
-    allocate_found,
-    allocate_scratch,
-    clear,
-    grown,
-    heaviest,
-)
 from align.chain.places import (
     CLOSED,
     NEXT_CLOSED,
@@ -50,6 +41,15 @@ from align.chain.places import (
 from align.chain.real_path import follow
 from align.chain.row_entries import resync, row_begins
 from align.chain.rows import SourceRows, longest_label
+from align.chain.target_mass import (
+    Scratch,
+    add_mass,
+    allocate_scratch,
+    allocate_target_mass,
+    clear,
+    grown,
+    heaviest,
+)
 from align.chain.vocabulary_map import VocabularyMap
 from store_schema.compiled import bare, compiled
 
@@ -57,18 +57,18 @@ NONE, BOUNDARY, INSIDE = 0, 1, 2
 
 
 class ShardText(NamedTuple):
-    """D segments as both tokenizers read them; the source's tokens stand in `SourceRows`.
+    """D segments: their text and target tokens. The source's tokens are in `SourceRows`.
 
     Args:
-        source_offsets: [D+1] int64 source rows of each segment.
-        target_offsets: [D+1] int64 target tokens of each segment.
-        target_ids: [N].
-        target_ends: [N] int64 byte ends within the segment.
+        source_offsets: [D+1] int64, where each segment's source rows begin.
+        target_offsets: [D+1] int64, where each segment's target tokens begin.
+        target_ids: [N] target tokens.
+        target_ends: [N] int64 byte after each target token, within the segment.
         text: [bytes] uint8, all texts end to end.
-        text_offsets: [D+1] int64.
-        source_marks: [D] uint8, 1 where the source's first token carries a space that is not in the
-            text.
-        target_marks: [D] uint8, the same of the target's.
+        text_offsets: [D+1] int64, where each segment's text begins.
+        source_marks: [D] uint8, 1 where the source's first token begins with a space that is not in the
+            text (a word mark).
+        target_marks: [D] uint8, the same of the target's first token.
     """
 
     source_offsets: Any
@@ -82,13 +82,13 @@ class ShardText(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """Written position by position.
+    """Entries of all target positions.
 
     Args:
-        offsets: [N+1] int64 entries of each position.
-        ids: uint32.
-        masses: float64.
-        origin: [N] uint8.
+        offsets: [N+1] int64, where each position's entries begin.
+        ids: [E] uint32 target tokens.
+        masses: [E] float64 probabilities.
+        origin: [N] uint8, see `store_schema.layout.Origin`.
         labels: [N] float64 probability of the label, NaN where unknown.
     """
 
@@ -103,7 +103,14 @@ class Projected(NamedTuple):
 def project_segments(
     shard: ShardText, source: SourceRows, mapping: VocabularyMap, max_entries: int
 ) -> Projected:
-    """Project all segments of a shard, at most `max_entries` kept at each position."""
+    """Carry all segments of a shard into the target's tokens.
+
+    Args:
+        shard: Texts and target tokens.
+        source: The source's rows.
+        mapping: Between the two vocabularies.
+        max_entries: Entries kept at each position, at most.
+    """
     num_positions = len(shard.target_ids)
     at_first = (min(num_positions, 2 * len(source.entry_ids) // max_entries + 1)) * max_entries
     out = Projected(
@@ -114,7 +121,7 @@ def project_segments(
         np.full(num_positions, np.nan),
     )
     widest = max(np.diff(source.entry_offsets).max(), 1) if len(source.ends) else 1
-    # Open tokens began at different bytes, none before the longest token's length.
+    # Open tokens begin within the last `longest` bytes, with one row's entries at each byte.
     lengths = np.diff(mapping.pieces.offsets)
     longest = max(lengths.max(), 1) if len(lengths) else 1
     room = widest * (longest + longest_label(shard.target_ends) + 2)
@@ -126,7 +133,7 @@ def project_segments(
         allocate_open(room),
         np.ones(widest, np.bool_),
         np.ones(widest, np.bool_),
-        allocate_found(vocab_size),
+        allocate_target_mass(vocab_size),
     )
     scratch = allocate_scratch(vocab_size)
     written = 0
@@ -150,9 +157,9 @@ def _segment(
     working: tuple[Carried, Scratch],
     out: Projected,
 ) -> int:
-    """Project one segment; returns how many entries are written in all."""
+    """Project one segment; returns the number of entries written so far, over all segments."""
     carried, scratch = working
-    number, weight, found = carried.number, carried.weight, carried.found
+    number, weight, target_mass = carried.number, carried.weight, carried.target_mass
     first_row, last_row = shard.source_offsets[d], shard.source_offsets[d + 1]
     first, last = shard.target_offsets[d], shard.target_offsets[d + 1]
     row, begin = first_row, 0
@@ -175,14 +182,16 @@ def _segment(
         if begins_here:
             lead = shard.source_marks[d] if number[CLOSED] == first_row else 0
             row_begins(lead, label, source, mapping, carried)
-        total = found.masses[token]
+        total = target_mass.masses[token]
         if total > 0.0:
             out.labels[j] = total
             out.origin[j] = BOUNDARY if begins_here else INSIDE
-            written = heaviest(found, token, max_entries, scratch, out.ids, out.masses, written)
+            written = heaviest(
+                target_mass, token, max_entries, scratch, out.ids, out.masses, written
+            )
         else:
             number[NEXT_OPEN], number[NEXT_REAL], number[NEXT_CLOSED] = 0, -1, -1
-        clear(found)
+        clear(target_mass)
         if number[NEXT_OPEN] == 0 and number[NEXT_REAL] < 0 and number[NEXT_CLOSED] < 0:
             total = 1.0
             while row < last_row and source.ends[row] <= end:
@@ -198,12 +207,12 @@ def _segment(
 
 @bare
 def _open_tokens(label: Label, mapping: VocabularyMap, carried: Carried) -> None:
-    """What the open source tokens say here: the target begins with the rest of each."""
+    """Add the mass of each open source token to the first target token of its remaining bytes."""
     at, length, mass = carried.opened
     step = label.end - label.begin
     for i in range(carried.number[OPEN]):
         goal = mapping.pieces.middle[at[i]]
         if goal >= 0:
-            add_mass(goal, mass[i], carried.found)
+            add_mass(goal, mass[i], carried.target_mass)
         if goal == label.token:
             open_next(at[i] + step, length[i] - step, mass[i], carried)

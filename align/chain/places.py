@@ -1,7 +1,7 @@
-"""What the loop of `align.chain.kernel` carries from one position to the next, and what it reads.
+"""The state that the loop of `align.chain.kernel` carries from one position to the next.
 
-Compiled functions that share a handful of numbers can share nothing but arrays, so the numbers stand in
-two small ones, `number` (integers) and `weight` (float64), whose places have names here.
+Compiled functions can share changing numbers only in arrays. So they are in two small arrays, `number`
+(int64) and `weight` (float64), and the constants below are indices into them.
 """
 
 from __future__ import annotations
@@ -10,28 +10,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.chain.found import Found
+from align.chain.target_mass import TargetMass
 from store_schema.compiled import bare, compiled
 
-# Places of `number`: how many open, row of the real open token, row that begins here, whether only
-# part of that row still counts; the same for the next position.
+# Indices into `number`: how many tokens are open, row of the real token if it is open (-1 for none),
+# row that begins here (-1 for none), whether only part of that row is still possible; then the same
+# for the next position.
 OPEN, REAL, CLOSED, PARTIAL = range(4)
 NEXT_OPEN, NEXT_REAL, NEXT_CLOSED, NEXT_PARTIAL = range(4, 8)
 NUM_NUMBERS = 8
-# Places of `weight`: of the real open token, of the row that begins here, that row's mass that
-# counts; the same for the next position.
+# Indices into `weight`: probability that the real token is open, that the row begins here, and the mass
+# of that row's part that is still possible; then the same for the next position.
 W_REAL, W_CLOSED, W_COUNTS = range(3)
 W_NEXT_REAL, W_NEXT_CLOSED, W_NEXT_COUNTS = range(3, 6)
 NUM_WEIGHTS = 6
 
 
 class OpenTokens(NamedTuple):
-    """Source tokens that agree with the text so far and reach on, in no order; `OPEN` of them.
+    """Source tokens that agree with the text so far and reach beyond it, in no order.
+
+    The arrays are buffers; the first `number[OPEN]` values of each are in use.
 
     Args:
-        at: int64, where the rest of each stands in the piece table.
-        length: int64, bytes of that rest.
-        mass: float64.
+        at: int64, where the remaining bytes of each token begin in the piece table.
+        length: int64, how many bytes remain.
+        mass: float64 probability.
     """
 
     at: Any
@@ -40,16 +43,16 @@ class OpenTokens(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """Where the source may stand, before the label and behind it.
+    """The states that the source may be in, before the label and after it.
 
     Args:
         number: [NUM_NUMBERS] int64.
         weight: [NUM_WEIGHTS] float64.
-        opened: Before the label.
-        next_opened: Behind it.
-        counts: Which entries of the row that begins here count, where only part of it does.
-        next_counts: The same of the row that begins behind the label.
-        found: Target tokens with mass at this position.
+        opened: Open tokens before the label.
+        next_opened: Open tokens after the label.
+        counts: Which entries of the row that begins here are still possible, if `number[PARTIAL]`.
+        next_counts: The same for the row that begins after the label.
+        target_mass: Mass of target tokens at this position.
     """
 
     number: Any
@@ -58,18 +61,18 @@ class Carried(NamedTuple):
     next_opened: OpenTokens
     counts: Any
     next_counts: Any
-    found: Found
+    target_mass: TargetMass
 
 
 class Label(NamedTuple):
-    """The target token of a position, and what its segment has around it.
+    """The target token of a position, with what is needed of its segment.
 
     Args:
         token: Its id.
         begin: Its first byte within the segment.
         end: The byte after it.
         at_start: Whether it is the first of its segment.
-        marked: Whether it carries a word mark that is not in the text.
+        marked: Whether it begins with a word mark (space) that is not in the text.
         last_row: One past the segment's last source row.
         text: uint8, all texts end to end.
         text_start: Where the segment begins in it.
@@ -87,13 +90,13 @@ class Label(NamedTuple):
 
 @compiled
 def allocate_open(size: int) -> OpenTokens:
-    """Place for so many open tokens."""
+    """Buffers for `size` open tokens."""
     return OpenTokens(np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size))
 
 
 @bare
 def open_next(at: int, length: int, mass: float, carried: Carried) -> None:
-    """Note a source token that reaches `length` bytes beyond the label."""
+    """Add a source token that reaches `length` bytes beyond the label to the next open tokens."""
     opened, number = carried.next_opened, carried.number
     place = number[NEXT_OPEN]
     if length > 0 and mass > 0.0 and place < len(opened.at):
@@ -105,7 +108,7 @@ def open_next(at: int, length: int, mass: float, carried: Carried) -> None:
 
 @bare
 def advance(total: float, carried: Carried) -> Carried:
-    """Make the next position's mixture the present one, its weights shares of `total`."""
+    """Go to the next position: its states become the present ones, their weights divided by `total`."""
     number, weight, mass = carried.number, carried.weight, carried.next_opened.mass
     for i in range(NEXT_OPEN):
         number[i] = number[NEXT_OPEN + i]
@@ -117,5 +120,5 @@ def advance(total: float, carried: Carried) -> Carried:
         mass[i] /= total
     return Carried(
         number, weight, carried.next_opened, carried.opened, carried.next_counts, carried.counts,
-        carried.found,
+        carried.target_mass,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One shard carried into the target's tokens: a pure function of arrays, texts and the map."""
+"""Method `bytes` for one shard: a pure function of arrays, texts and the vocabulary map."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def project(
     )
     mass, label_mass = projected.masses, projected.labels
     with np.errstate(divide="ignore"):
-        # Of the masses as they were compared, so that order is kept.
+        # The log of float32 masses: `heaviest` sorted them as float32, and this keeps their order.
         logprobs = np.minimum(np.log(mass.astype("<f4")), 0.0).astype("<f4")
         label_logprobs = np.minimum(np.log(label_mass), 0.0)
     entries: Arrays = {
@@ -92,7 +92,7 @@ class BytesAligner:
     def align(
         self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
     ) -> Arrays:
-        """As `Aligner` says."""
+        """See `Aligner`."""
         return project(source, texts, target, self.mapping, max_entries=self.max_entries)
 
 
@@ -102,7 +102,15 @@ def word_marks(
     ends: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.uint8]:
-    """[D] 1 where a segment's first token has one byte more than it takes of the text."""
+    """[D] uint8, 1 where a segment's first token has one byte more than it covers of the text (the
+    space of a word mark).
+
+    Args:
+        offsets: [D+1] where each segment's tokens begin.
+        ids: [N] tokens.
+        ends: [N] byte after each token, within the segment.
+        lengths: [V] bytes of each token of the vocabulary.
+    """
     starts = offsets[:-1]
     marks = np.zeros(len(starts), np.uint8)
     rows = np.flatnonzero(np.diff(offsets) > 0)

@@ -1,13 +1,13 @@
-"""Where the source's real tokens lead: to the label, row after row, and past its end.
+"""The source's real tokens, followed row by row from the beginning of a label to its end or beyond.
 
-Names and shapes are those of `align.chain.kernel`.
+All functions read `label` (the target token of this position), `source` and `mapping`, and change
+`carried` in place. Shapes are those of `align.chain.kernel`.
 """
 
 from __future__ import annotations
 
 import math
 
-from align.chain.found import add_mass
 from align.chain.places import (
     NEXT_CLOSED,
     NEXT_PARTIAL,
@@ -20,7 +20,8 @@ from align.chain.places import (
     open_next,
 )
 from align.chain.rows import SPACE, SourceRows, agrees
-from align.chain.trie import FALLEN, child_of, goes_on, token_of, walk
+from align.chain.target_mass import add_mass
+from align.chain.trie import NO_NODE, child_of, has_children, token_of, walk
 from align.chain.vocabulary_map import VocabularyMap
 from store_schema.compiled import bare
 
@@ -35,18 +36,18 @@ def follow(
     mapping: VocabularyMap,
     carried: Carried,
 ) -> None:
-    """Carry the real token of `row` and the real tokens after it as far as the label needs.
+    """Carry the mass of the real token of `row`, and of those after it, up to the label's end.
 
     Args:
-        row: Whose real token stands over or before the label's end.
-        mass: Of that token here.
-        ambiguous: Whether the target may still write a longer token when a real token ends with it.
+        row: Row of the real token that is open at the label's beginning, or begins there.
+        mass: Probability of that token given the text so far.
+        ambiguous: Whether the target might write a longer token where a real token ends with the label.
     """
     number, weight, trie = carried.number, carried.weight, mapping.trie
     while True:
         row_end, after = source.ends[row], row + 1
         if row_end > label.end:
-            add_mass(label.token, mass, carried.found)
+            add_mass(label.token, mass, carried.target_mass)
             number[NEXT_REAL] = row
             weight[W_NEXT_REAL] = mass
             return
@@ -55,10 +56,16 @@ def follow(
         if known and (row_end < label.end or ambiguous):
             node = _node_at(row_end, label, mapping)
         if row_end == label.end:
-            if known and ambiguous and node >= 0 and goes_on(trie, node) and trie.is_token[node]:
+            if (
+                known
+                and ambiguous
+                and node >= 0
+                and has_children(trie, node)
+                and trie.is_token[node]
+            ):
                 _look_ahead(after, mass, node, label, source, mapping, carried)
                 return
-            add_mass(label.token, mass, carried.found)
+            add_mass(label.token, mass, carried.target_mass)
             if known:
                 number[NEXT_CLOSED] = after
                 number[NEXT_PARTIAL] = 0
@@ -73,12 +80,12 @@ def follow(
 
 @bare
 def _node_at(end: int, label: Label, mapping: VocabularyMap) -> int:
-    """The trie's node that the label's bytes up to `end` lead to, FALLEN for none."""
+    """The trie's node that the label's bytes up to `end` lead to, NO_NODE for none."""
     node = 0
     if label.marked:
         node = child_of(mapping.trie, 0, SPACE)
-    if node == FALLEN:
-        return FALLEN
+    if node == NO_NODE:
+        return NO_NODE
     start = label.text_start
     node, _ = walk(mapping.trie, node, label.text, start + label.begin, start + end)
     return int(node)
@@ -94,17 +101,20 @@ def _entries_inside(
     mapping: VocabularyMap,
     carried: Carried,
 ) -> None:
-    """What a row that begins inside the label says: which token each entry would have made instead,
-    and which agree with the rest of the label.
+    """Carry the entries of a row that begins inside the label.
+
+    An entry that agrees with the rest of the label gives its mass to the label; any other gives it to
+    the target token that the label's first bytes and the entry's bytes make together.
 
     Args:
-        mass: Of the real tokens up to where the row begins.
-        node: Where the label's bytes up to there lead.
+        row: The row.
+        mass: Probability of the real tokens before it.
+        node: The trie's node that the label's bytes before the row lead to.
     """
-    trie, pieces, found = mapping.trie, mapping.pieces, carried.found
+    trie, pieces, target_mass = mapping.trie, mapping.pieces, carried.target_mass
     row_start = source.ends[row - 1]
     need, text_at = label.end - row_start, label.text_start + row_start
-    reached = FALLEN
+    reached = NO_NODE
     if node >= 0:
         reached, _ = walk(trie, node, label.text, text_at, text_at + need)
     in_trie = reached >= 0 and trie.is_token[reached]
@@ -118,20 +128,20 @@ def _entries_inside(
         length = pieces.offsets[token + 1] - base
         if length == 0:
             if token == mapping.eos[0] and node >= 0 and trie.longest[node] >= 0:
-                add_mass(trie.longest[node], part, found)  # the target writes what it has
+                add_mass(trie.longest[node], part, target_mass)  # the text ends here
             continue
         if in_trie:
             goal = token_of(trie, node, pieces.data, base, base + length)
-        else:  # the label is none of the trie's tokens: a role, written out in the text
+        else:  # the label is not in the trie: a special token that is written out in the text
             goal, own = -1, -1
             if length >= need and agrees(pieces.data, base, label.text, text_at, text_at + need):
                 goal, own = label.token, label.token
         if goal < 0:
             continue
         if goal != own:
-            add_mass(goal, part, found)
+            add_mass(goal, part, target_mass)
             continue
-        add_mass(label.token, part, found)
+        add_mass(label.token, part, target_mass)
         open_next(base + need, length - need, part, carried)
 
 
@@ -145,10 +155,16 @@ def _look_ahead(
     mapping: VocabularyMap,
     carried: Carried,
 ) -> None:
-    """The real tokens end with the label, but the target could have gone on: ask the row after.
+    """The real tokens end with the label, but the target has longer tokens: use the next row's entries.
 
-    What that row holds for tokens that would have made a longer target token goes there, or to the
-    tail where more than one could come of it; the rest is the label's, and alone counts next.
+    The mass of an entry that would have made a longer target token goes to that token, or to the tail
+    where it is not determined which. The rest goes to the label, and only the entries of that rest are
+    possible at the next position.
+
+    Args:
+        row: The row after the label.
+        mass: Probability of the real tokens before it.
+        node: The trie's node of the label.
     """
     trie, pieces = mapping.trie, mapping.pieces
     first_entry, scale, tail = source.entry_offsets[row], source.scales[row], source.tails[row]
@@ -169,10 +185,10 @@ def _look_ahead(
             continue
         carried.next_counts[k - first_entry] = False
         if goal >= 0:
-            add_mass(goal, mass * part, carried.found)
+            add_mass(goal, mass * part, carried.target_mass)
     kept_tail = tail * kept / total if total > 0.0 else tail
     counts = source.labels[row] + kept + kept_tail
-    add_mass(label.token, mass * counts, carried.found)
+    add_mass(label.token, mass * counts, carried.target_mass)
     carried.number[NEXT_CLOSED] = row
     carried.number[NEXT_PARTIAL] = 1
     carried.weight[W_NEXT_CLOSED] = mass * counts

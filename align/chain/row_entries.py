@@ -1,11 +1,11 @@
-"""What a row of the source says where it begins, and how the loop finds its place again after a loss.
+"""Carry the entries of the row that begins at a position, and start again after all states are lost.
 
-Names and shapes are those of `align.chain.kernel`.
+All functions read `label` (the target token of this position), `source` and `mapping`, and change
+`carried` in place. Shapes are those of `align.chain.kernel`.
 """
 
 from __future__ import annotations
 
-from align.chain.found import add_mass
 from align.chain.places import (
     CLOSED,
     NEXT_CLOSED,
@@ -21,21 +21,22 @@ from align.chain.places import (
 )
 from align.chain.real_path import follow
 from align.chain.rows import SPACE, SourceRows, agrees
+from align.chain.target_mass import add_mass
 from align.chain.vocabulary_map import VocabularyMap
 from store_schema.compiled import bare
 
 LEAST_SPREAD = 1e-5
-"""Less than this of an entry's mass goes to the tail, not to a further target token."""
+"""A smaller part of an entry's mass goes to the tail, not to a second or later target token."""
 
 
 @bare
 def row_begins(
     lead: int, label: Label, source: SourceRows, mapping: VocabularyMap, carried: Carried
 ) -> None:
-    """What the row that begins here says.
+    """Carry the row that begins at this position: its entries, and its real token.
 
     Args:
-        lead: 1 where the source's tokens carry a word mark here that is not in the text.
+        lead: 1 where the source's token begins with a word mark (space) that is not in the text.
     """
     row, scale = carried.number[CLOSED], carried.weight[W_CLOSED]
     if carried.number[PARTIAL]:
@@ -59,10 +60,11 @@ def _spread(
     mapping: VocabularyMap,
     carried: Carried,
 ) -> None:
-    """Where the target went on from each entry; nearly all the time of alignment is spent here.
+    """Spread each entry's mass over its target tokens. Most of alignment's time is spent here.
 
     Args:
-        scale: On each entry's probability.
+        row: The row that begins here.
+        scale: Factor of each entry's probability.
     """
     entries = slice(source.entry_offsets[row], source.entry_offsets[row + 1])
     entry_ids, probabilities = source.entry_ids[entries], source.probabilities[entries]
@@ -70,9 +72,9 @@ def _spread(
     masked, counts = carried.number[PARTIAL] == 1, carried.counts
     first, targets, weights = mapping.continuation
     offsets, (source_eos, target_eos) = mapping.pieces.offsets, mapping.eos
-    found = carried.found
-    tokens, masses = found.tokens, found.masses
-    number = found.number[0]
+    target_mass = carried.target_mass
+    tokens, masses = target_mass.tokens, target_mass.masses
+    number = target_mass.number[0]
     for k in range(len(entry_ids)):
         token = entry_ids[k]
         if token == real or (masked and not counts[k]):
@@ -80,15 +82,15 @@ def _spread(
         mass = scale * probabilities[k]
         if offsets[token] == offsets[token + 1]:
             if token == source_eos and target_eos >= 0:
-                found.number[0] = number
-                add_mass(target_eos, mass, found)
-                number = found.number[0]
+                target_mass.number[0] = number
+                add_mass(target_eos, mass, target_mass)
+                number = target_mass.number[0]
             continue
         begin, end = first[token], first[token + 1]
         for c in range(begin, end):
             part = mass * weights[c]
             if part < LEAST_SPREAD and c > begin:
-                break  # targets stand by falling weight: the rest is tail
+                break  # targets are in order of falling weight: the rest is tail
             goal = targets[c]
             before = masses[goal]
             if before == 0.0:
@@ -100,7 +102,7 @@ def _spread(
             if goal == token_of_label:
                 base, stop = offsets[token], offsets[token + 1]
                 open_next(base + step, stop - base - step, part, carried)
-    found.number[0] = number
+    target_mass.number[0] = number
 
 
 @bare
@@ -113,8 +115,8 @@ def _spread_at_start(
     mapping: VocabularyMap,
     carried: Carried,
 ) -> None:
-    """The same where a segment or the source's first token begins: no text stands before it."""
-    pieces, continuation, found = mapping.pieces, mapping.continuation, carried.found
+    """The same as `_spread` at the first token of a segment, where no text stands before it."""
+    pieces, continuation, target_mass = mapping.pieces, mapping.continuation, carried.target_mass
     source_eos, target_eos = mapping.eos
     first_entry, read = source.entry_offsets[row], label.end - label.begin
     text_at = label.text_start + label.begin
@@ -129,7 +131,7 @@ def _spread_at_start(
         length = pieces.offsets[token + 1] - base
         if length == 0:
             if token == source_eos and target_eos >= 0:
-                add_mass(target_eos, mass, found)
+                add_mass(target_eos, mass, target_mass)
             continue
         if lead == 1 and pieces.data[base] == SPACE:
             base += 1
@@ -139,10 +141,10 @@ def _spread_at_start(
         if label.at_start:
             goal = pieces.start[base]
             if goal >= 0:
-                add_mass(goal, mass, found)
+                add_mass(goal, mass, target_mass)
                 if goal != label.token or length <= read:
                     continue
-                # Two spellings may begin with one token: " The" and "The" after a word mark.
+                # " The" and "The" after a word mark may begin with the same target token.
                 if agrees(pieces.data, base, label.text, text_at, text_at + read):
                     open_next(base + read, length - read, mass, carried)
             continue
@@ -152,7 +154,7 @@ def _spread_at_start(
             part = mass * continuation.weights[c]
             if part < LEAST_SPREAD and c > begin:
                 break
-            add_mass(goal, part, found)
+            add_mass(goal, part, target_mass)
             if goal == label.token:
                 open_next(base + read, length - read, part, carried)
 
@@ -166,11 +168,17 @@ def resync(
     mapping: VocabularyMap,
     carried: Carried,
 ) -> float:
-    """Start again behind the label, where the source token of `row` begins or inside it, with what
-    agrees with the bytes already read.
+    """After all states were lost: start again after the label, at the source token that `row` predicts.
+
+    Where that token begins exactly there, the row does. Where it began before, its entries that agree
+    with the bytes from there to the label's end are open, with the real token.
+
+    Args:
+        row: Row of the first source token that ends after the label.
+        row_start: Its first byte within the segment.
 
     Returns:
-        Sum of the weights: what is not open ended exactly here without being the real token, lost.
+        Sum of the new states' weights, by which `advance` divides.
     """
     number, weight, pieces = carried.number, carried.weight, mapping.pieces
     if row_start == label.end:

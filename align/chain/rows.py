@@ -16,14 +16,14 @@ class SourceRows(NamedTuple):
     """R rows of a shard with E entries.
 
     Args:
-        ends: [R] int64 byte ends within the segment.
+        ends: [R] int64 byte after each token, within the segment.
         ids: [R] real tokens.
-        entry_offsets: [R+1] int64.
-        entry_ids: [E].
+        entry_offsets: [R+1] int64, where each row's entries begin.
+        entry_ids: [E] source tokens.
         probabilities: [E] float64.
         labels: [R] float64 probability of the real token, NaN where unknown.
-        scales: [R] float64 factor of the entries apart from the real token, see `non_label_scale`.
-        tails: [R] float64 what neither they nor the real token hold.
+        scales: [R] float64 factor of all entries but the real token's, see `non_label_scale`.
+        tails: [R] float64 1 - the real token's probability - that of the scaled entries.
     """
 
     ends: Any
@@ -40,10 +40,13 @@ class SourceRows(NamedTuple):
 def non_label_scale(
     ids: Any, entry_offsets: Any, entry_ids: Any, probabilities: Any, labels: Any
 ) -> Any:
-    """Factor of each row's entries apart from the real token, and each row's tail.
+    """Factor for each row's entries other than the real token's, and each row's tail.
 
-    The real token's own probability is known exactly; what its entry says, encoded as it is, does
-    not count. The others give way where all would exceed 1.
+    The store has the real token's exact probability, which is used in place of its rounded entry. Where
+    the row's sum then exceeds 1, the other entries are scaled down.
+
+    Returns:
+        Factors [R] float64, at most 1, and tails [R] float64; 1 and 0 where the label is unknown.
     """
     scales, tails = np.ones(len(ids)), np.zeros(len(ids))
     for row in range(len(ids)):
@@ -63,7 +66,7 @@ def non_label_scale(
 
 @bare
 def agrees(data: Any, base: int, text: Any, start: int, stop: int) -> bool:
-    """Whether data[base:] begins with text[start:stop]; it is long enough."""
+    """Whether data[base:], which must be long enough, begins with text[start:stop]."""
     for offset in range(stop - start):
         if data[base + offset] != text[start + offset]:
             return False
@@ -72,7 +75,11 @@ def agrees(data: Any, base: int, text: Any, start: int, stop: int) -> bool:
 
 @compiled
 def longest_label(target_ends: Any) -> int:
-    """Bytes of the longest target token, at most."""
+    """An upper bound of the bytes of a target token, at least 1.
+
+    Args:
+        target_ends: [N] byte after each target token, within its segment.
+    """
     longest, begin = 1, 0
     for end in target_ends:
         longest = max(longest, end - begin if end >= begin else end)

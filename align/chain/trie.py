@@ -1,7 +1,7 @@
-"""A vocabulary as a trie over bytes, for asking which token bytes must belong to, whatever follows.
+"""A vocabulary as a trie over bytes: which token must some bytes begin with, whatever follows them?
 
-Nodes are numbered by depth, then by bytes, so the children of a node lie side by side in order: a step
-is a short binary search in five bytes a node, which stay in the cache at any vocabulary size.
+Nodes are numbered by depth, then by bytes, so the children of a node have consecutive numbers in order
+of their bytes. A step is a short binary search over five bytes a node, which fit the CPU's cache.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy.typing as npt
 from store_schema.compiled import bare, compiled
 from store_schema.text.vocabulary import Vocabulary
 
-FALLEN = -1
-"""No token of the vocabulary goes on with these bytes."""
+NO_NODE = -1
+"""No token of the vocabulary begins with these bytes."""
 UNDETERMINED = -2
-"""Longer tokens go on from here: which one it will be depends on bytes that are not known."""
+"""Longer tokens begin with these bytes too: which token it is depends on bytes that are not known."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class TargetTrie(NamedTuple):
-    """The trie's arrays, which compiled code reads as they are; node 0 is the root.
+    """The trie's arrays, read by compiled code; node 0 is the root.
 
     Args:
-        first_child: [nodes + 1] int32, the first child of each node; the next node's is one past its
-            last.
+        first_child: [nodes + 1] int32; the children of node i are first_child[i] up to, and not
+            including, first_child[i + 1].
         last_byte: [nodes] uint8, the byte that leads to a node.
         longest: [nodes] int32, the longest token on the way to a node, itself included; -1 for none.
         is_token: [nodes] bool, whether a token ends at a node.
@@ -40,9 +40,8 @@ class TargetTrie(NamedTuple):
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> TargetTrie:
-        """Build it; of tokens with the same bytes the last stands for all.
-
-        Byte-fallback tokens come first, and a tokenizer does not write them where it has another.
+        """The trie of a vocabulary. Of tokens with the same bytes the last is used: byte-fallback
+        tokens have the lower ids, and a tokenizer writes them only where it has no other token.
         """
         data = np.frombuffer(b"".join(vocabulary.tokens), np.uint8)
         offsets = np.concatenate(([0], np.cumsum(vocabulary.lengths)))
@@ -89,7 +88,7 @@ def _build(data: Any, offsets: Any, size: int) -> Any:
 
 @compiled
 def _slot(keys: Any, node: int, byte: int) -> int:
-    """Where (node, byte) is or would be."""
+    """Index of (node, byte) in the hash table, or of the free slot where it belongs."""
     key = np.int64(node) * 256 + np.int64(byte)
     mask = np.uint64(len(keys) - 1)
     hashed = np.uint64(key) * _MIX
@@ -115,7 +114,7 @@ def _by_depth_and_bytes(
 
 @compiled
 def _inherit(longest: Any, parents: Any) -> None:
-    """Where no token ends, the longest on the way is the parent's."""
+    """Give each node where no token ends its parent's longest token."""
     for node in range(1, len(longest)):  # a parent comes before its children
         if longest[node] < 0:
             longest[node] = longest[parents[node]]
@@ -123,7 +122,7 @@ def _inherit(longest: Any, parents: Any) -> None:
 
 @bare
 def child_of(trie: TargetTrie, node: int, byte: int) -> int:
-    """The node that `byte` leads to, FALLEN for none."""
+    """The node that `byte` leads to, NO_NODE for none."""
     first_child, last_byte = trie.first_child, trie.last_byte
     low, high = first_child[node], first_child[node + 1]
     while low < high:
@@ -134,36 +133,36 @@ def child_of(trie: TargetTrie, node: int, byte: int) -> int:
             high = middle
     if low < first_child[node + 1] and last_byte[low] == byte:
         return int(low)
-    return FALLEN
+    return NO_NODE
 
 
 @bare
-def goes_on(trie: TargetTrie, node: int) -> bool:
+def has_children(trie: TargetTrie, node: int) -> bool:
     """Whether a node has children."""
     return bool(trie.first_child[node] < trie.first_child[node + 1])
 
 
 @bare
 def walk(trie: TargetTrie, node: int, data: Any, start: int, stop: int) -> tuple[int, int]:
-    """Go on from `node` along data[start:stop].
+    """Go from `node` along data[start:stop].
 
     Returns:
-        The node reached, FALLEN where no token goes on; and the longest token met so far, -1 for none.
+        The node reached, NO_NODE where there is none; and the longest token on the way, -1 for none.
     """
     longest = trie.longest
     for i in range(start, stop):
         following = child_of(trie, node, data[i])
-        if following == FALLEN:
-            return FALLEN, longest[node]
+        if following == NO_NODE:
+            return NO_NODE, longest[node]
         node = following
     return node, longest[node]
 
 
 @bare
 def token_of(trie: TargetTrie, node: int, data: Any, start: int, stop: int) -> int:
-    """The token that text must begin with that has come to `node` and goes on with data[start:stop]:
-    -1 for none, UNDETERMINED where longer tokens still go on."""
+    """The token that begins a text made of the bytes of `node` and data[start:stop]: -1 for none,
+    UNDETERMINED where a longer token is possible."""
     reached, token = walk(trie, node, data, start, stop)
-    if reached >= 0 and goes_on(trie, reached):
+    if reached >= 0 and has_children(trie, reached):
         return UNDETERMINED
     return int(token)

@@ -1,4 +1,4 @@
-"""All that method `bytes` knows of two vocabularies."""
+"""Tables from a source's vocabulary to the target's, for method `bytes`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from align.chain.trie import TargetTrie
 
 
 class VocabularyMap(NamedTuple):
-    """Where the bytes of each source token go; compiled code reads it as it is.
+    """Which target tokens the bytes of each source token belong to; read by compiled code.
 
     Args:
-        pieces: What the target begins with at each byte of each source token.
-        continuation: Where a whole source token's mass goes in running text.
+        pieces: First target token at each byte of each source token.
+        continuation: Target tokens of each whole source token in running text.
         trie: The target's vocabulary.
-        target_lengths: [V] bytes of the target's tokens.
-        eos: EOS of the source and of the target, -1 for none: where the source may end, so may the
-            target.
-        look_ahead: Ask the source's next row where the target might have written a longer token.
+        target_lengths: [V] bytes of each target token.
+        eos: EOS id of the source and of the target, -1 for none. The mass of one goes to the other.
+        look_ahead: Whether to use the source's next row where the target might have written a longer
+            token.
     """
 
     pieces: PieceTable

@@ -1,1 +1,1 @@
-"""Pairs of tokens that met in training text: counted, kept, and which text is read for it."""
+"""Counts of (source token, target token) pairs in training text: which text, counting, the file."""

@@ -1,4 +1,4 @@
-"""Which text of a plan the counting methods read: the same for every worker, whatever is committed."""
+"""Which text of a plan is counted by methods that count: the same for every worker."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from store_schema.plan.plan import Plan, ShardRecord
 
 
 def counted_shards(plan: Plan) -> tuple[ShardRecord, ...]:
-    """Shards whose text may be counted: the split "train", or the plan's first where there is none.
+    """Shards whose text may be counted: the split "train", or the plan's first split without one.
 
-    Held-out text stays out, so that what is measured on it was not learnt from it.
+    Held-out text is never counted, so that what is measured on it was not learnt from it.
     """
     splits = plan.splits()
     return splits.get("train", next(iter(splits.values()), ()))
 
 
 def planned_count(plan: Plan, section: AlignSection) -> list[ShardRecord]:
-    """The first of them, up to `statistics_tokens` of the target."""
+    """The first of `counted_shards`, until they have `statistics_tokens` target tokens."""
     left, chosen = section.statistics_tokens, []
     for shard in counted_shards(plan):
         if left <= 0:
@@ -31,10 +31,10 @@ def planned_count(plan: Plan, section: AlignSection) -> list[ShardRecord]:
 
 
 def counts_text(section: AlignSection) -> bool:
-    """Whether what a method makes of a shard depends on text that it has counted."""
+    """Whether the run file's method counts training text before it aligns."""
     return METHODS[section.method].counts_text(section)
 
 
 def text_fingerprint(shards: Iterable[ShardRecord]) -> str:
-    """Of the segments of some shards, in order."""
+    """Fingerprint of the segments of some shards, in order."""
     return fingerprint([[shard.start, shard.fingerprint] for shard in shards])

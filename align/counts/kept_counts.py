@@ -1,11 +1,11 @@
-"""Counts of token pairs as they are kept in an aligned store: `pair_counts.bin`.
+"""The file `pair_counts.bin` of an aligned store: counts of token pairs, made by one worker for all.
 
     a sealed JSON record: what was counted, how many distinct pairs, SHA-256 of what follows
     source tokens [P] uint32, target tokens [P] uint32, counts [P] int64, little-endian
 
-Pairs stand by source token, then target token, so the same counts are the same bytes from any worker,
-and several that write the file at once do no harm. No reader of the store asks for it, no copy takes
-it along, and whoever finds none that is sound and of the same text counts again.
+Pairs are sorted by source token, then target token, so the same counts give the same bytes in any
+worker, and several may write the file at once. It is a cache: readers of the store do not need it,
+copies of the store leave it out, and a file that is missing, damaged or of other text is counted again.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ class CountsHead(StrictModel):
 
     schema_version: int = SCHEMA_VERSION
     request: dict[str, str | int]
-    """What was counted: plan, store, tokenizers, settings."""
+    """What was counted: text, store, tokenizer, settings."""
     num_pairs: int = Field(ge=0)
     sha256: str
-    """Of the bytes after the record."""
+    """SHA-256 of the bytes after the record."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptCounts:
-    """Where counts are kept, and which.
+    """The counts file of one aligned store.
 
     Args:
         location: The aligned store.
-        request: What is to be counted.
-        sizes: Of the two vocabularies.
-        max_pairs: There cannot be more.
+        request: What is to be counted; a file of anything else is not used.
+        sizes: Vocabulary sizes of source and target.
+        max_pairs: Upper bound of the number of distinct pairs.
     """
 
     location: Location
@@ -67,11 +67,11 @@ class KeptCounts:
         self.location.write_atomic(COUNTS_FILE, seal(head) + body)
 
     def read_into(self, pairs: DistinctPairs) -> bool:
-        """Fill `pairs` with what is kept; False where nothing is.
+        """Replace `pairs` by the counts of the file; False where there is no file.
 
         Raises:
             CorruptionError: The file is damaged.
-            MismatchError: It was counted on something else.
+            MismatchError: It has counts of another request.
             SchemaVersionError: Written by a newer logitfuse.
             StorageError: The disk or object store refused.
         """
@@ -79,7 +79,7 @@ class KeptCounts:
         data = read_bounded(self.location, COUNTS_FILE, limit)
         if data is None:
             return False
-        pairs.take(*self._parsed(data))
+        pairs.restore(*self._parsed(data))
         return True
 
     def _parsed(self, data: bytes) -> tuple[Ids, Ids, Ids]:
@@ -118,7 +118,7 @@ class KeptCounts:
             )
 
     def _require_sound(self, source: Ids, target: Ids, counts: Ids, where: str) -> None:
-        """Compiled code looks up what ids name unasked."""
+        """Refuse ids outside the vocabularies: compiled code uses them without a bounds check."""
         height, width = self.sizes
         keys = source * width + target
         sound = (source < height).all() and (target < width).all() and (counts > 0).all()

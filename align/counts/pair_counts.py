@@ -1,4 +1,4 @@
-"""How often a source token and a target token met, in memory of the distinct pairs."""
+"""How often each (source token, target token) pair occurs, in memory linear in the distinct pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 
 _LEAST_PENDING = 1 << 20
-"""Fewer pairs are not folded yet: each fold sorts all that is known."""
+"""Fewer pairs than this are not merged yet: each merge sorts all distinct pairs."""
 
 
 class DistinctPairs:
@@ -22,31 +22,32 @@ class DistinctPairs:
         self._num_pending = 0
 
     def note(self, source: Ids, target: Ids) -> None:
-        """Note pairs, each met once more."""
+        """Add one occurrence of each pair (source[i], target[i]); int64 ids."""
         self._pending.append(source * self._width + target)
         self._num_pending += len(source)
 
     def merge(self) -> None:
-        """Fold what was noted into the counts once there is much of it."""
+        """Merge the noted pairs into the counts, if there are enough of them to be worth a sort."""
         if self._num_pending >= max(_LEAST_PENDING, len(self._keys)):
             self._fold()
 
     def _fold(self) -> None:
         if not self._pending:
             return
-        found, counts = np.unique(np.concatenate(self._pending), return_counts=True)
+        keys, counts = np.unique(np.concatenate(self._pending), return_counts=True)
         self._pending, self._num_pending = [], 0
-        both = np.concatenate((self._keys, found))
+        both = np.concatenate((self._keys, keys))
         weights = np.concatenate((self._counts, counts))
         self._keys, rows = np.unique(both, return_inverse=True)
         self._counts = np.bincount(rows, weights).astype(np.int64)
 
     def counts(self) -> tuple[Ids, Ids, Ids]:
-        """Source tokens, target tokens and counts of the distinct pairs, by source, then target."""
+        """Source tokens [P], target tokens [P] and counts [P] of the distinct pairs, sorted by source
+        token, then target token; int64."""
         self._fold()
         return self._keys // self._width, self._keys % self._width, self._counts
 
-    def take(self, source: Ids, target: Ids, counts: Ids) -> None:
-        """Begin again with what `counts` of another gave."""
+    def restore(self, source: Ids, target: Ids, counts: Ids) -> None:
+        """Replace everything counted by what `counts` of another object returned."""
         self._pending, self._num_pending = [], 0
         self._keys, self._counts = source * self._width + target, counts

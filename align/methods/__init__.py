@@ -1,4 +1,4 @@
-"""How distributions are carried into the target's tokens; METHODS lists the ways."""
+"""Alignment methods: how distributions are carried into the target's tokens. METHODS lists them."""
 
 from align.methods.kind import MethodKind
 from store_schema.registry import Registry

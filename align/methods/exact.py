@@ -1,7 +1,7 @@
-"""Method `exact`: source and target share their tokens, so distributions are copied.
+"""Method `exact`: source and target have the same vocabulary, so distributions are copied.
 
-The same vocabulary may be longer on one side: padded, or with special tokens added (a base model and
-its chat model). What the target has no id for is tail.
+One vocabulary may be longer: padded, or with special tokens added (a base model and its chat model).
+Entries that the target has no id for become tail.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from store_schema.text.vocabulary import Vocabulary
 
 
 def require_same_vocabulary(source: Vocabulary, target: Vocabulary, *, where: str) -> None:
-    """Refuse two vocabularies of which an id means different bytes.
+    """Refuse two vocabularies in which an id stands for different bytes.
 
     Raises:
-        MismatchError: Names the first such id.
+        MismatchError: There is such an id; names the first.
     """
     for i, (own, other) in enumerate(zip(source.tokens, target.tokens, strict=False)):
         if own != other:
@@ -47,12 +47,12 @@ def _mismatch(where: str, token: int, source: str, target: str) -> MismatchError
 
 @dataclass(frozen=True, slots=True)
 class ExactAligner:
-    """A copy.
+    """Copies distributions.
 
     Args:
-        where: The source store, for messages.
-        vocab_size: Ids of the target; entries beyond it become tail.
-        eos: EOS of source and target, -1 for none.
+        where: URL of the source store, for messages.
+        vocab_size: Of the target; entries with ids of this size or more become tail.
+        eos: EOS id of source and target, -1 for none.
     """
 
     where: str
@@ -62,10 +62,10 @@ class ExactAligner:
     def align(
         self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
     ) -> Arrays:
-        """As `align.methods.method.Aligner` says.
+        """See `align.methods.method.Aligner`.
 
         Raises:
-            MismatchError: The two tokenizers share a table but split a text differently.
+            MismatchError: The two tokenizers have one vocabulary but split a text differently.
         """
         ids, target_ends, offsets = join_segments(target)
         same = np.array_equal(ids, source["token_ids"])
@@ -74,7 +74,7 @@ class ExactAligner:
                 "source and target tokenise differently",
                 where=self.where,
                 expected=f"{len(source['token_ids'])} tokens, the source's",
-                got=f"{len(ids)} tokens, some of them others",
+                got=f"{len(ids)} tokens of the target, not all the same",
                 hint="set align.method to bytes",
             )
         rows = (source["token_offsets"], source["token_offsets"])
@@ -85,7 +85,8 @@ class ExactAligner:
         return kept | {"origin": origin} | span_arrays(source, rows, ends, target_ends)
 
     def _entries(self, source: Arrays) -> Arrays:
-        """Entries whose ids change or go, if any do."""
+        """The entry arrays with the source's EOS renamed to the target's and ids beyond the target's
+        vocabulary removed; empty where nothing changes."""
         ids = source["entry_ids"]
         own, other = self.eos
         moves = own >= 0 and other >= 0 and own != other
@@ -93,7 +94,7 @@ class ExactAligner:
             return {}
         if moves:
             taken = np.flatnonzero(ids == own)
-            ids = np.where(ids == other, self.vocab_size, ids)  # that role is the other id's
+            ids = np.where(ids == other, self.vocab_size, ids)  # not EOS in the source: to the tail
             ids[taken] = other
         keep = ids < self.vocab_size
         counts = np.diff(source["entry_offsets"])

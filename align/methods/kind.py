@@ -1,4 +1,4 @@
-"""What a method is to the rest of the stage; read with the run file, so it loads nothing heavy."""
+"""Base class of alignment methods. Loaded with every run file, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Sides(Protocol):
-    """The source store and the target's tokenizer, checked (`prepare.checked.CheckedAlignment`)."""
+    """What a method is made from (`prepare.checked.CheckedAlignment` has it)."""
 
     @property
     def reader(self) -> StoreReader:
-        """Of the source store."""
+        """Reader of the source store."""
 
     @property
     def target(self) -> SegmentTokenizer:
@@ -27,33 +27,38 @@ class Sides(Protocol):
 
     @property
     def section(self) -> Any:
-        """The run file's `align`; options of the method are a field of it."""
+        """Section `align` of the run file; options of the method are a field of it."""
 
 
 class MethodKind(Kind):
-    """Base of all methods."""
+    """Base class of all methods."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """The method, ready for a source and a target.
+        """The aligner for one source and one target.
 
         Args:
-            sides: `Sides`.
-            stop: Asked between shards where text is counted.
+            sides: See `Sides`.
+            stop: Checked between shards where text is counted.
         """
         raise NotImplementedError
 
     def check(self, source: Vocabulary, target: Vocabulary, where: str) -> None:
-        """Refuse vocabularies that it cannot work with, before any shard is read.
+        """Refuse vocabularies that the method cannot work with, before any shard is read.
+
+        Args:
+            source: The source's vocabulary.
+            target: The target's vocabulary.
+            where: URL of the source store, for messages.
 
         Raises:
-            MismatchError: Says what does not fit; `where` is the source store.
+            MismatchError: They do not fit.
         """
 
     def counts_text(self, section: Any) -> bool:
-        """Whether what it makes of a shard depends on training text that it has counted."""
+        """Whether it counts training text first, so that its output depends on that text."""
         return False
 
     def top_k(self, section: Any, source_top_k: int) -> int:
-        """Entries of a position of the aligned store, at most."""
-        most: int = section.max_entries
-        return most
+        """Entries at a position of the aligned store, at most."""
+        max_entries: int = section.max_entries
+        return max_entries

@@ -1,4 +1,4 @@
-"""What every method of alignment is: a pure function of a shard's arrays, texts and tokens."""
+"""The protocol of alignment methods: a pure function of a shard's arrays, texts and tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from store_schema.text.tokenizer import EncodedSegment
 
 
 class Aligner(Protocol):
-    """One method, ready for one source store and one target."""
+    """One method, prepared for one source store and one target."""
 
     def align(
         self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
@@ -29,10 +29,10 @@ class Aligner(Protocol):
 
 
 class SpansAligner:
-    """Nothing but log-probabilities of common spans (ALM), for the span-likelihood loss."""
+    """Keeps only log-probabilities of common spans (ALM), for the span-likelihood loss."""
 
     def align(
         self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
     ) -> Arrays:
-        """As `Aligner` says; no position has entries."""
+        """See `Aligner`; no position has entries."""
         return without_entries(source, target)

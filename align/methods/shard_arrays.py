@@ -1,4 +1,4 @@
-"""Arrays of an aligned shard that every method makes alike, and the figures of its commit."""
+"""Arrays of an aligned shard that all methods make in the same way, and the figures of its commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from store_schema.text.tokenizer import EncodedSegment
 
 
 def without_entries(source: Arrays, target: Sequence[EncodedSegment]) -> Arrays:
-    """Arrays of a shard of which only spans are told."""
+    """Arrays of an aligned shard that has common spans but no entries.
+
+    Args:
+        source: The source store's arrays of the shard.
+        target: The same segments as the target's tokenizer reads them.
+    """
     ids, ends, offsets = join_segments(target)
     count = len(ids)
     arrays: Arrays = {
@@ -36,7 +41,14 @@ def without_entries(source: Arrays, target: Sequence[EncodedSegment]) -> Arrays:
 def span_arrays(
     source: Arrays, rows: Any, source_ends: npt.NDArray[Any], target_ends: npt.NDArray[Any]
 ) -> Arrays:
-    """Common spans, and what the source spends on each segment."""
+    """Arrays of the common spans, and the source's NLL and bytes of each segment.
+
+    Args:
+        source: The source store's arrays of the shard.
+        rows: (source token offsets [D+1], target token offsets [D+1]).
+        source_ends: [source positions] int64 byte after each source token, within its segment.
+        target_ends: [N] int64, the same of the target.
+    """
     labels = source["label_logprobs"].astype(np.float64)
     offsets, index, span_ends, logprobs = common_spans(rows, source_ends, target_ends, labels)
     starts = source["token_offsets"][:-1]
@@ -60,7 +72,7 @@ def span_arrays(
 def join_segments(
     segments: Sequence[EncodedSegment],
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Token ids [N], byte ends [N] (int64) and token offsets [D+1] of segments end to end."""
+    """Token ids [N] uint32, byte ends [N] int64 and token offsets [D+1] of segments, end to end."""
     counts = np.fromiter((len(s.token_ids) for s in segments), np.int64, len(segments))
     ids = np.concatenate([s.token_ids for s in segments]).astype("<u4")
     ends = np.concatenate([s.byte_ends for s in segments]).astype("<i8")
@@ -68,7 +80,12 @@ def join_segments(
 
 
 def statistics(arrays: Arrays, source: Arrays) -> dict[str, float]:
-    """Figures of an aligned shard for its commit: counts by origin, mass, the source's cost."""
+    """Figures of an aligned shard for its commit: counts by origin, mass, NLL in nats, bytes.
+
+    Args:
+        arrays: Of the aligned shard.
+        source: Of the source store's shard.
+    """
     origin = arrays["origin"]
     covered = origin != Origin.NONE
     return {

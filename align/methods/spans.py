@@ -1,4 +1,4 @@
-"""Spans: the bytes between two offsets where both a source and a target token end."""
+"""Common spans: the bytes between two offsets where both a source and a target token end."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from store_schema.compiled import compiled
 
 @compiled
 def common_spans(segment_rows: Any, source_ends: Any, target_ends: Any, label_logprobs: Any) -> Any:
-    """Spans between bytes where both a source and a target token end.
+    """The common spans of all segments of a shard.
 
     Args:
-        segment_rows: As in `project_segments`.
-        source_ends: [source positions] int64.
-        target_ends: [N] int64.
-        label_logprobs: [source positions] float64, NaN unknown.
+        segment_rows: (source token offsets [D+1], target token offsets [D+1]), int64.
+        source_ends: [source positions] int64 byte after each token, within its segment.
+        target_ends: [N] int64, the same of the target.
+        label_logprobs: [source positions] float64 nats, NaN where unknown.
 
     Returns:
-        span offsets [D+1], span index of each target token [N], byte ends [S], log-probabilities
-        of spans [S] (NaN where a token's is unknown).
+        Span offsets [D+1], span index of each target token within its segment [N], byte ends [S] and
+        log-probabilities [S] of spans (NaN where a token's is unknown).
     """
     source_offsets, target_offsets = segment_rows
     num_segments = len(source_offsets) - 1

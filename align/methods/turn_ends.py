@@ -1,11 +1,10 @@
-"""The end of a chat's turn, carried from the source's token to the target's beside the text.
+"""The token that ends a chat turn: carried from source to target apart from the text.
 
-It is one token of no bytes in each model, and they stand for the same event. So it takes no part in
-the chain of bytes: rows of it are taken out before a shard is aligned, by whatever method, and put
-behind the text afterwards, with the probability that the source gave its own. What else the source
-might have gone on with there is tail.
+In each model it is one special token without bytes, and both mean the same. So with every method its
+rows are removed before a shard is aligned, and a row for the target's token is put after the text, with
+the probability that the source gave its own token. The rest of that row is tail.
 
-Shapes: D segments, N positions, E entries, S spans of a shard.
+Shapes: D segments, N positions, E entries, S spans of a shard, R rows that are put in.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _OFFSETS = ("token_offsets", "entry_offsets", "segment_ids")
 
 
 def is_chat_end(segment: Segment) -> bool:
-    """Whether the last token of a segment may be the end of a turn."""
+    """Whether the last token of a segment may be the token that ends a chat turn."""
     return segment.ends_document and segment.context is not None and '"messages"' in segment.context
 
 
@@ -36,18 +35,18 @@ def turn_end_rows(
 
     Args:
         source: token_offsets, token_ids and byte_ends of a shard.
-        segments: Of the shard.
-        special: [V] whether an id of the source stands for no text.
+        segments: The shard's segments.
+        special: [V] whether a source token is special (has no text).
     """
     offsets, ends = source["token_offsets"], source["byte_ends"]
-    found = np.full(len(segments), -1, np.int64)
+    rows_D = np.full(len(segments), -1, np.int64)
     for d, segment in enumerate(segments):
         last = int(offsets[d + 1]) - 1
         if last <= offsets[d] or not is_chat_end(segment):
             continue
         if special[int(source["token_ids"][last])] and ends[last] == ends[last - 1]:
-            found[d] = last
-    return found
+            rows_D[d] = last
+    return rows_D
 
 
 def without_turn_ends(source: Arrays, rows_D: npt.NDArray[np.int64]) -> Arrays:
@@ -81,13 +80,13 @@ def without_turn_ends(source: Arrays, rows_D: npt.NDArray[np.int64]) -> Arrays:
 def with_turn_ends(
     aligned: Arrays, target: Sequence[EncodedSegment], logprobs_D: npt.NDArray[np.floating[Any]]
 ) -> Arrays:
-    """Aligned arrays of the texts with a row for the end of each turn of the target's.
+    """Add a row for each target token that ends a turn to the arrays of an aligned shard.
 
     Args:
         aligned: Arrays of an aligned shard, without ends of turns.
-        target: The segments as the target reads them, with ends.
-        logprobs_D: [D] the source's log-probability of its own end, NaN where it has none: such a row
-            has no distribution, and ground truth alone trains it.
+        target: The segments as the target reads them, with ends of turns.
+        logprobs_D: [D] the source's log-probability of its own token, NaN where it has none: the added
+            row then has no distribution and is trained on ground truth alone.
     """
     ends_D = np.fromiter((part.ends_turn for part in target), bool, len(target))
     if not ends_D.any():
@@ -97,16 +96,16 @@ def with_turn_ends(
     ids_R = np.array([part.token_ids[-1] for part in target if part.ends_turn], "<u4")
     bytes_R = np.array([part.byte_ends[-1] for part in target if part.ends_turn], "<u4")
     logprobs_R = logprobs_D[ends_D].astype("<f4")
-    # A method that tells of spans alone has no entries here either.
-    tells = len(aligned["entry_ids"]) > 0
-    has_entry_R = tells & ~np.isnan(logprobs_R)
+    # Method spans has no entries here either.
+    has_entries = len(aligned["entry_ids"]) > 0
+    has_entry_R = has_entries & ~np.isnan(logprobs_R)
     rows: dict[str, npt.NDArray[Any]] = {
         "token_ids": ids_R,
         "byte_ends": bytes_R,
         "label_logprobs": np.where(has_entry_R, logprobs_R, np.nan).astype("<f4"),
         "tail_mass": np.where(has_entry_R, -np.expm1(logprobs_R), 1.0).astype("<f4"),
         "origin": np.where(has_entry_R, Origin.BOUNDARY, Origin.NONE).astype("|u1"),
-        # A span of its own, behind those of the text.
+        # A span of its own, after those of the text.
         "span_index": np.diff(aligned["span_offsets"])[ends_D].astype("<u4"),
     }
     out = dict(aligned)
@@ -128,11 +127,16 @@ def with_turn_ends(
 
 
 def source_logprobs(source: Arrays, rows_D: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """[D] log-probability of each end of a turn, NaN where there is none."""
-    found = np.full(len(rows_D), np.nan, np.float32)
-    has = rows_D >= 0
-    found[has] = source["label_logprobs"][rows_D[has]]
-    return found
+    """[D] the source's log-probability of each end of a turn, NaN where there is none.
+
+    Args:
+        source: label_logprobs of a shard.
+        rows_D: From `turn_end_rows`.
+    """
+    logprobs_D = np.full(len(rows_D), np.nan, np.float32)
+    has_end_D = rows_D >= 0
+    logprobs_D[has_end_D] = source["label_logprobs"][rows_D[has_end_D]]
+    return logprobs_D
 
 
 def _offsets(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -1,6 +1,6 @@
-"""Rows of matched source tokens through a map to the target's tokens, compiled.
+"""Map the rows of matched source tokens to target tokens, compiled.
 
-What a row becomes is the same for both of the papers' methods; they differ in the map.
+Methods `mined` and `stats` share this; they differ in the vocabulary map.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from store_schema.compiled import compiled
 from store_schema.layout import Arrays
 
 _SHORT_ROW = 96
-"""Rows up to here are sorted by insertion: they come nearly sorted."""
+"""Rows of at most so many tokens are sorted by insertion: they are nearly sorted already."""
 
 
 @dataclass(frozen=True, slots=True)
 class CarryOptions:
-    """What becomes of a matched row; the defaults lose nothing.
+    """How a matched row is mapped; the defaults keep all of its probability.
 
     Args:
-        max_entries: Kept at each position, at most; the rest is tail.
-        one_hot: Put all mass on the label where nothing is known, as the public code does.
-        renormalise: Hand the tail's mass to the entries, as the public code does.
-        sum_met: Sum entries that meet in one target token; else keep the first.
-        exact_label: Give the real token its stored probability, on the label.
+        max_entries: Entries kept at each position, at most; the rest is tail.
+        one_hot: Put all mass on the label of positions without a match, as the public code does.
+        renormalise: Scale the entries to a sum of 1, without tail, as the public code does.
+        sum_merged: Sum source entries that map to one target token; else keep the first.
+        exact_label: Give the label the real token's stored probability.
     """
 
     max_entries: int = 64
     one_hot: bool = False
     renormalise: bool = False
-    sum_met: bool = True
+    sum_merged: bool = True
     exact_label: bool = True
 
 
@@ -48,7 +48,19 @@ def carry_all(
     target_vocab_size: int,
     options: CarryOptions,
 ) -> Any:
-    """Offsets [N+1], ids, masses and label masses [N] of the aligned entries."""
+    """Entries of all target positions.
+
+    Args:
+        rows: [N] source row that each target token is matched to, -1 for none.
+        target_ids: [N] target tokens.
+        source: The source store's arrays of the shard.
+        token_map: [V] int32 target token of each source token, -1 for none.
+        target_vocab_size: All target ids are below it.
+        options: How rows are mapped.
+
+    Returns:
+        Offsets [N+1], ids [E], masses [E] float64 and the label's mass at each position [N].
+    """
     with np.errstate(invalid="ignore"):
         probabilities = np.exp(source["entry_logprobs"].astype(np.float64))
         labels = np.exp(source["label_logprobs"].astype(np.float64))
@@ -65,7 +77,7 @@ def carry_all(
         int(most.max(initial=1)),
         room,
         options.max_entries,
-        (options.one_hot, options.renormalise, options.sum_met, options.exact_label),
+        (options.one_hot, options.renormalise, options.sum_merged, options.exact_label),
     )
 
 
@@ -82,7 +94,7 @@ def _carry(
     options: Any,
 ) -> tuple[Any, Any, Any, Any]:
     """Entries of all positions: offsets [N+1], ids, masses (float64), label masses [N]."""
-    one_hot, renormalise, _sum_met, _exact_label = options
+    one_hot, renormalise, _sum_merged, _exact_label = options
     out_offsets = np.zeros(len(rows) + 1, np.int64)
     out_ids = np.empty(room, np.uint32)
     out_mass = np.empty(room, np.float64)
@@ -116,20 +128,20 @@ def _carry(
 def _gather(
     row: int, label: int, source: Any, token_map: Any, options: Any, scratch: Any, touched: Any
 ) -> int:
-    """Collect one row's mass by target token; how many tokens have some."""
+    """Sum one row's mass by target token; returns how many tokens have mass (`touched`)."""
     ids, entry_offsets, entry_ids, probabilities, labels = source
-    _one_hot, _renormalise, sum_met, exact_label = options
+    _one_hot, _renormalise, sum_merged, exact_label = options
     real = np.int64(ids[row])
     known = exact_label and not np.isnan(labels[row])
     count = 0
     scale = 1.0
     if known:
-        others = 0.0
+        non_label = 0.0
         for k in range(entry_offsets[row], entry_offsets[row + 1]):
             if np.int64(entry_ids[k]) != real:
-                others += probabilities[k]
-        if others > 1.0 - labels[row]:
-            scale = (1.0 - labels[row]) / others
+                non_label += probabilities[k]
+        if non_label > 1.0 - labels[row]:
+            scale = (1.0 - labels[row]) / non_label
         if labels[row] > 0.0:
             scratch[label] = labels[row]
             touched[0] = label
@@ -146,7 +158,7 @@ def _gather(
             touched[count] = goal
             count += 1
             scratch[goal] = mass
-        elif sum_met:
+        elif sum_merged:
             scratch[goal] += mass
     return count
 
@@ -156,16 +168,16 @@ def _emit(
     count: int, label: int, limit: int, renormalise: bool, scratch: Any, touched: Any,
     out_ids: Any, out_mass: Any,
 ) -> int:  # fmt: skip
-    """Write the heaviest tokens, ties by id, the label always among them; how many."""
+    """Write the tokens of most mass, ties by id, the label always among them; returns how many."""
     if count == 0:
         return 0
     _sort(touched[:count], scratch)
     kept = min(count, limit)
     if scratch[label] > 0.0:
-        found = False
+        has_label = False
         for k in range(kept):
-            found = found or touched[k] == label
-        if not found:  # the last to be kept gives way
+            has_label = has_label or touched[k] == label
+        if not has_label:  # it takes the last place
             scratch[touched[kept - 1]] = 0.0
             touched[kept - 1] = label
     total = 0.0

@@ -1,15 +1,14 @@
-"""Two token sequences of one text, joined by dynamic time warping: banded on bytes, compiled.
+"""Match the tokens of two tokenizers on one text by dynamic time warping, banded on bytes, compiled.
 
-The cost of a cell is the edit distance between the two tokens' bytes as they stand in the text, so a
-word mark is the space it stands for, and one that the text does not have counts for nothing. A cell
-(i, j) is reached from (i-1, j-1), (i-1, j) or (i, j-1), the first of them that is cheapest.
+The cost of a cell is the edit distance between the two tokens' bytes in the text, so a word mark counts
+as the space it stands for, and not at all where the text has no space. A cell (i, j) is reached from
+(i-1, j-1), (i-1, j) or (i, j-1), the first of them that is cheapest.
 
-Only cells whose tokens lie within a band of bytes of each other are looked at. Wherever the path of
-the whole table lies inside the band, the banded path is that same path, ties included: its cells cost
-the same there, and no other cell can be cheaper than in the whole table. On the samples of the
-tests (prose, code, CJK, emoji; small tokenizers) that path stays inside. It strays where one side has
-a token for a long run of spaces or letters and the other has none, and there the band keeps it near:
-the paths differ. Time and memory are linear in the length of a segment.
+Only cells whose tokens are within a band of bytes of each other are computed. Where the best path of
+the whole table lies inside the band, the banded path is the same, ties included. On the samples of the
+tests (prose, code, CJK, emoji; small tokenizers) it does. It leaves the band where one side has a
+token for a long run of spaces or letters and the other has none; there the two paths differ. Time and
+memory are linear in the length of a segment.
 
 Source: FuseLLM, arXiv 2401.10491, section 3.2 (the recursion and the cost). The public code takes
 word marks away before it compares and counts characters of the tokenizer's alphabet; here they are
@@ -25,7 +24,7 @@ import numpy as np
 from store_schema.compiled import compiled
 
 BAND_BYTES = 32
-"""Bytes that two matched tokens may lie apart, at most."""
+"""Bytes between two matched tokens, at most."""
 WORD_BITS = 64
 _ONE = np.uint64(1)
 _ZERO = np.uint64(0)
@@ -35,7 +34,8 @@ _BOTH, _SOURCE, _TARGET = 0, 1, 2
 
 @compiled
 def set_pattern(table: Any, data: Any, start: int, stop: int) -> None:
-    """Note in `table` [256] uint64 where each byte of data[start:stop] (at most 64) stands."""
+    """Set in `table` [256] uint64, for each byte value, a bit at each of its places in data[start:stop]
+    (at most 64 bytes)."""
     for k in range(start, stop):
         table[data[k]] |= _ONE << np.uint64(k - start)
 
@@ -100,9 +100,9 @@ def edit_distance(
     """Edit distance of a[a_start:a_stop] and b[b_start:b_stop].
 
     Args:
-        table: [256] uint64, zero, and left so.
-        a: Bytes, as `b`.
-        a_start: Where the first string begins, and so on.
+        table: [256] uint64 buffer of zeros; zeros again on return.
+        a: uint8, with the first string at [a_start, a_stop).
+        b: uint8, with the second string at [b_start, b_stop).
     """
     if a_stop - a_start <= WORD_BITS:
         set_pattern(table, a, a_start, a_stop)
@@ -119,7 +119,8 @@ def edit_distance(
 
 @compiled
 def _band(source_ends: Any, target_ends: Any, width: int) -> tuple[Any, Any]:
-    """First and last target token that each source token may meet; both rise, and rows overlap."""
+    """First and last target token in the band of each source token [R]; both rise, and consecutive
+    rows overlap."""
     num_target = len(target_ends)
     lows = np.empty(len(source_ends), np.int64)
     highs = np.empty(len(source_ends), np.int64)
@@ -140,7 +141,8 @@ def _band(source_ends: Any, target_ends: Any, width: int) -> tuple[Any, Any]:
 def _moves(
     source_ends: Any, target_ends: Any, text: Any, lows: Any, highs: Any, starts: Any, table: Any
 ) -> Any:
-    """How each cell of the band is reached, rows end to end (`starts`)."""
+    """The move by which each cell of the band is reached: uint8, rows end to end, beginning at
+    `starts`."""
     moves = np.empty(starts[-1], np.uint8)
     costs = np.full(len(target_ends), _FAR)  # of the row above, overwritten from the left
     previous_low = 0
@@ -220,11 +222,11 @@ def match_segments(
         target_ends: [N] int64, the same of the target.
         text: [bytes] uint8, all texts end to end.
         text_offsets: [D+1] int64.
-        width: Bytes that matched tokens may lie apart, at most.
+        width: Bytes between matched tokens, at most.
 
     Returns:
-        first [N], last [N] int64: the source rows that stand with each target token on the path, last
-        included; -1 where a segment has no tokens on one side.
+        first [N], last [N] int64: first and last source row matched to each target token; -1 where a
+        segment has no tokens on one side.
     """
     source_offsets, target_offsets = segment_rows
     first = np.full(len(target_ends), -1, np.int64)

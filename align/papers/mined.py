@@ -1,18 +1,18 @@
-"""Method `mined` (FuseLLM): tokens matched by dynamic time warping, entries by nearest spelling.
+"""Method `mined` (FuseLLM): tokens matched by dynamic time warping, entries by least edit distance.
 
-A target token takes part where the warping path puts exactly one source token beside it and the two
-are the same: the same bytes, or the map takes the source token to that target token. The row of that
-source token then goes through the map; entries that meet are summed. Everywhere else nothing is
-known: no entries, tail 1, origin none.
+A target token has a distribution where the warping path matches it to exactly one source token and the
+two are the same: the same bytes, or the vocabulary map sends the source token to that target token. The
+row of that source token is then mapped; entries that map to one target token are summed. All other
+positions have no entries, tail 1 and origin none.
 
-Row i is the distribution OF token i on both sides. The public code stores logits, whose row i is the
-prediction of token i + 1, under the match of token i, and where tokens do not match it puts a one-hot
-of token i itself into that row: the answer to the question before. Here both are of token i.
+Row i is the distribution of token i on both sides. In the public code, row i of the stored logits
+predicts token i + 1 but is used under the match of token i, and where tokens do not match, that row is
+a one-hot of token i: off by one. Here both are of token i.
 
-Departures, each with an option that takes it back (`MinedAligner.as_published` takes all): the tail
-stays where the public code has a softmax over the stored entries; no one-hot; entries that meet are
-summed where the public code keeps the first; and the real source token has its exact probability,
-which a store keeps even where the token is not an entry, and goes to the label.
+Departures, each undone by an option (`MinedAligner.as_published` undoes all): the tail stays, where the
+public code has a softmax over the stored entries; no one-hot; entries that map to one token are
+summed, where the public code keeps the first; and the label has the real source token's exact
+probability, which a store has even where the token is no entry.
 
 Source: FuseLLM, arXiv 2401.10491, section 3.2 and its public code.
 """
@@ -39,14 +39,14 @@ _NONE, _BOUNDARY, _INSIDE = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class MinedAligner:
-    """The method, ready for one source and one target.
+    """The method, prepared for one source and one target.
 
     Args:
         token_map: [V] int32 target token of each source token, -1 for none
             (`mined_vocabulary.nearest_tokens`).
-        target_vocab_size: Ids of the target are below it.
-        options: What becomes of a matched row.
-        band_bytes: Bytes that matched tokens may lie apart, at most.
+        target_vocab_size: All target ids are below it.
+        options: How a matched row is mapped.
+        band_bytes: Bytes between matched tokens, at most.
     """
 
     token_map: npt.NDArray[np.int32]
@@ -58,9 +58,9 @@ class MinedAligner:
     def as_published(
         cls, token_map: npt.NDArray[np.int32], target_vocab_size: int, max_entries: int = 64
     ) -> MinedAligner:
-        """With the public code's choices, but for the off-by-one."""
+        """With all choices of the public code, except that rows are not off by one."""
         options = CarryOptions(
-            max_entries, one_hot=True, renormalise=True, sum_met=False, exact_label=False
+            max_entries, one_hot=True, renormalise=True, sum_merged=False, exact_label=False
         )
         return cls(token_map, target_vocab_size, options)
 
@@ -114,7 +114,7 @@ class MinedAligner:
 
 
 def join_texts(texts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Texts end to end [bytes], and where each begins [D+1]."""
+    """Texts end to end [bytes] uint8, and where each begins [D+1]."""
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     return np.frombuffer(b"".join(texts), np.uint8), np.concatenate(([0], np.cumsum(lengths)))
 
@@ -125,7 +125,17 @@ def require_text(
     text_offsets: npt.NDArray[np.int64],
     where: str,
 ) -> None:
-    """Refuse tokens that do not lie in their texts (compiled code reads there unasked)."""
+    """Refuse tokens that do not end with their texts: compiled code reads there without a bounds check.
+
+    Args:
+        token_offsets: [D+1] where each segment's tokens begin.
+        ends: [N] byte after each token, within its segment.
+        text_offsets: [D+1] where each segment's text begins.
+        where: For messages.
+
+    Raises:
+        MismatchError: They do not.
+    """
     lengths = np.diff(text_offsets)
     if len(token_offsets) != len(text_offsets):
         raise MismatchError(
@@ -170,7 +180,7 @@ def _same_tokens(
     matched: Any,
     token_map: Any,
 ) -> tuple[Any, Any]:
-    """The source row of each target token [N], -1 where it has none, and the origin [N]."""
+    """The source row matched to each target token [N], -1 for none, and the origin [N]."""
     source_offsets, target_offsets = segment_rows
     source_ends, target_ends = ends
     source_ids, target_ids = ids

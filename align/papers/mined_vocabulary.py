@@ -1,15 +1,15 @@
-"""For every source token, the target tokens of least edit distance (MinED), exactly and fast.
+"""For every source token, the target token of least edit distance (MinED), exactly and fast.
 
-Tokens are compared as bytes, word marks as the spaces they stand for. The order is: least edit
-distance, then the longest common prefix, then the lowest id; tokens of the target with the same bytes
-are one, named by the first of them that the tokenizer writes. A source token whose bytes the target
-has goes there.
+Tokens are compared as bytes, word marks as the spaces they stand for. Candidates are ordered by edit
+distance, then by common prefix (longest first), then by id. Target tokens with the same bytes count as
+one, whose id is the first that the tokenizer writes. A source token whose bytes the target has is
+mapped to that token.
 
-The others are searched for from equal length outwards, until the difference in length alone passes
-the best distance found. A candidate is measured only where two cheap bounds allow it: bytes that one
-token has and the other lacks cost an edit each; an edit changes at most two pairs of neighbouring
-bytes. Both are counted on 64-bit hashes, where a collision can only weaken the bound. So the result
-is that of comparing every pair.
+The search for all others begins at target tokens of equal length and goes outwards, until the
+difference in length exceeds the best distance so far. The edit distance is computed only where two
+cheap lower bounds allow it: each byte value that one token has and the other lacks needs an edit; and
+an edit changes at most two pairs of neighbouring bytes. Both are counted on 64-bit hashes, where a
+collision can only weaken the bound. So the result is the same as comparing every pair.
 
 Source: FuseLLM, arXiv 2401.10491, section 3.2; the public code takes the first of equally near
 tokens in the order of a dictionary.
@@ -42,7 +42,7 @@ _ZERO = np.uint64(0)
 _LONGEST_PREFIX = (1 << 16) - 1
 _LAST_KEY = np.int64(np.iinfo(np.int64).max)
 _EDGE = 256
-"""Stands before a token's first byte and after its last in its pairs."""
+"""Stands for the neighbour of a token's first and last byte in its pairs."""
 _CHUNKS_PER_WORKER = 16
 
 
@@ -51,11 +51,11 @@ class PackedTokens:
     """Distinct byte strings, shortest first, for compiled code.
 
     Args:
-        ids: [n] int64, what each stands for.
+        ids: [n] int64 token id of each.
         data: [bytes] uint8, end to end.
-        offsets: [n+1] int64.
-        signatures: [n, 2] uint64, hashed sets of bytes and of pairs.
-        by_length: [longest+2] int64, where each length begins.
+        offsets: [n+1] int64, where each begins.
+        signatures: [n, 2] uint64, hashed sets of its bytes and of its pairs of neighbouring bytes.
+        by_length: [longest+2] int64, index of the first string of each length.
     """
 
     ids: npt.NDArray[np.int64]
@@ -81,7 +81,7 @@ class PackedTokens:
 
     @property
     def arrays(self) -> tuple[Any, ...]:
-        """For compiled code."""
+        """All arrays as a tuple, for compiled code."""
         return self.ids, self.data, self.offsets, self.signatures, self.by_length
 
 
@@ -96,16 +96,16 @@ def nearest_tokens(
     """The nearest target token of every source token.
 
     Args:
-        source: Its tokens are looked up.
-        target: Its tokens are found.
-        written: [V of the target] whether the tokenizer writes an id; of tokens with the same bytes the
-            first written one stands for all (`written_tokens`). None takes the lowest id.
-        roles: Special tokens of the source and what they are in the target, such as the two EOS.
-            Others go to the special token that is written the same, else nowhere.
+        source: The source's vocabulary.
+        target: The target's vocabulary.
+        written: [V of the target] whether the tokenizer ever writes an id (`written_tokens`); of tokens
+            with the same bytes the first such one is used. None takes the lowest id.
+        roles: Special tokens of the source with the target's tokens of the same meaning, such as the
+            two EOS. Other special tokens are mapped to the one of the same name, if there is one.
         workers: Threads; the result does not depend on them.
 
     Returns:
-        [V] target token of each source token; -1 where there is none (special tokens).
+        [V of the source] int32 target token of each source token; -1 for none (special tokens).
     """
     nearest = np.full(len(source), NO_TOKEN, np.int32)
     named = _same_role(source, target) | dict(roles or {})
@@ -122,8 +122,8 @@ def nearest_tokens(
             wanted.setdefault(token_bytes, []).append(token)
     if not wanted or not known:
         return nearest
-    found = _search(list(wanted), known, workers)
-    for tokens, key in zip(wanted.values(), found.tolist(), strict=True):
+    keys = _search(list(wanted), known, workers)
+    for tokens, key in zip(wanted.values(), keys.tolist(), strict=True):
         nearest[tokens] = key & 0xFFFFFFFF
     return nearest
 
@@ -131,7 +131,7 @@ def nearest_tokens(
 def distinct_tokens(
     vocabulary: Vocabulary, written: npt.NDArray[np.bool_] | None = None
 ) -> dict[bytes, int]:
-    """Byte strings of a vocabulary and the id that stands for each."""
+    """The distinct byte strings of a vocabulary, each with one id (see `nearest_tokens`)."""
     known: dict[bytes, int] = {}
     for index, token in enumerate(vocabulary.tokens):
         if token and (written is None or written[index]):
@@ -143,11 +143,11 @@ def distinct_tokens(
 
 
 def written_tokens(tokenizer: SegmentTokenizer) -> npt.NDArray[np.bool_]:
-    """[V] whether the tokenizer writes an id, as far as that matters here.
+    """[V] whether the tokenizer ever writes an id, tested only for ids that share their bytes.
 
-    Byte fallback gives many vocabularies two ids for one byte string. Such twins are written down, at
-    the beginning of a text, after a letter and after a line break, and those that come back are the
-    ones in use. Every other id counts as written.
+    Byte fallback gives many vocabularies two ids for one byte string. Such strings are tokenised at the
+    beginning of a text, after a letter and after a line break; ids that occur there are written. Ids
+    with bytes of their own count as written.
     """
     twins: dict[bytes, list[int]] = {}
     for index, token in enumerate(tokenizer.vocabulary.tokens):
@@ -169,7 +169,7 @@ def written_tokens(tokenizer: SegmentTokenizer) -> npt.NDArray[np.bool_]:
 
 
 def _same_role(source: Vocabulary, target: Vocabulary) -> dict[int, int]:
-    """Special tokens of both sides that are written the same."""
+    """Special tokens of the source with the target's special token of the same name."""
     there = {
         target.written[index]: index
         for index in np.flatnonzero(target.special)[::-1].tolist()
@@ -180,27 +180,28 @@ def _same_role(source: Vocabulary, target: Vocabulary) -> dict[int, int]:
 
 
 def _search(wanted: list[bytes], known: Mapping[bytes, int], workers: int) -> npt.NDArray[np.int64]:
-    """[len(wanted)] key of the nearest token, see `spelling_key`."""
+    """[len(wanted)] `spelling_key` of the nearest token."""
     packed = PackedTokens.of(known)
     lengths = np.fromiter(map(len, wanted), np.int64, len(wanted))
     data = np.frombuffer(b"".join(wanted), np.uint8)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     signatures = _signatures(data, offsets)
     at_most = _reachable(wanted, known)
-    found = np.full(len(wanted), _LAST_KEY)
+    keys = np.full(len(wanted), _LAST_KEY)
     order = np.argsort(lengths, kind="stable")
     chunks = [order[k :: workers * _CHUNKS_PER_WORKER] for k in range(workers * _CHUNKS_PER_WORKER)]
 
     def run(rows: npt.NDArray[np.int64]) -> None:
-        _find(rows, data, offsets, signatures, at_most, packed.arrays, found)
+        _find(rows, data, offsets, signatures, at_most, packed.arrays, keys)
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(run, chunks))
-    return found
+    return keys
 
 
 def _reachable(wanted: list[bytes], known: Mapping[bytes, int]) -> npt.NDArray[np.int64]:
-    """[len(wanted)] a distance that some target token has: its longest known beginning or end."""
+    """[len(wanted)] upper bound of the least edit distance: the bytes beyond the longest prefix or
+    suffix that is a target token."""
     shortest = min(map(len, known))
     at_most = np.empty(len(wanted), np.int64)
     for row, token in enumerate(wanted):
@@ -228,13 +229,13 @@ def _signatures(data: Any, offsets: Any) -> Any:
 
 @compiled
 def _pair(first: int, second: int) -> int:
-    """A number below 64 for two neighbouring bytes."""
+    """Hash of two neighbouring bytes, below 64."""
     return ((first * 7919 + second * 104729) >> 3) & 63
 
 
 @compiled
 def _bits(word: Any) -> Any:
-    """Bits that are set (the compiler knows this form)."""
+    """How many bits are set (compilers turn this form into one instruction)."""
     word = word - ((word >> _ONE) & np.uint64(0x5555555555555555))
     word = (word & np.uint64(0x3333333333333333)) + (
         (word >> np.uint64(2)) & np.uint64(0x3333333333333333)
@@ -245,7 +246,7 @@ def _bits(word: Any) -> Any:
 
 @compiled
 def _bound(bytes_a: Any, pairs_a: Any, bytes_b: Any, pairs_b: Any) -> int:
-    """The edit distance is at least this."""
+    """A lower bound of the edit distance."""
     lacking = max(_bits(bytes_a & ~bytes_b), _bits(bytes_b & ~bytes_a))
     broken = max(_bits(pairs_a & ~pairs_b), _bits(pairs_b & ~pairs_a))
     return max(lacking, (broken + 1) // 2)
@@ -265,9 +266,9 @@ def spelling_key(
 
 @compiled
 def _find(
-    rows: Any, data: Any, offsets: Any, signatures: Any, at_most: Any, packed: Any, found: Any
+    rows: Any, data: Any, offsets: Any, signatures: Any, at_most: Any, packed: Any, best_keys: Any
 ) -> None:
-    """Fill found[rows] with the keys of the nearest tokens."""
+    """Fill best_keys[rows] with the `spelling_key` of the nearest tokens."""
     longest = len(packed[4]) - 2
     table = np.zeros(256, np.uint64)
     for row in rows:
@@ -281,11 +282,29 @@ def _find(
         while gap <= bound and (length - gap >= 1 or length + gap <= longest):
             if 1 <= length - gap <= longest:
                 bound = _scan(
-                    length - gap, row, data, start, stop, signatures, table, packed, bound, found
+                    length - gap,
+                    row,
+                    data,
+                    start,
+                    stop,
+                    signatures,
+                    table,
+                    packed,
+                    bound,
+                    best_keys,
                 )
             if gap > 0 and length + gap <= longest:
                 bound = _scan(
-                    length + gap, row, data, start, stop, signatures, table, packed, bound, found
+                    length + gap,
+                    row,
+                    data,
+                    start,
+                    stop,
+                    signatures,
+                    table,
+                    packed,
+                    bound,
+                    best_keys,
                 )
             gap += 1
         if short:
@@ -295,12 +314,12 @@ def _find(
 @compiled
 def _scan(
     length: int, row: int, data: Any, start: int, stop: int, signatures: Any, table: Any,
-    packed: Any, bound: int, found: Any,
+    packed: Any, bound: int, best_keys: Any,
 ) -> int:  # fmt: skip
-    """Try the target's tokens of one length; the distance beyond which a token cannot enter."""
+    """Try the target's tokens of one length; returns the new upper bound of the least distance."""
     ids, tokens, token_offsets, token_signatures, by_length = packed
     bytes_a, pairs_a = signatures[row, 0], signatures[row, 1]
-    best = found[row]
+    best = best_keys[row]
     for k in range(by_length[length], by_length[length + 1]):
         if _bound(bytes_a, pairs_a, token_signatures[k, 0], token_signatures[k, 1]) > bound:
             continue
@@ -314,5 +333,5 @@ def _scan(
         key = spelling_key(distance, data, start, stop, tokens, begin, end, ids[k])
         best = min(best, key)
         bound = min(bound, best >> 48)
-    found[row] = best
+    best_keys[row] = best
     return bound

@@ -1,14 +1,14 @@
-"""Method `stats` (FuseChat): the map is what tokens met in aligned text, not how they are written.
+"""Method `stats` (FuseChat): as method `mined`, with a vocabulary map from counts of matched tokens.
 
-Each source token goes to the target token that stood beside it most often on warping paths over the
-training split. Everything else is as in method `mined`, whose module says what a match is.
+Each source token is mapped to the target token that it is matched to most often on the warping paths
+(`dtw`) of the training split.
 
-All pairs on a path are counted, as the paper has it, so a source token that the target cuts in two
-meets both halves equally often. Such ties go to the nearer spelling, by the order of
-`mined_vocabulary`; tokens that were never met keep its map, and special tokens keep their roles.
+All pairs on a path are counted, as in the paper, so a source token that is two target tokens is matched
+to both equally often. Such ties go to the token of less edit distance, in the order of
+`mined_vocabulary`. Tokens that were never matched, and special tokens, have the map of method `mined`.
 
-Source: FuseChat, arXiv 2408.07990 (mapping statistics). The counts of its public code are weighed with
-edit distances in a way that the text does not describe; here counts come first.
+Source: FuseChat, arXiv 2408.07990 (mapping statistics). Its public code weighs the counts with edit
+distances in a way that the paper does not describe; here counts come first.
 """
 
 from __future__ import annotations
@@ -29,18 +29,24 @@ from store_schema.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class StatsAligner(MinedAligner):
-    """As `MinedAligner`, with the map that `MatchCounts.token_map` gives."""
+    """`MinedAligner` with the vocabulary map of `MatchCounts.token_map`."""
 
 
 class MatchCounts:
-    """Counts of (source token, target token) that stand beside each other on warping paths."""
+    """Counts of (source token, target token) pairs that are matched on warping paths.
+
+    Args:
+        source_vocab_size: All source ids are below it.
+        target_vocab_size: All target ids are below it.
+        band_bytes: Bytes between matched tokens, at most.
+    """
 
     def __init__(
         self, source_vocab_size: int, target_vocab_size: int, band_bytes: int = BAND_BYTES
     ) -> None:
         self._height = source_vocab_size
         self._band_bytes = band_bytes
-        self.met = DistinctPairs(target_vocab_size)
+        self.distinct = DistinctPairs(target_vocab_size)
 
     def add(
         self,
@@ -50,7 +56,14 @@ class MatchCounts:
         target_ids: npt.NDArray[np.uint32],
         target_ends: npt.NDArray[np.int64],
     ) -> None:
-        """Note one segment.
+        """Count the pairs of one segment.
+
+        Args:
+            text: UTF-8.
+            source_ids: [R] source tokens.
+            source_ends: [R] byte after each of them.
+            target_ids: [N] target tokens.
+            target_ends: [N] byte after each of them.
 
         Raises:
             MismatchError: The tokens do not end with the text.
@@ -74,21 +87,21 @@ class MatchCounts:
         steps = np.arange(beside.sum()) - np.repeat(np.cumsum(beside) - beside, beside)
         rows = np.repeat(first, beside) + steps
         source = source_ids[rows].astype(np.int64)
-        self.met.note(source, np.repeat(target_ids, beside).astype(np.int64))
+        self.distinct.note(source, np.repeat(target_ids, beside).astype(np.int64))
 
     def pairs(
         self,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Source tokens, target tokens and counts of the distinct pairs."""
-        return self.met.counts()
+        """Source tokens [P], target tokens [P] and counts [P] of the distinct pairs."""
+        return self.distinct.counts()
 
     def token_map(
         self, nearest: npt.NDArray[np.int32], source: Vocabulary, target: Vocabulary
     ) -> npt.NDArray[np.int32]:
-        """[V] the target token that each source token met most often.
+        """[V] the target token that each source token is matched to most often.
 
         Args:
-            nearest: [V] the map by spelling, for tokens never met and for special ones.
+            nearest: [V] the map by edit distance, for special tokens and those never matched.
             source: The source's vocabulary.
             target: The target's vocabulary.
         """
@@ -115,7 +128,7 @@ def _packed(vocabulary: Vocabulary) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
 
 @compiled
 def _keys(source_tokens: Any, target_tokens: Any, source: Any, target: Any) -> Any:
-    """The order of `mined_vocabulary` for each pair."""
+    """`spelling_key` of each pair."""
     a, a_offsets = source
     b, b_offsets = target
     keys = np.empty(len(source_tokens), np.int64)

@@ -1,1 +1,1 @@
-"""One source's alignment checked, and its method made ready."""
+"""Check that one source can be aligned, and build the aligner."""

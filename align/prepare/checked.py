@@ -1,4 +1,4 @@
-"""One source's alignment, checked before anything of it is done."""
+"""All checks of one source's alignment that need no shard, made before any work."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedAlignment(PlannedStore):
-    """One source's alignment as far as can be told before any shard is read.
+    """One source's alignment: plan, target's tokenizer and both stores, checked against each other.
 
     Args:
         source: Name of the source.
-        reader: Of the source store.
-        section: How to align.
+        reader: Reader of the source store.
+        section: Section `align` of the run file.
     """
 
     source: str
@@ -39,19 +39,20 @@ class CheckedAlignment(PlannedStore):
 
     @property
     def target(self) -> SegmentTokenizer:
-        """The target's tokenizer: the store's own."""
+        """The target's tokenizer, which is the aligned store's."""
         return self.tokenizer
 
 
 def check_alignment(run: RunConfig, source: str, *, keep: bool = True) -> CheckedAlignment:
-    """Open and check what one source's alignment is made from.
+    """Open and check all inputs of one source's alignment.
 
-    Writes nothing but, for a target that the plan was not cut for, how many tokens its text has.
+    Writes only one file, and only for a target that the plan was not made for: how many of the target's
+    tokens each shard has.
 
     Args:
         run: The run file.
         source: Name of the source.
-        keep: Whether that is written.
+        keep: Whether to write that file.
 
     Raises:
         MissingError: The plan or the source store is not there.
@@ -79,7 +80,7 @@ def check_alignment(run: RunConfig, source: str, *, keep: bool = True) -> Checke
 
 
 def planned_for_target(run: RunConfig, plan: Plan, target: SegmentTokenizer, *, keep: bool) -> Plan:
-    """The plan with this target's tokens, counted now if it was cut for another target."""
+    """The plan with this target's token counts, counted now if it was made for another target."""
     if plan.record.tokenizers.get("target") == target.fingerprint:
         return plan
     total = sum(shard.num_bytes for shard in plan.shards)
@@ -97,10 +98,10 @@ def aligned_manifest(
     run: RunConfig,
     section: AlignSection,
 ) -> Manifest:
-    """Manifest of the aligned store: the source's identity, the target's, the method.
+    """Manifest of the aligned store: identities of source and target, and the method's settings.
 
     Raises:
-        MismatchError: Vocabularies that the method cannot work with.
+        MismatchError: The method cannot work with the two vocabularies.
     """
     source = reader.manifest
     method = METHODS[section.method]

@@ -1,8 +1,8 @@
-"""Which tokens of the two sides met in training text: counted once, by whichever worker comes first.
+"""Count pairs of source and target tokens in training text, once for all workers.
 
-The text that is counted is the plan's, whatever is committed, so every worker would count the same.
-The first one keeps its counts in the aligned store (`kept_counts`); those that come later, or start
-again, read them, and those that are at it meanwhile leave off.
+Every worker would count the same text. The first to finish writes its counts into the aligned store
+(`kept_counts`); workers that start later read them, and those that are still counting stop and read
+them.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from store_schema.plan.plan import ShardRecord
 logger = logging.getLogger(__name__)
 
 COUNTING_VERSION = 1
-"""Rises when other pairs are counted on the same text, so that no older counts are taken."""
+"""Raised when counting changes, so that counts of an older version are not used."""
 
 Ids = npt.NDArray[np.uint32]
 Ends = npt.NDArray[np.int64]
 Note = Callable[[bytes, Ids, Ends, Ids, Ends], None]
-"""Takes a segment: UTF-8 text, the source's ids and byte ends, the target's ids and byte ends."""
+"""Counts a segment: UTF-8 text, source ids and byte ends, target ids and byte ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """What is counted.
+    """Which pairs are counted, and how.
 
     Args:
-        what: Which pairs; part of what kept counts must have in common.
-        pairs: Where they are counted.
-        note: Adds a segment to `pairs`.
+        what: Description of the pairs; only kept counts with the same one are used.
+        pairs: The counts.
+        note: Adds the pairs of a segment to `pairs`.
     """
 
     what: str
@@ -56,14 +56,14 @@ def shards_to_count(checked: CheckedAlignment) -> list[ShardRecord]:
 
 
 def count_once(checked: CheckedAlignment, counting: Counting, stop: StopFlag) -> None:
-    """Fill `counting.pairs` with the counts that are kept, or count and keep them.
+    """Read the kept counts into `counting.pairs`; where there are none, count and keep them.
 
-    The store must be there. Counts that cannot be used are named in one line and made again.
+    The aligned store must exist. Kept counts that cannot be used are logged and counted again.
 
     Raises:
         MissingError: A shard of the source store is not there.
         StorageError: The disk or object store refused.
-        Stopped: On a signal; asked between shards.
+        Stopped: On a signal; checked between shards.
     """
     shards = shards_to_count(checked)
     checked.reader.require_shards(shards)
@@ -97,7 +97,7 @@ def _kept(checked: CheckedAlignment, what: str, shards: list[ShardRecord]) -> Ke
             "statistics_tokens": checked.section.statistics_tokens,
         },
         (len(checked.reader.vocabulary), checked.target.vocab_size),
-        # No more pairs meet than there are tokens on both sides.
+        # Each pair takes at least one token of either side.
         sum(own[s.index].counts.positions + s.num_tokens["target"] for s in shards),
     )
 
@@ -111,7 +111,7 @@ def _read(kept: KeptCounts, pairs: DistinctPairs) -> bool:
 
 
 def _count(checked: CheckedAlignment, shard: ShardRecord, counting: Counting) -> None:
-    """Note what met in one shard."""
+    """Count the pairs of one shard."""
     source = checked.reader.read(shard.index, ["token_offsets", "token_ids", "byte_ends"])
     segments = checked.plan.segments(shard)
     rows_D = turn_end_rows(source, segments, checked.reader.vocabulary.special)

@@ -1,4 +1,4 @@
-"""The method of the run file made ready for one source: maps are built, text is counted."""
+"""Build the aligner of the run file's method for one source: vocabulary maps, counts of text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 
 def make_aligner(checked: CheckedAlignment, stop: StopFlag) -> Aligner:
-    """The method of the run file, ready for this source.
+    """The aligner of the run file's method for this source.
 
     Raises:
         MissingError: A shard whose text is to be counted is not there.
@@ -34,7 +34,7 @@ def make_aligner(checked: CheckedAlignment, stop: StopFlag) -> Aligner:
 
 
 def eos_ids(checked: CheckedAlignment) -> tuple[int, int]:
-    """EOS of the source and of the target, -1 for none."""
+    """EOS id of the source and of the target, -1 for none."""
     source = SegmentTokenizer.load(checked.run.sources[checked.source], name=checked.source)
     own, other = source.eos_id, checked.target.eos_id
     return -1 if own is None else own, -1 if other is None else other
@@ -51,8 +51,8 @@ def nearest(checked: CheckedAlignment) -> npt.NDArray[np.int32]:
     )
 
 
-def met_most(checked: CheckedAlignment, stop: StopFlag) -> npt.NDArray[np.int32]:
-    """[V] the target token that each source token met most often in training text."""
+def most_matched(checked: CheckedAlignment, stop: StopFlag) -> npt.NDArray[np.int32]:
+    """[V] the target token that each source token is matched to most often in training text."""
     counts, counting = count_matches(checked)
     count_once(checked, counting, stop)
     vocabularies = (checked.reader.vocabulary, checked.target.vocabulary)
@@ -60,17 +60,16 @@ def met_most(checked: CheckedAlignment, stop: StopFlag) -> npt.NDArray[np.int32]
 
 
 def count_matches(checked: CheckedAlignment) -> tuple[MatchCounts, Counting]:
-    """Counts for method `stats`, still empty, and how they are made."""
+    """Empty counts for method `stats`, and how to fill them."""
     counts = MatchCounts(len(checked.reader.vocabulary), checked.target.vocab_size)
     what = f"beside each other on warping paths, band {BAND_BYTES}"
-    return counts, Counting(what, counts.met, counts.add)
+    return counts, Counting(what, counts.distinct, counts.add)
 
 
 def vocabulary_map(checked: CheckedAlignment, stop: StopFlag) -> VocabularyMap:
-    """Build the map of method `bytes`, counting continuations on training text if asked to.
+    """Build the map of method `bytes`, counting continuations on training text if the run file says so.
 
-    The same plan and store give the same map in every worker: only shards of the plan's order enter,
-    whatever is committed.
+    The same plan and store give the same map in every worker, whatever is committed.
     """
     section, target = checked.section, checked.target
     counts, counting = count_continuations(checked)
@@ -79,7 +78,7 @@ def vocabulary_map(checked: CheckedAlignment, stop: StopFlag) -> VocabularyMap:
     pieces = piece_table(checked.reader.vocabulary, target)
     continuation = counts.continuation(first_tokens(pieces), section.continuation_prior)
     if section.continuation == "tail":
-        continuation = continuation.only_sure()
+        continuation = continuation.only_certain()
     return VocabularyMap(
         pieces,
         continuation,
@@ -91,10 +90,10 @@ def vocabulary_map(checked: CheckedAlignment, stop: StopFlag) -> VocabularyMap:
 
 
 def count_continuations(checked: CheckedAlignment) -> tuple[PairCounts, Counting]:
-    """Counts for method `bytes`, still empty, and how they are made."""
+    """Empty counts for method `bytes`, and how to fill them."""
     counts = PairCounts(len(checked.reader.vocabulary), checked.target.vocab_size)
 
     def note(text: bytes, *tokens: npt.NDArray[Any]) -> None:
         counts.add(*tokens)
 
-    return counts, Counting("begun together", counts.met, note)
+    return counts, Counting("begun together", counts.distinct, note)

@@ -1,1 +1,1 @@
-"""What alignment keeps and costs, as figures and as pages; one segment looked at closely."""
+"""Reports of alignment as figures and pages: mass kept and NLL added; one segment in detail."""

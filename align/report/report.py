@@ -1,6 +1,6 @@
-"""`align report`: what alignment keeps and what it costs, by source, domain and origin.
+"""`align report`: how much mass alignment keeps and the NLL it adds, by source, domain and origin.
 
-What is added up, and what a figure means, is in `report_sums`; here are the stores it is read from.
+Reads the stores; the sums, and what each figure means, are in `report_sums`.
 
 Axes: D segments, N target positions, R source positions, S spans of one shard.
 """
@@ -26,7 +26,7 @@ from store_schema.store.guards import REPAIR
 from store_schema.store.reader import StoreReader
 
 _MOST_BINS = 1000
-"""Segments further out than so many bins count as being there."""
+"""Segments further from 0 than so many bins of the histogram count in the outermost one."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,14 +40,15 @@ def shard_sums(
     """Sums of one shard.
 
     Args:
-        arrays: Of the aligned store.
-        stored_mass: [N] probability that the source stored where each position begins, NaN where
-            it has no token; None where the source store is not there.
-        domains: [D] number of each segment's domain.
-        num_domains: Numbers lie below it.
+        arrays: The aligned store's arrays of the shard.
+        stored_mass: [N] probability in the entries of the source row in which each position begins,
+            NaN where there is no such row; None where the source store is not there.
+        domains: [D] index of each segment's domain.
+        num_domains: All indices are below it.
 
     Returns:
-        Sums by domain, and for each segment its bytes in common, aligned nats and source nats [D].
+        Sums by domain; and by segment [D] the bytes of its common spans, and on them the NLL of the
+        aligned labels and of the source's tokens, in nats.
     """
     num_segments, num_spans = len(arrays["segment_ids"]), len(arrays["span_logprobs"])
     segment_N = np.repeat(np.arange(num_segments), np.diff(arrays["token_offsets"]))
@@ -59,7 +60,7 @@ def shard_sums(
     common_S = np.isfinite(aligned_S) & np.isfinite(source_S)
     common_S &= np.bincount(span_N, minlength=num_spans) > 0
     bytes_S = token_starts(arrays["span_offsets"], arrays["span_byte_ends"], lengths=True)
-    common_S &= bytes_S > 0  # where a chat's turn ends is no text
+    common_S &= bytes_S > 0  # the end of a chat turn has no text
     inside_S = np.bincount(span_N, origin_N == Origin.INSIDE, num_spans) > 0
     origin_S = np.where(inside_S, Origin.INSIDE, Origin.BOUNDARY)
     known = {
@@ -81,21 +82,21 @@ def shard_sums(
         placed_N = ~np.isnan(stored_mass)
         by_cell["placed"] = np.bincount(cell_N, placed_N, cells)
         by_cell["stored_mass"] = np.bincount(cell_N, np.where(placed_N, stored_mass, 0.0), cells)
-    found = _by_domain(arrays, domains, num_domains)
+    domain_sums = _by_domain(arrays, domains, num_domains)
     for cell in range(cells):
         sums = Sums(**{name: float(values[cell]) for name, values in by_cell.items()})
-        found[cell // count].by_origin[Origin(cell % count)] = sums
+        domain_sums[cell // count].by_origin[Origin(cell % count)] = sums
     per_segment = (known["num_bytes"], known["aligned_nats"], known["source_nats"])
     size_D, aligned_D, source_D = (
         np.bincount(segment_S, values, num_segments).astype(np.float64) for values in per_segment
     )
-    return found, size_D, aligned_D, source_D
+    return domain_sums, size_D, aligned_D, source_D
 
 
 def _by_domain(
     arrays: Arrays, domains: npt.NDArray[np.int64], num_domains: int
 ) -> list[DomainSums]:
-    """What is counted by segment."""
+    """Sums by domain of what is known by segment; sums by origin are still zero."""
     sizes = np.zeros(len(domains))
     offsets = arrays["token_offsets"]
     rows = np.flatnonzero(np.diff(offsets) > 0)
@@ -111,9 +112,9 @@ def token_starts(
     """First byte of each token or span, or its length in bytes.
 
     Args:
-        offsets: [D+1] tokens of each segment.
-        ends: End of each token in its segment's bytes.
-        lengths: Give lengths instead.
+        offsets: [D+1] where each segment's tokens begin.
+        ends: [N] byte after each token, within its segment.
+        lengths: Return lengths instead.
     """
     ends = ends.astype(np.int64)
     starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends.copy()
@@ -123,42 +124,42 @@ def token_starts(
 
 
 def mass_where_tokens_begin(source: Arrays, aligned: Arrays) -> Floats:
-    """What the source stored at its token that covers the first byte of each target token.
+    """Probability in the entries of the source row whose token has the first byte of each target token.
 
     Args:
         source: token_offsets, byte_ends and tail_mass of the source store.
         aligned: token_offsets and byte_ends of the aligned store, the same segments.
 
     Returns:
-        [N] probability in entries; NaN in segments where the source has no token.
+        [N] probability; NaN in segments where the source has no token.
     """
     own, offsets = source["token_offsets"], aligned["token_offsets"]
     starts_N = token_starts(offsets, aligned["byte_ends"])
     segment_N = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     segment_R = np.repeat(np.arange(len(own) - 1), np.diff(own))
     ends_R = source["byte_ends"].astype(np.int64)
-    # Bytes of all segments on one axis: more than any segment has, for each.
-    far = 1 + max(int(a.max()) for a in (ends_R, starts_N, np.zeros(1, np.int64)) if len(a))
-    row_N = np.searchsorted(segment_R * far + ends_R, segment_N * far + starts_N, side="right")
+    # Bytes of all segments on one axis, each segment with more room than the longest needs.
+    width = 1 + max(int(a.max()) for a in (ends_R, starts_N, np.zeros(1, np.int64)) if len(a))
+    row_N = np.searchsorted(segment_R * width + ends_R, segment_N * width + starts_N, side="right")
     last_N = own[segment_N + 1] - 1
     has_N = last_N >= own[segment_N]
     stored_R = 1.0 - source["tail_mass"].astype(np.float64)
-    found = np.full(len(starts_N), np.nan)
-    found[has_N] = stored_R[np.minimum(row_N, last_N)[has_N]]
-    return found
+    stored_N = np.full(len(starts_N), np.nan)
+    stored_N[has_N] = stored_R[np.minimum(row_N, last_N)[has_N]]
+    return stored_N
 
 
 # ------------------------------------------------------------------------------- the stores
 
 
 def source_report(run: RunConfig, plan: Plan, source: str, *, num_worst: int) -> SourceReport:
-    """Read what is aligned of a source, shard by shard.
+    """Report on the aligned shards of one source.
 
     Args:
         run: The run file.
-        plan: Of the run.
-        source: Name.
-        num_worst: Segments listed, at most.
+        plan: The run's plan.
+        source: Name of the source.
+        num_worst: Segments in the list of the worst, at most.
 
     Raises:
         MismatchError: Plan and stores do not belong together.
@@ -194,7 +195,7 @@ def source_report(run: RunConfig, plan: Plan, source: str, *, num_worst: int) ->
 def stores_of(
     run: RunConfig, plan: Plan, source: str
 ) -> tuple[StoreReader | None, StoreReader | None]:
-    """The source store and the aligned store of a source, None for what is not there (any more)."""
+    """The source store and the aligned store of a source, None for one that is not there."""
     try:
         aligned = open_aligned(run, plan, source)
     except MissingError:
@@ -206,7 +207,7 @@ def stores_of(
 
 
 def _checked(reader: StoreReader, shard: int, segments: Sequence[Segment]) -> Arrays:
-    """A shard, read whole so that every invariant is checked, of just these segments."""
+    """A shard, read as a whole so that every invariant is checked, and that it has these segments."""
     arrays = reader.read(shard)
     if arrays["segment_ids"].tolist() != [segment.index for segment in segments]:
         raise CorruptionError(
@@ -224,13 +225,13 @@ def _add_shard(
     segments: Sequence[Segment],
     shard: int,
 ) -> Iterator[dict[str, Any]]:
-    """Add a shard to the report; gives each segment that has bytes in common."""
+    """Add a shard to the report, and yield the figures of each segment that has common spans."""
     names = sorted({segment.domain for segment in segments})
     number = {name: i for i, name in enumerate(names)}
     domains = np.array([number[segment.domain] for segment in segments], np.int64)
     sums, size_D, aligned_D, source_D = shard_sums(arrays, stored_mass, domains, len(names))
-    for name, found in zip(names, sums, strict=True):
-        report.domains.setdefault(name, DomainSums()).add(found)
+    for name, domain_sums in zip(names, sums, strict=True):
+        report.domains.setdefault(name, DomainSums()).add(domain_sums)
     for d in np.flatnonzero(size_D > 0).tolist():
         size, aligned, own = float(size_D[d]), float(aligned_D[d]), float(source_D[d])
         place = round((aligned - own) / LN2 / size / BIN_BPB)
@@ -249,7 +250,7 @@ def _add_shard(
 
 
 def build_report(run: RunConfig, sources: Sequence[str], *, num_worst: int) -> dict[str, Any]:
-    """Everything the report knows, JSON-like.
+    """All figures of the report, as JSON-like values (the content of align.json).
 
     Raises:
         MissingError: No plan, or nothing is aligned yet.
@@ -257,8 +258,8 @@ def build_report(run: RunConfig, sources: Sequence[str], *, num_worst: int) -> d
         CorruptionError: A store is damaged.
     """
     plan = open_plan(run)
-    found = {source: source_report(run, plan, source, num_worst=num_worst) for source in sources}
-    if not any(report.num_shards > len(report.missing) for report in found.values()):
+    reports = {source: source_report(run, plan, source, num_worst=num_worst) for source in sources}
+    if not any(report.num_shards > len(report.missing) for report in reports.values()):
         raise MissingError(
             "nothing is aligned yet",
             where=", ".join(run.aligned_url(source) for source in sources),
@@ -267,5 +268,5 @@ def build_report(run: RunConfig, sources: Sequence[str], *, num_worst: int) -> d
     return {
         "name": run.name,
         "plan": plan.fingerprint,
-        "sources": {source: report.figures() for source, report in found.items()},
+        "sources": {source: report.figures() for source, report in reports.items()},
     }

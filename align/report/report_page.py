@@ -1,4 +1,4 @@
-"""The alignment report as a page: one file that loads nothing and runs nothing."""
+"""The alignment report as an HTML page: one file, which loads no other file and runs no script."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ COLUMNS = (
     ("excess_nats_per_span", "excess nats/span"),
     ("own_bpb", "own bpb"),
 )
-"""Keys of a row's figures and what stands over them."""
+"""Keys of a row's figures, and their column heads."""
 LEAST_EXCESS = 5e-5
-"""Nats per byte; less is shown as 0."""
+"""Nats per byte; a smaller excess is shown as 0."""
 
 
 def write_report(run: RunConfig, report: Mapping[str, Any], view: str) -> str:
@@ -45,7 +45,7 @@ def write_report(run: RunConfig, report: Mapping[str, Any], view: str) -> str:
     Args:
         run: The run file.
         report: From `build_report`.
-        view: The command that shows a segment, up to its options.
+        view: The command `logitfuse align view` with the run file, without further options.
 
     Returns:
         URL of the page.
@@ -61,18 +61,13 @@ def write_report(run: RunConfig, report: Mapping[str, Any], view: str) -> str:
 
 
 def report_page(report: Mapping[str, Any], view: str) -> str:
-    """The whole page.
-
-    Args:
-        report: From `build_report`.
-        view: The command that shows a segment, up to its options.
-    """
+    """The page as HTML; see `write_report`."""
     sections = [_section(source, figures, view) for source, figures in report["sources"].items()]
     return render("align.report", "report", title=visible(report["name"]), sections=sections)
 
 
 def number(key: str, value: Any) -> str:
-    """A figure of a table as people read it."""
+    """A figure of a table as text; its key says how many digits it has."""
     if value is None:
         return "–"
     if key in ("share", "coverage"):
@@ -85,7 +80,7 @@ def number(key: str, value: Any) -> str:
 
 
 def missing_line(figures: Mapping[str, Any]) -> str:
-    """Which shards are not aligned yet; "" where all are."""
+    """A line on the shards that are not aligned yet; "" where all are."""
     missing, total = figures["missing_shards"], figures["shards"]
     if not missing:
         return ""
@@ -98,7 +93,7 @@ def costly(worst: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def view_command(view: str, source: str, worst: Mapping[str, Any]) -> str:
-    """The command that shows a segment, by its row where its id cannot be pasted."""
+    """The command that shows a segment; by row where its id has characters that cannot be pasted."""
     name = worst["segment_id"]
     wanted = shlex.quote(name) if name.isprintable() and name else str(worst["row"])
     return f"{view} --segment {wanted} --source {source}"
@@ -112,7 +107,7 @@ def _section(source: str, figures: Mapping[str, Any], view: str) -> dict[str, An
     if not domains:
         return {"title": title, "missing": missing, "figures": ()}
     if not figures["has_source_store"]:
-        missing.append("The source store is not there: no masses as stored.")
+        missing.append("The source store is not there, so the mass it stored is not known.")
     coverage = [(name, item["coverage"] or 0.0) for name, item in domains.items()]
     excess = [(n, i["excess_bpb"]) for n, i in domains.items() if i["excess_bpb"] is not None]
     panels = [_bars("Coverage by domain", coverage, "share")]
@@ -152,9 +147,7 @@ def _domain_table(source: str, every: Mapping[str, Any], domains: Mapping[str, A
         kind = "all" if item is every and len(domains) > 1 else ""
         rows.append(_row(name, item | {"share": item["coverage"]}, kind))
         rows += [_row(origin, part, "part") for origin, part in item["origins"].items()]
-    caption = (
-        "Positions by domain and origin; share: of a domain what is covered, of an origin its part"
-    )
+    caption = "Positions by domain and origin; share: positions covered, or of an origin"
     head = [("", ""), *((title, "") for _, title in COLUMNS)]
     return Table(f"{source}: {caption}", head, rows)
 
@@ -176,8 +169,16 @@ def _worst_table(source: str, worst: Sequence[Mapping[str, Any]], view: str) -> 
         )
         for item in costly(worst)
     ]
-    titles = ["segment", "domain", "bytes", "excess nats/byte", "aligned bpb", "source bpb", "look"]
-    head = [(title, "words" if title in ("domain", "look") else "") for title in titles]
+    titles = [
+        "segment",
+        "domain",
+        "bytes",
+        "excess nats/byte",
+        "aligned bpb",
+        "source bpb",
+        "command",
+    ]
+    head = [(title, "words" if title in ("domain", "command") else "") for title in titles]
     return Table(f"{source}: segments of most excess per byte", head, rows)
 
 
@@ -186,7 +187,7 @@ def _worst_table(source: str, worst: Sequence[Mapping[str, Any]], view: str) -> 
 _LEFT = 110
 _ROW = 22
 _LEAST_SPAN = 0.005
-"""Of an axis, so that rounding does not look like a difference."""
+"""Least range of an axis, so that rounding does not look like a difference."""
 
 
 def _bars(title: str, rows: Sequence[tuple[str, float]], key: str) -> tuple[str, Markup]:
@@ -221,14 +222,14 @@ def _bars(title: str, rows: Sequence[tuple[str, float]], key: str) -> tuple[str,
 
 
 def histogram_bars(segments: Mapping[str, int], most: int = 30) -> tuple[float, list[int], int]:
-    """Bins of the report, those around 0 too, put together to at most `most` wide ones.
+    """Merge the report's bins, and always those around 0, into at most `most` bars of equal width.
 
     Args:
-        segments: Segments by bin, as in the report.
-        most: Bins that are wanted, at most.
+        segments: Number of segments by bin, as in the report.
+        most: Bars, at most.
 
     Returns:
-        Bits per byte at the left edge, segments of each wide bin, and how many bins one holds.
+        Bits per byte at the left edge, number of segments of each bar, and bins per bar.
     """
     bins = {int(i): count for i, count in segments.items()}
     low, high = min(-4, *bins), max(4, *bins)

@@ -1,9 +1,10 @@
-"""What `align report` adds up: by source, domain and origin.
+"""Sums of `align report`, by source, domain and origin.
 
-Figures in bits per byte compare a source with itself: the labels as aligned against the source's own
-tokens, on the bytes that both know. A span is the unit, since nothing smaller begins and ends on both
-sides; a span counts where the source's probability and every aligned label in it are known. It stands
-under origin "inside" if any of its target tokens starts inside a source token.
+Figures in bits per byte compare a source with itself: the NLL of the aligned labels with the NLL of the
+source's own tokens, on the same bytes. They are taken over common spans, the smallest parts of a text
+that begin and end with a token on both sides. A span counts where the probabilities of its source
+tokens and of all its aligned labels are known. Its origin is "inside" if any of its target tokens
+starts inside a source token.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class Sums:
     """Sums over positions and spans of one domain and origin.
 
     Args:
-        positions: Target positions.
-        kept_mass: Probability in their entries.
-        placed: Positions whose source row is known.
-        stored_mass: Probability in the entries of those source rows.
-        spans: That both sides know.
-        num_bytes: Of these spans.
-        aligned_nats: Of their aligned labels.
-        source_nats: Of the source's own tokens there.
+        positions: Number of target positions.
+        kept_mass: Sum of the probability in their entries.
+        placed: Number of positions whose source row is known.
+        stored_mass: Sum of the probability in the entries of those source rows.
+        spans: Number of common spans with known probabilities on both sides.
+        num_bytes: Bytes of these spans.
+        aligned_nats: NLL of their aligned labels.
+        source_nats: NLL of the source's tokens in them.
     """
 
     positions: float = 0.0
@@ -49,7 +50,7 @@ class Sums:
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     def figures(self) -> dict[str, float | None]:
-        """Means; None where there is nothing to take one of."""
+        """Means, and numbers of positions, spans and bytes; a mean of nothing is None."""
         size = self.num_bytes * LN2
         excess = self.aligned_nats - self.source_nats
         return {
@@ -67,13 +68,13 @@ class Sums:
 
 @dataclass(slots=True)
 class DomainSums:
-    """One domain of a source.
+    """Sums over one domain of a source.
 
     Args:
-        segments: Number.
-        text_bytes: Of the segments.
-        own_nats: The source's NLL of whatever it covers.
-        own_bytes: Bytes that it covers.
+        segments: Number of segments.
+        text_bytes: Bytes of their text.
+        own_nats: The source's NLL of all its tokens with a known probability.
+        own_bytes: Bytes of those tokens.
         by_origin: Sums by origin.
     """
 
@@ -93,7 +94,7 @@ class DomainSums:
             self.by_origin[origin].add(sums)
 
     def figures(self) -> dict[str, Any]:
-        """JSON-like. Masses are means of the covered positions."""
+        """The domain's figures as JSON-like values. Masses are means over the covered positions."""
         covered = Sums()
         for origin in (Origin.BOUNDARY, Origin.INSIDE):
             covered.add(self.by_origin[origin])
@@ -119,16 +120,16 @@ class DomainSums:
 
 @dataclass(slots=True)
 class SourceReport:
-    """What is known of one source.
+    """The report on one source.
 
     Args:
-        num_shards: Of the plan.
-        missing: Shards that are not aligned yet.
-        has_source_store: Whether the masses stored could be read.
-        method: That made the aligned store; None without one.
-        domains: By name.
-        histogram: Segments by excess, in bins of BIN_BPB; the middle of bin i is i * BIN_BPB.
-        worst: Segments of most excess per byte, worst first.
+        num_shards: Shards of the plan.
+        missing: Indices of shards that are not aligned yet.
+        has_source_store: Whether there is a source store to read stored masses from.
+        method: The aligned store's method; None where nothing is aligned.
+        domains: Sums by domain.
+        histogram: Number of segments by excess; the middle of bin i is i * BIN_BPB bits per byte.
+        worst: Figures of the segments with the largest excess NLL per byte, worst first.
     """
 
     num_shards: int
@@ -140,7 +141,7 @@ class SourceReport:
     worst: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
-        """JSON-like."""
+        """The report as JSON-like values."""
         every = DomainSums()
         for sums in self.domains.values():
             every.add(sums)

@@ -1,4 +1,4 @@
-"""`align view`: one segment with both tokenisations, what a source said and what became of it."""
+"""`align view`: one segment in both tokenisations, with each source's stored and aligned rows."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LN2 = math.log(2)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes between two offsets where tokens of both sides end.
+    """A common span: bytes between two offsets where a source and a target token end.
 
     Args:
         start: First byte.
         end: One past the last byte.
-        source_nats: What the source spends on its tokens there; None where not known.
-        aligned_nats: What the aligned labels spend there; None where one is not known.
+        source_nats: NLL of the source's tokens in it; None where one is not known.
+        aligned_nats: NLL of the aligned labels in it; None where one is not known.
     """
 
     start: int
@@ -41,7 +41,7 @@ class Span:
 
     @property
     def excess_nats(self) -> float | None:
-        """What alignment adds; None where a side is not known."""
+        """NLL that alignment adds; None where a side is not known."""
         if self.source_nats is None or self.aligned_nats is None:
             return None
         return self.aligned_nats - self.source_nats
@@ -49,11 +49,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """How a token is written.
+    """A token as it is shown.
 
     Args:
         written: Its bytes; of a special token its name.
-        special: Whether it stands for a role, not for bytes.
+        special: Whether it is a special token, which stands for no bytes.
     """
 
     written: bytes
@@ -62,17 +62,17 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class ViewedSource:
-    """One segment as a source read it and as it was aligned.
+    """One segment's rows of one source, stored and aligned.
 
     Args:
-        name: Of the source.
-        tokens: The source's.
-        positions: The target's.
-        origins: Where the distribution of each position comes from.
-        span_of: Span of each position.
-        spans: In order.
-        source_names: How the source's tokens that occur here are written, by id.
-        target_names: The same of the target's.
+        name: Name of the source.
+        tokens: Rows of the source store, one for each source token.
+        positions: Aligned rows, one for each target token.
+        origins: Origin of each aligned row.
+        span_of: Index of each position's span.
+        spans: Common spans, in order.
+        source_names: Every source token that occurs in a row, by id.
+        target_names: Every target token that occurs in a row, by id.
     """
 
     name: str
@@ -85,24 +85,26 @@ class ViewedSource:
     target_names: Mapping[int, Token]
 
     def covering(self, byte: int) -> int | None:
-        """The source token that covers a byte; the last one behind the text, None without any."""
+        """Index of the source token that covers a byte; of the last token for a byte after the text;
+        None where there are no tokens."""
         for index, row in enumerate(self.tokens):
             if row.end > byte:
                 return index
         return len(self.tokens) - 1 if self.tokens else None
 
     def count(self, origin: Origin) -> int:
-        """Positions of an origin."""
+        """Number of positions of an origin."""
         return self.origins.count(origin)
 
     @property
     def common_bytes(self) -> int:
-        """Bytes of the spans that both sides know."""
+        """Bytes of the spans whose NLL is known on both sides."""
         return sum(s.end - s.start for s in self.spans if s.excess_nats is not None)
 
     @property
     def bpb(self) -> tuple[float, float] | None:
-        """Bits per byte as aligned and of the source, on the bytes in common; None without any."""
+        """Bits per byte of the aligned labels and of the source's tokens, on `common_bytes`; None
+        where there are none."""
         known = [s for s in self.spans if s.source_nats is not None and s.aligned_nats is not None]
         size = self.common_bytes * LN2
         if not size:
@@ -116,9 +118,9 @@ class ViewedSegment:
     """What `align view` shows.
 
     Args:
-        segment: From the plan.
-        shard: Where it lies.
-        sources: At least one.
+        segment: The plan's segment.
+        shard: Index of its shard.
+        sources: At least one source's rows.
     """
 
     segment: Segment
@@ -134,14 +136,14 @@ def read_view(run: RunConfig, sources: Iterable[str], wanted: str, *, top: int) 
 
     Args:
         run: The run file.
-        sources: Names.
+        sources: Names of the sources.
         wanted: Segment id, or row of the plan's segment table.
-        top: Entries shown of each distribution.
+        top: Entries of each row, at most.
 
     Raises:
         MissingError: No plan, no store, no such segment, or a shard that is not aligned yet.
         MismatchError: Plan and stores do not belong together.
-        CorruptionError: Something that was read is damaged.
+        CorruptionError: A file that was read is damaged.
     """
     plan = open_plan(run)
     record, segment = find_segment(plan, wanted)
@@ -150,11 +152,11 @@ def read_view(run: RunConfig, sources: Iterable[str], wanted: str, *, top: int) 
 
 
 def open_stores(run: RunConfig, plan: Plan, source: str) -> tuple[StoreReader, StoreReader]:
-    """The source store and the aligned store of a source, proved to belong together.
+    """The source store and the aligned store of a source, checked to belong together.
 
     Raises:
         MissingError: One of them is not there (yet).
-        MismatchError: Other kinds, another plan, other settings, or aligned from another source store.
+        MismatchError: A wrong kind, plan or setting, or aligned from another source store.
     """
     stored = open_store(run.store_url(source), "source", plan)
     aligned = open_aligned(run, plan, source)
@@ -175,8 +177,7 @@ def open_aligned(run: RunConfig, plan: Plan, source: str) -> StoreReader:
 
     Raises:
         MissingError: There is none (yet).
-        MismatchError: Of another kind, plan or model, or made with other settings than the run
-            file's.
+        MismatchError: It has another kind, plan or model, or other settings than the run file.
     """
     aligned = open_store(run.aligned_url(source), "aligned", plan)
     require_same_source(run, source, aligned, plan)
@@ -219,10 +220,9 @@ def view_source(
         raise MissingError(
             f"shard {record.index}, which holds the segment, is not aligned yet",
             where=aligned.location.url,
-            hint=f"`logitfuse align run --source {source}` goes on with it; or choose other "
-            "sources with --source",
+            hint=f"run `logitfuse align run --source {source}`, or choose other sources with --source",
         )
-    found = []
+    sides = []
     for reader in (stored, aligned):
         reader.require_shards([record])
         arrays = reader.read(record.index)
@@ -230,8 +230,8 @@ def view_source(
         at = place_of(arrays, segment.index, where)
         rows = rows_of(arrays, at, top=top)
         _require_whole(rows, segment, where)
-        found.append((arrays, at, rows))
-    (_, _, tokens), (arrays, at, positions) = found
+        sides.append((arrays, at, rows))
+    (_, _, tokens), (arrays, at, positions) = sides
     begin, end = map(int, arrays["token_offsets"][at : at + 2])
     return ViewedSource(
         source,
@@ -259,14 +259,19 @@ def _require_whole(rows: Sequence[Row], segment: Segment, where: str) -> None:
 
 
 def spans_of(arrays: Arrays, at: int) -> tuple[Span, ...]:
-    """The spans of one segment, with what either side spends on them."""
+    """The common spans of one segment with their NLL.
+
+    Args:
+        arrays: The aligned store's arrays of the shard.
+        at: Index of the segment within the shard.
+    """
     rows = slice(*map(int, arrays["token_offsets"][at : at + 2]))
     first, last = map(int, arrays["span_offsets"][at : at + 2])
     aligned = [0.0] * (last - first)
     with_tokens = set()
     pairs = zip(arrays["span_index"][rows].tolist(), arrays["label_logprobs"][rows], strict=True)
     for span, label in pairs:
-        aligned[span] -= float(label)  # unknown once, unknown ever: NaN
+        aligned[span] -= float(label)  # one unknown label makes the sum unknown (NaN)
         with_tokens.add(span)
     spans, start = [], 0
     for span, i in enumerate(range(first, last)):
@@ -282,20 +287,20 @@ def _known(nats: float) -> float | None:
 
 
 def names_of(rows: Sequence[Row], vocabulary: Vocabulary) -> dict[int, Token]:
-    """How every token that occurs in some rows is written."""
+    """Every token that occurs in some rows, by id."""
     ids = {row.token_id for row in rows} | {entry for row in rows for entry, _ in row.entries}
-    found = {}
+    names = {}
     for i in sorted(ids):
         known = i < len(vocabulary) and bool(vocabulary.written[i])
-        found[i] = Token(vocabulary.spelling(i), not known or bool(vocabulary.special[i]))
-    return found
+        names[i] = Token(vocabulary.spelling(i), not known or bool(vocabulary.special[i]))
+    return names
 
 
 def require_position(view: ViewedSegment, position: int) -> None:
     """Refuse a position that the segment does not have.
 
     Raises:
-        ConfigError: Names the range.
+        ConfigError: It has no such position; the message has the range.
     """
     count = min(len(source.positions) for source in view.sources)
     if position >= count:

@@ -1,9 +1,9 @@
-"""A viewed segment as a page and as lines for a terminal.
+"""A viewed segment as an HTML page, and as lines for a terminal.
 
-The page is one file that loads nothing; the one script it may run is its own, named to the browser
-by digest. Every byte of text is escaped, and what cannot be seen or would reorder the line is
-written out. The text stands there once for each source, cut where tokens of either side begin; a
-token's colour runs as a band over it (the source's) and under it (the target's).
+The page is one file that loads no other; a content security policy allows only its own script, by
+digest. All text is escaped, and characters that are invisible or change the text's direction are shown
+by name. The text is there once for each source, cut where tokens of either side begin, with a coloured
+band for each source token above it and for each target token below it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from store_schema.store.segment_rows import ORIGINS, Row
 
 
 def page(view: ViewedSegment, position: int) -> str:
-    """The whole page, opened at a target position."""
+    """The page as HTML, opened at a target position."""
     segment = view.segment
     return render(
         "align.report",
@@ -39,7 +39,7 @@ def page(view: ViewedSegment, position: int) -> str:
 
 
 def facts(view: ViewedSegment) -> list[tuple[str, str]]:
-    """What is said of the segment, whichever source is looked at."""
+    """Labels and values of the segment that are the same for all sources."""
     segment = view.segment
     return [
         ("domain", segment.domain),
@@ -52,7 +52,7 @@ def facts(view: ViewedSegment) -> list[tuple[str, str]]:
 
 
 def figures(source: ViewedSource) -> str:
-    """What a source and its alignment come to on the segment, in one line."""
+    """The segment's figures of one source, in one line."""
     by_origin = ", ".join(f"{source.count(o):,} {o.name.lower()}" for o in reversed(Origin))
     line = (
         f"{len(source.tokens):,} source tokens, {len(source.positions):,} target positions "
@@ -60,7 +60,7 @@ def figures(source: ViewedSource) -> str:
     )
     bpb = source.bpb
     if bpb is None:
-        return f"{line}; no byte that both sides know"
+        return f"{line}; no byte with a known probability on both sides"
     return (
         f"{line}; aligned {bpb[0]:.3f} bits per byte, source {bpb[1]:.3f} "
         f"on the same {source.common_bytes:,} bytes"
@@ -86,10 +86,10 @@ class _Side:
 
     Args:
         name: "source" or "target".
-        sign: Of a token without bytes.
-        rows: The tokens.
-        names: How they are written, by id.
-        turns: Colour of each.
+        sign: Sign for a token without bytes.
+        rows: The rows, one for each token.
+        names: Tokens by id.
+        turns: Colour of each token, 0 or 1.
     """
 
     name: str
@@ -101,14 +101,15 @@ class _Side:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Whole characters between two places where a token of either side begins.
+    """A part of the text, of whole characters, in which no token of either side begins but at its
+    start.
 
     Args:
         start: First byte.
-        end: One past the last byte; equal to `start` for what stands behind the text.
+        end: One past the last byte; equal to `start` for the piece after the text.
         text: Its characters.
-        tokens: Of the source and of the target: (index, bytes) of those that lie in it.
-        marks: Of the source and of the target: tokens without bytes that stand before it.
+        tokens: For source and target: (index, bytes in the piece) of each token that is in it.
+        marks: For source and target: indices of tokens without bytes directly before it.
     """
 
     start: int
@@ -119,14 +120,14 @@ class Piece:
 
 
 def cut_text(text: str, source: ViewedSource) -> list[Piece]:
-    """The text cut where tokens begin; a character that is cut inside stands alone.
+    """Cut a text where tokens begin; a character with a token boundary inside is a piece of its own.
 
     Args:
-        text: Of the segment.
-        source: Its tokens and positions.
+        text: The segment's text.
+        source: The segment's tokens and positions.
 
     Returns:
-        Pieces that join to the text, and a last one without text for what stands behind it.
+        Pieces that join to the text, and a last one without text for tokens after it.
     """
     sides = (source.tokens, source.positions)
     pieces = _whole_characters(text, {row.start for rows in sides for row in rows})
@@ -146,7 +147,7 @@ def cut_text(text: str, source: ViewedSource) -> list[Piece]:
 
 
 def _whole_characters(text: str, cuts: Collection[int]) -> list[Piece]:
-    """The text cut at byte offsets, but never inside what is read as one character."""
+    """The text cut at byte offsets, but never inside a cluster (`clusters`)."""
     pieces: list[Piece] = []
     end, alone = 0, True
     for cluster in clusters(text):
@@ -161,15 +162,15 @@ def _whole_characters(text: str, cuts: Collection[int]) -> list[Piece]:
 
 
 def clusters(text: str) -> list[str]:
-    """Characters with the marks that join them: what must not be torn apart to be read."""
-    found: list[str] = []
+    """The text as grapheme clusters: characters with their combining marks, modifiers and joiners."""
+    parts: list[str] = []
     for c in text:
-        joins = bool(found) and found[-1][0].isprintable() and found[-1][0] != " "
-        if joins and _joins(found[-1], c):
-            found[-1] += c
+        joins = bool(parts) and parts[-1][0].isprintable() and parts[-1][0] != " "
+        if joins and _joins(parts[-1], c):
+            parts[-1] += c
         else:
-            found.append(c)
-    return found
+            parts.append(c)
+    return parts
 
 
 def _joins(before: str, c: str) -> bool:
@@ -183,7 +184,7 @@ def _joins(before: str, c: str) -> bool:
 
 
 def _drawn_piece(piece: Piece, sides: Sequence[_Side]) -> dict[str, Any]:
-    """A piece with its bands, and the marks of tokens without bytes before it."""
+    """A piece as the template needs it, with its bands, and the marks of tokens without bytes."""
     marks = [
         {"side": s.name, "sign": s.sign, "index": i, "name": shown(s.names[s.rows[i].token_id])}
         for s, indices in zip(sides, piece.marks, strict=True)
@@ -191,8 +192,8 @@ def _drawn_piece(piece: Piece, sides: Sequence[_Side]) -> dict[str, Any]:
     ]
     if not piece.text:
         return {"marks": marks, "text": ""}
-    # A lone mark needs something to stand on.
-    stand = "\u25cc" if unicodedata.category(piece.text[0]) in ("Mn", "Mc", "Me") else ""
+    # A combining mark without its base character is shown on a dotted circle.
+    base = "\u25cc" if unicodedata.category(piece.text[0]) in ("Mn", "Mc", "Me") else ""
     classes, styles = ["p"], []
     for side, inside in zip(sides, piece.tokens, strict=True):
         letter = side.name[0]
@@ -202,7 +203,7 @@ def _drawn_piece(piece: Piece, sides: Sequence[_Side]) -> dict[str, Any]:
             styles.append(f"--{letter}i:{_stripes(side, inside)}")
     return {
         "marks": marks,
-        "text": stand + text_html(piece.text),
+        "text": base + text_html(piece.text),
         "start": piece.start,
         "classes": " ".join(classes),
         "style": ";".join(styles),
@@ -210,12 +211,12 @@ def _drawn_piece(piece: Piece, sides: Sequence[_Side]) -> dict[str, Any]:
 
 
 def _turns(rows: Sequence[Row]) -> list[int]:
-    """0 or 1 in turns, over tokens that have bytes: two that touch are never of one colour."""
+    """Colour 0 or 1 of each token, alternating over tokens that have bytes."""
     return [(seen - 1) % 2 for seen in accumulate(int(row.end > row.start) for row in rows)]
 
 
 def _stripes(side: _Side, inside: Sequence[tuple[int, int]]) -> str:
-    """The band of a character that several tokens share, each with its part of the bytes."""
+    """CSS of the band of a character that several tokens share, each with its part of the bytes."""
     total, done, stops = sum(length for _, length in inside), 0, []
     for index, length in inside:
         begin, done = 100 * done // total, done + length
@@ -225,7 +226,7 @@ def _stripes(side: _Side, inside: Sequence[tuple[int, int]]) -> str:
 
 
 def _data(view: ViewedSegment, position: int) -> dict[str, Any]:
-    """What the script shows, by source."""
+    """The data that the page's script shows, by source."""
     text = view.segment.text.encode()
     return {
         "position": position,
@@ -267,10 +268,10 @@ def _span(span: Span, text: bytes) -> list[Any]:
 
 
 def _number(nats: float | None) -> float | None:
-    """None for what is not known; infinity becomes a large number, which JSON has."""
+    """None where not known; infinity, which JSON does not have, as a large number."""
     return None if nats is None else max(min(round(nats, 4), 9999.0), -9999.0)
 
 
 def shown(token: Token) -> str:
-    """A token in quotes, a special one by its bare name."""
+    """A token as text: in quotes, a special one by its name without quotes."""
     return visible(token.written) if token.special else quoted(token.written)

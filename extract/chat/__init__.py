@@ -1,1 +1,1 @@
-"""Chats in any published shape: read into one form, cut into responses."""
+"""Read chats of any published format into one form, and split them into responses."""

@@ -1,7 +1,7 @@
-"""The one form that chats of every published shape are read into.
+"""The form that chats of all published formats are read into.
 
-What a chat template of today can be given: who says what, the reasoning before it, the tools that are
-called in it, and the tools that there are.
+It has what today's chat templates take: roles and contents, reasoning, tool calls, and the available
+tools.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ THOUGHTS_LEFT_OUT = "thoughts left out"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool that the assistant calls.
+    """A tool call of the assistant.
 
     Args:
-        name: Of the tool.
-        arguments: By name; text where they are no JSON object.
-        call_id: That the answer refers to.
+        name: Name of the tool.
+        arguments: Arguments by name; text if they are not a JSON object.
+        call_id: Id that the tool's answer refers to.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one party says at a time.
+    """One message of a chat.
 
     Args:
-        role: "system", "user", "assistant", "tool", or a role of the data's own.
+        role: "system", "user", "assistant", "tool", or another role in the data.
         content: Text; "" where there is none.
         thought: Reasoning before the content.
-        calls: Tools that are called, behind the content.
-        name: Of the speaker, or of the tool that answers.
-        call_id: Of the call that a tool answers.
+        calls: Tool calls after the content.
+        name: Name of the speaker, or of the tool that answers.
+        call_id: Id of the call that a tool answers.
     """
 
     role: str
@@ -54,7 +54,7 @@ class Turn:
     call_id: str | None = None
 
     def message(self) -> dict[str, Any]:
-        """The turn as chat templates and the corpus have it; without fields that are empty."""
+        """The turn as a dict for chat templates and the corpus, without empty fields."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.thought is not None:
             message["reasoning_content"] = self.thought
@@ -82,7 +82,7 @@ class Chat:
 
     Args:
         turns: At least one.
-        tools: JSON schemas as OpenAI has them: {"type": "function", "function": {...}}.
+        tools: JSON schemas in OpenAI's form: {"type": "function", "function": {...}}.
     """
 
     turns: tuple[Turn, ...]
@@ -91,13 +91,13 @@ class Chat:
 
 @dataclass
 class Tally:
-    """What of the inputs goes no further, and how rows were read; all counted.
+    """Counts of what is not used of the inputs, and of how rows were read.
 
     Args:
-        unread: Fields with a value that no stage looks at: columns by name, fields of messages with
-            "messages." before it.
-        notes: What was read otherwise than one might think, by what.
-        shapes: Rows by the shape that they were read in.
+        unread: Rows with a value in a field that is not used; columns by name, fields of messages with
+            "messages." before the name.
+        notes: Counts of other things left out or changed, by description.
+        shapes: Rows by shape (`extract.chat.shapes`).
     """
 
     unread: Counter[str] = field(default_factory=Counter)
@@ -106,14 +106,14 @@ class Tally:
 
     @classmethod
     def of(cls, parts: Iterable[Tally]) -> Tally:
-        """What several counted."""
+        """The sum of several tallies."""
         whole = cls()
         for part in parts:
             whole.add(part)
         return whole
 
     def add(self, other: Tally) -> None:
-        """Count what another counted."""
+        """Add the counts of another tally."""
         self.unread.update(other.unread)
         self.notes.update(other.notes)
         self.shapes.update(other.shapes)

@@ -1,4 +1,4 @@
-"""A chat cut into responses, each with all that a template needs to write what stands before it."""
+"""Split a chat into responses, each with its context for the chat template."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ResponseText:
     """One response.
 
     Args:
-        text: That is scored and trained on.
-        context: What stands before it, as `store_schema.chat_template` takes it.
-        suffix: Of the document's id.
+        text: Its text, which is scored and trained on.
+        context: Its context, see `store_schema.text.chat_template.ChatTemplate`.
+        suffix: End of the document's id.
     """
 
     text: str
@@ -42,13 +42,13 @@ def response_texts(
 
     Args:
         chat: All turns, or those before `response`.
-        response: The one response; None where each of the assistant's turns is one.
+        response: The only response; None if every assistant turn is one.
         thoughts: What is done with reasoning.
-        tally: Where turns that make no response are counted.
-        where: Document, for messages.
+        tally: Counts what is not trained on.
+        where: The document, for messages.
 
     Raises:
-        DocumentError: There is none.
+        DocumentError: There is no response.
     """
     if thoughts == "drop":
         tally.notes[THOUGHTS_LEFT_OUT] += sum(t.thought is not None for t in chat.turns)
@@ -59,35 +59,35 @@ def response_texts(
             response = replace(response, thought=None)
     if response is not None:
         read, last = chat.turns, response
-        found = list(_of_turn(chat, read, response, thoughts, tally, ""))
+        responses = list(_of_turn(chat, read, response, thoughts, tally, ""))
     else:
-        asked = [i for i, turn in enumerate(chat.turns) if turn.role == ASSISTANT]
-        tally.notes["opening turns, read and not trained on"] += bool(asked) and asked[0] == 0
-        places = [i for i in asked if i > 0 and _says(chat.turns[i], thoughts)]
-        found = [
+        own = [i for i, turn in enumerate(chat.turns) if turn.role == ASSISTANT]
+        tally.notes["opening turns, read and not trained on"] += bool(own) and own[0] == 0
+        places = [i for i in own if i > 0 and _has_text(chat.turns[i], thoughts)]
+        responses = [
             part
             for number, i in enumerate(places)
             for part in _of_turn(
                 chat, chat.turns[:i], chat.turns[i], thoughts, tally, f"/turn-{number}"
             )
         ]
-        if not found:
+        if not responses:
             alone = chat.turns[0].role == ASSISTANT and bool(chat.turns[0].content)
-            what = "nothing stands before the assistant's turn" if alone else "no assistant turn"
+            what = "no turn before the assistant's" if alone else "no assistant turn"
             raise DocumentError(
                 what, reason="bad_messages", where=f"{where}, message 1" if alone else where
             )
         read, last = chat.turns[: places[-1]], chat.turns[places[-1]]
         tally.notes[TURNS_BEHIND] += len(chat.turns) - places[-1] - 1
-    if not found:
+    if not responses:
         raise DocumentError("empty text", reason="empty_text", where=where)
     tally.notes[CALLS_READ] += sum(len(turn.calls) for turn in read)
     tally.notes[CALLS_BEHIND] += len(last.calls)
-    return found
+    return responses
 
 
 def count_left_out(response: Turn, tally: Tally) -> None:
-    """Count what of a response without a chat before it goes no further: all but its text."""
+    """Count everything but the text of a response without a chat before it: it is not used."""
     tally.notes[THOUGHTS_LEFT_OUT] += response.thought is not None
     tally.notes[CALLS_BEHIND] += len(response.calls)
     for name, value in (("name", response.name), ("tool_call_id", response.call_id)):
@@ -95,20 +95,21 @@ def count_left_out(response: Turn, tally: Tally) -> None:
             tally.unread[f"messages.{name}"] += 1
 
 
-def _says(turn: Turn, thoughts: Thoughts) -> bool:
+def _has_text(turn: Turn, thoughts: Thoughts) -> bool:
+    """Whether a turn has text to train on."""
     return bool(turn.content.strip()) or (thoughts == "train" and bool(turn.thought))
 
 
 def _of_turn(
     chat: Chat, before: tuple[Turn, ...], turn: Turn, thoughts: Thoughts, tally: Tally, suffix: str
 ) -> Iterator[ResponseText]:
-    """What is trained on of a turn: its content, and before it the thought where that is asked for."""
+    """The responses of one turn: its content, and before it its thought if thoughts are trained on."""
     context: dict[str, Any] = {"messages": [turn.message() for turn in before]}
     if chat.tools:
         context["tools"] = list(chat.tools)
     content = turn.content.strip()
-    said = turn.message()
-    beside: dict[str, Any] = {key: said[key] for key in ("name", "tool_call_id") if key in said}
+    message = turn.message()
+    beside: dict[str, Any] = {k: message[k] for k in ("name", "tool_call_id") if k in message}
     if turn.thought and thoughts == "train":
         beside_thought = {"reply": {"content": content, **beside}, "part": "reasoning_content"}
         yield ResponseText(turn.thought.strip(), context | beside_thought, f"{suffix}/thought")

@@ -1,6 +1,6 @@
-"""The shapes of a row: which columns hold a text, a chat, or a question and its answer.
+"""Formats of input rows: which columns have a text, a chat, or a question and its answer.
 
-Each shape is one entry of `SHAPES`; a row is read in the first whose columns have a value in it.
+Each format is an entry of `SHAPES`; a row is read by the first whose columns have values in it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class Shape:
     """One shape of a row.
 
     Args:
-        name: As `chat.format` names it.
-        needed: Columns that must have a value; of alternatives the first that has one.
-        beside: Columns that are read where they are there.
+        name: Its name in `chat.format`.
+        needed: Columns that must have a value, each as alternatives of which the first with one is
+            read.
+        beside: Columns that are read if they have a value.
     """
 
     name: str
@@ -31,13 +32,13 @@ class Shape:
     beside: tuple[str, ...] = ()
 
     def columns(self, record: Mapping[str, Any]) -> tuple[str, ...] | None:
-        """The columns of a row that hold what is needed; None where one has no value."""
-        found = [
+        """The needed columns of a row; None where one has no value."""
+        names = [
             next((name for name in names if record.get(name) is not None), None)
             for names in self.needed
         ]
-        named = tuple(name for name in found if name is not None)
-        return named if len(named) == len(found) else None
+        named = tuple(name for name in names if name is not None)
+        return named if len(named) == len(names) else None
 
 
 MESSAGE_COLUMNS = (
@@ -51,7 +52,7 @@ _PROMPTS = ("prompt", "question", "instruction")
 SHAPES = {
     shape.name: shape
     for shape in (
-        # Beside Alpaca's columns stands a text made of them for models without a chat template.
+        # Before "text": Alpaca rows also have a text made of the others, for models without a template.
         Shape("alpaca", (("instruction",), ("output",)), ("input", "history", *_SYSTEM)),
         Shape("text", (("text",),)),
         Shape("messages", (MESSAGE_COLUMNS,), (*_SYSTEM, *_TOOLS, "response")),
@@ -68,14 +69,14 @@ ANY_SHAPE = "text, messages, or prompt and response"
 
 @dataclass(frozen=True, slots=True)
 class RowText:
-    """What a row holds.
+    """The content of a row.
 
     Args:
-        shape: Its name.
-        columns: That were read.
-        chat: What stands before the response; with all responses in it where there is no `response`.
-        prompt: Plain text before the response, where it is no chat.
-        response: None where each of the assistant's turns of `chat` is one.
+        shape: Name of its shape.
+        columns: Columns that were read.
+        chat: The turns before `response`, or all turns if there is no `response`.
+        prompt: Plain text before the response, if it is no chat.
+        response: The response; None if every assistant turn of `chat` is one.
     """
 
     shape: str
@@ -86,7 +87,7 @@ class RowText:
 
 
 def wanted_columns(columns: Columns) -> set[str]:
-    """Names of all columns that a shape may look at."""
+    """Names of all columns that any shape may read."""
     mapped = (columns.text, columns.messages, columns.prompt, columns.response)
     own = (columns.system, columns.tools)
     names = {name for name in (*mapped, *own) if name is not None}
@@ -96,18 +97,19 @@ def wanted_columns(columns: Columns) -> set[str]:
 
 
 def shape_of(record: Mapping[str, Any], entry: CorpusInput) -> tuple[Shape, tuple[str, ...]] | None:
-    """Shape of a row, and the columns that hold what it needs; None where it has none.
+    """Shape of a row, and its needed columns; None where no shape fits.
 
-    A mapped column decides: then only the shape that it belongs to is looked for.
+    If the run file maps columns, only the shape that they belong to is tried.
     """
-    for shape in _asked(entry):
-        found = shape.columns(record)
-        if found is not None:
-            return shape, found
+    for shape in _candidates(entry):
+        columns = shape.columns(record)
+        if columns is not None:
+            return shape, columns
     return None
 
 
-def _asked(entry: CorpusInput) -> list[Shape]:
+def _candidates(entry: CorpusInput) -> list[Shape]:
+    """Shapes that rows of an input may have, in the order in which they are tried."""
     columns, name = entry.columns, entry.chat.format
     if columns.text is not None:
         return [Shape("text", ((columns.text,),))]
@@ -119,33 +121,33 @@ def _asked(entry: CorpusInput) -> list[Shape]:
 
 
 def missing_columns(entry: CorpusInput) -> str:
-    """The columns that a row must have, in words."""
-    shapes = _asked(entry)
+    """The columns that a row must have, for messages."""
+    shapes = _candidates(entry)
     if len(shapes) > 1:
         return ANY_SHAPE
     return " and ".join(" or ".join(names) for names in shapes[0].needed)
 
 
 def read_row(
-    record: Mapping[str, Any], entry: CorpusInput, found: tuple[Shape, tuple[str, ...]],
+    record: Mapping[str, Any], entry: CorpusInput, shape_columns: tuple[Shape, tuple[str, ...]],
     reader: MessageReader,
 ) -> RowText:  # fmt: skip
-    """What a row of a shape holds.
+    """Read the content of a row.
 
     Args:
         record: Values by column.
-        entry: The input.
-        found: From `shape_of`.
-        reader: Of messages.
+        entry: The row's input.
+        shape_columns: From `shape_of`.
+        reader: Reads messages.
 
     Raises:
         DocumentError: A value cannot be used.
     """
-    shape, named = found
+    shape, named = shape_columns
     beside = _Beside({name: (name, record.get(name)) for name in shape.beside})
-    for names, given in ((_SYSTEM, entry.columns.system), (_TOOLS, entry.columns.tools)):
-        if given is not None:
-            beside.values.update(dict.fromkeys(names, (given, record.get(given))))
+    for names, mapped in ((_SYSTEM, entry.columns.system), (_TOOLS, entry.columns.tools)):
+        if mapped is not None:
+            beside.values.update(dict.fromkeys(names, (mapped, record.get(mapped))))
     read = _READERS[shape.name](record, named, beside, reader, entry)
     return RowText(shape.name, tuple(sorted({*named, *beside.used})), *read)
 
@@ -155,10 +157,10 @@ _Read = tuple[Chat | None, str | None, Turn | None]
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """Columns that are read where they are there, and which of them were.
+    """Optional columns of a row, and which of them were read.
 
     Args:
-        values: Column and value, by the name that the column has by default.
+        values: Column and value, by the column's default name.
         used: Columns that were read.
     """
 
@@ -166,13 +168,13 @@ class _Beside:
     used: set[str] = field(default_factory=set)
 
     def held(self, *names: str) -> Any:
-        """The first value of these that holds something; None where none does."""
+        """The first of these values that is not empty; None where all are."""
         return next(
             (self.values[n][1] for n in names if n in self.values and self.values[n][1]), None
         )
 
     def take(self, *names: str) -> Any:
-        """The same, as a column that is read."""
+        """The same, and note its column as read."""
         value = self.held(*names)
         if value is not None:
             columns = [self.values[name] for name in names if name in self.values]
@@ -202,7 +204,7 @@ def _pair(record: Any, named: Any, beside: Any, reader: MessageReader, entry: An
     if prompt == "" and not system and not before:
         return None, None, answer
     prompt = clean_text(prompt, f"{reader.where}, prompt")
-    # What only a chat can hold makes one of it.
+    # A prompt with parts that only a chat can have becomes a chat.
     is_text = answer == Turn(ASSISTANT, answer.content) and not before
     if entry.prompt_as == "text" and is_text and not system and not beside.held(*_TOOLS):
         return None, prompt, answer
@@ -246,20 +248,19 @@ def _preference(record: Any, named: Any, beside: Any, reader: MessageReader, ent
 
 
 def _begins(chat: Chat, prompt: Any, reader: MessageReader) -> bool:
-    """Whether a prompt is among what is said in a chat: text, or messages."""
+    """Whether the texts of a prompt (text or messages) are all among the contents of a chat."""
     if isinstance(prompt, str) and not is_messages(prompt):
-        said = [prompt]
+        texts = [prompt]
     else:
-        said = [turn.content for turn in reader.chat(prompt).turns]
-    return {text.strip() for text in said} <= {turn.content.strip() for turn in chat.turns}
+        texts = [turn.content for turn in reader.chat(prompt).turns]
+    return {text.strip() for text in texts} <= {turn.content.strip() for turn in chat.turns}
 
 
 def _transcript(text: str) -> list[dict[str, str]]:
-    """Messages of a chat that is one text, as HH-RLHF has it."""
+    """Messages of a chat that is written as one text, as in HH-RLHF."""
     parts = re.split(r"\n\n(Human|Assistant): ?", text)[1:]
-    return [
-        {"role": role, "content": said} for role, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": role, "content": content} for role, content in pairs]
 
 
 _READERS: dict[str, Any] = {
@@ -272,7 +273,7 @@ _READERS: dict[str, Any] = {
 
 
 def _asked_once(asked: str, beside: _Beside, reader: MessageReader) -> Chat:
-    """A chat of earlier exchanges, where there are some, and one question."""
+    """A chat of one question, after the turns of the history column if there is one."""
     history = beside.take("history")
     before = () if history is None else reader.chat(history).turns
     chat = Chat((*before, Turn("user", asked)), reader.tools(beside.take(*_TOOLS)))
@@ -280,36 +281,39 @@ def _asked_once(asked: str, beside: _Beside, reader: MessageReader) -> Chat:
 
 
 def _headed(chat: Chat, beside: _Beside, reader: MessageReader) -> Chat:
-    """With the system turn of a column of its own, where the chat has none."""
+    """The chat with the system turn of the system column, unless it has one."""
     held, first = beside.held(*_SYSTEM), chat.turns[0]
     if held is None or (first.role == "system" and first.content != held):
         return chat
     beside.take(*_SYSTEM)
     where = f"{reader.where}, system"
-    system = reader.said(held, where)
+    system = reader.text(held, where)
     if first.role == "system" or not system:
         return chat
     return replace(chat, turns=(Turn("system", clean_text(system, where)), *chat.turns))
 
 
 def _longer(chat: Chat, turns: tuple[Turn, ...]) -> Chat:
-    """With turns behind it; a system turn among them goes to the front where there is none."""
+    """The chat with further turns; a system turn at their beginning goes to the front of a chat without
+    one."""
     if turns and turns[0].role == "system" and chat.turns[0].role != "system":
         return replace(chat, turns=(turns[0], *chat.turns, *turns[1:]))
     return replace(chat, turns=(*chat.turns, *turns))
 
 
 def _answer(response: Any, reader: MessageReader) -> tuple[tuple[Turn, ...], Turn]:
-    """A response that is a text or a list of messages, and the turns of the list before it."""
+    """From a text or a list of messages: the turns before the assistant's last, and that turn."""
     if isinstance(response, str) and not is_messages(response):
         return (), Turn(ASSISTANT, clean_text(response, reader.where))
     return _last_answer(reader.chat(response).turns, reader)
 
 
 def _last_answer(turns: tuple[Turn, ...], reader: MessageReader) -> tuple[tuple[Turn, ...], Turn]:
-    """The assistant's last turn, and those before it (tools that it called first)."""
+    """The turns before the assistant's last one (such as tool calls), and that turn."""
     places = [i for i, turn in enumerate(turns) if turn.role == ASSISTANT]
     if not places or any(turn.role == "user" for turn in turns):
-        raise reader.bad("a response is not one of the assistant's", f"{len(turns)} messages")
+        raise reader.bad(
+            "the response has no assistant turn, or a user turn", f"{len(turns)} messages"
+        )
     reader.tally.notes[TURNS_BEHIND] += len(turns) - places[-1] - 1
     return turns[: places[-1]], turns[places[-1]]

@@ -1,4 +1,4 @@
-"""Text that every stage can hold and tokenise."""
+"""Check that text can be stored and tokenised by every stage."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from extract.document_error import DocumentError
 
 
 def clean_text(value: Any, where: str) -> str:
-    """The value as text that is not empty.
+    """The value, checked to be usable text.
 
     Raises:
-        DocumentError: Not text, empty, or with NUL or a lone surrogate; names the character.
+        DocumentError: It is not text, is empty, or has NUL or a lone surrogate; gives its index.
     """
     if not isinstance(value, str):
         raise DocumentError(
@@ -42,17 +42,16 @@ def clean_text(value: Any, where: str) -> str:
 
 
 MOST_LEVELS = 100
-"""Objects and lists within each other: templates and JSON writers call themselves for each."""
+"""Deepest nesting of objects and lists: templates and JSON writers recurse."""
 
 
 def clean_values(value: Any, where: str, levels: int = MOST_LEVELS) -> Any:
-    """JSON with every text in it checked and nulls left out of its objects.
+    """A JSON value with every text checked and nulls removed from objects.
 
-    Columns of Parquet and `datasets` fill what one row lacks and another has with null.
+    Parquet and `datasets` fill fields that other rows have with null.
 
     Raises:
-        DocumentError: As for `clean_text`; or something that JSON has no word for, or that is nested
-            deeper than `levels`.
+        DocumentError: See `clean_text`; or a value that JSON does not have, or nesting above `levels`.
     """
     if levels < 0:
         raise DocumentError(
@@ -82,5 +81,5 @@ def clean_values(value: Any, where: str, levels: int = MOST_LEVELS) -> Any:
 
 
 def _is_pair(part: Any) -> bool:
-    """Whether it is an entry of a map, as Arrow gives maps; JSON has no tuples."""
+    """Whether it is an entry of an Arrow map, which is a list of tuples."""
     return isinstance(part, tuple) and len(part) == 2

@@ -1,7 +1,7 @@
-"""One message in any published shape becomes turns of the one form.
+"""Read messages of any published format into turns.
 
-Nothing is guessed from what is said, only from the names of fields: `role` or `from`, `content` or
-`value`, text or a list of parts. A field with a value that is not looked at is counted by its name.
+Formats are recognised only by the names of fields (`role` or `from`, `content` or `value`, text or a
+list of parts), never by the content. A field with a value that is not used is counted by its name.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _CALL_KEYS = ("tool_calls", "function_call")
 _NAME_KEYS = ("name",)
 _ID_KEYS = ("tool_call_id",)
 _DECLARED = ("functionDeclarations", "function_declarations")
-"""Where Gemini puts the schemas of tools."""
+"""Gemini's fields with the schemas of tools."""
 _CALL_BEFORE_TEXT = "text behind a call, read as before it"
 
 PAIR_KEYS = (("human", ASSISTANT), ("input", "output"), ("user", ASSISTANT), ("question", "answer"))
-"""Lists of exchanges: what is asked and what is answered in one object."""
+"""Fields of messages that have a question and its answer in one object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +35,25 @@ class MessageReader:
     """Reads the messages of one input.
 
     Args:
-        given: What the run file says of them.
-        tally: Where fields that are not read are counted.
+        settings: The run file's settings for them.
+        tally: Counts fields that are not used.
         where: Document and place, for messages.
     """
 
-    given: ChatInput
+    settings: ChatInput
     tally: Tally
     where: str
 
     def chat(self, messages: Any, *, tools: Any = None) -> Chat:
-        """A whole chat.
+        """Read a chat.
 
         Args:
-            messages: List of messages, exchanges or alternating texts; also as a JSON string, or as
-                lists by field.
-            tools: Their schemas, also as a JSON string; None or empty for none.
+            messages: List of messages, of (question, answer) pairs or of alternating texts; also as a
+                JSON string, or as one object with a list for each field.
+            tools: Schemas of tools, also as a JSON string; None or empty for none.
 
         Raises:
-            DocumentError: It is none of that; names the message.
+            DocumentError: It has another form; names the message.
         """
         turns: list[Turn] = []
         for number, message in enumerate(self._list(messages), 1):
@@ -72,15 +72,15 @@ class MessageReader:
         where = f"{self.where}, tools"
         listed = value if isinstance(value, list) else [value]
         cleaned = [clean_values(_parsed(tool), where) for tool in listed]
-        tools = tuple(tool for given in cleaned for tool in self._tools(given, where))
+        tools = tuple(tool for item in cleaned for tool in self._tools(item, where))
         for tool in tools:
             if not isinstance(tool["function"].get("name"), str):
                 fields = ", ".join(sorted(tool["function"]))
                 raise _bad("a tool has no name", where, f"fields {fields}"[:80])
         return tools
 
-    def said(self, value: Any, where: str) -> str:
-        """What a text, a list of parts or an object with parts says."""
+    def text(self, value: Any, where: str) -> str:
+        """The text of a string, a list of parts, or an object with parts."""
         if isinstance(value, Mapping):
             key = self._key(value, None, CONTENT_KEYS)
             roles = {k for k in ROLE_KEYS if value.get(k) in SAME_WORDS["system"]}
@@ -89,11 +89,11 @@ class MessageReader:
         return "".join(part for part in self._parts(value, where) if isinstance(part, str))
 
     def bad(self, what: str, got: str) -> DocumentError:
-        """An error of this row's messages."""
+        """An error in this row's messages."""
         return _bad(what, self.where, got)
 
     def _tools(self, tool: Any, where: str) -> list[dict[str, Any]]:
-        """One, or those that Gemini puts under one name."""
+        """The schemas in an item of a tools list: one, or with Gemini several."""
         if not isinstance(tool, dict):
             raise _bad("tools are not a list of objects", where, type(tool).__name__)
         if isinstance(tool.get("function"), dict):
@@ -129,13 +129,13 @@ class MessageReader:
     def _turns(self, message: Any, where: str, before: int) -> list[Turn]:
         if not isinstance(message, Mapping):
             message = {"human": message[0], ASSISTANT: message[1]}
-        role_key = self._key(message, self.given.role_key, ROLE_KEYS)
+        role_key = self._key(message, self.settings.role_key, ROLE_KEYS)
         if role_key is None:
             for asked, answered in PAIR_KEYS:
                 if message.get(asked) is not None and message.get(answered) is not None:
                     return self._exchange(message, asked, answered, where, before)
             raise DocumentError(
-                "a message does not say who speaks",
+                "a message has no role",
                 reason="bad_messages",
                 where=where,
                 expected=f"one of {', '.join(ROLE_KEYS)}",
@@ -160,8 +160,8 @@ class MessageReader:
 
     def _spoken(self, message: Mapping[str, Any], role_key: str, where: str) -> list[Turn]:
         role, calling = self._role(message[role_key], where)
-        content_key = self._key(message, self.given.content_key, CONTENT_KEYS)
-        thought_key = self._key(message, self.given.thought_key, THOUGHT_KEYS)
+        content_key = self._key(message, self.settings.content_key, CONTENT_KEYS)
+        thought_key = self._key(message, self.settings.thought_key, THOUGHT_KEYS)
         used = {role_key, content_key, thought_key, *_CALL_KEYS, *_NAME_KEYS, *_ID_KEYS}
         self._unread(message, used)
         content = None if content_key is None else message[content_key]
@@ -202,27 +202,27 @@ class MessageReader:
         return turns
 
     def _role(self, value: Any, where: str) -> tuple[str, bool]:
-        """Role, and whether its text is a call."""
+        """The role, and whether the message's text is a tool call."""
         word = clean_text(value, f"{where}, role")
-        known = self.given.roles.get(word, word).lower()
+        known = self.settings.roles.get(word, word).lower()
         if known in CALLING:
             return ASSISTANT, True
         role = ROLES.get(known)
         if role is None:
             raise DocumentError(
-                "nobody of that name speaks in a chat",
+                "unknown role of a message",
                 reason="unknown_role",
                 where=where,
                 expected=f"one of {', '.join(ROLES)}",
                 got=word[:40],
-                hint="say who it is under corpus.inputs[].chat.roles: {name: user}",
+                hint="map it under corpus.inputs[].chat.roles, such as {name: user}",
             )
         return role, False
 
     def _key(
-        self, message: Mapping[str, Any], given: str | None, known: tuple[str, ...]
+        self, message: Mapping[str, Any], mapped: str | None, known: tuple[str, ...]
     ) -> str | None:
-        names = known if given is None else (given,)
+        names = known if mapped is None else (mapped,)
         return next((name for name in names if message.get(name) is not None), None)
 
     def _unread(self, message: Mapping[str, Any], used: Any, before: str = "messages.") -> None:
@@ -242,28 +242,28 @@ class MessageReader:
         inner = own if isinstance(own, Mapping) else call
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
             raise _bad("a tool call has no name", where, type(call).__name__)
-        found = call.get("id")
+        call_id = call.get("id")
         used = {"name", "arguments", "type"}
         if inner is not call:
             self._unread(call, {"id", "type", "function", "index"}, "messages.tool_calls.")
-        if inner is call or found is None:
-            used, found = used | {"id"}, inner.get("id")
+        if inner is call or call_id is None:
+            used, call_id = used | {"id"}, inner.get("id")
         self._unread(inner, used, "messages.tool_calls.")
         return Call(
             clean_text(inner["name"], where),
             _arguments(inner.get("arguments"), where),
-            None if found is None else clean_text(str(found), where),
+            None if call_id is None else clean_text(str(call_id), where),
         )
 
     def _parts(self, content: Any, where: str) -> list[_Part]:
-        """What a message holds, in order."""
+        """The parts of a message's content, in order."""
         if content is None or content == "":
             return []
         if isinstance(content, str):
             return [clean_text(content, where)]
         content = _rows(content)
         listed = content if isinstance(content, list) else [content]
-        return [part for given in listed for part in self._part(given, where)]
+        return [part for item in listed for part in self._part(item, where)]
 
     def _part(self, part: Any, where: str) -> list[_Part]:
         if isinstance(part, str):
@@ -275,8 +275,8 @@ class MessageReader:
         if kind in ("thinking", "reasoning") or part.get("thought") is True:
             key = "thinking" if "thinking" in part else "text"
             text = _text(part.get(key), where)
-            said = {"thought"} if part.get("thought") is True else set()
-            self._unread(part, {"type", key} | said, "messages.content.")
+            flag = {"thought"} if part.get("thought") is True else set()
+            self._unread(part, {"type", key} | flag, "messages.content.")
             return [_Thought(text)] if text else []
         if kind == "tool_use" or "functionCall" in part:
             return [self._used(part, where)]
@@ -288,19 +288,19 @@ class MessageReader:
         raise _bad("content of a message is not text", where, f"a part of type {kind}")
 
     def _used(self, part: Mapping[str, Any], where: str) -> Call:
-        """A call that stands among the parts of a message."""
+        """A tool call that is a part of a message's content."""
         call = self._inner(part, "functionCall", where)
-        given = next((key for key in ("input", "args") if call.get(key) is not None), "input")
-        self._unread(call, {"type", "id", "name", given}, "messages.content.")
-        found = call.get("id")
+        key = next((key for key in ("input", "args") if call.get(key) is not None), "input")
+        self._unread(call, {"type", "id", "name", key}, "messages.content.")
+        call_id = call.get("id")
         return Call(
             clean_text(call.get("name"), where),
-            _arguments(call.get(given), where),
-            None if found is None else clean_text(str(found), where),
+            _arguments(call.get(key), where),
+            None if call_id is None else clean_text(str(call_id), where),
         )
 
     def _answer(self, part: Mapping[str, Any], where: str) -> Turn:
-        """What a tool answers, where it stands in a user's message."""
+        """A tool's answer that is a part of a user message's content."""
         answer = self._inner(part, "functionResponse", where)
         held = "content" if answer.get("content") is not None else "response"
         named = "tool_use_id" if answer.get("tool_use_id") is not None else "id"
@@ -314,22 +314,22 @@ class MessageReader:
             content = "".join(texts)
         elif isinstance(content, Mapping):
             content = json.dumps(clean_values(content, where), ensure_ascii=False)
-        found = answer.get(named)
+        call_id = answer.get(named)
         return Turn(
             "tool",
             _text(content, where),
             name=_text(answer.get("name"), where) or None,
-            call_id=None if found is None else clean_text(str(found), where),
+            call_id=None if call_id is None else clean_text(str(call_id), where),
         )
 
     def _inner(self, part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-        """What a part holds under a name; the part itself where it has none of that name."""
+        """The object under a name of a part; the part itself where it has no such name."""
         if name not in part:
             return part
         self._unread(part, {name}, "messages.content.")
         held = part[name]
         if not isinstance(held, Mapping):
-            raise _bad(f"{name} is no object", where, type(held).__name__)
+            raise _bad(f"{name} is not an object", where, type(held).__name__)
         return held
 
 
@@ -342,7 +342,7 @@ _Part = str | _Thought | Call | Turn
 
 
 def _parsed(value: Any) -> Any:
-    """JSON where a string holds an object or a list; the value where it does not."""
+    """The parsed JSON of a string with an object or a list; any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -352,23 +352,23 @@ def _parsed(value: Any) -> Any:
 
 
 def _arguments(value: Any, where: str) -> dict[str, Any] | str:
-    """Arguments as an object; text where they are none. What stands in a JSON string is kept whole."""
+    """Arguments as an object, or text if they are not an object; nulls in a JSON string are kept."""
     if isinstance(value, str):
         clean_text(value or "{}", where)
         parsed = _parsed(value)
-        clean_values(parsed, where)  # what the string holds is checked, and stays as it is
+        clean_values(parsed, where)  # only checked
         return parsed if isinstance(parsed, dict) else value
     cleaned = clean_values(value or {}, where)
     return cleaned if isinstance(cleaned, dict) else json.dumps(cleaned, ensure_ascii=False)
 
 
 def _text(value: Any, where: str) -> str:
-    """Text, or "" for what holds none."""
+    """A checked text; "" for None."""
     return clean_text(value, where) if value not in (None, "") else ""
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages, also as JSON: a text may be JSON of its own."""
+    """Whether a value is a list of messages, also as JSON text."""
     listed = _rows(_parsed(value))
     return (
         isinstance(listed, list)
@@ -378,7 +378,7 @@ def is_messages(value: Any) -> bool:
 
 
 def _rows(value: Any) -> Any:
-    """A list of objects where `datasets` has one object of lists; any other value as it is."""
+    """A list of objects from an object of lists (as in `datasets`); any other value unchanged."""
     if not isinstance(value, Mapping) or not value:
         return value
     lengths = {len(part) if isinstance(part, list) else -1 for part in value.values()}
@@ -396,5 +396,5 @@ def _is_exchange(value: Any) -> bool:
 def _bad(what: str, where: str, got: str) -> DocumentError:
     hint = None
     if any(kind in got for kind in ("image", "audio", "video", "sound", "file")):
-        hint = "images and sounds are not read: leave such rows out with `corpus.on_bad: drop`"
+        hint = "images and audio are not supported: leave such rows out with `corpus.on_bad: drop`"
     return DocumentError(what, reason="bad_messages", where=where, got=got, hint=hint)

@@ -1,1 +1,1 @@
-"""Text in: files of any kind become documents, checked and split."""
+"""From input files of any format to documents, checked and assigned to splits."""

@@ -1,7 +1,7 @@
-"""`corpus build`: inputs become documents.parquet, and corpus.json, written last, says so.
+"""`corpus build`: from inputs to documents.parquet and, written last, corpus.json.
 
-Everything is checked before anything is written, so a bad document leaves an earlier corpus as it
-was. The texts are held once in memory, as Arrow keeps them.
+Everything is checked before anything is written, so a bad document leaves an earlier corpus unchanged.
+All texts are in memory once, as Arrow arrays.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ DOCUMENT_SCHEMA = pa.schema([(item.name, pa.string()) for item in fields(Documen
 
 
 class InputRecord(StrictModel):
-    """One input file as it was read."""
+    """An input file that was read."""
 
     name: str
     sha256: str
     documents: int = Field(ge=0)
-    """Documents kept."""
+    """Number of documents from it."""
     packed: str | None = None
-    """How it is compressed."""
+    """Compression format; None for none."""
     shapes: dict[str, int] = Field(default_factory=dict)
-    """Rows by the shape that they were read in."""
+    """Number of rows by shape (`extract.chat.shapes`)."""
 
 
 class CorpusRecord(StrictModel):
@@ -71,37 +71,37 @@ class CorpusRecord(StrictModel):
 
     schema_version: int = SCHEMA_VERSION
     request_fingerprint: str
-    """Of the inputs' content, the section and the seed: the same request gives the same corpus."""
+    """Of the inputs' content, the section and the seed; the same request gives the same corpus."""
     corpus_fingerprint: str
     """Of all documents, in order."""
     num_documents: int = Field(ge=0)
     documents: dict[str, dict[str, int]]
-    """Number by split and domain."""
+    """Number of documents by split and domain."""
     size_bytes: dict[str, dict[str, int]]
     """UTF-8 bytes of text by split and domain."""
     taken_as: dict[str, dict[str, int]] = Field(default_factory=dict)
-    """Documents whose split has another name in the data, by split and that name."""
+    """Number of documents whose split was renamed (`corpus.split_names`), by split and former name."""
     left_out: dict[str, int]
-    """Rows of splits that the run does not use, by split."""
+    """Number of rows of splits that the run does not use, by split."""
     dropped: dict[str, int]
-    """Documents that could not be used, by reason."""
+    """Number of documents that could not be used, by reason."""
     unread: dict[str, int] = Field(default_factory=dict)
-    """Values that no stage looks at, by column, or by field of a message."""
+    """Number of values that are not used, by column or by field of a message."""
     notes: dict[str, int] = Field(default_factory=dict)
-    """What of chats is read otherwise than one might think, by what."""
+    """Number of other things in chats that are left out or changed, by description."""
     unicode: UnicodeForm = "keep"
-    """What was done with documents that were not in Unicode's composed normal form."""
+    """What was done with documents that are not in Unicode's composed normal form (NFC)."""
     not_nfc: int | None = Field(default=None, ge=0)
-    """How many there were; None in corpora of earlier versions."""
+    """Number of such documents; None in corpora of earlier versions."""
     nfc_readers: tuple[str, ...] = ()
-    """Models whose tokenizer normalises so, where that was asked."""
+    """Models whose tokenizer normalises to NFC, if `corpus.unicode` was left open."""
     inputs: tuple[InputRecord, ...]
     created_by: str = f"logitfuse {__version__}"
 
 
 @dataclass
 class _Collected:
-    """What reading the inputs gathers."""
+    """Documents and counts while the inputs are read."""
 
     batches: list[pa.RecordBatch] = field(default_factory=list)
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -125,34 +125,34 @@ class _Collected:
 
 
 def later_splits(run: RunConfig, record: CorpusRecord) -> list[str]:
-    """As `require_splits`, of a corpus; a line more where a split lacks domains."""
+    """`require_splits` for a corpus, and a line for each split that lacks domains which it needs."""
     where = corpus_location(run).url
     lines = require_splits(run, record.documents, where=where, left_out=record.left_out)
-    domains = {domain for found in record.documents.values() for domain in found}
+    domains = {domain for counts in record.documents.values() for domain in counts}
     for section in run.sections.values():
         split = section.split_of_all_domains()
         lacking = sorted(domains - record.documents.get(split, {}).keys()) if split else []
         if split in record.documents and lacking:
             lines.append(
-                f"no text of {', '.join(lacking)} in split {split}: training wants every domain "
-                "there, or --allow-partial"
+                f"no text of {', '.join(lacking)} in split {split}: training needs every domain there, "
+                "or --allow-partial"
             )
     return lines
 
 
 def corpus_location(run: RunConfig) -> Location:
-    """Where the corpus of a run lies."""
+    """Folder or URL of a run's corpus."""
     return open_location(run.data_folder).child("corpus")
 
 
 def build_corpus(run: RunConfig) -> tuple[CorpusRecord, bool]:
-    """Build the corpus of a run, or find that it is built.
+    """Build the corpus of a run, unless it is complete.
 
     Args:
         run: The run file.
 
     Returns:
-        The record, and whether anything had to be done.
+        The record, and whether the corpus was built.
 
     Raises:
         InputError: An input or document cannot be used, or a split is missing that a section of
@@ -219,10 +219,10 @@ def open_corpus(location: Location) -> CorpusRecord:
 
 
 def read_documents(location: Location, record: CorpusRecord) -> pa.Table:
-    """All documents as an Arrow table, proved to be those of the record.
+    """All documents as an Arrow table, checked against the record.
 
     Raises:
-        CorruptionError: The file does not hold what corpus.json says.
+        CorruptionError: The file is damaged, or not that of corpus.json.
     """
     where = f"{location.url}/{DOCUMENTS_FILE}"
     try:
@@ -245,7 +245,7 @@ def read_documents(location: Location, record: CorpusRecord) -> pa.Table:
 
 
 def iter_documents(table: pa.Table) -> Iterator[Document]:
-    """The rows of a documents table."""
+    """The rows of a table of documents."""
     for batch in table.to_batches(max_chunksize=BATCH_DOCUMENTS):
         for row in batch.to_pylist():
             yield Document(**row)
@@ -257,18 +257,18 @@ def _request_fingerprint(
     files: Sequence[tuple[CorpusInput, InputFile]],
     digests: Sequence[str],
 ) -> str:
-    """Of names and content, not of paths: moved inputs ask for the same corpus."""
+    """Fingerprint of names and content of the inputs, not of paths: inputs may be moved."""
     inputs = [
         [entry.content(), file.name, file.format, digest]
         for (entry, file), digest in zip(files, digests, strict=True)
     ]
-    # What `unicode` comes to is known when documents are read: NormalForm.is_met looks after it.
+    # The effect of `unicode` depends on the documents: NormalForm.is_met checks it.
     settings = section.model_dump(mode="json", exclude={"inputs", "unicode"})
     return fingerprint(["corpus", SCHEMA_VERSION, inputs, settings, run.seed])
 
 
 def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:
-    """What is to do about a plan that was made from another corpus; [] where there is none."""
+    """A line on what to do about a plan that was made from another corpus; [] without such a plan."""
     location = plan_location(run)
     if not location.exists(PLAN_FILE):
         return []
@@ -276,7 +276,7 @@ def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:
         return []
     return [
         f"the plan in {location.url} is of another corpus: run `logitfuse extract plan`, which keeps "
-        "the splits whose documents are the same and takes new ones in"
+        "splits whose documents are the same and adds new ones"
     ]
 
 
@@ -310,7 +310,7 @@ def _checked(
     seed: int,
     collected: _Collected,
 ) -> Iterator[tuple[int, Document]]:
-    """Usable documents with the index of their file; the others are counted or raised."""
+    """Usable documents with the index of their file. A bad one is counted, or raises an error."""
     for index, (entry, file) in enumerate(files):
         wanted = columns_wanted(entry)
         whole = collected.tallies[index] = Tally()
@@ -353,8 +353,8 @@ def _require_new_ids(documents: Iterable[Document], place: str, places: dict[str
                 reason="duplicate_id",
                 where=place,
                 got=f"the same id in {places[document.document_id]}",
-                hint="map another column under columns: id, or give the inputs `ids: file`, which "
-                "puts the file's name before each id, or `ids: place`, which counts rows",
+                hint="map another column under columns: id, or set `ids: file` for the inputs, which "
+                "puts the file's name before each id, or `ids: place`, which uses row numbers",
             )
     places.update((document.document_id, place) for document in documents)
 
@@ -369,10 +369,10 @@ def document_digest(document: Document) -> str:
 
 
 def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    nested: dict[str, dict[str, int]] = {}
     for (split, domain), number in sorted(counts.items()):
-        found.setdefault(split, {})[domain] = number
-    return found
+        nested.setdefault(split, {})[domain] = number
+    return nested
 
 
 def _write(
@@ -384,7 +384,7 @@ def _write(
         _write_documents(location, batches)
         location.make_durable(DOCUMENTS_FILE)
     except BaseException:
-        with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
+        with contextlib.suppress(LogitfuseError):  # the first error is raised
             location.delete(DOCUMENTS_FILE)
         raise
     location.write_atomic(CORPUS_FILE, seal(record))

@@ -1,4 +1,4 @@
-"""A row becomes documents: columns are found, chats are cut into turns, bad text is named."""
+"""From an input row to documents: find its columns, split chats into responses, check texts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Document:
 
     Args:
         document_id: Unique in the corpus.
-        domain: What results are grouped by.
-        split: "train", "valid", "test" or whatever the corpus says.
-        context: None, or JSON of the prompt or messages before the text: read, never scored.
-        text: What the models are scored and trained on. Never empty, no NUL, valid Unicode.
-        author: The source whose answer it is, None where it is nobody's.
-        corpus: Name of its input, None where that has none.
+        domain: Kind of text; results are grouped by it.
+        split: "train", "valid", "test" or another one of the corpus.
+        context: None, or JSON of the prompt or messages before the text, which is not scored.
+        text: The text that is scored and trained on: not empty, without NUL, valid Unicode.
+        author: Name of the source that wrote it as an answer, else None.
+        corpus: Name of its input, None where that has no name.
     """
 
     document_id: str
@@ -40,18 +40,18 @@ class Document:
     corpus: str | None = None
 
     def values(self) -> list[str | None]:
-        """All fields, for digests; author and corpus, which came later, only where there are some."""
+        """All fields, for digests; author and corpus, which earlier versions lacked, only if set."""
         since = [self.author, self.corpus] if self.author or self.corpus else []
         return [self.document_id, self.domain, self.split, self.context, self.text, *since]
 
 
 _AS_GIVEN = ("tools", "tool_calls")
-"""Schemas of tools, and calls: templates write them whole, in the order that they are given in."""
+"""Fields of which templates render the JSON, so that its order is kept."""
 
 
 def context_json(context: Mapping[str, Any]) -> str:
-    """A prompt or messages as `Document.context` holds them: fields in alphabetical order, whatever the
-    data had, but for what templates write as it is given."""
+    """`Document.context` of a prompt or messages: JSON with keys in alphabetical order, except in tool
+    schemas and calls, which keep the data's order."""
     return json.dumps(_ordered(context), ensure_ascii=False)
 
 
@@ -64,7 +64,7 @@ def _ordered(value: Any, field: str = "") -> Any:
 
 
 def columns_wanted(entry: CorpusInput) -> set[str]:
-    """Names of all columns that `row_documents` may look at."""
+    """Names of all columns that `row_documents` may read."""
     roles = ("id", "domain", "split")
     named = {getattr(entry.columns, role) or role for role in roles}
     author = {entry.columns.author} if entry.columns.author else set()
@@ -72,17 +72,16 @@ def columns_wanted(entry: CorpusInput) -> set[str]:
 
 
 def _own_columns(entry: CorpusInput) -> set[str]:
-    """Columns that say what a document is called and belongs to."""
-    given = {"id": entry.ids == "place", "domain": entry.domain, "split": entry.split}
-    own = {getattr(entry.columns, role) or role for role, other in given.items() if not other}
+    """The columns of id, domain, split and author, where they are used."""
+    constants = {"id": entry.ids == "place", "domain": entry.domain, "split": entry.split}
+    own = {getattr(entry.columns, role) or role for role, set_ in constants.items() if not set_}
     return own | {entry.columns.author} if entry.columns.author else own
 
 
 def row_split(
     record: Mapping[str, Any], entry: CorpusInput, corpus: CorpusSection, *, doc: str, seed: int
 ) -> str:
-    """Split of a row as it is named there: the input's constant, its column, or assigned by a seeded
-    hash of its id."""
+    """Split of a row, not yet renamed: the input's constant, its column, or by `assign_split`."""
     if entry.split is not None:
         return entry.split
     mapped = entry.columns.split
@@ -90,12 +89,18 @@ def row_split(
     if value is None:
         if mapped is not None:
             raise _missing(mapped, doc, record)
-        return deal_split(doc, corpus.split_fractions, seed)
+        return assign_split(doc, corpus.split_fractions, seed)
     return clean_text(value, f"{doc}, column {mapped or 'split'}")
 
 
-def deal_split(document_id: str, fractions: Mapping[str, float], seed: int) -> str:
-    """Split of a document by its id alone, so that it stays when other documents come or go."""
+def assign_split(document_id: str, fractions: Mapping[str, float], seed: int) -> str:
+    """Split of a document by a hash of its id alone, so that it does not depend on other documents.
+
+    Args:
+        document_id: The document's id.
+        fractions: Share of each split; they sum to 1.
+        seed: The run's seed.
+    """
     digest = hashlib.sha256(f"split:{seed}:{document_id}".encode()).digest()
     point = int.from_bytes(digest[:8], "big") / 2**64
     names = sorted(fractions)
@@ -109,7 +114,7 @@ def deal_split(document_id: str, fractions: Mapping[str, float], seed: int) -> s
 def row_id(
     record: Mapping[str, Any], entry: CorpusInput, *, automatic: str, file_name: str, place: str
 ) -> str:
-    """Id of a row: its column, also after the file's name, or file name and row number."""
+    """Id of a row, by the input's `ids`: its column, file name and column, or file name and row."""
     if entry.ids == "place":
         return automatic
     mapped = entry.columns.id
@@ -138,23 +143,23 @@ def row_documents(
 
     Args:
         record: Values by column.
-        entry: The input with its mapping.
-        corpus: What of a chat is a response.
+        entry: The row's input.
+        corpus: Section `corpus` of the run file.
         document_id: From `row_id`.
-        split: From `row_split`; all turns of a chat share it.
+        split: The split of all its documents.
         place: File and line, for messages.
-        tally: Where what goes no further is counted.
+        tally: Counts what is not used.
 
     Raises:
-        DocumentError: A column is missing, or holds what cannot be used.
+        DocumentError: A column is missing, or its value cannot be used.
     """
     where = f"document {document_id} ({place})"
     domain = entry.domain or _domain(record, entry, where)
     author = _author(record, entry, where)
-    found = shape_of(record, entry)
-    if found is None:
+    shape_columns = shape_of(record, entry)
+    if shape_columns is None:
         raise _missing(missing_columns(entry), where, record)
-    row = read_row(record, entry, found, MessageReader(entry.chat, tally, where))
+    row = read_row(record, entry, shape_columns, MessageReader(entry.chat, tally, where))
     tally.shapes[row.shape] += 1
     used = _own_columns(entry) | set(row.columns)
     tally.unread.update(
@@ -181,8 +186,8 @@ def row_documents(
             count_left_out(row.response, tally)
         return [document(text, None if row.prompt is None else {"prompt": row.prompt})]
     return [
-        document(found.text, found.context, found.suffix)
-        for found in response_texts(row.chat, row.response, corpus.thoughts, tally, where)
+        document(response.text, response.context, response.suffix)
+        for response in response_texts(row.chat, row.response, corpus.thoughts, tally, where)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Files and folders of text as rows: one dict with the place it came from, whatever the format."""
+"""Read input files of all formats as rows: a dict, with its place in the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNREADABLE_ENDINGS = (
     *(".json", ".csv", ".tsv", ".gz", ".zip", ".zst", ".xz", ".bz2", ".lz4", ".7z", ".tar"),
     *(".arrow", ".bin"),
 )
-"""Taken as plain text these would become one document of punctuation."""
+"""Endings of files that must not be read as plain text."""
 _PACKED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x1f\x8b": "gzip",
@@ -37,7 +37,7 @@ _PACKED = {
     **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
     b"PK\x03\x04": "zip",
 }
-"""First bytes of files that hold others."""
+"""Compression formats by the first bytes of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class InputFile:
     """One file (or `datasets` folder) of an input.
 
     Args:
-        path: Where it is.
-        name: Path below the glob's fixed part: part of automatic ids, the same after a move.
+        path: Its path.
+        name: Path relative to the part of the glob before its first wildcard; part of automatic ids.
         format: "jsonl", "parquet", "text" or "datasets".
     """
 
@@ -56,15 +56,15 @@ class InputFile:
 
 
 Row = tuple[str, str, dict[str, Any] | DocumentError]
-"""Place for messages, automatic id, and the record or why there is none."""
+"""Place (for messages), automatic id, and the record, or the error for a row that cannot be read."""
 
 
 def input_files(entry: CorpusInput) -> list[InputFile]:
     """The files of an input, sorted by name.
 
     Raises:
-        InputError: Nothing is there.
-        ConfigError: The format cannot be told.
+        InputError: There is no such file.
+        ConfigError: The format is not known from the name.
     """
     if "://" in entry.path:
         raise ConfigError("corpus inputs are read from disk", where="corpus.inputs", got=entry.path)
@@ -80,8 +80,8 @@ def input_files(entry: CorpusInput) -> list[InputFile]:
             got=entry.path,
             hint="paths are relative to the folder the command runs in",
         )
-    found = sorted(Path(name) for name in glob.glob(entry.path, recursive=True))
-    files = [path for path in found if path.is_file()]
+    paths = sorted(Path(name) for name in glob.glob(entry.path, recursive=True))
+    files = [path for path in paths if path.is_file()]
     if not files:
         raise InputError("no file matches", where="corpus.inputs", got=entry.path)
     root = _fixed_part(path)
@@ -121,21 +121,21 @@ def _format(path: Path, entry: CorpusInput) -> str:
         return "jsonl"
     if name.endswith(".parquet"):
         return "parquet"
-    if name.endswith(".json") and _holds_records(path):
+    if name.endswith(".json") and _has_records(path):
         return "jsonl"
     if name.endswith(UNREADABLE_ENDINGS):
         raise ConfigError(
-            "format of an input cannot be told by its name",
+            "format of an input is not known from its name",
             where="corpus.inputs",
             expected=".jsonl (also .gz, .zst), .json with a list, .parquet or a plain text file",
             got=path,
-            hint="convert it, or give `format:`",
+            hint="convert it, or set `format:`",
         )
     return "text"
 
 
 def content_digest(file: InputFile) -> str:
-    """SHA-256 of a file, or of all files of a dataset folder with their names."""
+    """SHA-256 of a file, or of all files and file names of a dataset folder."""
     digest = hashlib.sha256()
     for path in _files_of(file):
         try:
@@ -148,14 +148,14 @@ def content_digest(file: InputFile) -> str:
 
 
 def read_rows(file: InputFile, columns: Iterable[str]) -> Iterator[Row]:
-    """All rows of a file, in order.
+    """Yield all rows of a file, in order.
 
     Args:
         file: From `input_files`.
-        columns: Names that anyone may ask for; formats with columns read no others.
+        columns: Columns to read; JSON lines are read with all columns.
 
     Raises:
-        InputError: The file as a whole cannot be read.
+        InputError: The file cannot be read.
     """
     readers = {"jsonl": _jsonl, "text": _text}
     try:
@@ -171,7 +171,7 @@ def read_rows(file: InputFile, columns: Iterable[str]) -> Iterator[Row]:
             "input cannot be read",
             where=file.path,
             got=f"{type(error).__name__}: {str(error)[:200]}",
-            hint="the file may be damaged or cut short: fetch it again",
+            hint="the file may be damaged or truncated: fetch it again",
         ) from error
 
 
@@ -186,14 +186,14 @@ def _require_fetched(file: InputFile) -> None:
 
 
 def _files_of(file: InputFile) -> list[Path]:
-    """Itself, or all files of a dataset folder in order."""
+    """The file itself, or all files of a dataset folder, in order."""
     if file.format != "datasets":
         return [file.path]
     return sorted(path for path in file.path.rglob("*") if path.is_file())
 
 
-def _holds_records(path: Path) -> bool:
-    """Whether a .json file is a list, or has an object on each line: one object says neither."""
+def _has_records(path: Path) -> bool:
+    """Whether a .json file is a list, or has an object on each line (at least two)."""
     with path.open("rb") as opened:
         head = opened.read(1 << 20).lstrip()
     first, _, rest = head.partition(b"\n")
@@ -203,21 +203,18 @@ def _holds_records(path: Path) -> bool:
 
 
 def unread_columns(file: InputFile, columns: Iterable[str]) -> dict[str, int]:
-    """Columns that `read_rows` does not hand out, with their number of rows.
-
-    Of formats with columns alone: JSON lines hand out all that they hold.
-    """
+    """Columns that `read_rows` does not read, with their number of rows; {} for JSON lines and text."""
     if file.format == "parquet":
         with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
             names, rows = parquet.schema_arrow.names, parquet.metadata.num_rows
         return dict.fromkeys(set(names) - set(columns), rows)
     if file.format != "datasets":
         return {}
-    found: dict[str, int] = {}
+    unread: dict[str, int] = {}
     for _, dataset in _dataset_parts(file):
         for name in set(dataset.column_names) - set(columns):
-            found[name] = found.get(name, 0) + len(dataset)
-    return found
+            unread[name] = unread.get(name, 0) + len(dataset)
+    return unread
 
 
 def _jsonl(file: InputFile) -> Iterator[Row]:
@@ -233,37 +230,37 @@ def _jsonl(file: InputFile) -> Iterator[Row]:
 
 
 def _json_array(file: InputFile, data: bytes) -> Iterator[Row]:
-    """The objects of one list."""
+    """The objects of a JSON list."""
     decoder = json.JSONDecoder()
     try:
         text = data.decode("utf-8")
-        at, number = _behind_space(text, text.index("[") + 1), 0
+        at, number = _skip_space(text, text.index("[") + 1), 0
         while text[at] != "]":
             record, at = decoder.raw_decode(text, at)
             number += 1
             place = f"{file.path}, entry {number}"
             yield place, f"{file.name}/{number}", _as_record(record, place)
-            at = _behind_space(text, at)
+            at = _skip_space(text, at)
             if text[at] == ",":
-                at = _behind_space(text, at + 1)
+                at = _skip_space(text, at + 1)
             elif text[at] != "]":
                 raise ValueError(f"no comma at character {at}")
-        behind = len(text) - len(text[at + 1 :].lstrip(" \t\r\n"))
-        if behind < len(text):
-            raise ValueError(f"more behind the list, at character {behind}: one list a file")
+        after = len(text) - len(text[at + 1 :].lstrip(" \t\r\n"))
+        if after < len(text):
+            raise ValueError(f"text after the list, at character {after}: a file must be one list")
     except (ValueError, IndexError, RecursionError) as error:
-        said = "it ends before the list does" if isinstance(error, IndexError) else str(error)[:120]
-        raise InputError("bad JSON", where=file.path, got=said) from error
+        got = "the file ends inside the list" if isinstance(error, IndexError) else str(error)[:120]
+        raise InputError("bad JSON", where=file.path, got=got) from error
 
 
-def _behind_space(text: str, at: int) -> int:
+def _skip_space(text: str, at: int) -> int:
     while text[at] in " \t\r\n":
         at += 1
     return at
 
 
 def packed_as(path: Path) -> str | None:
-    """How a file is compressed, by its first bytes: "gzip", "zstd" or another; None where it is not."""
+    """Compression format of a file by its first bytes: "gzip", "zstd" or another; None for none."""
     if not path.is_file():
         return None
     with path.open("rb") as opened:
@@ -272,10 +269,10 @@ def packed_as(path: Path) -> str | None:
 
 
 def _unpacked(file: InputFile) -> io.BufferedReader | gzip.GzipFile:
-    """A file opened for reading, gzip and zstd undone.
+    """A file opened for reading; gzip and zstd are decompressed.
 
     Raises:
-        InputError: It is packed in another way.
+        InputError: It is compressed in another format.
     """
     packed = packed_as(file.path)
     if packed == "zstd":
@@ -285,10 +282,10 @@ def _unpacked(file: InputFile) -> io.BufferedReader | gzip.GzipFile:
     if packed is None:
         return file.path.open("rb")
     raise InputError(
-        f"input is packed: {packed}",
+        f"input is compressed as {packed}",
         where=file.path,
-        expected="text, as it is or in gzip or zstd",
-        hint="unpack it first",
+        expected="plain text, gzip or zstd",
+        hint="decompress it first",
     )
 
 
@@ -310,7 +307,7 @@ def _as_record(record: Any, place: str) -> dict[str, Any] | DocumentError:
 
 def _text(file: InputFile) -> Iterator[Row]:
     try:
-        # Bytes, not text mode: line ends are content.
+        # In binary mode, so that line ends are kept.
         with _unpacked(file) as stream:
             record: dict[str, Any] | DocumentError = {"text": stream.read().decode("utf-8")}
     except UnicodeDecodeError as error:
@@ -325,7 +322,7 @@ def _parquet(file: InputFile, columns: set[str]) -> Iterator[Row]:
         present = [name for name in parquet.schema_arrow.names if name in columns]
         number = 0
         for batch in parquet.iter_batches(batch_size=1024, columns=present):
-            # A file without any of the columns still has rows to complain about.
+            # A file without any of the columns still has rows, which are reported as bad.
             records = batch.to_pylist() if present else [{}] * batch.num_rows
             for record in records:
                 number += 1
@@ -333,7 +330,7 @@ def _parquet(file: InputFile, columns: set[str]) -> Iterator[Row]:
 
 
 def _dataset_parts(file: InputFile) -> list[tuple[str, Any]]:
-    """Splits of a saved dataset by name; one without a name where it has none."""
+    """Splits of a saved dataset by name; the name is "" for a dataset without splits."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:

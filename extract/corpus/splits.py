@@ -1,4 +1,4 @@
-"""What splits are called, and which of them later stages will ask for."""
+"""Check early that the splits which later stages need have text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from store_schema.errors import InputError
 def require_splits(
     run: RunConfig, present: Collection[str], *, where: str, left_out: Mapping[str, int]
 ) -> list[str]:
-    """Look now for the splits that later stages need, before anything is scored.
+    """Check that the splits which later stages need have text, before anything is scored.
 
     Args:
         run: The run file.
         present: Splits that have text.
-        where: What was looked at, for messages.
-        left_out: Documents of splits that the run does not use.
+        where: Corpus or plan, for messages.
+        left_out: Number of documents by split that the run does not use.
 
     Returns:
-        A line for each split that only a stage without a section in the run file would need.
+        A line for each missing split that only a stage without a section in the run file needs.
 
     Raises:
         InputError: A section of the run file needs a split that has no text.
@@ -37,13 +37,13 @@ def require_splits(
                 known = KNOWN_SPLITS.get(split)
                 hint = f"add documents of it, map names by corpus.split_names, or set {option} to "
                 raise InputError(
-                    f"no text of split {split}, which {option} asks for",
+                    f"no text of split {split}, which {option} needs",
                     where=where,
                     expected=split,
                     got=got or "no split",
-                    hint=f"set {option} to {known}, as that split is called here"
+                    hint=f"set {option} to {known}, the name of that split here"
                     if known in present
-                    else hint + "a split that is there",
+                    else hint + "another split",
                 )
-            lines.append(f"no text of split {split}: the stage that {option} is of will miss it")
+            lines.append(f"no text of split {split}, which {option} needs by default")
     return lines

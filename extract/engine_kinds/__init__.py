@@ -1,4 +1,5 @@
-"""What runs a model; ENGINES lists them. Where a run file says auto, the first that serves is taken."""
+"""Engines, which run models. ENGINES lists them; for `engine: auto` the first that `serves` is
+taken."""
 
 from extract.engine_kinds.kind import EngineKind
 from store_schema.registry import Registry

@@ -1,4 +1,4 @@
-"""What an engine is to the rest of the stage; read with the run file, so it loads nothing heavy."""
+"""Base class of engines. Loaded with every run file, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,59 +11,60 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class EngineKind(Kind):
-    """Base of all engines.
+    """Base class of all engines.
 
-    A `spec` is an `extract.engines.protocol.EngineSpec`, a `section` the run file's `extract`; options
-    of an engine are a field of it.
+    A `spec` is an `extract.engines.protocol.EngineSpec`, a `section` the run file's section `extract`,
+    of which the engine's options are a field.
     """
 
     whole_rows: ClassVar[bool] = False
-    """Whether it gives whole distributions, which draws need."""
+    """Whether it returns whole distributions, which sampled stores need."""
     loader: ClassVar[Loader] = "auto"
-    """What reads the model's files, where that decides which models can be loaded at all."""
+    """The library that loads the model, which determines which models can be loaded."""
 
     def open(self, spec: Any) -> Any:
-        """A loaded model: an `extract.engines.protocol.Engine`.
+        """Load a model: returns an `extract.engines.protocol.Engine`.
 
         Raises:
             ConfigError: The engine is not installed.
-            ModelError: The model does not load.
+            ModelError: The model cannot be loaded.
         """
         raise NotImplementedError
 
     def check(self, section: Any) -> None:
-        """Refuse what it cannot do.
+        """Refuse settings that it does not support.
 
         Raises:
-            ValueError: Says what it cannot, and what can.
+            ValueError: There is such a setting; says which engine supports it.
         """
         if section.needs_all and not self.whole_rows:
-            raise ValueError(f"draws need whole distributions: not from {self.name}")
+            raise ValueError(f"estimator sampled needs whole distributions, not engine {self.name}")
 
     def serves(self, section: Any, *, on_cpu: bool, fp32_head: bool) -> bool:
-        """Whether it may be taken where the run file leaves the engine open.
+        """Whether `engine: auto` may choose it.
 
         Args:
-            section: The run file's `extract`.
+            section: Section `extract` of the run file.
             on_cpu: Whether the machine has no GPU.
-            fp32_head: Whether logits are computed in float32 though the model is not.
+            fp32_head: Whether logits are computed in float32 for a model in another dtype.
         """
         return False
 
     def device(self, section: Any) -> str:
-        """Where it runs: "auto", "cpu" or "cuda"."""
+        """The device it runs on: "auto", "cpu" or "cuda"."""
         return "auto"
 
     def memory_need(self, spec: Any, on_cpu: bool) -> Any:
-        """What scoring takes, an `extract.engines.memory.Need`; None where that is not known."""
+        """Memory for scoring, as an `extract.engines.memory.Need`; None where that is not known."""
         return None
 
     def free_memory(self, spec: Any) -> tuple[int, str]:
-        """Bytes of a GPU that a source may take, and whose they are."""
+        """Bytes of GPU memory that a source may use, and the GPU's name for messages."""
         from extract.engines.memory import gpu_bytes
 
         return gpu_bytes(0)[0], "GPU 0"
 
     def halved(self, spec: Any, times: int, on_cpu: bool) -> Any:
-        """The spec with batches halved so many times, the same where that is done in the engine."""
+        """The spec with batches halved `times` times; unchanged for engines that halve by
+        themselves."""
         return spec

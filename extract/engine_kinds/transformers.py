@@ -14,29 +14,29 @@ class Transformers(EngineKind):
     loader = "transformers"
 
     def open(self, spec: Any) -> Any:
-        """As `EngineKind.open` says."""
+        """See `EngineKind.open`."""
         from extract.engines.transformers_engine import TransformersEngine
 
         return TransformersEngine(spec)
 
     def check(self, section: Any) -> None:
-        """It loads weights as they are."""
+        """Refuse `quantization`: weights are loaded as they are in the checkpoint."""
         if section.quantization is not None:
             raise ValueError("quantization needs engine vllm")
 
     def serves(self, section: Any, *, on_cpu: bool, fp32_head: bool) -> bool:
-        """Where only it will do, and on a CPU with a float32 head: vLLM converts the whole output
-        weight in every step there, twice."""
+        """True where only this engine can do the work, and on a CPU with a float32 head, where vLLM
+        converts the whole output weight twice in every step."""
         needed = section.needs_all or section.device == "cpu" or (on_cpu and fp32_head)
         return needed and section.quantization is None
 
     def device(self, section: Any) -> str:
-        """As the run file says."""
+        """The device in the run file."""
         device: str = section.device
         return device
 
     def memory_need(self, spec: Any, on_cpu: bool) -> Any:
-        """Weights, what a forward pass holds of a batch, and rows of logits."""
+        """Weights, activations of a batch, and rows of logits."""
         from extract.engines import memory
         from store_schema.model.causal_head import scale_and_cap
         from store_schema.model.models import model_config
@@ -50,7 +50,7 @@ class Transformers(EngineKind):
             "fixed": (("weights", weights),),
         }
         if scale_and_cap(config) != (1.0, None):
-            # The model's own logits of a batch, and what it computes them from.
+            # The model's own logits of a batch, before and after its scale or soft cap.
             return memory.need_of(spec, tokens, 2, "batch_tokens", dtype=spec.dtype, **sizes)
         draws = section.estimator != "topk"
         copies = memory.SAMPLED_COPIES if draws else memory.TOPK_COPIES

@@ -1,1 +1,1 @@
-"""What runs a model: the contract of an engine, vLLM, transformers, and the memory they take."""
+"""Engines: their protocol, vLLM, transformers, and the memory they need."""

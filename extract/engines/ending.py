@@ -1,7 +1,7 @@
-"""When an answer ends: one rule for all engines, on token ids and the bytes they join to.
+"""When a generated answer ends: the same rule for all engines, on token ids and their bytes.
 
-Engines know tokens only, so that an answer ends in the same place whichever of them wrote it. Stop
-texts are looked for in bytes: a character may lie across tokens, and nothing has to be decoded.
+Engines do not use stopping rules of their own, so an answer ends at the same place with each of them.
+Stop texts are searched in bytes, since a character may be several tokens.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 @dataclass(frozen=True)
 class AnswerRules:
-    """How answers are drawn, and what ends them.
+    """How answers are sampled, and what ends them.
 
     Args:
-        section: The run file's `generate`.
-        end_ids: Tokens that end an answer: end of sequence, end of turn. They stand for no text.
-        tokens: Bytes by id of the tokenizer.
+        section: Section `generate` of the run file.
+        end_ids: Tokens that end an answer (end of sequence, end of turn) and are no text.
+        tokens: Bytes of the tokenizer's tokens, by id.
     """
 
     section: GenerateSection
@@ -37,7 +37,7 @@ class AnswerRules:
 
     @cached_property
     def stop(self) -> tuple[bytes, ...]:
-        """UTF-8 bytes that end an answer."""
+        """The stop texts as UTF-8 bytes."""
         return tuple(text.encode() for text in self.section.stop)
 
     @cached_property
@@ -47,7 +47,7 @@ class AnswerRules:
 
 
 class GrowingAnswer:
-    """The tokens of one answer as they come."""
+    """The tokens of one answer while it is generated."""
 
     def __init__(self, rules: AnswerRules) -> None:
         self._rules = rules
@@ -57,10 +57,10 @@ class GrowingAnswer:
         self.token_ids: list[int] = []
 
     def add(self, token_id: int) -> Finish | None:
-        """Take the next token.
+        """Add the next token.
 
         Returns:
-            How the answer ended with it; None while it goes on.
+            How the answer ends with it; None if it continues.
 
         Raises:
             ModelError: The tokenizer has no such id.
@@ -68,7 +68,7 @@ class GrowingAnswer:
         rules = self._rules
         if token_id >= len(rules.tokens):
             raise ModelError(
-                "the engine drew an id that the tokenizer does not have",
+                "the engine generated an id that the tokenizer does not have",
                 expected=f"below {len(rules.tokens)}",
                 got=token_id,
             )
@@ -88,18 +88,18 @@ class GrowingAnswer:
 def end_ids(folder: Path, tokenizer: SegmentTokenizer) -> frozenset[int]:
     """Tokens that end an answer of a model.
 
-    The tokenizer's end of sequence, and those of generation_config.json, which for chat models
-    names the end of a turn as well; config.json's where there is no such file.
+    These are the tokenizer's end of sequence and `eos_token_id` of generation_config.json, which for
+    chat models has the end of a turn too, or of config.json if there is no such file.
 
     Args:
-        folder: Of the model.
-        tokenizer: Of the same model.
+        folder: The model's folder.
+        tokenizer: The model's tokenizer.
 
     Returns:
-        Ids of the tokenizer; empty where nothing ends an answer but its length.
+        Token ids; empty where only its length ends an answer.
 
     Raises:
-        ModelError: A file is not what it should be.
+        ModelError: A file is damaged, or its `eos_token_id` is no id.
     """
     path = folder / "generation_config.json"
     config = _json_object(path) if path.is_file() else model_config(folder)
@@ -121,11 +121,11 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _ids(value: object, *, where: object) -> Sequence[int]:
-    found: Collection[object] = value if isinstance(value, list) else [value]
+    listed: Collection[object] = value if isinstance(value, list) else [value]
     if value is None:
         return []
-    ids = [i for i in found if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
-    if len(ids) != len(found):
+    ids = [i for i in listed if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+    if len(ids) != len(listed):
         raise ModelError(
             "eos_token_id is neither an id nor a list of ids", where=where, got=repr(value)[:160]
         )

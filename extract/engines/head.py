@@ -1,4 +1,4 @@
-"""The output layer of a model, run alone on hidden states, with logits in float32.
+"""The output layer of a model, run by itself on hidden states, with logits in float32.
 
 Shapes: R rows, H hidden, V vocabulary.
 """
@@ -14,35 +14,35 @@ import torch
 from store_schema.model.out_of_memory import is_out_of_memory
 
 SLICE_BYTES = 16 << 20
-"""Weights in float32 that exist at a time where a half-precision product cannot give float32."""
+"""Bytes of weights that are converted to float32 at a time, where a device has no mixed product."""
 
 
 class OutputHead:
-    """Logits of hidden states.
+    """Computes logits of hidden states.
 
-    A product of two bf16 or fp16 numbers is exact in float32, and matrix units sum in float32: what
-    ties logits is only that the sum is rounded back. So the weights stay as they are and the sum is
-    asked for in float32; where the device has no such product, slices of the weights are converted
-    one after the other. A float32 copy of the whole weight never exists.
+    A product of two bf16 or fp16 numbers is exact in float32, and matrix units sum in float32; logits
+    become equal only because the sum is rounded back. So the weights stay as they are and the result is
+    requested in float32. Where the device does not support that, slices of the weights are converted
+    one after the other. There is never a float32 copy of the whole weight.
 
-    On a CPU all logits are written to one place that is used again: new memory of this size is
-    handed out page by page, which took a quarter as long as the product itself.
+    On a CPU all logits are written to the same buffer: allocating new memory of this size took a
+    quarter of the product's time.
     """
 
     def __init__(self, layer: torch.nn.Module, *, fp32: bool) -> None:
-        """Take a model's output layer.
+        """Wrap a model's output layer.
 
         Args:
-            layer: What `get_output_embeddings` gives.
-            fp32: Whether logits are computed in float32 though the model is not.
+            layer: From `get_output_embeddings`.
+            fp32: Whether logits are computed in float32 for a model in another dtype.
         """
         self._layer = layer
         self._linear = layer if _is_plain(layer) and (fp32 or _is_float32(layer)) else None
         self._wide = self._linear is not None and _gives_float32(self._linear.weight)
-        self._place = torch.empty(0)
+        self._buffer = torch.empty(0)
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        """[R, V] float32; on a CPU they stand until the next call."""
+        """[R, V] float32 logits; on a CPU they are overwritten by the next call."""
         if self._linear is None:
             logits: torch.Tensor = self._layer(hidden_RH)
             return logits.float()
@@ -50,27 +50,28 @@ class OutputHead:
         if self._wide:
             logits = torch.mm(hidden_RH, weight_VH.t(), out_dtype=torch.float32)
         else:
-            logits = self._room(len(hidden_RH), weight_VH)
+            logits = self._output(len(hidden_RH), weight_VH)
             product_into(logits, hidden_RH, weight_VH)
         return logits if bias_V is None else logits.add_(bias_V)
 
-    def _room(self, R: int, weight_VH: torch.Tensor) -> torch.Tensor:
+    def _output(self, R: int, weight_VH: torch.Tensor) -> torch.Tensor:
+        """[R, V] float32 tensor for the logits."""
         size = R * len(weight_VH)
         if weight_VH.device.type != "cpu":
             return torch.empty(R, len(weight_VH), device=weight_VH.device)
-        if self._place.numel() < size:
-            self._place = torch.empty(0)  # not both at a time
-            self._place = torch.empty(size)
-        return self._place[:size].view(R, -1)
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(0)  # frees the old buffer first
+            self._buffer = torch.empty(size)
+        return self._buffer[:size].view(R, -1)
 
 
 def product_into(logits_RV: torch.Tensor, hidden_RH: torch.Tensor, weight_VH: torch.Tensor) -> None:
-    """Hidden times the transposed weight, in float32 throughout, a slice of V at a time.
+    """Hidden states times the transposed weight, in float32, a slice of V at a time.
 
     Args:
-        logits_RV: float32, filled.
-        hidden_RH: Of the weight's type.
-        weight_VH: Any floating-point type; in float32 it is multiplied whole.
+        logits_RV: float32; the result is written here.
+        hidden_RH: Of the weight's dtype.
+        weight_VH: Any floating-point dtype; a float32 weight is multiplied as a whole.
     """
     if weight_VH.dtype == torch.float32:
         torch.mm(hidden_RH, weight_VH.t(), out=logits_RV)
@@ -88,10 +89,10 @@ def product_into(logits_RV: torch.Tensor, hidden_RH: torch.Tensor, weight_VH: to
 
 @contextmanager
 def bf16_units(wanted: bool) -> Iterator[None]:
-    """Let a CPU round float32 factors of matrix products to bf16; sums stay in float32.
+    """Allow a CPU to round float32 factors of matrix products to bf16; sums stay in float32.
 
-    Numbers that come from bf16 lose nothing by it, and units made for bf16 (AVX-512 BF16, AMX) take
-    them three times as fast and more. A CPU without them does as before.
+    Factors that were converted from bf16 do not change by it, and bf16 units (AVX-512 BF16, AMX)
+    multiply them more than three times as fast. It has no effect on a CPU without such units.
     """
     settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if not wanted or not hasattr(settings, "fp32_precision"):  # torch before 2.9
@@ -106,7 +107,7 @@ def bf16_units(wanted: bool) -> Iterator[None]:
 
 
 def _is_plain(layer: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
-    """Whether the layer is its weight and bias and nothing else."""
+    """Whether the layer is a linear layer with nothing else in its forward."""
     return isinstance(layer, torch.nn.Linear) and type(layer).forward is torch.nn.Linear.forward
 
 
@@ -115,7 +116,7 @@ def _is_float32(layer: torch.nn.Linear) -> bool:
 
 
 def _gives_float32(weight_VH: torch.Tensor) -> bool:
-    """Whether the device multiplies the weight's type into float32."""
+    """Whether the device can multiply matrices of the weight's dtype with a float32 result."""
     if weight_VH.dtype == torch.float32:
         return False
     few = weight_VH[:16]

@@ -1,9 +1,10 @@
-"""What is kept of rows of logits: their normaliser and their best ids.
+"""The log-sum-exp and the largest entries of rows of logits, in a single pass over them.
 
-The vocabulary is read in blocks of BLOCK ids. One reading gives each block's largest logit and its
-sum of exponentials; the rest works on these few numbers, so a row of 128k ids is not read again for
-its top 64: these lie in the 64 blocks with the largest peaks. Within a block sums are float32, over
-blocks float64. On a GPU the reading is one kernel that `torch.compile` makes of `block_sums`.
+The vocabulary is divided into blocks of BLOCK ids. One pass computes each block's largest logit (peak)
+and sum of exponentials; everything else works on these few numbers. So a row of 128k ids is not read
+again for its top 64, which are in the 64 blocks with the largest peaks. Sums are float32 within a
+block and float64 over blocks. On a GPU the pass is one kernel that `torch.compile` makes from
+`block_sums`.
 
 Shapes: R rows, V vocabulary, C blocks, B ids of a block, K entries.
 """
@@ -22,19 +23,20 @@ from store_schema.model.out_of_memory import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 BLOCK = 64
-"""Near the square root of V / K for large vocabularies, where both stages of `best` are as short."""
+"""Near the square root of V / K for large vocabularies, where both steps of `best` take equally
+long."""
 CACHE_BYTES = 4 << 20
-"""Logits that a CPU reads at a time: what is made of them on the way stays in its cache."""
+"""Bytes of logits that a CPU works on at a time, so that intermediate results stay in its cache."""
 
 Sums = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class RowSums:
-    """Figures of rows of logits.
+    """Block peaks and log-sum-exp of rows of logits.
 
     Args:
-        peaks_RC: float32 largest logit of each block; the last block may be short.
+        peaks_RC: float32 largest logit of each block; the last block may be shorter.
         log_total_R: float64 nats, log of the sum of exponentials.
     """
 
@@ -43,7 +45,7 @@ class RowSums:
 
 
 def block_sums(logits_RCB: torch.Tensor) -> Sums:
-    """Peak and sum of each block; a pure function of plain operations, so that it compiles.
+    """Peak and sum of exponentials of each block; only plain operations, so that it can be compiled.
 
     Returns:
         [R, C] float32 each: the largest logit m, the sum of exp(x - m).
@@ -53,13 +55,13 @@ def block_sums(logits_RCB: torch.Tensor) -> Sums:
 
 
 def row_sums(logits_RV: torch.Tensor) -> RowSums:
-    """Read rows of logits once.
+    """Block peaks and log-sum-exp of rows of logits.
 
     Args:
         logits_RV: float32.
 
     Returns:
-        Figures within 1e-6 of float64 ones; NaN where a row has NaN or +inf.
+        Within 1e-6 of the values in float64; NaN where a row has NaN or +inf.
     """
     size = logits_RV.shape[1]
     full = size // BLOCK * BLOCK
@@ -68,8 +70,8 @@ def row_sums(logits_RV: torch.Tensor) -> RowSums:
         if start < stop:
             shape = len(logits_RV), (stop - start) // width, width
             parts.append(_sums_of(logits_RV[:, start:stop].view(shape)))
-    peaks_RC, sums_RC = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
-    # Sums of blocks are each relative to the block's own peak.
+    peaks_RC, sums_RC = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    # The sum of a block is relative to the block's own peak.
     finite_RC = _finite(peaks_RC).double()
     top_R1 = finite_RC.amax(-1, keepdim=True)
     total_R = ((finite_RC - top_R1).exp() * sums_RC).sum(-1)
@@ -79,10 +81,10 @@ def row_sums(logits_RV: torch.Tensor) -> RowSums:
 def best(
     logits_RV: torch.Tensor, peaks_RC: torch.Tensor, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logits of each row and their ids, as `torch.topk` gives them but for ties.
+    """The largest logits of each row and their ids, the same as `torch.topk` except for ties.
 
-    Each of the K largest stands in one of the K blocks of largest peak: were its block not among
-    them, K other blocks would have something as large. So K * BLOCK candidates suffice.
+    Each of the K largest is in one of the K blocks with the largest peaks: otherwise K other blocks
+    would each have a logit as large. So there are only K * BLOCK candidates.
 
     Args:
         logits_RV: float32.
@@ -99,17 +101,17 @@ def best(
         return top.values, top.indices
     blocks_RK = peaks_RC[:, :num_full].topk(top_k, dim=-1).indices
     full_RCB = logits_RV[:, : num_full * BLOCK].view(len(logits_RV), num_full, BLOCK)
-    found = full_RCB.gather(1, blocks_RK[..., None].expand(-1, -1, BLOCK)).flatten(1)
-    candidates = torch.cat([found, logits_RV[:, num_full * BLOCK :]], dim=1)
+    in_blocks = full_RCB.gather(1, blocks_RK[..., None].expand(-1, -1, BLOCK)).flatten(1)
+    candidates = torch.cat([in_blocks, logits_RV[:, num_full * BLOCK :]], dim=1)
     top = candidates.topk(top_k, dim=-1)
-    # The short block at the end stands behind the chosen ones.
+    # The shorter last block comes after the chosen ones.
     blocks = torch.cat([blocks_RK, blocks_RK.new_full((len(blocks_RK), 1), num_full)], dim=1)
     ids_RK = blocks.gather(1, top.indices // BLOCK) * BLOCK + top.indices % BLOCK
     return top.values, ids_RK
 
 
 def _finite(peaks: torch.Tensor) -> torch.Tensor:
-    """-inf as the lowest number, so that -inf less it is -inf and not NaN."""
+    """-inf replaced by the lowest finite number: -inf - -inf would be NaN."""
     return peaks.clamp(min=torch.finfo(torch.float32).min)
 
 
@@ -124,19 +126,19 @@ def _sums_of(blocks_RCB: torch.Tensor) -> Sums:
 
 @cache
 def _fused() -> Callable[[torch.Tensor], Sums]:
-    """`block_sums` as one kernel; as plain operations, at five readings, where none can be made."""
+    """`block_sums` as one compiled kernel; uncompiled, with five passes, where compiling fails."""
     chosen: Callable[[torch.Tensor], Sums] = torch.compile(block_sums, fullgraph=True)
 
     def run(blocks_RCB: torch.Tensor) -> Sums:
         nonlocal chosen
         try:
             return chosen(blocks_RCB)
-        # A missing C compiler, Triton or ptxas comes out as errors of many unrelated classes.
+        # A missing C compiler, Triton or ptxas raises errors of many unrelated classes.
         except Exception as error:
             if is_out_of_memory(error) or chosen is block_sums:
                 raise
             first_line = str(error).strip().partition("\n")[0]
-            logger.warning("log-sum-exp is not compiled and slower: %s", first_line[:160])
+            logger.warning("log-sum-exp could not be compiled and is slower: %s", first_line[:160])
             chosen = block_sums
         return chosen(blocks_RCB)
 

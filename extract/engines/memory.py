@@ -1,10 +1,10 @@
-"""Whether a source fits into memory, told before it is loaded.
+"""Estimate whether a source fits into memory, before it is loaded.
 
-Counted are the weights, what a forward pass holds of one batch, and the rows of logits that exist
-side by side, which grow with the vocabulary and surprise most. Not counted: what the libraries take
-for themselves (about 1 GB on a GPU), results that wait to be written (`extract.queue_mib`), and
-allocators' waste. On a GPU vLLM plans weights and cache inside its own share, so only what comes on
-top of that share is compared with what the share leaves.
+Counted are the weights, the activations of one batch, and the rows of logits that are in memory at a
+time, which grow with the vocabulary. Not counted are the libraries' own memory (about 1 GB on a GPU),
+results that wait to be written (`extract.queue_mib`), and fragmentation. On a GPU vLLM allocates
+weights and KV cache within its own share, so only the logits are compared with the memory beyond that
+share.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from extract.engines.protocol import EngineSpec
 
 VLLM_COPIES = 3
-"""Logits, their log-softmax and what ranks the label: measured on vLLM 0.32."""
+"""vLLM: logits, their log-softmax and the label's rank; measured on vLLM 0.32."""
 TOPK_COPIES, SAMPLED_COPIES = 2, 4
-"""transformers: logits and the candidates of the best; for draws also the exponentials, twice."""
+"""transformers: logits and candidates of `best`; for sampled rows also two arrays of exponentials."""
 LEAST_ROWS = 16
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -34,18 +34,18 @@ _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Memory that scoring a source takes.
+    """Memory for scoring a source.
 
     Args:
-        rows: Rows of logits that exist at a time.
+        rows: Rows of logits in memory at a time.
         vocab_size: Ids of a row.
-        copies: How often these rows exist side by side.
-        bytes: Of all that is counted.
-        option: The field of `extract` that `rows` follows.
-        dtype: Type of the logits.
-        tokens: Tokens of a batch, padding included; 0 where the engine plans them itself.
-        token_bytes: What a forward pass holds of each.
-        fixed: Name and bytes of what no option changes: weights, cache.
+        copies: Arrays of the size of these rows, at a time.
+        bytes: Everything that is counted, in bytes.
+        option: The field of section `extract` that determines `rows`.
+        dtype: dtype of the logits.
+        tokens: Tokens of a batch, with padding; 0 where the engine allocates them itself.
+        token_bytes: Bytes of activations for each token.
+        fixed: Name and bytes of what no option changes (weights, KV cache).
     """
 
     rows: int
@@ -60,18 +60,18 @@ class Need:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row in all its copies."""
+        """Bytes of one row with all its copies."""
         return self.vocab_size * self.copies * _ITEM_BYTES.get(self.dtype, 4)
 
     def against(self, free_bytes: int, where: str) -> str:
-        """For people, beside what is free."""
+        """Need and free memory as text."""
         return f"{self}; free {size_text(free_bytes)} ({where})"
 
     def __str__(self) -> str:
         parts = [f"{name} {size_text(size)}" for name, size in self.fixed]
         if self.tokens:
-            held = size_text(self.tokens * self.token_bytes)
-            parts.append(f"activations of {self.tokens:,} tokens {held}")
+            size = size_text(self.tokens * self.token_bytes)
+            parts.append(f"activations of {self.tokens:,} tokens {size}")
         parts.append(
             f"logits of {self.rows:,} rows x {self.vocab_size:,} ids in {self.dtype}, "
             f"{self.copies} times"
@@ -80,14 +80,14 @@ class Need:
 
 
 def memory_need(spec: EngineSpec, on_cpu: bool) -> Need | None:
-    """What scoring takes, from the run file, config.json and the sizes of the weight files.
+    """Memory for scoring a source, from the run file, config.json and the sizes of weight files.
 
     Args:
         spec: The source.
-        on_cpu: Whether it runs there.
+        on_cpu: Whether it runs on the CPU.
 
     Returns:
-        None where the engine does not know.
+        The need; None where the engine has no estimate.
 
     Raises:
         ModelError: config.json is unreadable.
@@ -97,49 +97,49 @@ def memory_need(spec: EngineSpec, on_cpu: bool) -> Need | None:
 
 
 def _kind_of(spec: EngineSpec) -> EngineKind:
-    from extract.engine_kinds import ENGINES  # of the run file; the head is used without one
+    from extract.engine_kinds import ENGINES  # here, since `head` is used without a run file
 
     return ENGINES[spec.section.engine]
 
 
 def require_memory(need: Need, free_bytes: int, where: str) -> None:
-    """Refuse what does not fit.
+    """Refuse a source that does not fit.
 
     Args:
         need: From `memory_need`.
-        free_bytes: That can be taken.
-        where: Whose they are, for the message: "CPU", "GPU 0".
+        free_bytes: Free memory.
+        where: Device, for the message: "CPU", "GPU 0".
 
     Raises:
-        ConfigError: It does not fit; says which value would.
+        ConfigError: It does not fit; says which value of an option would.
     """
     if need.bytes > free_bytes:
         raise ConfigError(
             f"not enough memory: {need.against(free_bytes, where)}",
-            hint=_way_out(need, free_bytes),
+            hint=_suggest_fix(need, free_bytes),
         )
 
 
 def check_memory(spec: EngineSpec) -> str:
-    """Compare what a source needs with what is free now where it will run.
+    """Compare the memory that a source needs with what is free now on its device.
 
-    Asks CUDA, which then holds some hundred MB of the GPU until the process ends: call it in the
-    process that loads the model, or in one that ends soon.
+    It initialises CUDA, which then takes some hundred MB of the GPU until the process ends: call it in
+    the process that loads the model, or in one that ends soon.
 
     Returns:
-        Both in words.
+        Need and free memory as text.
 
     Raises:
-        ConfigError: It does not fit; says which value would.
+        ConfigError: It does not fit; says which value of an option would.
     """
     import torch
 
-    asked = _kind_of(spec).device(spec.section)
-    on_cpu = asked == "cpu" or not torch.cuda.is_available()
+    device = _kind_of(spec).device(spec.section)
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
     need = memory_need(spec, on_cpu)
     free, where = free_memory(spec, on_cpu)
     if need is None:
-        return f"not known what it takes; free {size_text(free)} ({where})"
+        return f"memory need not known; free {size_text(free)} ({where})"
     require_memory(need, free, where)
     return need.against(free, where)
 
@@ -156,7 +156,7 @@ def _shard_names(index: Path) -> set[str]:
 def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
     """Bytes of a checkpoint's weights once loaded as `dtype`, from its files' sizes.
 
-    A checkpoint that is quantised, or says nothing of its type, counts as it stands on disk.
+    For a quantised checkpoint, or one of unknown dtype, it is the size on disk.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -173,14 +173,14 @@ def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
 
 
 def free_memory(spec: EngineSpec, on_cpu: bool) -> tuple[int, str]:
-    """Bytes that a source may take, and whose they are."""
+    """Bytes that a source may use, and the device's name for messages."""
     if on_cpu:
         return free_host_bytes(), "CPU"
     return _kind_of(spec).free_memory(spec)
 
 
 def gpu_bytes(device: int) -> tuple[int, int]:
-    """Free and all memory of a GPU."""
+    """Free and total memory of a GPU, in bytes."""
     import torch
 
     figures: tuple[int, int] = torch.cuda.mem_get_info(device)
@@ -188,16 +188,16 @@ def gpu_bytes(device: int) -> tuple[int, int]:
 
 
 def free_host_bytes(root: Path = Path("/")) -> int:
-    """The least of what the kernel calls available and what control groups leave to this process.
+    """Memory that this process may still use: the least of the kernel's MemAvailable and what its
+    control groups leave.
 
     Args:
-        root: Where /proc and /sys stand.
+        root: Folder with /proc and /sys.
 
     Returns:
-        Bytes; `sys.maxsize` on a system that does not tell.
+        Bytes; `sys.maxsize` on a system without these figures.
     """
-    found = [_available(root), *_cgroup_rooms(root)]
-    return max(min(size for size in found if size is not None), 0)
+    return max(min([_available(root), *_cgroups_free(root)]), 0)
 
 
 def need_of(
@@ -211,7 +211,7 @@ def need_of(
     token_bytes: int = 0,
     fixed: tuple[tuple[str, int], ...] = (),
 ) -> Need:
-    """What an engine counts of a source, summed; arguments as in `Need`."""
+    """A `Need` with the sum of its parts; arguments are fields of `Need`."""
     logits = rows * spec.model_vocab_size * copies * _ITEM_BYTES.get(dtype, 4)
     total = logits + tokens * token_bytes + sum(size for _, size in fixed)
     return Need(
@@ -220,14 +220,15 @@ def need_of(
 
 
 def token_bytes(config: dict[str, Any], dtype: str) -> int:
-    """What a forward pass without gradients holds of a token: about four states, three of the MLP."""
+    """Bytes of activations of a token in a forward pass without gradients: about four hidden states and
+    three of the MLP."""
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     inner = int(config.get("intermediate_size") or 4 * hidden)
     return (4 * hidden + 3 * inner) * _ITEM_BYTES.get(dtype, 4)
 
 
-def _way_out(need: Need, free: int) -> str:
-    """The option that makes it fit, and its largest value that does."""
+def _suggest_fix(need: Need, free: int) -> str:
+    """The option that makes it fit, with its largest such value."""
     room = free - sum(size for _, size in need.fixed)
     if need.option == "batch_tokens":
         choices = [("batch_tokens", room // (need.row_bytes + need.token_bytes))]
@@ -242,7 +243,7 @@ def _way_out(need: Need, free: int) -> str:
     if room > LEAST_ROWS * (need.row_bytes + need.token_bytes) and need.tokens:
         return "lower extract.head_rows and extract.batch_tokens, and plan.max_tokens if need be"
     if not need.fixed:
-        return "lower extract.gpu_memory_utilization: logits come on top of what it reserves"
+        return "lower extract.gpu_memory_utilization: logits need memory besides what it reserves"
     return "free memory, take a machine with more, or load a smaller dtype"
 
 
@@ -257,13 +258,13 @@ def _available(root: Path) -> int:
     return sys.maxsize
 
 
-def _cgroup_rooms(root: Path) -> list[int]:
-    """Limit less use of every control group above this process, versions 1 and 2."""
+def _cgroups_free(root: Path) -> list[int]:
+    """Limit minus use, in bytes, of every control group of this process, versions 1 and 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    rooms = []
+    free = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         mount = root / "sys/fs/cgroup"
@@ -274,19 +275,19 @@ def _cgroup_rooms(root: Path) -> list[int]:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
-        # Inside a container the path may be the host's; its own group then stands at the mount.
+        # Inside a container the path may be the host's; the container's own group is then the mount.
         group = mount / os.path.normpath(path).lstrip("/")
         for folder in [group, *group.parents]:
-            room = _cgroup_room(folder, *names)
-            if room is not None:
-                rooms.append(room)
+            size = _cgroup_free(folder, *names)
+            if size is not None:
+                free.append(size)
             if folder == mount:
                 break
-    return rooms
+    return free
 
 
-def _cgroup_room(folder: Path, limit: str, use: str, cache: str) -> int | None:
-    """Bytes that a control group leaves; file cache that the kernel would drop is not use."""
+def _cgroup_free(folder: Path, limit: str, use: str, cache: str) -> int | None:
+    """Bytes that a control group leaves, None without a limit; inactive file cache counts as free."""
     try:
         most = int((folder / limit).read_text(encoding="ascii"))
         used = int((folder / use).read_text(encoding="ascii"))

@@ -1,4 +1,4 @@
-"""How much an engine computes at a time, and less of it once memory ran out."""
+"""How much an engine computes at a time, which is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Pieces:
     """How much is computed at a time; halved whenever memory runs out.
 
     Args:
-        batch_tokens: Of one forward pass, padding included; one segment at least.
+        batch_tokens: Tokens of one forward pass, with padding; it has at least one segment.
         head_rows: Rows of logits.
-        shrunk: Whether it was halved since it was last told.
+        shrunk: Whether it was halved since the last call of `describe`.
     """
 
     batch_tokens: int
@@ -22,16 +22,16 @@ class Pieces:
     shrunk: bool = False
 
     def shrink(self, in_head: bool, num_segments: int, longest: int, num_rows: int) -> bool:
-        """Halve what ran out: rows of logits, or, if they are few or it was not them, the batch.
+        """Halve the rows of logits, or the batch if these are few or memory ran out before them.
 
         Args:
-            in_head: Whether memory ran out behind the forward pass.
-            num_segments: Of the batch.
+            in_head: Whether memory ran out after the forward pass.
+            num_segments: Segments of the batch.
             longest: Tokens of its longest segment.
             num_rows: Rows of the batch.
 
         Returns:
-            Whether there was anything left to halve.
+            False if nothing can be halved any more.
         """
         rows = min(self.head_rows, num_rows)
         if in_head and rows > LEAST_ROWS:
@@ -43,8 +43,8 @@ class Pieces:
         self.shrunk = True
         return True
 
-    def told(self) -> str:
-        """For people, what is computed at a time from here on."""
+    def describe(self) -> str:
+        """The present values as text; resets `shrunk`."""
         self.shrunk = False
         return (
             f"going on with extract.batch_tokens {self.batch_tokens:,} "

@@ -1,11 +1,11 @@
-"""What an engine is.
+"""The protocol of engines.
 
-An engine gives, for each token of a segment that has something before it, the `top_k` most probable
-ids of the model's full softmax at temperature 1 (or a sample of it, `extract.engines.sampling`) and the
+For each token of a segment that has tokens before it, an engine returns the `top_k` most probable ids
+of the model's full softmax at temperature 1 (or a sample of it, `extract.engines.sampling`) and the
 label's log-probability. Everything after that is the same for all engines (`extract.scoring.rows`).
 
-Shapes: R known rows of a segment (N, or N - 1 where the first token has nothing before it),
-N positions, K entries, V ids.
+Shapes: N positions of a segment, R rows with a distribution (N, or N - 1 if the first token has no
+context), K entries, V ids.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.models import (
-    in_folder,
     max_positions,
     model_config,
     model_rows,
     resolved_dtype,
+    with_folder,
 )
 
-# For types only: an engine also runs where nothing but its own libraries is installed.
+# For types only: an engine also runs where only its own libraries are installed.
 if TYPE_CHECKING:
     from extract.config import ExtractSection
     from extract.engines.ending import AnswerRules
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 
 
 CHECK_WEIGHTS = "check the weights, or load the model in float32 or bfloat16"
-"""What to do where a model gives NaN."""
+"""Hint for a model with NaN in its outputs."""
 
 
 class EngineMemoryError(ModelError):
-    """Memory of the CPU or GPU ran out in a batch; a smaller batch may do."""
+    """Memory of the CPU or GPU ran out in a batch; a smaller batch may fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenseRows:
-    """What an engine gives for one segment.
+    """The distributions of one segment, from an engine.
 
     Args:
-        ids: [R, K] integer ids of the model's vocabulary, the most probable or drawn, in any order.
-        logprobs: [R, K] float32 nats; -inf: no entry.
-        label_logprobs: [R] float32 nats of the tokens themselves, never estimated.
-        sampled: Whether the rows are estimates of the whole distribution: then they sum to 1.
+        ids: [R, K] ids of the model's vocabulary, the most probable or sampled ones, in any order.
+        logprobs: [R, K] float32 nats; -inf for no entry.
+        label_logprobs: [R] float32 nats of the text's own tokens, never estimated.
+        sampled: Whether the rows are estimates of the whole distribution, which sum to 1.
     """
 
     ids: npt.NDArray[np.integer[Any]]
@@ -62,18 +62,18 @@ class DenseRows:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes it holds."""
+        """Bytes of its arrays."""
         return sum(array.nbytes for array in (self.ids, self.logprobs, self.label_logprobs))
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What an answer is asked for.
+    """A prompt for one answer.
 
     Args:
-        input_ids: Everything the model is fed, chat template and BOS included.
-        seed: Of this answer's draws alone, in [0, 2^63).
-        where: What is asked, and whom, for messages.
+        input_ids: All input tokens, with BOS and chat template.
+        seed: Seed of this answer's sampling alone, in [0, 2^63).
+        where: Prompt and model, for messages.
     """
 
     input_ids: tuple[int, ...]
@@ -83,10 +83,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model generated after one prompt.
+    """A generated answer.
 
     Args:
-        token_ids: [N] int64 generated tokens, the final end-of-sequence token included.
+        token_ids: [N] int64 generated tokens, with the final end-of-sequence token.
         finish: How it ended.
     """
 
@@ -99,17 +99,17 @@ class Engine(Protocol):
 
     @property
     def description(self) -> str:
-        """What runs it and how, in a few words."""
+        """Engine and device in a few words."""
         ...
 
     def score(self, segments: Sequence[EncodedSegment]) -> Iterator[tuple[int, DenseRows]]:
-        """Score segments, in whatever order is fastest.
+        """Score segments, in any order.
 
-        What one segment gets may depend on the others only by rounding, and the same list gives
-        the same bits.
+        The rows of a segment may depend on the other segments only by rounding, and are bitwise the
+        same for the same list.
 
         Yields:
-            Index in `segments`, and its rows. Between two yields the caller may stop.
+            Index in `segments`, and its rows. The caller may stop between two of them.
 
         Raises:
             EngineMemoryError: Memory ran out; the engine may be unusable.
@@ -117,38 +117,38 @@ class Engine(Protocol):
         ...
 
     def answer(self, prompts: Sequence[Prompt], rules: AnswerRules) -> Iterator[tuple[int, Answer]]:
-        """Generate one answer for each prompt, in whatever order is fastest.
+        """Generate one answer for each prompt, in any order.
 
-        The same list gives the same answers; every prompt leaves room for the most tokens of one.
+        The same list gives the same answers. Every prompt must leave room for `generate.max_tokens`.
 
         Yields:
             Index in `prompts`, and its answer.
 
         Raises:
-            ModelError: The model gives NaN.
+            ModelError: The model's logits are NaN.
         """
         ...
 
     def close(self) -> None:
-        """Free what the engine holds; it cannot be used afterwards."""
+        """Free the engine's memory; it cannot be used afterwards."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """All that an engine needs to know.
+    """What an engine is opened with.
 
     Args:
-        source: Its name in the run.
+        source: The source's name in the run.
         folder: Model folder.
-        ref: The model as the run file names it.
-        section: The run file's `extract`.
-        dtype: torch dtype by name.
+        ref: The model in the run file.
+        section: Section `extract` of the run file.
+        dtype: Name of the torch dtype.
         vocab_size: Ids of the tokenizer that the model has rows for.
-        model_vocab_size: Ids of the model's output, padding rows included.
-        longest: Tokens of the longest input, context included.
-        seed: Of whatever an engine draws.
-        generates: Whether the engine is to answer prompts; else it scores text.
+        model_vocab_size: Ids of the model's output, with padding rows.
+        longest: Tokens of the longest input, with its context.
+        seed: Seed of sampling.
+        generates: Whether the engine answers prompts; otherwise it scores text.
     """
 
     source: str
@@ -164,7 +164,7 @@ class EngineSpec:
 
     @property
     def fp32_head(self) -> bool:
-        """Whether logits are computed in another type than the rest."""
+        """Whether logits are computed in float32 for a model in another dtype."""
         return _has_fp32_head(self.section, self.dtype)
 
 
@@ -181,17 +181,17 @@ def engine_spec(
     """Check a model against its tokenizer and the run file before anything is loaded.
 
     Args:
-        name: Of the source.
+        name: Name of the source.
         folder: Model folder.
-        ref: The model as the run file names it.
-        section: The run file's `extract`.
+        ref: The model in the run file.
+        section: Section `extract` of the run file.
         vocab_size: Ids of the tokenizer that the model has rows for.
         longest: Tokens of the longest input.
-        seed: The run's.
+        seed: The run's seed.
 
     Raises:
         ConfigError: top_k or sampled_head is larger than the vocabulary, or inputs are longer than
-            the model reads.
+            the model's context.
         ModelError: The model has fewer ids than its tokenizer.
     """
     option = "top_k" if section.estimator == "topk" else "sampled_head"
@@ -203,7 +203,7 @@ def engine_spec(
             got=getattr(section, option),
         )
     config = model_config(folder)
-    size = model_rows(in_folder(ref, folder))
+    size = model_rows(with_folder(ref, folder))
     if size is None:
         raise ModelError("model folder has no config.json", where=folder)
     if size < vocab_size:
@@ -236,11 +236,11 @@ def engine_spec(
 
 
 def settled_section(section: ExtractSection, dtype: str) -> ExtractSection:
-    """The section with an engine chosen for this machine where the run file leaves it open.
+    """The section with `engine: auto` replaced by the engine for this machine.
 
     Args:
-        section: The run file's `extract`.
-        dtype: Of the model, by name.
+        section: Section `extract` of the run file.
+        dtype: Name of the model's dtype.
     """
     if section.engine != "auto":
         return section
@@ -255,5 +255,5 @@ def _has_fp32_head(section: ExtractSection, dtype: str) -> bool:
 
 
 def first_known(segment: EncodedSegment) -> int:
-    """First row that has something before it: 1 where there is no context, else 0."""
+    """Index of the first token with a distribution: 1 without a context, else 0."""
     return 0 if segment.context_ids else 1

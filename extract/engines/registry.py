@@ -1,4 +1,4 @@
-"""A model loaded in the engine that the run file asks for."""
+"""Load a model in the engine that the run file names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from extract.engines.protocol import Engine, EngineSpec
 
 
 def open_engine(spec: EngineSpec) -> Engine:
-    """Load the model in the engine that the run file asks for.
+    """Load the model in the engine that the run file names.
 
     Raises:
         ConfigError: The engine is not installed.
-        ModelError: The model does not load.
+        ModelError: The model cannot be loaded.
     """
     engine: Engine = ENGINES[spec.section.engine].open(spec)
     return engine

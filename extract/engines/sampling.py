@@ -1,14 +1,14 @@
-"""Rows that are an unbiased sample of the whole distribution instead of its most probable entries.
+"""Unbiased random samples of whole distributions, instead of their most probable entries.
 
-The best H ids keep their exact probability. The rest, of mass m, is drawn from n times, and a drawn
-id gets count * m / n, so that the expected estimate of every id is its probability and the estimates
-of a row sum to 1: the tail is 0 and nothing is biased towards what the model already likes.
+The H most probable ids keep their exact probability. From the others, of total mass m, n ids are drawn,
+and a drawn id gets count * m / n. So the expected estimate of every id is its probability, and the
+estimates of a row sum to 1: there is no tail, and no bias towards probable ids.
 
-Draws are systematic: n evenly spaced points with one random offset a row, carried through the
-inverse of the cumulative distribution. An id of probability p then has a count of floor(n p / m) or
-one more, which is the least variance that a whole number with that mean can have; independent draws
-(`multinomial`, as in the paper) have up to n p / m (1 - p / m). The random number of a row depends
-on the run's seed, the source and the tokens of its segment, never on the batch it was scored in.
+Draws are systematic: n evenly spaced points with one random offset for each row, mapped by the inverse
+of the cumulative distribution. The count of an id of probability p is then floor(n p / m) or one more,
+which is the least variance of an integer with that mean; independent draws (`multinomial`, as in the
+paper) have up to n p / m (1 - p / m). The random number of a row depends on the run's seed, the source
+and the tokens of its segment, not on its batch.
 
 Source: Anshumann et al. 2025, "Sparse Logit Sampling" (2503.16870). Departures: systematic draws,
 the exact head.
@@ -29,21 +29,20 @@ if TYPE_CHECKING:
     from store_schema.text.tokenizer import EncodedSegment
 
 BLOCK = 128
-"""Ids that are summed before anything is summed in float64: a draw looks for its block, then for its
-id in the block, so that no cumulative sum [R, V] in float64 is needed (and none in float32, which
-would lose the rare ids of a large vocabulary)."""
+"""Ids in a block. A draw first finds its block, then its id within the block, so that no cumulative sum
+[R, V] is needed: float64 would take much memory, and float32 would lose rare ids."""
 
 
 def segment_uniforms(
     segment: EncodedSegment, num_rows: int, *, seed: int, source: str
 ) -> npt.NDArray[np.float64]:
-    """One number for each row of a segment, from what the segment is and not from where it stands.
+    """One random number for each row of a segment, from its tokens and not from its batch.
 
     Args:
-        segment: As the model reads it; two segments of equal tokens get equal numbers.
+        segment: The segment; segments of equal tokens get equal numbers.
         num_rows: R.
-        seed: The run's.
-        source: Its name: sources that err alike would not average out in a fusion.
+        seed: The run's seed.
+        source: Name of the source: errors of different sources must be independent.
 
     Returns:
         [R] float64 in [0, 1).
@@ -54,24 +53,26 @@ def segment_uniforms(
 
 
 class PhiloxStream:
-    """Numbers from a counter keyed by `key`, in [0, 2^128): the same with all versions of numpy."""
+    """Random numbers from a counter with a key in [0, 2^128); the same in all versions of numpy."""
 
     def __init__(self, key: int) -> None:
         self._counter = np.random.Philox(key=key)
 
     def uniforms(self, count: int) -> npt.NDArray[np.float64]:
         """The next numbers in [0, 1)."""
-        # The raw stream is fixed for all versions of numpy; that of Generator.random is not.
+        # Only the raw stream is the same in all versions of numpy; Generator.random's is not.
         raw = np.asarray(self._counter.random_raw(count), np.uint64)
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def gumbel(self, count: int) -> npt.NDArray[np.float64]:
         """The next numbers with the standard Gumbel distribution; all finite."""
-        return -np.log(-np.log(self.uniforms(count) + 2.0**-54))
+        uniforms = self.uniforms(count).clip(min=2.0**-54)  # the largest is below 1
+        noise: npt.NDArray[np.float64] = -np.log(-np.log(uniforms))
+        return noise
 
 
 def systematic_points(uniforms_R: torch.Tensor, num_draws: int) -> torch.Tensor:
-    """[R, n] float64 points in [0, 1), rising: evenly spaced, moved by one number a row."""
+    """[R, n] float64 points in [0, 1), rising: evenly spaced, with one offset for each row."""
     return (torch.arange(num_draws, dtype=torch.float64) + uniforms_R[:, None]) / num_draws
 
 
@@ -81,14 +82,14 @@ def sampled_rows(
     """Estimate the softmax of each row.
 
     Args:
-        logits_RV: float32, ids of the tokenizer only: the model's padding ids cannot be drawn.
-        points_Rn: [R, n] float64 in [0, 1), rising, on the CPU: where to read the inverse of the
-            cumulative distribution.
-        head: Best entries that are kept exactly.
+        logits_RV: float32, without the model's padding ids.
+        points_Rn: [R, n] float64 in [0, 1), rising, on the CPU: arguments of the inverse cumulative
+            distribution.
+        head: H, the most probable entries that are kept exactly.
 
     Returns:
-        ids [R, H + n] int64, distinct where they count, and logprobs [R, H + n] float32, -inf where
-        a draw met an earlier one; both on the CPU.
+        ids [R, H + n] int64 and logprobs [R, H + n] float32, -inf where a draw repeats an earlier one;
+        both on the CPU.
     """
     weights_RCB = _weights(logits_RV)
     flat_RV = weights_RCB.flatten(1)
@@ -103,7 +104,7 @@ def sampled_rows(
 
 
 def _weights(logits_RV: torch.Tensor) -> torch.Tensor:
-    """exp of the logits less their largest, [R, C, BLOCK], with zeros after the last id."""
+    """exp(logits - the row's largest logit) [R, C, BLOCK], padded with zeros."""
     num_rows, size = logits_RV.shape
     num_blocks = -(-size // BLOCK)
     weights = logits_RV.new_zeros(num_rows, num_blocks * BLOCK)
@@ -112,9 +113,9 @@ def _weights(logits_RV: torch.Tensor) -> torch.Tensor:
 
 
 def _drawn(weights_RCB: torch.Tensor, points_Rn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids at the points, rising [R, n], and the sum of a row's weights [R, 1] float64.
+    """Ids at the points, rising [R, n], and the sum of each row's weights [R, 1] float64.
 
-    Sums of sums are made on the CPU: a GPU's cumulative sum differs from run to run.
+    Block sums are accumulated on the CPU, since a GPU's cumulative sum is not deterministic.
     """
     sums_RC = weights_RCB.sum(-1).cpu().double()
     ends_RC = sums_RC.cumsum(-1)
@@ -124,15 +125,15 @@ def _drawn(weights_RCB: torch.Tensor, points_Rn: torch.Tensor) -> tuple[torch.Te
     row_R1 = torch.arange(len(points_Rn), device=weights_RCB.device)[:, None]
     ids_RnB = weights_RCB[row_R1, block_Rn.to(weights_RCB.device)].cpu().double()
     ends_RnB = ids_RnB.cumsum(-1)
-    # The block's float32 sum chose it, its own float64 sum chooses within: both meet in a share.
+    # The block was chosen by float32 sums, its id by a float64 sum: positions are relative to each.
     offset_Rn1, _ = _place(ends_RnB, inside_Rn[..., None] * ends_RnB[..., -1:])
     return block_Rn * BLOCK + offset_Rn1[..., 0], total_R1
 
 
 def _place(ends: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First end behind each point, and how far the point lies behind the end before it.
+    """Index of the first end above each point, and the point's distance from the end before.
 
-    An end that adds nothing is never the first behind a point, so what has no weight is not drawn.
+    An id without weight never has the first end above a point, so it is never drawn.
     """
     last = ends[..., -1:]
     points = torch.minimum(points, torch.nextafter(last, torch.zeros_like(last))).contiguous()
@@ -142,7 +143,7 @@ def _place(ends: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def _counts(ids_Rn: torch.Tensor) -> torch.Tensor:
-    """How often each id stands in its row, at its first place; 0 at the others. Rows rise."""
+    """How often each id occurs in its (sorted) row, at its first place; 0 at its other places."""
     first = torch.ones_like(ids_Rn, dtype=torch.bool)
     first[:, 1:] = ids_Rn[:, 1:] != ids_Rn[:, :-1]
     group = first.cumsum(-1) - 1

@@ -1,4 +1,4 @@
-"""Rows of a batch on their way from the device to an engine's caller.
+"""Copy the rows of a batch from the device to the CPU while the device continues.
 
 Shapes: R rows, K entries.
 """
@@ -13,32 +13,32 @@ import torch
 from extract.engines.protocol import DenseRows
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""On one device: ids [R, K] int32; float32 nats of them [R, K] and of the labels [R]."""
+"""ids [R, K] int32, their log-probabilities [R, K] and those of the labels [R] float32, in nats."""
 
 
 def no_rows(num_entries: int) -> Tensors:
-    """Of a batch whose segments have none."""
+    """Empty tensors, for a batch without rows."""
     ids = torch.empty(0, num_entries, dtype=torch.int32)
     return ids, torch.empty(0, num_entries), torch.empty(0)
 
 
-def _on_cpu(found: torch.Tensor) -> torch.Tensor:
-    """The same in memory that a GPU copies into by itself: complete when its stream is."""
-    if not found.is_cuda:
-        return found
-    pinned = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-    return pinned.copy_(found, non_blocking=True)
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in pinned memory, which is complete when the GPU's stream is; a CPU tensor itself."""
+    if not tensor.is_cuda:
+        return tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
 
 
 @dataclass(slots=True)
 class ScoredBatch:
-    """Rows of a batch on their way to the CPU.
+    """Rows of a batch that are being copied to the CPU.
 
     Args:
         batch: Indices of its segments.
-        counts: Rows of each.
-        kept: Of all, on the device.
-        sampled: Whether they are estimates.
+        counts: Number of rows of each segment.
+        kept: The rows of all segments, on the device.
+        sampled: Whether they are estimates of whole distributions.
     """
 
     batch: Sequence[int]
@@ -56,7 +56,7 @@ class ScoredBatch:
             self._arrived.record()
 
     def rows(self) -> Iterator[tuple[int, DenseRows]]:
-        """Index and rows of each segment, once they have arrived."""
+        """Index and rows of each segment; waits for the copy."""
         if self._arrived is not None:
             self._arrived.synchronize()
         ids, logprobs, labels = (kept.numpy() for kept in self.kept)

@@ -1,9 +1,9 @@
-"""Scoring with a plain transformers forward: any architecture, any device, no server.
+"""Engine transformers: a plain forward pass, for any architecture on a CPU or a GPU.
 
-The base model runs on a padded batch; the output head runs over `head_rows` of its real rows at a
-time, and what is kept of their logits is found in one reading (`extract.engines.logit_rows`), so that
-logits [R, V] of a whole batch never exist. Models that change their logits after the head (a scale, a
-soft cap) are noticed by a probe and run with the model's own logits instead.
+The base model runs on a padded batch. The output head then runs on `head_rows` rows at a time, and
+their entries are taken from the logits in one pass (`extract.engines.logit_rows`), so logits [R, V] of
+a whole batch are never in memory. Models that change their logits after the head (scale, soft cap) are
+recognised by a test on the first text, and their own logits are used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from extract.engines.scored_batch import ScoredBatch, Tensors, no_rows
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.causal_head import head_error, scale_and_cap
 from store_schema.model.causal_model import load_causal_model
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.text.prefixes import prefix_groups
 
@@ -47,9 +47,10 @@ logger = logging.getLogger(__name__)
 
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 1e-4
-"""Of logits in the model's own type: the same matrix product, so the same."""
+"""Largest `head_error` of logits computed here, in the model's dtype, for a head that runs by
+itself."""
 BATCHES_AHEAD = 1
-"""Batches that a GPU is given before the results of an earlier one are waited for."""
+"""Batches that are sent to a GPU before the results of an earlier one are awaited."""
 
 
 class TransformersEngine:
@@ -59,19 +60,19 @@ class TransformersEngine:
         """Load the model.
 
         Raises:
-            ModelError: It does not load.
-            EngineMemoryError: There is no room for it.
-            ConfigError: No such device or dtype.
+            ModelError: It cannot be loaded.
+            EngineMemoryError: It does not fit into memory.
+            ConfigError: There is no such device or dtype.
         """
         if spec.section.threads is not None:
             torch.set_num_threads(spec.section.threads)
         self._spec = spec
         self._device = chosen_device(spec.section.device, where="extract.device")
         self._model = _load(spec, self._device)
-        if self._device.type == "cpu" and not multiplies(spec.dtype):
+        if self._device.type == "cpu" and not has_fast_products(spec.dtype):
             logger.warning(
-                "%s: this CPU has no units for %s and multiplies it slowly; `dtype: float32` under "
-                "sources.%s takes twice the memory and is faster",
+                "%s: this CPU has no units for %s and is slow with it; `dtype: float32` under "
+                "sources.%s is faster, with twice the memory",
                 spec.source, spec.dtype, spec.source,
             )  # fmt: skip
         self._head: OutputHead | None = None
@@ -96,7 +97,7 @@ class TransformersEngine:
     def score(self, segments: Sequence[EncodedSegment]) -> Iterator[tuple[int, DenseRows]]:
         """See `Engine.score`."""
         inputs = [Input.of(segment) for segment in segments]
-        groups = prefix_groups([found.ids for found in inputs])
+        groups = prefix_groups([item.ids for item in inputs])
         order = longest_first([len(inputs[first].ids) for first, *_ in groups])
         under_way: deque[ScoredBatch] = deque()
         ahead = BATCHES_AHEAD if self._device.type == "cuda" else 0
@@ -127,19 +128,19 @@ class TransformersEngine:
     def _score_batch(
         self, batch: Sequence[Sequence[int]], inputs: Sequence[Input]
     ) -> ScoredBatch | None:
-        """Rows of a batch, on a GPU still being computed; None when memory ran out.
+        """Rows of a batch, which a GPU may still be computing; None if memory ran out.
 
         Args:
-            batch: Indices of the segments, those together that begin the first of them.
+            batch: Groups of indices into `inputs` (`prefix_groups`).
             inputs: All segments.
         """
         members = [i for group in batch for i in group]
         counts = [inputs[i].num_rows for i in members]
-        fed = [inputs[first].ids for first, *_ in batch]
-        longest = max(map(len, fed))
+        run = [inputs[first].ids for first, *_ in batch]
+        longest = max(map(len, run))
         in_head = False
         try:
-            states = self._states(fed, longest) if sum(counts) else torch.empty(0)
+            states = self._states(run, longest) if sum(counts) else torch.empty(0)
             in_head = True
             placed = [(b, inputs[i]) for b, group in enumerate(batch) for i in group]
             kept = self._kept_rows(states, placed, longest)
@@ -148,31 +149,31 @@ class TransformersEngine:
                 raise
         else:
             if self._pieces.shrunk:
-                logger.warning("%s: memory ran out; %s", self._spec.source, self._pieces.told())
+                logger.warning("%s: memory ran out; %s", self._spec.source, self._pieces.describe())
             sampled = self._spec.section.estimator == "sampled"
             return ScoredBatch(members, counts, kept, sampled)
-        # Here nothing holds the error any more, whose frames held the batch.
+        # The error is released here, and with its frames the batch.
         self._free_memory()
         if not self._pieces.shrink(in_head, len(batch), longest, sum(counts)):
             raise EngineMemoryError(
                 f"memory ran out on one segment of {longest:,} tokens",
                 where=f"source {self._spec.source}",
                 got=f"{self._pieces.head_rows:,} rows of logits at a time",
-                hint="cut shorter segments (plan.max_tokens), load a smaller dtype, or take a "
-                "device with more memory",
+                hint="make shorter segments (plan.max_tokens), load a smaller dtype, or use a device "
+                "with more memory",
             )
         return None
 
-    def _states(self, fed: Sequence[npt.NDArray[np.int64]], T: int) -> torch.Tensor:
+    def _states(self, run: Sequence[npt.NDArray[np.int64]], T: int) -> torch.Tensor:
         """[B * T, H] last hidden states of all inputs, or [B * T, V] the model's own logits.
 
-        No mask: padding stands behind what is read, out of sight of a causal model, and without a
-        mask attention takes its fastest path.
+        No attention mask is needed: padding comes after the tokens, where a causal model does not see
+        it. Without a mask attention is fastest.
         """
         if not self._probed:
-            self._probe(fed[0][:PROBE_TOKENS].tolist())
-        padded = np.zeros((len(fed), T), np.int64)
-        for row, ids in zip(padded, fed, strict=True):
+            self._probe(run[0][:PROBE_TOKENS].tolist())
+        padded = np.zeros((len(run), T), np.int64)
+        for row, ids in zip(padded, run, strict=True):
             row[: len(ids)] = ids
         ids_BT = _sent(padded, self._device)
         if self._head is None:
@@ -185,23 +186,23 @@ class TransformersEngine:
     def _kept_rows(
         self, states: torch.Tensor, placed: Sequence[tuple[int, Input]], T: int
     ) -> Tensors:
-        """What is kept of the rows of a batch, segment after segment, `head_rows` at a time.
+        """Entries and label log-probabilities of a batch, segment after segment.
 
-        The only shift: the state at input i - 1 says what stands at input i.
+        The hidden state at input i - 1 gives the distribution of input i.
 
         Args:
-            states: Of all that was fed.
-            placed: Which of what was fed each segment begins, and the segment.
-            T: Length of what was fed.
+            states: From `_states`.
+            placed: Index of the input that each segment is a prefix of, and the segment.
+            T: Length of the padded inputs.
         """
-        inputs = [found for _, found in placed]
-        if not any(found.num_rows for found in inputs):
+        inputs = [item for _, item in placed]
+        if not any(item.num_rows for item in inputs):
             return no_rows(self._spec.section.max_entries)
-        places = [np.arange(found.first - 1, len(found.ids) - 1) + b * T for b, found in placed]
+        places = [np.arange(item.first - 1, len(item.ids) - 1) + b * T for b, item in placed]
         place_R = _sent(np.concatenate(places), self._device)
-        labels = [found.ids[found.first :] for found in inputs]
+        labels = [item.ids[item.first :] for item in inputs]
         label_R = _sent(np.concatenate(labels), self._device)
-        uniform_R = torch.from_numpy(np.concatenate([self._uniforms(found) for found in inputs]))
+        uniform_R = torch.from_numpy(np.concatenate([self._uniforms(item) for item in inputs]))
         size = self._pieces.head_rows
         parts = []
         for start in range(0, len(place_R), size):
@@ -230,12 +231,12 @@ class TransformersEngine:
             logprobs_RK = values_RK - total_R1
         return ids_RK.int(), logprobs_RK.float(), label_R1[:, 0].float()
 
-    def _uniforms(self, found: Input) -> npt.NDArray[np.float64]:
-        """[R] the number of each row that places its draws; none for the best."""
+    def _uniforms(self, item: Input) -> npt.NDArray[np.float64]:
+        """[R] random offset of each row's draws; empty for estimator topk."""
         if self._spec.section.estimator == "topk":
             return np.empty(0)
         return segment_uniforms(
-            found.segment, found.num_rows, seed=self._spec.seed, source=self._spec.source
+            item.segment, item.num_rows, seed=self._spec.seed, source=self._spec.source
         )
 
     def _free_memory(self) -> None:
@@ -244,14 +245,14 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _probe(self, input_ids: Sequence[int]) -> None:
-        """Find out, on the first real text, whether the output head alone gives the logits."""
+        """Test, on the first text, whether the output head by itself gives the model's logits."""
         layer = self._model.get_output_embeddings()
         base = self._model.base_model
         ids_BT = torch.tensor([list(input_ids)], device=self._device)
         logits = self._model(input_ids=ids_BT, use_cache=False).logits
         if logits.shape[-1] != self._spec.model_vocab_size:
             raise ModelError(
-                "the model's logits are not as wide as its config says",
+                "the model's logits have another number of ids than its config",
                 where=self._spec.folder,
                 expected=self._spec.model_vocab_size,
                 got=logits.shape[-1],
@@ -260,23 +261,23 @@ class TransformersEngine:
         config = self._model.config.get_text_config()
         changed = scale_and_cap(vars(config)) != (1.0, None)
         if layer is None or base is self._model or changed:
-            logger.info("logits taken from the model itself: its head cannot be run alone")
+            logger.info("using the model's own logits: its head cannot be run by itself")
             return
         alone = layer(base(input_ids=ids_BT, use_cache=False).last_hidden_state)
         if not head_error(logits.float(), alone.float()) <= PROBE_TOLERANCE:
-            logger.info("logits taken from the model itself: it changes what its head gives")
+            logger.info("using the model's own logits: it changes the output of its head")
             return
         self._head = OutputHead(layer, fp32=self._spec.fp32_head)
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A segment as the model is fed it.
+    """A segment as input of the model.
 
     Args:
         segment: Context and text.
         ids: [T] int64 tokens of both.
-        first: The first token with a row: it is the text's and has something before it.
+        first: Index of the first token with a row: the first of the text that has a token before it.
     """
 
     segment: EncodedSegment
@@ -285,23 +286,23 @@ class Input:
 
     @classmethod
     def of(cls, segment: EncodedSegment) -> Self:
-        """Lay out a segment."""
+        """The input for a segment."""
         ids = np.concatenate([np.array(segment.context_ids, np.int64), segment.token_ids])
         return cls(segment, ids.astype(np.int64), len(segment.context_ids) + first_known(segment))
 
     @property
     def num_rows(self) -> int:
-        """R."""
+        """R, the number of rows."""
         return len(self.ids) - self.first
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
-    """Indices by falling length: batches hold like lengths, and the largest comes first."""
+    """Indices by falling length, so that batches have similar lengths and the largest comes first."""
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
 def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """On the device, in turn with its work: a plain copy would wait until all of it is done."""
+    """Copy to the device without waiting for its work to finish."""
     tensor = torch.from_numpy(numbers)
     if device.type != "cuda":
         return tensor
@@ -320,18 +321,18 @@ def chosen_device(name: str, *, where: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
-def multiplies(dtype: str) -> bool:
-    """Whether a CPU has more than a plain loop for matrix products of a type."""
-    kinds = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
-    asked = getattr(torch.ops.mkldnn, kinds[dtype], None) if dtype in kinds else None
-    return asked is None or bool(asked())
+def has_fast_products(dtype: str) -> bool:
+    """Whether this CPU has fast matrix products of a dtype."""
+    names = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
+    is_supported = getattr(torch.ops.mkldnn, names[dtype], None) if dtype in names else None
+    return is_supported is None or bool(is_supported())
 
 
 def _load(spec: EngineSpec, device: torch.device) -> Any:
     dtype = getattr(torch, spec.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError("no such floating-point type", where="dtype of a model", got=spec.dtype)
-    ref = in_folder(spec.ref, spec.folder)
+    ref = with_folder(spec.ref, spec.folder)
     try:
         return load_causal_model(ref, of=spec.source, dtype=dtype, device=device).eval()
     except ModelError as error:

@@ -1,11 +1,11 @@
-"""Answers from a plain transformers model: batches of like prompts, a cache, one token at a time.
+"""Generate answers with a plain transformers model: batches of similar length, with a KV cache.
 
-Prompts are padded on the left, so that every row's newest token stands in the last column, and
-positions count real tokens only. Each answer draws with numbers of its own, as the largest sum of a
-logit and Gumbel noise, so what it draws depends on the batch only where the two largest sums are
-equal to rounding.
+Prompts are padded on the left, so that every row's last token is in the last column; positions count
+real tokens only. Each answer has random numbers of its own, and a token is the largest sum of a logit
+and Gumbel noise. So a token depends on the batch only where the two largest sums are equal up to
+rounding.
 
-Shapes: B batch, T tokens fed, H hidden, V ids of the model, N tokens of an answer.
+Shapes: B batch, T input tokens, H hidden, V ids of the model, N tokens of an answer.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What the transformers engine holds.
+    """The loaded model of the transformers engine.
 
     Args:
         model: A causal language model, in evaluation mode.
-        head: Gives float32 logits [B, V] of the base model's last hidden states [B, H]; None where
-            only the model as a whole does.
-        device: Of the model.
+        head: Computes float32 logits [B, V] from the base model's last hidden states [B, H]; None where
+            the model's own logits are used.
+        device: The model's device.
     """
 
     model: Any
@@ -55,12 +55,12 @@ def transformers_answers(
     Args:
         loaded: The model.
         spec: What it was loaded with.
-        prompts: Each with room for `max_tokens` more.
-        rules: How answers are drawn and what ends them.
+        prompts: Each leaves room for `generate.max_tokens`.
+        rules: How answers are sampled, and what ends them.
 
     Raises:
         EngineMemoryError: Memory ran out on a single prompt.
-        ModelError: The model gives NaN; names prompt and position.
+        ModelError: The model's logits are NaN; names prompt and position.
     """
     lengths = [len(prompt.input_ids) + rules.section.max_tokens for prompt in prompts]
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
@@ -73,7 +73,7 @@ def transformers_answers(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        if answers is None:  # here nothing holds the error any more, whose frames held the batch
+        if answers is None:  # the error is released here, and with its frames the batch
             batch_tokens = _halved(len(batch), lengths[batch[0]], spec)
             continue
         order = order[len(batch) :]
@@ -81,12 +81,12 @@ def transformers_answers(
 
 
 def _halved(num_prompts: int, longest: int, spec: EngineSpec) -> int:
-    """Batch tokens after memory ran out on a batch."""
+    """Tokens of a batch after memory ran out: of half as many prompts."""
     if num_prompts == 1:
         raise EngineMemoryError(
-            f"memory ran out on one prompt of {longest:,} tokens, its answer included",
+            f"memory ran out on one prompt of {longest:,} tokens with its answer",
             where=f"source {spec.source}",
-            hint="lower generate.max_tokens, load a smaller dtype, or take a device with more memory",
+            hint="lower generate.max_tokens, load a smaller dtype, or use a device with more memory",
         )
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -102,11 +102,11 @@ def _answer_batch(
     decoder = _Decoder(loaded, [prompt.input_ids for prompt in prompts])
     streams = [PhiloxStream(prompt.seed) for prompt in prompts]
     growing = [GrowingAnswer(rules) for _ in prompts]
-    ended: list[Finish | None] = [None] * len(prompts)
+    finish_B: list[Finish | None] = [None] * len(prompts)
     logits_BV = decoder.begin()
     for position in count():
-        numbers_B = logits_BV.amax(-1).isfinite().tolist()  # NaN is the largest of all
-        for prompt, is_number, finish in zip(prompts, numbers_B, ended, strict=True):
+        numbers_B = logits_BV.amax(-1).isfinite().tolist()  # amax is NaN if any logit is
+        for prompt, is_number, finish in zip(prompts, numbers_B, finish_B, strict=True):
             if not is_number and finish is None:
                 where = f"{prompt.where}, position {position}"
                 raise ModelError("NaN from the model", where=where, hint=CHECK_WEIGHTS)
@@ -117,12 +117,12 @@ def _answer_batch(
             top_p=section.top_p,
         )
         for row, token_id in enumerate(tokens_B.tolist()):
-            if ended[row] is None:  # those that have ended go along until the batch is done
-                ended[row] = growing[row].add(token_id)
-        finishes = [finish for finish in ended if finish is not None]
-        if len(finishes) == len(ended):
+            if finish_B[row] is None:  # finished answers stay in the batch until all are finished
+                finish_B[row] = growing[row].add(token_id)
+        finishes = [finish for finish in finish_B if finish is not None]
+        if len(finishes) == len(finish_B):
             break
-        logits_BV = decoder.go_on(tokens_B)
+        logits_BV = decoder.next(tokens_B)
     return [
         Answer(np.array(answer.token_ids, np.int64), finish)
         for answer, finish in zip(growing, finishes, strict=True)
@@ -130,7 +130,7 @@ def _answer_batch(
 
 
 class _Decoder:
-    """A batch of prompts and the cache of all that was read."""
+    """A batch of prompts with its KV cache."""
 
     def __init__(self, loaded: LoadedModel, inputs: Sequence[Sequence[int]]) -> None:
         device = loaded.device
@@ -146,12 +146,12 @@ class _Decoder:
         self._cache: Any = None
 
     def begin(self) -> torch.Tensor:
-        """Logits [B, V] float32 of what follows the prompts."""
+        """Logits [B, V] float32 of the first tokens after the prompts."""
         positions_BT = (self._mask_BT.cumsum(-1) - 1).clamp_(min=0)
         return self._logits(self._ids_BT, positions_BT)
 
-    def go_on(self, tokens_B: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] float32 of what follows these tokens."""
+    def next(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        """Append one token to each row; returns the logits [B, V] float32 of the tokens after them."""
         ids_B1 = tokens_B[:, None].to(self._mask_BT.device)
         self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(ids_B1)], dim=1)
         positions_B1 = self._mask_BT.sum(-1, keepdim=True) - 1
@@ -176,21 +176,20 @@ class _Decoder:
 def drawn_tokens(
     logits_BV: torch.Tensor, streams: Sequence[PhiloxStream], *, temperature: float, top_p: float
 ) -> torch.Tensor:
-    """One token of each row: the largest sum of its logit and standard Gumbel noise.
+    """Sample one token for each row: the one with the largest sum of logit and standard Gumbel noise.
 
-    The inverse of the cumulative distribution would be read with one number a row; but every id's
-    rounding moves all bounds behind it, so that now and then a batch of another size would draw
-    another token.
+    Inverting the cumulative distribution would need one random number for each row; but the rounding of
+    every id moves the bounds of all later ids, so a batch of another size could give another token.
 
     Args:
-        logits_BV: float32, ids of the tokenizer only.
-        streams: B streams of numbers; each gives V of them, whatever the logits. None is read where
-            the temperature is 0.
-        temperature: That logits are divided by; 0 takes the best.
-        top_p: Tokens are drawn from the smallest set of the best with at least this mass.
+        logits_BV: float32, without the model's padding ids.
+        streams: B streams of random numbers, from each of which V are taken; none if the temperature is
+            0.
+        temperature: Divides the logits; 0 takes the most probable token.
+        top_p: Tokens are sampled from the smallest set of most probable tokens with at least this mass.
 
     Returns:
-        [B] int64, on the CPU.
+        [B] int64 token ids, on the CPU.
     """
     if temperature == 0:
         return logits_BV.argmax(dim=-1).cpu()
@@ -202,9 +201,9 @@ def drawn_tokens(
 
 
 def _nucleus(logits_BV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The same logits, -inf outside of the smallest set of the best ids with a mass of `top_p`.
+    """The logits with -inf outside of the smallest set of most probable ids with a mass of `top_p`.
 
-    Sums are made on the CPU: a GPU's cumulative sum differs from run to run.
+    Sums are computed on the CPU, since a GPU's cumulative sum is not deterministic.
     """
     order = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
     mass_BV = torch.softmax(order.values, dim=-1).cpu().double()

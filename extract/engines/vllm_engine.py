@@ -1,12 +1,12 @@
-"""Scoring with vLLM through its public prompt log-probabilities. The only file that imports vllm.
+"""Engine vllm: scoring by vLLM's prompt log-probabilities. The only file that imports vllm.
 
-vLLM gives row i of a prompt as p(token i | tokens before it): the project's own convention. Prefix
-caching is off: with it, scores depend on the order of requests.
+Row i of a prompt is vLLM's p(token i | tokens before it), as everywhere in this project. Prefix
+caching is off, since with it scores depend on the order of requests.
 
-A shard's requests are handed over at once and come back one by one as they are finished, so that
-every step of vLLM is full and results never pile up. Log-probabilities come as vLLM holds them, in
-arrays (`extract.engines.vllm_tap`), or as its public flat lists, each row top_k + 1 wide: the label
-first, then the top_k in falling order. Both are the same to the last bit.
+All requests of a shard are added at once and are returned as they finish, so that every step of vLLM is
+full and results do not accumulate. Log-probabilities are taken as arrays from inside vLLM
+(`extract.engines.vllm_tap`) or as its public flat lists; a row has top_k + 1 entries, first the label,
+then the top_k in falling order. Both give identical values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from extract.engines.protocol import (
 )
 from extract.engines.vllm_tap import Tap
 from store_schema.errors import ConfigError, ModelError
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_shapes import require_shapes_of_class
 from store_schema.text.prefixes import prefix_groups
@@ -58,40 +58,40 @@ class VllmEngine:
 
         Raises:
             ConfigError: vLLM is not installed.
-            ModelError: vLLM refuses the model, or it is to generate and gives NaN.
+            ModelError: vLLM cannot load or run the model, or its outputs are NaN.
             EngineMemoryError: Memory ran out.
         """
         self._spec = spec
         on_cpu = not torch.cuda.is_available()
         _set_environment(spec, on_cpu)
-        # What it says while it starts is about itself, not about the run.
+        # vLLM's messages while it starts are not about the run.
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
         self.vllm = _import_vllm()
         if spec.section.threads is not None:
             torch.set_num_threads(spec.section.threads)
         try:
-            with _out_of_sight("llvmlite.binding.ffi"):
+            with _without_module("llvmlite.binding.ffi"):
                 self.llm = self.vllm.LLM(**_engine_arguments(spec, on_cpu))
-        except Exception as error:  # no list names what model libraries raise on a folder
+        except Exception as error:  # vLLM may raise anything
             if is_out_of_memory(error):
                 raise _out_of_memory(spec, error) from error
-            # vLLM's message of weights of another shape names neither weight nor shapes.
-            require_shapes_of_class(in_folder(spec.ref, spec.folder), name=spec.source)
+            # vLLM's own message for weights of another shape names neither weight nor shapes.
+            require_shapes_of_class(with_folder(spec.ref, spec.folder), name=spec.source)
             raise ModelError(
                 "vLLM cannot start with the model",
                 where=spec.folder,
                 got=f"{type(error).__name__}: {str(error)[:300]}",
-                hint="VLLM_LOGGING_LEVEL=INFO tells more; extract.engine: transformers may do",
+                hint="set VLLM_LOGGING_LEVEL=INFO for details, or try extract.engine: transformers",
             ) from error
         self._engine = self.llm.llm_engine
         few = [i % spec.vocab_size for i in range(min(8, spec.longest))]
         rows = self._first_rows(few)
-        if spec.generates and np.isnan(rows[1]).any():  # answers come without numbers
+        if spec.generates and np.isnan(rows[1]).any():  # answers have no log-probabilities to check
             self.close()
             raise ModelError("NaN from the model", where=spec.folder, hint=CHECK_WEIGHTS)
         self.tap = self._probed_tap(few, rows) if spec.section.tap else None
-        """What takes rows as arrays; None: they come as lists."""
+        """Takes rows as arrays; None if they are taken as lists."""
 
     @property
     def description(self) -> str:
@@ -108,8 +108,8 @@ class VllmEngine:
         self._require_valid(inputs)
         groups = prefix_groups([np.asarray(ids) for ids in inputs])
         with self._memory_errors():
-            fed = [inputs[first] for first, *_ in groups]
-            for k, ids, logprobs in self._prompt_rows(fed, self.tap):
+            longest = [inputs[first] for first, *_ in groups]
+            for k, ids, logprobs in self._prompt_rows(longest, self.tap):
                 for i in groups[k]:
                     rows = slice(len(inputs[i]) - 1)
                     yield i, self._labelled(segments[i], ids[rows], logprobs[rows])
@@ -124,7 +124,7 @@ class VllmEngine:
     def _prompt_rows(
         self, inputs: Sequence[list[int]], tap: Tap | None
     ) -> Iterator[tuple[int, Any, Any]]:
-        """Index, ids [R, K+1] and logprobs [R, K+1] of each input but its first token."""
+        """Index, ids [R, K+1] and logprobs [R, K+1] of each input, without its first token."""
         params = self.vllm.SamplingParams(
             max_tokens=1,
             temperature=0,
@@ -133,9 +133,9 @@ class VllmEngine:
             flat_logprobs=True,
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
-        names: dict[str, str] = {}  # what vLLM calls the requests that are not finished
+        names: dict[str, str] = {}  # vLLM's own names of the requests that are not finished
         try:
-            # Like lengths stand together: steps are full to the end.
+            # Similar lengths together, so that steps are full to the end.
             for i in sorted(range(len(inputs)), key=lambda i: (-len(inputs[i]), i)):
                 prompt = {"prompt_token_ids": inputs[i]}
                 names[str(i)] = self._engine.add_request(str(i), prompt, params)
@@ -158,7 +158,7 @@ class VllmEngine:
         shape = num_rows, self._spec.section.top_k + 1
         if ids.size != shape[0] * shape[1] or logprobs.size != ids.size:
             raise ModelError(
-                "vLLM gave another number of log-probabilities than asked for",
+                "vLLM returned another number of log-probabilities than requested",
                 where=self._spec.folder,
                 expected=f"{shape[0]} rows of {shape[1]}",
                 got=ids.size,
@@ -166,21 +166,21 @@ class VllmEngine:
         return ids.reshape(shape), logprobs.reshape(shape)
 
     def _labelled(self, segment: EncodedSegment, ids: Any, logprobs: Any) -> DenseRows:
-        """Rows of the segment's own tokens: those of its context are left out."""
+        """The rows of a segment's text, without those of its context."""
         skip = len(segment.context_ids) + first_known(segment) - 1
         labels = segment.token_ids[first_known(segment) :]
-        if skip:  # a copy: rows of a long prompt would be held as long as those of the text
+        if skip:  # a copy, so that the rows of a long context are freed
             ids, logprobs = ids[skip:].copy(), logprobs[skip:].copy()
         if not np.array_equal(ids[:, 0], labels):
             raise ModelError("vLLM's first column is not the label", where=self._spec.folder)
         return DenseRows(ids[:, 1:], logprobs[:, 1:], logprobs[:, 0])
 
     def _first_rows(self, few: list[int]) -> tuple[Any, Any]:
-        """Rows of a few tokens by the public way: a model that loads may still not run (layers that
-        vLLM has no kernels for on this machine, models that give no next token)."""
+        """Rows of a few tokens as public lists, to test that the model runs: vLLM may load a model
+        without having kernels for its layers on this machine."""
         try:
             [(_, ids, logprobs)] = self._prompt_rows([few], None)
-        except Exception as error:  # kernels and models fail in ways of their own
+        except Exception as error:  # kernels and models may raise anything
             self.close()
             if is_out_of_memory(error):
                 raise _out_of_memory(self._spec, error) from error
@@ -193,20 +193,20 @@ class VllmEngine:
         return ids, logprobs
 
     def _probed_tap(self, few: list[int], public: tuple[Any, Any]) -> Tap | None:
-        """The tap, if it gives what the public lists gave on a few tokens."""
+        """The tap, if it returns the same rows for a few tokens as the public lists; else None."""
         try:
             tap = Tap(self._engine.output_processor)
             [(_, *tapped)] = self._prompt_rows([few], tap)
-        except Exception as error:  # internals that are not as expected fail in unexpected ways
+        except Exception as error:  # internals of another version may raise anything
             logger.warning("vLLM's arrays cannot be taken (%s): its lists are used", error)
             return None
         if not all(np.array_equal(a, b) for a, b in zip(public, tapped, strict=True)):
-            logger.warning("vLLM's arrays are not what its lists hold: the lists are used")
+            logger.warning("vLLM's arrays differ from its lists: the lists are used")
             return None
         return tap
 
     def _require_valid(self, inputs: Sequence[list[int]]) -> None:
-        """One bad prompt loses the whole call in vLLM, so it is found before."""
+        """Refuse bad inputs, with one of which vLLM's whole call would fail."""
         for ids in inputs:
             if not 0 < len(ids) <= self._spec.longest:
                 raise ModelError(
@@ -217,7 +217,7 @@ class VllmEngine:
                 )
             if max(ids) >= self._spec.model_vocab_size:
                 raise ModelError(
-                    "token id outside of the model's vocabulary",
+                    "token id outside the model's vocabulary",
                     where=self._spec.folder,
                     expected=f"below {self._spec.model_vocab_size}",
                     got=max(ids),
@@ -234,7 +234,7 @@ class VllmEngine:
 
 
 def _listed(output: Any) -> tuple[Any, Any]:
-    """Ids and log-probabilities of vLLM's flat lists; nothing stands before the first token."""
+    """Ids and log-probabilities of vLLM's flat lists, which have no row for the first token."""
     flat = output.prompt_logprobs
     ids = np.fromiter(flat.token_ids, np.int32, len(flat.token_ids))
     return ids, np.fromiter(flat.logprobs, np.float32, len(flat.logprobs))
@@ -265,11 +265,11 @@ def _out_of_memory(spec: EngineSpec, error: BaseException) -> EngineMemoryError:
 
 
 @contextmanager
-def _out_of_sight(name: str) -> Iterator[None]:
-    """Take a module out of `sys.modules` for the block.
+def _without_module(name: str) -> Iterator[None]:
+    """Remove a module from `sys.modules` within the block.
 
-    On CPUs vLLM 0.32 looks through the attributes of every loaded module for its own kernels, and
-    stumbles over the library handle of llvmlite, which answers `__dict__` with a C function.
+    On CPUs vLLM 0.32 searches the attributes of every loaded module for its own kernels, and fails on
+    the library handle of llvmlite, whose `__dict__` is a C function.
     """
     module = sys.modules.pop(name, None)
     try:
@@ -280,13 +280,13 @@ def _out_of_sight(name: str) -> Iterator[None]:
 
 
 def _set_environment(spec: EngineSpec, on_cpu: bool) -> None:
-    """vLLM reads these when it is imported; what the user has set stays."""
+    """Set environment variables that vLLM reads when it is imported; those of the user are kept."""
     settings = dict(_QUIET)
-    # The one token that vLLM insists on generating may pass the model's last position: its own
-    # distribution is computed at the last prompt token, so nothing is read beyond.
+    # vLLM always generates one token, which may be beyond the model's last position. Its distribution
+    # is computed at the last prompt token, so the model itself never reads beyond.
     settings["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
-    # In this very process: else it is a matter of time which requests share a step, and so are the
-    # last bits. What a process of its own would take off this one, the tap does not do at all.
+    # In this process: otherwise timing decides which requests share a step, and so the last bits. The
+    # conversion to lists, which another process would do, is not needed with the tap.
     settings["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if on_cpu:
         settings["VLLM_CPU_KVCACHE_SPACE"] = str(spec.section.kv_cache_gib)
@@ -315,7 +315,7 @@ def _engine_arguments(spec: EngineSpec, on_cpu: bool) -> dict[str, Any]:
         "use_tqdm_on_load": False,
     }
     if spec.generates:
-        # A prompt read in two steps would use up two draws of its seed (on a CPU it is an error).
+        # A prompt in two steps would take two random numbers of its seed (on a CPU it is an error).
         arguments["enable_chunked_prefill"] = False
         arguments["max_num_batched_tokens"] = max(step_tokens, spec.longest + 1)
     if spec.fp32_head:

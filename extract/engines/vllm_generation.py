@@ -1,9 +1,9 @@
-"""Answers from vLLM, through its own loop of requests and steps.
+"""Generate answers with vLLM, by its low-level interface of requests and steps.
 
-Each answer is a request of its own with a seed of its own. A bounded number of them is in vLLM's
-hands; a finished one is given away at once and another takes its place, so memory does not grow with
-the shard. The engine runs without a tokenizer: stop texts are looked for in the tokens' bytes, and a
-request that reached one is aborted.
+Each answer is a request with its own seed. A limited number of requests is in vLLM at a time; a
+finished answer is yielded at once and replaced by the next request, so memory does not grow with the
+shard. vLLM runs without a tokenizer: stop texts are searched in the tokens' bytes, and a request that
+reaches one is aborted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from extract.engines.protocol import Answer, EngineSpec, Prompt
 from store_schema.errors import ModelError
 from store_schema.layout import Finish
 
-IN_HAND = 2
-"""Requests that vLLM holds, in multiples of those that it runs at a time: it never lacks the next."""
+REQUESTS_AHEAD = 2
+"""Requests in vLLM, as a multiple of those that it runs at a time, so that one is always waiting."""
 
 
 def vllm_answers(
@@ -32,50 +32,50 @@ def vllm_answers(
         engine: A started `vllm.LLM(...).llm_engine`, without prefix caching.
         vllm: The module.
         spec: What the engine was started with.
-        prompts: Each with room for `max_tokens` more.
-        rules: How answers are drawn and what ends them.
+        prompts: Each leaves room for `generate.max_tokens`.
+        rules: How answers are sampled, and what ends them.
 
     Raises:
         ModelError: vLLM ended an answer for a reason of its own.
     """
-    most = IN_HAND * engine.vllm_config.scheduler_config.max_num_seqs
+    most = REQUESTS_AHEAD * engine.vllm_config.scheduler_config.max_num_seqs
     coming = iter(range(len(prompts)))
-    in_hand: dict[str, _Request] = {}
+    running: dict[str, _Request] = {}
     try:
         while True:
-            for i in islice(coming, most - len(in_hand)):
+            for i in islice(coming, most - len(running)):
                 prompt = {"prompt_token_ids": list(prompts[i].input_ids)}
                 params = _sampling_params(vllm, spec, rules, prompts[i].seed)
                 own_name = engine.add_request(str(i), prompt, params)
-                in_hand[str(i)] = _Request(own_name, spec, rules)
-            if not in_hand:
+                running[str(i)] = _Request(own_name, spec, rules)
+            if not running:
                 return
             for output in engine.step():
-                request = in_hand.get(output.request_id)
+                request = running.get(output.request_id)
                 if request is None:  # aborted while vLLM was a step ahead
                     continue
-                finish = request.take(output)
+                finish = request.add(output)
                 if finish is None:
                     continue
-                del in_hand[output.request_id]
+                del running[output.request_id]
                 if not output.finished:
                     engine.abort_request([request.own_name], internal=True)
                 yield int(output.request_id), request.answer(finish)
     finally:
-        if in_hand:
-            engine.abort_request([r.own_name for r in in_hand.values()], internal=True)
+        if running:
+            engine.abort_request([r.own_name for r in running.values()], internal=True)
 
 
 class _Request:
-    """One answer in vLLM's hands."""
+    """One answer that vLLM is generating."""
 
     def __init__(self, own_name: str, spec: EngineSpec, rules: AnswerRules) -> None:
         self.own_name = own_name
         self._spec = spec
         self._growing = GrowingAnswer(rules)
 
-    def take(self, output: Any) -> Finish | None:
-        """Take what a step added; gives how the answer ended, None while it goes on."""
+    def add(self, output: Any) -> Finish | None:
+        """Add the tokens of a step; returns how the answer ended, None if it continues."""
         [completion] = output.outputs
         for token_id in completion.token_ids:
             finish = self._growing.add(token_id)
@@ -90,7 +90,7 @@ class _Request:
         return None
 
     def answer(self, finish: Finish) -> Answer:
-        """The answer, its tokens up to the one that ended it."""
+        """The answer, up to the token that ended it."""
         return Answer(np.array(self._growing.token_ids, np.int64), finish)
 
 
@@ -103,10 +103,10 @@ def _sampling_params(vllm: Any, spec: EngineSpec, rules: AnswerRules, seed: int)
         top_p=section.top_p,
         seed=seed,
         stop_token_ids=sorted(rules.end_ids),
-        ignore_eos=True,  # it would add ends of its own; the rules have them all
-        # Ids of padding rows: no token of theirs may be drawn.
+        ignore_eos=True,  # `rules` has all tokens that end an answer
+        # Padding ids of the model must not be sampled.
         logit_bias={i: float("-inf") for i in range(spec.vocab_size, spec.model_vocab_size)},
         detokenize=False,
-        # Without stop texts nothing is to be looked at before the end.
+        # Without stop texts there is nothing to check before the end.
         output_kind=kinds.DELTA if rules.stop else kinds.FINAL_ONLY,
     )

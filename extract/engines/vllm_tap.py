@@ -1,8 +1,8 @@
-"""Prompt log-probabilities as vLLM's engine hands them to its front end: arrays, not Python lists.
+"""Take prompt log-probabilities as arrays from inside vLLM, instead of Python lists.
 
-The front end turns every entry into Python objects, which at 128 entries takes longer than the
-model's forward on a fast machine. The tap stands before it. It is no public interface of vLLM's, so
-`extract.engines.vllm_engine` compares it with the public lists before it is trusted.
+vLLM's output processor turns every entry into Python objects, which for 128 entries takes longer than
+the model's forward pass on a fast machine. The tap takes the arrays before that. It is not a public
+interface of vLLM, so `extract.engines.vllm_engine` compares it with the public lists first.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ import numpy as np
 
 
 class Tap:
-    """Takes the prompt log-probabilities of the requests it watches, and no others."""
+    """Collects the prompt log-probabilities of the requests that it watches."""
 
     def __init__(self, output_processor: Any) -> None:
-        """Stand before a front end.
+        """Wrap an output processor.
 
         Args:
-            output_processor: `LLMEngine.output_processor` (vLLM 0.32).
+            output_processor: `LLMEngine.output_processor` (vLLM 0.32); changed in place.
 
         Raises:
-            AttributeError: It is not as expected.
+            AttributeError: It has no method `process_outputs`.
         """
         self._parts: dict[str, list[tuple[Any, Any]]] = {}
         self._pass_on = output_processor.process_outputs
         output_processor.process_outputs = self._process
 
     def watch(self, name: str) -> None:
-        """Take the rows of this request (vLLM's own name) from here on."""
+        """Collect the rows of this request (vLLM's own name) from now on."""
         self._parts[name] = []
 
     @property
     def watched(self) -> bool:
-        """Whether there is a request whose rows were not taken yet."""
+        """Whether there is a watched request whose rows were not taken yet."""
         return bool(self._parts)
 
     def take(self, name: str) -> tuple[Any, Any]:
-        """Ids and log-probabilities [R, K+1] of a finished request, its first token left out.
+        """Ids and log-probabilities [R, K+1] of a finished request, without its first token.
 
         Raises:
             KeyError: The request is not watched.
@@ -53,7 +53,7 @@ class Tap:
         return np.concatenate(ids), np.concatenate(logprobs)
 
     def forget(self, names: Iterable[str]) -> None:
-        """Drop what was taken of requests that will not be finished."""
+        """Drop the rows of requests that will not be finished."""
         for name in names:
             self._parts.pop(name, None)
 

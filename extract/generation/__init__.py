@@ -1,1 +1,1 @@
-"""Answers of a source to the prompts of the corpus, and documents made of them."""
+"""Generate answers of sources to the corpus's prompts, and make documents from them."""

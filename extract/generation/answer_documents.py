@@ -1,4 +1,4 @@
-"""`extract answers`: generated stores as JSON lines that `corpus.inputs` takes as they are."""
+"""`extract answers`: write generated stores as a JSON lines file for `corpus.inputs`."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ WRITTEN = "written"
 def write_answers(
     run: RunConfig, names: Sequence[str], out: Path, *, keep_cut: bool
 ) -> dict[str, Counter[str]]:
-    """Write the answers of sources as documents, one JSON object a line.
+    """Write the answers of sources as documents, one JSON object per line; the file is written
+    atomically.
 
-    Fields: id, prompt or messages, response, domain, split, source, answer, finish. The file comes
-    into being whole.
+    Fields: id, prompt or messages, response, domain, split, source, answer, finish.
 
     Args:
         run: The run file.
         names: Sources, in order.
         out: The file.
-        keep_cut: Whether answers that were cut at their most tokens are written too.
+        keep_cut: Whether answers that were cut at `generate.max_tokens` are written too.
 
     Returns:
-        By source the number of answers written, and left out by reason.
+        For each source the number of answers written, and of those left out by reason.
 
     Raises:
         MissingError: A source has no generated store, or not all of its shards.
@@ -75,10 +75,10 @@ class AnswerStore:
     """A source's finished generated store.
 
     Args:
-        source: Its name.
-        reader: Of the store.
-        drops_space: Whether the source's tokenizer puts a space before every text, which is no part of
-            what was said.
+        source: Name of the source.
+        reader: Reader of the store.
+        drops_space: Whether the source's tokenizer puts a space before every text, which is not part of
+            the answer.
     """
 
     source: str
@@ -116,7 +116,7 @@ class AnswerStore:
         return cls(name, reader, tokenizer.puts_space)
 
     def answers(self, shard: ShardRecord) -> Iterator[tuple[StoredAnswer, str | None]]:
-        """Every answer of a shard, and what it says; None where that is no UTF-8."""
+        """Every answer of a shard with its text; None for one that is not valid UTF-8."""
         arrays = self.reader.read(shard.index, TEXT_ARRAYS)
         for answer in read_answers(arrays, self.reader.vocabulary):
             text = answer_text(answer.text, answer.finish)
@@ -137,7 +137,7 @@ def _documents(
 
 
 def left_out(text: str | None, finish: Finish, *, keep_cut: bool) -> str | None:
-    """Why an answer makes no document; None where it makes one."""
+    """Why no document is made from an answer; None if one is."""
     if finish == Finish.PROMPT_TOO_LONG:
         return "prompt too long"
     if finish == Finish.LENGTH and not keep_cut:
@@ -166,11 +166,11 @@ def _document(
 
 
 def answers_report(counts: dict[str, Counter[str]], out: Path) -> str:
-    """What was written and left out, by source."""
+    """Lines on the answers written and left out, by source."""
     lines = []
-    for name, found in counts.items():
-        reasons = [f"{key} {number:,}" for key, number in sorted(found.items()) if key != WRITTEN]
+    for name, own in counts.items():
+        reasons = [f"{key} {number:,}" for key, number in sorted(own.items()) if key != WRITTEN]
         rest = f"; left out: {', '.join(reasons)}" if reasons else ""
-        lines.append(f"{name}: {found[WRITTEN]:,} answers written{rest}")
-    total = sum(found[WRITTEN] for found in counts.values())
+        lines.append(f"{name}: {own[WRITTEN]:,} answers written{rest}")
+    total = sum(own[WRITTEN] for own in counts.values())
     return "\n".join([*lines, f"{out}: {total:,} documents"])

@@ -1,7 +1,7 @@
-"""Generating: each source answers the prompts of the planned corpus into a store of its own.
+"""`extract generate`: each source's answers to the prompts of the plan, in a store of its own.
 
-Shard n of the store holds the answers to the prompts of plan shard n. A prompt is the context of a
-document's first segment; what the document says after it is not read.
+Shard n of the store has the answers to the prompts of shard n of the plan. A prompt is the context of a
+document's first segment; the document's own text is not used.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from store_schema.plan.plan import Plan, Segment, ShardRecord
 
 
 def check_answering(run: RunConfig, name: str, plan: Plan) -> CheckedSource:
-    """Check a source that is to answer prompts. Writes nothing.
+    """Check a source that will answer prompts. Writes nothing.
 
     Raises:
         InputError: The corpus has no prompt.
-        ConfigError: An option does not fit, or answers would be longer than the model reads.
-        LogitfuseError: As for scoring.
+        ConfigError: An option does not fit, or answers may be longer than the model's context.
+        LogitfuseError: See `check_source`.
     """
     section = run.section("generate", GenerateSection)
     _require_prompts(plan)
@@ -57,12 +57,12 @@ def check_answering(run: RunConfig, name: str, plan: Plan) -> CheckedSource:
 
 
 def _longest(source: CheckedSource, plan: Plan, section: GenerateSection) -> int:
-    """Tokens of the longest prompt with its answer: a planned context fits the plan's segments."""
+    """Tokens of the longest prompt with its answer (a prompt is at most as long as a segment)."""
     longest = int(plan.record.settings["max_tokens"]) + section.max_tokens
     most = max_positions(model_config(source.spec.folder))
     if most is not None and section.max_tokens >= most:
         raise ConfigError(
-            f"answers are longer than {source.name} can read, prompt included",
+            f"answers may be longer than the context of {source.name}",
             where="generate.max_tokens",
             expected=f"below {most}",
             got=section.max_tokens,
@@ -81,7 +81,7 @@ def _require_prompts(plan: Plan) -> None:
 
 
 def answer_rules(source: CheckedSource) -> AnswerRules:
-    """How the source's answers are drawn, and what ends them."""
+    """How the source's answers are sampled, and what ends them."""
     return AnswerRules(
         source.run.section("generate", GenerateSection),
         end_ids(source.spec.folder, source.tokenizer),
@@ -94,7 +94,7 @@ def generate(engine: Engine, job: Job) -> None:
     source, plan = job.source, job.source.plan
     rules = answer_rules(source)
     shards = job.part.mine(plan.shards) if job.part.limit is None else job.pending
-    # How many segments have a prompt is not known before they are read.
+    # Counted in segments, since the number of prompts is not known before they are read.
     total, left = (sum(s.stop - s.start for s in part) for part in (shards, job.pending))
     with Progress(source.name, total, unit="seg", done=total - left) as progress:
 
@@ -122,17 +122,17 @@ def answer_shard(
 
     Args:
         engine: The loaded model.
-        source: Of the engine.
-        rules: How answers are drawn and what ends them.
-        shard: Of the plan.
-        on_answer: Called for each answer with the segments that are done with it, 0 or more; may
+        source: The engine's source.
+        rules: How answers are sampled, and what ends them.
+        shard: The plan's shard.
+        on_answer: Called for each answer with the number of segments that it completes, 0 or more; may
             raise to stop.
 
     Returns:
         All arrays of a generated store's shard, and its figures.
 
     Raises:
-        ModelError: The model gives NaN.
+        ModelError: The model's logits are NaN.
         TokenizerError: A prompt has no tokens.
     """
     start = time.monotonic()
@@ -141,7 +141,7 @@ def answer_shard(
     inputs = [_input_ids(source, segment) for segment in asked]
     on_answer(len(segments) - len(asked))
     per_prompt = rules.section.answers
-    # Places of the answers in the store, by prompt and number.
+    # Prompt and number of every answer, in the order of the store.
     places = [(i, number) for i in range(len(asked)) for number in range(per_prompt)]
     room = source.spec.longest - rules.section.max_tokens
     fitting = [place for place in places if len(inputs[place[0]]) <= room]
@@ -172,7 +172,7 @@ def _answered(
     inputs: Sequence[tuple[int, ...]],
     places: Sequence[tuple[int, int]],
 ) -> Iterator[tuple[tuple[int, int], KeptAnswer]]:
-    """Answers by prompt and number, as they come."""
+    """Yield (prompt, number) and the answer, in the order in which they are finished."""
     prompts = [
         Prompt(
             inputs[i],
@@ -193,13 +193,13 @@ def _input_ids(source: CheckedSource, segment: Segment) -> tuple[int, ...]:
         raise TokenizerError(
             "prompt has no tokens",
             where=where,
-            hint="an empty prompt needs a tokenizer with BOS: leave it out of the corpus",
+            hint="leave empty prompts out of the corpus: this tokenizer puts no BOS before them",
         )
     return ids
 
 
 def outlook(source: CheckedSource, pending: Sequence[ShardRecord]) -> str:
-    """What a dry run says."""
+    """The line of a dry run."""
     what = f"generate {source.name}"
     if not pending:
         return f"{what}: nothing to do"

@@ -1,4 +1,4 @@
-"""What scores the answers of the sources; JUDGES lists them."""
+"""Judges, which score the answers of the sources. JUDGES lists them."""
 
 from extract.judge_kinds.kind import JudgeKind
 from store_schema.registry import Registry

@@ -18,13 +18,13 @@ class ExactAnswerOptions(JudgeOptions):
     """Judge exact_answer."""
 
     pattern: str | None = Field(default=None, min_length=1)
-    """Regular expression that finds the final answer in answer and reference alike: the first group of
-    its last match, or the whole match. None: what stands in the last \\boxed{}, else behind the last
+    """Regular expression for the final answer in both answer and reference: the first group of its last
+    match, or the whole match. None: the content of the last \\boxed{}, else the text after the last
     "####", else the last number."""
     compare: Literal["plain", "math_verify"] = "plain"
-    """plain: numbers as numbers (1,000 is 1000.0, 1/2 is 0.5), all else as words without regard to
-    case, spaces and a full stop. math_verify: what differs so is also compared as formulas (package
-    math-verify)."""
+    """plain: numbers by value (1,000 is 1000.0, 1/2 is 0.5), all else as words without regard to case,
+    spaces and a full stop. math_verify: if they differ by that, they are also compared as formulas
+    (package math-verify)."""
 
     @field_validator("pattern")
     @classmethod
@@ -32,17 +32,17 @@ class ExactAnswerOptions(JudgeOptions):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
+            raise ValueError(f"not a regular expression: {error}") from error
         return pattern
 
 
 class ExactAnswer(JudgeKind):
-    """1 where the final answer is that of the reference, else 0; numbers are compared as numbers."""
+    """1 if the final answer is the reference's, else 0; numbers are compared by value."""
 
     section = ExactAnswerOptions
 
     def identity(self, options: Any, context: JudgeContext) -> Any:
-        """The version of math-verify, where it is asked."""
+        """The version of math-verify, if it is used."""
         if options.compare == "plain":
             return None
         try:
@@ -62,12 +62,12 @@ class ExactAnswer(JudgeKind):
             expected = final_answer(answer.question.reference, options.pattern)
             if expected is None:
                 return Score(None, NO_FINAL_ANSWER)
-            given = final_answer(answer.text, options.pattern)
-            if given is None:
+            actual = final_answer(answer.text, options.pattern)
+            if actual is None:
                 return Score(0.0)
-            same = same_answer(given, expected)
+            same = same_answer(actual, expected)
             if not same and options.compare == "math_verify":
-                same = same_formula(given, expected)
+                same = same_formula(actual, expected)
             return Score(float(same))
 
         return TextJudge(score)

@@ -1,4 +1,4 @@
-"""What a judge is to the rest of the stage; read with the run file, so it loads nothing heavy."""
+"""Base class of judges. Loaded with every run file, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Question:
     """A prompt that the sources answered.
 
     Args:
-        document_id: Of the document whose context the prompt is.
-        context: As the plan has it: `prompt`, or `messages` and perhaps `tools`.
-        domain: As in the corpus.
-        split: As in the corpus.
-        reference: What the document says after the prompt.
+        document_id: Id of the document whose context is the prompt.
+        context: The prompt: `prompt` (text), or `messages` and perhaps `tools`.
+        domain: The document's domain.
+        split: The document's split.
+        reference: The document's text, the reference answer.
     """
 
     document_id: str
@@ -32,9 +32,11 @@ class Question:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The prompt as a chat; plain text is what a user says."""
-        found: list[dict[str, Any]] | None = self.context.get("messages")
-        return [{"role": "user", "content": self.context["prompt"]}] if found is None else found
+        """The prompt as messages; a prompt of plain text is a user message."""
+        messages: list[dict[str, Any]] | None = self.context.get("messages")
+        if messages is not None:
+            return messages
+        return [{"role": "user", "content": self.context["prompt"]}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,9 @@ class Answer:
 
     Args:
         question: The prompt.
-        source: Who wrote it.
-        number: Which of the source's answers to the prompt.
-        text: Never empty, valid Unicode.
+        source: Name of the source that wrote it.
+        number: Index among the source's answers to the prompt.
+        text: Its text: not empty, valid Unicode.
     """
 
     question: Question
@@ -55,17 +57,17 @@ class Answer:
 
     @property
     def document_id(self) -> str:
-        """What `extract answers` calls it."""
+        """Its document id in `extract answers`."""
         return f"{self.question.document_id}/{self.source}/{self.number}"
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a judge holds of an answer; more is better.
+    """A judge's score of an answer; higher is better.
 
     Args:
-        value: None where the judge has none.
-        failure: Why it has none, in few words that are counted.
+        value: The score; None where the judge has none.
+        failure: Why it has none, in a few words under which it is counted.
     """
 
     value: float | None
@@ -73,66 +75,67 @@ class Score:
 
 
 class Judge(Protocol):
-    """A judge at work."""
+    """A judge that is ready to score."""
 
     def scores(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Score]]:
         """Score answers, in any order.
 
         Yields:
-            Place among `answers`, each once, and its score.
+            Index in `answers`, each once, and its score.
         """
         ...
 
     def close(self) -> None:
-        """Let go of models and processes."""
+        """Free models and end processes."""
         ...
 
 
 class JudgeOptions(StrictModel):
-    """Options that every judge has; those of a kind are a subclass."""
+    """Options of every judge; each kind has a subclass with its own."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change speed or place but not scores."""
+    """Fields that change speed or location but not scores."""
 
     kind: str
-    """A name of extract/judge_kinds/__init__.py."""
+    """A judge listed in extract/judge_kinds/__init__.py."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
-    """What tables and files call it. None: its kind; two of one kind need names."""
+    """Its name in tables and files. None: its kind; two judges of one kind need names."""
     min_score: float | None = Field(default=None, allow_inf_nan=False)
-    """An answer that it scores lower, or has no score for, is never the best; a prompt without another
-    is dropped (counted). None: the best of any will do."""
+    """An answer with a lower score, or without one, is never chosen; prompts without any other answer
+    are dropped and counted. None: no lower limit."""
 
     @property
     def title(self) -> str:
-        """What tables and files call it."""
+        """Its name in tables and files."""
         return self.name or self.kind
 
     def content(self) -> dict[str, Any]:
-        """The options that shape scores, for fingerprints of scores."""
+        """The options that determine scores, for fingerprints."""
         return self.model_dump(mode="json", exclude={"name", "min_score", *self.runtime_fields})
 
 
 class AnswerLikelihoods(Protocol):
-    """How likely the sources hold each other's answers."""
+    """Log-probabilities of answers under the sources that did not write them."""
 
     @property
     def digest(self) -> str:
-        """Of the stores that it is read from."""
+        """Digest of the stores that they are read from."""
         ...
 
-    def of_others(self, answer: Answer) -> float | None:
-        """Nats a byte, the mean of all sources but the author; None where it is not known."""
+    def by_other_sources(self, answer: Answer) -> float | None:
+        """Log-probability in nats per byte, mean of all sources but the author; None where not
+        known."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeContext:
-    """What a judge may ask for.
+    """What a judge may use besides the answers.
 
     Args:
         run: The run file.
-        likelihoods: Opens the stores in which the answers are scored; raises MissingError where there
-            are none, and says how they are made.
+        likelihoods: Opens the stores in which the answers are scored; raises MissingError, with how to
+            make them, if there are none.
     """
 
     run: RunConfig
@@ -140,14 +143,14 @@ class JudgeContext:
 
 
 class JudgeKind(Kind):
-    """Base of all judges. Options are a subclass of `JudgeOptions`."""
+    """Base class of all judges; `section` is a subclass of `JudgeOptions`."""
 
     section: ClassVar[Any] = JudgeOptions
 
     def identity(self, options: Any, context: JudgeContext) -> Any:
-        """What shapes scores beside the options, such as the content of a model: JSON.
+        """Everything but the options that determines scores, such as a model's fingerprint; JSON-like.
 
-        Asked before anything heavy is loaded, and in every run.
+        Called in every run, before anything heavy is loaded.
 
         Raises:
             LogitfuseError: The judge cannot work.
@@ -155,7 +158,7 @@ class JudgeKind(Kind):
         return None
 
     def open(self, options: Any, context: JudgeContext) -> Judge:
-        """The judge at work.
+        """The judge, ready to score.
 
         Raises:
             LogitfuseError: It cannot work.
@@ -164,10 +167,10 @@ class JudgeKind(Kind):
 
 
 class TextJudge:
-    """A judge that needs nothing but an answer and its question."""
+    """A judge that is a function of a single answer with its question."""
 
     def __init__(self, score: Callable[[Answer], Score]) -> None:
-        """`score` is all there is to it."""
+        """`score` is that function."""
         self._score = score
 
     def scores(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Score]]:

@@ -9,15 +9,15 @@ from store_schema.errors import ConfigError
 
 
 class Likelihood(JudgeKind):
-    """Mean log-probability a byte under the other sources: what all of them might have said."""
+    """Mean log-probability per byte under the other sources: how much they agree with the answer."""
 
     section = JudgeOptions
 
     def identity(self, options: Any, context: JudgeContext) -> Any:
-        """The stores that it reads."""
+        """Digest of the stores that it reads."""
         if len(context.run.sources) < 2:
             raise ConfigError(
-                "judge likelihood asks the other sources, and there is one alone",
+                "judge likelihood needs other sources than the author, but the run has one source",
                 where="judge.judges",
                 expected="two sources or more",
             )
@@ -28,7 +28,7 @@ class Likelihood(JudgeKind):
         likelihoods = context.likelihoods()
 
         def score(answer: Answer) -> Score:
-            value = likelihoods.of_others(answer)
+            value = likelihoods.by_other_sources(answer)
             return Score(value, None if value is not None else "not scored")
 
         return TextJudge(score)

@@ -17,21 +17,21 @@ class PythonOptions(JudgeOptions):
 
     function: str = Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")
     """Such as module:function, or folder/file.py:function. It gets a dict with prompt or messages,
-    answer, reference, domain, split, source and id, and returns a number, more for a better answer, or
-    None."""
+    answer, reference, domain, split, source and id, and returns a number, higher for a better answer,
+    or None."""
     seconds: float = Field(default=10.0, gt=0, le=86_400)
-    """That it may take for an answer; then its process is ended, which is counted."""
+    """Time limit for an answer; its process is then ended, and the answer counted as failed."""
     memory_mib: int = Field(default=2048, ge=64)
-    """MiB that its process may ask for; what it cannot have is a MemoryError in it (counted)."""
+    """MiB that its process may allocate; more raises a MemoryError in it, and is counted as failed."""
 
 
 class Python(JudgeKind):
-    """A function of yours, run in a process of its own with limits of time and memory."""
+    """A Python function of your own, run in another process with limits of time and memory."""
 
     section = PythonOptions
 
     def identity(self, options: Any, context: JudgeContext) -> Any:
-        """The content of the function's file."""
+        """Digest of the function's file."""
         from extract.judging.functions import FunctionProcess
 
         with FunctionProcess(options) as process:
@@ -55,7 +55,7 @@ class FunctionJudge:
         """See `Judge.scores`."""
         for i, answer in enumerate(answers):
             question = answer.question
-            asked = {
+            arguments = {
                 **question.context,
                 "answer": answer.text,
                 "reference": question.reference,
@@ -64,7 +64,7 @@ class FunctionJudge:
                 "source": answer.source,
                 "id": question.document_id,
             }
-            yield i, self._process.score(asked)
+            yield i, self._process.score(arguments)
 
     def close(self) -> None:
         """See `Judge.close`."""

@@ -17,12 +17,13 @@ class ReferenceOverlapOptions(JudgeOptions):
     """Judge reference_overlap."""
 
     metric: Literal["chrf", "bleu", "rouge_l"] = "chrf"
-    """chrf, bleu: of sacrebleu; rouge_l: F-measure of rouge-score. chrF counts characters, so it works
-    in any language and for code; rouge-score reads nothing but the letters a to z and digits."""
+    """chrf, bleu: of sacrebleu; rouge_l: F-measure of rouge-score. chrF compares characters, so it
+    works in any language and for code; rouge-score ignores everything but the letters a to z and
+    digits."""
 
 
 class ReferenceOverlap(JudgeKind):
-    """How much of the reference an answer has in common with it: chrF, BLEU or ROUGE-L."""
+    """Overlap of an answer with the reference: chrF, BLEU or ROUGE-L."""
 
     section = ReferenceOverlapOptions
 
@@ -45,11 +46,11 @@ class ReferenceOverlap(JudgeKind):
 
 
 def _overlap(metric: str) -> Callable[[str, str], float]:
-    """A function of answer and reference; 0 is nothing in common."""
+    """The metric as a function of answer and reference; 0 for no overlap."""
     if metric == "rouge_l":
         scorer = import_module("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
         return lambda text, reference: float(scorer.score(reference, text)["rougeL"].fmeasure)
     metrics = import_module("sacrebleu.metrics")
     # Short texts have no 4-grams: effective order.
-    found = metrics.CHRF() if metric == "chrf" else metrics.BLEU(effective_order=True)
-    return lambda text, reference: float(found.sentence_score(text, [reference]).score)
+    scorer = metrics.CHRF() if metric == "chrf" else metrics.BLEU(effective_order=True)
+    return lambda text, reference: float(scorer.sentence_score(text, [reference]).score)

@@ -27,18 +27,18 @@ class RewardModelOptions(JudgeOptions):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
     template: TemplateSettings = TemplateSettings()
-    """How its chat template is asked, as for a source; `file` names one where it has none."""
+    """How its chat template is rendered, as for a source; `file` is for a model without a template."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of a prompt with its answer; longer ones get no score (counted). None: as many as its
-    config says that it reads."""
+    """Tokens of a prompt with its answer, at most; longer ones get no score and are counted. None: the
+    model's context length by its config."""
     batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens of one forward pass, padding included."""
+    """Tokens of one forward pass, with padding."""
     device: Device = "auto"
-    """Where it runs."""
+    """Device that it runs on."""
 
     @property
     def ref(self) -> ModelRef:
-        """The model as loaders take it."""
+        """The model as a `ModelRef`."""
         return ModelRef.model_validate(
             {
                 name: getattr(self, name)
@@ -48,13 +48,13 @@ class RewardModelOptions(JudgeOptions):
 
 
 class RewardModel(JudgeKind):
-    """A reward model of Hugging Face, by name or folder, which reads prompt and answer in its own chat
+    """A reward model of the Hugging Face hub or a folder, which reads prompt and answer in its own chat
     template."""
 
     section = RewardModelOptions
 
     def identity(self, options: Any, context: JudgeContext) -> Any:
-        """The content of model and tokenizer."""
+        """Fingerprints of model, tokenizer and chat template."""
         from extract.judging.rewards import check_reward_model, tokenizer_of
         from store_schema.fingerprint import bytes_digest, model_fingerprint
 

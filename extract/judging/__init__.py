@@ -1,1 +1,1 @@
-"""Which source's answer to a prompt is the best: judges score, votes choose, a corpus comes out."""
+"""Choose the best answer to each prompt by judges' scores and votes, and write them as a corpus."""

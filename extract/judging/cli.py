@@ -1,4 +1,4 @@
-"""Commands of this sub-room: `judge`, which judges, and `judge show`."""
+"""The commands `judge` (or `judge run`) and `judge show`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class _JudgeGroup(StageGroup):
 
 @click.group(cls=_JudgeGroup)
 def judge() -> None:
-    """Score the sources' answers, vote, and write the best as a corpus: `judge RUN`."""
+    """Score the sources' answers, choose the best and write them as a corpus: `judge RUN`."""
 
 
 @judge.command("run")
 @run_options
 def run_judges(run: RunConfig) -> None:
-    """Score all answers that are not scored yet, and vote (the same as `judge RUN`)."""
+    """Score all answers that are not scored yet, and choose the best (the same as `judge RUN`)."""
     from extract.judging.records import judged_location
     from extract.judging.report import judged_report
     from extract.judging.run import judge_answers
@@ -42,13 +42,13 @@ def run_judges(run: RunConfig) -> None:
 @judge.command("show")
 @run_options
 @click.option(
-    "--prompt", "prompts", multiple=True, metavar="ID", help="Only this one (repeatable)."
+    "--prompt", "prompts", multiple=True, metavar="ID", help="Only this prompt (repeatable)."
 )
 @click.option(
-    "--author", "authors", multiple=True, metavar="SOURCE", help="Only what it answers best."
+    "--author", "authors", multiple=True, metavar="SOURCE", help="Only prompts it answers best."
 )
 @click.option("--domain", "domains", multiple=True, metavar="NAME", help="Only this domain.")
-@click.option("--disputed", is_flag=True, help="Only where the judges do not agree.")
+@click.option("--disputed", is_flag=True, help="Only prompts on which the judges disagree.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N prompts.")
 def show(
     run: RunConfig,

@@ -14,19 +14,19 @@ from store_schema.paths import PathText
 Vote = Literal["majority", "mean_rank", "mean_z"]
 
 
-def _judge(given: Any) -> Any:
-    """Options of the kind that is named; a name alone has its defaults."""
-    if isinstance(given, JudgeOptions):
-        return given
-    if isinstance(given, str):
-        given = {"kind": given}
-    if not isinstance(given, dict) or not isinstance(given.get("kind"), str):
+def _judge(value: Any) -> Any:
+    """Parse a judge: a mapping, or the name of a kind for its default options."""
+    if isinstance(value, JudgeOptions):
+        return value
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         raise ValueError(
-            "a judge is the name of its kind, or a mapping with `kind` and its options"
+            "a judge must be the name of a kind, or a mapping with `kind` and its options"
         )
-    name = JUDGES.choice.func(given["kind"])  # type: ignore[call-arg]
+    name = JUDGES.choice.func(value["kind"])  # type: ignore[call-arg]
     try:
-        return JUDGES[name].section.model_validate(given)
+        return JUDGES[name].section.model_validate(value)
     except ValidationError as error:
         raise ValueError(f"{name}: {validation_line(error)}") from error
 
@@ -36,38 +36,37 @@ JudgeChoice = Annotated[SerializeAsAny[JudgeOptions], BeforeValidator(_judge)]
 
 
 class JudgeSection(SectionModel):
-    """How the best of the sources' answers are found (`logitfuse judge`)."""
+    """How the best of the sources' answers are chosen (`logitfuse judge`)."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset({"scored_in"})
 
     judges: tuple[JudgeChoice, ...] = ()
-    """What scores the answers: names of extract/judge_kinds/__init__.py, or mappings with `kind`, a
-    `name` where there are two of a kind, and options of the kind."""
+    """The judges: names listed in extract/judge_kinds/__init__.py, or mappings with `kind`, options of
+    the kind, and a `name` if there are two of one kind."""
     vote: Vote = "majority"
-    """majority: each judge votes for the answer that it scores highest. mean_rank: the least mean of
-    the ranks that judges give. mean_z: the highest mean of their scores, each judge's in standard
-    deviations from its mean over all answers. A tie goes to the higher likelihood under the other
-    sources where `scored_in` tells it, then to the earlier source of the run file, then to its earlier
-    answer."""
+    """majority: each judge votes for the answer that it scores highest. mean_rank: the lowest mean of
+    the judges' ranks. mean_z: the highest mean of scores, each judge's in standard deviations from its
+    mean over all answers. A tie goes to the answer with the higher likelihood under the other sources
+    if there is `scored_in`, then to the earlier source of the run file, then to its earlier answer."""
     drop_cut: bool = True
-    """Leave out answers that were cut at `generate.max_tokens` (counted)."""
+    """Leave out answers that were cut at `generate.max_tokens` (they are counted)."""
     drop_held: bool = False
-    """Leave out prompts that hold their answer (counted and named in any case)."""
+    """Leave out prompts that contain their answer (they are counted and listed in any case)."""
     min_answers: int = Field(default=1, ge=1)
-    """Prompts with fewer answers to choose from are dropped (counted)."""
+    """Prompts with fewer usable answers are dropped and counted."""
     scored_in: PathText | None = Field(default=None, min_length=1)
-    """Folder of a run whose corpus are the answers, scored by all sources: judge likelihood needs it,
-    and ties are settled by it. docs/judging.md says how it is made."""
+    """Folder of a run whose corpus is the answers, scored by all sources, for judge likelihood and for
+    ties. docs/judging.md says how to make it."""
 
     @model_validator(mode="after")
     def _titles_differ(self) -> Self:
         titles = [judge.title for judge in self.judges]
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
-            raise ValueError(f"two judges are called {', '.join(twice)}: give each a `name`")
+            raise ValueError(f"two judges have the name {', '.join(twice)}: give each a `name`")
         return self
 
     def content(self) -> dict[str, Any]:
-        """As `SectionModel.content` says."""
+        """See `SectionModel.content`."""
         judges = [[judge.title, judge.min_score, judge.content()] for judge in self.judges]
         return super().content() | {"judges": judges}

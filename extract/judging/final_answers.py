@@ -1,4 +1,4 @@
-"""The final answer in a text, and whether two of them are the same. Pure functions."""
+"""Find the final answer in a text, and compare two final answers. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ _DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\d))?"
 NUMBER = re.compile(rf"(?:(?<![\w.)])[-+\u2212])?(?<![\w.]){_DECIMAL}(?:\s*/\s*{_DIGITS})?")
 _BRACES = re.compile(r"\\boxed\s*\{|(?<!\\)[{}]")
 _MARK = re.compile(r"####[ \t]*([^\n]*)")
-_SAID = re.compile(r"(?i)\banswer(?: is|:|=)[ \t]*([^\n]+)")
+_STATED = re.compile(r"(?i)\banswer(?: is|:|=)[ \t]*([^\n]+)")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\(?:left|right)\b")
 MAX_DIGITS = 400
-"""Longer numbers are compared as words: arithmetic on what a model wrote must end."""
-LEAST_HELD = 8
-"""Characters of a reference that is looked for in its prompt: shorter ones stand there by chance."""
+"""Longer numbers are compared as words, since arithmetic on them could take too long."""
+LEAST_CONTAINED = 8
+"""Least characters of a reference that is searched in its prompt: shorter ones occur by chance."""
 
 
 def final_answer(text: str, pattern: str | None = None) -> str | None:
-    r"""What a text gives as its final answer.
+    r"""The final answer in a text.
 
     Args:
-        text: All of it.
+        text: The whole text.
         pattern: Regular expression: the first group of its last match, or the whole match. None:
-            the last \boxed{}, else behind the last "####", else the last number.
+            the last \boxed{}, else the text after the last "####", else the last number.
 
     Returns:
-        None where there is none.
+        The final answer; None where there is none.
     """
     if pattern is not None:
-        found = list(re.finditer(pattern, text))
-        if not found:
+        matches = list(re.finditer(pattern, text))
+        if not matches:
             return None
-        last = found[-1]
+        last = matches[-1]
         return ((last[1] if last.re.groups else last[0]) or "").strip() or None
     marked = _boxed(text) or _last(_MARK, text)
     if marked:
@@ -48,65 +48,65 @@ def final_answer(text: str, pattern: str | None = None) -> str | None:
 
 
 def stated_answer(text: str) -> str | None:
-    r"""What a text calls its answer: in \boxed{}, behind "####", or behind "answer is" or "answer:"."""
-    return _boxed(text) or _last(_MARK, text) or _last(_SAID, text)
+    r"""The answer that a text states in \boxed{}, or after "####", "answer is" or "answer:"."""
+    return _boxed(text) or _last(_MARK, text) or _last(_STATED, text)
 
 
-def holds_answer(prompt: str, reference: str) -> bool:
-    """Whether a prompt holds its answer: the whole reference, or its final answer called an answer."""
+def contains_answer(prompt: str, reference: str) -> bool:
+    """Whether a prompt contains its answer: the whole reference, or states its final answer."""
     needle, hay = _words(reference), _words(prompt)
-    if len(needle) >= LEAST_HELD and re.search(rf"(?<!\w){re.escape(needle)}(?!\w)", hay):
+    if len(needle) >= LEAST_CONTAINED and re.search(rf"(?<!\w){re.escape(needle)}(?!\w)", hay):
         return True
     stated, expected = stated_answer(prompt), final_answer(reference)
     return stated is not None and expected is not None and same_answer(stated, expected)
 
 
-def same_answer(given: str, expected: str) -> bool:
-    """Whether two final answers are the same: numbers by value, all else by its words.
+def same_answer(actual: str, expected: str) -> bool:
+    """Whether two final answers are the same: numbers by value, all else by words.
 
-    A number beside words ("42 apples") is the same as the number alone.
+    A number with words ("42 apples") is the same as the number alone.
     """
-    (one, alone), (other, other_alone) = _number(given), _number(expected)
+    (one, alone), (other, other_alone) = _number(actual), _number(expected)
     if one is not None and other is not None and (alone or other_alone):
         return one == other
-    return _words(given) == _words(expected)
+    return _words(actual) == _words(expected)
 
 
-def same_formula(given: str, expected: str) -> bool:
-    """Whether math-verify holds two final answers for the same formula."""
+def same_formula(actual: str, expected: str) -> bool:
+    """Whether two final answers are the same formula, by math-verify."""
     module = import_module("math_verify")
-    gold, answer = (module.parse(f"${text.strip('$ ')}$") for text in (expected, given))
+    gold, answer = (module.parse(f"${text.strip('$ ')}$") for text in (expected, actual))
     return bool(gold and answer and module.verify(gold, answer))
 
 
 def _boxed(text: str) -> str | None:
-    r"""Content of the last \boxed{} that is closed. Read once: a model may repeat itself."""
+    r"""Content of the last closed \boxed{}, in linear time."""
     open_braces: list[int | None] = []
     last = (-1, -1)
-    for found in _BRACES.finditer(text):
-        if found[0].endswith("{"):
-            open_braces.append(found.end() if len(found[0]) > 1 else None)
+    for match in _BRACES.finditer(text):
+        if match[0].endswith("{"):
+            open_braces.append(match.end() if len(match[0]) > 1 else None)
         elif open_braces:
             begin = open_braces.pop()
             if begin is not None:
-                last = max(last, (begin, found.start()))
+                last = max(last, (begin, match.start()))
     return text[slice(*last)].strip() or None if last[0] >= 0 else None
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.findall(text)
-    return found[-1].strip() or None if found else None
+    matches = pattern.findall(text)
+    return matches[-1].strip() or None if matches else None
 
 
 def _number(text: str) -> tuple[Fraction | None, bool]:
-    """The one number in a final answer, and whether nothing else is said; None where there is none or
-    several."""
+    """The only number in a final answer (None for none or several), and whether it is the whole
+    answer."""
     plain = _TEXT.sub(r" \1 ", _FRACTION.sub(r"\1/\2", _LATEX_SPACE.sub("", text)))
     plain = plain.strip(" \t\n$*%\\€£").rstrip(". ")
-    found = NUMBER.findall(plain)
-    if len(found) != 1:
+    numbers = NUMBER.findall(plain)
+    if len(numbers) != 1:
         return None, False
-    return _value(found[0]), found[0].strip() == plain
+    return _value(numbers[0]), numbers[0].strip() == plain
 
 
 def _value(written: str) -> Fraction | None:

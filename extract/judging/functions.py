@@ -1,4 +1,5 @@
-"""A function that judges, in a process of its own: what it does to itself is counted, not suffered."""
+"""Run the function of judge python in another process, so that its errors and crashes are only
+counted."""
 
 from __future__ import annotations
 
@@ -19,20 +20,20 @@ from store_schema.errors import ConfigError
 
 CHILD = Path(__file__).with_name("function_child.py")
 START_S = 120.0
-"""That loading a function's module may take."""
+"""Seconds that loading the function's module may take."""
 
 TIME, CRASHED = "time", "crashed"
 _FAILURES = {"memory": "memory", "none": "no score"}
 
 
 class FunctionProcess:
-    """The process of one function; begun again after it had to be ended."""
+    """The process of one function; started again after it had to be ended."""
 
     def __init__(self, options: Any) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
-            options: Of judge python (extract/judge_kinds/python.py).
+            options: Options of judge python (extract/judge_kinds/python.py).
 
         Raises:
             ConfigError: The function cannot be loaded.
@@ -43,20 +44,20 @@ class FunctionProcess:
         self.digest = self._start()
         """SHA-256 of the function's file; None where it has none."""
 
-    def score(self, asked: dict[str, Any]) -> Score:
-        """What the function says of an answer.
+    def score(self, arguments: dict[str, Any]) -> Score:
+        """The function's score of an answer.
 
         Args:
-            asked: What it is called with.
+            arguments: The dict that it is called with.
 
         Returns:
-            Its number, or why there is none: too much time or memory, an error, a crash.
+            Its score, or the reason for none: too much time or memory, an error, a crash.
         """
         if self._process is None:
             self._start()
         process, to_it, _ = self._pipes()
         try:
-            to_it.write(json.dumps(asked).encode() + b"\n")
+            to_it.write(json.dumps(arguments).encode() + b"\n")
             to_it.flush()
         except OSError:
             line: bytes | None = None
@@ -70,15 +71,15 @@ class FunctionProcess:
         if "score" in answer:
             return Score(answer["score"])
         if answer["failed"] == "raised":
-            return Score(None, f"raised {answer['said'].partition(':')[0]}")
+            return Score(None, f"raised {answer['error'].partition(':')[0]}")
         return Score(None, _FAILURES[answer["failed"]])
 
     def close(self) -> None:
-        """End the process and those that it began."""
+        """End the process and those that it started."""
         process, self._process, self._buffer = self._process, None, b""
         if process is None:
             return
-        # Before it is waited for: until then nobody else can have its number.
+        # Before `wait`, since until then no other process can have its id.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         for pipe in (process.stdin, process.stdout):
@@ -107,29 +108,29 @@ class FunctionProcess:
             start_new_session=True, env=os.environ | {"PYTHONHASHSEED": "0"},
         )  # fmt: skip
         line = self._line(START_S)
-        said: dict[str, Any] = {"ready": False, "said": "its process ended, or hangs"}
+        reply: dict[str, Any] = {"ready": False, "error": "its process ended, or hangs"}
         if line is not None:
-            said = json.loads(line)
-        if not said["ready"]:
+            reply = json.loads(line)
+        if not reply["ready"]:
             self.close()
             raise ConfigError(
                 f"function of judge {options.title} cannot be loaded",
                 where="judge.judges",
                 expected="module:function, the module installed or in this folder, or file.py:function",
-                got=f"{options.function}: {said['said']}",
+                got=f"{options.function}: {reply['error']}",
             )
-        digest: str | None = said["digest"]
+        digest: str | None = reply["digest"]
         return digest
 
     def _pipes(self) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
-        """The process that runs, what it reads and what it writes."""
+        """The running process, its standard input and its standard output."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise TypeError("no process was started with pipes")
         return process, process.stdin, process.stdout
 
     def _line(self, seconds: float) -> bytes | None:
-        """A line that the process writes; None where it does not come in time or at all."""
+        """The next line of the process; None if it does not come in time, or the process ended."""
         process, _, from_it = self._pipes()
         until = time.monotonic() + seconds
         while b"\n" not in self._buffer:
@@ -138,7 +139,7 @@ class FunctionProcess:
                 return None
             data = os.read(from_it.fileno(), 1 << 16)
             if not data:
-                with suppress(subprocess.TimeoutExpired):  # it lets go of its output when it ends
+                with suppress(subprocess.TimeoutExpired):  # its output is closed when it ends
                     process.wait(1.0)
                 return None
             self._buffer += data

@@ -1,7 +1,7 @@
-"""How likely the sources hold each other's answers, from stores in which all have scored them.
+"""Log-probabilities of the sources' answers under the other sources, from stores of another run.
 
-The answers are the corpus of another run: `extract answers` writes them as documents whose ids say who
-wrote them, and `extract run` scores those documents with every source.
+The corpus of that run is the answers: `extract answers` writes them as documents whose ids have the
+author, and `extract run` scores these documents with every source.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _ARRAYS = ("segment_ids", "token_offsets", "token_ids", "byte_ends", "label_logp
 
 
 class Likelihoods:
-    """Mean log-probability a byte of answers under each source."""
+    """Mean log-probability per byte of answers under each source."""
 
     def __init__(self, run: RunConfig, folder: str) -> None:
-        """Open the stores of a run whose corpus are the answers.
+        """Open the stores of a run whose corpus is the answers.
 
         Args:
-            run: The run that judges; sources go by its names.
-            folder: Of the run that scored.
+            run: The run that judges; the other run has sources of the same names.
+            folder: Folder of the run that scored the answers.
 
         Raises:
             MissingError: A plan, a store or a shard is not there.
@@ -49,7 +49,7 @@ class Likelihoods:
         """
         location = open_location(folder)
         if not location.child("plan").exists(PLAN_FILE):
-            raise MissingError("no answers are scored", where=location.url, hint=HOW)
+            raise MissingError("the answers are not scored", where=location.url, hint=HOW)
         self._plan = Plan.open(location.child("plan"))
         self._readers = {}
         for name in run.sources:
@@ -66,7 +66,7 @@ class Likelihoods:
 
     @property
     def digest(self) -> str:
-        """Of what the stores hold."""
+        """Digest of the stores' content."""
         return fingerprint(
             [
                 [shard.fingerprint, *(r.commits[shard.index].content_sha256 for r in readers)]
@@ -75,14 +75,14 @@ class Likelihoods:
             ]
         )
 
-    def of_others(self, answer: Answer) -> float | None:
-        """Nats a byte, the mean of all sources but its author.
+    def by_other_sources(self, answer: Answer) -> float | None:
+        """Log-probability per byte in nats, mean of all sources but its author.
 
         Returns:
-            None where the answer is not among those scored, or there is no other source.
+            The mean; None where the answer was not scored, or there is no other source.
 
         Raises:
-            MismatchError: What was scored under its name is another text.
+            MismatchError: Another text was scored under its id.
         """
         scored = self._read().get(answer.document_id)
         if scored is None:
@@ -94,11 +94,11 @@ class Likelihoods:
                 where=self._url,
                 hint="the sources have answered again since: " + HOW,
             )
-        others = [value for name, value in by_source.items() if name != answer.source]
-        return math.fsum(others) / len(others) if others else None
+        values = [value for name, value in by_source.items() if name != answer.source]
+        return math.fsum(values) / len(values) if values else None
 
     def _read(self) -> dict[str, tuple[str, dict[str, float]]]:
-        """By document the SHA-256 of its text, and nats a byte by source."""
+        """By document id the SHA-256 of its text, and its nats per byte by source."""
         if self._scored is not None:
             return self._scored
         hashes: dict[str, hashlib._Hash] = {}
@@ -130,21 +130,21 @@ class Likelihoods:
 
 
 def open_likelihoods(run: RunConfig, folder: str | None) -> Likelihoods:
-    """The stores that a run file names.
+    """Open the stores of `judge.scored_in`.
 
     Raises:
-        MissingError: It names none, or there are none; says which commands make them.
+        MissingError: It is not set, or there are no stores; the hint has the commands that make them.
     """
     if folder is None:
-        raise MissingError("no scores of the answers are named", where="judge.scored_in", hint=HOW)
+        raise MissingError("judge.scored_in is not set", where="judge.scored_in", hint=HOW)
     return Likelihoods(run, folder)
 
 
 def _segment_sums(
     arrays: Arrays, segments: list[Segment], special: np.ndarray
 ) -> Iterator[tuple[Segment, float, int]]:
-    """Log-probability of each segment's text and its bytes, where a token's probability is known; the
-    end of a turn is no text."""
+    """Each segment with the sum of its tokens' known log-probabilities and the bytes of these tokens;
+    the token that ends a turn is not counted."""
     offsets = arrays["token_offsets"]
     first = segments[0].index if segments else 0
     for row, start, stop in zip(arrays["segment_ids"], offsets, offsets[1:], strict=False):
@@ -158,8 +158,7 @@ def _segment_sums(
 
 
 def _digests(text: str) -> Iterator[str]:
-    """Of an answer's text as a corpus may hold it: with white space around it or without, normalised or
-    not."""
+    """Digests of the forms in which a corpus may have an answer: stripped or not, in NFC or not."""
     for form in (text, text.strip()):
         for data in (form, unicodedata.normalize("NFC", form)):
             yield hashlib.sha256(data.encode()).hexdigest()

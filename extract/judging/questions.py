@@ -1,4 +1,4 @@
-"""The prompts of a plan with all sources' answers, shard by shard, and what was left out and why."""
+"""The prompts of a plan with all sources' usable answers, shard by shard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from extract.generation.answer_documents import AnswerStore, left_out
 from extract.judge_kinds.kind import Answer, Question
 from extract.judging.config import JudgeSection
-from extract.judging.final_answers import holds_answer
+from extract.judging.final_answers import contains_answer
 from store_schema.config import RunConfig
 from store_schema.plan.plan import Plan, Segment, ShardRecord
 
@@ -20,36 +20,36 @@ CUT = "cut"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A prompt and what there is to choose from.
+class JudgedPrompt:
+    """A prompt and the answers to choose from.
 
     Args:
         question: The prompt.
-        answers: In the order of the run file's sources, then by number; never empty.
-        holds_answer: Whether the prompt holds its answer.
+        answers: In the order of the run file's sources, then by number; not empty.
+        contains_answer: Whether the prompt contains its answer.
     """
 
     question: Question
     answers: tuple[Answer, ...]
-    holds_answer: bool
+    contains_answer: bool
 
 
 @dataclass(slots=True)
-class AskedCounts:
-    """What became of prompts and answers.
+class PromptCounts:
+    """Counts of prompts and answers.
 
     Args:
-        prompts: All that there are.
-        left_out: Answers by source and reason.
-        silent: Prompts to which no source says anything that can be used.
-        only_cut: Of these, those whose answers were all left out because one or more were cut.
+        prompts: All prompts.
+        left_out: Answers left out, by source and reason.
+        unanswered: Prompts without a usable answer.
+        only_cut: Those of them that have an answer which was cut.
         too_few: Prompts with fewer answers than `judge.min_answers`.
-        held: Ids of prompts that hold their answer.
+        held: Ids of prompts that contain their answer.
     """
 
     prompts: int = 0
     left_out: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    silent: int = 0
+    unanswered: int = 0
     only_cut: int = 0
     too_few: int = 0
     held: list[str] = field(default_factory=list)
@@ -59,10 +59,10 @@ class AnsweredPrompts:
     """The prompts of a run's plan, answered by all of its sources."""
 
     def __init__(self, run: RunConfig, plan: Plan, section: JudgeSection) -> None:
-        """Open all stores of answers.
+        """Open the answer stores of all sources.
 
         Raises:
-            MissingError: A source has not answered, or not all prompts.
+            MissingError: A source has not answered all prompts.
             MismatchError: A store was made with another plan or tokenizer.
         """
         self.plan = plan
@@ -70,18 +70,18 @@ class AnsweredPrompts:
         self._stores = [AnswerStore.open(run, name, plan) for name in run.sources]
 
     def content(self, shard: ShardRecord) -> Any:
-        """JSON that changes with what is asked and answered in a shard."""
+        """Fingerprints of a shard's prompts and answers, JSON-like."""
         stores = {s.source: s.reader.commits[shard.index].content_sha256 for s in self._stores}
         return [shard.fingerprint, stores]
 
-    def asked(self, shard: ShardRecord, counts: AskedCounts | None = None) -> list[Asked]:
-        """The prompts of a shard that are judged.
+    def judged(self, shard: ShardRecord, counts: PromptCounts | None = None) -> list[JudgedPrompt]:
+        """The prompts of a shard that are judged, with their answers.
 
         Args:
-            shard: Of the plan.
-            counts: Where what becomes of prompts and answers is added.
+            shard: The plan's shard.
+            counts: Prompts and answers are counted here.
         """
-        counts = AskedCounts() if counts is None else counts
+        counts = PromptCounts() if counts is None else counts
         segments = self.plan.segments(shard)
         questions = {s.index: question_of(s, self._references) for s in segments if s.has_prompt}
         usable: defaultdict[int, list[Answer]] = defaultdict(list)
@@ -93,8 +93,9 @@ class AnsweredPrompts:
                     counts.left_out[store.source][reason or ""] += 1
                     cut.update([answer.row] * (reason == CUT))
                     continue
-                found = Answer(questions[answer.row], store.source, answer.number, text)
-                usable[answer.row].append(found)
+                usable[answer.row].append(
+                    Answer(questions[answer.row], store.source, answer.number, text)
+                )
         return list(self._judged(questions, usable, cut, counts))
 
     def _judged(
@@ -102,23 +103,23 @@ class AnsweredPrompts:
         questions: dict[int, Question],
         usable: dict[int, list[Answer]],
         cut: set[int],
-        counts: AskedCounts,
-    ) -> list[Asked]:
-        found = []
+        counts: PromptCounts,
+    ) -> list[JudgedPrompt]:
+        judged = []
         for row, question in questions.items():
             answers = usable.get(row, [])
-            held = holds_answer(_said(question.messages), question.reference)
+            held = contains_answer(_contents(question.messages), question.reference)
             counts.prompts += 1
             if held:
                 counts.held.append(question.document_id)
             if not answers:
-                counts.silent += 1
+                counts.unanswered += 1
                 counts.only_cut += row in cut
             elif len(answers) < self._section.min_answers:
                 counts.too_few += 1
             elif not (held and self._section.drop_held):
-                found.append(Asked(question, tuple(answers), held))
-        return found
+                judged.append(JudgedPrompt(question, tuple(answers), held))
+        return judged
 
     @cached_property
     def _references(self) -> dict[str, str]:
@@ -126,10 +127,10 @@ class AnsweredPrompts:
 
 
 def question_of(segment: Segment, references: Mapping[str, str]) -> Question:
-    """What a document's first segment asks.
+    """The prompt of a document, with its reference answer.
 
     Args:
-        segment: One that has a prompt.
+        segment: The document's first segment, which has a prompt.
         references: From `long_references`.
     """
     context = json.loads(segment.context or "{}")
@@ -143,20 +144,20 @@ def question_of(segment: Segment, references: Mapping[str, str]) -> Question:
 
 
 def long_references(plan: Plan) -> dict[str, str]:
-    """Whole text of documents with a prompt that were cut into several segments, by document id."""
+    """The whole texts of documents with a prompt and several segments, by document id."""
     parts: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     for shard in plan.shards:
         for segment in plan.segments(shard):
             whole = segment.byte_start == 0 and segment.ends_document
             if segment.context is not None and not whole:
                 parts[segment.document_id].append((segment.byte_start, segment.text))
-    return {name: "".join(text for _, text in sorted(found)) for name, found in parts.items()}
+    return {name: "".join(text for _, text in sorted(own)) for name, own in parts.items()}
 
 
-def flat(asked: Sequence[Asked]) -> list[Answer]:
+def flat(prompts: Sequence[JudgedPrompt]) -> list[Answer]:
     """All answers to some prompts, in order."""
-    return [answer for one in asked for answer in one.answers]
+    return [answer for prompt in prompts for answer in prompt.answers]
 
 
-def _said(messages: Sequence[dict[str, Any]]) -> str:
+def _contents(messages: Sequence[dict[str, Any]]) -> str:
     return "\n".join(str(message.get("content") or "") for message in messages)

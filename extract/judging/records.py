@@ -1,10 +1,11 @@
-"""What judging leaves on disk, in the folder `judged` of a run.
+"""The files of judging, in the folder `judged` of a run.
 
-judged.json             counts; written last: without it nothing is complete
-best.parquet            the best answers as a corpus (`corpus.inputs` takes it as it is)
+judged.json             counts; written last: without it judging is not complete
+best.parquet            the best answers as a corpus, for `corpus.inputs`
 scores.parquet          all scores and votes
-parts/<judge>/00000.json   scores of a judge for the answers of one shard of the plan, kept so that a
-                        stopped run goes on and a judge more costs its own scores alone
+parts/<judge>/00000.json   scores of a judge for the answers of one shard of the plan, so that a
+stopped run
+                        can go on, and an added judge needs only its own scores
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from store_schema.errors import CorruptionError, MissingError
 from store_schema.fingerprint import bytes_digest
 
 JUDGED_FILE, BEST_FILE, SCORES_FILE = "judged.json", "best.parquet", "scores.parquet"
-MAKE_AGAIN = "run `logitfuse judge` again, which writes it again"
+MAKE_AGAIN = "run `logitfuse judge`, which writes it again"
 MAX_ROWS = 1 << 31
 MAX_TABLE_BYTES = 1 << 36
 
@@ -69,18 +70,18 @@ class BestRow:
     """A row of best.parquet.
 
     Args:
-        id: As `extract answers` calls the answer: prompt, author, number.
-        prompt: Plain text before the response, or None.
-        messages: JSON of the chat before it, or None.
+        id: The answer's id in `extract answers`: prompt, author, number.
+        prompt: The prompt if it is plain text, else None.
+        messages: JSON of the messages before the response, or None.
         tools: JSON of the tools that the chat may call, or None.
         response: The best answer.
-        domain: Of the prompt.
-        split: Of the prompt.
-        author: Who wrote it.
-        answer: Which of the author's answers.
-        prompt_id: Document whose prompt was answered.
-        votes: What it has of all judges together (`extract.judging.votes.totals`).
-        settled_by: votes, likelihood or order.
+        domain: Domain of the prompt.
+        split: Split of the prompt.
+        author: Name of the source that wrote it.
+        answer: Index among the author's answers.
+        prompt_id: Id of the document with the prompt.
+        votes: Its total over all judges (`extract.judging.votes.totals`).
+        settled_by: What decided: votes, likelihood or order.
     """
 
     id: str
@@ -98,7 +99,7 @@ class BestRow:
 
     @classmethod
     def of(cls, best: Answer, votes: float, settled_by: str) -> BestRow:
-        """The row of an answer that was chosen."""
+        """The row of a chosen answer."""
         question = best.question
         return cls(
             id=best.document_id,
@@ -117,7 +118,7 @@ class BestRow:
 
     @property
     def turns(self) -> list[tuple[str, str]]:
-        """Who says what before the response."""
+        """Role and content of the messages before the response."""
         if self.messages is None:
             return [("prompt", self.prompt or "")]
         return [(m["role"], str(m.get("content") or "")) for m in json.loads(self.messages)]
@@ -128,13 +129,13 @@ class ScoreRow:
     """A row of scores.parquet.
 
     Args:
-        prompt: Document whose prompt was answered.
-        source: Who wrote the answer.
-        answer: Which of the source's answers.
-        judge: Who scored it.
-        score: More is better; None where the judge failed.
-        vote: What the score counts for (`extract.judging.votes.judge_votes`); None where it abstains.
-        failure: Why there is no score.
+        prompt: Id of the document with the prompt.
+        source: Name of the source that wrote the answer.
+        answer: Index among the source's answers.
+        judge: Name of the judge.
+        score: Higher is better; None where the judge has none.
+        vote: The judge's vote for it (`extract.judging.votes.judge_votes`); None where it abstains.
+        failure: Reason for no score.
         best: Whether the answer was chosen.
     """
 
@@ -149,18 +150,18 @@ class ScoreRow:
 
 
 class JudgeFigures(StrictModel):
-    """What one judge did."""
+    """Figures of one judge."""
 
     scores: int = Field(ge=0)
-    """Answers that it scored."""
+    """Number of answers that it scored."""
     failures: dict[str, int]
-    """Answers that it has no score for, by reason."""
+    """Number of answers without a score, by reason."""
     means: dict[str, float]
     """Mean score by source."""
     chosen: int = Field(ge=0)
-    """Prompts whose chosen answer is one that it scored highest."""
+    """Number of prompts whose best answer is one that it scored highest."""
     judged: int = Field(ge=0)
-    """Prompts to which it scored an answer."""
+    """Number of prompts to which it scored an answer."""
 
 
 class JudgedRecord(StrictModel):
@@ -168,29 +169,29 @@ class JudgedRecord(StrictModel):
 
     schema_version: int = SCHEMA_VERSION
     request_fingerprint: str
-    """Of answers, section and judges: the same request gives the same tables."""
+    """Of answers, section and judges; the same request gives the same tables."""
     vote: str
     prompts: int = Field(ge=0)
-    """All that the plan has."""
+    """Number of prompts in the plan."""
     silent: int = Field(ge=0)
-    """Dropped: no source says anything that can be used."""
+    """Number of prompts dropped because they have no usable answer."""
     only_cut: int = Field(ge=0)
-    """Of these, those that have answers which were cut at their most tokens."""
+    """Those of them that have an answer which was cut."""
     too_few: int = Field(ge=0)
-    """Dropped: fewer answers than `judge.min_answers`."""
+    """Number of prompts dropped because they have fewer answers than `judge.min_answers`."""
     none_passes: int = Field(default=0, ge=0)
-    """Dropped: no answer that all judges score as high as their `min_score`."""
+    """Number of prompts dropped because no answer has every judge's `min_score`."""
     held: tuple[str, ...]
-    """Prompts that hold their answer."""
+    """Ids of prompts that contain their answer."""
     held_dropped: bool
     left_out: dict[str, dict[str, int]]
-    """Answers that were not judged, by source and reason."""
+    """Number of answers that were not judged, by source and reason."""
     answers: dict[str, int]
-    """Answers that were judged, by source."""
+    """Number of answers that were judged, by source."""
     best: dict[str, dict[str, int]]
-    """Prompts by domain and author of the best answer."""
+    """Number of prompts by domain and author of the best answer."""
     settled_by: dict[str, int]
-    """Prompts by what decided."""
+    """Number of prompts by what decided: votes, likelihood or order."""
     judges: dict[str, JudgeFigures]
     digests: dict[str, str]
     """SHA-256 of the tables, by file."""
@@ -198,20 +199,21 @@ class JudgedRecord(StrictModel):
 
 
 class PartRecord(StrictModel):
-    """Scores of a judge for the answers of one shard, in their order."""
+    """Scores of a judge for the answers of one shard, in the order of the answers."""
 
     schema_version: int = SCHEMA_VERSION
     fingerprint: str
     """Of judge and answers."""
     scores: tuple[float | None, ...]
     failures: dict[str, str]
-    """By place."""
+    """Reason for no score, by index of the answer."""
 
     @classmethod
-    def of(cls, mark: str, scores: Sequence[Score]) -> PartRecord:
+    def of(cls, fingerprint: str, scores: Sequence[Score]) -> PartRecord:
         """The record of some scores, none of which is NaN."""
         failures = {str(i): s.failure or "" for i, s in enumerate(scores) if s.value is None}
-        return cls(fingerprint=mark, scores=tuple(s.value for s in scores), failures=failures)
+        values = tuple(s.value for s in scores)
+        return cls(fingerprint=fingerprint, scores=values, failures=failures)
 
     def read(self) -> list[Score]:
         """The scores."""
@@ -219,12 +221,12 @@ class PartRecord(StrictModel):
 
 
 def judged_location(run: RunConfig) -> Location:
-    """Where the judgement of a run lies."""
+    """Folder or URL of a run's judging."""
     return open_location(run.folder).child("judged")
 
 
 def kept_record(location: Location) -> JudgedRecord | None:
-    """The record of a finished judgement; None where there is none, or a table was changed.
+    """The record of finished judging; None where there is none, or a table was changed.
 
     Raises:
         CorruptionError: judged.json is damaged.
@@ -247,7 +249,7 @@ def write_judged(
     scores: Sequence[ScoreRow],
     config: str,
 ) -> JudgedRecord:
-    """Write tables, then judged.json; the record with the tables' digests."""
+    """Write the tables, then judged.json; returns the record with the tables' digests."""
     location.delete(JUDGED_FILE)
     tables = {
         BEST_FILE: _parquet([asdict(row) for row in best], BEST_SCHEMA),
@@ -263,11 +265,11 @@ def write_judged(
 
 
 def open_judged(run: RunConfig) -> tuple[JudgedRecord, Location]:
-    """A finished judgement.
+    """The record and the folder of finished judging.
 
     Raises:
-        MissingError: There is none (yet).
-        CorruptionError: It is damaged.
+        MissingError: Judging is not finished (yet).
+        CorruptionError: A file is damaged.
     """
     location = judged_location(run)
     if not location.exists(JUDGED_FILE):
@@ -295,23 +297,25 @@ def part_key(judge: str, shard: int) -> str:
     return f"parts/{judge}/{shard:05d}.json"
 
 
-def read_part(location: Location, key: str, mark: str, num_answers: int) -> list[Score] | None:
-    """Scores that are there; None where there are none, or those of other answers or another judge."""
+def read_part(
+    location: Location, key: str, fingerprint: str, num_answers: int
+) -> list[Score] | None:
+    """Kept scores; None where there are none, or they are of other answers or another judge."""
     data = read_record(location, key, MAX_RECORD_BYTES, MAKE_AGAIN)
     if data is None:
         return None
     try:
         part = unseal(PartRecord, data, where=f"{location.url}/{key}")
     except CorruptionError:
-        return None  # it is made again
-    if part.fingerprint != mark or len(part.scores) != num_answers:
+        return None  # scored again
+    if part.fingerprint != fingerprint or len(part.scores) != num_answers:
         return None
     return part.read()
 
 
-def write_part(location: Location, key: str, mark: str, scores: Sequence[Score]) -> None:
-    """Keep the scores of a shard."""
-    location.write_atomic(key, seal(PartRecord.of(mark, scores)))
+def write_part(location: Location, key: str, fingerprint: str, scores: Sequence[Score]) -> None:
+    """Write the scores of a shard."""
+    location.write_atomic(key, seal(PartRecord.of(fingerprint, scores)))
 
 
 def _parquet(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:

@@ -1,4 +1,4 @@
-"""What `judge` shows people: who has the best answers, what judges did, what was left out."""
+"""The terminal report of `judge`: authors of the best answers, figures of judges, what was left out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SHOWN_HELD = 5
 
 
 def judged_report(record: JudgedRecord, folder: str) -> str:
-    """Tables and lines.
+    """The report as text.
 
     Args:
-        record: Of the judgement.
-        folder: Where it lies.
+        record: The record of judging.
+        folder: Its folder or URL.
     """
     sources = list(record.answers)
     lines = [f"best answers by author ({record.vote}):", *_authors(record, sources), ""]
@@ -46,17 +46,17 @@ def judged_report(record: JudgedRecord, folder: str) -> str:
 def _authors(record: JudgedRecord, sources: list[str]) -> list[str]:
     whole: Counter[str] = Counter()
     rows: list[list[object]] = []
-    for domain, found in record.best.items():
-        whole.update(found)
-        rows.append(_author_row(domain, found, sources))
+    for domain, by_author in record.best.items():
+        whole.update(by_author)
+        rows.append(_author_row(domain, by_author, sources))
     if len(rows) > 1:
         rows.append(_author_row("all", whole, sources))
     return table(["domain", "prompts", *sources], rows)
 
 
-def _author_row(domain: str, found: Mapping[str, int], sources: list[str]) -> list[object]:
-    number = sum(found.values())
-    shares = [f"{found.get(name, 0):,} ({found.get(name, 0) / number:.0%})" for name in sources]
+def _author_row(domain: str, counts: Mapping[str, int], sources: list[str]) -> list[object]:
+    number = sum(counts.values())
+    shares = [f"{counts.get(name, 0):,} ({counts.get(name, 0) / number:.0%})" for name in sources]
     return [domain, number, *shares]
 
 
@@ -65,8 +65,8 @@ def _left_out(record: JudgedRecord) -> list[str]:
     for name, reasons in record.left_out.items():
         lines.append(f"answers of {name} left out: {_counts(reasons)}")
     if record.silent:
-        cut = f", {record.only_cut:,} of them with cut answers alone" if record.only_cut else ""
-        lines.append(f"prompts dropped, every source silent: {record.silent:,}{cut}")
+        cut = f", {record.only_cut:,} of them with cut answers" if record.only_cut else ""
+        lines.append(f"prompts dropped, no usable answer: {record.silent:,}{cut}")
     if record.too_few:
         lines.append(f"prompts dropped, fewer answers than judge.min_answers: {record.too_few:,}")
     if record.none_passes:
@@ -79,10 +79,10 @@ def _left_out(record: JudgedRecord) -> list[str]:
         more = ", ..." if len(record.held) > SHOWN_HELD else ""
         what = "dropped" if record.held_dropped else "kept (judge.drop_held)"
         lines.append(
-            f"prompts that hold their answer, {what}: {len(record.held):,} ({shown}{more})"
+            f"prompts that contain their answer, {what}: {len(record.held):,} ({shown}{more})"
         )
     return lines
 
 
-def _counts(found: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {number:,}" for name, number in found.items())
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in counts.items())

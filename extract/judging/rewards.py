@@ -1,4 +1,4 @@
-"""Reward models: checked, loaded, and asked for the reward of an answer.
+"""Reward models: check, load and run them on answers.
 
 Options are those of judge reward_model (extract/judge_kinds/reward_model.py).
 
@@ -21,13 +21,13 @@ from extract.judge_kinds.kind import Answer, Score
 from store_schema.errors import ModelError, TokenizerError
 from store_schema.model.causal_model import load_whole_model
 from store_schema.model.models import (
-    in_folder,
     max_positions,
     model_config,
     resolve_model,
     resolve_tokenizer,
     resolved_dtype,
     transformers_config,
+    with_folder,
 )
 from store_schema.model.out_of_memory import is_out_of_memory
 from store_schema.model.weight_files import require_weights
@@ -42,7 +42,7 @@ _ANOTHER = "name a sequence classification model that was trained as a reward mo
 
 
 def check_reward_model(options: Any) -> Path:
-    """The folder of a model that can be a reward model, as far as its files say without being loaded.
+    """The folder of a reward model, which is checked without loading it.
 
     Raises:
         ModelError: It is missing or damaged, a language model, or has more labels than one.
@@ -54,7 +54,7 @@ def check_reward_model(options: Any) -> Path:
     classes = [str(name) for name in getattr(config, "architectures", None) or []]
     if classes and all(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
         raise ModelError(
-            f"the model of {of} is a language model, no reward model",
+            f"the model of {of} is a language model, not a reward model",
             where=options.model,
             expected="architectures that end in ForSequenceClassification",
             got=", ".join(classes),
@@ -62,7 +62,7 @@ def check_reward_model(options: Any) -> Path:
         )
     if config.num_labels != 1:
         raise ModelError(
-            f"the model of {of} is a classifier, no reward model",
+            f"the model of {of} is a classifier, not a reward model",
             where=options.model,
             expected="one label (num_labels)",
             got=config.num_labels,
@@ -89,7 +89,7 @@ def tokenizer_of(options: Any, folder: Path) -> tuple[Tokenizer, ChatTemplate]:
         raise TokenizerError(
             f"the model of {of} has no chat template",
             where=options.model,
-            hint="name a file with the one that it was trained with: `template: {file: ...}`",
+            hint="give a file with the template of its training: `template: {file: ...}`",
         )
     return backend, chat
 
@@ -101,8 +101,8 @@ class RewardJudge:
         """Load the model.
 
         Raises:
-            ModelError: It is no reward model, or does not load.
-            ConfigError: No such device or dtype.
+            ModelError: It is no reward model, or cannot be loaded.
+            ConfigError: There is no such device or dtype.
         """
         folder = check_reward_model(options)
         self._options = options
@@ -121,11 +121,11 @@ class RewardJudge:
             torch.cuda.empty_cache()
 
     def scores(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Score]]:
-        """See `Judge.scores`: longest first, in batches of like length."""
+        """See `Judge.scores`. Longest first, in batches of similar length."""
         ids = [self._ids(answer) for answer in answers]
         fitting = []
-        for i, found in enumerate(ids):
-            if self._most is not None and len(found) > self._most:
+        for i, answer_ids in enumerate(ids):
+            if self._most is not None and len(answer_ids) > self._most:
                 yield i, Score(None, TOO_LONG)
             else:
                 fitting.append(i)
@@ -140,7 +140,7 @@ class RewardJudge:
             fitting = fitting[size:]
 
     def _ids(self, answer: Answer) -> list[int]:
-        """Tokens of the chat with the answer, as the template writes it: BOS is the template's own."""
+        """Tokens of the rendered chat with the answer; BOS only if the template renders it."""
         question = answer.question
         context = {"messages": question.messages}
         if question.context.get("tools"):
@@ -153,7 +153,7 @@ class RewardJudge:
 
     @torch.inference_mode()
     def _rewards(self, ids: Sequence[Sequence[int]]) -> list[float] | None:
-        """Rewards of a batch; None where memory ran out and half of it is to be tried."""
+        """Rewards of a batch; None if memory ran out, and the next batch will have half the size."""
         longest = max(map(len, ids))
         # transformers reads the score at the last token that is not padding.
         config = self._model.config.get_text_config()
@@ -183,7 +183,7 @@ class RewardJudge:
 def _load(options: Any, folder: Path, dtype: str, device: torch.device) -> Any:
     import transformers
 
-    ref, of = in_folder(options.ref, folder), f"judge {options.title}"
+    ref, of = with_folder(options.ref, folder), f"judge {options.title}"
     auto_class = transformers.AutoModelForSequenceClassification
     dtype = getattr(torch, dtype)
     try:

@@ -1,4 +1,5 @@
-"""`judge`: every judge scores every answer, votes choose, and the best answers become a corpus."""
+"""`judge`: score every answer with every judge, choose the best by votes, and write them as a
+corpus."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from extract.judge_kinds import JUDGES
 from extract.judge_kinds.kind import Answer, Judge, JudgeContext, JudgeOptions, Score
 from extract.judging.config import JudgeSection
 from extract.judging.likelihoods import Likelihoods, open_likelihoods
-from extract.judging.questions import AnsweredPrompts, Asked, AskedCounts, flat
+from extract.judging.questions import AnsweredPrompts, JudgedPrompt, PromptCounts, flat
 from extract.judging.records import (
     BestRow,
     JudgedRecord,
@@ -37,25 +38,25 @@ from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import ShardRecord
 from store_schema.plan.run_plan import open_plan
 
-Given = dict[int, list[Score]]
+JudgeScores = dict[int, list[Score]]
 """Scores of a judge by shard, in the order of its answers."""
 
 
 def judge_answers(run: RunConfig) -> tuple[JudgedRecord, bool]:
-    """Judge all answers of a run, or find that it is done.
+    """Judge all answers of a run, unless that is done.
 
     Args:
         run: The run file.
 
     Returns:
-        The record, and whether anything had to be done.
+        The record, and whether anything was done.
 
     Raises:
         ConfigError: No judge is named, or one cannot work.
-        MissingError: A source has not answered; the answers are not scored that a judge asks for.
-        ModelError: A judge gives NaN, or one score for all answers.
+        MissingError: A source has not answered, or a judge needs `scored_in` and there is none.
+        ModelError: A judge's score is NaN, or it has the same score for all answers.
         InputError: No prompt has an answer.
-        Stopped: A stop was asked for; scores of finished shards are kept.
+        Stopped: On a signal; scores of finished shards are kept.
     """
     section = run.section("judge", JudgeSection)
     if not section.judges:
@@ -84,21 +85,21 @@ def judge_answers(run: RunConfig) -> tuple[JudgedRecord, bool]:
     if kept is not None and kept.request_fingerprint == request:
         return kept, False
     scoring = Scoring(prompts, section, location)
-    given = []
+    scores = []
     with stop_on_signals() as flag:
         for judge, identity in zip(section.judges, identities, strict=True):
-            given.append(scoring.scores(judge, fingerprint(identity), context, flag))
-    return _settled(run, section, prompts, given, known, request, location), True
+            scores.append(scoring.scores(judge, fingerprint(identity), context, flag))
+    return _settled(run, section, prompts, scores, known, request, location), True
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """Scores by judge and shard, kept as they are made.
+    """Scores answers shard by shard, and keeps the scores on disk.
 
     Args:
-        prompts: With the answers.
-        section: Of the run file.
-        location: Where they are kept.
+        prompts: Prompts and answers.
+        section: Section `judge` of the run file.
+        location: Folder of the scores.
     """
 
     prompts: AnsweredPrompts
@@ -107,40 +108,40 @@ class Scoring:
 
     def scores(
         self, options: JudgeOptions, identity: str, context: JudgeContext, flag: StopFlag
-    ) -> Given:
-        """All scores of one judge; the judge is opened if one is missing.
+    ) -> JudgeScores:
+        """All scores of one judge, which is opened only if some are missing.
 
         Raises:
-            ModelError: NaN, or one score for all.
+            ModelError: A score is NaN, or all are the same.
         """
-        given: Given = {}
+        by_shard: JudgeScores = {}
         pending: list[tuple[ShardRecord, int]] = []
         for shard in self.prompts.plan.shards:
-            num_answers = len(flat(self.prompts.asked(shard)))
+            num_answers = len(flat(self.prompts.judged(shard)))
             key, mark = self._part(options, identity, shard)
             kept = read_part(self.location, key, mark, num_answers) if num_answers else []
             if kept is None:
                 pending.append((shard, num_answers))
             else:
-                given[shard.index] = kept
+                by_shard[shard.index] = kept
         if pending:
-            done = sum(map(len, given.values()))
+            done = sum(map(len, by_shard.values()))
             judge = JUDGES[options.kind].open(options, context)
             total = done + sum(number for _, number in pending)
             with closing(judge), Progress(options.title, total, unit="ans", done=done) as progress:
                 for shard, _ in pending:
-                    given[shard.index] = self._score(judge, options, shard, flag, progress)
+                    by_shard[shard.index] = self._score(judge, options, shard, flag, progress)
                     key, mark = self._part(options, identity, shard)
-                    write_part(self.location, key, mark, given[shard.index])
+                    write_part(self.location, key, mark, by_shard[shard.index])
                     flag.progressed = True
-        _require_differences(options, given)
-        return given
+        _require_differences(options, by_shard)
+        return by_shard
 
     def _score(
         self, judge: Judge, options: JudgeOptions, shard: ShardRecord, flag: StopFlag,
         progress: Progress,
     ) -> list[Score]:  # fmt: skip
-        answers = flat(self.prompts.asked(shard))
+        answers = flat(self.prompts.judged(shard))
         scores = [Score(None, "no score")] * len(answers)
         flag.check()
         for place, score in judge.scores(answers):
@@ -160,37 +161,37 @@ class Scoring:
 def _require_number(score: Score, options: JudgeOptions, answer: Answer) -> None:
     if score.value is not None and not math.isfinite(score.value):
         raise ModelError(
-            f"judge {options.title} gives {score.value}",
+            f"judge {options.title} returns {score.value}",
             where=f"answer {answer.number} of {answer.source} to {answer.question.document_id}",
-            expected="a number",
-            hint="take it out of judge.judges, or mend it",
+            expected="a finite number",
+            hint="correct the judge, or remove it from judge.judges",
         )
 
 
-def _require_differences(options: JudgeOptions, given: Given) -> None:
-    """Refuse a judge that cannot tell answers apart."""
-    scores = [score for part in given.values() for score in part]
+def _require_differences(options: JudgeOptions, by_shard: JudgeScores) -> None:
+    """Refuse a judge without scores, or with the same score for all answers."""
+    scores = [score for part in by_shard.values() for score in part]
     known = {score.value for score in scores if score.value is not None}
     failures = Counter(score.failure for score in scores if score.value is None)
     if scores and not known:
         raise ModelError(
-            f"judge {options.title} has a score for no answer",
+            f"judge {options.title} has no score for any answer",
             where="judge.judges",
             got=", ".join(f"{name} {number:,}" for name, number in failures.most_common()),
         )
     number = len(scores) - failures.total()
     if len(known) == 1 and number > 1:
         raise ModelError(
-            f"judge {options.title} gives one score for all {number:,} answers",
+            f"judge {options.title} has the same score for all {number:,} answers",
             where="judge.judges",
             got=f"{known.pop():g}",
-            hint="it tells no answer from another: mend its options, or take it out",
+            hint="correct its options, or remove it from judge.judges",
         )
 
 
 @dataclass(slots=True)
 class _Tables:
-    """What comes out, gathered prompt by prompt."""
+    """Rows and counts of the result, collected prompt by prompt."""
 
     best: list[BestRow] = field(default_factory=list)
     scores: list[ScoreRow] = field(default_factory=list)
@@ -202,42 +203,42 @@ class _Tables:
 
 
 def _settled(
-    run: RunConfig, section: JudgeSection, prompts: AnsweredPrompts, given: Sequence[Given],
+    run: RunConfig, section: JudgeSection, prompts: AnsweredPrompts, scores_J: Sequence[JudgeScores],
     known: Likelihoods | None, request: str, location: Location,
 ) -> JudgedRecord:  # fmt: skip
-    """Vote on every prompt, and write what comes of it."""
-    counts, tables = AskedCounts(), _Tables()
-    scales = [Scale.of(values) for values in map(_known, given)] if any(map(_known, given)) else []
+    """Choose the best answer to every prompt, and write the result."""
+    counts, tables = PromptCounts(), _Tables()
+    values_J = [_values(scores) for scores in scores_J]
+    scales = [Scale.of(values) for values in values_J] if any(values_J) else []
     for shard in prompts.plan.shards:
         at = 0
-        for asked in prompts.asked(shard, counts):
-            stop = at + len(asked.answers)
-            _vote(
-                section, asked, [one[shard.index][at:stop] for one in given], scales, known, tables
-            )
+        for prompt in prompts.judged(shard, counts):
+            stop = at + len(prompt.answers)
+            scores_JA = [scores[shard.index][at:stop] for scores in scores_J]
+            _vote(section, prompt, scores_JA, scales, known, tables)
             at = stop
     if not tables.best:
         raise InputError(
             "no prompt has an answer to judge",
             where=location.url,
-            got=f"{counts.prompts:,} prompts: {counts.silent:,} without an answer that can be used, "
-            f"{counts.too_few:,} with too few, {tables.none_passes:,} with none that a judge scores "
-            "as high as its min_score",
-            hint="generate.max_tokens cuts answers, and judge.drop_cut leaves such out",
+            got=f"{counts.prompts:,} prompts: {counts.unanswered:,} without a usable answer, "
+            f"{counts.too_few:,} with too few, {tables.none_passes:,} with none that has every judge's "
+            "min_score",
+            hint="answers cut at generate.max_tokens are not used unless judge.drop_cut is false",
         )
     record = JudgedRecord(
         request_fingerprint=request,
         vote=section.vote,
         prompts=counts.prompts,
-        silent=counts.silent,
+        silent=counts.unanswered,
         only_cut=counts.only_cut,
         too_few=counts.too_few,
         none_passes=tables.none_passes,
         held=tuple(counts.held),
         held_dropped=section.drop_held,
-        left_out={name: dict(sorted(found.items())) for name, found in counts.left_out.items()},
+        left_out={name: dict(sorted(own.items())) for name, own in counts.left_out.items()},
         answers=_answers_by_source(run, section, tables),
-        best={domain: dict(found) for domain, found in sorted(tables.by_domain.items())},
+        best={domain: dict(own) for domain, own in sorted(tables.by_domain.items())},
         settled_by=dict(sorted(tables.settled_by.items())),
         judges=_judge_figures(section, tables),
         digests={},
@@ -245,12 +246,12 @@ def _settled(
     return write_judged(location, record, tables.best, tables.scores, run.resolved())
 
 
-def _known(given: Given) -> list[float]:
-    return [s.value for part in given.values() for s in part if s.value is not None]
+def _values(scores: JudgeScores) -> list[float]:
+    return [s.value for part in scores.values() for s in part if s.value is not None]
 
 
 def _vote(
-    section: JudgeSection, asked: Asked, scores_JA: Sequence[Sequence[Score]],
+    section: JudgeSection, prompt: JudgedPrompt, scores_JA: Sequence[Sequence[Score]],
     scales: Sequence[Scale], known: Likelihoods | None, tables: _Tables,
 ) -> None:  # fmt: skip
     """Choose the best answer to a prompt."""
@@ -259,13 +260,13 @@ def _vote(
         for scores_A, scale in zip(scores_JA, scales, strict=True)
     ]
     totals_A = totals(section.vote, votes_JA)
-    likelihoods_A = [None if known is None else known.of_others(a) for a in asked.answers]
+    likelihoods_A = [None if known is None else known.by_other_sources(a) for a in prompt.answers]
     values_JA = [[score.value for score in scores_A] for scores_A in scores_JA]
     places = passing([judge.min_score for judge in section.judges], values_JA)
     best = None
     if places:
         best, settled_by = settle(totals_A, likelihoods_A, places)
-        row = BestRow.of(asked.answers[best], totals_A[best], settled_by)
+        row = BestRow.of(prompt.answers[best], totals_A[best], settled_by)
         tables.best.append(row)
         tables.by_domain[row.domain][row.author] += 1
         tables.settled_by[settled_by] += 1
@@ -277,7 +278,7 @@ def _vote(
             tables.judged[judge.title] += bool(values)
             tables.chosen[judge.title] += bool(values) and scores_A[best].value == max(values)
         for i, (answer, score, vote) in enumerate(
-            zip(asked.answers, scores_A, votes_A, strict=True)
+            zip(prompt.answers, scores_A, votes_A, strict=True)
         ):
             tables.scores.append(
                 ScoreRow(
@@ -295,8 +296,8 @@ def _vote(
 
 def _answers_by_source(run: RunConfig, section: JudgeSection, tables: _Tables) -> dict[str, int]:
     first = section.judges[0].title
-    found = Counter(row.source for row in tables.scores if row.judge == first)
-    return {name: found[name] for name in run.sources}
+    counts = Counter(row.source for row in tables.scores if row.judge == first)
+    return {name: counts[name] for name in run.sources}
 
 
 def _judge_figures(section: JudgeSection, tables: _Tables) -> dict[str, JudgeFigures]:

@@ -1,4 +1,4 @@
-"""`judge show`: prompts with their best answer, and what each judge gave each source."""
+"""`judge show`: prompts with their best answer, and all scores and votes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def shown_prompts(
     disputed: bool = False,
     limit: int | None = None,
 ) -> Iterator[str]:
-    """Prompts as text, one after the other.
+    """Yield prompts with their best answer as text.
 
     Args:
         run: The run file.
-        prompts: Ids of documents; all where there are none.
-        authors: Of the best answer, likewise.
-        domains: Likewise.
-        disputed: Only those of which judges hold different answers for the best.
-        limit: At most so many.
+        prompts: Only these documents; empty for all.
+        authors: Only prompts whose best answer is by one of these sources; empty for all.
+        domains: Only these domains; empty for all.
+        disputed: Only prompts for which the judges have different best answers.
+        limit: Prompts, at most.
 
     Raises:
         MissingError: Nothing is judged yet.
-        ConfigError: A name is not there.
+        ConfigError: There is no such prompt, source or domain.
     """
     record, location = open_judged(run)
     best = read_best(location)
@@ -59,22 +59,22 @@ def shown_prompts(
     )
 
 
-def _require(what: str, asked: Sequence[str], there: set[str]) -> None:
-    for name in asked:
-        if name not in there:
-            few = ", ".join(sorted(there)[:8]) + (", ..." if len(there) > 8 else "")
+def _require(what: str, names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            few = ", ".join(sorted(known)[:8]) + (", ..." if len(known) > 8 else "")
             raise ConfigError(f"no such {what} was judged", got=name, expected=few)
 
 
 def _disputed(rows: Sequence[ScoreRow]) -> bool:
-    """Whether no answer is the best, or one of the best, to every judge."""
+    """Whether no answer has the highest score of every judge."""
     by_judge: defaultdict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for row in rows:
         if row.score is not None:
             by_judge[row.judge][row.source, row.answer] = row.score
     firsts = [
-        {answer for answer, score in found.items() if score == max(found.values())}
-        for found in by_judge.values()
+        {answer for answer, score in own.items() if score == max(own.values())}
+        for own in by_judge.values()
     ]
     return bool(firsts) and not set.intersection(*firsts)
 
@@ -82,26 +82,26 @@ def _disputed(rows: Sequence[ScoreRow]) -> bool:
 def _shown(row: BestRow, scores: Sequence[ScoreRow], judges: Sequence[str], place: str) -> str:
     lines = [_RULE, f"{place}  {row.prompt_id}  domain {row.domain}  split {row.split}"]
     for role, content in row.turns:
-        lines += _said(role, content)
+        lines += _labelled(role, content)
     how = {"votes": "", "likelihood": ", a tie settled by likelihood", "order": ", a tie"}
-    lines += _said(f"best, of {row.author}{how[row.settled_by]}", row.response)
+    lines += _labelled(f"best, of {row.author}{how[row.settled_by]}", row.response)
     by_answer: defaultdict[tuple[str, int], dict[str, ScoreRow]] = defaultdict(dict)
     for one in scores:
         by_answer[one.source, one.answer][one.judge] = one
     cells = [
         [
-            f"{source} {number}" + " *" * any(one.best for one in found.values()),
-            *(_cell(found[judge]) for judge in judges),
+            f"{source} {number}" + " *" * any(one.best for one in own.values()),
+            *(_cell(own[judge]) for judge in judges),
         ]
-        for (source, number), found in by_answer.items()
+        for (source, number), own in by_answer.items()
     ]
     lines += table(["answer", *(f"{judge} (vote)" for judge in judges)], cells)
     return "\n".join(lines) + "\n"
 
 
-def _said(who: str, text: str) -> list[str]:
+def _labelled(label: str, text: str) -> list[str]:
     first, *rest = visible(text, keep="\n\t", backslash="\\").split("\n")
-    return [f"{visible(who)}: {first}", *(f"    {line}" for line in rest)]
+    return [f"{visible(label)}: {first}", *(f"    {line}" for line in rest)]
 
 
 def _cell(row: ScoreRow) -> str:

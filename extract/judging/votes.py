@@ -1,4 +1,4 @@
-"""Votes: the scores of several judges for the answers to one prompt become one choice. Pure functions.
+"""Choose the best answer to a prompt from the scores of several judges. Pure functions.
 
 Shapes: J judges, A answers to a prompt.
 """
@@ -13,7 +13,7 @@ from typing import Literal
 from extract.judging.config import Vote
 
 TIE = 1e-9
-"""Sums of votes that differ by less are equal: they may have been added up from other roundings."""
+"""Totals that differ by less count as equal, because of rounding."""
 
 SettledBy = Literal["votes", "likelihood", "order"]
 Scores = Sequence[float | None]
@@ -25,9 +25,9 @@ class Scale:
     """A judge's scores over all prompts.
 
     Args:
-        mean: Of those that it gave.
-        spread: Their standard deviation; 1 where they are all the same.
-        least: The lowest.
+        mean: Mean of its scores.
+        spread: Their standard deviation; 1 if they are all the same.
+        least: The lowest score.
     """
 
     mean: float
@@ -36,12 +36,12 @@ class Scale:
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> Scale:
-        """The scale of some scores; one or more."""
+        """The scale of one or more scores."""
         least, greatest = min(scores), max(scores)
-        if least == greatest:  # their mean may lie beside them by a rounding
+        if least == greatest:  # the computed mean may differ by rounding
             return cls(least, 1.0, least)
         mean = math.fsum(scores) / len(scores)
-        # Of what is left of them divided by the largest, lest squares of large scores overflow.
+        # Deviations are divided by the largest, so that squares of large scores do not overflow.
         most = max(abs(score - mean) for score in scores)
         squares = math.fsum(((score - mean) / most) ** 2 for score in scores)
         return cls(mean, most * math.sqrt(squares / len(scores)), least)
@@ -52,20 +52,20 @@ class Scale:
 
 
 def judge_votes(vote: Vote, scores_A: Scores, scale: Scale) -> list[float | None]:
-    """What one judge's scores count for.
+    """One judge's votes for the answers to a prompt.
 
-    A judge that has no score for any of the answers abstains. One answer that it has none for counts as
-    its worst: no share of its vote, the last rank, its lowest z.
+    A judge without a score for any answer abstains. An answer without a score counts as the judge's
+    worst: no share of its vote, the last rank, its lowest z.
 
     Args:
         vote: majority, mean_rank or mean_z.
-        scores_A: Of the answers to a prompt.
-        scale: Of the judge.
+        scores_A: The judge's scores of the answers.
+        scale: The judge's scale.
 
     Returns:
-        [A] majority: the share of the judge's one vote, split among those that it scores highest;
-        mean_rank: from 1, the best, those that are equal sharing the mean of their ranks; mean_z:
-        standard deviations. None for all where the judge abstains.
+        [A] majority: shares of one vote, divided equally among the answers with the highest score;
+        mean_rank: ranks from 1 (the best), equal scores have the mean of their ranks; mean_z: standard
+        deviations from the mean. None for all if the judge abstains.
     """
     known = [score for score in scores_A if score is not None]
     if not known:
@@ -84,29 +84,29 @@ def judge_votes(vote: Vote, scores_A: Scores, scale: Scale) -> list[float | None
 
 
 def totals(vote: Vote, votes_JA: Sequence[Scores]) -> list[float]:
-    """What answers have of all judges together, whatever the order of the judges; more is better.
+    """The total of each answer over all judges, independent of their order; higher is better.
 
     Args:
-        vote: As for `judge_votes`.
-        votes_JA: Its results, by judge.
+        vote: See `judge_votes`.
+        votes_JA: Results of `judge_votes`, by judge.
 
     Returns:
-        [A] the mean over the judges that do not abstain, of ranks its negative; 0 where all do.
+        [A] mean over the judges that do not abstain (of ranks its negative); 0 if all abstain.
     """
     sign = -1.0 if vote == "mean_rank" else 1.0
-    found = []
+    totals_A = []
     for votes_J in zip(*votes_JA, strict=True):
         known = [float(one) for one in votes_J if one is not None]
-        found.append(sign * math.fsum(known) / len(known) if known else 0.0)
-    return found
+        totals_A.append(sign * math.fsum(known) / len(known) if known else 0.0)
+    return totals_A
 
 
 def passing(least_J: Scores, scores_JA: Sequence[Scores]) -> list[int]:
-    """Places of the answers that every judge scores at least as high as it asks for.
+    """Indices of the answers that have at least every judge's `min_score`.
 
     Args:
-        least_J: `min_score` of the judges; None asks for nothing.
-        scores_JA: By judge.
+        least_J: `min_score` of the judges; None for no limit.
+        scores_JA: Scores by judge.
     """
     return [
         place
@@ -121,16 +121,16 @@ def passing(least_J: Scores, scores_JA: Sequence[Scores]) -> list[int]:
 def settle(
     totals_A: Sequence[float], likelihoods_A: Scores, places: Sequence[int]
 ) -> tuple[int, SettledBy]:
-    """The best answer, and what decided.
+    """Choose the best answer.
 
     Args:
-        totals_A: From `totals`; answers stand in the order of the run file's sources.
-        likelihoods_A: Under the other sources; None where it is not known.
-        places: Of the answers to choose from, one or more, in order.
+        totals_A: From `totals`; answers are in the order of the run file's sources.
+        likelihoods_A: Log-probabilities under the other sources; None where not known.
+        places: Indices of the answers to choose from, one or more, in order.
 
     Returns:
-        Place of the best answer. Of those that tie the most likely; of those that tie again, or of
-        which no likelihood is known, the first.
+        Index of the answer with the highest total, and what decided. Of several such answers it is the
+        most likely; of equally likely ones, or if no likelihood is known, the first.
     """
     most = max(totals_A[i] for i in places)
     tied = [i for i in places if totals_A[i] >= most - TIE]

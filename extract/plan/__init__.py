@@ -1,1 +1,1 @@
-"""Documents cut into segments that fit every tokenizer, and segments assigned to shards."""
+"""Split documents into segments that fit every tokenizer, and assign segments to shards."""

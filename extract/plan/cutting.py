@@ -1,8 +1,8 @@
-"""The corpus cut for all tokenizers of a run, and what of it must be left out.
+"""Split all documents of a corpus into segments that fit every model, and leave out unusable ones.
 
-Tokenising is nearly all of the time. A document that fits is tokenised once by every model; of a
-longer one only the *lead* reads the whole, the tokenizer that makes most tokens of it by a sample, and
-the parts that its tokens are cut into are measured by every model (`extract.plan.segment`).
+Nearly all time is spent on tokenising. A document that fits is tokenised once by every model. A longer
+one is tokenised as a whole only by its *lead*, the tokenizer with the most tokens by a sample; the
+parts into which these tokens are split are then measured by every model (`extract.plan.segment`).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from store_schema.text.tokenizer import SegmentTokenizer
 logger = logging.getLogger(__name__)
 
 BATCH_BYTES = 1 << 22
-"""Text that is cut at a time: enough for tokenizers to use all cores."""
+"""Bytes of text in a batch: enough for tokenizers to use all cores."""
 SAMPLE_SHARE, MAX_SAMPLE_BYTES = 16, 4096
-"""A document's sample is its middle: one byte in sixteen, at most so many."""
+"""A document's sample is a sixteenth of it, from its middle, at most MAX_SAMPLE_BYTES."""
 SURE_BYTES_PER_TOKEN = 3
-"""Documents of fewer bytes than this for each token of the budget are taken to fit: no sample."""
+"""A document with fewer bytes per token of its budget is assumed to fit, without a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """A document before it is cut.
+    """A document with its context in each model.
 
     Args:
-        row: In the documents table.
+        row: Row in the table of documents.
         document: The document.
-        around: What each model reads around the text.
+        around: Each model's tokens around the text.
     """
 
     row: int
@@ -56,21 +56,21 @@ class _Measured:
 
     @property
     def ends(self) -> list[int]:
-        """Each model's number of tokens behind it."""
+        """Each model's number of tokens after the text (0 or 1)."""
         return [int(read.turn_end is not None) for read in self.around]
 
 
 @dataclass
 class CutCorpus:
-    """Segments of every document that is kept, without their text.
+    """Segments of all documents that are kept, without their text.
 
     Args:
-        rows: Row in the documents table of each kept document.
-        cuts: Its segments.
-        dropped: Documents left out, by reason.
-        context_tokens: Tokens that each model reads in all beyond the texts', by model. A turn of a
-            chat that begins the next one's context is not read by itself.
-        unwritten: What of chats a model's template leaves out, by model and kind.
+        rows: Row in the table of documents of each kept document.
+        cuts: Segments of each kept document.
+        dropped: Number of documents left out, by reason.
+        context_tokens: Tokens that each model reads besides the texts', by model. A chat turn that is a
+            prefix of the next turn's input is not read by itself (`store_schema.text.prefixes`).
+        unwritten: Number of parts of chats that a model's template leaves out, by model and kind.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -87,23 +87,23 @@ def cut_corpus(
     *,
     drop_unreadable: bool,
 ) -> CutCorpus:
-    """Cut all documents, a few megabytes at a time.
+    """Split all documents, a few megabytes at a time.
 
     Args:
-        table: Documents.
-        tokenizers: By model name.
-        max_tokens: Of a segment with its context, for every model.
+        table: The documents.
+        tokenizers: Tokenizers by model name.
+        max_tokens: Tokens of a segment with its context, at most, in every model.
         drop_unreadable: Whether a document that a tokenizer cannot represent is dropped and counted
             (`corpus.on_bad: drop`) instead of refused.
 
     Raises:
-        TokenizerError: Names document, tokenizer and the first byte that it cannot represent.
+        TokenizerError: A tokenizer cannot represent a document; names both and the first such byte.
         InputError: A single character takes more tokens than a segment may have.
     """
     for tokenizer in tokenizers.values():
         if tokenizer.beyond_rows:
             logger.warning("%s", _rowless(tokenizer))
-    found = CutCorpus()
+    cut = CutCorpus()
     batch: list[_Measured] = []
     size = 0
     for row, document in enumerate(iter_documents(table)):
@@ -112,54 +112,55 @@ def cut_corpus(
         except TokenizerError as error:
             if not drop_unreadable:
                 raise
-            found.dropped[_reason(error, "chat_template_refuses")] += 1
+            cut.dropped[_reason(error, "chat_template_refuses")] += 1
             continue
         sizes = zip(measured.contexts, measured.ends, strict=True)
         taken = [len(context) + end for context, end in sizes]
         if max_tokens - max(taken) < MIN_TEXT_TOKENS:
-            found.dropped["context_too_long"] += 1
+            cut.dropped["context_too_long"] += 1
             continue
-        _count_unwritten(measured, tokenizers, found)
+        _count_unwritten(measured, tokenizers, cut)
         batch.append(measured)
         size += len(document.text)
         if size >= BATCH_BYTES:
-            _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
+            _cut_batch(batch, tokenizers, max_tokens, cut, drop_unreadable)
             batch, size = [], 0
     if batch:
-        _cut_batch(batch, tokenizers, max_tokens, found, drop_unreadable)
-    return found
+        _cut_batch(batch, tokenizers, max_tokens, cut, drop_unreadable)
+    return cut
 
 
 def _rowless(tokenizer: SegmentTokenizer) -> str:
     beyond = tokenizer.beyond_rows
     shown = ", ".join(beyond[:3]) + (", ..." if len(beyond) > 3 else "")
-    told = (
+    line = (
         f"{tokenizer.name}: the model has no row for {len(beyond):,} of its tokenizer's tokens "
-        f"({shown}): text that reaches one is not taken"
+        f"({shown}): documents with one of them cannot be used"
     )
-    return told + ("; it seems to belong to another model" if tokenizer.seems_anothers else "")
+    return line + ("; it seems to be another model's" if tokenizer.is_of_other_model else "")
 
 
 def _reason(error: TokenizerError, otherwise: str) -> str:
+    """Key under which a dropped document is counted."""
     if isinstance(error, NoSpanError):
         return "no_response_in_template"
     return "token_without_row" if isinstance(error, NoRowError) else otherwise
 
 
 def _around(document: Document, tokenizers: Mapping[str, SegmentTokenizer]) -> list[ReadContext]:
-    """What each model reads around a document; of chats the response is proved to stand there."""
-    found = []
+    """Each model's tokens around a document; checks that its template does not change the response."""
+    around = []
     context = None if document.context is None else json.loads(document.context)
     for name, tokenizer in tokenizers.items():
         where = f"document {document.document_id}, tokenizer of {name}"
         if context is not None and "messages" in context:
             tokenizer.chat.require_span(context, document.text, where=where)
-        found.append(tokenizer.contexts.read(document.context, where=where))
-    return found
+        around.append(tokenizer.contexts.read(document.context, where=where))
+    return around
 
 
 def _count_unwritten(
-    measured: _Measured, tokenizers: Mapping[str, SegmentTokenizer], found: CutCorpus
+    measured: _Measured, tokenizers: Mapping[str, SegmentTokenizer], cut: CutCorpus
 ) -> None:
     document = measured.document
     context = None if document.context is None else json.loads(document.context)
@@ -170,14 +171,14 @@ def _count_unwritten(
         left = tokenizer.chat.unwritten(context, where=f"document {document.document_id}")
         if ends_turn and read.turn_end is None:
             left["ends of turns"] += 1
-        found.unwritten.setdefault(name, Counter()).update(left)
+        cut.unwritten.setdefault(name, Counter()).update(left)
 
 
 def _cut_batch(
     batch: Sequence[_Measured],
     tokenizers: Mapping[str, SegmentTokenizer],
     max_tokens: int,
-    found: CutCorpus,
+    cut: CutCorpus,
     drop_unreadable: bool,
 ) -> None:
     ids = [measured.document.document_id for measured in batch]
@@ -204,36 +205,37 @@ def _cut_batch(
     before: _Measured | None = None
     for number, measured in enumerate(batch):
         if unreadable and number in unreadable:
-            found.dropped[_reason(unreadable[number], "tokenizer_changes_text")] += 1
+            cut.dropped[_reason(unreadable[number], "tokenizer_changes_text")] += 1
             continue
-        found.rows.append(measured.row)
-        *others, last = cuts[number]
+        cut.rows.append(measured.row)
+        *first, last = cuts[number]
         rows = tuple(n + end for n, end in zip(last.num_tokens, measured.ends, strict=True))
-        served = (
-            [0] * len(tokenizers) if before is None else _served(before, measured, found.cuts[-1])
+        shared = (
+            [0] * len(tokenizers) if before is None else _shared(before, measured, cut.cuts[-1])
         )
-        found.cuts.append([*others, replace(last, num_tokens=rows)])
-        for name, context, without in zip(tokenizers, measured.contexts, served, strict=True):
-            found.context_tokens[name] += len(context) * len(cuts[number]) - without
+        cut.cuts.append([*first, replace(last, num_tokens=rows)])
+        for name, context, without in zip(tokenizers, measured.contexts, shared, strict=True):
+            cut.context_tokens[name] += len(context) * len(cuts[number]) - without
         before = measured
 
 
-def _served(turn: _Measured, following: _Measured, cuts: Sequence[Cut]) -> list[int]:
-    """Tokens of a turn that each model need not read, since the following turn's context begins so.
+def _shared(turn: _Measured, following: _Measured, cuts: Sequence[Cut]) -> list[int]:
+    """Tokens of a chat turn that each model need not read, since the next turn's input begins with
+    them.
 
     Args:
-        turn: Of a chat, or any other document.
-        following: The document behind it.
-        cuts: The turn's segments: only one that is whole is served.
+        turn: A chat turn, or any other document.
+        following: The document after it.
+        cuts: The turn's segments; a turn with several is read by itself.
     """
     chat = chat_of(turn.document.document_id)
     if chat is None or chat != chat_of(following.document.document_id) or len(cuts) > 1:
         return [0] * len(turn.contexts)
-    served = []
+    shared = []
     for m, (own, theirs) in enumerate(zip(turn.contexts, following.contexts, strict=True)):
         size = len(own) + cuts[-1].num_tokens[m]
-        served.append(size if theirs[: len(own)] == own and size < len(theirs) else 0)
-    return served
+        shared.append(size if theirs[: len(own)] == own and size < len(theirs) else 0)
+    return shared
 
 
 def encoder(
@@ -242,15 +244,15 @@ def encoder(
     unreadable: dict[int, TokenizerError] | None = None,
     opens: Sequence[bool] | None = None,
 ) -> Encoder:
-    """A tokenizer as `cut_documents` uses it, every piece proved.
+    """A tokenizer as `cut_documents` uses it; every piece's tokens are checked to join to it.
 
     Args:
-        tokenizer: Of one model.
+        tokenizer: One model's tokenizer.
         ids: Document ids of the batch, for messages.
-        unreadable: None raises the error of a piece that the tokenizer cannot represent. Else it
-            goes here, by document, and the piece counts as one without tokens: the whole document
-            is to be left out.
-        opens: `ReadContext.opens` of each document; None where nothing stands before them.
+        unreadable: If None, the error of a piece that the tokenizer cannot represent is raised.
+            Otherwise it is put here, by document, and the piece has no tokens; the document must be
+            left out.
+        opens: `ReadContext.opens` of each document; None where no document has a context.
     """
 
     def read(pieces: Sequence[Piece]) -> list[Ends]:
@@ -262,7 +264,7 @@ def encoder(
         opening = None if opens is None else [opens[piece.document] for piece in pieces]
         return [ends for _, ends in tokenizer.read_texts(texts, where, opening)]
 
-    def read_what_can_be(pieces: Sequence[Piece]) -> list[Ends]:
+    def read_usable(pieces: Sequence[Piece]) -> list[Ends]:
         try:
             return read(pieces)
         except TokenizerError as error:
@@ -271,20 +273,20 @@ def encoder(
             if len(pieces) == 1:
                 unreadable.setdefault(pieces[0].document, error)
                 return [np.empty(0, np.uint32)]
-        return [ends for piece in pieces for ends in read_what_can_be([piece])]
+        return [ends for piece in pieces for ends in read_usable([piece])]
 
-    return read_what_can_be
+    return read_usable
 
 
 def leads(
     texts: Sequence[bytes], budgets: Sequence[Sequence[int]], tokenizers: Iterable[SegmentTokenizer]
 ) -> list[int | None]:
-    """The tokenizer of each document whose budgets its tokens fill most often, by a sample.
+    """The lead of each document: the tokenizer that needs the most segments, by a sample.
 
     Args:
         texts: UTF-8 bytes of each document.
-        budgets: [documents][tokenizers] most tokens of a segment's text.
-        tokenizers: Of all models.
+        budgets: [documents][tokenizers] tokens of a segment's text, at most.
+        tokenizers: The tokenizers of all models.
 
     Returns:
         Index of the tokenizer; None for documents that seem to fit all budgets.
@@ -296,16 +298,16 @@ def leads(
     ]
     samples = [_sample(texts[i]) for i in long]
     counts = zip(*(map(len, t.encode_text(samples)) for t in tokenizers), strict=True)
-    found: list[int | None] = [None] * len(texts)
+    lead: list[int | None] = [None] * len(texts)
     for i, sample, numbers in zip(long, samples, counts, strict=False):
         shares = [number / most for number, most in zip(numbers, budgets[i], strict=True)]
         if max(shares) * len(texts[i]) > len(sample.encode()):
-            found[i] = shares.index(max(shares))
-    return found
+            lead[i] = shares.index(max(shares))
+    return lead
 
 
 def _sample(data: bytes) -> str:
-    """Some bytes from the middle of a document; characters cut at its ends are left out."""
+    """Text from the middle of a document, without characters that are cut at its ends."""
     size = min(len(data) // SAMPLE_SHARE, MAX_SAMPLE_BYTES)
     start = (len(data) - size) // 2
     return data[start : start + size].decode(errors="ignore")

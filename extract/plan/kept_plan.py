@@ -1,7 +1,7 @@
-"""A plan that is there goes on: its segments stay wherever they fit what is asked for now.
+"""Keeping the segments of an existing plan if they fit the run file as it is now.
 
-Stores are tied to the segments of their shards, not to the models of a run. So a source may come or go,
-the target may be another one, and a split may be taken in, without anything being scored again.
+Stores are tied to the segments of their shards, not to the models of a run. So sources can be added or
+removed, the target changed and splits added without scoring anything again.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from store_schema.text.plan_tokens import PlanTokens, plan_tokens
 from store_schema.text.tokenizer import SegmentTokenizer
 
 RECUT = (
-    "`logitfuse extract plan --recut` cuts all again and takes back what was made of the old cut"
+    "`logitfuse extract plan --recut` cuts all documents again and uncommits the shards whose "
+    "segments change"
 )
 KINDS = ("stores", "generated", "aligned")
 
 
 @dataclass(frozen=True, slots=True)
 class KeptPlan:
-    """What stays of a plan.
+    """What is kept of an existing plan.
 
     Args:
-        plan: The same shards, with the tokens of all models that the record is to name.
-        tokenizers: Fingerprints of these.
-        context_tokens: That each of them reads in all.
-        documents: Digest of every split's documents, also of those to be cut.
-        new_splits: Splits that are to be cut and assigned after the others.
+        plan: The same shards, with their numbers of tokens by model brought up to date.
+        tokenizers: Tokenizer fingerprint of each of these models.
+        context_tokens: Context tokens that each model reads over the whole plan.
+        documents: Digest of each split's documents, the new splits included.
+        new_splits: Splits whose documents are still to be cut, into shards after the kept ones.
     """
 
     plan: Plan
@@ -52,10 +53,10 @@ class KeptPlan:
 
 def split_digests(table: pa.Table) -> dict[str, str]:
     """Digest of the documents of each split, whatever their order."""
-    found: dict[str, list[str]] = {}
+    by_split: dict[str, list[str]] = {}
     for document in iter_documents(table):
-        found.setdefault(document.split, []).append(document_digest(document))
-    return {split: fingerprint(sorted(digests)) for split, digests in found.items()}
+        by_split.setdefault(document.split, []).append(document_digest(document))
+    return {split: fingerprint(sorted(digests)) for split, digests in by_split.items()}
 
 
 def documents_of(table: pa.Table, splits: tuple[str, ...]) -> pa.Table:
@@ -63,8 +64,8 @@ def documents_of(table: pa.Table, splits: tuple[str, ...]) -> pa.Table:
     return table.filter(pc.is_in(table["split"], value_set=pa.array(splits, pa.string())))
 
 
-def begun_stores(run: RunConfig) -> dict[str, Location]:
-    """Stores in the data's folder, by kind and name."""
+def existing_stores(run: RunConfig) -> dict[str, Location]:
+    """Locations of the stores in the run's data folder, keyed `<kind>/<name>`."""
     root = open_location(run.data_folder)
     return {
         f"{kind}/{name}": root.child(f"{kind}/{name}")
@@ -82,19 +83,19 @@ def keep_plan(
     section: PlanSection,
     stores: Mapping[str, Location],
 ) -> KeptPlan:
-    """Prove that the segments of a plan fit what is asked for.
+    """Check that the segments of an existing plan fit the run file, and update their figures.
 
     Args:
-        plan: That is there.
+        plan: The existing plan.
         corpus_fingerprint: Of the corpus as it is now.
-        digests: Of its documents, by split.
+        digests: Digest of the corpus's documents, by split.
         tokenizers: Of all models of the run.
         section: How documents are to be cut.
-        stores: Made from the plan.
+        stores: Stores made from the plan, by name.
 
     Raises:
-        MismatchError: Documents of a split changed, a segment is too long for a model, or a store is
-            tied to the plan as it is.
+        MismatchError: Documents of a split changed, a segment is too long for a model, or a store
+            cannot be read, so that it may need the plan unchanged.
         TokenizerError: A tokenizer cannot represent a segment.
     """
     _require_readable(plan, stores)
@@ -127,7 +128,7 @@ def keep_plan(
 
 
 def _require_readable(plan: Plan, stores: Mapping[str, Location]) -> None:
-    """What cannot be read is taken to need the plan as it is."""
+    """Refuse if a store cannot be read: it may need the plan unchanged."""
     tied = []
     for name, location in stores.items():
         try:
@@ -138,7 +139,7 @@ def _require_readable(plan: Plan, stores: Mapping[str, Location]) -> None:
         raise MismatchError(
             "the plan was changed after extraction began",
             where=f"{plan.location.url} ({', '.join(tied)} were made from it)",
-            expected="stores that can be read, which go on with a plan that grows",
+            expected="stores that can be read: those can be extended with the plan",
             got="stores of an earlier version, or damaged ones",
             hint="undo the change, give the run another name, or delete these stores to plan again",
         )
@@ -147,7 +148,7 @@ def _require_readable(plan: Plan, stores: Mapping[str, Location]) -> None:
 def _count(
     plan: Plan, tokenizers: Mapping[str, SegmentTokenizer], *, everything: bool
 ) -> dict[str, PlanTokens]:
-    """Tokens of the segments for the models that the plan does not know under their names."""
+    """Token counts of the segments for the models whose tokenizer the plan does not know."""
     unknown = {
         name: tokenizer
         for name, tokenizer in tokenizers.items()
@@ -190,18 +191,21 @@ def _with_tokens(
     return shard.model_copy(update={"num_tokens": own})
 
 
-def take_back(plan: Plan, stores: Mapping[str, Location]) -> list[str]:
-    """Delete the commits that are not of the plan's segments; one line a store that had some.
+def uncommit_changed(plan: Plan, stores: Mapping[str, Location]) -> list[str]:
+    """Delete the commits of shards whose segments are not those of the plan.
 
-    What an alignment counted on text that is gone stands in all its shards, so these go together.
-    Data stays until `store gc` finds it old enough.
+    An aligned store loses all its commits if one is stale: its counts are over the text of all shards.
+    Data files stay until `store gc` finds them old enough.
+
+    Returns:
+        One line for each store that lost commits.
     """
     shards = {shard.index: shard for shard in plan.shards}
     lines = []
     for name, location in stores.items():
         reader = StoreReader.open(location)
         commits, _ = reader.scan()
-        stale = [i for i, c in commits.items() if i not in shards or not c.is_of(shards[i])]
+        stale = [i for i, c in commits.items() if i not in shards or not c.matches(shards[i])]
         if stale and name.startswith("aligned/"):
             stale = sorted(commits)
         for shard in stale:

@@ -1,7 +1,7 @@
 """`extract plan`: documents are cut for all tokenizers, and segments assigned to shards, once.
 
-The deal is a pure function of seed and documents: documents of a split in the order of a seeded
-SHA-256 of their ids, so that each shard mixes domains, and segments of a document in order.
+The assignment is a pure function of seed and documents: documents of a split are ordered by a seeded
+SHA-256 of their ids, so that each shard mixes domains; segments of a document stay in order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from extract.config import CorpusSection, ExtractSection, PlanSection
 from extract.corpus.corpus import corpus_location, open_corpus, read_documents
 from extract.corpus.splits import require_splits
 from extract.plan.cutting import CutCorpus, cut_corpus
-from extract.plan.kept_plan import KeptPlan, begun_stores, documents_of, keep_plan, split_digests
+from extract.plan.kept_plan import KeptPlan, documents_of, existing_stores, keep_plan, split_digests
 from store_schema import SCHEMA_VERSION
 from store_schema.config import RunConfig, TemplateSettings
 from store_schema.errors import ConfigError, InputError, LogitfuseError, ModelError
@@ -46,22 +46,22 @@ def load_tokenizers(run: RunConfig) -> dict[str, SegmentTokenizer]:
 
 
 def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
-    """Make the plan of a run, go on with the one that is there, or find that it is made.
+    """Make the plan of a run, or update the existing one.
 
-    Once stores were begun from a plan its segments stay, if they fit what is asked for now.
+    Once there are stores of a plan, its segments are kept if they fit the run file as it is now.
 
     Args:
         run: The run file.
-        recut: Cut all text again even so. The stores' shards that do not fit the new plan are then
-            for `take_back`.
+        recut: Cut all text again even if there are stores. The caller then passes them to
+            `uncommit_changed`.
 
     Returns:
-        The plan, and whether anything had to be done.
+        The plan, and whether it was written: False if the existing one is up to date.
 
     Raises:
         MissingError: There is no corpus.
-        MismatchError: What is asked for does not fit the segments that stores were made from;
-            nothing was written.
+        MismatchError: The segments that stores were made from do not fit the run file; nothing was
+            written.
         TokenizerError: A tokenizer cannot represent a document.
         InputError: No text, or none of a split that a section of the run file needs.
     """
@@ -84,7 +84,7 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
         tokenizer.warn_of_missing_bos()
     table = read_documents(corpus_location(run), corpus)
     digests = split_digests(table)
-    stores = begun_stores(run)
+    stores = existing_stores(run)
     kept = None
     if plan is not None and stores and not recut:
         kept = keep_plan(plan, corpus.corpus_fingerprint, digests, tokenizers, section, stores)
@@ -105,8 +105,8 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
             kept=None if kept is None else kept.plan,
         )
     except BaseException:
-        with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
-            if not location.exists(PLAN_FILE):  # else it stands, whatever the last step said
+        with contextlib.suppress(LogitfuseError):  # the first error is the one to report
+            if not location.exists(PLAN_FILE):  # else the plan is complete and needs its segments
                 location.delete(SEGMENTS_FILE)
         raise
     return plan, True
@@ -119,7 +119,7 @@ def _cut(
     section: PlanSection,
     kept: KeptPlan | None,
 ) -> CutCorpus:
-    """Cut the documents of a table; there is text, also of every split that is needed later."""
+    """Cut the documents of a table; refuse if a split that the run needs has no text."""
     drop = run.section("corpus", CorpusSection).on_bad == "drop"
     cut = cut_corpus(table, tokenizers, section.max_tokens, drop_unreadable=drop)
     if not cut.rows and kept is None:
@@ -131,7 +131,7 @@ def _cut(
 
 
 def _figures(run: RunConfig, cut: CutCorpus, kept: KeptPlan | None) -> dict[str, Any]:
-    """What the record says beside the section: seed, what was dropped, context that is read."""
+    """The record's settings beside the section: seed, dropped documents, context tokens, ..."""
     dropped, context = Counter(cut.dropped), Counter(cut.context_tokens)
     unwritten = {name: Counter(kinds) for name, kinds in cut.unwritten.items()}
     if kept is not None:
@@ -150,15 +150,15 @@ def _figures(run: RunConfig, cut: CutCorpus, kept: KeptPlan | None) -> dict[str,
 
 
 def _templates(run: RunConfig) -> dict[str, Any]:
-    """How chat templates are asked, where the run file says something of it, by model."""
+    """Chat template settings of each model for which the run file sets any."""
     refs = {**run.sources, TARGET: run.target}
-    asked = {name: ref.template.model_dump(mode="json") for name, ref in refs.items()}
-    return {name: said for name, said in asked.items() if said != _DEFAULT_TEMPLATE}
+    settings = {name: ref.template.model_dump(mode="json") for name, ref in refs.items()}
+    return {name: values for name, values in settings.items() if values != _DEFAULT_TEMPLATE}
 
 
 def _require_models(run: RunConfig, section: PlanSection) -> None:
-    """Refuse models that cannot be used, and segments longer than they read, before anything is
-    tokenised. Weights need not be there yet, but what is there is whole."""
+    """Before anything is tokenised, refuse models that cannot be used and segments that are longer
+    than a model can read. Weights may be absent, but not damaged."""
     loader = run.section("extract", ExtractSection).loader
     for name, ref in {**run.sources, TARGET: run.target}.items():
         folder = resolve_model(ref)
@@ -180,8 +180,8 @@ def _require_models(run: RunConfig, section: PlanSection) -> None:
 
 
 def _look_for_packages(folder: Path, name: str, loader: Loader) -> None:
-    """Refuse quantised weights that transformers lacks a package for, and warn where the machine that
-    runs them may take vLLM, which has kernels of its own."""
+    """Refuse quantised weights for which transformers lacks a package; only warn if they may be run
+    with vLLM, which has kernels of its own."""
     if loader == "vllm":
         return
     try:
@@ -192,37 +192,39 @@ def _look_for_packages(folder: Path, name: str, loader: Loader) -> None:
         _log.warning("%s needs vLLM in an environment like this one: %s", name, error.line())
 
 
-def deal(sizes: Sequence[Sequence[int]], shard_tokens: int) -> list[list[tuple[int, int]]]:
-    """Deal segments into shards of like size, documents whole where possible.
+def assign_to_shards(
+    sizes: Sequence[Sequence[int]], shard_tokens: int
+) -> list[list[tuple[int, int]]]:
+    """Assign segments to shards of similar size, keeping documents whole where possible.
 
     Args:
         sizes: For each document, in order, the tokens of its segments.
-        shard_tokens: Tokens of a shard, about.
+        shard_tokens: Approximate tokens of a shard.
 
     Returns:
-        For each shard (document, segment) pairs, in order.
+        For each shard its (document, segment) index pairs, in order.
     """
     total = sum(map(sum, sizes))
     size = total / max(round(total / shard_tokens), 1)
     shards: list[list[tuple[int, int]]] = []
     shard: list[tuple[int, int]] = []
-    held = 0
+    filled = 0  # tokens of the open shard
 
     def close() -> None:
-        nonlocal shard, held
+        nonlocal shard, filled
         shards.append(shard)
-        shard, held = [], 0
+        shard, filled = [], 0
 
     for document, segments in enumerate(sizes):
         whole = sum(segments)
         # Only a document that is itself longer than a shard may lie in several.
-        if shard and whole <= size and held + whole / 2 > size:
+        if shard and whole <= size and filled + whole / 2 > size:
             close()
         for number, tokens in enumerate(segments):
-            if shard and whole > size and held + tokens / 2 > size:
+            if shard and whole > size and filled + tokens / 2 > size:
                 close()
             shard.append((document, number))
-            held += tokens
+            filled += tokens
     if shard:
         close()
     return shards
@@ -247,7 +249,7 @@ def _shards(
         order = [members[i] for i in shuffled([ids[i] for i in members], seed)]
         sizes = [[c.num_tokens[target] for c in cut.cuts[i]] for i in order]
         build = _segment_builder(table, cut)
-        for pairs in deal(sizes, shard_tokens):
+        for pairs in assign_to_shards(sizes, shard_tokens):
             segments = []
             for document, number in pairs:
                 segments.append(build(index, order[document], number))

@@ -1,10 +1,10 @@
 """Cutting documents into segments that fit every tokenizer, at natural breaks, losing no byte.
 
 Pure functions over bytes. A piece is tokenised by itself with every tokenizer; if it fits all of
-them it is a segment, else it is cut by those very tokens and its parts are looked at in the next
-round. So each segment was measured alone, as it will be read (tokenisation is not monotone: a part
-may take more tokens than its share of the whole), and each round tokenises a whole batch at once.
-Time is linear in the text but for tokenizers: those never see more than `BLOCK_BYTES` at once.
+them it is a segment, else it is cut at the ends of those tokens and its parts are tokenised in the
+next round. So each segment is measured alone, as it will be read (a part may take more tokens than
+its share of the whole), and each round tokenises a whole batch at once. Time is linear in the text,
+except in tokenizers, which get at most `BLOCK_BYTES` at once.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _BREAKS: tuple[tuple[re.Pattern[bytes], float], ...] = (
     # Word: before the space that belongs to it in most vocabularies.
     (re.compile(rb"()[ \t](?=[^\s])"), 0.25),
 )
-"""Kinds of break, best first, each with the least share of the room that a segment must fill to end
-there: a paragraph's end is worth half a segment, a mere space is not."""
+"""Kinds of break, best first, each with the share of the limit that a segment must at least fill to
+end there."""
 
 _MAX_CLUSTER = 32
 """Characters to step back in search of the start of a visible character."""
@@ -77,7 +77,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A segment: where it lies in its document, and its tokens by tokenizer."""
+    """A segment: its first and end byte in the document, and its number of tokens by tokenizer."""
 
     start: int
     end: int
@@ -103,14 +103,14 @@ def cut_documents(
 
     Args:
         texts: UTF-8 bytes of each document, not empty.
-        budgets: [documents][tokenizers] most tokens of a segment's text.
+        budgets: [documents][tokenizers] maximal tokens of a segment's text.
         encoders: One for each tokenizer.
-        leads: For each document the one tokenizer by whose tokens it is cut where it does not fit
-            that one's budget, so that the others need not read what does not fit anyway. None reads
-            it with all of them and cuts by all their tokens.
+        leads: For each document the index of the tokenizer that reads it first: text over that one's
+            budget is cut by its tokens before the other tokenizers read the parts. None: all read it
+            whole, and it is cut by all their tokens.
 
     Returns:
-        For each document its segments in order; they join to it.
+        For each document its segments in order; joined they are the document.
 
     Raises:
         UnfitCharacterError: A single character does not fit.
@@ -144,7 +144,7 @@ def _cut_by_leads(
     encoders: Sequence[Encoder],
     leads: Sequence[int | None],
 ) -> list[Piece]:
-    """The pieces, those that do not fit their lead's budget cut into parts that about do."""
+    """The pieces; those over the budget of their lead tokenizer are cut into parts that about fit."""
     parts: dict[int, list[Piece]] = {}
     for lead, encode in enumerate(encoders):
         chosen = [i for i, piece in enumerate(pieces) if leads[piece.document] == lead]
@@ -182,7 +182,7 @@ def cut_points(data: bytes, ends: Sequence[Ends], budget: Sequence[int]) -> list
     Args:
         data: UTF-8 bytes of the piece.
         ends: For each tokenizer the byte ends of the piece's tokens.
-        budget: For each tokenizer the most tokens of a part.
+        budget: For each tokenizer the maximal tokens of a part.
 
     Returns:
         Rising offsets inside the piece, each at a character's start; [] for a single character.
@@ -195,7 +195,7 @@ def cut_points(data: bytes, ends: Sequence[Ends], budget: Sequence[int]) -> list
         if share <= 1 and points:
             return points
         if 1 < share <= 1.5:
-            # Two parts of like size rather than a full one and a crumb without context.
+            # Two parts of similar size rather than a full one and a tiny one without context.
             limit = min(limit, start + (len(data) - start) * 13 // 20)
         # A piece that does not fit is always cut.
         start = _best_break(data, breaks, start, min(limit, len(data) - 1))
@@ -205,8 +205,8 @@ def cut_points(data: bytes, ends: Sequence[Ends], budget: Sequence[int]) -> list
 
 
 def _limit(ends: Sequence[Ends], budget: Sequence[int], start: int, size: int) -> tuple[int, float]:
-    """Furthest byte that every tokenizer's budget reaches from `start`, and how many budgets the
-    rest of the piece takes."""
+    """The last byte up to which a part from `start` fits every budget, and how many budgets the rest
+    of the piece takes."""
     limit, share = size, 0.0
     for tokens, most in zip(ends, budget, strict=True):
         first = int(np.searchsorted(tokens, start, side="right")) if start else 0
@@ -227,11 +227,8 @@ def _find_breaks(data: bytes) -> list[npt.NDArray[np.int64]]:
 def _best_break(
     data: bytes, breaks: Sequence[npt.NDArray[np.int64]], start: int, limit: int
 ) -> int:
-    """The best place to end a part that begins at `start`: after it, at most `limit`.
-
-    Only when not even one character lies below the limit is the limit passed, to that character's
-    end.
-    """
+    """The best offset to end a part that begins at `start`: after `start`, at most `limit`, or the
+    end of its first character if that is beyond the limit."""
     for (_, least), offsets in zip(_BREAKS, breaks, strict=True):
         last = int(np.searchsorted(offsets, limit, side="right")) - 1
         if last >= 0 and offsets[last] > start + least * (limit - start):
@@ -256,7 +253,7 @@ def _next_character(data: bytes, offset: int) -> int:
 
 
 def _cluster_start(data: bytes, offset: int, start: int) -> int:
-    """`offset`, or the start of the visible character that it would cut, if that is near."""
+    """`offset`, or the start of the visible character around it if within `_MAX_CLUSTER` steps."""
     here = offset
     for _ in range(_MAX_CLUSTER):
         if here <= start or here >= len(data):

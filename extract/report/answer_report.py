@@ -1,4 +1,4 @@
-"""What `extract generate` shows people: what was asked, how answers ended, what they cost."""
+"""The report of `extract generate`: prompts, answers, why they ended, speed and size."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SUMMED = (PROMPTS, ANSWERS, PROMPT_TOKENS, TOKENS, BYTES, INVALID_UTF8, NO_PROM
 
 @dataclass(frozen=True, slots=True)
 class AnswerFigures:
-    """What the commits of a source's generated store say, put together.
+    """Figures of a source's generated store, summed over its commits.
 
     Args:
         name: The source.
-        num_shards: Finished shards, of how many.
+        num_shards: (Finished shards, all shards).
         total: Sums of the shards' figures (`extract.generation.answers.answer_stats`).
-        seconds: Spent answering.
+        seconds: Time of generation.
         size_bytes: On disk.
     """
 
@@ -67,12 +67,12 @@ class AnswerFigures:
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens per second of answering."""
+        """Generated tokens per second."""
         return self.total[TOKENS] / max(self.seconds, 1e-9)
 
 
 def answer_report(sources: Sequence[AnswerFigures]) -> str:
-    """Answers, speed and bytes of each source, and how its answers ended."""
+    """Answers, speed and bytes of each source, and why its answers ended, as text."""
     headers = ["source", "shards", "prompts", "answers"]
     headers += ["tokens", "tokens/answer", "tokens/s", "on disk"]
     rows = [
@@ -97,11 +97,11 @@ def answer_report(sources: Sequence[AnswerFigures]) -> str:
     for source in sources:
         if source.total[INVALID_UTF8]:
             number = source.total[INVALID_UTF8]
-            lines.append(f"{source.name}: {number:,} answers are no UTF-8 (kept as they are)")
-    passed = sources[0].total
-    if passed[NO_PROMPT] or passed[LATER_SEGMENTS]:
+            lines.append(f"{source.name}: {number:,} answers are not valid UTF-8 (kept unchanged)")
+    skipped = sources[0].total
+    if skipped[NO_PROMPT] or skipped[LATER_SEGMENTS]:
         lines.append(
-            f"not asked: {passed[NO_PROMPT]:,} documents without a prompt, "
-            f"{passed[LATER_SEGMENTS]:,} later segments of long documents"
+            f"not answered: {skipped[NO_PROMPT]:,} documents without a prompt, "
+            f"{skipped[LATER_SEGMENTS]:,} later segments of long documents"
         )
     return "\n".join(lines)

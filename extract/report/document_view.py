@@ -1,4 +1,4 @@
-"""`corpus show`: a document as each model of a run reads it, what is trained on in colour."""
+"""`corpus show`: a document as each model of a run reads it, with the trained part in colour."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STYLES = {
     "context": {"dim": True},
     "response": {"fg": "green", "bold": True},
     "end of turn": {"fg": "yellow", "bold": True},
-    "behind it": {"dim": True, "italic": True},
+    "not read": {"dim": True, "italic": True},
 }
 TRAINED = ("response", "end of turn")
 
@@ -29,9 +29,9 @@ class Part:
     """A piece of a document as one model reads it.
 
     Args:
-        kind: Of `STYLES`.
-        text: As it is written.
-        num_tokens: Of the model; None for what it does not read.
+        kind: A key of `STYLES`.
+        text: The piece as text.
+        num_tokens: Tokens of the model; None for text after the response, which it does not read.
     """
 
     kind: str
@@ -40,27 +40,27 @@ class Part:
 
 
 def find_documents(run: RunConfig, document_id: str) -> list[Document]:
-    """The document of an id, or all responses of the chat of that id.
+    """The document with an id, or all responses of the chat with that id.
 
     Raises:
         MissingError: There is no corpus.
-        InputError: It has no such document.
+        InputError: The corpus has no such document.
     """
     location = corpus_location(run)
     table = read_documents(location, open_corpus(location))
     turns = f"{document_id}/turn-"
-    found = [
+    documents = [
         document
         for document in iter_documents(table)
         if document.document_id == document_id or document.document_id.startswith(turns)
     ]
-    if not found:
+    if not documents:
         raise InputError("no such document", where=location.url, got=document_id)
-    return found
+    return documents
 
 
 def parts_of(document: Document, tokenizer: SegmentTokenizer) -> list[Part]:
-    """What a model reads of a document, in order.
+    """The parts of a document as a model reads them, in order.
 
     Raises:
         TokenizerError: Its template or tokenizer refuses the document.
@@ -80,12 +80,12 @@ def parts_of(document: Document, tokenizer: SegmentTokenizer) -> list[Part]:
         parts.append(Part("end of turn", written, 1))
         after = after.partition(written)[2]
     if after:
-        parts.append(Part("behind it", after, None))
+        parts.append(Part("not read", after, None))
     return parts
 
 
 def shown(documents: Iterable[Document], tokenizers: Iterable[SegmentTokenizer]) -> Iterator[str]:
-    """Documents as text for a terminal."""
+    """Lines that show documents in a terminal, as each tokenizer's model reads them."""
     models = list(tokenizers)
     names = [click.style(kind, **style) for kind, style in STYLES.items()]  # type: ignore[arg-type]
     yield f"{', '.join(names)}; trained on: {' and '.join(TRAINED)}"

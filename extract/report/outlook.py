@@ -1,6 +1,6 @@
-"""What a run has of its plan, and what the next stages will make of it, told right after planning.
+"""After planning, shows how many shards of each store are kept and which stores a stage will refuse.
 
-The stages themselves are asked, so what is called kept here is what they go on with.
+This calls the checks of the stages themselves, so it agrees with what they do.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from extract.scoring.sources import check_source
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
 from store_schema.errors import LogitfuseError, MissingError, StoreError
-from store_schema.model.models import present_model
+from store_schema.model.models import local_copy
 from store_schema.plan.plan import Plan
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.store.same_source import require_same_source
 
 
 def store_lines(run: RunConfig, plan: Plan, *, only_refused: bool = False) -> list[str]:
-    """What is there of each source for this plan, and what is to do; nothing before extraction.
+    """Lines on each source's finished and pending shards; none before the first extraction.
 
     Args:
         run: The run file.
-        plan: As it stands now.
-        only_refused: Leave out what goes on.
+        plan: The plan as it is now.
+        only_refused: Show only stores that their stage will refuse.
     """
     lines = []
     refused: set[str] = set()
-    for what, stage, url_of, goes_on in (
+    for what, stage, url_of, kept_shards in (
         ("", "extract", run.store_url, partial(_extracted, run, plan)),
         ("aligned ", "align", run.aligned_url, partial(_aligned, run)),
     ):
-        # What a refused source was aligned from is in question itself.
+        # An aligned store is not checked if its source store is refused.
         outlooks = {
-            name: _outlook(url_of(name), plan, partial(goes_on, name))
+            name: _outlook(url_of(name), plan, partial(kept_shards, name))
             for name in run.sources
             if name not in refused
         }
@@ -43,23 +43,23 @@ def store_lines(run: RunConfig, plan: Plan, *, only_refused: bool = False) -> li
             continue
         for name, (finished, refusal) in outlooks.items():
             left = len(plan.shards) - finished
-            there = f"{finished} of {len(plan.shards)} shards"
+            shards = f"{finished} of {len(plan.shards)} shards"
             if refusal:
-                lines.append(f"{what}{name}: {there}, refused by `{stage} run`: {refusal}")
+                lines.append(f"{what}{name}: {shards}, refused by `{stage} run`: {refusal}")
             elif not only_refused:
-                kept = f"{there} kept" if finished else "nothing there"
+                kept = f"{shards} kept" if finished else "no shards yet"
                 lines.append(f"{what}{name}: {kept}" + (f", {left} to {stage}" if left else ""))
     return lines
 
 
 def _outlook(
-    url: str, plan: Plan, goes_on: Callable[[], set[int] | None]
+    url: str, plan: Plan, kept_shards: Callable[[], set[int] | None]
 ) -> tuple[int, str | None]:
-    """Finished shards of a store, and the line that its stage refuses it with."""
+    """Number of finished shards of a store, and the message with which its stage refuses it, if so."""
     if not open_location(url).exists(MANIFEST_FILE):
         return 0, None
     try:
-        kept = goes_on()
+        kept = kept_shards()
     except MissingError:
         kept = None  # an aligned store whose source store is elsewhere
     except LogitfuseError as error:
@@ -68,9 +68,9 @@ def _outlook(
 
 
 def _extracted(run: RunConfig, plan: Plan, name: str) -> set[int]:
-    """Shards that `extract run` goes on with. Planning needs no weights: where they are not here, the
-    model alone is compared."""
-    if present_model(run.sources[name]) is not None:
+    """Shards that `extract run` will keep. Where the model is not on this machine, only its identity
+    is compared."""
+    if local_copy(run.sources[name]) is not None:
         return check_source(run, name, plan).committed()
     reader = StoreReader.open(open_location(run.store_url(name)))
     if reader.commits:

@@ -1,4 +1,4 @@
-"""What the commands of this room show people: tables of what came in, will cost, came out."""
+"""Tables that the commands show: of the corpus, of the plan and its costs, of the extracted stores."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 
 POSITION_BYTES = 24
-"""Of a position beside its entries: id, byte end, entry offset (8), tail mass, label."""
+"""Bytes of a position without its entries: id, byte end, entry offset (8), tail mass, label."""
 ENTRY_BYTES = 8
-"""Id and log-probability."""
+"""Bytes of an entry: id and log-probability."""
 
 
 def corpus_report(record: CorpusRecord) -> str:
@@ -34,7 +34,7 @@ def corpus_report(record: CorpusRecord) -> str:
     packed = Counter(entry.packed for entry in record.inputs if entry.packed)
     if packed:
         shown = ", ".join(f"{number:,} in {name}" for name, number in sorted(packed.items()))
-        lines.append(f"compressed inputs, read as they are: {shown}")
+        lines.append(f"compressed inputs: {shown}")
     lines += _shape_lines(record)
     if record.taken_as:
         shown = ", ".join(
@@ -56,7 +56,7 @@ def corpus_report(record: CorpusRecord) -> str:
 
 
 def _shape_lines(record: CorpusRecord) -> list[str]:
-    """How rows were read, what of chats is not as one might think, and what nobody looks at."""
+    """Lines on how rows were read, notes on chats, and columns and fields that were not read."""
     lines = []
     for entry in record.inputs:
         if set(entry.shapes) - {"text"}:
@@ -74,7 +74,7 @@ def _shape_lines(record: CorpusRecord) -> list[str]:
 def _normalised(record: CorpusRecord, number: int) -> str:
     readers = ", ".join(record.nfc_readers)
     if record.unicode == "keep":
-        return f"{number:,} documents are not NFC and were kept so (corpus.unicode)"
+        return f"{number:,} documents are not NFC and were kept unchanged (corpus.unicode)"
     reason = f", as the tokenizer of {readers} reads it" if readers else ""
     return f"text of {number:,} documents was normalised to NFC{reason} (corpus.unicode)"
 
@@ -82,13 +82,13 @@ def _normalised(record: CorpusRecord, number: int) -> str:
 def plan_report(
     record: PlanRecord, models: Sequence[str], *, entries: int, tokens_per_s: float
 ) -> str:
-    """Tokens by split and model, and what scoring each source will cost.
+    """Tokens by split and model, and time and disk space that scoring each source will take, as text.
 
     Args:
-        record: The plan.
-        models: Names of the run's sources and "target"; the plan may know more.
-        entries: To be kept at each position, at most.
-        tokens_per_s: Speed that is assumed.
+        record: The plan's.
+        models: Names of the run's sources and "target"; the plan may have more models.
+        entries: Maximal entries kept at each position.
+        tokens_per_s: The assumed speed.
     """
     splits = list(dict.fromkeys(shard.split for shard in record.shards))
     rows: list[list[object]] = []
@@ -136,17 +136,17 @@ def _costs(record: PlanRecord, models: Sequence[str], entries: int, tokens_per_s
 
 @dataclass(frozen=True, slots=True)
 class SourceFigures:
-    """What a source's commits say, put together.
+    """Figures of a source's store, summed over its commits.
 
     Args:
         name: The source.
-        num_shards: Finished shards, of how many.
+        num_shards: (Finished shards, all shards).
         tokens: Positions.
         tokens_per_s: Mean over the time spent scoring.
         tail_mass: Mean over positions.
         bpb: Bits per byte by split and domain, over the bytes that have a probability.
         size_bytes: On disk.
-        bos: What it gave with and without BOS, where that was asked; see `extract.scoring.bos_probe`.
+        bos: Figures with and without BOS if they were measured; see `extract.scoring.bos_probe`.
     """
 
     name: str
@@ -195,7 +195,7 @@ class SourceFigures:
 
 
 def source_report(sources: Sequence[SourceFigures]) -> str:
-    """What was scored: speed, tails, bytes, and each source's own bits per byte."""
+    """Positions, speed, tail mass, bytes and bits per byte of each source, as text."""
     rows = [
         [
             source.name,
@@ -222,10 +222,11 @@ def source_report(sources: Sequence[SourceFigures]) -> str:
         [
             *table(headers, rows),
             "",
-            "bits per byte of each source (a first token with nothing before it is not counted):",
+            "bits per byte of each source (a first token without context is not counted):",
             *table(["split", "domain", *(source.name for source in sources)], bits),
             *(
-                f"{source.bos.told(source.name)}{'; THE OTHER WAY IS MUCH BETTER' * source.bos.wrong}"
+                source.bos.describe(source.name)
+                + ("; THE OPPOSITE IS MUCH BETTER" if source.bos.wrong else "")
                 for source in sources
                 if source.bos is not None
             ),

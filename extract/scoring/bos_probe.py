@@ -1,8 +1,8 @@
-"""Whether a source reads text far better the other way: with the BOS token it lacks, or without it.
+"""Checks whether a source predicts text far better with the opposite BOS setting.
 
-Rules about BOS are lost and wrong in published files, and nothing else shows it: the model is only
-worse. So before a source's first shard a few of its segments are scored both ways on the same bytes.
-The figures are kept beside the source's logs, shown in the report, and not taken a second time.
+Published tokenizer files often lack the BOS rule or have a wrong one, and the only symptom is a worse
+model. So before a source's first shard a few of its segments are scored with and without BOS on the
+same bytes. The figures are kept beside the source's logs, shown in the report, and not measured again.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ logger = logging.getLogger(__name__)
 
 PROBE_SEGMENTS = 8
 PROBE_TOKENS = 128
-"""Of a segment, BOS included: enough, since without a BOS that a model wants all of them suffer."""
+"""Tokens scored of a segment, BOS included: few suffice, as a missing BOS harms all of them."""
 LEAST_TOKENS = 16
-"""Shorter segments say too little."""
+"""Shorter segments are not used."""
 MUCH_BETTER = 0.95
-"""Bits of the other way over those of the run's, at most, to be worth a warning. Gemma 3 270M read
-without BOS has 0.73; models that were trained either way stay above 0.98."""
+"""Warn if the opposite setting has less than this share of the bits per byte. Gemma 3 270M read without
+BOS has 0.73; models trained with and without it stay above 0.98."""
 
 
 @dataclass(frozen=True, slots=True)
 class BosFigures:
-    """What a source gave.
+    """Bits per byte of a source with and without BOS.
 
     Args:
         tokenizer: Fingerprint of the tokenizer that read the text.
-        rule: How the run reads text.
+        rule: Whether the run reads text with BOS.
         with_bpb: Bits per byte with BOS.
-        without_bpb: Of the same bytes without.
-        num_segments: That were scored each way.
-        num_bytes: That the figures are about.
+        without_bpb: Bits per byte of the same bytes without BOS.
+        num_segments: Segments scored in each way.
+        num_bytes: Bytes that the figures cover.
     """
 
     tokenizer: str
@@ -63,13 +63,13 @@ class BosFigures:
 
     @property
     def wrong(self) -> bool:
-        """Whether the other way is much better."""
+        """Whether the opposite setting is much better."""
         ours, other = self.with_bpb, self.without_bpb
         if self.rule == "without":
             ours, other = other, ours
         return other < MUCH_BETTER * ours
 
-    def told(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """The figures on one line."""
         return (
             f"{name} reads text {self.rule} BOS: {self.with_bpb:.2f} bits per byte with it, "
@@ -77,27 +77,27 @@ class BosFigures:
         )
 
     def advice(self, name: str, store_url: str) -> str:
-        """What to do where the rule is wrong."""
+        """What the user can do if the rule is wrong."""
         option = "always" if self.rule == "without" else "never"
         return (
-            f"the other way is much better: set `bos: {option}` under sources.{name}, delete "
+            f"the opposite is much better: set `bos: {option}` under sources.{name}, delete "
             f"{store_url}, and run `extract plan` and `extract run` again (or set "
             f"`bos: {'never' if option == 'always' else 'always'}` to keep it so)"
         )
 
 
 def probe_bos(engine: Engine, job: Job) -> BosFigures | None:
-    """Score a few segments of a job with and without BOS, keep the figures, and warn.
+    """Score a few segments of a job with and without BOS, keep the figures, and warn if needed.
 
-    Once a source: not where something of it is committed, where the figures are kept already, in
-    other workers than the first, or where the run file says `bos`.
+    Done once for each source: not if it has commits or kept figures already, not in other workers
+    than the first, and not if the run file sets `bos`.
 
     Args:
-        engine: Loaded.
-        job: Whose pending shards are about to be scored.
+        engine: The loaded model.
+        job: Its pending shards are about to be scored.
 
     Returns:
-        The figures; None where there is nothing to find out.
+        The figures; None if nothing was measured.
 
     Raises:
         Stopped: Asked to stop.
@@ -122,20 +122,20 @@ def probe_bos(engine: Engine, job: Job) -> BosFigures | None:
     _keep(figures, figures_path(source.run, source.name))
     if figures.wrong:
         advice = figures.advice(source.name, source.run.store_url(source.name))
-        logger.warning("%s; %s", figures.told(source.name), advice)
+        logger.warning("%s; %s", figures.describe(source.name), advice)
     else:
-        logger.info("%s", figures.told(source.name))
+        logger.info("%s", figures.describe(source.name))
     return figures
 
 
 def probe_segments(segments: Sequence[Segment]) -> list[Segment]:
-    """Some of plain text, one of each domain in turn."""
+    """At most `PROBE_SEGMENTS` segments of plain text, one of each domain in turn."""
     by_domain: dict[str, list[Segment]] = defaultdict(list)
     for segment in segments:
         if segment.context is None:
             by_domain[segment.domain].append(segment)
     turns = max(map(len, by_domain.values()), default=0)
-    in_turn = [found[i] for i in range(turns) for found in by_domain.values() if i < len(found)]
+    in_turn = [part[i] for i in range(turns) for part in by_domain.values() if i < len(part)]
     return in_turn[:PROBE_SEGMENTS]
 
 
@@ -146,17 +146,18 @@ def measured(
     longest: int,
     tokenizer: SegmentTokenizer,
 ) -> BosFigures:
-    """Both ways over the same tokens: all but the first, of which nothing is known without BOS.
+    """Bits per byte with and without BOS, over all tokens but the first of each segment, which has no
+    prediction without BOS.
 
     Args:
-        engine: Loaded.
+        engine: The loaded model.
         encoded: Segments of plain text.
-        bos_ids: What stands before them with BOS.
-        longest: Tokens of an input, BOS included.
-        tokenizer: Whose rule is asked about.
+        bos_ids: Token ids put before each segment for the figure with BOS.
+        longest: Maximal tokens of an input, BOS included.
+        tokenizer: Of the model.
     """
-    room = longest - len(bos_ids)
-    cut = [EncodedSegment((), part.token_ids[:room], part.byte_ends[:room]) for part in encoded]
+    most = longest - len(bos_ids)
+    cut = [EncodedSegment((), part.token_ids[:most], part.byte_ends[:most]) for part in encoded]
     num_bytes = sum(int(part.byte_ends[-1]) - int(part.byte_ends[0]) for part in cut)
     bpb = []
     for context in (bos_ids, ()):
@@ -176,7 +177,7 @@ def figures_path(run: RunConfig, name: str) -> Path:
 
 
 def read_figures(run: RunConfig, name: str, tokenizer: str) -> BosFigures | None:
-    """The figures that are kept, if they are about this tokenizer; None where there are none."""
+    """The kept figures of a source; None if there are none for this tokenizer."""
     try:
         figures = BosFigures(**json.loads(figures_path(run, name).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -185,7 +186,7 @@ def read_figures(run: RunConfig, name: str, tokenizer: str) -> BosFigures | None
 
 
 def _keep(figures: BosFigures, path: Path) -> None:
-    """A disk that refuses them costs a second probe, not the run."""
+    """Write the figures; only warn if that fails, as they can be measured again."""
     try:
         open_location(path.parent).write_atomic(path.name, json.dumps(asdict(figures)).encode())
     except (OSError, StorageError) as error:

@@ -1,8 +1,7 @@
-"""Whether a loaded model predicts from what stands before alone: what comes later is changed, and
-nothing before it may move.
+"""Checks that a loaded model is causal: changing later text must not change earlier predictions.
 
-A model that sees later text (an encoder, attention that was made bidirectional) gives rows that are
-of another thing than the store says, off by nats, and no sum or shape is wrong with them.
+A model that sees later text (an encoder, or bidirectional attention) returns rows with valid sums and
+shapes, but they are not next-token predictions.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from store_schema.text.tokenizer import EncodedSegment
 PROBE_TOKENS = 32
 LEAST_TOKENS = 4
 MAX_NATS = 0.1
-"""Mean change of a label's log-probability. Two texts in one batch differ by rounding alone, below 0.02
-in bfloat16; a model that reads on changes by nats."""
+"""Maximal mean change of a label's log-probability. Rounding stays below 0.02 in bfloat16; a model that
+sees later text changes by nats."""
 
 
 def require_causal(engine: Engine, spec: EngineSpec, segments: Sequence[EncodedSegment]) -> None:
-    """Score the beginning of a text twice, with two ends.
+    """Score one beginning of a text with two continuations and compare its log-probabilities.
 
     Args:
         engine: The loaded model.
-        spec: What it was opened by.
-        segments: Text of the run, the longest of which is taken; nothing is done with too short ones.
+        spec: That the engine was opened with.
+        segments: Text of the run; the longest is used, and nothing is checked if that is too short.
 
     Raises:
-        ModelError: What comes later changes what stands before.
+        ModelError: Later text changes earlier predictions.
     """
     longest = max(segments, key=lambda segment: len(segment.token_ids), default=None)
     if longest is None or len(longest.token_ids) < LEAST_TOKENS:
@@ -47,10 +46,10 @@ def require_causal(engine: Engine, spec: EngineSpec, segments: Sequence[EncodedS
     moved = np.abs(first - second)
     if known and bool(np.isfinite(moved).all()) and moved.mean() > MAX_NATS:
         raise ModelError(
-            f"{spec.source} is no causal language model: later text changes what it says before it",
+            f"{spec.source} is not a causal language model: later text changes earlier predictions",
             where=spec.folder,
-            expected=f"at most {MAX_NATS} nats a token, for rounding",
+            expected=f"a change of at most {MAX_NATS} nats a token, from rounding",
             got=f"{moved.mean():.3g}",
-            hint="its attention is bidirectional: give the causal model of that family; or the engine "
-            "does not compute it rightly on this machine: set extract.engine to the other one",
+            hint="if its attention is bidirectional, use a causal model; if it is causal, the engine "
+            "computes wrong results on this machine: set extract.engine to the other one",
         )

@@ -1,8 +1,8 @@
-"""Each source in a child process of its own, one after the other.
+"""Run each source in a child process of its own, one after the other.
 
-Memory is freed between sources, and vLLM's patches of model classes stay in the process that asked
-for them. A pipe tells the child to stop: when the parent is asked to stop, it sends the signal's number
-through it, and when it dies the pipe closes; either way the child stops before its next batch.
+This frees memory between sources and keeps vLLM's patches of model classes inside one process. A pipe
+tells the child to stop: when the parent is asked to stop it writes the signal's number to the pipe, and
+when it dies the pipe closes; in both cases the child stops before its next batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SMALLER_STEPS = 76
 """Exit code of a child whose memory ran out and whose batches can be halved."""
 
 _QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-"""Read when libraries are loaded, so the child has to be born with them."""
+"""Libraries read these when they are loaded, so they must be in the child's environment."""
 
 
 def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: StopFlag) -> None:
@@ -34,13 +34,13 @@ def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: 
 
     Args:
         run: The run file.
-        command: Of `python -m extract`; takes --source, a part, --stop-fd and --halvings.
-        parts: Which of the shards, by source.
-        flag: Asked between children, and passed on to the one that runs.
+        command: Subcommand of `python -m extract`; takes --source, a part, --stop-fd and --halvings.
+        parts: Which of the shards to do, by source.
+        flag: Checked between children, and passed on to the one that runs.
 
     Raises:
         ModelError: A child was killed.
-        SystemExit: A child failed or was stopped; it has told why, its exit code is passed on.
+        SystemExit: A child failed or was stopped, and printed why; with its exit code.
     """
     for name, part in parts.items():
         flag.check()
@@ -71,7 +71,7 @@ def _run_child(
         config.write_text(run.resolved(), encoding="utf-8")
         stop_read_fd, stop_write_fd = os.pipe()
         try:
-            # -P: a folder called `extract` where the user stands must not be taken for ours.
+            # -P: do not import a folder named `extract` of the current directory.
             words = [sys.executable, "-P", "-m", "extract", command, str(config)]
             words += ["--source", name, *part.arguments()]
             words += ["--stop-fd", str(stop_read_fd), "--halvings", str(halvings)]
@@ -91,34 +91,34 @@ def _python_path() -> str:
 
 
 def _wait(child: subprocess.Popen[bytes], flag: StopFlag, stop_write_fd: int) -> int:
-    """Wait for the child; close its pipe when asked to stop or on any error."""
-    held = True
+    """Wait for the child and return its exit code; close its pipe when asked to stop or on an error."""
+    pipe_open = True
     try:
         while True:
             try:
                 return child.wait(timeout=0.1)
             except subprocess.TimeoutExpired:
-                if flag.asked and held:
+                if flag.asked and pipe_open:
                     with suppress(BrokenPipeError):  # it has just ended
                         os.write(stop_write_fd, bytes([flag.number]))
                     os.close(stop_write_fd)
-                    held = False
+                    pipe_open = False
     finally:
-        if held:
+        if pipe_open:
             os.close(stop_write_fd)
 
 
 def check_stop_fd(flag: StopFlag, stop_read_fd: int | None) -> None:
-    """In the child: stop when asked to, or when the parent let go.
+    """In the child: raise if it was asked to stop or if the parent has closed the pipe.
 
     Args:
         flag: Of this process.
-        stop_read_fd: Descriptor of a pipe whose closing asks to stop; None for none.
+        stop_read_fd: File descriptor of a pipe whose closing asks to stop, or None.
 
     Raises:
-        Stopped: Asked to stop; what is committed stays.
+        Stopped: Asked to stop; committed shards stay.
     """
     if stop_read_fd is not None and not flag.asked and select.select([stop_read_fd], [], [], 0)[0]:
-        told = os.read(stop_read_fd, 1)
-        flag.ask(told[0] if told else signal.SIGTERM)
+        number = os.read(stop_read_fd, 1)  # b"" if the parent died
+        flag.ask(number[0] if number else signal.SIGTERM)
     flag.check()

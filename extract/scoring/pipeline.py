@@ -1,13 +1,12 @@
-"""Shards through an engine while others are prepared, encoded and written beside it.
+"""Scores shards with an engine while other shards are prepared, encoded and written in threads.
 
-Four threads, each with one thing to do: the next shard's segments are read and tokenised; the engine
-scores (the caller's thread); rows are turned into the store's entries; a finished shard is encoded,
-written and committed. Between them stand bounds, so memory does not grow with the corpus and a kill
-costs little: rows that wait (`queue_bytes`), and two shards in hand, one being scored and the one
-before it, which is put together and written meanwhile. The engine waits only when what comes after it
-is slower than it is.
+There are four threads: one reads and tokenises the next shard's segments; the caller's runs the
+engine; one converts rows to the store's entries; one encodes, writes and commits finished shards. So
+that memory does not grow with the corpus and a kill loses little work, at most `queue_bytes` of rows
+wait for conversion and at most two shards are open: one being scored, and the one before it, being
+written. The engine waits only if the threads after it are slower.
 
-An engine never sees two shards at once: a resumed run scores the same batches.
+A batch of the engine never mixes two shards, so a resumed run scores the same batches.
 """
 
 from __future__ import annotations
@@ -32,27 +31,27 @@ from store_schema.layout import Arrays
 from store_schema.plan.plan import Plan, Segment, ShardRecord
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
-SHARDS_IN_HAND = 2
-"""Shards that are begun and not committed, at most: what a kill costs."""
+OPEN_SHARDS = 2
+"""Maximal number of shards that are begun and not committed, whose work a kill would lose."""
 
 SWITCH_S = 0.0005
-"""How long a thread may keep Python from the others, while these run. Python's own 5 ms would make the
-engine's thread wait that long after an operation whenever another thread is in Python code; with
-4,096 ids and 16 entries all of extraction was 5 % faster this way."""
+"""Seconds for `sys.setswitchinterval` while the threads run. With Python's default of 5 ms the engine's
+thread waits that long after an operation whenever another thread runs Python code; with 4,096 ids and
+16 entries all of extraction was 5 % faster this way."""
 
 Write = Callable[[ShardRecord, Arrays, dict[str, float]], object]
 """Encodes, writes and commits one shard; called in a thread of its own, one shard at a time."""
 
 
 class Backlog:
-    """Jobs that one thread does in order; `put` waits while too much is undone."""
+    """Jobs that one thread does in order; `put` waits while too much is queued."""
 
     def __init__(self, name: str, limit: int) -> None:
         """Start the thread.
 
         Args:
             name: Of the thread.
-            limit: Size of the jobs that may be undone; a larger one is let in alone.
+            limit: Maximal total size of the unfinished jobs; a larger job is accepted if it is alone.
         """
         self._limit = limit
         self._jobs: deque[tuple[Callable[[], None], int]] = deque()
@@ -94,7 +93,7 @@ class Backlog:
         self.check()
 
     def abandon(self) -> None:
-        """Drop the jobs that wait; the one in hand is ended."""
+        """Drop the queued jobs and wait until the running one has ended."""
         with self._changed:
             self._jobs.clear()
         self._close()
@@ -114,7 +113,7 @@ class Backlog:
                 job, size = self._jobs.popleft()
             try:
                 job()
-            except BaseException as error:  # told by the thread that hands over jobs
+            except BaseException as error:  # raised in the thread that calls `put` or `finish`
                 with self._changed:
                     self._error = error
                     self._jobs.clear()
@@ -128,14 +127,14 @@ class Backlog:
 
 @dataclass(slots=True)
 class PreparedShard:
-    """A shard's segments as the engine reads them, and what became of them so far."""
+    """A shard's segments as the engine reads them, and their scores so far."""
 
     record: ShardRecord
     segments: list[Segment]
     encoded: list[EncodedSegment]
     scored: dict[int, ScoredSegment] = field(default_factory=dict)
     seconds: float = 0.0
-    """In the engine, waits for the threads after it included."""
+    """Time in the engine, including waits for the threads after it."""
 
     def arrays(self) -> Arrays:
         """All arrays of the shard, in the plan's order."""
@@ -152,8 +151,8 @@ class PreparedShard:
 class Pipeline:
     """Scores shards of one source; a context manager that ends its threads.
 
-    Leaving it by an exception (a stop, a fault) drops the rows in hand; a shard that is complete is
-    written and committed all the same.
+    Leaving it by an exception drops rows that are not converted yet; a shard that is complete is still
+    written and committed.
     """
 
     def __init__(
@@ -164,14 +163,14 @@ class Pipeline:
         Args:
             tokenizer: Of the model.
             plan: Whose shards are scored.
-            write: What becomes of a finished shard.
-            queue_bytes: Bytes of rows that may wait to be turned into entries.
+            write: Called with each finished shard.
+            queue_bytes: Maximal bytes of rows that wait to be converted to entries.
         """
         self._tokenizer, self._plan, self._write = tokenizer, plan, write
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._rows = Backlog("entries", queue_bytes)
         self._shards = Backlog("write", 1)
-        self._room = threading.Semaphore(SHARDS_IN_HAND)
+        self._open_shards = threading.Semaphore(OPEN_SHARDS)
         self._switch_before = sys.getswitchinterval()
 
     def __enter__(self) -> Self:
@@ -186,24 +185,24 @@ class Pipeline:
     ) -> None:
         self._ahead.shutdown(cancel_futures=True)
         try:
-            self._leave(ended_well=error is None)
+            self._finish_threads(succeeded=error is None)
         finally:
             sys.setswitchinterval(self._switch_before)
 
-    def _leave(self, *, ended_well: bool) -> None:
+    def _finish_threads(self, *, succeeded: bool) -> None:
         try:
-            if ended_well:
+            if succeeded:
                 self._rows.finish()
         except BaseException:
-            self._end()
+            self._abort_threads()
             raise
-        if ended_well:
+        if succeeded:
             self._shards.finish()
         else:
-            self._end()
+            self._abort_threads()
 
-    def _end(self) -> None:
-        """End the threads after an error, which is the one to tell."""
+    def _abort_threads(self) -> None:
+        """End the threads after an error; further errors are ignored."""
         self._rows.abandon()
         with contextlib.suppress(Exception):
             self._shards.finish()
@@ -216,23 +215,23 @@ class Pipeline:
         on_scored: Callable[[int], None],
         on_begun: Callable[[int], None] = lambda shard: None,
     ) -> None:
-        """Score shards in order; when the context ends well, all of them are written.
+        """Score shards in order; all are written when the context is left without an exception.
 
         Args:
             engine: The loaded model.
             shards: Of the plan.
-            on_scored: Called with the positions of each segment as it is done, and with 0 while the
-                shard before the last is waited for; may raise to stop.
-            on_begun: Called with each shard that is about to be scored.
+            on_scored: Called with the number of positions of each segment as it is done, and with 0
+                while waiting for an earlier shard to be written; may raise to stop.
+            on_begun: Called with the index of each shard that is about to be scored.
 
         Raises:
-            ModelError: The model gives NaN; names segment and position.
+            ModelError: The model returns NaN; names segment and position.
             TokenizerError: A segment's tokens do not join to its text.
             MismatchError: The tokens of a shard are not those of the plan.
             StorageError: A shard cannot be written.
         """
         for shard in self._prepared(shards):
-            while not self._room.acquire(timeout=0.1):
+            while not self._open_shards.acquire(timeout=0.1):
                 self._rows.check()
                 self._shards.check()
                 on_scored(0)
@@ -240,9 +239,9 @@ class Pipeline:
             start = time.monotonic()
             scored = 0
             for i, dense in engine.score(shard.encoded):
-                # When the last segment's rows are turned, the shard is complete: time ends here.
+                # Before `put`: with the last segment's rows converted, the shard is complete.
                 shard.seconds = time.monotonic() - start
-                self._rows.put(partial(self._turn, shard, i, dense), dense.size_bytes)
+                self._rows.put(partial(self._convert, shard, i, dense), dense.size_bytes)
                 scored += 1
                 on_scored(len(shard.encoded[i].token_ids))
             if scored != len(shard.segments):
@@ -254,7 +253,7 @@ class Pipeline:
                 )
 
     def _prepared(self, shards: Sequence[ShardRecord]) -> Iterator[PreparedShard]:
-        """Each shard, while the one after it is being prepared."""
+        """Yield each shard while the next one is being prepared."""
         coming = deque(self._ahead.submit(self._prepare, shard) for shard in shards[:1])
         for following in [*shards[1:], None][: len(shards)]:
             shard = coming.popleft().result()
@@ -269,7 +268,7 @@ class Pipeline:
         require_planned(record, self._tokenizer.name, sum(len(e.token_ids) for e in encoded))
         return PreparedShard(record, segments, encoded)
 
-    def _turn(self, shard: PreparedShard, i: int, dense: DenseRows) -> None:
+    def _convert(self, shard: PreparedShard, i: int, dense: DenseRows) -> None:
         shard.scored[i] = scored_segment(
             dense,
             len(shard.encoded[i].token_ids),
@@ -283,16 +282,16 @@ class Pipeline:
         arrays, stats = shard.arrays(), shard.stats()
         shard.scored.clear()
         self._write(shard.record, arrays, stats)
-        self._room.release()
+        self._open_shards.release()
 
 
 def require_planned(shard: ShardRecord, name: str, num_tokens: int) -> None:
-    """Refuse a shard whose tokens are not as many as when it was planned."""
+    """Refuse a shard whose number of tokens differs from the plan's."""
     if num_tokens != shard.num_tokens[name]:
         raise MismatchError(
-            "tokens of a shard are not those of the plan",
+            "a shard has another number of tokens than in the plan",
             where=f"shard {shard.index}, source {name}",
             expected=shard.num_tokens[name],
             got=num_tokens,
-            hint="another version of the tokenizers library splits otherwise; plan again with it",
+            hint="the tokenizers library may be another version than at planning; plan again with it",
         )

@@ -1,4 +1,4 @@
-"""How an engine's rows become the store's: order, padding ids, tail mass, NaN. One way for all engines.
+"""Converts an engine's rows to the store's: order of entries, padding ids, tail mass, checks for NaN.
 
 Shapes: R known rows of a segment (N, or N - 1 where the first token has nothing before it),
 N positions, K entries of a row, E entries of all positions.
@@ -23,7 +23,7 @@ LOGPROB_SLACK = 1e-3
 _SOUND, _NAN, _IMPOSSIBLE, _ABOVE_0 = 0, 1, 2, 3
 _FAULTS = {
     _NAN: "NaN from the model",
-    _IMPOSSIBLE: "the model gives a token of the text probability 0",
+    _IMPOSSIBLE: "the model assigns probability 0 to a token of the text",
     _ABOVE_0: "log-probability above 0",
 }
 
@@ -37,7 +37,7 @@ class ScoredSegment:
         entry_ids: [E] uint32, most probable first, ties by id.
         entry_logprobs: [E] float32 nats, finite, <= 0.
         tail_mass: [N] float32, 1 - sum of the entries.
-        label_logprobs: [N] float32 nats; NaN where nothing stands before the token.
+        label_logprobs: [N] float32 nats; NaN for a first token without context.
     """
 
     counts: npt.NDArray[np.int64]
@@ -52,9 +52,9 @@ def scored_segment(
 ) -> ScoredSegment:
     """An engine's rows as the store keeps them.
 
-    Entries are sorted by falling log-probability, ties by id. Ids beyond the tokenizer's (padding
-    rows of the model) and entries of probability 0 are no entries: what mass they have is in the
-    tail. Sampled rows have no tail.
+    Entries are sorted by falling log-probability, ties by id. Ids beyond the tokenizer's (padding of
+    the model's vocabulary) and entries of probability 0 are left out; their mass is in the tail.
+    Sampled rows have no tail.
 
     Args:
         dense: Rows of the last R of `num_positions` positions.
@@ -91,7 +91,7 @@ def scored_segment(
         tail[unknown:] = 0.0
     return ScoredSegment(
         counts=counts,
-        # Copies: what was left out is freed.
+        # Copies, so that the larger buffers are freed.
         entry_ids=ids[:num_entries].copy(),
         entry_logprobs=logprobs[:num_entries].copy(),
         tail_mass=tail,
@@ -100,7 +100,7 @@ def scored_segment(
 
 
 def _padded(values: npt.NDArray[np.float32], num_positions: int) -> npt.NDArray[np.float32]:
-    """[N] the last rows' values, NaN before them."""
+    """[N] the values of the last positions, with NaN before them."""
     padded = np.full(num_positions, np.nan, np.float32)
     padded[num_positions - len(values) :] = values
     return padded
@@ -117,7 +117,7 @@ def _entries(
     out_ids: Any,
     out_logprobs: Any,
 ) -> tuple[int, int, int]:
-    """Fill counts, tails and entries; gives the number of entries, and the first fault with its row."""
+    """Fill counts, tails and entries; returns the number of entries, the first fault and its row."""
     stop = 0
     for row in range(len(labels_R)):
         label = labels_R[row]

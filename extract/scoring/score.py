@@ -1,4 +1,4 @@
-"""Scored segments of a shard as the arrays of the layout, and the shard's figures."""
+"""The arrays of a source store's shard from its scored segments, and the shard's figures."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def shard_stats(
     scored: Sequence[ScoredSegment],
     seconds: float,
 ) -> dict[str, float]:
-    """Figures of a shard: in all, and nats and the bytes they cover as "nats/<domain>".
+    """Figures of a shard: tokens, nats and the bytes they cover, in all and as "nats/<domain>".
 
-    A first token with nothing before it has no probability: its bytes are not in `bytes`. The end of a
-    turn is a token, its nats are not those of any byte and not in `nats`.
+    A first token without context has no probability, so its bytes are not in `bytes`. The end-of-turn
+    token counts in `tokens`, but has no bytes, so its nats are not in `nats`.
 
     Args:
         segments: Of the shard.
-        encoded: The same as the model read them.
+        encoded: The same segments as the model read them.
         scored: Their rows.
-        seconds: That scoring took.
+        seconds: Time that scoring took.
     """
     stats: Counter[str] = Counter()
     for segment, part, row in zip(segments, encoded, scored, strict=True):

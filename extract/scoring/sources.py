@@ -1,4 +1,4 @@
-"""A source checked against the run file and the plan before any of its weights are loaded."""
+"""Checks of a source against the run file and the plan, before any of its weights are loaded."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedSource(PlannedStore):
-    """A source that can be run as far as can be told without loading it.
+    """A source that has passed all checks that need no loaded model.
 
     Args:
-        name: In the run.
-        spec: What the engine needs.
+        name: Its name in the run file.
+        spec: What the engine needs to open it.
     """
 
     name: str
@@ -41,7 +41,7 @@ def _require_planned(plan: Plan, name: str, ref: ModelRef, tokenizer: SegmentTok
     """Refuse a tokenizer that the plan was not made with."""
     planned = plan.record.tokenizers.get(name)
     if planned != tokenizer.fingerprint:
-        other = f"the plan was made with another vocabulary than that of the model given for {name}"
+        other = f"the plan was made with another tokenizer of {name} than the model's"
         raise MismatchError(
             other if planned else f"the plan was made without {name}",
             where=f"{plan.location.url}, {ref.model}",
@@ -75,7 +75,7 @@ def check_source(
     url = run.store_url(name) if kind == "source" else run.generated_url(name)
     location = open_location(url)
     section, generates = run.section("extract", ExtractSection), kind == "generated"
-    section = begun_section(section.answering() if generates else section, location)
+    section = section_with_engine(section.answering() if generates else section, location)
     folder = model_folder(run, name)
     tokenizer = SegmentTokenizer.load(ref, name=name)
     _require_planned(plan, name, ref, tokenizer)
@@ -116,12 +116,12 @@ def check_source(
     )
 
 
-def begun_section(section: ExtractSection, location: Location) -> ExtractSection:
-    """The section with the engine that a store was begun with, where the run file leaves it open.
+def section_with_engine(section: ExtractSection, location: Location) -> ExtractSection:
+    """The section, with `engine: auto` replaced by the engine that an existing store was made with.
 
     Args:
         section: The run file's `extract`.
-        location: Of the store.
+        location: Of the store, which need not exist.
     """
     if section.engine != "auto" or not location.exists(MANIFEST_FILE):
         return section
@@ -132,11 +132,11 @@ def begun_section(section: ExtractSection, location: Location) -> ExtractSection
 
 
 def model_folder(run: RunConfig, name: str) -> Path:
-    """The folder of a source's model, as far as files alone show that it can be run.
+    """The folder of a source's model, after the checks that need only its files.
 
     Raises:
-        ModelError: It is not there or not whole, no causal language model, or of a type that the
-            engine does not know.
+        ModelError: The model is missing or incomplete, is not a causal language model, or has a type
+            that the engine does not know.
     """
     ref = run.sources[name]
     folder = resolve_model(ref)
@@ -147,7 +147,7 @@ def model_folder(run: RunConfig, name: str) -> Path:
 
 
 def shaping_settings(spec: EngineSpec) -> dict[str, Any]:
-    """What shapes the content of a store besides model, text and entries, for its manifest."""
+    """Settings that determine a store's content besides model, text and entries, for its manifest."""
     section = spec.section
     settings = {"engine": section.engine, "dtype": spec.dtype, "fp32_head": spec.fp32_head}
     if section.quantization is not None:

@@ -1,4 +1,4 @@
-"""What the stages that run models have in common: a source, its pending shards, their commits."""
+"""What scoring and generation have in common: a source, its pending shards and their commits."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from store_schema.store.writer import StoreWriter
 
 @dataclass(slots=True)
 class Job:
-    """The pending shards of one source, in the process that does them.
+    """The pending shards of one source, in the process that works on them.
 
     Args:
-        source: Checked.
+        source: The checked source.
         writer: Of its store.
-        part: Of the shards, this process's.
-        pending: Those to do, in order.
+        part: This process's part of the shards.
+        pending: The shards to do, in order.
         session: Of the worker's log.
         flag: Of this process.
         stop_fd: See `extract.scoring.children`.
@@ -42,10 +42,10 @@ class Job:
     written: int = 0
 
     def check(self) -> None:
-        """Stop here if asked to.
+        """Raise if asked to stop.
 
         Raises:
-            Stopped: Asked to stop; what is committed stays.
+            Stopped: Asked to stop; committed shards stay.
         """
         check_stop_fd(self.flag, self.stop_fd)
 
@@ -69,11 +69,11 @@ class Stage:
 
     Args:
         name: In logs and messages.
-        child: Command of `python -m extract` that does one source.
-        check: Gives a source checked for this stage; writes nothing.
-        work: Does the shards of a job with a loaded engine.
-        outlook: What a dry run says of a source and its pending shards, on one line.
-        planned_tokens: Whether the plan says how many tokens a shard will have.
+        child: Subcommand of `python -m extract` that runs this stage for one source.
+        check: Returns a source checked for this stage; writes nothing.
+        work: Works on the shards of a job with a loaded engine.
+        outlook: Returns the line of a dry run for a source and its pending shards.
+        planned_tokens: Whether the plan has the number of tokens of each shard.
     """
 
     name: str

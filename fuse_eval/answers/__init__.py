@@ -1,1 +1,1 @@
-"""Right answers to held-out prompts: asking the models of a run, judging, counting."""
+"""Right answers to held-out prompts: the models of a run answer, a judge scores, we count."""

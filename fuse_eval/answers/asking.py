@@ -1,4 +1,4 @@
-"""Let one model answer prompts by itself: the best token each time, in its own chat template."""
+"""Lets one model answer prompts with greedy decoding, in its own chat template."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _GREEDY = {"answers": 1, "temperature": 0.0, "top_p": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ModelAnswer:
     """One answer.
 
     Args:
-        text: "" where there is none: an empty one, one that is no UTF-8, a prompt that is too long.
-        finish: How it ended, by name.
+        text: "" for an empty answer, one that is not UTF-8, and a prompt that is too long.
+        finish: How it ended: a `Finish` in words, "no UTF-8", or `TOO_LONG`.
     """
 
     text: str
@@ -44,22 +44,22 @@ def ask_model(
     prompts: Sequence[Segment],
     max_tokens: int,
     stop: StopFlag,
-) -> list[Said]:
+) -> list[ModelAnswer]:
     """Answers of one model to the contexts of segments, in their order.
 
     Args:
-        run: Its `extract` section says what engine answers, its `generate` section what ends an answer.
-        name: Of the model, for messages.
+        run: Its `extract` section has the engine, its `generate` section what ends an answer.
+        name: Name of the model, for messages.
         ref: The model.
         prompts: Segments that have a context.
         max_tokens: Most tokens of an answer.
-        stop: Looked at after each answer.
+        stop: Checked after each answer.
 
     Raises:
         ModelError: The model cannot be used.
         ConfigError: No prompt fits.
         TokenizerError: It has no chat template.
-        Stopped: A stop was asked for.
+        Stopped: `stop` was set.
     """
     alone = run.model_copy(update={"sources": {name: ref}})
     folder = model_folder(alone, name)
@@ -78,7 +78,7 @@ def ask_model(
     section = run.section("generate", GenerateSection)
     section = section.model_copy(update={**_GREEDY, "max_tokens": max_tokens})
     rules = AnswerRules(section, end_ids(folder, tokenizer), tokenizer.vocabulary.tokens)
-    opening = " " if tokenizer.puts_space else ""  # no part of what is said
+    opening = " " if tokenizer.puts_space else ""  # not part of an answer
     fitting = [i for i, ids in enumerate(inputs) if 0 < len(ids) <= longest - max_tokens]
     if not fitting:
         raise ConfigError(
@@ -87,7 +87,7 @@ def ask_model(
             expected=f"less than the {most} positions of the model without its prompts",
             got=max_tokens,
         )
-    said = [Said("", TOO_LONG)] * len(prompts)
+    answers = [ModelAnswer("", TOO_LONG)] * len(prompts)
     with (
         closing(open_engine(replace(spec, generates=True))) as engine,
         Progress(name, len(prompts), unit="ans", done=len(prompts) - len(fitting)) as progress,
@@ -98,15 +98,15 @@ def ask_model(
         ]
         for index, answer in engine.answer(asked, rules):
             stop.check()
-            said[fitting[index]] = _said(answer, rules, opening)
+            answers[fitting[index]] = _as_text(answer, rules, opening)
             progress.add(1)
-    return said
+    return answers
 
 
-def _said(answer: Answer, rules: AnswerRules, opening: str) -> Said:
-    """What an engine gave, as text; `opening` is no part of it."""
+def _as_text(answer: Answer, rules: AnswerRules, opening: str) -> ModelAnswer:
+    """The engine's answer as text, without `opening`."""
     ids = [i for i in answer.token_ids.tolist() if i not in rules.end_ids]
     text = answer_text(b"".join(rules.tokens[i] for i in ids), answer.finish)
     if text is None:
-        return Said("", "no UTF-8")
-    return Said(text.removeprefix(opening), answer.finish.name.lower().replace("_", " "))
+        return ModelAnswer("", "no UTF-8")
+    return ModelAnswer(text.removeprefix(opening), answer.finish.name.lower().replace("_", " "))

@@ -12,8 +12,8 @@ class AnswersSection(StrictModel):
     """How right answers are counted (`logitfuse eval answers`)."""
 
     judge: JudgeChoice = Field(default="exact_answer")  # type: ignore[assignment]
-    """What says how right an answer is, from 0 to 1: a judge of docs/judging.md with its options."""
+    """Gives each answer a score from 0 (wrong) to 1: a judge of docs/judging.md with its options."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of an answer; None takes `generate.max_tokens`."""
     limit: int | None = Field(default=None, ge=1)
-    """Most prompts of a domain, spread evenly over the split; None asks all."""
+    """Most prompts of a domain, spread evenly over the split; None takes all."""

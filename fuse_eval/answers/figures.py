@@ -35,12 +35,12 @@ def difference(
     domains, each with equal weight.
 
     Args:
-        scores_P: [P] of the model looked at.
-        against_P: [P] of the other.
-        domains: [P] of the prompts.
-        samples: Resamples.
+        scores_P: Scores of the model, [P].
+        against_P: Scores of the model that it is compared with, [P].
+        domains: Domain of each prompt, [P].
+        samples: Number of resamples.
         confidence: Two-sided level.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         `domains` {domain: {value, low, high}}, `mean` {value, low, high}.

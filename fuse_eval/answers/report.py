@@ -1,4 +1,4 @@
-"""Right answers for people: a table, a line, and a section of the report page."""
+"""Shares of right answers as a table, as sentences, and as a section of the report page."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ TITLE = "Answers"
 
 
 def points(change: Mapping[str, float]) -> str:
-    """A difference of shares in points, with its interval."""
+    """A difference of shares in percentage points, with its interval."""
     value, low, high = (100 * change[key] for key in ("value", "low", "high"))
     return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
 def answer_lines(content: Mapping[str, Any]) -> list[str]:
-    """What the figures say, a sentence each."""
+    """The results as sentences: comparisons, prompts left out, answers without a score."""
     lines = []
-    for found in content["comparisons"]:
-        model, against = title_of(found["model"]), title_of(found["against"])
+    for comparison in content["comparisons"]:
+        model, against = title_of(comparison["model"]), title_of(comparison["against"])
         level = share_of(content["confidence"], 0)
         lines.append(
-            f"{model} against {against}: {points(found['mean'])}, mean of domains, {level} interval "
-            "over prompts."
+            f"{model} against {against}: {points(comparison['mean'])}, mean of domains, {level} "
+            "interval over prompts."
         )
     lines += [
         f"Left out, {reason}: {number:,} prompts." for reason, number in content["left_out"].items()
@@ -44,7 +44,7 @@ def answer_lines(content: Mapping[str, Any]) -> list[str]:
 
 
 def answer_table(content: Mapping[str, Any]) -> str:
-    """Models by domains, for a terminal."""
+    """Share of right answers of each model by domain, for a terminal."""
     domains = list(content["prompts"])
     total = sum(content["prompts"].values())
     rows = []
@@ -59,7 +59,7 @@ def answer_table(content: Mapping[str, Any]) -> str:
 
 
 def answer_section(content: Mapping[str, Any]) -> Section:
-    """The same for the report page, with bars."""
+    """Share of right answers by domain as a table and bars, for the report page."""
     domains = list(content["prompts"])
     rows = [
         Row(
@@ -75,12 +75,12 @@ def answer_section(content: Mapping[str, Any]) -> Section:
     total = sum(content["prompts"].values())
     caption = f"Share of {total:,} held-out prompts that are answered right"
     table = Table(caption, head_of(["model", *domains, "mean"]), rows)
-    others = [name for name in content["scores"] if name not in (BEFORE, CONTROL, FUSED)]
-    colours = colours_of(others)
+    sources = [name for name in content["scores"] if name not in (BEFORE, CONTROL, FUSED)]
+    colours = colours_of(sources)
     bars = [
         Bar(title_of(name), share, colours[name], share_of(share))
         for name, share in content["mean_score"].items()
     ]
     panels: Panels = [("Right answers", bar_chart("Right answers", bars, unit="share", top=1.0))]
-    text = f"Each model answers by itself, the best token each time; judged by {content['judge']}."
+    text = f"Each model answers with greedy decoding; judged by {content['judge']}."
     return Section(TITLE, [text, *answer_lines(content)], [table], panels)

@@ -16,7 +16,7 @@ from extract.judge_kinds import JUDGES
 from extract.judge_kinds.kind import Answer, JudgeContext, JudgeOptions, Question, Score
 from extract.judging.questions import long_references, question_of
 from extract.scoring.sources import model_folder
-from fuse_eval.answers.asking import TOO_LONG, Said, ask_model
+from fuse_eval.answers.asking import TOO_LONG, ModelAnswer, ask_model
 from fuse_eval.answers.figures import Floats, difference, mean_scores
 from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
@@ -33,18 +33,18 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.same_source import require_run_sources
 from store_schema.text.tokenizer import SegmentTokenizer
 
-SILENT = Score(0.0)
-"""Of what was not answered: wrong, without a judge's word."""
+UNANSWERED = Score(0.0)
+"""Score of a prompt without an answer: wrong, without asking the judge."""
 
 
 def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
-    """Ask every model of the evaluation the prompts of the section's split, and judge what they say.
+    """Let every model of the evaluation answer the split's prompts, and judge the answers.
 
     Raises:
         MissingError: Nothing planned or trained yet, or the split has no prompt.
         ConfigError: The judge cannot work.
-        ModelError: A model cannot be asked, or the judge gives scores that are no shares of right.
-        Stopped: On a signal; models that were asked are not asked again.
+        ModelError: A model cannot answer, or the judge gives scores outside [0, 1].
+        Stopped: On a signal; answers of models that are finished are kept.
     """
     section = run.section("evaluate", EvaluateSection)
     plan = open_plan(run)
@@ -52,10 +52,10 @@ def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
     context = JudgeContext(run, _no_likelihoods)
     models = models_to_score(run, section)
     require_run_sources(run, plan)
-    asking = {name: _asking(run, plan, name, ref, section) for name, (ref, _) in models.items()}
+    requests = {name: _request(run, plan, name, ref, section) for name, (ref, _) in models.items()}
     judging = [judge.content(), JUDGES[judge.kind].identity(judge, context)]
     request = fingerprint(
-        [asking, judging, section.bootstrap_samples, section.confidence, run.seed, __version__]
+        [requests, judging, section.bootstrap_samples, section.confidence, run.seed, __version__]
     )
     report = report_location(run)
     before = read_json(report, ANSWERS_FILE)
@@ -64,17 +64,17 @@ def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
     prompts = held_out_prompts(plan, section)
     references = long_references(plan)
     questions = [question_of(segment, references) for segment in prompts]
-    said = {
-        name: _answers(run, name, ref, prompts, section, asking[name], stop)
+    answers = {
+        name: _answers(run, name, ref, prompts, section, requests[name], stop)
         for name, (ref, _) in models.items()
     }
     with closing(JUDGES[judge.kind].open(judge, context)) as opened:
         scores = {
-            name: _scores(opened, judge, name, questions, answers, stop)
-            for name, answers in said.items()
+            name: _scores(opened, judge, name, questions, of_model, stop)
+            for name, of_model in answers.items()
         }
     content = {"fingerprint": request, "split": section.split, "judge": judge.title}
-    content |= figures(questions, said, scores, section, run.seed)
+    content |= figures(questions, answers, scores, section, run.seed)
     write_json(report, ANSWERS_FILE, content)
     return StageResult(content, fresh=True)
 
@@ -85,14 +85,14 @@ def held_out_prompts(plan: Plan, section: EvaluateSection) -> list[Segment]:
     Answers that a source wrote (`author`) are no references and are left out.
 
     Raises:
-        MissingError: There is none.
+        MissingError: There is no prompt.
     """
-    found: dict[str, list[Segment]] = {}
+    prompts: dict[str, list[Segment]] = {}
     for shard in plan.shards:
         for segment in plan.segments(shard):
             if segment.split == section.split and segment.has_prompt and segment.author is None:
-                found.setdefault(segment.domain, []).append(segment)
-    if not found:
+                prompts.setdefault(segment.domain, []).append(segment)
+    if not prompts:
         raise MissingError(
             f"no prompt in split {section.split}",
             where=plan.location.url,
@@ -100,7 +100,7 @@ def held_out_prompts(plan: Plan, section: EvaluateSection) -> list[Segment]:
             hint="inputs with prompt and response, or chats (docs/extraction.md)",
         )
     limit = section.answers.limit
-    return [s for name in sorted(found) for s in _spread(found[name], limit)]
+    return [s for name in sorted(prompts) for s in _spread(prompts[name], limit)]
 
 
 def _spread(segments: Sequence[Segment], limit: int | None) -> list[Segment]:
@@ -109,11 +109,11 @@ def _spread(segments: Sequence[Segment], limit: int | None) -> list[Segment]:
     return [segments[i * len(segments) // limit] for i in range(limit)]
 
 
-def _asking(run: RunConfig, plan: Plan, name: str, ref: ModelRef, section: EvaluateSection) -> str:
+def _request(run: RunConfig, plan: Plan, name: str, ref: ModelRef, section: EvaluateSection) -> str:
     """Fingerprint of all that shapes one model's answers.
 
     Raises:
-        LogitfuseError: The model cannot be asked.
+        LogitfuseError: The model cannot answer.
     """
     generate = run.section("generate", GenerateSection)
     tokenizer = SegmentTokenizer.load(ref, name=name)
@@ -139,22 +139,22 @@ def _answers(
     ref: ModelRef,
     prompts: Sequence[Segment],
     section: EvaluateSection,
-    asking: str,
+    request: str,
     stop: StopFlag,
-) -> list[Said]:
-    """Answers of a model: kept ones where they are the ones asked for."""
+) -> list[ModelAnswer]:
+    """Answers of a model: kept ones if they were made by the same request."""
     report, key = report_location(run), f"answers/{name}.json"
     kept = read_json(report, key)
-    if kept is not None and kept.get("fingerprint") == asking:
-        return [Said(answer["text"], answer["finish"]) for answer in kept["answers"]]
-    said = ask_model(run, name, ref, prompts, most_tokens(run, section), stop)
-    told = [
+    if kept is not None and kept.get("fingerprint") == request:
+        return [ModelAnswer(answer["text"], answer["finish"]) for answer in kept["answers"]]
+    answers = ask_model(run, name, ref, prompts, most_tokens(run, section), stop)
+    records = [
         {"document_id": segment.document_id} | asdict(answer)
-        for segment, answer in zip(prompts, said, strict=True)
+        for segment, answer in zip(prompts, answers, strict=True)
     ]
-    write_json(report, key, {"fingerprint": asking, "model": name, "answers": told})
+    write_json(report, key, {"fingerprint": request, "model": name, "answers": records})
     stop.progressed = True
-    return said
+    return answers
 
 
 def _scores(
@@ -162,18 +162,18 @@ def _scores(
     options: JudgeOptions,
     name: str,
     questions: Sequence[Question],
-    said: Sequence[Said],
+    answers: Sequence[ModelAnswer],
     stop: StopFlag,
 ) -> list[Score]:
-    """A score for each prompt; what was not answered has 0.
+    """A score for each prompt; 0 for prompts without an answer.
 
     Raises:
-        ModelError: A score is no share.
+        ModelError: A score is outside [0, 1].
     """
-    scores = [SILENT] * len(questions)
-    answered = [i for i, answer in enumerate(said) if answer.text.strip()]
+    scores = [UNANSWERED] * len(questions)
+    answered = [i for i, answer in enumerate(answers) if answer.text.strip()]
     for place, score in judge.scores(
-        [Answer(questions[i], name, 0, said[i].text) for i in answered]
+        [Answer(questions[i], name, 0, answers[i].text) for i in answered]
     ):
         stop.check()
         if score.value is not None and not 0 <= score.value <= 1:
@@ -189,22 +189,22 @@ def _scores(
 
 def figures(
     questions: Sequence[Question],
-    said: Mapping[str, Sequence[Said]],
+    answers: Mapping[str, Sequence[ModelAnswer]],
     scores: Mapping[str, Sequence[Score]],
     section: EvaluateSection,
     seed: int,
 ) -> dict[str, Any]:
-    """What answers.json says beside what it is of.
+    """The figures of answers.json.
 
-    A prompt that the judge has a score for from no model is left out of all figures; elsewhere an
-    answer without a score counts as wrong. Both are counted.
+    A prompt for which the judge scores no model's answer is left out of all figures; for other prompts
+    an answer without a score counts as wrong. Both are counted.
 
     Args:
         questions: The prompts.
-        said: Answers by model.
-        scores: Of these, by model.
-        section: Of the run file.
-        seed: Of the resampling.
+        answers: Answers by model.
+        scores: Scores of these answers, by model.
+        section: Evaluate section of the run file.
+        seed: Seed of the resampling.
 
     Returns:
         `prompts` {domain: number}, `left_out` {reason: number}, `scores` {model: {domain: mean}},
@@ -212,7 +212,7 @@ def figures(
         `failures` {model: {reason: number}}, `comparisons`.
 
     Raises:
-        ModelError: The judge has a score for nothing.
+        ModelError: The judge scored no answer.
     """
     kept, left_out = _kept(len(questions), scores)
     if not kept:
@@ -222,7 +222,7 @@ def figures(
         )
     domains = [questions[i].domain for i in kept]
     values: dict[str, Floats] = {
-        name: np.array([found[i].value or 0.0 for i in kept]) for name, found in scores.items()
+        name: np.array([row[i].value or 0.0 for i in kept]) for name, row in scores.items()
     }
     means = {name: mean_scores(values_P, domains) for name, values_P in values.items()}
     pairs = [(FUSED, against) for against in (CONTROL, BEFORE) if against in values]
@@ -245,12 +245,12 @@ def figures(
         "scores": means,
         "mean_score": {name: float(np.mean(list(by.values()))) for name, by in means.items()},
         "ended": {
-            name: sum(found[i].finish in ("stop", "stop text") for i in kept) / len(kept)
-            for name, found in said.items()
+            name: sum(row[i].finish in ("stop", "stop text") for i in kept) / len(kept)
+            for name, row in answers.items()
         },
         "failures": {
-            name: dict(Counter(filter(None, (_failure(said[name][i], found[i]) for i in kept))))
-            for name, found in scores.items()
+            name: dict(Counter(filter(None, (_failure(answers[name][i], row[i]) for i in kept))))
+            for name, row in scores.items()
         },
         "comparisons": comparisons,
     }
@@ -259,10 +259,10 @@ def figures(
 def _kept(
     num_prompts: int, scores: Mapping[str, Sequence[Score]]
 ) -> tuple[list[int], Counter[str]]:
-    """Prompts that count, and how many are left out for what reason."""
+    """Prompts that count, and the number of prompts left out, by reason."""
     kept, left_out = [], Counter[str]()
     for i in range(num_prompts):
-        judged = [found[i] for found in scores.values() if found[i] is not SILENT]
+        judged = [row[i] for row in scores.values() if row[i] is not UNANSWERED]
         if judged and all(score.value is None for score in judged):
             left_out[judged[0].failure or "no score"] += 1
         else:
@@ -270,13 +270,13 @@ def _kept(
     return kept, left_out
 
 
-def _failure(said: Said, score: Score) -> str | None:
-    return said.finish if said.finish == TOO_LONG else score.failure
+def _failure(answer: ModelAnswer, score: Score) -> str | None:
+    return answer.finish if answer.finish == TOO_LONG else score.failure
 
 
 def _no_likelihoods() -> NoReturn:
     raise ConfigError(
-        "judge likelihood compares sources, and says nothing of what is right",
+        "judge likelihood compares sources, and does not tell whether an answer is right",
         where="evaluate.answers.judge",
         expected=", ".join(name for name in JUDGES.names() if name != "likelihood"),
     )

@@ -1,1 +1,1 @@
-"""What fusing makes worse than the control: document by document, by domain, beside another run."""
+"""Interference: what fusing makes worse than the control, by document and domain."""

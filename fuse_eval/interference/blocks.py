@@ -1,8 +1,7 @@
 """blocks.parquet: NLL of every block of the evaluated text under every model.
 
-A document's sums say how two models differ on it; its blocks say how sure that is. The file also lets
-another run be compared document by document after the models are gone. evaluation.json, written after
-it, holds its digest.
+A document's blocks give the noise of two models' difference on it. The file also allows comparing runs
+document by document without their models. evaluation.json, written after it, has its digest.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Blocks:
         segment_ids: [K] its segment.
         domains: [K] its domain.
         numbers: [K] int32 number within the segment, from 0.
-        num_bytes: [K] int64 bytes; 0 for the one block of a segment of which no byte counts.
+        num_bytes: [K] int64 bytes; 0 for the only block of a segment without scored bytes.
         nats: Model to [K] NLL over those bytes.
     """
 
@@ -57,10 +56,10 @@ class Blocks:
 def text_blocks(
     segments: Sequence[Segment], ends: Ends, nats: Mapping[str, Sequence[float]]
 ) -> Blocks:
-    """Put scores to the blocks that they are of.
+    """Join the blocks of a split with their scores.
 
     Args:
-        segments: [D] that were scored.
+        segments: [D] scored segments.
         ends: [D] ends of each one's blocks.
         nats: Model to [K] nats of all blocks, segment by segment.
     """
@@ -92,7 +91,7 @@ def write_blocks(location: Location, blocks: Blocks) -> dict[str, Any]:
     """Write blocks.parquet.
 
     Returns:
-        What evaluation.json says of the file: its schema version, rows and SHA-256.
+        Record of the file for evaluation.json: its schema version, rows and SHA-256.
     """
     table = pa.table(
         [

@@ -1,4 +1,4 @@
-"""`logitfuse eval interference`: a run's interference, alone or beside another run's."""
+"""`logitfuse eval interference`: a run's interference, alone or compared with another run's."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ EVALUATE_FIRST = "run `logitfuse eval run` on it first"
 def run_interference(
     run: RunConfig, *, against: str | None = None, control: str | None = None
 ) -> dict[str, Any]:
-    """What `eval run` left of interference, JSON-like; nothing is scored.
+    """Interference from the output of `eval run`, JSON-like; no model is scored.
 
     Args:
         run: The run.
         against: Run file or folder of another run; None compares with none.
-        control: Run file or folder of the run whose control both are measured against: its CLM
-            control, or its fused model where it has none. None takes each run's own.
+        control: Run file or folder of the run whose control both are compared with: its CLM control,
+            or its fused model if it has none. None takes each run's own.
 
     Returns:
         `split`, `confidence`, `comparisons` and `interference` as in evaluation.json, and with
@@ -50,7 +50,7 @@ def run_interference(
     evaluation = evaluation_of(report)
     level = {"samples": section.bootstrap_samples, "confidence": evaluation["confidence"]}
     shared = None if control is None else _EvaluatedBlocks.read(_report_of(control))
-    ours = _EvaluatedBlocks.read(report).measured(shared)
+    ours = _EvaluatedBlocks.read(report).with_control(shared)
     here = document_differences(ours.blocks, FUSED, CONTROL)
     content = {
         "name": run.name,
@@ -62,7 +62,7 @@ def run_interference(
         "interference": interference_record(here, FUSED, CONTROL, level["confidence"]),
     }
     if against is not None:
-        theirs = _EvaluatedBlocks.read(_report_of(against)).measured(shared)
+        theirs = _EvaluatedBlocks.read(_report_of(against)).with_control(shared)
         there = document_differences(theirs.blocks, FUSED, CONTROL)
         require_same_documents(here, there, where=ours.url, other=theirs.url)
         compared = compare_interference(here, there, seed=run.seed, **level)
@@ -81,13 +81,13 @@ def compare_interference(
     """Counts and ratios of two runs on the same documents.
 
     Args:
-        here: Of this run.
-        there: Of the other.
+        here: Differences of this run.
+        there: Differences of the other run.
         samples: Number of resamples.
-        confidence: Of the tests of both runs and of the intervals.
-        seed: Of the resampling.
+        confidence: Level of the tests of both runs and of the intervals.
+        seed: Seed of the resampling.
     """
-    worse = [found.worse(confidence) for found in (here, there)]
+    worse = [run.worse(confidence) for run in (here, there)]
     pairs = {
         "worse_by_point": (here.excess_nats, there.excess_nats),
         "worse": (here.excess_nats * worse[0], there.excess_nats * worse[1]),
@@ -107,7 +107,7 @@ def evaluation_of(report: Location) -> dict[str, Any]:
     """evaluation.json of a run's folder report/.
 
     Raises:
-        MissingError: There is none, or it is of a logitfuse that kept no blocks.
+        MissingError: There is none, or an older logitfuse wrote it without blocks.
     """
     evaluation = read_json(report, EVALUATION_FILE)
     where = f"{report.url}/{EVALUATION_FILE}"
@@ -120,7 +120,7 @@ def evaluation_of(report: Location) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _EvaluatedBlocks:
-    """Blocks of an evaluated run and where they are from."""
+    """Blocks of an evaluated run, and the URL of its report folder."""
 
     url: str
     blocks: Blocks
@@ -129,8 +129,8 @@ class _EvaluatedBlocks:
     def read(cls, report: Location) -> _EvaluatedBlocks:
         return cls(report.url, read_blocks(report, evaluation_of(report)))
 
-    def measured(self, shared: _EvaluatedBlocks | None) -> _EvaluatedBlocks:
-        """The same with the control to measure against: its own, or the shared run's."""
+    def with_control(self, shared: _EvaluatedBlocks | None) -> _EvaluatedBlocks:
+        """These blocks with the control to compare with: their own, or the shared run's."""
         nats = self.blocks.nats
         if shared is not None:
             _require_same_blocks(self, shared)
@@ -165,7 +165,7 @@ def _units(blocks: Blocks) -> dict[str, DomainUnits]:
 
 
 def _report_of(named: str) -> Location:
-    """Folder report/ of a run given by its run file or its folder."""
+    """Folder report/ of a run, from its run file or its folder."""
     if "://" in named or Path(named).is_dir():
         return open_location(named).child(REPORT_FOLDER)
     return report_location(load_run(named))

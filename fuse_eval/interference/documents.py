@@ -1,8 +1,8 @@
 """Interference: what fusing makes worse, document by document, and how much of it is beyond the noise.
 
-The fused model may end below its control in the mean and still be worse on some of the text. Each
-document is tested alone: its blocks say how its difference varies, and the level is corrected for
-looking at many documents.
+The fused model may be better than its control in the mean and still be worse on some of the text. Each
+document is tested by itself: its blocks give the noise of its difference, and the level is corrected
+for the number of documents.
 
 Shape suffixes: K blocks, U documents.
 """
@@ -20,9 +20,9 @@ import numpy.typing as npt
 from fuse_eval.interference.blocks import Blocks
 
 MIN_BLOCKS = 8
-"""Below this a document's noise cannot be told from its own blocks."""
+"""Fewest blocks from which a document's noise can be estimated."""
 MAX_FREEDOM = 1000
-"""Degrees of freedom from which Student's t is as good as normal."""
+"""Largest degrees of freedom; beyond it Student's t is practically normal."""
 WORST_SHOWN = 10
 
 WORSE, WITHIN, UNDECIDED = "worse", "within noise", "undecided"
@@ -38,11 +38,11 @@ class DocumentDifferences:
     Args:
         document_ids: [U] sorted within each domain.
         domains: [U] domain of each, in sorted order.
-        num_bytes: [U] bytes that count; 0 where the tokenizers share no boundary.
-        model_nats: [U] NLL of the model looked at.
-        against_nats: [U] NLL of the model it is measured against.
-        p_values: [U] of "not worse", one-sided; NaN where there are too few blocks to say.
-        correlation: Of neighbouring blocks, which the p-values make allowance for.
+        num_bytes: [U] scored bytes; 0 if the tokenizers share no boundary.
+        model_nats: [U] NLL of the model.
+        against_nats: [U] NLL of the model that it is compared with.
+        p_values: [U] one-sided p-values of "not worse"; NaN with too few blocks.
+        correlation: Correlation of neighbouring blocks, which the p-values account for.
     """
 
     document_ids: tuple[str, ...]
@@ -62,22 +62,22 @@ class DocumentDifferences:
         """[U] which documents are worse beyond the noise.
 
         Args:
-            confidence: Of those named, a share of 1 - confidence at most is expected to be named
-                wrongly (false discovery rate).
+            confidence: 1 - false discovery rate: at most a share of 1 - confidence of the selected
+                documents is expected to be wrong.
         """
-        found = np.zeros(len(self.p_values), np.bool_)
+        significant = np.zeros(len(self.p_values), np.bool_)
         tested = ~np.isnan(self.p_values)
-        found[tested] = adjusted(self.p_values[tested]) <= 1 - confidence
-        return found & (self.excess_nats > 0)
+        significant[tested] = adjusted(self.p_values[tested]) <= 1 - confidence
+        return significant & (self.excess_nats > 0)
 
 
 def document_differences(blocks: Blocks, model: str, against: str) -> DocumentDifferences:
     """Compare two models on each document.
 
     Args:
-        blocks: Of the split.
-        model: The model looked at.
-        against: The model it is measured against.
+        blocks: Blocks of the split.
+        model: The model.
+        against: The model that it is compared with.
     """
     names = list(zip(blocks.domains, blocks.document_ids, strict=True))
     documents = sorted(set(names))
@@ -110,8 +110,8 @@ class DocumentNoise:
 
     Args:
         total: Difference of the document in nats.
-        residuals: [K] of each block against its share of the bytes.
-        blocks: Blocks of equal size that they are as good as.
+        residuals: [K] difference of each block minus its share, by bytes, of the total.
+        blocks: Effective number of blocks: blocks of equal size with the same noise.
     """
 
     total: float
@@ -120,7 +120,7 @@ class DocumentNoise:
 
     @property
     def decided(self) -> bool:
-        """Whether there are blocks enough to test the document."""
+        """Whether there are enough blocks to test the document."""
         return self.blocks >= MIN_BLOCKS
 
 
@@ -149,11 +149,11 @@ def document_noise(nats: Floats, num_bytes: npt.NDArray[np.int64]) -> DocumentNo
 def block_correlation(residuals: Sequence[Floats]) -> float:
     """Correlation of a block with the next one, over all documents together.
 
-    One document alone is too short to tell it. Residuals from a document's own mean make it too low
-    by (1 + 4 x correlation) / K on average: that is given back.
+    One document alone is too short to estimate it. Residuals from a document's own mean make it too
+    low by (1 + 4 x correlation) / K on average, which is corrected.
 
     Args:
-        residuals: [K] of each document, in the order of the text; K of 5 at least.
+        residuals: [K] residuals of each document, in the order of the text; K is at least 5.
 
     Source:
         Marriott and Pope (1954), Bias in the Estimation of Autocorrelations.
@@ -170,13 +170,13 @@ def block_correlation(residuals: Sequence[Floats]) -> float:
 def p_not_worse(noise: DocumentNoise, correlation: float = 0.0) -> float:
     """One-sided p-value of a document's difference in bits per byte being 0 or below.
 
-    Neighbouring blocks that go together widen the noise by 1 + 2 x correlation in variance; it is
-    never narrowed. Where the residuals lean to one side, as when great gains on a few blocks stand
-    against small losses on many, Student's t names too many: the smaller of t and its form
-    corrected for skewness is taken.
+    Correlated neighbouring blocks increase the variance by the factor 1 + 2 x correlation; a negative
+    correlation does not decrease it. With skewed residuals, as from large gains on a few blocks and
+    small losses on many, Student's t rejects too often: the smaller of t and its form corrected for
+    skewness is taken.
 
     Args:
-        noise: Of the document.
+        noise: Noise of the document.
         correlation: From `block_correlation`.
 
     Returns:
@@ -208,7 +208,7 @@ def student_tail(t: float, freedom: int) -> float:
 
     Args:
         t: The statistic.
-        freedom: Whole degrees of freedom, taken as MAX_FREEDOM from there on.
+        freedom: Integer degrees of freedom, at most MAX_FREEDOM are used.
 
     Source:
         Abramowitz and Stegun (1964), 26.7.3 and 26.7.4: closed forms, accurate to 1e-15 absolutely.
@@ -226,61 +226,61 @@ def student_tail(t: float, freedom: int) -> float:
 
 
 def adjusted(p_values: Floats) -> Floats:
-    """p-values corrected for their number, so that those up to q keep the false discovery rate q.
+    """Adjusted p-values: selecting those up to q has a false discovery rate of at most q.
 
     Source:
         Benjamini and Hochberg (1995), Controlling the False Discovery Rate.
     """
     order = np.argsort(p_values)
     scaled = p_values[order] * len(p_values) / np.arange(1, len(p_values) + 1)
-    found = np.empty(len(p_values))
-    found[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return found
+    out = np.empty(len(p_values))
+    out[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return out
 
 
 def interference_record(
-    found: DocumentDifferences, model: str, against: str, confidence: float
+    differences: DocumentDifferences, model: str, against: str, confidence: float
 ) -> dict[str, Any]:
-    """What evaluation.json says of the documents, JSON-like.
+    """The part `interference` of evaluation.json, JSON-like.
 
     Args:
-        found: From `document_differences`.
-        model: The model looked at.
-        against: The model it is measured against.
+        differences: From `document_differences`.
+        model: The model.
+        against: The model that it is compared with.
         confidence: As in `DocumentDifferences.worse`.
 
     Returns:
         `documents` and `excess` over the split, `domains` {domain: the same}, and `worst_documents`.
         Bits per byte of an excess are over all bytes of the split, so that domains add up.
     """
-    worse = found.worse(confidence)
+    worse = differences.worse(confidence)
     every = np.ones(len(worse), np.bool_)
-    domain_of = np.asarray(found.domains)
+    domain_of = np.asarray(differences.domains)
     return {
         "model": model,
         "against": against,
         "confidence": confidence,
         "min_blocks": MIN_BLOCKS,
-        "block_correlation": found.correlation,
-        **_figures(found, worse, every),
+        "block_correlation": differences.correlation,
+        **_figures(differences, worse, every),
         "domains": {
-            domain: _figures(found, worse, domain_of == domain)
-            for domain in dict.fromkeys(found.domains)
+            domain: _figures(differences, worse, domain_of == domain)
+            for domain in dict.fromkeys(differences.domains)
         },
-        "worst_documents": _worst(found, worse),
+        "worst_documents": _worst(differences, worse),
     }
 
 
-def _figures(found: DocumentDifferences, worse: Bools, chosen: Bools) -> dict[str, Any]:
+def _figures(differences: DocumentDifferences, worse: Bools, chosen: Bools) -> dict[str, Any]:
     """Counts and sums over the chosen documents."""
-    excess = found.excess_nats
-    scale = math.log(2) * max(int(found.num_bytes.sum()), 1)
+    excess = differences.excess_nats
+    scale = math.log(2) * max(int(differences.num_bytes.sum()), 1)
     beyond, point = (float(excess[chosen & rows].sum()) for rows in (worse, excess > 0))
     return {
         "documents": {
             "total": int(chosen.sum()),
             "worse": int((chosen & worse).sum()),
-            "undecided": int(np.isnan(found.p_values[chosen]).sum()),
+            "undecided": int(np.isnan(differences.p_values[chosen]).sum()),
             "worse_by_point": int((excess[chosen] > 0).sum()),
         },
         "excess": {
@@ -292,30 +292,30 @@ def _figures(found: DocumentDifferences, worse: Bools, chosen: Bools) -> dict[st
     }
 
 
-def _worst(found: DocumentDifferences, worse: Bools) -> list[dict[str, Any]]:
-    """Those worse beyond the noise first, then by excess."""
-    excess = found.excess_nats
+def _worst(differences: DocumentDifferences, worse: Bools) -> list[dict[str, Any]]:
+    """The worst documents: those worse beyond the noise first, then by excess."""
+    excess = differences.excess_nats
     order = np.lexsort((-excess, ~worse))
     order = order[excess[order] > 0][:WORST_SHOWN]
-    return [_document(found, int(i), bool(worse[i])) for i in order]
+    return [_document(differences, int(i), bool(worse[i])) for i in order]
 
 
-def _document(found: DocumentDifferences, i: int, worse: bool) -> dict[str, Any]:
-    undecided = math.isnan(found.p_values[i])
-    scale = math.log(2) * max(int(found.num_bytes[i]), 1)
+def _document(differences: DocumentDifferences, i: int, worse: bool) -> dict[str, Any]:
+    undecided = math.isnan(differences.p_values[i])
+    scale = math.log(2) * max(int(differences.num_bytes[i]), 1)
     return {
-        "document_id": found.document_ids[i],
-        "domain": found.domains[i],
-        "bytes": int(found.num_bytes[i]),
-        "bpb": float(found.model_nats[i] / scale),
-        "against_bpb": float(found.against_nats[i] / scale),
-        "change": _change(found.model_nats[i], found.against_nats[i]),
-        "excess_nats": float(found.excess_nats[i]),
-        "p_value": None if undecided else float(found.p_values[i]),
+        "document_id": differences.document_ids[i],
+        "domain": differences.domains[i],
+        "bytes": int(differences.num_bytes[i]),
+        "bpb": float(differences.model_nats[i] / scale),
+        "against_bpb": float(differences.against_nats[i] / scale),
+        "change": _change(differences.model_nats[i], differences.against_nats[i]),
+        "excess_nats": float(differences.excess_nats[i]),
+        "p_value": None if undecided else float(differences.p_values[i]),
         "verdict": WORSE if worse else UNDECIDED if undecided else WITHIN,
     }
 
 
 def _change(model: float, against: float) -> float | None:
-    """Relative; None where the other is 0."""
+    """Relative change; None if `against` is 0."""
     return float(model / against - 1) if against > 0 else None

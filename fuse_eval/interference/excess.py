@@ -1,4 +1,4 @@
-"""Two runs' interference side by side: the ratio of their summed excess, and how sure it is."""
+"""Two runs' interference compared: the ratio of their summed excess, with its interval."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _DRAWS_AT_ONCE = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class ExcessRatio:
-    """Summed excess of one run over another's.
+    """Ratio of one run's summed excess to another's.
 
     Args:
-        nats: Of this run.
-        against_nats: Of the other.
-        value: Their ratio, below 1 where this run interferes less; None where the other has none.
+        nats: Summed excess of this run.
+        against_nats: Summed excess of the other run.
+        value: Their ratio, below 1 if this run interferes less; None if the other has no excess.
         low: Lower end of the interval.
-        high: Upper end; None where it is unbounded.
+        high: Upper end of the interval; None if it is unbounded.
     """
 
     nats: float
@@ -44,15 +44,15 @@ def require_same_documents(
     """Refuse runs that were not evaluated on the same bytes of the same documents.
 
     Args:
-        ours: Of this run.
-        theirs: Of the other.
-        where: This run, for the message.
-        other: The other, for the message.
+        ours: Differences of this run.
+        theirs: Differences of the other run.
+        where: Name of this run, for the message.
+        other: Name of the other run, for the message.
 
     Raises:
-        MismatchError: They were not.
+        MismatchError: Documents or their scored bytes differ.
     """
-    here, there = (_sizes(found) for found in (ours, theirs))
+    here, there = (_sizes(differences) for differences in (ours, theirs))
     if here == there:
         return
     shared = here.keys() & there.keys()
@@ -66,9 +66,9 @@ def require_same_documents(
     )
 
 
-def _sizes(found: DocumentDifferences) -> dict[tuple[str, str], int]:
-    names = zip(found.domains, found.document_ids, strict=True)
-    return dict(zip(names, found.num_bytes.tolist(), strict=True))
+def _sizes(differences: DocumentDifferences) -> dict[tuple[str, str], int]:
+    names = zip(differences.domains, differences.document_ids, strict=True)
+    return dict(zip(names, differences.num_bytes.tolist(), strict=True))
 
 
 def excess_ratio(
@@ -90,17 +90,17 @@ def excess_ratio(
         domains: [U] domain of each document.
         samples: Number of resamples.
         confidence: Two-sided level.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     pair = np.stack([ours, theirs])
     drawn = _resampled_sums(pair, np.asarray(domains), samples, np.random.default_rng(seed))
     total, against = (float(value) for value in pair.sum(-1))
-    # A draw without excess of the other run bounds nothing above, and one without any nothing below.
+    # Excess in this run alone: ratio infinite. Excess in neither: 0 for the lower end, infinite above.
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = drawn[0] / drawn[1]
     low = np.where((drawn[0] == 0) & (drawn[1] == 0), 0.0, ratio)
     high = np.where(drawn[1] == 0, np.inf, ratio)
-    # No interpolation: between infinities there is none.
+    # No interpolation, which infinities do not allow.
     ends = (
         float(np.quantile(low, (1 - confidence) / 2, method="inverted_cdf")),
         float(np.quantile(high, (1 + confidence) / 2, method="inverted_cdf")),

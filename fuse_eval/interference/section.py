@@ -1,4 +1,4 @@
-"""The report's section on interference: what fusing makes worse than the control."""
+"""The report's section on interference."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def interference_section(evaluation: Mapping[str, Any] | None) -> Section:
     """
     if not evaluation:
         return Section(TITLE, ["Nothing evaluated yet: run `logitfuse eval run`."], missing=True)
-    found = evaluation.get("interference")
-    if not found:
+    interference = evaluation.get("interference")
+    if not interference:
         text = "No CLM control was evaluated, and interference is measured against it."
         return Section(TITLE, [text], missing=True)
     lines = [interference_line(evaluation), document_line(evaluation)]
-    level = share_of(1 - found["confidence"], 0)
+    level = share_of(1 - interference["confidence"], 0)
     texts = [
-        "What fusing makes worse than the CLM control. A document is tested on how its difference "
-        f"varies over its blocks; of those named, {level} at most are expected to be named wrongly.",
+        "Documents on which the fused model is worse than the CLM control, beyond the noise of the "
+        f"document's own blocks; at most {level} of them are expected to be false discoveries.",
         *(line for line in lines if line),
     ]
-    worst = found["worst_documents"]
+    worst = interference["worst_documents"]
     tables = [_worst_table(worst)] if worst else []
-    panels = _domain_panels(found["domains"])
-    # Charts stand beside a table only where there is one.
+    panels = _domain_panels(interference["domains"])
+    # Charts go beside the table if there is one.
     return Section(TITLE, texts, tables, *((panels, []) if tables else ([], panels)))
 
 

@@ -1,1 +1,1 @@
-"""Aligned stores as batches, in an order that seed and plan fix."""
+"""Aligned stores as batches, in an order that depends on seed and plan alone."""

@@ -27,12 +27,12 @@ from store_schema.text.encoded import token_lengths
 from store_schema.text.prefixes import prefix_groups
 
 IGNORED = -1
-"""Position of a row that nothing predicts, and id of an entry that is not there."""
+"""Predicting position of a row that nothing predicts, and id of a padding entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceBatch:
-    """What the sources say of the rows.
+    """The sources' distributions of the rows.
 
     Args:
         entry_ids_BTMK: int32, -1 where there is no entry.
@@ -40,7 +40,7 @@ class SourceBatch:
         tail_BTM: float32 mass outside the entries; 1 where not covered.
         covered_BTM: bool, whether there are entries.
         label_logprobs_BTM: float32 nats, NaN where not known.
-        features_BTMF: float32, see features.py; F is 0 where no selector looks at them.
+        features_BTMF: float32, see features.py; F is 0 where the selector needs none.
         source_bpb_BM: float32 bits per byte of the segment, inf where not known.
         begins_BT: bool, rows where no source is inside one of its tokens (see pools.py); None is all.
         author_B: int64, the source that wrote a segment, -1 for none; None where none wrote any.
@@ -58,7 +58,7 @@ class SourceBatch:
 
     @property
     def view(self) -> SourceView:
-        """What a selector may see: of labels, those of earlier rows alone."""
+        """What a selector may read; of labels, only those of earlier rows."""
         past_BTM = past_of(self.label_logprobs_BTM)
         return SourceView(
             self.covered_BTM,
@@ -78,11 +78,11 @@ class SourceBatch:
 
 @dataclass(frozen=True, slots=True)
 class Packs:
-    """Where the segments of a batch stand in its rows of input, where they share some.
+    """Where each segment is in the rows of input, in a batch whose segments share rows.
 
     Args:
-        position_ids_BL: int64, from 0 in each segment; 0 on padding. None where a row holds one input
-            alone, and segments share it that are its beginning.
+        position_ids_BL: int64, from 0 in each segment; 0 on padding. None where a row holds one input,
+            which other segments share only as prefixes of it.
         row_S: int64 row of input of each segment.
         start_S: int64 input position of each segment's first token.
     """
@@ -92,7 +92,8 @@ class Packs:
     start_S: torch.Tensor
 
     def of_all(self, groups: Sequence[Sequence[int]]) -> Packs:
-        """Places of all segments from those of each group's first, which the others begin."""
+        """The places of all segments, from those of the first of each group, whose prefixes the rest
+        of the group are."""
         group_S = np.empty(sum(map(len, groups)), np.int64)
         for g, members in enumerate(groups):
             group_S[list(members)] = g
@@ -105,7 +106,7 @@ class Batch:
 
     Args:
         input_ids_BL: int64 context and tokens, padded on the right.
-        predicted_by_BT: int64 input position, from the segment's start, whose logits speak of row i, -1
+        predicted_by_BT: int64 input position, from the segment's start, whose logits predict row i; -1
             where none does.
         labels_BT: int64 tokens, 0 on padding.
         label_bytes_BT: int64 bytes of each label, 0 on padding and for end-of-sequence.
@@ -113,10 +114,10 @@ class Batch:
         domains: Names.
         segment_ids: For messages.
         sources: None for ground truth alone.
-        packs: Segments that begin another's input share its row, and packed ones stand one behind the
+        packs: Rows of input that segments share, as prefixes of one another or packed one after the
             other; None where every segment has a row of input of its own.
-        spans: Spans that sources and target share, where they were loaded.
-        weights_B: float32, what each segment counts in its stage; None counts each 1.
+        spans: Spans that sources and target share, if they were loaded.
+        weights_B: float32 loss weight of each segment in its stage; None is 1 for each.
     """
 
     input_ids_BL: torch.Tensor
@@ -144,7 +145,7 @@ class Batch:
     def predicted_from(
         self, at: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and position of input whose hidden states speak of the rows at indices `at`."""
+        """Row and position of input whose hidden states predict the rows at indices `at`."""
         position_R = self.predicted_by_BT[at]
         if self.packs is None:
             return at[0], position_R
@@ -157,16 +158,16 @@ def predicting_positions(
     """THE shift: which input position's logits are the model's distribution of each row.
 
     Row i is the distribution OF token i given what is before it. A model's logits at input position
-    j speak of the token at j + 1. With C context tokens, token i stands at input position C + i, so
-    row i meets the logits at C + i - 1. A first token without context has nothing before it: no
-    logits speak of it, and it is left out of every loss and every score.
+    j predict the token at j + 1. With C context tokens, token i is at input position C + i, so row i
+    is compared with the logits at C + i - 1. A first token without context is predicted by no logits,
+    and is left out of every loss and every score.
 
     Args:
         context_lengths: C of each segment.
         num_rows: Rows of each segment.
 
     Returns:
-        [B, T] int64, -1 where nothing speaks of the row and on padding.
+        [B, T] int64, -1 where nothing predicts the row and on padding.
     """
     context_B1 = np.asarray(context_lengths, np.int64)[:, None]
     rows_T = np.arange(max(num_rows, default=0))
@@ -176,7 +177,7 @@ def predicting_positions(
 
 
 def padded_inputs(inputs: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """Token ids as one array, zeros on the right: causal attention never looks there."""
+    """Token ids as one array [B, L], padded on the right with 0, where causal attention never looks."""
     out_BL = np.zeros((len(inputs), max(1, *map(len, inputs))), np.int64)
     for row_L, ids in zip(out_BL, inputs, strict=True):
         row_L[: len(ids)] = ids
@@ -198,12 +199,12 @@ def collate(
         domains: Names of all domains of the run.
         with_entries: False leaves the distributions empty (K = 0), for scoring pools.
         pack_tokens: Most tokens of a row of input that segments share; None gives each its own.
-        weights: What each sample counts; None counts each 1.
+        weights: Loss weight of each sample; None is 1 for each.
     """
     labels = [sample.labels for sample in samples]
     num_rows = [len(ids) for ids in labels]
     position_BT = predicting_positions([len(s.context_ids) for s in samples], num_rows)
-    # Nothing is predicted from the last label, so it is not fed; one input token at the least.
+    # The last label predicts nothing, so it is no input; but each row has at least one input token.
     inputs = [
         np.concatenate([np.asarray(s.context_ids, np.int64), ids])[
             : len(s.context_ids) + len(ids) - 1 or 1
@@ -239,17 +240,17 @@ def collate(
 def pack(
     inputs: Sequence[npt.NDArray[np.int64]], max_tokens: int
 ) -> tuple[list[npt.NDArray[np.int64]], Packs]:
-    """Put inputs one behind the other into rows, first fit by falling length.
+    """Put inputs one after the other into rows, first fit by decreasing length.
 
-    Positions begin with 0 in each segment: that is what tells attention where one ends. On padding
-    they are all 0, so that it belongs to none.
+    Position ids begin with 0 in each segment, by which attention separates them; padding is all 0, so
+    that it belongs to none.
 
     Args:
-        inputs: Of each segment, at least one token.
-        max_tokens: Of a row; a longer input has a row of its own.
+        inputs: Token ids of each segment, at least one.
+        max_tokens: Most tokens of a row; a longer input has a row of its own.
 
     Returns:
-        Rows and where the segments stand in them.
+        Token ids of each row, and the places of the segments in them.
     """
     room: list[int] = []
     members: list[list[int]] = []
@@ -286,8 +287,8 @@ def _sources(samples: Sequence[Sample], width: int, with_entries: bool) -> Sourc
     counts_BTM = np.zeros(size, np.int64)
     tail_BTM = np.ones(size, np.float32)
     labels_BTM = np.full(size, np.nan, np.float32)
-    made = samples[0].shard.features_NMF is not None
-    features_BTMF = np.zeros((*size, len(FEATURES) if made else 0), np.float32)
+    has_features = samples[0].shard.features_NMF is not None
+    features_BTMF = np.zeros((*size, len(FEATURES) if has_features else 0), np.float32)
     bpb_BM = np.full((size[0], size[2]), np.inf, np.float32)
     begins_BT = np.ones(size[:2], bool)
     for b, sample in enumerate(samples):
@@ -335,11 +336,8 @@ def _entries(
 
 
 def whole_spans(batch: Batch) -> torch.Tensor:
-    """First rows [B, T] of the spans that pools are scored on.
-
-    Every source knows the probability of every label, and one covers the first row: a row that nobody
-    covers has no pool.
-    """
+    """First rows (bool [B, T]) of the spans that pools are scored on: those in which every source
+    knows the probability of every label, and whose first row some source covers."""
     sources = sources_of(batch)
     unknown_BT = sources.label_logprobs_BTM.isnan().any(-1)
     whole_BT = span_sums(unknown_BT.long(), sources.begins_BT) == 0

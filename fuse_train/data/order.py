@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 Units = Callable[[int], npt.NDArray[np.int64]]
-"""Gives a shard's [D] numbers, the same for segments that stay together."""
+"""From a shard to a group number for each of its segments [D]; a group stays together."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
-    """One sample: which shard of the split (by position in the list of sizes), which segment in it."""
+    """One sample: index of its shard in the list of sizes, and of its segment in the shard."""
 
     shard: int
     segment: int
@@ -32,8 +32,8 @@ class SampleOrder:
     Args:
         shard_sizes: Segments of each shard of the split, in plan order; none is 0.
         seed: Of the run.
-        window_shards: Shards that are mixed, and so needed at one time.
-        units: Of segments that stay together, in their order; None lets every segment go alone.
+        window_shards: Shards whose segments are mixed, and so are needed at one time.
+        units: Groups of segments that stay together, in their order; None shuffles single segments.
     """
 
     def __init__(

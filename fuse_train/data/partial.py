@@ -1,7 +1,7 @@
-"""Sources that lack shards: who lacks which, and what stands in for them.
+"""Sources that lack shards: which they lack, and the arrays that replace them.
 
-With `--allow-partial` a source is silent in a shard that it lacks: its rows count as not covered, and
-no text is lost. A shard that no source has is left out, for the control too.
+With `--allow-partial` a source covers no row of a shard that it lacks, and no text is lost. A shard
+that no source has is left out, for the control too.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ def missing_shards(
     stores: Mapping[str, StoreReader], shards: Sequence[ShardRecord]
 ) -> dict[str, frozenset[int]]:
     """Shards that sources lack, by source; sources that lack none are left out."""
-    found = {
+    by_source = {
         name: frozenset(s.index for s in shards if s.index not in reader.commits)
         for name, reader in stores.items()
     }
-    return {name: lacking for name, lacking in found.items() if lacking}
+    return {name: lacking for name, lacking in by_source.items() if lacking}
 
 
-def incomplete(
+def missing_shards_error(
     missing: Mapping[str, frozenset[int]], shards: Sequence[ShardRecord]
 ) -> MissingError:
     """The error that names what is missing."""
-    told = []
+    parts = []
     for name, lacking in missing.items():
         named = sorted(lacking)
         shown = ", ".join(map(str, named[:10])) + (" ..." if len(named) > 10 else "")
-        told.append(f"{name} {len(named)} of {len(shards)} shards ({shown})")
+        parts.append(f"{name} {len(named)} of {len(shards)} shards ({shown})")
     return MissingError(
         "sources lack shards of the split",
         where="aligned stores",
-        got="missing: " + "; ".join(told),
+        got="missing: " + "; ".join(parts),
         hint="rerun `logitfuse align run`, or train without them by `--allow-partial`",
     )
 
 
-def silent_arrays(like: Arrays) -> Arrays:
-    """Arrays of a shard that a source says nothing about: no entries, tail mass 1, nothing known.
+def uncovered_arrays(like: Arrays) -> Arrays:
+    """Arrays of a shard that a source does not cover: no entries, tail mass 1, labels unknown.
 
     Args:
-        like: Of another source, for the same shard.
+        like: Arrays of another source for the same shard.
     """
     empty = {name: like[name][:0] for name in ("entry_ids", "entry_logprobs")}
     unknown = {

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fuse_train.data.partial import incomplete, missing_shards, silent_arrays
+from fuse_train.data.partial import missing_shards, missing_shards_error, uncovered_arrays
 from fuse_train.selectors.features import shard_features
 from store_schema.errors import ConfigError, InputError, MismatchError
 from store_schema.layout import Arrays
@@ -26,27 +26,27 @@ from store_schema.text.context_reader import ReadContext
 from store_schema.text.tokenizer import SegmentTokenizer
 
 TOKEN_ARRAYS = ("segment_ids", "token_offsets", "token_ids", "byte_ends")
-"""All that ground truth alone needs; the same in every aligned store."""
+"""Arrays that ground truth alone needs; the same in every aligned store."""
 
 SPAN_ARRAYS = ("span_offsets", "span_index", "span_byte_ends", "span_logprobs")
-"""What the likelihood of spans needs beside them."""
+"""Arrays that the likelihood of spans needs too."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedShard:
-    """One shard of the plan in the target's tokens, with what each source says of it.
+    """One shard of the plan in the target's tokens, with each source's distributions.
 
     Args:
-        segments: Of the plan, in order.
+        segments: Its segments, in the plan's order.
         context_ids: Target tokens before each segment's text.
         token_offsets: [D+1] rows of each segment.
         token_ids: [N] int64.
         byte_ends: [N] end of each token in its segment's bytes.
         sources: Arrays of each source's store, in the run file's order; empty for ground truth.
-        features_NMF: Selector features, None without sources or where no selector looks at them.
+        features_NMF: Selector features, None without sources or where the selector needs none.
         eos_id: Token to train after segments that end their document, or None.
-        ends_turn: Segments whose last row is the end of a chat's turn: no `eos_id` behind it.
-        names: Of the sources, as segments name their authors.
+        ends_turn: Indices of segments that end with a chat template's end of turn, and get no `eos_id`.
+        names: Names of the sources.
     """
 
     segments: Sequence[Segment]
@@ -78,8 +78,8 @@ class Sample:
     """One segment of a decoded shard.
 
     Args:
-        shard: That holds the arrays.
-        index: Segment within the shard.
+        shard: Shard with its arrays.
+        index: Number of the segment within the shard.
         rows: Its rows in the shard's position arrays.
     """
 
@@ -94,7 +94,7 @@ class Sample:
 
     @property
     def author(self) -> int:
-        """Place among the sources of the one whose answer it is, -1 for none."""
+        """Index of the source that wrote the segment as an answer, -1 for none."""
         author, names = self.segment.author, self.shard.names
         return names.index(author) if author in names else -1
 
@@ -105,7 +105,7 @@ class Sample:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """Tokens of the text, and the end-of-sequence token where it is to be learned."""
+        """Tokens of the text, then the end-of-sequence token if it is trained here."""
         tokens = self.shard.token_ids[self.rows]
         ends = self.segment.ends_document and self.index not in self.shard.ends_turn
         if self.shard.eos_id is not None and ends:
@@ -122,16 +122,16 @@ class AlignedSamples:
     """The aligned stores of a run, opened together for one split.
 
     Args:
-        plan: That all stores were made from.
+        plan: Plan that all stores were made from.
         stores: Reader by source name, in the run file's order.
         tokenizer: The target's.
-        split: Whose shards are read.
+        split: Split whose shards are read.
         append_eos: Whether the end of a document is a label.
         max_positions: Most tokens the target takes, None when its config does not say.
-        allow_partial: A source that lacks a shard is silent there, and a shard that no source has is
-            left out, instead of being an error.
+        allow_partial: Instead of an error, a source covers nothing in shards that it lacks, and a shard
+            that no source has is left out.
         with_spans: Whether the spans that source and target share are kept too.
-        with_features: Whether features are made of the sources, for selectors that look at them.
+        with_features: Whether to compute features of the sources, for selectors that need them.
 
     Raises:
         MismatchError: A store of another plan, or of another target tokenizer.
@@ -175,11 +175,11 @@ class AlignedSamples:
         self.plan, self.stores, self.tokenizer, self.split = plan, dict(stores), tokenizer, split
         self.missing = missing_shards(stores, shards)
         if self.missing and not allow_partial:
-            raise incomplete(self.missing, shards)
-        everywhere = [set(self.missing.get(name, ())) for name in stores]
-        absent = set.intersection(*everywhere)
+            raise missing_shards_error(self.missing, shards)
+        lacking_shards = [set(self.missing.get(name, ())) for name in stores]
+        absent = set.intersection(*lacking_shards)
         if len(absent) == len(shards):
-            raise incomplete(self.missing, shards)
+            raise missing_shards_error(self.missing, shards)
         self.shards: tuple[ShardRecord, ...] = tuple(s for s in shards if s.index not in absent)
         for name, reader in stores.items():
             lacking = self.missing.get(name, ())
@@ -202,14 +202,14 @@ class AlignedSamples:
         return [shard.stop - shard.start for shard in self.shards]
 
     def chats(self, position: int) -> npt.NDArray[np.int64]:
-        """[D] number of the chat, within its shard, that each segment is a turn of; a segment that is
-        none has a number of its own."""
+        """Number of each segment's chat within its shard [D]; a segment that is no turn of a chat has a
+        number of its own."""
         names = [s.chat_id or s.segment_id for s in self.plan.segments(self.shards[position])]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         return np.array([numbers[name] for name in names], np.int64)
 
     def corpora(self, position: int) -> list[str | None]:
-        """[D] name of the input that each segment of a shard came from, None where it has none."""
+        """Corpus name of each segment of a shard [D], None where its input has no name."""
         shard = self.shards[position]
         names: list[str | None] = self._corpora[shard.start : shard.stop].to_pylist()
         return names
@@ -222,7 +222,7 @@ class AlignedSamples:
         """Read one shard of the split.
 
         Args:
-            position: In `shards`, not in the plan.
+            position: Index in `shards`, not in the plan.
             with_sources: False reads token arrays of one store only: no entries, no features.
 
         Raises:
@@ -259,8 +259,8 @@ class AlignedSamples:
         sources: tuple[Arrays, ...] = ()
         if with_sources:
             by_name = {name: arrays for (name, _), arrays in zip(readers, loaded, strict=True)}
-            silent = silent_arrays(first) if len(readers) < len(self.stores) else {}
-            sources = tuple(self._own(by_name.get(name, silent)) for name in self.stores)
+            uncovered = uncovered_arrays(first) if len(readers) < len(self.stores) else {}
+            sources = tuple(self._own(by_name.get(name, uncovered)) for name in self.stores)
         features = None
         if with_sources and self._with_features:
             texts = [segment.text.encode() for segment in segments]
@@ -279,7 +279,7 @@ class AlignedSamples:
         )
 
     def _check_plan_lengths(self) -> None:
-        """Before any training: every segment fits, unless the plan was made to fit anyway."""
+        """Check that every segment fits, unless the plan's own limit says so already."""
         record, limit = self.plan.record, self._max_positions
         planned = record.settings.get("max_tokens")
         own = record.tokenizers.get("target") == self.tokenizer.fingerprint
@@ -308,7 +308,7 @@ class AlignedSamples:
         ]
 
     def _own(self, arrays: Arrays) -> Arrays:
-        """What is the source's own: the token arrays are kept once for all sources."""
+        """The source's own arrays; token arrays are kept once for all sources."""
         return {name: array for name, array in arrays.items() if name not in self._unused}
 
     def _check_lengths(
@@ -366,10 +366,10 @@ class ShardCache:
     """Decoded shards by position, least recently used dropped first.
 
     Args:
-        samples: Where they come from.
+        samples: Stores to load them from.
         with_sources: As in `AlignedSamples.load`.
-        max_bytes: Kept at most, beyond the `min_shards` that are always kept.
-        min_shards: One window of the order and the next one's first.
+        max_bytes: Most bytes kept, except that `min_shards` are always kept.
+        min_shards: One window of the order, and the first shard of the next.
     """
 
     def __init__(

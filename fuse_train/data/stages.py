@@ -1,7 +1,7 @@
-"""Stages of a training: an order of samples for each, one behind the other.
+"""Stages of a training: each has its own order of samples.
 
-A stage is the texts of some corpora in an order of their own. It begins at a step, so a step's samples
-are all of one stage, and which stage that is follows from the step alone: there is nothing to save.
+A stage has the texts of some corpora. Each step belongs to one stage, which follows from the number of
+the step alone: a checkpoint need not save it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ class StagedOrder:
     """Samples by step, stage after stage.
 
     Args:
-        stages: Of the run file; none is one stage of all texts, which count 1.
-        corpora: [D] name of the corpus of each segment, shard by shard; read only where there are
-            stages.
+        stages: Of the run file; none is one stage of all texts with weight 1.
+        corpora: From a shard to the corpus name of each segment [D]; called only if there are stages.
         shard_sizes: Segments of each shard of the split.
         batch_segments: Segments of a step.
-        make_order: Makes a `SampleOrder` of shard sizes and of units (see there), with the seed of a
-            stage.
+        make_order: From number of a stage, shard sizes and units to a `SampleOrder`.
         units: As in `SampleOrder`, by shard of the split.
 
     Raises:
@@ -86,12 +84,12 @@ class StagedOrder:
     def _number(self, step: int) -> int:
         if not self.stages:
             return 0
-        found = int(np.searchsorted(self._starts, step, side="right")) - 1
-        return min(found, len(self.stages) - 1)
+        number = int(np.searchsorted(self._starts, step, side="right")) - 1
+        return min(number, len(self.stages) - 1)
 
 
 class _Part:
-    """The order of one stage: samples counted among those of the stage, and where each stands."""
+    """The order of one stage's samples, and where these are among all: shard and segments there."""
 
     def __init__(
         self, order: SampleOrder, places: list[tuple[int, npt.NDArray[np.int64]]] | None
@@ -100,7 +98,7 @@ class _Part:
 
     @classmethod
     def whole(cls, order: SampleOrder) -> _Part:
-        """Of all samples."""
+        """The order of all samples."""
         return cls(order, None)
 
     @classmethod
@@ -111,15 +109,15 @@ class _Part:
         units: Units | None,
         make_order: Callable[..., SampleOrder],
     ) -> _Part:
-        """Of the samples whose corpus counts."""
+        """The order of the samples of these corpora."""
         kept = [np.flatnonzero([name in corpora for name in of_shard]) for of_shard in names]
-        places = [(shard, found) for shard, found in enumerate(kept) if len(found)]
+        places = [(shard, segments) for shard, segments in enumerate(kept) if len(segments)]
 
         def kept_units(at: int) -> npt.NDArray[np.int64]:
-            shard, found = places[at]
-            return units(shard)[found] if units is not None else np.arange(len(found))
+            shard, segments = places[at]
+            return units(shard)[segments] if units is not None else np.arange(len(segments))
 
-        sizes = [len(found) for _, found in places]
+        sizes = [len(segments) for _, segments in places]
         return cls(make_order(sizes, None if units is None else kept_units), places)
 
     def __len__(self) -> int:
@@ -127,12 +125,12 @@ class _Part:
 
     def samples(self, start: int, count: int) -> list[SampleRef]:
         """`count` samples from position `start` of the stage."""
-        found = self._order.samples(start, count)
+        refs = self._order.samples(start, count)
         if self._places is None:
-            return found
+            return refs
         return [
             SampleRef(self._places[ref.shard][0], int(self._places[ref.shard][1][ref.segment]))
-            for ref in found
+            for ref in refs
         ]
 
 
@@ -140,7 +138,7 @@ def _require_names(names: Sequence[Sequence[str | None]], stages: Sequence[Stage
     counts = Counter(name for of_shard in names for name in of_shard)
     if counts.get(None):
         raise InputError(
-            "texts of inputs without a name, so no stage can say what they count",
+            "texts of inputs without a name, so stages have no weight for them",
             where="train.stages",
             got=f"{counts[None]:,} segments",
             hint="name each input of the run file (corpus.inputs[].corpus), then build the corpus "

@@ -24,7 +24,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """How samples are handed out (see TrainSection for each)."""
+    """Order, batch sizes and memory of a stream (see TrainSection for each)."""
 
     seed: int
     batch_segments: int
@@ -64,7 +64,7 @@ class SampleStream:
         with_sources: False streams ground truth and reads no entries.
         with_entries: False leaves the distributions out and keeps labels and features.
         process: Index and count of this process.
-        cache: Of another stream over the same samples, to decode each shard once for both.
+        cache: Cache of another stream over the same samples, so that each shard is decoded once.
     """
 
     def __init__(
@@ -98,16 +98,15 @@ class SampleStream:
         return self.cache.get(ref.shard).sample(ref.segment)
 
     def step_refs(self, step: int) -> list[SampleRef]:
-        """This process's samples of a step, in the order's order."""
+        """This process's samples of a step, in training order."""
         size = self.options.batch_segments
         return self.order.samples(step)[process_slice(size, *self._process)]
 
     def step_batches(self, step: int, *, micro_batch_segments: int | None = None) -> list[Batch]:
-        """This process's micro-batches of a step (numbered from 0), shortest segments first, or whole
-        chats as they are.
+        """This process's micro-batches of a step, shortest segments first; whole chats in their order.
 
         Args:
-            step: Of the run.
+            step: Number of the step, from 0.
             micro_batch_segments: None takes the options'.
         """
         samples = [self.sample(ref) for ref in self.step_refs(step)]
@@ -137,10 +136,10 @@ class SampleStream:
 
     def _prefetched(self, first: int, stop: int) -> Generator[list[Batch], None, None]:
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(self.options.prefetch_batches)
-        ended = threading.Event()
+        closed = threading.Event()
 
         def put(item: list[Batch] | BaseException) -> None:
-            while not ended.is_set():
+            while not closed.is_set():
                 try:
                     ready.put(item, timeout=0.1)
                     return
@@ -150,10 +149,10 @@ class SampleStream:
         def work() -> None:
             try:
                 for step in range(first, stop):
-                    if ended.is_set():
+                    if closed.is_set():
                         return
                     put(self.step_batches(step))
-            except BaseException as error:  # carried over and raised where it can be told
+            except BaseException as error:  # raised again in the thread that reads the queue
                 put(error)
 
         thread = threading.Thread(target=work, name="batches", daemon=True)
@@ -165,7 +164,7 @@ class SampleStream:
                     raise item
                 yield item
         finally:
-            ended.set()
+            closed.set()
             thread.join()
 
 

@@ -1,1 +1,1 @@
-"""Folders that are there whole or not at all, and checksums of what is in them."""
+"""Folders that appear complete or not at all, and checksums of their files."""

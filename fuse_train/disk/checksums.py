@@ -1,4 +1,4 @@
-"""Sizes and checksums of a folder's files, kept in the folder: a changed byte is found, not trained on.
+"""Sizes and checksums of a folder's files, kept in the folder, so that damage is detected.
 
 files.json      sealed: CRC-32C and size of every other file, by its path inside the folder
 """
@@ -40,7 +40,7 @@ def file_record(path: Path) -> FileRecord:
 
 
 def with_checksums(write: Callable[[Path], object]) -> Callable[[Path], None]:
-    """The same, and then `files.json` of all that was written."""
+    """Wrap `write`, which fills a folder, to add `files.json` for all that it wrote."""
 
     def write_all(folder: Path) -> None:
         write(folder)
@@ -52,15 +52,15 @@ def with_checksums(write: Callable[[Path], object]) -> Callable[[Path], None]:
 
 
 def check_files(folder: Path, *, hint: str) -> None:
-    """Every file that was written is there and unchanged; others are nobody's business.
+    """Check that every file in `files.json` is there and unchanged; other files are ignored.
 
     Args:
-        folder: That `with_checksums` filled.
+        folder: A folder filled through `with_checksums`.
         hint: What to do when it is damaged.
 
     Raises:
         CorruptionError: A file is gone or changed, or the record is.
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     place = folder / FILES_FILE
     if not place.is_file():

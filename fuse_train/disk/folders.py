@@ -1,8 +1,8 @@
-"""Folders that are there whole or not at all, whatever instruction a kill hits.
+"""Folders that appear complete or not at all, even if the process is killed.
 
-A folder is filled under a hidden name, forced to the disk and renamed. Where one already stands under
-the final name it is renamed aside first; `sweep`, which every start runs before it looks, puts it back
-if the kill came between the two renames.
+A folder is filled under a hidden temporary name, flushed to disk and renamed. An existing one under the
+final name is first renamed to a hidden name; if the process is killed between the two renames, `sweep`,
+which runs at every start, renames it back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from store_schema.disk.storage_errors import storage_errors
 
 @contextmanager
 def write_errors(where: Path) -> Iterator[None]:
-    """StorageError for what disks raise, also through safetensors, which hides the errno."""
+    """Raise StorageError for disk errors, also for those of safetensors, which hides the errno."""
     with storage_errors(str(where)):
         try:
             yield
@@ -35,14 +35,14 @@ def write_errors(where: Path) -> Iterator[None]:
 
 
 def publish_folder(final: Path, write: Callable[[Path], object]) -> None:
-    """Fill a folder aside and rename it to `final`; one that stands there is replaced.
+    """Fill a folder under a temporary name and rename it to `final`, replacing what is there.
 
     Args:
-        final: Where it is to be.
-        write: Fills the folder it is given.
+        final: Path of the folder.
+        write: Fills the folder that it is called with.
 
     Raises:
-        StorageError: The disk refused; `final` is as it was.
+        StorageError: A file cannot be written; `final` is as it was.
     """
     temporary = _aside(final, "tmp")
     with write_errors(final):
@@ -65,10 +65,10 @@ def publish_folder(final: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def trial_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final` that is deleted at the end; what a kill leaves of it, `sweep` removes.
+    """A folder beside `final` that is deleted at the end, or by `sweep` after a kill.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     temporary = _aside(final, "tmp")
     with write_errors(final):
@@ -88,7 +88,7 @@ def discard_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Put back what a kill left renamed aside, and remove what it left half-written."""
+    """Restore folders that a killed process had renamed, and delete what it left incomplete."""
     if not folder.is_dir():
         return
     with storage_errors(str(folder)):
@@ -103,11 +103,11 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_beside(final: Path) -> None:
-    """The same for one folder among others that are nobody's business: only what a kill left of
-    publishing it, and nothing that another process is filling now.
+    """`sweep` for one folder alone, where other programs may use the parent: touches only what a killed
+    `publish_folder` left, and nothing that another process is filling now.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     if not final.parent.is_dir():
         return
@@ -127,8 +127,8 @@ def sweep_beside(final: Path) -> None:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether no other process holds the folder; it is held for the block. Where a file system has no
-    locks, nobody does."""
+    """Lock the folder for the block; False if another process holds it. Always True on a file system
+    without locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -148,7 +148,7 @@ def _aside(final: Path, ending: str) -> Path:
 
 
 def _flush(folder: Path) -> None:
-    """Force files and their names to the disk, so that the rename cannot outrun them."""
+    """Flush files and their names to disk before the rename."""
     for path in sorted(folder.rglob("*")):
         sync(path)
     sync(folder)

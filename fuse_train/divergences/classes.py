@@ -1,6 +1,6 @@
 """What a divergence compares: source and target over the source's entries and one class for the rest.
 
-Every divergence is seen over K + 1 classes: the entries of the source, and one bucket for all
+Every divergence is computed over K + 1 classes: the entries of the source, and one bucket for all
 other tokens, of mass t under the source and `rest` = 1 - sum q_k under the target.
 
 Shape suffixes: R rows, M sources, K entries.
@@ -39,7 +39,7 @@ def interpolated(classes: Classes, share: float) -> Classes:
     mean. Departure: over the K + 1 classes instead of the whole vocabulary, and the share is a
     function of the step (a schedule), not of earlier losses.
 
-    A row on which the source says nothing stays as it is.
+    A row that the source does not cover stays as it is.
     """
     logp_RMK = classes.p_RMK.log()
     weight_RMK = (1 - share) * classes.logq_RMK + share * logp_RMK
@@ -48,10 +48,10 @@ def interpolated(classes: Classes, share: float) -> Classes:
     weight_RM1 = (1 - share) * classes.rest_RM[..., None].log() + share * tail_RM1.log()
     weight_RM1 = weight_RM1.masked_fill(tail_RM1 <= 0, float("-inf"))
     weight_RMX = torch.cat([weight_RMK, weight_RM1], -1)
-    silent_RM1 = weight_RMX.isinf().all(-1, keepdim=True)
-    mixed_RMX = weight_RMX.masked_fill(silent_RM1, 0.0).softmax(-1)
+    empty_RM1 = weight_RMX.isinf().all(-1, keepdim=True)
+    mixed_RMX = weight_RMX.masked_fill(empty_RM1, 0.0).softmax(-1)
     p_RMX = torch.cat([classes.p_RMK, tail_RM1], -1)
-    p_RMX = torch.where(silent_RM1, p_RMX, mixed_RMX)
+    p_RMX = torch.where(empty_RM1, p_RMX, mixed_RMX)
     return Classes(
         p_RMX[..., :-1], p_RMX[..., -1], classes.q_RMK, classes.logq_RMK, classes.rest_RM
     )

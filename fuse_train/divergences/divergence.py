@@ -25,8 +25,8 @@ class Divergence:
     """Which divergence D(P_m, Q), and what is done to P_m and Q before it.
 
     Args:
-        name: Of the registry.
-        options: Of that divergence, in the run file.
+        name: Name in the registry.
+        options: Its options, from the run file.
         target_temperature: The target's logits are divided by it, and D is multiplied by its square
             so that gradients keep their size (Hinton et al. 2015, 1503.02531, section 2).
         source_share: None compares with the source; a number from 0 to 1 compares with the
@@ -44,7 +44,7 @@ class Divergence:
         return DIVERGENCES[self.name].sorts
 
     def value_and_slope(self, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
-        """D [R, M] in nats, and g [R, M, K]; the temperature is the caller's business."""
+        """D [R, M] in nats, and g [R, M, K]; the caller applies `target_temperature`."""
         if self.source_share is not None:
             classes = interpolated(classes, self.source_share)
         return DIVERGENCES[self.name].value_and_slope(classes, self.options)

@@ -1,4 +1,4 @@
-"""What a divergence is to the rest of the program; read with the run file, so it needs no torch."""
+"""Base class of divergences; imported when a run file is read, so it does not import torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class DivergenceKind(Kind):
-    """Base of all divergences; options stand in `train.loss`."""
+    """Base of all divergences; their options are in `train.loss`."""
 
     needs_tail_bucket: ClassVar[bool] = False
-    """Whether it means nothing between parts of distributions: it needs the tail as a class."""
+    """Whether it needs whole distributions, and so the tail as a class."""
     sorts: ClassVar[bool] = False
-    """Whether both sides are sorted first: the target's most probable tokens stand beside the source's
-    most probable entries, whatever tokens these are."""
+    """Whether it compares the source's k-th most probable entry with the target's k-th most probable
+    token, whatever tokens these are."""
 
     def value_and_slope(self, c: Classes, options: Any) -> ValueAndSlope:
         """D [R, M] in nats, and its slope g [R, M, K] to the target's log-probabilities.
@@ -31,6 +31,6 @@ class DivergenceKind(Kind):
 
         Args:
             c: Source and target over the source's K entries and one class for all other tokens.
-            options: Its own, of the run file.
+            options: Its options, from the run file.
         """
         raise NotImplementedError

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fuse_train.divergences.kind import ValueAndSlope
 
 MIN_PROBABILITY = 1e-12
-"""What a source holds for impossible counts as this much where its logarithm is asked for."""
+"""Least probability under a source whose logarithm is taken."""
 
 
 class ReverseKl(DivergenceKind):

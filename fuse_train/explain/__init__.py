@@ -1,1 +1,1 @@
-"""One segment looked at as the loss sees it (`train explain`)."""
+"""What the training loss does at each position of one segment (`train explain`)."""

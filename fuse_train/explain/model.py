@@ -1,4 +1,4 @@
-"""Which weights stand for the target where one segment is explained."""
+"""The model whose predictions `train explain` shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fuse_train.model.target import load_trained
 from fuse_train.publish.final import read_done
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, MismatchError, MissingError
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_schema.text.tokenizer_files import TOKENIZER_FILE
@@ -27,20 +27,20 @@ _ADAPTERS = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """A model to look at.
+class ChosenModel:
+    """A model to show.
 
     Args:
-        words: Which it is, for people.
+        title: Which it is, in words.
         where: Folder or hub name.
-        folder: That holds trained weights; None for the run file's own target.
-        given: Whether a person named the folder, so that nothing is known of it.
+        folder: Folder with trained weights; None for the run file's own target.
+        named: Whether the user named the folder, so that its tokenizer must be checked.
     """
 
-    words: str
+    title: str
     where: str
     folder: Path | None = None
-    given: bool = False
+    named: bool = False
 
 
 def choose_model(
@@ -48,7 +48,7 @@ def choose_model(
     section: TrainSection,
     name: str | None,
     checkpoint: tuple[Path, TrainState] | None,
-) -> Chosen:
+) -> ChosenModel:
     """The model that `--model` names.
 
     Args:
@@ -63,19 +63,19 @@ def choose_model(
         MissingError: That training is not finished.
         MismatchError: It was made from another config, plan or store.
     """
-    before = Chosen("the target before training", inputs.run.target.model)
+    before = ChosenModel("the target before training", inputs.run.target.model)
     if name == "target":
         return before
     if name in ("final", "control"):
         label = "fused" if name == "final" else name
-        found = _final(inputs, section, label)
-        if found is None:
+        final = _final(inputs, section, label)
+        if final is None:
             raise MissingError(
                 f"the {label} training has no final model",
                 where=final_folder(inputs.run, label),
                 hint="`logitfuse train run` makes it; --model target shows the target before it",
             )
-        return found
+        return final
     if name is not None:
         folder = Path(name).expanduser()
         if not folder.is_dir():
@@ -85,43 +85,43 @@ def choose_model(
                 expected="target, final, control, or a model's folder",
                 got=ascii(name)[1:-1],
             )
-        return Chosen(f"the model in {folder}", str(folder), folder, given=True)
+        return ChosenModel(f"the model in {folder}", str(folder), folder, named=True)
     if checkpoint is not None:
         path = checkpoint[0]
-        return Chosen(f"checkpoint {path.name}", str(path), path)
-    untrained = Chosen("the target as it is, no checkpoint yet", before.where)
+        return ChosenModel(f"checkpoint {path.name}", str(path), path)
+    untrained = ChosenModel("the target as it is, no checkpoint yet", before.where)
     return _final(inputs, section, "fused") or untrained
 
 
-def _final(inputs: Inputs, section: TrainSection, label: str) -> Chosen | None:
+def _final(inputs: Inputs, section: TrainSection, label: str) -> ChosenModel | None:
     recipe = section if label == "fused" else section.control_section()
     folder = final_folder(inputs.run, label)
-    mark = final_fingerprint(inputs.run, job_fingerprint(inputs, label, recipe))
-    if read_done(folder, mark) is None:
+    expected = final_fingerprint(inputs.run, job_fingerprint(inputs, label, recipe))
+    if read_done(folder, expected) is None:
         return None
-    return Chosen(f"the final {label} model", str(folder), folder)
+    return ChosenModel(f"the final {label} model", str(folder), folder)
 
 
 def load_chosen(
-    run: RunConfig, chosen: Chosen, tokenizer: SegmentTokenizer, segment: Segment
+    run: RunConfig, chosen: ChosenModel, tokenizer: SegmentTokenizer, segment: Segment
 ) -> Any:
-    """The causal model in float32, proved to read the segment as the target does.
+    """Load the causal model in float32; its tokenizer must read the segment as the target's does.
 
     Args:
         run: The run file.
         chosen: Which model.
         tokenizer: The target's.
-        segment: It will be fed.
+        segment: The segment to explain.
 
     Raises:
-        ModelError: It cannot be loaded, fed, or seen as hidden states and a head.
+        ModelError: It cannot be loaded or take the segment, or has no plain output head.
         MismatchError: It reads other tokens than the target.
     """
     encoded = tokenizer.encode([segment])
     if chosen.folder is None:
         model = load_model(run.target, where="target")
     else:
-        if chosen.given and (chosen.folder / TOKENIZER_FILE).exists():
+        if chosen.named and (chosen.folder / TOKENIZER_FILE).exists():
             _require_same_tokens(run, chosen.folder, encoded[0].input_ids, segment)
         adapters = (chosen.folder / _ADAPTERS).exists()
         model = load_trained(run.target, chosen.folder, adapters=adapters, dtype=torch.float32)
@@ -133,7 +133,7 @@ def load_chosen(
 def _require_same_tokens(
     run: RunConfig, folder: Path, expected: list[int], segment: Segment
 ) -> None:
-    own = SegmentTokenizer.load(in_folder(run.target, folder), name="--model")
+    own = SegmentTokenizer.load(with_folder(run.target, folder), name="--model")
     (read,) = own.encode([segment])
     if read.input_ids != expected:
         raise MismatchError(

@@ -1,4 +1,4 @@
-"""The positions of one segment: a forward pass, and what the loss is made of at each row.
+"""The positions of one segment: a forward pass, and the terms of the loss at each row.
 
 Shape suffixes: B segments (one), T rows, M sources, R rows with a label, K entries, H hidden, J tokens
 that are shown, G domains.
@@ -22,17 +22,17 @@ from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from store_schema.text.vocabulary import Vocabulary
 
 SHOWN = 3
-"""Most probable tokens that are told of target and pool."""
+"""Most probable tokens shown of target and pool."""
 
 
 @dataclass(frozen=True, slots=True)
-class Likely:
+class TopToken:
     """One of the most probable tokens.
 
     Args:
         token_id: In the target's vocabulary.
-        data: Its bytes; of a special token how it is written.
-        probability: As the target or the pool has it.
+        data: Its bytes; of a special token its text.
+        probability: Under the target or the pool.
     """
 
     token_id: int
@@ -42,19 +42,19 @@ class Likely:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """One token of the text, the label, and what was expected in its place.
+    """One token of the text (the label), and what target and pool predict in its place.
 
     Args:
         index: Row within the segment.
         start: First byte in the segment's text.
         end: One past its last byte; equal to `start` for the end-of-sequence token.
         token_id: In the target's vocabulary.
-        data: Its bytes; of a special token how it is written.
+        data: Its bytes; of a special token its text.
         target_nats: NLL under the target; None where nothing predicts the row.
-        pool_nats: NLL under the pool; None where no source that has a weight knows the label.
-        weights: Of each source, sum 1; all 0 where none covers the row.
-        fusion_weight: 1 - lambda: what of the row's loss is fusion, the rest is ground truth.
-        begins: Whether no source is inside one of its tokens: inside, labels are nearly free.
+        pool_nats: NLL under the pool; None where no source with a weight has a probability for it.
+        weights: Weight of each source, sum 1; all 0 where none covers the row.
+        fusion_weight: 1 - lambda: weight of the fusion loss at the row; the rest is ground truth.
+        begins: False where a source is inside one of its tokens, and so hardly uncertain of the label.
         target_top: The target's most probable tokens, best first.
         pool_top: The pool's, of the entries as stored.
     """
@@ -69,8 +69,8 @@ class Position:
     weights: tuple[float, ...] = ()
     fusion_weight: float = 0.0
     begins: bool = True
-    target_top: tuple[Likely, ...] = ()
-    pool_top: tuple[Likely, ...] = ()
+    target_top: tuple[TopToken, ...] = ()
+    pool_top: tuple[TopToken, ...] = ()
 
     @property
     def fused(self) -> bool:
@@ -79,7 +79,7 @@ class Position:
 
     @property
     def ahead_nats(self) -> float | None:
-        """What the label costs the target beyond the pool; None where one is not known."""
+        """Target's NLL minus the pool's; None where one is not known."""
         if self.target_nats is None or self.pool_nats is None:
             return None
         return self.target_nats - self.pool_nats
@@ -131,14 +131,14 @@ def explain_sample(
             weights=tuple(weights),
             fusion_weight=fusion,
             begins=begins_T is None or bool(begins_T[row]),
-            target_top=_likely(target, vocabulary),
-            pool_top=_likely(pool, vocabulary),
+            target_top=_top_tokens(target, vocabulary),
+            pool_top=_top_tokens(pool, vocabulary),
         )
     return tuple(positions)
 
 
 def _unknown(sample: Sample, vocabulary: Vocabulary) -> list[Position]:
-    """The positions with nothing known of them yet."""
+    """The positions of a sample, without figures."""
     text = sample.segment.text.encode()
     ends = [*sample.shard.byte_ends[sample.rows].tolist()]
     positions, start = [], 0
@@ -156,12 +156,12 @@ def _target_top(
 ) -> list[list[tuple[int, float]]]:
     """The target's most probable tokens [R][J], best first, logits of some rows at a time."""
     chunk = chunk_rows or default_chunk_rows(len(head.weight_VH), hidden_RH.device)
-    found: list[list[tuple[int, float]]] = []
+    tops: list[list[tuple[int, float]]] = []
     for part_RH in torch.split(hidden_RH, chunk):
         best = head.logits(part_RH).softmax(-1).topk(min(SHOWN, len(head.weight_VH)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        found += [list(zip(ids, probs, strict=True)) for ids, probs in pairs]
-    return found
+        tops += [list(zip(ids, probs, strict=True)) for ids, probs in pairs]
+    return tops
 
 
 def pool_top(
@@ -171,14 +171,14 @@ def pool_top(
 
     Args:
         rows: Distributions of the sources.
-        weights_RM: Of the sources.
-        count: Tokens of a row at the most; tokens without probability are left out.
+        weights_RM: Weights of the sources.
+        count: Most tokens of a row; tokens without probability are left out.
 
     Returns:
-        [R] lists of (id, probability), best first; of equals the lower id first.
+        [R] lists of (id, probability), best first, ties by lower id.
     """
     mass_RMK = weights_RM.double()[..., None] * rows.entry_probs_RMK.double()
-    found = []
+    tops = []
     for ids_MK, mass_MK in zip(
         rows.entry_ids_RMK.cpu().numpy(), mass_RMK.cpu().numpy(), strict=True
     ):
@@ -186,9 +186,9 @@ def pool_top(
         ids, place = np.unique(ids_MK[there_MK], return_inverse=True)
         sums = np.bincount(place, mass_MK[there_MK], len(ids))
         best = np.argsort(-sums, kind="stable")[:count]
-        found.append(list(zip(ids[best].tolist(), sums[best].tolist(), strict=True)))
-    return found
+        tops.append(list(zip(ids[best].tolist(), sums[best].tolist(), strict=True)))
+    return tops
 
 
-def _likely(pairs: list[tuple[int, float]], vocabulary: Vocabulary) -> tuple[Likely, ...]:
-    return tuple(Likely(i, vocabulary.spelling(i), p) for i, p in pairs)
+def _top_tokens(pairs: list[tuple[int, float]], vocabulary: Vocabulary) -> tuple[TopToken, ...]:
+    return tuple(TopToken(i, vocabulary.spelling(i), p) for i, p in pairs)

@@ -1,8 +1,7 @@
-"""`train explain`: one segment, position by position: what the target says, and what the pool says.
+"""`train explain`: what target and pool predict at each position of one segment.
 
-The numbers are those of the training loss, made by its own parts: the labels' NLL under the target,
-the selector's weights, the pool that they make, and the weight that the fusion loss has there. Products
-are taken in float32.
+The numbers are those of the training loss, computed by its own code: the labels' NLL under the target,
+the selector's weights, their pool, and the weight of the fusion loss. Matrix products are in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import Sample
 from fuse_train.data.stream import SampleStream, training_order
-from fuse_train.explain.model import Chosen, choose_model, load_chosen
+from fuse_train.explain.model import ChosenModel, choose_model, load_chosen
 from fuse_train.explain.positions import Position, explain_sample
 from fuse_train.gate.held_out import HeldOutText
 from fuse_train.inputs import (
@@ -46,20 +45,20 @@ from store_schema.plan.plan import Plan, Segment, ShardRecord
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One segment.
+    """What target and pool predict in one segment.
 
     Args:
-        segment: Of the plan.
-        shard: That holds it.
-        model: Which weights are the target here, in words.
-        model_folder: Where they are.
+        segment: The segment.
+        shard: Index of its shard in the plan.
+        model: Which weights of the target, in words.
+        model_folder: Folder of these weights.
         selector: Which selector, in words.
         hindsight: Whether its weights saw the labels.
-        clm_weight: lambda before the fusion gate takes its share.
-        fusion_share: What the gate leaves of the fusion loss in the segment's domain.
+        clm_weight: lambda without the fusion gate.
+        fusion_share: Share of its weight that the fusion loss keeps in the segment's domain.
         share_from: Where that share is from, in words.
         sources: Names, in the order of weights.
-        positions: All of the segment's.
+        positions: All positions of the segment.
     """
 
     segment: Segment
@@ -83,30 +82,30 @@ class Explained:
 def explain_segment(
     run: RunConfig, *, segment: str | None, document: str | None = None, model: str | None = None
 ) -> Explained:
-    """One segment of the plan, explained.
+    """Compute what target and pool predict in one segment of the plan.
 
     Args:
         run: The run file.
-        segment: Id, row of the plan, or in a document its number there; None is its only one.
-        document: Id of the document that holds it; None goes by `segment` alone.
-        model: "target", "final", "control" or a folder; None is the training as it stands.
+        segment: Id or row of the plan; with `document` its number there, None for the only one.
+        document: Id of the document that holds it.
+        model: As `name` of `choose_model`.
 
     Raises:
         ConfigError: Neither segment nor document, several segments to choose from, or no such model.
         MissingError: No plan, no such segment, or stores without its shard.
         MismatchError: A checkpoint, model or store of another config or tokenizer.
-        InputError: No source says anything of the segment.
-        ModelError: The model cannot be loaded or fed.
+        InputError: No source covers any position of the segment.
+        ModelError: The model cannot be loaded, or cannot take the segment.
     """
     section = run.section("train", TrainSection)
     inputs = open_inputs(run, section)
-    record, found = find_segment(inputs.plan, _wanted(inputs.plan, segment, document))
-    sample = _sample(inputs, section, record, found)
+    record, chosen_segment = find_segment(inputs.plan, _wanted(inputs.plan, segment, document))
+    sample = _sample(inputs, section, record, chosen_segment)
     job = job_fingerprint(inputs, "fused", section)
     checkpoint = latest_checkpoint(output_folder(run) / "checkpoints", job)
     chosen = choose_model(inputs, section, model, checkpoint)
     processes = _processes()
-    target = load_chosen(run, chosen, inputs.tokenizer, found).to(processes.device).eval()
+    target = load_chosen(run, chosen, inputs.tokenizer, chosen_segment).to(processes.device).eval()
     with stop_on_signals() as stop:
         selector, selector_words = _selector(
             inputs, section, checkpoint, processes.device, stop.check
@@ -120,25 +119,25 @@ def explain_segment(
     objective.fusion_shares = shares
     positions = explain_sample(objective, sample, inputs.domains, inputs.tokenizer.vocabulary)
     return Explained(
-        segment=found,
+        segment=chosen_segment,
         shard=record.index,
-        model=chosen.words,
+        model=chosen.title,
         model_folder=chosen.where,
         selector=selector_words,
         hindsight=selector.hindsight,
         clm_weight=objective.weights.clm_weight,
-        fusion_share=shares.get(found.domain, 1.0),
+        fusion_share=shares.get(chosen_segment.domain, 1.0),
         share_from=share_from,
         sources=inputs.samples.sources,
         positions=positions,
     )
 
 
-# ------------------------------------------------------------------------------- what is looked at
+# ------------------------------------------------------------------------------------- the segment
 
 
 def _wanted(plan: Plan, segment: str | None, document: str | None) -> str:
-    """Id or row of the segment that is asked for."""
+    """Id or row of the segment that the options name."""
     if document is not None:
         return segment_in_document(plan, document, segment)
     if segment is None:
@@ -171,10 +170,10 @@ def _sample(inputs: Inputs, section: TrainSection, record: ShardRecord, segment:
     sample = shard.sample(segment.index - record.start)
     if not any(np.diff(a["entry_offsets"])[sample.rows].any() for a in shard.sources):
         raise InputError(
-            "no source says anything of the segment",
+            "no source covers any position of the segment",
             where=f"segment {ascii(segment.segment_id)[1:-1]}",
             expected="a position that a source covers",
-            hint="`logitfuse align view` shows what became of the sources' distributions",
+            hint="`logitfuse align view` shows the sources' distributions and where they were lost",
         )
     return sample
 
@@ -184,11 +183,11 @@ def _processes() -> Any:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # The first state of a process is that of all its accelerators, and does not ask by itself.
+    # A process's first PartialState serves all its accelerators, but ignores ACCELERATE_USE_CPU.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-# ------------------------------------------------------------------------- as the training stands
+# ------------------------------------------------------------------------ the state of the training
 
 
 def _selector(
@@ -198,7 +197,7 @@ def _selector(
     device: torch.device,
     on_step: Callable[[], None],
 ) -> tuple[Selector, str]:
-    """The run's selector and where it is from; one that learns is trained on the stores at worst."""
+    """The run's selector and where it is from; one not trained yet is trained on the stores now."""
     run = inputs.run
     stream = SampleStream(inputs.samples, stream_options(run, section), inputs.domains)
     start = SelectorStart(
@@ -229,11 +228,11 @@ def _selector(
 def _fusion_shares(
     inputs: Inputs,
     checkpoint: tuple[Path, TrainState] | None,
-    chosen: Chosen,
+    chosen: ChosenModel,
     objective: FusionObjective,
     processes: Any,
 ) -> tuple[dict[str, float], str]:
-    """The fusion gate's share by domain, and where it is from: the last evaluation, or made now."""
+    """The fusion gate's share by domain, and where it is from: the last evaluation, or measured now."""
     section, selector = objective.section, objective.selector
     if section.fusion_gate.kind == "none" or selector is None:
         return {}, "no fusion gate"
@@ -251,4 +250,4 @@ def _fusion_shares(
     )
     named = dict(zip(valid.segment_ids, rows, strict=True))
     shares = held_out.shares(selector, named, processes)
-    return shares, f"measured now on split {section.valid_split} with {chosen.words}"
+    return shares, f"measured now on split {section.valid_split} with {chosen.title}"

@@ -1,4 +1,4 @@
-"""An explained segment for a terminal, and as one JSON object for programs."""
+"""An explained segment as text for a terminal, and as one JSON object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fuse_train.explain.positions import Likely, Position
+from fuse_train.explain.positions import Position, TopToken
 from fuse_train.explain.segment import Explained
 from launch.quantities import share_text
 from launch.visible import cut, padded, quoted, visible, width
@@ -16,29 +16,29 @@ from launch.visible import cut, padded, quoted, visible, width
 _TOKEN_COLUMNS = 18
 _INDENT = 8
 _AHEAD = (("{+", "+}", "green"), ("[-", "-]", "red"))
-"""Marks of tokens that the pool knows better than the target, and the other way round."""
+"""Marks of tokens more probable under the pool than under the target, and the reverse."""
 
 
-def as_json(found: Explained) -> dict[str, Any]:
-    """One object; `positions` has one array for each figure, all as long as the segment has tokens."""
-    rows = found.positions
-    segment = found.segment
+def as_json(explained: Explained) -> dict[str, Any]:
+    """One object; `positions` has one array for each figure, with one element for each token."""
+    rows = explained.positions
+    segment = explained.segment
     return {
         "segment": segment.segment_id,
         "document": segment.document_id,
         "row": segment.index,
-        "shard": found.shard,
+        "shard": explained.shard,
         "domain": segment.domain,
         "split": segment.split,
         "text": segment.text,
-        "model": found.model,
-        "model_folder": found.model_folder,
-        "selector": found.selector,
-        "hindsight": found.hindsight,
-        "clm_weight": found.clm_weight,
-        "fusion_share": found.fusion_share,
-        "fusion_share_from": found.share_from,
-        "sources": list(found.sources),
+        "model": explained.model,
+        "model_folder": explained.model_folder,
+        "selector": explained.selector,
+        "hindsight": explained.hindsight,
+        "clm_weight": explained.clm_weight,
+        "fusion_share": explained.fusion_share,
+        "fusion_share_from": explained.share_from,
+        "sources": list(explained.sources),
         "positions": {
             "token_ids": [p.token_id for p in rows],
             "tokens": [_plain(p.data) for p in rows],
@@ -55,7 +55,7 @@ def as_json(found: Explained) -> dict[str, Any]:
     }
 
 
-def _top_arrays(name: str, top: Sequence[tuple[Likely, ...]]) -> dict[str, list[list[Any]]]:
+def _top_arrays(name: str, top: Sequence[tuple[TopToken, ...]]) -> dict[str, list[list[Any]]]:
     return {
         f"{name}_top_ids": [[one.token_id for one in row] for row in top],
         f"{name}_top_tokens": [[_plain(one.data) for one in row] for row in top],
@@ -70,21 +70,21 @@ def _plain(data: bytes) -> str:
 # ------------------------------------------------------------------------------- for a terminal
 
 
-def explained_text(found: Explained, columns: int, *, top: int | None) -> str:
+def explained_text(explained: Explained, columns: int, *, top: int | None) -> str:
     """Heading, the text with the positions that are listed, and the list.
 
     Args:
-        found: The segment.
-        columns: Of the terminal.
-        top: How many positions, those where target and pool differ most; None is all, in order.
+        explained: The segment.
+        columns: Width of the terminal in characters.
+        top: List only so many positions, where target and pool differ most; None lists all, in order.
     """
-    lines = [*_heading(found), ""]
-    listed: Sequence[Position] = found.positions
+    lines = [*_heading(explained), ""]
+    listed: Sequence[Position] = explained.positions
     if top is not None:
-        listed = found.most_different(top)
-        fused = sum(p.fused for p in found.positions)
+        listed = explained.most_different(top)
+        fused = sum(p.fused for p in explained.positions)
         lines += [
-            marked_text(found.segment.text, listed),
+            marked_text(explained.segment.text, listed),
             "",
             f"the {len(listed)} of {fused} fused positions where target and pool differ most "
             "({+the pool is ahead+}, [-the target is ahead-]):",
@@ -96,31 +96,34 @@ def explained_text(found: Explained, columns: int, *, top: int | None) -> str:
         f"{'fusion':>7}  weights"
     )
     for position in listed:
-        lines += _position_lines(position, found.sources, token_columns, columns)
+        lines += _position_lines(position, explained.sources, token_columns, columns)
     lines += [
         "",
         "target, pool: NLL of the token, nats; ahead: target - pool; fusion: weight of the fusion loss",
-        "there, the rest is ground truth; below, the most probable tokens, * the one that stands there",
+        "there, the rest is ground truth; below, the most probable tokens, * is the text's own token",
     ]
     if any(not p.begins for p in listed):
-        lines.append("(inside): a source is inside one of its tokens, so that it paid before")
+        lines.append(
+            "(inside): a source is inside one of its tokens, whose NLL is at its first byte"
+        )
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _heading(found: Explained) -> list[str]:
-    segment = found.segment
+def _heading(explained: Explained) -> list[str]:
+    segment = explained.segment
     size = len(segment.text.encode())
-    known = [p for p in found.positions if p.fused and p.ahead_nats is not None]
-    hindsight = ", whose weights saw the labels (hindsight)" if found.hindsight else ""
-    weight = (1 - found.clm_weight) * found.fusion_share
+    known = [p for p in explained.positions if p.fused and p.ahead_nats is not None]
+    hindsight = ", whose weights saw the labels (hindsight)" if explained.hindsight else ""
+    weight = (1 - explained.clm_weight) * explained.fusion_share
     lines = [
-        f"segment {visible(segment.segment_id)} (row {segment.index}, shard {found.shard}, domain "
+        f"segment {visible(segment.segment_id)} (row {segment.index}, shard {explained.shard}, domain "
         f"{visible(segment.domain)}, split {visible(segment.split)}): {size:,} bytes, "
-        f"{len(found.positions):,} positions, {sum(p.fused for p in found.positions):,} fused",
-        f"target: {visible(found.model)}",
-        f"pool: selector {visible(found.selector)}{hindsight}, over {', '.join(found.sources)}",
-        f"fusion loss: weight {weight:.3f} = (1 - {found.clm_weight:g}) * {found.fusion_share:.3f}, "
-        f"the gate's share of domain {visible(segment.domain)} ({visible(found.share_from)})",
+        f"{len(explained.positions):,} positions, {sum(p.fused for p in explained.positions):,} fused",
+        f"target: {visible(explained.model)}",
+        f"pool: selector {visible(explained.selector)}{hindsight}, over {', '.join(explained.sources)}",
+        f"fusion loss: weight {weight:.3f} = (1 - {explained.clm_weight:g}) * "
+        f"{explained.fusion_share:.3f}, the gate's share of domain {visible(segment.domain)} "
+        f"({visible(explained.share_from)})",
     ]
     if known:
         target, pool = (
@@ -154,7 +157,7 @@ def _position_lines(
     return lines
 
 
-def _top_line(name: str, top: tuple[Likely, ...], label: int, columns: int) -> str:
+def _top_line(name: str, top: tuple[TopToken, ...], label: int, columns: int) -> str:
     line = f"{'':<{_INDENT}}{name:<6}"
     room = max((columns - width(line)) // len(top) - 12, 8)
     for one in top:
@@ -168,7 +171,7 @@ def _nats(nats: float | None) -> str:
 
 
 def marked_text(text: str, positions: Iterable[Position]) -> str:
-    """The text with some of its tokens marked; characters that tokens share are marked whole."""
+    """The text with some tokens marked; a character that a token has a part of is marked whole."""
     data, done, parts = text.encode(), 0, []
     for position in sorted(positions, key=lambda p: p.start):
         start, end = _whole_characters(data, position.start, position.end)

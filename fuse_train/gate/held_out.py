@@ -1,10 +1,9 @@
-"""What the sources' pool still knows of held-out text beyond the target, domain by domain.
+"""How much the sources' pool still adds to the target on held-out text, domain by domain.
 
-Text that is trained on cannot tell: in a second pass the target knows it by heart, and its cost there
-says nothing of what it has learned. So the question is asked on the valid split, at each evaluation:
-in the mixture of target and pool that scores the text best, how much weight does the pool have? None
-where the target has overtaken its sources, all of it where the target adds nothing to them. The answer
-is the share of its weight that the fusion loss keeps in that domain until the next evaluation.
+Training text cannot show it: in a second pass the target has memorised it. So each evaluation looks for
+the mixture of target and pool with the lowest NLL on the valid split. The pool's weight in it is the
+share of its weight that the fusion loss keeps in that domain until the next evaluation: 0 where the
+target has overtaken its sources, 1 where the target adds nothing to them.
 
 Shape suffixes: B segments, T rows, S spans.
 """
@@ -35,16 +34,19 @@ def span_nats(
     rows: Mapping[str, Floats],
     device: torch.device,
 ) -> dict[str, Floats]:
-    """{domain: [2, S] nats of the target and of the pool} of every span that both know.
+    """NLL of every span that target and pool both have a probability for.
 
     Args:
         batches: With labels and features, as from `split_batches`.
-        selector: Its weights make the pool.
-        rows: The target's nats of each row by segment, NaN where nothing predicts a row; segments
-            that are not there are left out.
-        device: Of the selector.
+        selector: Gives the pool's weights.
+        rows: The target's nats of each row by segment id, NaN where nothing predicts a row; segments
+            without an entry are left out.
+        device: Device of the selector.
+
+    Returns:
+        {domain: [2, S] nats under the target and under the pool}.
     """
-    found: dict[str, list[Floats]] = {}
+    pairs: dict[str, list[Floats]] = {}
     for batch in batches:
         batch = to_device(batch, device)
         sources = sources_of(batch)
@@ -62,13 +64,13 @@ def span_nats(
         pair = torch.stack([target_BT, pool_BT.double().cpu()])
         for b, at_T in enumerate(first_BT):
             domain = batch.domains[int(batch.domains_B[b])]
-            found.setdefault(domain, []).append(pair[:, b, at_T].numpy())
-    return {domain: np.concatenate(parts, axis=1) for domain, parts in found.items()}
+            pairs.setdefault(domain, []).append(pair[:, b, at_T].numpy())
+    return {domain: np.concatenate(parts, axis=1) for domain, parts in pairs.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutText:
-    """The evaluated segments as the sources see them.
+    """The evaluated segments with what the pool needs of the sources.
 
     Args:
         batches: With labels and features, without entries.
@@ -78,7 +80,7 @@ class HeldOutText:
 
     @classmethod
     def of(cls, batches: Iterable[Batch], segment_ids: Sequence[str]) -> HeldOutText:
-        """Those batches of a split that hold a segment of these."""
+        """Keep the batches that hold one of these segments."""
         wanted = set(segment_ids)
         return cls(tuple(b for b in batches if not wanted.isdisjoint(b.segment_ids)))
 

@@ -1,4 +1,4 @@
-"""The best mixture of two predictors of the same text: how much each knows that the other does not.
+"""The mixture of two predictors with the lowest NLL: how much each adds to the other.
 
 Shape suffixes: S spans of text.
 """
@@ -17,7 +17,7 @@ def mixture_weight(nats_S: Floats, other_nats_S: Floats) -> float:
     """Weight of the second predictor in the mixture that scores the text best.
 
     The w in [0, 1] that maximises sum_i log((1 - w) q_i + w p_i), with q_i and p_i the probabilities
-    that the two gave span i. The sum is concave in w: the interval is halved by its slope.
+    of span i under the two. The sum is concave in w, so bisection on its slope finds it.
 
     Args:
         nats_S: -log q of each span, finite.
@@ -25,7 +25,7 @@ def mixture_weight(nats_S: Floats, other_nats_S: Floats) -> float:
 
     Returns:
         0 where the second adds nothing to the first, 1 where the first adds nothing to the second, 0.5
-        where nothing speaks for either.
+        where they are equal everywhere.
     """
     ahead_S = (nats_S - other_nats_S).clip(-500.0, 500.0)
     # Slope (p - q) / ((1 - w) q + w p), both sides over the larger of p and q: nothing overflows.

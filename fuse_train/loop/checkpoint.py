@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, renamed into place, never half there.
+"""Checkpoints, written under a temporary name and renamed when complete.
 
     checkpoints/step-000200/            loads with AutoModelForCausalLM as it is
         config.json, model.safetensors  (with LoRA adapter_config.json, adapter_model.safetensors)
@@ -9,7 +9,7 @@
         files.json                      sealed: size and CRC-32C of every file above
     checkpoints/best-000150/            weights of the best evaluation so far, with files.json
 
-There is no pickle. Generators have no state to keep: each step seeds them from (seed, step, process).
+There is no pickle. Random states need no saving: each step seeds them from (seed, step, process).
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from store_schema.disk.sealed import seal, unseal
 from store_schema.errors import CorruptionError, MismatchError
 
 STATE_FILE = "trainer/state.json"
-ONE_BEFORE = "delete the folder to go on from the checkpoint before, or from the start"
+PREVIOUS_CHECKPOINT_HINT = (
+    "delete the folder to go on from the checkpoint before, or from the start"
+)
 _STEP_NAME = re.compile(r"^step-(\d+)$")
 _BEST_NAME = re.compile(r"^best-(\d+)$")
 
@@ -55,11 +57,11 @@ class TrainState(StrictModel):
 
     schema_version: int = SCHEMA_VERSION
     fingerprint: str
-    """Of config, plan, stores and target; another one is refused."""
+    """Of config, plan, stores and target; a run with another one does not resume from it."""
     step: int = Field(ge=0)
     """Optimizer steps done; the next one's generators are seeded from it."""
     next_sample: int = Field(ge=0)
-    """Position in the endless sequence of epochs."""
+    """Number of samples drawn so far, over all epochs."""
     before: dict[str, float] | None = None
     """Bits per byte by domain before training."""
     best: BestRecord | None = None
@@ -67,7 +69,7 @@ class TrainState(StrictModel):
     stale: int = Field(default=0, ge=0)
     """Evaluations since the best one."""
     fusion_shares: dict[str, float] = Field(default_factory=dict)
-    """What the fusion loss keeps of its weight by domain, from the last evaluation."""
+    """Share of its weight that the fusion loss keeps, by domain, from the last evaluation."""
     seconds: float = Field(default=0.0, ge=0)
     """Training time so far, over all starts."""
 
@@ -76,8 +78,8 @@ def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     """Complete folders of one kind by step, lowest first."""
     if not folder.is_dir():
         return {}
-    found = {int(match[1]): p for p in folder.iterdir() if (match := pattern.match(p.name))}
-    return dict(sorted(found.items()))
+    by_step = {int(match[1]): p for p in folder.iterdir() if (match := pattern.match(p.name))}
+    return dict(sorted(by_step.items()))
 
 
 def step_folders(checkpoints: Path) -> dict[int, Path]:
@@ -86,12 +88,12 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Folder of a step's checkpoint."""
     return checkpoints / f"step-{step:06d}"
 
 
 def best_folder(checkpoints: Path, step: int) -> Path:
-    """Where the weights of the best evaluation lie."""
+    """Folder of the weights of the best evaluation, at `step`."""
     return checkpoints / f"best-{step:06d}"
 
 
@@ -107,9 +109,9 @@ def latest_checkpoint(checkpoints: Path, fingerprint: str) -> tuple[Path, TrainS
         return None
     path = folders[max(folders)]
     if not (path / STATE_FILE).exists():
-        raise CorruptionError("checkpoint without state", where=path, hint=ONE_BEFORE)
+        raise CorruptionError("checkpoint without state", where=path, hint=PREVIOUS_CHECKPOINT_HINT)
     where = path / STATE_FILE
-    state = unseal(TrainState, where.read_bytes(), where=str(where), hint=ONE_BEFORE)
+    state = unseal(TrainState, where.read_bytes(), where=str(where), hint=PREVIOUS_CHECKPOINT_HINT)
     if state.fingerprint != fingerprint:
         raise MismatchError(
             "checkpoint was made from another config, plan, store or target",
@@ -118,7 +120,7 @@ def latest_checkpoint(checkpoints: Path, fingerprint: str) -> tuple[Path, TrainS
             got=f"fingerprint {state.fingerprint}",
             hint="undo the change, or give the run another name (or delete checkpoints) to start again",
         )
-    check_files(path, hint=ONE_BEFORE)
+    check_files(path, hint=PREVIOUS_CHECKPOINT_HINT)
     return path, state
 
 
@@ -132,10 +134,10 @@ def save_checkpoint(
     *,
     limit: int,
 ) -> Path:
-    """Publish a checkpoint, then drop the oldest beyond `limit` and best weights nobody names.
+    """Publish a checkpoint, then delete the oldest beyond `limit` and their best weights.
 
     Raises:
-        StorageError: The disk refused; earlier checkpoints stand.
+        StorageError: A file cannot be written; earlier checkpoints are kept.
     """
     path = step_folder(checkpoints, state.step)
 
@@ -159,7 +161,7 @@ def save_checkpoint(
 
 
 def _drop_unnamed_best(checkpoints: Path, kept: list[Path]) -> None:
-    """Best weights live as long as a kept checkpoint would go on from them."""
+    """Delete best weights that no kept checkpoint has as its best."""
     named = set()
     for path in kept:
         where = path / STATE_FILE

@@ -1,4 +1,4 @@
-"""A step's figures: means made of its sums, for the step log and for people.
+"""A step's figures: means of its sums, for the step log and the printed lines.
 
 Shape suffixes: M sources, G domains.
 """
@@ -19,10 +19,10 @@ from fuse_train.losses.losses import importance_cv2
 logger = logging.getLogger(__name__)
 
 COLLAPSE_SHARE = 0.01
-"""A source whose mean weight over the last steps is below it is as good as gone."""
+"""A mean weight below this draws a warning that the selector ignores the source."""
 
 COLLAPSE_STEPS = 50
-"""So many: a single step may hold no text of a source's domain."""
+"""Steps of that mean: a single step may hold no text of a source's domain."""
 
 
 def step_figures(
@@ -38,11 +38,11 @@ def step_figures(
     """The log line's losses and weights; sums become means here and nowhere else.
 
     Args:
-        sums: Of the step over all processes.
-        totals: Its counts.
+        sums: Sums of the step over all processes.
+        totals: Counts of the step.
         section: The recipe.
-        sources: Names.
-        domains: Names.
+        sources: Names, in the order of M.
+        domains: Names, in the order of G.
         learns: Whether the selector is trained in the step.
         pool_trains: Whether the pool's NLL trains it.
     """
@@ -60,7 +60,7 @@ def step_figures(
     rows_by_domain = sums["covered_G"].tolist()
 
     def by_domain(values: torch.Tensor) -> dict[str, Any]:
-        """Means over covered rows of domains that have some; by source where values are."""
+        """Means over covered rows, for domains that have some; of [G, M] values by source too."""
         means = (values / covered_G.view(-1, *(1,) * (values.ndim - 1))).tolist()
         return {
             domain: dict(zip(sources, mean, strict=True)) if values.ndim == 2 else mean
@@ -84,7 +84,7 @@ def step_figures(
 
 
 def readable(line: dict[str, Any], total: int) -> str:
-    """A step log line for people."""
+    """A step log line as one line to print."""
     parts = [f"step {line['step']}/{total}", f"loss {line['loss']:.4f}", f"clm {line['clm']:.4f}"]
     if "fusion" in line:
         parts += [f"fusion {line['fusion']:.4f}", f"pool {line['pool']:.4f}"]
@@ -98,23 +98,25 @@ def readable(line: dict[str, Any], total: int) -> str:
 
 
 class CollapseWatch:
-    """Says once when a source has hardly any weight any more."""
+    """Warns once when the selector gives a source hardly any weight."""
 
     def __init__(self) -> None:
         self._warned = False
-        self._heard: deque[dict[str, float]] = deque(maxlen=COLLAPSE_STEPS)
+        self._recent: deque[dict[str, float]] = deque(maxlen=COLLAPSE_STEPS)
 
-    def see(self, weights: dict[str, float]) -> None:
-        """Take note of a step's mean weights."""
-        self._heard.append(weights)
-        if len(self._heard) < COLLAPSE_STEPS or self._warned:
+    def add(self, weights: dict[str, float]) -> None:
+        """Add a step's mean weights by source."""
+        self._recent.append(weights)
+        if len(self._recent) < COLLAPSE_STEPS or self._warned:
             return
-        means = {name: sum(step[name] for step in self._heard) / COLLAPSE_STEPS for name in weights}
+        means = {
+            name: sum(step[name] for step in self._recent) / COLLAPSE_STEPS for name in weights
+        }
         gone = [name for name, weight in means.items() if weight < COLLAPSE_SHARE]
         if gone:
             self._warned = True
             logger.warning(
-                "the selector hardly hears %s any more (mean weight below %g); "
+                "the selector hardly uses %s any more (mean weight below %g); "
                 "raise train.feedback_weight if that is not wanted",
                 ", ".join(gone),
                 COLLAPSE_SHARE,

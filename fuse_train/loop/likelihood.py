@@ -1,4 +1,4 @@
-"""What a model says of given text: NLL row by row, with logits of a few rows at a time.
+"""NLL of given text under a model, row by row, with logits of a few rows in memory at a time.
 
 Shape suffixes: B segments, L input positions, T rows, R rows with a label and logits.
 """
@@ -33,7 +33,7 @@ from store_schema.text.prefixes import prefix_groups
 from store_schema.text.tokenizer import EncodedSegment
 
 SCORED_ROWS = 1024
-"""Rows of one piece of logits: enough to use a slice of the head well."""
+"""Rows scored at a time: enough for an efficient product with a slice of the head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class SegmentNll:
     """NLL of one segment.
 
     Args:
-        nats: Sum over the rows that something predicts.
-        num_bytes: UTF-8 bytes of those rows; a first token without context is in neither.
-        num_rows: How many rows those are.
+        nats: Sum over all rows but a first token without context, which nothing predicts.
+        num_bytes: UTF-8 bytes of these rows.
+        num_rows: Number of these rows.
     """
 
     nats: float
@@ -65,11 +65,11 @@ def segment_nll(
         model: transformers causal model, on its device.
         encoded: Segments as the model's own SegmentTokenizer gives them.
         batch_segments: Segments per forward pass.
-        head_chunk_rows: Rows whose logits exist at one time; None chooses.
-        on_scored: Told the segments of each batch when it is scored.
+        head_chunk_rows: Rows whose logits are in memory at one time; None chooses.
+        on_scored: Called after each batch with its number of segments.
 
     Returns:
-        In the order of `encoded`.
+        NLL of each segment, in the order of `encoded`.
 
     Raises:
         ModelError: Ids beyond the vocabulary, too many tokens, or NLLs that are not finite.
@@ -105,8 +105,8 @@ def row_nats(
     Args:
         model: As in `segment_nll`.
         encoded: As in `segment_nll`.
-        batch_segments: Segments per forward pass, beside those that begin one of them.
-        head_chunk_rows: Rows whose logits exist at one time; None chooses.
+        batch_segments: Segments per forward pass; those that are a prefix of one are not counted.
+        head_chunk_rows: Rows whose logits are in memory at one time; None chooses.
         on_scored: As in `segment_nll`.
 
     Returns:
@@ -122,7 +122,7 @@ def row_nats(
     groups = prefix_groups([np.asarray(segment.input_ids) for segment in encoded])
     # Longest first: memory runs out at once or never. Neighbours of one length waste no padding.
     groups.sort(key=lambda group: -len(encoded[group[0]].token_ids))
-    found: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
+    nats_by_segment: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
     was_training = model.training
     model.eval()
     try:
@@ -132,16 +132,16 @@ def row_nats(
             placed = [(row, encoded[i]) for row, group in enumerate(batch) for i in group]
             nats = _batch_nats(model, placed, direct, head_chunk_rows)
             for i, nats_T in zip(chosen, nats, strict=True):
-                found[i] = nats_T
+                nats_by_segment[i] = nats_T
             if on_scored is not None:
                 on_scored(len(chosen))
     finally:
         model.train(was_training)
-    return found
+    return nats_by_segment
 
 
 def check_inputs(model: Any, encoded: Sequence[EncodedSegment]) -> None:
-    """Refuse what an embedding would crash on or read beyond its end.
+    """Refuse ids and lengths that the model's embeddings do not have.
 
     Raises:
         ModelError: Ids beyond the vocabulary, or more tokens than positions.
@@ -182,7 +182,8 @@ def _head_known(model: Any) -> bool:
 def _batch_nats(
     model: Any, placed: Sequence[tuple[int, EncodedSegment]], direct: bool, chunk_rows: int | None
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """NLL of segments by row of input: of each row the first segment is the one that is fed."""
+    """NLL of each segment of `placed`, which are (row of the model's input, segment). The first segment
+    of a row is what the model reads there; the others are prefixes of it."""
     batch = [segment for _, segment in placed]
     num_rows = [len(segment.token_ids) for segment in batch]
     position_BT = torch.from_numpy(
@@ -221,16 +222,16 @@ def _batch_nats(
 def label_nats(
     hidden_RH: torch.Tensor, head: Head, labels_R: torch.Tensor, chunk_rows: int | None = None
 ) -> torch.Tensor:
-    """NLL of each label, with logits of some rows by some of the vocabulary at a time.
+    """NLL of each label, with logits of some rows and a slice of the vocabulary at a time.
 
-    A slice of the head serves all rows before the next one is taken, so that a head of half precision
-    is widened slice by slice, once a call, and no float32 copy of it exists.
+    Slices of the head are the outer loop: a head of half precision is widened slice by slice, once per
+    call, and never copied to float32 as a whole.
 
     Args:
         hidden_RH: Hidden states that predict the rows.
-        head: Of the model.
-        labels_R: int64.
-        chunk_rows: Most rows of such a piece; None chooses.
+        head: Output layer of the model.
+        labels_R: Token ids, int64.
+        chunk_rows: Maximum rows at a time; None chooses.
 
     Returns:
         [R] nats, in float32 or float64 as `score_dtype` of the hidden states.
@@ -261,7 +262,7 @@ def label_nats(
 
 
 def score_dtype(hidden_RH: torch.Tensor) -> torch.dtype:
-    """In which precision logits of scores are multiplied: the model's own, or autocast's.
+    """dtype of the product of hidden states and head when scoring: the model's own, or autocast's.
 
     Rounding logits to bfloat16 moves the bits per byte of a text by some 0.003 % (measured); float32
     products would take half as long again. A CPU that only imitates bfloat16 takes float32.

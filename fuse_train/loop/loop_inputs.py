@@ -1,4 +1,4 @@
-"""What a training loop is made of, and how long it is."""
+"""Inputs of a training loop, and its number of steps."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 @dataclass(frozen=True, slots=True)
 class LoopInputs:
-    """What a loop is made of.
+    """Data, recipe and folders of a training loop.
 
     Args:
-        label: "fused" or "control", for people.
+        label: "fused" or "control", for messages.
         section: The recipe.
-        seed: Of the run.
-        stream: Of the training split.
-        valid: Segments evaluated on the way, None for no evaluation.
+        seed: Seed of the run.
+        stream: Batches of the training split.
+        valid: Segments evaluated during training, None for no evaluation.
         tokenizer: The target's.
-        checkpoints: Folder.
+        checkpoints: Folder of the checkpoints.
         log: Step log.
-        held_out: The evaluated segments as the sources see them, where the fusion gate asks for it.
+        held_out: `valid` with the sources' log-probabilities, where the fusion gate needs them.
     """
 
     label: str

@@ -4,9 +4,9 @@ L = lambda * L_CLM + (1 - lambda) * L_fusion + span_weight * L_span + alpha * L_
     + pool_weight * L_pool.
 
 L_CLM, L_fusion and L_span are divided by the rows of the whole step over all processes and
-micro-batches,
-L_pool by its own rows. L_feedback is not a sum over rows, so its gradient is: with importance I of
-the whole step known beforehand, d CV^2/dI_m times each row's weight adds up to it exactly.
+micro-batches, L_pool by the rows where a source knows the label. L_feedback = CV^2(I) is not a sum
+over rows, but its gradient is: with the step's importance I known beforehand, the sum over rows of
+dCV^2/dI_m times the row's weight of source m has the same gradient.
 
 Shape suffixes: B segments, L input positions, T rows, M sources, R rows with a label, H hidden, G
 domains.
@@ -47,7 +47,7 @@ At = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class StepTotals:
-    """What must be known of the whole step before its first backward pass.
+    """Counts over a whole step, needed before its first backward pass.
 
     Args:
         labels: Rows with a label, over all processes and micro-batches.
@@ -87,14 +87,14 @@ class FusionObjective(nn.Module):
         self._reference = reference_index(section, sources)
         self.weights = weights_at(section, 0.0)
         self.fusion_shares: dict[str, float] = {}
-        """What the fusion loss keeps of its weight, by domain; 1 where nothing is said."""
+        """Share of its weight that the fusion loss keeps, by domain; 1 for domains not named."""
 
     def at_progress(self, progress: float, stage: StageSection | None = None) -> None:
-        """Set what is scheduled, before a step.
+        """Set the scheduled weights and temperatures before a step.
 
         Args:
             progress: 0 at the run's first step, 1 at its last.
-            stage: That the step belongs to.
+            stage: Stage that the step belongs to.
         """
         self.weights = weights_at(self.section, progress)
         if stage is not None and stage.clm_weight is not None:
@@ -185,7 +185,7 @@ class FusionObjective(nn.Module):
         if batch.weights_B is not None:
             counts_R = batch.weights_B[at[0]]
             clm_R, fusion_RM = clm_R * counts_R, fusion_RM * counts_R[:, None]
-        beside = weights_RM.new_zeros(())
+        span_offset = weights_RM.new_zeros(())
         sums: Sums = {}
         if options.needs_labels_first:
             with torch.no_grad():
@@ -199,17 +199,17 @@ class FusionObjective(nn.Module):
                     raise TypeError("span_weight needs batches with spans")
                 spans = span_rows(batch.spans, at)
                 value, slope_R = span_loss(nll_R, weights_RM, spans, options.span_temperature)
-                # Its slope rides on the ground truth's coefficients; its value stands beside them.
+                # The ground truth's coefficients carry its gradient; the offset corrects the value.
                 clm_R = clm_R + options.span_weight * slope_R
-                beside = options.span_weight * (value - (slope_R * nll_R).sum())
+                span_offset = options.span_weight * (value - (slope_R * nll_R).sum())
                 sums["spans"] = value
         loss = self._head_loss(
             hidden_RH, batch, at, clm_R, rows, fusion_RM, divergence=self.weights.divergence
         )
         if loss.ce_RM is None:
-            raise TypeError("sources were given, so their divergences are")
+            raise TypeError("head_loss returned no divergences of the sources")
         sums |= {"clm": loss.nll_R.sum(), "fusion": (weights_RM.detach() * loss.ce_RM).sum()}
-        return loss.total + beside, sums
+        return loss.total + span_offset, sums
 
 
 def reference_index(section: TrainSection, sources: Sequence[str]) -> int | None:
@@ -234,7 +234,7 @@ def reference_index(section: TrainSection, sources: Sequence[str]) -> int | None
 def label_reference(
     weights_RM: torch.Tensor, logprobs_RM: torch.Tensor, source: int | None
 ) -> torch.Tensor:
-    """What each label should cost [R], nats, NaN where not known: to a source, or to the pool."""
+    """NLL of each label [R] under a source, or under the pool if None; nats, NaN where not known."""
     if source is not None:
         return -logprobs_RM[:, source]
     known_R = (~logprobs_RM.isnan() & (weights_RM > 0)).any(-1)
@@ -242,7 +242,7 @@ def label_reference(
 
 
 def select(selector: Selector, view: SourceView) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gates (what the pool loss is taken on) and weights (what the target sees)."""
+    """Gates, which the pool loss uses, and weights, which the fusion loss uses; both [B, T, M]."""
     gates_BTM = selector.gates(view)
     return gates_BTM, selector.keep(gates_BTM)
 
@@ -266,7 +266,7 @@ def cv2_slope(importance_M: torch.Tensor) -> torch.Tensor:
 def by_domain(
     weights_RM: torch.Tensor, covered_RM: torch.Tensor, domain_R: torch.Tensor, count: int
 ) -> Sums:
-    """Sums over rows per domain, for the log: weights, sources that count, entropy in nats, covered."""
+    """Sums over rows by domain, for the log: weights, sources with weight, entropy (nats), covered."""
     dtype = weights_RM.dtype
     entropy_R = -torch.xlogy(weights_RM, weights_RM).sum(-1)
     columns = {

@@ -1,4 +1,4 @@
-"""The optimizer: by the names that transformers gives them, with its state as plain tensors."""
+"""The optimizer, chosen by its name in transformers, and its state saved as plain tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from store_schema.errors import ConfigError, CorruptionError
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _RECORD = "record"
-"""The one key of the metadata: safetensors writes several in an order of its own each time."""
+"""The only metadata key: safetensors writes several keys in an order that varies."""
 
 _BETAS: dict[str, Any] = {"betas": (0.9, 0.95)}
 
@@ -50,19 +50,19 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     kind, defaults = _kind(section.optim)
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in section.optim_kwargs.items()
     }
     for name, field in (("weight_decay", "train.weight_decay"), ("lr", "train.lr")):
-        if name in given:
+        if name in arguments:
             raise ConfigError(
                 "has a field of its own",
                 where=f"train.optim_kwargs.{name}",
                 hint=f"use {field}",
             )
     try:
-        optimizer: torch.optim.Optimizer = kind(groups, lr=section.lr, **(defaults | given))
+        optimizer: torch.optim.Optimizer = kind(groups, lr=section.lr, **(defaults | arguments))
     except (TypeError, ValueError, LookupError) as error:
         raise ConfigError(
             f"do not fit optimizer {section.optim}", where="train.optim_kwargs", got=str(error)
@@ -104,21 +104,21 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Put saved state back into an optimizer over the same parameters.
 
     Raises:
-        CorruptionError: The file is damaged, or speaks of other parameters.
+        CorruptionError: The file is damaged, or is of other parameters.
     """
     where = folder / OPTIMIZER_FILE
     try:
         with safe_open(where, framework="pt") as file:
             record = json.loads((file.metadata() or {})[_RECORD])
-            found: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            values: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shapes, plain = record["shapes"], record["plain"]
-        found |= plain
+        values |= plain
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
         raise CorruptionError("optimizer unreadable", where=where, got=error) from error
     if shapes != _shapes(optimizer):
         raise CorruptionError("optimizer of other parameters", where=where)
     state: dict[int, dict[str, Any]] = {}
-    for key, value in found.items():
+    for key, value in values.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(

@@ -12,11 +12,11 @@ from fuse_train.config import TrainSection
 from store_schema.errors import ConfigError
 
 MOST_STEPS_UNSAVED = 100
-"""Between checkpoints, where the run file does not say."""
+"""Most steps between checkpoints, unless the run file sets them."""
 
 
 def steps_between_checkpoints(section: TrainSection, num_steps: int) -> int:
-    """A tenth of the training, 100 at most, unless `checkpoint_every` says so."""
+    """`checkpoint_every`; without it a tenth of the training, at most 100 steps."""
     return section.checkpoint_every or min(math.ceil(num_steps / 10), MOST_STEPS_UNSAVED)
 
 
@@ -25,8 +25,8 @@ def steps_in_all(section: TrainSection, num_samples: int, staged: int | None = N
 
     Args:
         section: The recipe.
-        num_samples: Of an epoch.
-        staged: Steps of all stages, where there are some.
+        num_samples: Samples of an epoch.
+        staged: Steps of all stages; None for a training without stages.
     """
     if staged is not None:
         return min(staged, section.max_steps or staged)
@@ -35,7 +35,7 @@ def steps_in_all(section: TrainSection, num_samples: int, staged: int | None = N
 
 
 def progress_at(step: int, num_steps: int) -> float:
-    """Place of a step (from 0) in the training: 0 at the first, 1 at the last."""
+    """Progress of the training at a step (from 0): 0 at the first, 1 at the last."""
     return min(step / max(1, num_steps - 1), 1.0)
 
 
@@ -54,10 +54,10 @@ def warmup_steps(num_steps: int, warmup_ratio: float) -> int:
 
 
 def rate_schedule(section: TrainSection, num_steps: int) -> Callable[[int], float]:
-    """Share of the peak rate by step (from 0), as `train.lr_scheduler_type` has it.
+    """The schedule `train.lr_scheduler_type`: from a step (from 0) to its share of the peak rate.
 
-    The names are transformers' (`get_scheduler`). One departure, for all but constant: the warm-up
-    begins with 1 / warm-up of the peak, not with 0, which would spend the first batch on nothing.
+    The schedules are transformers' (`get_scheduler`). One departure, for all but constant: the warm-up
+    begins with 1 / warm-up steps of the peak, not with 0, which would waste the first batch.
 
     Raises:
         ConfigError: `train.lr_scheduler_kwargs` do not fit that schedule.
@@ -96,6 +96,6 @@ def _of_transformers(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Put every group at `factor` of its peak."""
+    """Set the learning rate of every parameter group to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor

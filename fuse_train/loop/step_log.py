@@ -13,11 +13,11 @@ Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the C
      "valid_bpb": {domain: bits per byte},
      "fusion_shares": {domain: weight of the pool in its best mixture with the target}}
 
-Steps count from 1; `valid_bpb` is there when that step was evaluated, `fusion_shares` too where the
-fusion gate measures them (fuse_train/gate/held_out.py), and the line of step 0 (before
-training) has nothing else. clm, fusion and pool are nats per row of theirs; `fusion` is over covered
-rows; `spans` is there where train.loss.span_weight is. The control has no fusion, feedback, pool,
-uncovered and weights.
+Steps count from 1. `valid_bpb` is present when that step was evaluated, `fusion_shares` too if the
+fusion gate measures them (fuse_train/gate/held_out.py); the line of step 0 (before training) has
+nothing else. clm, fusion and pool are nats per row; `fusion` is a mean over covered rows, `pool` over
+rows where a source knows the label. `spans` is present with train.loss.span_weight. The control has no
+fusion, feedback, pool, uncovered and weights.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class StepLog:
     """Appends to one log file.
 
     Args:
-        path: The file; None keeps nothing (processes other than the first).
+        path: The file; None writes nothing (for processes other than the first).
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def start(self, step: int) -> None:
-        """Forget lines after `step`, and lines cut by a kill; 0 begins again."""
+        """Delete lines after `step` and incomplete lines; 0 empties the log."""
         if self._path is None:
             return
         with storage_errors(str(self._path)):
@@ -58,7 +58,7 @@ class StepLog:
         """Append one line.
 
         Raises:
-            StorageError: The disk refused.
+            StorageError: The file cannot be written.
         """
         if self._path is None:
             return

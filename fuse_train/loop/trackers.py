@@ -40,14 +40,14 @@ def tracker_folder(logs: Path, label: str) -> Path:
 def start_trackers(
     accelerator: Any, run_name: str, label: str, fingerprint: str, *, step: int
 ) -> None:
-    """Begin or go on with the training's runs; what was told after `step` is told again.
+    """Start or resume the training's run in each tracker; figures after `step` are logged again.
 
     Args:
-        accelerator: Made with `log_with` and the folder above.
-        run_name: Names the project.
-        label: "fused" or "control": names the run in it.
-        fingerprint: Of the training; the same training goes on in the same run.
-        step: Resumed from.
+        accelerator: Made with `log_with` and `tracker_folder`.
+        run_name: Name of the project.
+        label: "fused" or "control", the name of the run in it.
+        fingerprint: Of the training; the same training resumes the same run.
+        step: Step that is resumed from.
     """
     if not accelerator.log_with:
         return
@@ -62,7 +62,7 @@ def start_trackers(
 
 
 def stop_trackers(accelerator: Any) -> None:
-    """Write out what they still hold."""
+    """Close all trackers, which writes what they have buffered."""
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []
@@ -70,10 +70,10 @@ def stop_trackers(accelerator: Any) -> None:
 
 def numbers(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of a step log line, nested names joined by '/'; the step itself is left out."""
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for name, value in line.items():
         if isinstance(value, dict):
-            found |= numbers(value, f"{prefix}{name}/")
+            flat |= numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and (prefix or name not in ("step", "num_steps")):
-            found[prefix + name] = float(value)
-    return found
+            flat[prefix + name] = float(value)
+    return flat

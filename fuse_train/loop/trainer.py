@@ -1,4 +1,4 @@
-"""The training loop: resumable at every step, stopped before a step that would spoil the weights.
+"""The training loop: resumable at every step, stopped before a step that is not finite.
 
 Shape suffixes: M sources.
 """
@@ -29,7 +29,7 @@ from fuse_train.loop.schedule import (
 )
 from fuse_train.loop.trackers import numbers
 from fuse_train.loop.validation import valid_scores
-from fuse_train.machine.memory_fit import fits, fitting_size, free_memory
+from fuse_train.machine.memory_fit import fitting_size, free_memory, memory_errors
 from fuse_train.machine.processes import progress_stream
 from fuse_train.model.target import Target
 from fuse_train.selectors.selectors import Selector
@@ -43,12 +43,12 @@ class TrainingLoop:
     """One run of the target, from a state to the last step.
 
     Args:
-        inputs: Data, recipe, places.
-        target: The target.
+        inputs: Data, recipe, folders.
+        target: The model to train.
         selector: None for ground truth alone.
-        state: Where to begin.
-        accelerator: Of accelerate.
-        resume_from: Checkpoint that holds the optimizer, None at the start.
+        state: State to begin with.
+        accelerator: An accelerate.Accelerator.
+        resume_from: Checkpoint to load the optimizer from, None at the start.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TrainingLoop:
         Raises:
             ModelError: A loss or gradient that is not finite; nothing was changed by that step.
             ConfigError: A micro-batch does not fit in memory; says how many segments would.
-            Stopped: A signal asked to stop; a checkpoint was saved.
+            Stopped: A signal requested to stop; a checkpoint was saved.
             StorageError: The disk refused a checkpoint or the log.
         """
         inputs = self.inputs
@@ -110,14 +110,14 @@ class TrainingLoop:
         )
         with closing(inputs.stream.batches(first, total)) as batches, bar as progress:
             while not self.over:
-                asked = time.monotonic()
-                line = self._step(self.state.step, next(batches), asked)
+                requested = time.monotonic()
+                line = self._step(self.state.step, next(batches), requested)
                 self._set(seconds=seconds_before + time.monotonic() - started)
                 progress.add(1, f"loss {line['loss']:.3f}")
                 self._after_step(line, stop)
 
     def _after_step(self, line: dict[str, Any], stop: StopFlag) -> None:
-        """Evaluate, log and save where the step is due for it; stop where a signal asked."""
+        """Evaluate, log and save if due after this step; stop if a signal asked for it."""
         inputs, section, done = self.inputs, self.inputs.section, self.state.step
         due = section.eval_every is not None and done % section.eval_every == 0
         if due or done == inputs.num_steps:
@@ -136,16 +136,16 @@ class TrainingLoop:
             self._accelerator.wait_for_everyone()
             stop.check()
 
-    def _step(self, step: int, batches: list[Batch], asked: float) -> dict[str, Any]:
-        """One optimizer step; the line for the log.
+    def _step(self, step: int, batches: list[Batch], requested: float) -> dict[str, Any]:
+        """Take one optimizer step and return its line for the log.
 
         Args:
-            step: From 0.
+            step: Number of the step, from 0.
             batches: Micro-batches of this process.
-            asked: When they were asked for, by the monotonic clock.
+            requested: time.monotonic() before `batches` were made.
         """
         section, accelerator = self.inputs.section, self._accelerator
-        waited = time.monotonic() - asked
+        waited = time.monotonic() - requested
         _seed_step(self.inputs.seed, step, accelerator.process_index)
         batches = [to_device(batch, accelerator.device) for batch in batches]
         stage = self.inputs.stream.order.stage_at(step)
@@ -172,14 +172,14 @@ class TrainingLoop:
                 raise self._not_finite(of_selector, "selector's gradient", step, batches)
         factor = self._rate(step)
         set_rate(self._optimizer, factor)
-        with fits(
+        with memory_errors(
             f"state of optimizer {section.optim}",
             where=f"train {self.inputs.label}, step {step + 1}",
             hint="set train.optim to adafactor, which keeps less, or train.lora",
         ):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        seconds = time.monotonic() - asked
+        seconds = time.monotonic() - requested
         done = step + 1
         self._set(step=done, next_sample=done * section.batch_segments)
         line = {"step": done, "num_steps": self.inputs.num_steps} | self._figures(sums, totals)
@@ -210,10 +210,10 @@ class TrainingLoop:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            told = str(error).partition("\n")[0][:160]
-        raise self._too_large(step, totals, told)
+            reason = str(error).partition("\n")[0][:160]
+        raise self._too_large(step, totals, reason)
 
-    def _too_large(self, step: int, totals: StepTotals, told: str) -> ConfigError:
+    def _too_large(self, step: int, totals: StepTotals, reason: str) -> ConfigError:
         stream, device = self.inputs.stream, self._accelerator.device
         failed = min(self.inputs.section.micro_batch_segments, len(stream.step_refs(step)))
         self._optimizer.zero_grad(set_to_none=True)
@@ -238,7 +238,7 @@ class TrainingLoop:
         return ConfigError(
             "micro-batch does not fit in memory",
             where=f"train {self.inputs.label}, step {step + 1}",
-            got=f"{failed} segments ({told})",
+            got=f"{failed} segments ({reason})",
             hint=hint,
         )
 
@@ -278,13 +278,13 @@ class TrainingLoop:
             pool_trains=selector is not None and selector.pool_trains,
         )
         if learns and "weights" in figures and self._accelerator.is_main_process:
-            self._watch.see(figures["weights"])
+            self._watch.add(figures["weights"])
         return figures
 
     def _not_finite(
         self, value: torch.Tensor, what: str, step: int, batches: list[Batch]
     ) -> ModelError:
-        """The error, the same on all processes, with the segments that any of them had."""
+        """The error to raise, alike on all processes, with the segments of all of them."""
         names = [name for batch in batches for name in batch.segment_ids]
         if self._accelerator.num_processes > 1:
             from accelerate.utils import gather_object
@@ -305,7 +305,7 @@ class TrainingLoop:
         if valid is None:
             return
         size = section.micro_batch_segments
-        with fits(
+        with memory_errors(
             f"evaluation of {size} segments at a time",
             where=f"train {self.inputs.label}, step {line['step']}",
             hint=f"set train.micro_batch_segments to {max(size // 2, 1)} or less",
@@ -371,6 +371,6 @@ def _added(parts: list[Sums]) -> Sums:
 
 
 def _seed_step(seed: int, step: int, process: int) -> None:
-    """Generators (dropout) depend on the step alone, so a resumed run draws what it would have."""
+    """Seed random generators (dropout) by the step, so that a resumed run draws the same numbers."""
     state = np.random.SeedSequence([seed, step, process]).generate_state(1)
     torch.manual_seed(int(state[0]))

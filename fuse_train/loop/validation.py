@@ -1,4 +1,4 @@
-"""Bits per byte on the way: some segments of the valid split, by domain."""
+"""Evaluation during training: bits per byte of some segments of the valid split, by domain."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def load_valid(
 
 
 def check_valid(model: Any, valid: ValidSet) -> None:
-    """Refuse segments that the model cannot take, before any time is spent."""
+    """Refuse segments with ids or lengths that the model does not have."""
     check_inputs(model, valid.encoded)
 
 
@@ -83,9 +83,9 @@ def valid_scores(
     head_chunk_rows: int | None,
     label: str | None = None,
 ) -> ValidScores:
-    """Scores by domain; each process scores its share, with a bar where it has a label.
+    """Scores by domain; each process scores its share, with a progress bar if `label` names one.
 
-    A first token without context is in neither nats nor bytes.
+    A first token without context counts in neither nats nor bytes.
 
     Raises:
         InputError: No byte of a domain can be scored, so that it would look perfect.
@@ -111,13 +111,14 @@ def valid_scores(
         sums[names.index(domain)] += torch.tensor([nll.nats, nll.num_bytes], dtype=torch.float64)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device)).cpu()
-    silent = [name for name, (_, size) in zip(names, sums.tolist(), strict=True) if not size]
-    if silent:
+    unscored = [name for name, (_, size) in zip(names, sums.tolist(), strict=True) if not size]
+    if unscored:
         raise InputError(
             "domains without text that can be scored",
             where="the split of evaluations",
-            got="no bytes of " + ", ".join(silent),
-            hint="add documents of theirs to that split; a text of one token without BOS has none",
+            got="no bytes of " + ", ".join(unscored),
+            hint="add documents of these domains to that split; "
+            "a text's first token is scored only after a BOS or a context",
         )
     bpb = {
         name: nats / math.log(2) / size

@@ -1,1 +1,1 @@
-"""What a step minimises, as sums over rows, without dense targets."""
+"""The losses of a training step, as sums over rows, without dense targets."""

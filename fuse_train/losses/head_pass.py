@@ -1,9 +1,9 @@
 """One pass over chunks of rows: logits, losses and gradients, in one buffer of [chunk, V].
 
-Of each row the loss looks at a few tokens only: the label and the sources' entries, its slots. The
-buffer holds logits, then their exponentials, then their gradient; the slots are taken out, treated in
-float64 (they are few) and put back, so that 1 - (mass of the entries) is the sum of what is left in
-the row instead of a difference of two numbers near 1.
+In each row the loss needs a few tokens only: the label and the sources' entries, called slots. The
+buffer holds logits, then their exponentials, then their gradient. The slots are taken out, computed in
+float64 (they are few) and put back, so that 1 - (mass of the entries) is the sum of the rest of the
+row instead of a difference of two numbers near 1.
 
 Shape suffixes: R rows, C rows of a chunk, M sources, K entries, J slots (label, then M * K entries),
 V vocabulary, H hidden size.
@@ -23,12 +23,12 @@ from fuse_train.divergences.divergence import Divergence
 from fuse_train.model.heads import Head
 
 MIN_TAIL = 1e-6
-"""Least mass of the target outside a source's entries: bounds the slope of the tail's term."""
+"""Least mass of the target outside a source's entries; bounds the slope of the tail's term."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkSources:
-    """What the sources say of some rows, and how much it counts (the fusion coefficients)."""
+    """The sources' distributions of the rows of a chunk, and their fusion coefficients."""
 
     ids_CMK: torch.Tensor
     probs_CMK: torch.Tensor
@@ -44,7 +44,7 @@ class ChunkSources:
 class HeadPass(torch.autograd.Function):
     """Forward makes losses and gradients chunk by chunk; backward only scales the gradients.
 
-    They are scaled in place and handed over, so backward runs once: a second one is refused.
+    It scales them in place and keeps none, so a second backward pass is refused.
     """
 
     @staticmethod
@@ -99,7 +99,7 @@ class HeadPass(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         if ctx.made is None:
-            raise RuntimeError("the head's gradients were handed over by an earlier backward pass")
+            raise RuntimeError("backward through the head's loss runs once; its gradients are gone")
         made, ctx.made = ctx.made, None
         scaled = [
             None if grad is None else grad.mul_(grad_total.to(grad.dtype)).to(dtype)
@@ -110,11 +110,8 @@ class HeadPass(torch.autograd.Function):
 
 
 def product_dtype(hidden_RH: torch.Tensor) -> torch.dtype:
-    """In which precision matrices are multiplied.
-
-    Their own, except on a CPU that only imitates bfloat16 (float16 likewise): there float32 is many
-    times faster, and more exact.
-    """
+    """dtype of the product of hidden states and head: that of the hidden states, but float32 on a CPU
+    that only emulates bfloat16 or float16: there float32 is many times faster, and more exact."""
     dtype = hidden_RH.dtype
     if dtype in (torch.float32, torch.float64) or hidden_RH.device.type != "cpu":
         return dtype
@@ -123,12 +120,12 @@ def product_dtype(hidden_RH: torch.Tensor) -> torch.dtype:
 
 @cache
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for it."""
+    """Whether this CPU has instructions for bfloat16 products."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Gradients:
-    """Gradients of what the head is made of, summed over chunks in float32 or better."""
+    """Gradients of hidden states, weight and bias, summed over chunks in float32 or better."""
 
     def __init__(
         self,
@@ -138,8 +135,8 @@ class _Gradients:
         needed: tuple[bool, ...],
     ) -> None:
         wide = torch.promote_types(hidden_RH.dtype, torch.float32)
-        none = len(hidden_RH) == 0
-        make = torch.zeros_like if none else torch.empty_like  # the first chunk writes, others add
+        empty = len(hidden_RH) == 0
+        make = torch.zeros_like if empty else torch.empty_like  # the first chunk overwrites
         self._hidden_RH = hidden_RH
         self.hidden_RH = torch.empty_like(hidden_RH) if needed[0] else None
         self.weight_VH = make(weight_VH, dtype=wide) if needed[1] else None
@@ -148,7 +145,7 @@ class _Gradients:
             self.bias_V = torch.zeros_like(bias_V, dtype=wide)
 
     def add(self, grad_CV: torch.Tensor, rows: slice, head: Head) -> None:
-        """Take in a chunk, given the gradient of h W^T + b; `grad_CV` may be changed."""
+        """Add a chunk, from the gradient of its h W^T + b; may change `grad_CV`."""
         if head.scale != 1.0:
             grad_CV.mul_(head.scale)
         if self.bias_V is not None:
@@ -169,7 +166,7 @@ class _Gradients:
 
 
 def _write_logits(head: Head, hidden_CH: torch.Tensor, out_CV: torch.Tensor) -> torch.Tensor | None:
-    """Logits into `out_CV`; returns the slope of the soft cap where there is one."""
+    """Write logits into `out_CV`; return the slope of the soft cap, None without one."""
     if out_CV.dtype == hidden_CH.dtype:
         torch.mm(hidden_CH, head.weight_VH.T, out=out_CV)
     else:
@@ -193,7 +190,10 @@ def losses_to_gradient(
     part: ChunkSources | None,
     divergence: Divergence,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses of a chunk; `logits_CV` becomes the gradient of sum(clm * nll) + sum(fusion * ce)."""
+    """Losses of a chunk: nll_C and ce_CM, nats (None without sources).
+
+    Overwrites `logits_CV` with the gradient of sum(clm * nll) + sum(fusion * ce).
+    """
     temperature = divergence.target_temperature
     if part is None or temperature == 1.0:
         return _at_one_temperature(logits_CV, labels_C, clm_C, part, divergence)
@@ -220,7 +220,7 @@ def _at_one_temperature(
         if divergence.sorts:
             ids_CMK = logits_CV.topk(ids_CMK.shape[2]).indices[:, None].expand(ids_CMK.shape)
         present_CMK = ids_CMK >= 0
-        # An entry that is not there points at the label, which is a slot anyway.
+        # A padding entry points at the label, which is a slot anyway.
         ids_CMK = torch.where(present_CMK, ids_CMK, labels_C[:, None, None])
         index_CJ = torch.cat([index_CJ, ids_CMK.flatten(1)], 1)
     logits_CJ = logits_CV.gather(1, index_CJ).double()
@@ -257,8 +257,8 @@ class _Slots:
 
     Args:
         exp_CJ: float64; the same token may have several slots.
-        holder_CJ: For each slot, the one slot that stands for its token.
-        first_CJ: Whether it is that one itself.
+        holder_CJ: For each slot, the slot that represents its token.
+        first_CJ: Whether the slot is that one itself.
         sum_C1: Sum of the whole row, float64.
     """
 
@@ -268,20 +268,20 @@ class _Slots:
     sum_C1: torch.Tensor
 
     def put_back(self, into_CV: torch.Tensor, index_CJ: torch.Tensor, add_CJ: torch.Tensor) -> None:
-        """Write to each token the sum of what its slots add."""
+        """Write to each token the sum of `add_CJ` over its slots."""
         sum_CJ = torch.zeros_like(add_CJ).scatter_add_(1, self.holder_CJ, add_CJ)
         into_CV.scatter_(1, index_CJ, sum_CJ.gather(1, self.holder_CJ).to(into_CV.dtype))
 
 
 def _take_slots(exp_CV: torch.Tensor, index_CJ: torch.Tensor) -> _Slots:
-    """Take the slots out of `exp_CV`, leaving zeros, and sum the row without losing small parts."""
+    """Take the slots out of `exp_CV`, leaving zeros, and sum each row without cancellation."""
     exp_CJ = exp_CV.gather(1, index_CJ).double()
-    # Each token's slots write their numbers to it; the one that is read back stands for all.
+    # All slots of a token write their numbers to it; the one that is read back represents them.
     number_J = torch.arange(index_CJ.shape[1], device=exp_CV.device)
     exp_CV.scatter_(1, index_CJ, number_J.to(exp_CV.dtype).expand(index_CJ.shape))
     holder_CJ = exp_CV.gather(1, index_CJ).long()
     first_CJ = holder_CJ == number_J
     exp_CV.scatter_(1, index_CJ, 0.0)
-    others_C1 = exp_CV.sum(1, keepdim=True).double()
-    sum_C1 = others_C1 + (exp_CJ * first_CJ).sum(1, keepdim=True)
+    rest_C1 = exp_CV.sum(1, keepdim=True).double()
+    sum_C1 = rest_C1 + (exp_CJ * first_CJ).sum(1, keepdim=True)
     return _Slots(exp_CJ, holder_CJ, first_CJ, sum_C1)

@@ -1,4 +1,4 @@
-"""Weights of the loss as functions of the step's place in the run: nothing to save or to resume."""
+"""Weights of the loss as functions of progress in the run: nothing to save or to resume."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fuse_train.loss_config import ScheduleSection
 
 @dataclass(frozen=True, slots=True)
 class StepWeights:
-    """What is scheduled, at one step.
+    """The scheduled numbers at one step.
 
     Args:
         clm_weight: lambda.
         feedback_weight: alpha.
         threshold: tau of a selector that learns; None leaves it as it is.
-        divergence: With the temperature and TAID's share.
+        divergence: The divergence with its temperature and TAID's share.
     """
 
     clm_weight: float
@@ -45,15 +45,15 @@ def weights_at(section: TrainSection, progress: float) -> StepWeights:
 
 
 def scheduled(start: float, schedule: ScheduleSection | None, progress: float) -> float:
-    """One number at a point of the run.
+    """The value of a scheduled number at a point of the run.
 
     Args:
-        start: At the beginning: the field that the schedule belongs to.
-        schedule: None stays there.
+        start: Value at the beginning: the field that the schedule belongs to.
+        schedule: None keeps `start`.
         progress: From 0 to 1.
 
-    constant stays, linear and cosine go to `end`, hard_and_decay goes to 1 in a straight line (so
-    lambda does in FuseLLM's public code: the sources fade away).
+    constant keeps it, linear and cosine go to `end`, hard_and_decay goes linearly to 1 (as lambda does
+    in FuseLLM's public code, so that the fusion loss fades out).
     """
     if schedule is None or schedule.kind == "constant":
         return start

@@ -81,10 +81,10 @@ def with_temperature(rows: SourceRows, temperature: float) -> SourceRows:
     """The same distributions softened: p^(1 / temperature), scaled to sum 1 again.
 
     Departure from a softmax of logits over the whole vocabulary (Hinton et al. 2015): the tail is one
-    class, since nothing is known of its tokens. A row of which nothing is known stays as it is.
+    class, since nothing is known of its tokens. A row without mass stays as it is.
 
     Args:
-        rows: After `with_tail_policy`: what was dropped is not softened back.
+        rows: After `with_tail_policy`.
         temperature: Above 0; 1 changes nothing.
     """
     if temperature == 1.0:
@@ -101,8 +101,8 @@ def row_coefficients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients of ground truth and of the sources at each row.
 
-    A row that no source covers has the ground truth alone, with weight 1: leaving (1 - lambda) of
-    it out would make a row count less because a source was silent.
+    A row that no source covers has the ground truth alone, with weight 1, so that it does not count
+    less than covered rows.
 
     Args:
         weights_RM: Selector's weights, sum 1 on covered sources.
@@ -110,7 +110,7 @@ def row_coefficients(
         clm_weight: lambda, one for all rows or [R].
 
     Returns:
-        clm_R and fusion_RM.
+        clm_R and fusion_RM, coefficients of the row's NLL and of its divergences.
     """
     clm_R = torch.as_tensor(clm_weight, dtype=weights_RM.dtype, device=weights_RM.device)
     clm_R = torch.where(covered_RM.any(-1), clm_R, 1.0)
@@ -139,27 +139,27 @@ def head_loss(
     divergence: Divergence | None = None,
     chunk_rows: int | None = None,
 ) -> HeadLoss:
-    """The sums of the module's plain lines, with logits of `chunk_rows` rows at a time.
+    """The sums that the module's docstring defines, with logits of `chunk_rows` rows at a time.
 
-    Gradients are made in the forward pass, chunk by chunk, and kept ([R, H] and [V, H]): one chunk of
-    logits is all that ever exists, and none is computed twice. Nothing is made for what needs no
-    gradient: a frozen head costs no product for its weights.
+    Gradients are computed in the forward pass, chunk by chunk, and kept ([R, H] and [V, H]), so that
+    only one chunk of logits is in memory and none is computed twice. What needs no gradient, such as a
+    frozen head, gets none.
 
     Args:
         hidden_RH: Hidden states that predict the rows, float32, bfloat16 or float64.
-        head: Of the model.
-        labels_R: int64.
+        head: Output layer of the model.
+        labels_R: Token ids, int64.
         clm_R: Coefficients a of the ground truth, no gradient.
         sources: Distributions, or None for ground truth alone.
         fusion_RM: Coefficients b of the sources; may need a gradient.
         divergence: None is cross-entropy.
-        chunk_rows: Rows whose logits exist at one time; None chooses.
+        chunk_rows: Rows whose logits are in memory at one time; None chooses.
 
     Returns:
-        Sums and rows. `ce_RM` holds the divergence that was asked for.
+        Sums and rows; `ce_RM` holds `divergence`.
 
     Source: FuseLLM (2401.10491) eq. 5-6 with D = CE. Departures: several weighted sources; the tail
-    is a class of its own unless `with_tail_policy` took it away.
+    is a class of its own unless `with_tail_policy` removed it.
     """
     if sources is None or fusion_RM is None:
         sources = fusion_RM = None

@@ -1,8 +1,8 @@
-"""The likelihood of common spans: what two models say of the same bytes, whatever their tokens are.
+"""Loss on the likelihood of common spans: two models' probabilities of the same bytes are compared.
 
 A span is the text between two boundaries that both tokenizations share. Its probability under the
-target is the product over the target's tokens, under the source it stands in the aligned store, so no
-token of one vocabulary is ever compared with a token of the other.
+target is the product over the target's tokens; under the source it is stored in the aligned store. So
+no token of one vocabulary is ever compared with a token of the other.
 
 Shape suffixes: B segments, T rows, M sources, R rows with a label and logits, S spans of a batch.
 """
@@ -17,7 +17,7 @@ from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 
 NO_SPAN = -1
 LEAST_NATS = 1e-6
-"""A span is never surer than this: keeps 1 - p above 0."""
+"""Least NLL of a span: keeps 1 - p above 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class SpanBatch:
 
     Args:
         index_BTM: int32 span within the segment, -1 on padding, for end-of-sequence, and for sources
-            that say nothing of the segment.
+            without spans in the segment.
         logprobs_BTM: float32 nats of that whole span under the source, NaN where not known.
     """
 
@@ -41,7 +41,7 @@ class SpanRows:
     Args:
         number_RM: Span of each row and source, numbered over the batch, -1 for none.
         source_S: The source's log-probability of each span, nats.
-        rows_S: Rows of each span; 0 for a number that counts nowhere.
+        rows_S: Rows of each span; 0 for spans that do not count.
     """
 
     number_RM: torch.Tensor
@@ -50,11 +50,11 @@ class SpanRows:
 
 
 def span_rows(spans: SpanBatch, at: tuple[torch.Tensor, torch.Tensor]) -> SpanRows:
-    """Spans as rows; a span counts if all its rows have a label and its probability is known.
+    """The spans of the labelled rows; one counts if all its rows have a label and it has a probability.
 
     Args:
-        spans: Of a batch.
-        at: Segment and row of the labelled rows.
+        spans: Spans of a batch.
+        at: Segment and row indices of the labelled rows.
     """
     index_BTM = spans.index_BTM.long()
     num_segments, _, num_sources = index_BTM.shape
@@ -76,7 +76,7 @@ def span_rows(spans: SpanBatch, at: tuple[torch.Tensor, torch.Tensor]) -> SpanRo
 def span_loss(
     nll_R: torch.Tensor, weights_RM: torch.Tensor, spans: SpanRows, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over spans and sources of w * D(p, q), D between the chances that the span comes or not.
+    """Sum over spans and sources of w * D(p, q), with D between Bernoulli distributions.
 
         p = exp(source's nats / temperature), q = exp(target's nats / temperature)
         D = p log(p / q) + (1 - p) log((1 - p) / (1 - q))
@@ -84,10 +84,10 @@ def span_loss(
     and w the mean of the source's weights over the rows of the span.
 
     Args:
-        nll_R: Cost of the labels to the target, nats.
+        nll_R: NLL of the labels under the target, nats.
         weights_RM: The selector's; may need a gradient.
-        spans: Of the same rows.
-        temperature: Above 0; the larger, the more alike short and long spans count.
+        spans: Spans of the same rows.
+        temperature: Above 0; the larger, the more equally short and long spans count.
 
     Returns:
         The sum, with a gradient to the weights alone, and its slope to `nll_R`.

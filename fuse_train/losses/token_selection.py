@@ -1,4 +1,4 @@
-"""Which rows are worth training on: those whose label costs the target more than it should.
+"""Selection of rows to train on: those where the target's NLL is farthest above a reference's.
 
 Shape suffixes: R rows with a label, M sources.
 """
@@ -12,11 +12,11 @@ def row_factors(nll_R: torch.Tensor, reference_R: torch.Tensor, share: float) ->
     """Factors of the rows' losses: 0 for rows left out, the same for all others, mean 1.
 
     Of the rows whose reference is known, the `share` with the largest excess nll - reference are
-    kept. Rows without a reference are always kept: nothing speaks against them.
+    kept. Rows without a reference are always kept.
 
     Args:
-        nll_R: Cost of the label to the target, nats.
-        reference_R: What it should cost, nats, NaN where not known.
+        nll_R: NLL of the label under the target, nats.
+        reference_R: NLL of the label under the reference, nats, NaN where not known.
         share: Above 0, at most 1.
 
     Returns:

@@ -1,1 +1,1 @@
-"""What this process runs on: launchers, other processes, precision, memory."""
+"""The process's surroundings: launchers, other processes, precision, memory."""

@@ -1,4 +1,4 @@
-"""What started this training, and whether the trainer can work under it."""
+"""Checks of what started this training: srun, or accelerate's launcher and its config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHARDING = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
-"""Variables by which `accelerate launch` hands its config down."""
+"""Variables by which `accelerate launch` passes its config to the processes."""
 
 _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")
 
@@ -23,12 +23,12 @@ _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")
 def check_launcher() -> None:
     """Refuse launchers that the trainer does not work under, before accelerate sets anything up.
 
-    The loss reads the head's weight whole, and checkpoints hold whole tensors. On a CPU accelerate
-    would leave an FSDP config unheeded and train with plain data parallelism instead.
+    The loss needs the head's whole weight, and checkpoints hold whole tensors. On a CPU accelerate
+    would ignore an FSDP config and train with plain data parallelism instead.
 
     Raises:
         ConfigError: DeepSpeed (ZeRO), FSDP or the like is asked for, or srun started several
-            processes that do not know of one another.
+            processes that were not told their ranks.
     """
     tasks = step_task().count
     if tasks > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
@@ -45,7 +45,7 @@ def check_launcher() -> None:
 
 
 def check_accelerator(accelerator: Any, section: TrainSection) -> None:
-    """The same of what accelerate made of it, and a segment for every process.
+    """Refuse an accelerator that the trainer does not work under, or more processes than segments.
 
     Raises:
         ConfigError: Parameters are sharded, gradients accumulated or the loss compiled by the launcher,
@@ -76,7 +76,7 @@ def check_accelerator(accelerator: Any, section: TrainSection) -> None:
             where="accelerate config, dynamo_backend",
             expected="no",
             got=backend,
-            hint="train.torch_compile compiles the target's body",
+            hint="train.torch_compile compiles the target without its head",
         )
 
 

@@ -1,4 +1,4 @@
-"""What to say when a micro-batch does not fit in memory: the size that would."""
+"""Errors when memory runs out, and a search for the micro-batch size that fits."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from store_schema.model.out_of_memory import is_out_of_memory
 
 
 @contextmanager
-def fits(what: str, *, where: str, hint: str) -> Iterator[None]:
-    """ConfigError in one line where the block runs out of memory."""
+def memory_errors(what: str, *, where: str, hint: str) -> Iterator[None]:
+    """Raise a ConfigError that `what` does not fit, if the block runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        told = str(error).partition("\n")[0][:160]
+        reason = str(error).partition("\n")[0][:160]
         raise ConfigError(
-            f"{what} does not fit in memory", where=where, got=told or None, hint=hint
+            f"{what} does not fit in memory", where=where, got=reason or None, hint=hint
         ) from error
 
 
 def free_memory() -> None:
-    """Give back what ended or failed work held, also what glibc keeps of it (gigabytes, of a step)."""
+    """Return unused memory to the device and the system, also what glibc keeps (gigabytes)."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -37,11 +37,11 @@ def free_memory() -> None:
 
 
 def fitting_size(failed: int, attempt: Callable[[int], None]) -> int:
-    """The largest of failed / 2, failed / 4, ... that fits; 0 where not even 1 does.
+    """The largest of failed / 2, failed / 4, ... that fits; 0 if not even 1 does.
 
     Args:
-        failed: Segments that did not fit.
-        attempt: Forward and backward pass of so many segments; raises where they do not fit.
+        failed: Number of segments that did not fit.
+        attempt: Forward and backward pass of that many segments; raises if they do not fit.
     """
     size = failed // 2
     while size:

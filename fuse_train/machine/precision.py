@@ -1,8 +1,8 @@
-"""In which precision matrices are multiplied where the run file leaves it open: measured, then kept.
+"""`train.precision: auto`: the dtype of matrix products, measured once for a run and kept.
 
-Some CPUs multiply bfloat16 several times faster than float32, others only imitate it and are slower;
-which, is measured once. The answer is written beside the checkpoints, so that a resumed training, and
-the control beside the fused one, go on in the precision that the first began with, on any machine.
+Some CPUs multiply bfloat16 several times faster than float32, others only emulate it and are slower.
+The choice is written beside the checkpoints, so that a resumed training and the control use the same
+precision, on any machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PRECISION_FILE = "precision.json"
 LEAST_HIDDEN = 512
 """Products of narrower models are too small for their precision to matter: float32, not measured."""
 LEAST_GAIN = 1.2
-"""How much faster bfloat16 must be to be worth its rounding."""
+"""bfloat16 must be this many times faster to be worth its rounding."""
 _MOST_HIDDEN, _MOST_INNER, _ROWS, _ROUNDS = 1024, 4096, 512, 3
 
 
@@ -35,19 +35,19 @@ class PrecisionRecord(StrictModel):
     schema_version: int = SCHEMA_VERSION
     precision: Precision
     reason: str
-    """For people: figures of the measurement, or what made it needless."""
+    """Figures of the measurement, or why none was needed."""
 
 
-def settled_precision(
+def resolve_precision(
     folder: Path, config: Any, device: torch.device, *, writes: bool
 ) -> PrecisionRecord:
-    """The precision of a run's trainings: as it was settled, else as it is measured now.
+    """The precision of a run's trainings, from its record, else measured now.
 
     Args:
-        folder: Of the run; holds the record.
-        config: Of the target.
-        device: That is trained on.
-        writes: Whether this process writes the record (one of them does).
+        folder: Folder of the run, which holds the record.
+        config: transformers config of the target.
+        device: Device to train on.
+        writes: Whether this process writes the record (one does).
 
     Raises:
         CorruptionError: The record is damaged.
@@ -88,8 +88,8 @@ def choose_precision(config: Any, device: torch.device) -> PrecisionRecord:
 def product_seconds(hidden: int, inner: int) -> tuple[float, float]:
     """Seconds of a layer's forward and backward pass on the CPU, in float32 and in bfloat16.
 
-    The least of some alternating rounds, in CPU time of one thread: another job on the machine must
-    not choose. Layers beyond a size are measured at that size.
+    The minimum of some alternating rounds, in CPU time of one thread, so that another job on the
+    machine does not decide. Layers beyond a size are measured at that size.
     """
     g = torch.Generator().manual_seed(0)
     width, inner = min(hidden, _MOST_HIDDEN), min(inner, _MOST_INNER)

@@ -1,7 +1,7 @@
 """This process among those that a launcher (torchrun, accelerate) started for one training.
 
-Only the main process writes and prints. An error is told once: by one process for each distinct line,
-so that what all of them find is not told by all, and what one of them finds is not lost.
+Only the main process writes files and prints. Errors are printed by one process for each distinct
+message: an error in all processes is printed once, and an error in one of them is not lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TextIO
 
-_STORE_PREFIX = "logitfuse/told/"
+_STORE_PREFIX = "logitfuse/errors/"
 
 
 def process_index() -> int:
@@ -31,21 +31,21 @@ def is_main() -> bool:
 
 
 def progress_stream() -> TextIO | None:
-    """Where a progress bar goes: None, its default, for the main process, nowhere for the others."""
+    """Stream for a progress bar: None (its default) in the main process, a buffer in the others."""
     return None if is_main() else io.StringIO()
 
 
-def quiet_beside_main() -> None:
-    """Warnings of libraries are the main process's to tell."""
+def quiet_unless_main() -> None:
+    """Log only errors, except in the main process."""
     if not is_main():
         logging.getLogger().setLevel(logging.ERROR)
 
 
-def tells(line: str) -> bool:
-    """Whether this process is the one that tells an error.
+def first_to_report(line: str) -> bool:
+    """Whether this process should print an error message.
 
-    Before the processes know each other, the first of each machine is; afterwards the first that has
-    this very line to tell.
+    Before the processes are connected, the first of each machine prints it; afterwards the first
+    process that calls this with the same message.
     """
     if process_count() == 1:
         return True
@@ -58,7 +58,7 @@ def tells(line: str) -> bool:
 
     try:
         return int(_get_default_store().add(_STORE_PREFIX + fingerprint(line), 1)) == 1
-    except (RuntimeError, ValueError):  # whoever kept the store has ended: better twice than never
+    except (RuntimeError, ValueError):  # the store's process is gone: rather print twice than never
         return True
 
 

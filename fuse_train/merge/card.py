@@ -1,4 +1,4 @@
-"""The model card of a merged model: what it was made from and how."""
+"""The model card of a merged model: its inputs and its recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("logitfuse", "torch", "transformers", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Packages that had a part in the result."""
+    """Versions of the packages that the result depends on, by name."""
     return {name: version(name) for name in _PACKAGES}
 
 
@@ -23,7 +23,7 @@ def merge_card(title: str, recipe: MergeSettings, inputs: Inputs, packages: dict
 
     Args:
         title: Name of the folder.
-        recipe: What was asked.
+        recipe: Method and options.
         inputs: The models.
         packages: Versions by name.
     """
@@ -38,7 +38,7 @@ def merge_card(title: str, recipe: MergeSettings, inputs: Inputs, packages: dict
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {title}: merged by {kind.name}",
-        f"{kind.says} ({kind.paper}). Config and tokenizer are those of `{inputs.kept.name}`.",
+        f"{kind.summary} ({kind.paper}). Config and tokenizer are those of `{inputs.kept.name}`.",
         "## Models\n\n" + _models(recipe, inputs),
         "## Recipe\n\n```yaml\n" + _yaml(recipe_record(recipe, inputs)) + "```",
         _how_to_load(),
@@ -48,15 +48,15 @@ def merge_card(title: str, recipe: MergeSettings, inputs: Inputs, packages: dict
 
 
 def recipe_record(recipe: MergeSettings, inputs: Inputs) -> dict[str, Any]:
-    """The recipe with all that was filled in, as it can be given again."""
-    found: dict[str, Any] = {}
+    """The recipe with models and defaults filled in, in the form of a run file's merge section."""
+    record: dict[str, Any] = {}
     if inputs.base is not None:
-        found["base"] = inputs.base.name
-    found["models"] = [model.name for model in inputs.models]
-    found |= recipe.content()
+        record["base"] = inputs.base.name
+    record["models"] = [model.name for model in inputs.models]
+    record |= recipe.content()
     if recipe.kind.weighted:
-        found["weights"] = list(recipe.weights_of(len(inputs.models)))
-    return found
+        record["weights"] = list(recipe.weights_of(len(inputs.models)))
+    return record
 
 
 def _models(recipe: MergeSettings, inputs: Inputs) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--method", required=True, type=click.Choice(MERGES.names()), help="How to merge.")
 @click.option(
-    "--base", metavar="MODEL", help="What the models were trained from, for methods that need it."
+    "--base", metavar="MODEL", help="Model the others were trained from, if the method needs it."
 )
 @click.option(
     "--weights", metavar="W,W,...", help="One for each model, in their order.  [default: 1 each]"
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     help="An option of the method, such as density=0.1 (may be repeated): docs/merging.md.",
 )
 @click.option(
-    "--dtype", default="auto", show_default=True, help="Of the merged weights; auto: the base's."
+    "--dtype", default="auto", show_default=True, help="dtype to write; auto: the base's."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of methods that draw.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random methods.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def merge(
     out: str,
@@ -58,12 +58,12 @@ def merge(
     of the first model where the method has no base.
     """
     set_up_logging()
-    given: dict[str, Any] = {"method": method, "dtype": dtype, "seed": seed}
+    fields: dict[str, Any] = {"method": method, "dtype": dtype, "seed": seed}
     if weights is not None:
-        given["weights"] = _numbers(weights)
+        fields["weights"] = _numbers(weights)
     if options:
-        given[MERGES[method].field] = _options(method, options)
-    recipe = parse_recipe(given)
+        fields[MERGES[method].field] = _options(method, options)
+    recipe = parse_recipe(fields)
     recipe.require_models(len(models), with_base=base is not None)
     from fuse_train.merge.run import merge_models
     from launch.progress import Progress
@@ -92,19 +92,19 @@ def _numbers(text: str) -> list[float]:
         ) from error
 
 
-def _options(method: str, given: tuple[str, ...]) -> dict[str, Any]:
+def _options(method: str, texts: tuple[str, ...]) -> dict[str, Any]:
     if MERGES[method].section is None:
-        raise ConfigError("the method has no options", where=f"merge by {method}", got=given[0])
-    found: dict[str, Any] = {}
-    for text in given:
+        raise ConfigError("the method has no options", where=f"merge by {method}", got=texts[0])
+    options: dict[str, Any] = {}
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ConfigError("option refused", where="--option", expected="key=value", got=text)
         try:
-            found[key.removeprefix(f"{method}.")] = yaml.safe_load(value)
+            options[key.removeprefix(f"{method}.")] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError("option is not YAML", where="--option", got=text) from error
-    return found
+    return options
 
 
 def _line(out: str, merged: Merged) -> str:

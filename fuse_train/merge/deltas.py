@@ -1,4 +1,4 @@
-"""Methods that add up what models are away from a base: drop some of it, elect a sign, sum.
+"""Methods that sum the models' differences from a base: drop entries, elect a sign, sum.
 
 K models, E elements of a block
 """
@@ -20,7 +20,7 @@ class DeltaOptions(StrictModel):
     """Options that every such method has."""
 
     scale: float = 1.0
-    """Factor of what is added to the base (lambda of the papers)."""
+    """Factor of the sum that is added to the base (lambda of the papers)."""
     normalize: bool = False
     """Divide the sum by the sum of the weights that took part in it."""
 
@@ -50,7 +50,7 @@ class DeltaKind(MergeKind):
             raise ValueError("weights sum to 0 and cannot be normalised")
 
     def sparse(self, block: Block, measured: Any, options: Any) -> torch.Tensor:
-        """What is left of the differences, [K, E] float32; a tensor that nobody else holds."""
+        """The differences after dropping entries, [K, E] float32; a new tensor, may be changed."""
         return block.deltas()
 
     def merge(self, block: Block, measured: Any, options: Any) -> torch.Tensor:
@@ -81,8 +81,8 @@ def elected(values_KE: torch.Tensor) -> torch.Tensor:
 def summed(rows_KE: torch.Tensor) -> torch.Tensor:
     """Sum of the rows [E], one after the other.
 
-    torch's own sum takes another order at the end of an array than in its middle, so that signs and
-    thresholds near a tie would depend on the size of blocks.
+    torch's own sum takes another order at the end of an array than in its middle, so that results near
+    a tie would depend on the size of blocks.
     """
     total_E = rows_KE[0].clone()
     for row_E in rows_KE[1:]:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on nothing but seed, tensor, model and element.
+"""Random numbers that depend only on seed, tensor, model and element.
 
 They come from a counter (Philox), so that neither the order of tensors nor the size of blocks changes
 them.
@@ -19,9 +19,9 @@ def uniform(name: str, *, seed: int, model: int, start: int, count: int) -> torc
     """Numbers in [0, 1), float32 [count], of the elements from `start` on.
 
     Args:
-        name: Of the tensor.
-        seed: Of the merge.
-        model: Which of the models, from 0.
+        name: Name of the tensor.
+        seed: Seed of the merge.
+        model: Number of the model, from 0.
         start: Index of the first element.
         count: Number of elements.
     """

@@ -1,4 +1,4 @@
-"""Models that are merged: found, opened, and compared with each other before anything is written."""
+"""Models to merge: located, opened, and compared with each other before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from store_schema.config import ModelRef, validation_line
 from store_schema.errors import ConfigError, ModelError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.model.model_check import require_language_model
-from store_schema.model.models import in_folder, model_config, resolve_model, transformers_config
+from store_schema.model.models import model_config, resolve_model, transformers_config, with_folder
 from store_schema.text.tokenizer import SegmentTokenizer
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _SAME_ALWAYS = (
     *("model_type", "architectures", "hidden_act", "hidden_activation", "head_dim"),
     *("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "tie_word_embeddings"),
 )
-"""Fields of a config by which weights of the same shapes compute something else."""
+"""Config fields that change what weights of the same shapes compute."""
 _NO_MATTER = (
     *("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config"),
@@ -39,10 +39,10 @@ class Input:
     """One model.
 
     Args:
-        name: As it was given.
-        folder: That holds it.
-        fingerprint: Of config and weights.
-        weights: Open.
+        name: Name as the user gave it.
+        folder: Folder of the model.
+        fingerprint: Fingerprint of config and weights.
+        weights: Its weights, open for reading.
     """
 
     name: str
@@ -58,8 +58,8 @@ class Inputs:
     Args:
         base: None for methods without one.
         models: In the order given.
-        tokenizer_fingerprint: Of the tokenizer that is kept.
-        differences: Fields of configs in which a model differs from the kept one, by model.
+        tokenizer_fingerprint: Fingerprint of the merged model's tokenizer.
+        differences: Config fields in which a model differs from `kept`, by model.
     """
 
     base: Input | None
@@ -69,26 +69,26 @@ class Inputs:
 
     @property
     def kept(self) -> Input:
-        """The one whose config, tokenizer and list of tensors the merged model has."""
+        """The model whose config, tokenizer and list of tensors the merged model gets."""
         return self.base or self.models[0]
 
     @property
     def all(self) -> tuple[Input, ...]:
-        """The kept one first."""
+        """All models, `kept` first."""
         return self.models if self.base is None else (self.base, *self.models)
 
 
 def open_inputs(base: str | None, models: Sequence[str], files: ExitStack) -> Inputs:
-    """Find the models and compare them.
+    """Locate and open the models, and compare them.
 
     Args:
-        base: Folder, GGUF file or hub name; None for none.
+        base: Folder, GGUF file or hub name; None for methods without a base.
         models: Likewise.
-        files: Closes their files.
+        files: Will close their files.
 
     Raises:
-        ConfigError: A name that can be none, such as one with a variable that is not set.
-        ModelError: One cannot be had, is no causal model, or differs from the first in architecture,
+        ConfigError: A name that cannot be a model's, such as one with a variable that is not set.
+        ModelError: One cannot be loaded, is no causal model, or differs from the first in architecture,
             names or shapes of tensors.
         TokenizerError: A tokenizer cannot be read.
     """
@@ -97,7 +97,7 @@ def open_inputs(base: str | None, models: Sequence[str], files: ExitStack) -> In
     for name, ref in zip(names, refs, strict=True):
         _require_plain(name, Path(ref.model))
         require_language_model(ref, Path(ref.model), name=name, loader="transformers")
-    found = {
+    differences = {
         name: _same_architecture(names[0], refs[0], name, ref)
         for name, ref in zip(names[1:], refs[1:], strict=True)
     }
@@ -113,7 +113,7 @@ def open_inputs(base: str | None, models: Sequence[str], files: ExitStack) -> In
         base=None if base is None else inputs[0],
         models=inputs if base is None else inputs[1:],
         tokenizer_fingerprint=tokenizer_fingerprint,
-        differences={name: fields for name, fields in found.items() if fields},
+        differences={name: fields for name, fields in differences.items() if fields},
     )
 
 
@@ -122,7 +122,7 @@ def _local(name: str) -> ModelRef:
         ref = ModelRef(model=name)
     except ValidationError as error:
         raise ConfigError("model refused", where="merge", got=validation_line(error)) from error
-    return in_folder(ref, resolve_model(ref))
+    return with_folder(ref, resolve_model(ref))
 
 
 def _require_plain(name: str, folder: Path) -> None:
@@ -138,10 +138,10 @@ def _require_plain(name: str, folder: Path) -> None:
 def _same_architecture(
     first_name: str, first: ModelRef, name: str, ref: ModelRef
 ) -> tuple[str, ...]:
-    """Other fields in which two configs differ.
+    """Fields in which two configs differ, if the weights still mean the same.
 
     Raises:
-        ModelError: They differ in what their weights mean.
+        ModelError: They differ in a field of `_SAME_ALWAYS`.
     """
     kept, other = _config(first, first_name), _config(ref, name)
     fields = sorted(
@@ -180,7 +180,7 @@ def _is_tied(ref: ModelRef) -> bool:
 
 
 def _one_tokenizer(names: Sequence[str], refs: Sequence[ModelRef]) -> str:
-    """Fingerprint of the first one's, after all are found to split and spell text as it does."""
+    """Fingerprint of the first model's tokenizer; the others must tokenize text as it does."""
     whole, rules = _fingerprints(names[0], refs[0])
     for name, ref in zip(names[1:], refs[1:], strict=True):
         other, its_rules = _fingerprints(name, ref)
@@ -194,7 +194,7 @@ def _one_tokenizer(names: Sequence[str], refs: Sequence[ModelRef]) -> str:
             )
         if other != whole:
             _log.warning(
-                "%s differs from %s, which is kept, in chat template or in what stands before a text",
+                "%s differs from %s, which is kept, in chat template or in tokens before a text",
                 name, names[0],
             )  # fmt: skip
     return whole
@@ -208,12 +208,12 @@ def _fingerprints(name: str, ref: ModelRef) -> tuple[str, str]:
 def require_same_tensors(first: StoredWeights, other: StoredWeights, *, tied: bool = False) -> None:
     """Refuse weights whose tensors are not those of the first.
 
-    An output head that is tied to the embedding may be stored or not: a model that lacks it lends its
-    embedding, one that has it beside is read without it.
+    An output head that is tied to the embedding may be stored or not: where `first` has it and `other`
+    does not, the embedding of `other` takes its place; where only `other` has it, it is ignored.
 
     Args:
-        first: What is expected.
-        other: Compared with it.
+        first: Weights with the expected tensors.
+        other: Weights to compare.
         tied: Whether output head and embedding are one matrix.
 
     Raises:
@@ -258,6 +258,6 @@ def require_same_tensors(first: StoredWeights, other: StoredWeights, *, tied: bo
 
 
 def _embedding(weights: StoredWeights, shape: tuple[int, ...]) -> str | None:
-    """The one tensor of the shape of the output head, where it is the only one."""
+    """Name of the only tensor with the shape of the output head; None if there are several or none."""
     fitting = [tensor for tensor, stored in weights.tensors.items() if stored.shape == shape]
     return fitting[0] if len(fitting) == 1 else None

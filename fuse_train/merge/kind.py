@@ -1,7 +1,7 @@
-"""What a method of merging is to the rest of the program; read with the command line: no torch.
+"""Base class of methods of merging; imported for the command line, so it does not import torch.
 
 A tensor is merged block by block, so that a merge of many models takes no more memory than one of
-two. A method that must know something of a whole tensor (a norm, the k-th largest entry) measures it
+two. A method that needs a figure of the whole tensor (a norm, the k-th largest entry) measures it
 first, over the same blocks.
 
 K models beside the base, E elements of a block, N elements of a tensor
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive elements of one tensor, of all models. Methods leave it as it is.
+    """Consecutive elements of one tensor, of all models. Methods must not change it.
 
     Args:
-        name: Of the tensor.
+        name: Name of the tensor.
         start: Index of the first element in the flat tensor.
         row_length: Elements of the tensor's last axis.
         models_KE: float32 weights of the models.
         base_E: float32 weights of the base; None for methods without one.
         weights_K: float32, one for each model.
-        seed: Of the merge.
+        seed: Seed of the merge.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Block:
     seed: int
 
     def deltas(self) -> torch.Tensor:
-        """What each model is away from the base: float32 [K, E], new at each call."""
+        """Each model minus the base: float32 [K, E], a new tensor at each call."""
         return self.models_KE - self.required_base
 
     @property
@@ -59,9 +59,9 @@ class MergeKind(Kind):
     needs_base: ClassVar[bool] = False
     """Whether it merges differences from a base; without one it merges the weights themselves."""
     weighted: ClassVar[bool] = True
-    """Whether it takes a weight for each model; else it finds its own."""
+    """Whether it takes a weight for each model; else it computes its own."""
     default_weight: ClassVar[float] = 1.0
-    """Of each model where none is given."""
+    """Weight of each model if the recipe has none."""
     fewest: ClassVar[int] = 2
     """Least number of models, the base not counted."""
     most: ClassVar[int | None] = None
@@ -71,25 +71,25 @@ class MergeKind(Kind):
     draws: ClassVar[bool] = False
     """Whether the result depends on the seed."""
     paper: ClassVar[str] = ""
-    """Where it is from, for the model card."""
+    """Its paper, for the model card."""
 
     def check(self, options: Any, weights: tuple[float, ...]) -> None:
         """Refuse options and weights that it cannot work with.
 
         Args:
-            options: Its own.
+            options: Its options.
             weights: One for each model.
 
         Raises:
-            ValueError: Says what it needs.
+            ValueError: The message says what it needs.
         """
 
     def measure(self, blocks: Iterable[Block], options: Any) -> Any:
-        """What `merge` has to know of a whole tensor.
+        """What `merge` needs to know of a whole tensor; None for nothing.
 
         Args:
-            blocks: Of the tensor, in order; may be gone through as often as need be.
-            options: Its own.
+            blocks: Blocks of the tensor, in order; may be iterated several times.
+            options: Its options.
         """
         return None
 
@@ -97,8 +97,8 @@ class MergeKind(Kind):
         """Merged weights [E], float32.
 
         Args:
-            block: What is merged.
-            measured: What `measure` gave for the tensor.
-            options: Its own.
+            block: The block to merge.
+            measured: Result of `measure` for the tensor.
+            options: Its options.
         """
         raise NotImplementedError

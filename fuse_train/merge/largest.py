@@ -1,10 +1,10 @@
-"""The k largest entries of a tensor that is never in memory as a whole, exactly.
+"""The exact k largest entries of a tensor that is never in memory as a whole.
 
-Floats of 0 and more are ordered as their bits are, read as whole numbers. So two passes with counts of
-the upper and of the lower 16 bits find the k-th largest; where several are equal to it and not all are
-wanted, a third finds the place up to which they are.
+Floats from 0 up have the order of their bits read as integers. So two passes with counts of the upper
+and of the lower 16 bits find the k-th largest; if only some of several equal to it are wanted, a third
+pass finds the index up to which they are taken.
 
-M rows that are looked at apart, E elements of a block
+M rows that are treated separately, E elements of a block
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Largest:
     """Which entries are among the largest.
 
     Args:
-        least_M: Bits of the least of them, int32.
-        last_M: Index of the last element with these bits that is one of them.
+        least_M: Bits of the smallest selected value, int32.
+        last_M: Index of the last selected element with exactly these bits.
     """
 
     least_M: torch.Tensor
     last_M: torch.Tensor
 
     def mask(self, values_ME: torch.Tensor, start: int) -> torch.Tensor:
-        """Whether each is one of them, bool [M, E].
+        """Whether each element is selected, bool [M, E].
 
         Args:
             values_ME: float32, 0 or more, of consecutive elements.
@@ -47,12 +47,12 @@ Pass = Callable[[], Iterable[tuple[int, torch.Tensor]]]
 
 
 def find_largest(values: Pass, count_of: Callable[[int, int], int]) -> Largest:
-    """The largest entries of each row; of equal ones the first.
+    """Select the largest entries of each row, ties by lower index.
 
     Args:
-        values: Each call goes through all entries in order: index of the first element, and float32
+        values: Each call iterates over all entries in order: index of the first element, and float32
             values [M, E], 0 or more.
-        count_of: How many are wanted, given how many of the row are not 0 and how many there are.
+        count_of: Number of entries to select, from the row's number of nonzero entries and of entries.
     """
     upper_MH, nonzero_M, total = _count(values, None)
     wanted_M = [count_of(int(nonzero), total) for nonzero in nonzero_M]
@@ -78,8 +78,8 @@ def _bits(values: torch.Tensor) -> torch.Tensor:
 
 
 def _count(values: Pass, upper_M: list[int] | None) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """How many entries have each upper half of bits, or each lower half below one upper half; how many
-    are not 0; how many there are."""
+    """Histogram [M, 65536] of the upper halves of the bits (or, given `upper_M`, of the lower halves of
+    entries with that upper half); numbers of nonzero entries [M]; number of entries."""
     counts: torch.Tensor | None = None
     nonzero_M, total = torch.zeros(0, dtype=torch.int64), 0
     for _, values_ME in values():
@@ -101,7 +101,8 @@ def _count(values: Pass, upper_M: list[int] | None) -> tuple[torch.Tensor, torch
 
 
 def _reach(counts_MH: torch.Tensor, wanted_M: list[int]) -> tuple[list[int], list[int]]:
-    """The bin, from the top, in which the wanted number is reached, and how many of it are wanted."""
+    """The bin in which the cumulative count from the top reaches `wanted_M`, and how many of its
+    entries are needed for that."""
     bins, left = [], []
     for counts_H, wanted in zip(counts_MH, wanted_M, strict=True):
         down_H = counts_H.flip(0).cumsum(0)
@@ -114,7 +115,7 @@ def _reach(counts_MH: torch.Tensor, wanted_M: list[int]) -> tuple[list[int], lis
 
 
 def _last_equal(values: Pass, least_M: torch.Tensor, left_M: list[int], total: int) -> torch.Tensor:
-    """Index of the `left`-th entry that is equal to the least, in each row."""
+    """Index of the `left_M`-th entry that is equal to `least_M`, in each row."""
     last_M = torch.full((len(left_M),), total, dtype=torch.int64)
     left = list(left_M)
     for start, values_ME in values():

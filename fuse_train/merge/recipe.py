@@ -1,4 +1,4 @@
-"""What a merge is asked to do: method, weights, seed, dtype, and the method's own options."""
+"""The recipe of a merge: method, weights, seed, dtype, and the method's own options."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from store_schema.errors import ConfigError
 
 
 class MergeSettings(StrictModel):
-    """All of a recipe but the options of methods, which stand beside these under the method's name."""
+    """A recipe; options of a method are in a further field with the method's name."""
 
     method: Annotated[str, MERGES.choice]
-    """Which method."""
+    """Name of the method."""
     weights: tuple[float, ...] | None = Field(default=None, min_length=1)
     """One for each model, in their order; None takes 1 for each."""
     dtype: str = "auto"
-    """Of the merged weights; 'auto' keeps the base's, tensor by tensor (the first model's, where a
+    """dtype of the merged weights; 'auto' keeps the base's, tensor by tensor (the first model's, if the
     method has no base)."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of the draws of methods that drop at random."""
+    """Seed of methods that drop entries at random."""
 
     @field_validator("dtype")
     @classmethod
-    def _as_of_a_model(cls, given: str) -> str:
+    def _known_dtype(cls, dtype: str) -> str:
         try:
-            return ModelRef(model="-", dtype=given).dtype
+            return ModelRef(model="-", dtype=dtype).dtype
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
@@ -44,7 +44,7 @@ class MergeSettings(StrictModel):
         return getattr(self, self.kind.field) if self.kind.section is not None else None
 
     def weights_of(self, num_models: int) -> tuple[float, ...]:
-        """A weight for each model."""
+        """A weight for each model, from the recipe or the method's default."""
         return self.weights or (self.kind.default_weight,) * num_models
 
     def content(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class MergeSettings(StrictModel):
             with_base: Whether there is one.
 
         Raises:
-            ConfigError: Too few or too many, a base too much or missing, weights that do not fit.
+            ConfigError: Wrong number of models, a base missing or not used, weights that do not fit.
         """
         kind, where = self.kind, f"merge by {self.method}"
         if kind.needs_base and not with_base:
@@ -99,16 +99,16 @@ class MergeSettings(StrictModel):
             raise ConfigError("recipe refused", where=where, got=str(error)) from error
 
 
-def parse_recipe(given: dict[str, Any]) -> MergeSettings:
-    """A checked recipe.
+def parse_recipe(fields: dict[str, Any]) -> MergeSettings:
+    """Validate a recipe.
 
     Args:
-        given: Fields of `MergeSettings`, and options under the names of methods.
+        fields: Fields of `MergeSettings`, and options under the names of methods.
 
     Raises:
-        ConfigError: Names what is wrong.
+        ConfigError: A field is unknown or its value refused.
     """
     try:
-        return MERGES.with_options(MergeSettings).model_validate(given)
+        return MERGES.with_options(MergeSettings).model_validate(fields)
     except ValidationError as error:
         raise ConfigError("recipe refused", where="merge", got=validation_line(error)) from error

@@ -1,4 +1,4 @@
-"""A merge: inputs compared, weights streamed into a folder that is there whole or not at all."""
+"""A merge: inputs are compared, weights streamed into a folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _COPIED = ("config.json", "generation_config.json")
 
 
 class MergeRecord(StrictModel):
-    """merge.json: this folder is whole, and what it was made from."""
+    """merge.json: says that the folder is complete, and what it was made from."""
 
     schema_version: int = SCHEMA_VERSION
     fingerprint: str
@@ -44,24 +44,24 @@ class MergeRecord(StrictModel):
     recipe: dict[str, Any]
     """As in the model card."""
     models: dict[str, str]
-    """Fingerprint by name, the base among them."""
+    """Fingerprint of each model by name, with the base."""
     tokenizer_fingerprint: str
     num_tensors: int
     num_bytes: int
-    """Of all tensors."""
+    """Bytes of all tensors."""
     files: dict[str, FileRecord]
-    """Files of weights."""
+    """Size and checksum of the files of weights."""
     versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge came to.
+    """Result of a merge.
 
     Args:
-        record: In the folder.
-        fresh: Whether it was made now; else it was there.
-        seconds: That it took.
+        record: merge.json of the folder.
+        fresh: Whether it was made now; else it was there before.
+        seconds: Time that it took.
     """
 
     record: MergeRecord
@@ -77,26 +77,26 @@ def merge_models(
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
     on_bytes: OnBytes | None = None,
-    beside: Callable[[Path], object] = lambda place: None,
+    write_extra: Callable[[Path], object] = lambda place: None,
 ) -> Merged:
-    """Merge models into a folder; does nothing where it is there and made of the same.
+    """Merge models into a folder; does nothing if the folder already holds the same merge.
 
     Args:
-        out: The folder; must not be there, be empty, or hold the same merge.
+        out: The folder; must not exist, be empty, or hold the same merge.
         recipe: Method and options.
         models: Folders, GGUF files or hub names.
         base: Likewise, for methods that have one.
-        max_file_bytes: Of a file of weights.
-        on_bytes: Told the bytes written since it was last told, and how many there are in all.
-        beside: Writes further files into the folder, before it is there.
+        max_file_bytes: Most bytes of a file of weights.
+        on_bytes: Called with the bytes written since its last call, and the bytes to write in all.
+        write_extra: Writes further files into the folder before it is published.
 
     Raises:
         ConfigError: The recipe does not fit the models, or `out` holds something else.
-        ModelError: A model cannot be had or does not fit the others, or a weight is not finite.
+        ModelError: A model cannot be loaded or does not fit the others, or a weight is not finite.
         TokenizerError: A tokenizer cannot be read.
         MismatchError: `out` holds a merge of other inputs.
         CorruptionError: `out` holds this merge, damaged.
-        StorageError: The disk refused; nothing is left.
+        StorageError: A file cannot be written; nothing is left.
     """
     start = time.monotonic()
     recipe.require_models(len(models), with_base=base is not None)
@@ -112,14 +112,14 @@ def merge_models(
         publish_folder(
             out,
             lambda place: made.append(
-                _fill(place, out.name, recipe, inputs, own, max_file_bytes, on_bytes, beside)
+                _fill(place, out.name, recipe, inputs, own, max_file_bytes, on_bytes, write_extra)
             ),
         )
     return Merged(made[0], fresh=True, seconds=time.monotonic() - start)
 
 
 def merge_fingerprint(recipe: MergeSettings, inputs: Inputs) -> str:
-    """Fingerprint of all that shapes a merged folder, names of models left out."""
+    """Fingerprint of all that shapes a merged folder; names of models do not."""
     content = recipe.content()
     if recipe.kind.weighted:
         content["weights"] = list(recipe.weights_of(len(inputs.models)))
@@ -130,7 +130,7 @@ def merge_fingerprint(recipe: MergeSettings, inputs: Inputs) -> str:
 
 
 def _record_of(out: Path) -> MergeRecord | None:
-    """The record of the merge that is there; None where there is nothing."""
+    """The record of the merge in `out`; None if `out` does not exist or is empty."""
     with storage_errors(str(out)):
         if out.exists() and not out.is_dir():
             raise ConfigError("OUT is a file", where=out, expected="a folder that is not there yet")
@@ -175,9 +175,9 @@ def _fill(
     own: str,
     max_file_bytes: int,
     on_bytes: OnBytes | None,
-    beside: Callable[[Path], object],
+    write_extra: Callable[[Path], object],
 ) -> MergeRecord:
-    """Write all files of a merged folder; returns the record, written last."""
+    """Write all files of a merged folder, merge.json last; return its record."""
     files = write_merged(place, recipe, inputs, max_file_bytes, on_bytes)
     packages = versions()
     _write_config(place, inputs.kept.folder, recipe.dtype)
@@ -185,7 +185,7 @@ def _fill(
     SegmentTokenizer.load(kept, name=inputs.kept.name).save_pretrained(place)
     card = merge_card(title, recipe, inputs, packages)
     (place / "README.md").write_text(card, encoding="utf-8")
-    beside(place)
+    write_extra(place)
     tensors = planned_tensors(recipe, inputs)
     record = MergeRecord(
         fingerprint=own,
@@ -210,14 +210,14 @@ def write_merged(
 ) -> dict[str, FileRecord]:
     """Write the files of merged weights.
 
-    Memory beside what is loaded: at most three times the largest tensor of the models, whatever their
-    number (tests/merge_peak.py measures it).
+    Takes memory of at most three times the largest tensor of the models, whatever their number
+    (tests/merge_peak.py measures it).
 
     Args:
-        place: A folder.
+        place: Folder to write into.
         recipe: Method and options.
         inputs: Open models of the same tensors.
-        max_file_bytes: Of a file of weights.
+        max_file_bytes: Most bytes of a file of weights.
         on_bytes: As for `merge_models`.
 
     Returns:
@@ -225,7 +225,7 @@ def write_merged(
 
     Raises:
         ModelError: A weight is not finite, or the result is beyond what its dtype holds.
-        OSError: The disk refused.
+        OSError: A file cannot be written.
     """
     tensors = planned_tensors(recipe, inputs)
     total = sum(tensor.num_bytes for tensor in tensors)
@@ -249,20 +249,20 @@ def write_merged(
 
 
 def planned_tensors(recipe: MergeSettings, inputs: Inputs) -> list[NewTensor]:
-    """Tensors of the merged model: those of the kept one, the widest dtypes first, so that each begins
+    """Tensors of the merged model: those of `inputs.kept`, the widest dtypes first, so that each begins
     at a multiple of its element's size."""
-    found = []
+    tensors = []
     for name, stored in inputs.kept.weights.tensors.items():
         dtype, num_bytes = stored.dtype, stored.num_bytes
         if stored.is_float and recipe.dtype != "auto":
             dtype = _DTYPE_NAMES[recipe.dtype]
             num_bytes = stored.num_elements * FLOATS[dtype].itemsize
-        found.append(NewTensor(name, dtype, stored.shape, num_bytes))
-    return sorted(found, key=lambda new: -new.num_bytes // max(math.prod(new.shape), 1))
+        tensors.append(NewTensor(name, dtype, stored.shape, num_bytes))
+    return sorted(tensors, key=lambda new: -new.num_bytes // max(math.prod(new.shape), 1))
 
 
 def _write_config(place: Path, folder: Path, dtype: str) -> None:
-    """Copy the kept model's configs; of another dtype it is said in config.json."""
+    """Copy the kept model's configs; unless it is "auto", write `dtype` into config.json."""
     for name in _COPIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, place / name)

@@ -1,4 +1,4 @@
-"""Weights of models by how far each moved from the base."""
+"""Weights of models by the squared size of their differences from the base."""
 
 from __future__ import annotations
 

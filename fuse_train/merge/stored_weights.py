@@ -1,8 +1,8 @@
-"""Weights of a checkpoint read piece by piece, whatever files they are in.
+"""Weights of a checkpoint read piece by piece, from one safetensors file or several.
 
-safetensors' own reader maps files into memory: what was read of them stays part of the process until
-the system wants the memory back, so that a merge of large models seems to hold them all, and its limits
-(cgroups, ulimit) may end it. Here a piece is read into a buffer and gone with it.
+safetensors' own reader maps files into memory: pages that were read count as the process's memory until
+the system needs them, so that limits (cgroups, ulimit) may end a merge of large models. Here each piece
+is read into a buffer of its own.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ WHOLE_NUMBERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor is.
+    """Where a tensor is stored.
 
     Args:
-        path: Of its file.
-        dtype: By safetensors' name.
-        shape: Of the tensor.
-        offset: Of its first byte in the file.
+        path: Path of its file.
+        dtype: safetensors' name of its dtype.
+        shape: Its shape.
+        offset: Position of its first byte in the file.
     """
 
     path: Path
@@ -72,11 +72,11 @@ class StoredTensor:
 
 
 class StoredWeights:
-    """All tensors of a model folder. A context manager: files stay open until it is left.
+    """All tensors of a model folder. A context manager, which closes the files at its end.
 
     Args:
-        folder: With safetensors files.
-        name: Of the model, for messages.
+        folder: Folder with safetensors files.
+        name: Name of the model, for messages.
 
     Raises:
         ModelError: No safetensors, a file that is missing or damaged, or a dtype that cannot be merged.
@@ -103,10 +103,10 @@ class StoredWeights:
         self._open.close()
 
     def read(self, tensor: str, start: int, count: int) -> torch.Tensor:
-        """Elements of a tensor of floats as they are stored: flat [count].
+        """Elements of a float tensor from element `start` on, flat [count], in the stored dtype.
 
         Raises:
-            ModelError: The file ends before.
+            ModelError: The file is too short.
         """
         stored = self.tensors[tensor]
         values = torch.empty(count, dtype=FLOATS[stored.dtype])
@@ -114,10 +114,10 @@ class StoredWeights:
         return values
 
     def read_bytes(self, tensor: str, start: int, count: int) -> bytearray:
-        """Bytes of a tensor of any dtype, from its byte `start` on.
+        """`count` bytes of a tensor of any dtype, from its byte `start` on.
 
         Raises:
-            ModelError: The file ends before.
+            ModelError: The file is too short.
         """
         buffer = bytearray(count)
         self._fill(self.tensors[tensor], start, memoryview(buffer))
@@ -137,7 +137,7 @@ class StoredWeights:
 
 
 def _weight_files(folder: Path, name: str) -> list[Path]:
-    """Files that loaders would read: the one, or those that the index names."""
+    """Files that loaders would read: the single file, or those that the index names."""
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     if not (folder / INDEX_FILE).is_file():

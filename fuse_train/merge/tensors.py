@@ -17,28 +17,28 @@ from store_schema.errors import ModelError
 
 _LEAST_ELEMENTS, _MOST_ELEMENTS = 1 << 14, 1 << 20
 _PARTS = 16
-"""Arrays of float32 of the size of a block that a method may hold for each model."""
+"""float32 arrays of a block's size that a method may need for each model."""
 
 
 def block_elements(largest_bytes: int, num_models: int) -> int:
-    """Elements of a block: so many that all that is held of it is no more than the largest tensor.
+    """Elements of a block, such that merging it takes no more memory than the largest tensor.
 
     Args:
-        largest_bytes: Of a tensor of the models.
-        num_models: With the base.
+        largest_bytes: Bytes of the largest tensor of the models.
+        num_models: Number of models, with the base.
     """
     fitting = largest_bytes // (4 * _PARTS * (num_models + 1))
     return max(_LEAST_ELEMENTS, min(_MOST_ELEMENTS, fitting))
 
 
 class Blocks:
-    """All blocks of a tensor of floats, read again each time it is gone through; one block is kept.
+    """All blocks of a float tensor, read again at each iteration; a single block is kept in memory.
 
     Args:
         inputs: The models.
-        name: Of the tensor.
-        recipe: Weights and seed are its.
-        most_elements: Of a block; a method that needs whole rows gets at least one.
+        name: Name of the tensor.
+        recipe: Has weights and seed.
+        most_elements: Most elements of a block; for methods that need whole rows at least one row.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Blocks:
 
     def _finite(self, model: Input, start: int, count: int) -> torch.Tensor:
         values_E = model.weights.read(self._name, start, count)
-        # A sum that is finite has no term that is not; one that is not may only be too large.
+        # A finite sum has only finite terms; another may just be too large, so terms are checked.
         if not values_E.sum(dtype=torch.float64).isfinite() and not values_E.isfinite().all():
             raise ModelError(
                 f"weights of {model.name} are not finite",
@@ -101,10 +101,10 @@ def merged_bytes(
     """Bytes of a merged tensor, block by block.
 
     Args:
-        blocks: Of the tensor.
+        blocks: Blocks of the tensor.
         recipe: Method and options.
-        dtype: To be written in, by safetensors' name.
-        name: Of the tensor, for messages.
+        dtype: safetensors' name of the dtype to write.
+        name: Name of the tensor, for messages.
 
     Raises:
         ModelError: A weight is not finite, or the result is beyond what the dtype holds.
@@ -124,10 +124,10 @@ def merged_bytes(
 
 
 def same_bytes(inputs: Inputs, name: str, most_bytes: int) -> Iterator[bytearray]:
-    """Bytes of a tensor of whole numbers, which all models must share.
+    """Bytes of an integer tensor, which must be equal in all models.
 
     Raises:
-        ModelError: One has others.
+        ModelError: A model's differ.
     """
     total = inputs.kept.weights.tensors[name].num_bytes
     for start in range(0, total, most_bytes):

@@ -1,8 +1,8 @@
-"""Weights of a model folder written piece by piece.
+"""Writes weights of a model folder piece by piece.
 
-A safetensors file is 8 bytes with the length of its head, the head (JSON: name, dtype, shape and place
-of each tensor), and the tensors' bytes one behind the other. The library writes only what is in memory
-as a whole; sizes are known before the first weight is merged, so the head can be written first.
+A safetensors file is 8 bytes with the length of its header, the header (JSON: name, dtype, shape and
+offsets of each tensor), and the tensors' bytes in order. The library needs all tensors in memory; here
+sizes are known before the first weight is merged, so the header can be written first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fuse_train.merge.stored_weights import INDEX_FILE, SINGLE_FILE
 from store_schema.manifest import FileRecord
 
 MAX_FILE_BYTES = 5 * 10**9
-"""Larger models are cut into several files, none of which is larger."""
+"""Default limit of a file of weights; larger models are split into several files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class NewTensor:
     """A tensor to be written.
 
     Args:
-        name: In the model.
-        dtype: By safetensors' name.
-        shape: Of the tensor.
-        num_bytes: Of all its elements.
+        name: Name in the model.
+        dtype: safetensors' name of its dtype.
+        shape: Its shape.
+        num_bytes: Bytes of all its elements.
     """
 
     name: str
@@ -47,16 +47,16 @@ def write_weights(
     """Write all tensors into one file, or into several and their index.
 
     Args:
-        folder: Of the model.
-        tensors: What they are, in the order in which they are written.
-        content: Bytes of a tensor, in pieces.
-        max_file_bytes: Of tensors in one file; a larger tensor has one for itself.
+        folder: Folder of the model.
+        tensors: The tensors, in the order in which they are written.
+        content: From a tensor's name to its bytes, in pieces.
+        max_file_bytes: Most bytes of tensors in one file; a larger tensor has a file of its own.
 
     Returns:
         Size and checksum of each file of weights.
 
     Raises:
-        OSError: The disk refused.
+        OSError: A file cannot be written.
     """
     parts = _parts(tensors, max_file_bytes)
     names = [SINGLE_FILE]

@@ -1,1 +1,1 @@
-"""The target as a model that trains: loaded, with adapters, seen as hidden states and a head."""
+"""The target in training: loading, adapters, hidden states and head."""

@@ -1,7 +1,7 @@
 """LoRA and QLoRA through peft: adapters are trained, the target's own weights stay as they are.
 
-The adapters live inside the target's own layers, so everything else sees the causal model it knows;
-only loading, saving and merging are different.
+The adapters are inside the target's own layers, so all other code works on the plain causal model;
+only loading, saving and merging differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def check_lora(lora: LoraSection) -> None:
-    """Refuse what this machine cannot do, before any model is loaded.
+    """Refuse LoRA options that this machine cannot run, before any model is loaded.
 
     Raises:
         ConfigError: peft is missing, or for four_bit bitsandbytes or a CUDA device.
@@ -44,7 +44,7 @@ def check_lora(lora: LoraSection) -> None:
 
 
 def four_bit_config() -> Any:
-    """How QLoRA holds the weights that stay.
+    """bitsandbytes config of QLoRA's frozen weights.
 
     Source: QLoRA (2305.14314): NF4, double quantisation, products in bfloat16.
     """
@@ -66,10 +66,10 @@ def add_adapters(model: Any, lora: LoraSection, seed: int) -> Any:
     Args:
         model: Causal model.
         lora: Rank, scale, layers.
-        seed: Of A; the caller's generator is left alone.
+        seed: Seed of A; torch's global random state is not changed.
 
     Returns:
-        The PeftModel around it, for saving.
+        The PeftModel around the model, for saving.
 
     Raises:
         ConfigError: The model has no such layers, or one of them is its head or embedding.
@@ -100,7 +100,7 @@ def add_adapters(model: Any, lora: LoraSection, seed: int) -> Any:
 
 
 def _refuse_head(model: Any, targets: str | Sequence[str]) -> None:
-    """The loss reads the head's weight itself, so an adapter on it would be left out."""
+    """Refuse adapters on head or embedding: the loss reads the head's weight without them."""
     if isinstance(targets, str):
         return
     ends = [(model.get_output_embeddings(), "head"), (model.get_input_embeddings(), "embedding")]

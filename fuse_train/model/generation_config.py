@@ -1,7 +1,7 @@
-"""A model's generation_config.json, mended so that transformers saves it.
+"""Corrections of a model's generation_config.json, so that transformers saves it.
 
 transformers loads combinations that it refuses to save: sampling flags without do_sample (vicuna 1.5,
-early Llama 2), flags of beams without beams. They have no say in training; they must not end it either.
+early Llama 2), flags of beams without beams. Training does not use them and must not fail on them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 _NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 
 
-def mend_generation_config(model: Any, *, where: str) -> None:
-    """Change what transformers would refuse to save, and say it once.
+def correct_generation_config(model: Any, *, where: str) -> None:
+    """Change what transformers would refuse to save, and warn once.
 
-    Sampling flags without do_sample mean sampling, so do_sample is set, as the refusal itself
-    proposes; flags that are refused still are unset; what cannot be mended leaves the ids of special
-    tokens alone.
+    Sampling flags without do_sample mean sampling, so do_sample is set, as transformers' message
+    proposes; flags that are still refused are unset; if that is not enough, only the ids of special
+    tokens are kept.
 
     Args:
-        model: Whose `generation_config` is changed in place.
-        where: The model, for the message.
+        model: Model whose `generation_config` is changed in place.
+        where: Name of the model, for the warning.
     """
     config = getattr(model, "generation_config", None)
     if config is None:
@@ -48,15 +48,15 @@ def mend_generation_config(model: Any, *, where: str) -> None:
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
         model.generation_config = type(config)(**{name: getattr(config, name) for name in ids})
         changes = ["token ids alone are kept"]
-    _say(where, ", ".join(changes), " ".join(refused.split())[:200])
+    _warn_once(where, ", ".join(changes), " ".join(refused.split())[:200])
 
 
 def name_turn_end(model: Any, tokenizer: SegmentTokenizer) -> None:
     """Make generation stop where a chat's turn ends: at the token of the chat template.
 
     Args:
-        model: Whose `generation_config` is changed in place.
-        tokenizer: Of the model.
+        model: Model whose `generation_config` is changed in place.
+        tokenizer: The model's.
     """
     config, end = getattr(model, "generation_config", None), tokenizer.contexts.turn_end
     if config is None or end is None:
@@ -68,7 +68,7 @@ def name_turn_end(model: Any, tokenizer: SegmentTokenizer) -> None:
 
 
 def _refusal(config: Any) -> str | None:
-    """What transformers would say if it were saved now."""
+    """Message with which transformers would refuse to save it; None if it would not."""
     try:
         config.validate(strict=True)
     except ValueError as error:
@@ -81,7 +81,7 @@ def _named(refused: str) -> list[str]:
 
 
 @cache
-def _say(where: str, changes: str, refused: str) -> None:
+def _warn_once(where: str, changes: str, refused: str) -> None:
     logger.warning(
         "generation_config.json of %s could not be saved as it is (%s): saved with %s",
         where,

@@ -1,9 +1,9 @@
-"""A causal model seen as two parts: hidden states, and the head that makes logits of some rows.
+"""A causal model as two parts: hidden states, and the head that computes logits of some rows.
 
-Logits of a whole batch are never held: at 128k tokens of vocabulary they would be most of a GPU.
-The price is to know what a model does between hidden state and logits
-(`store_schema.model.causal_head`): the result is compared with the model's own logits once, so that an
-architecture with another habit is refused instead of mistrained.
+Logits of a whole batch are never in memory: at 128k tokens of vocabulary they would fill most of a GPU.
+So this code must know what a model does between hidden state and logits
+(`store_schema.model.causal_head`). The result is compared with the model's own logits once, so that an
+unknown architecture is refused instead of trained wrongly.
 
 Shape suffixes: B batch, L input positions, R rows, H hidden size, V vocabulary.
 """
@@ -19,7 +19,7 @@ from store_schema.errors import ModelError
 from store_schema.model.causal_head import head_error, scale_and_cap
 
 PROBE_TOLERANCE = 1e-3
-"""Of `head_error`, beyond what rounding the model's own logits to its dtype at each step makes."""
+"""Largest accepted `head_error`, beyond what rounding to the model's dtype explains."""
 
 _ROUNDINGS = 4
 """A model's own logits in half precision are rounded after the product, scale, quotient and tanh."""
@@ -37,7 +37,7 @@ class Head:
 
     Args:
         weight_VH: Output embedding (tied or not).
-        bias_V: Or None.
+        bias_V: Bias, None for most models.
         scale: Factor on the logits, 1 for most models.
         softcap: Bound of the logits, None for most models.
     """
@@ -71,7 +71,7 @@ def widen(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def default_chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """Rows whose logits exist at one time, where the run file does not say."""
+    """Rows whose logits are in memory at one time, if the run file does not set them."""
     size = CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_DEVICE
     return max(16, size // (4 * vocab_size))
 
@@ -85,11 +85,11 @@ def plain_model(model: Any) -> Any:
 def head_of(model: Any, *, where: str) -> Head:
     """The head of a transformers causal model, also inside a peft wrapper.
 
-    A head that peft trains whole (`modules_to_save`) is a plain matrix and is taken as such. Adapters
-    on the head itself are not: its weight alone would leave them out, silently.
+    A head that peft trains whole (`modules_to_save`) is a plain matrix. Adapters on the head are
+    refused: its weight alone would not include them.
 
     Raises:
-        ModelError: No linear output embedding, adapters on it, or its weight is not here in whole.
+        ModelError: No linear output embedding, adapters on it, or a weight spread over processes.
     """
     layer = plain_model(model).get_output_embeddings()
     if hasattr(layer, "base_layer") or hasattr(layer, "token_adapter"):
@@ -120,11 +120,11 @@ def head_of(model: Any, *, where: str) -> Head:
 def hidden_states(
     model: Any, input_ids_BL: torch.Tensor, position_ids_BL: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Final hidden states [B, L, H], what the head is applied to.
+    """Final hidden states [B, L, H], the input of the head.
 
-    Inputs are padded on the right and attention is causal, so no row that counts can see padding:
-    no mask is given, which lets attention take its fast causal path. Positions are given where rows
-    hold several segments: each begins with 0, which transformers takes for the start of another text.
+    Inputs are padded on the right and attention is causal, so no real token attends to padding. No mask
+    is passed, so that attention takes its fast causal path. Position ids are passed where rows hold
+    several segments: each begins with 0, which transformers takes as the start of another text.
     """
     positions = {} if position_ids_BL is None else {"position_ids": position_ids_BL}
     output = plain_model(model).base_model(input_ids=input_ids_BL, use_cache=False, **positions)
@@ -137,7 +137,7 @@ def check_head(model: Any, *, where: str) -> None:
     """Compare logits through `hidden_states` and `head_of` with the model's own, on four tokens.
 
     Raises:
-        ModelError: They differ: the model does something to its logits that is not known here.
+        ModelError: They differ: the model does something to its logits that this code does not know.
     """
     was_training = model.training
     model.eval()
@@ -167,7 +167,7 @@ def check_head(model: Any, *, where: str) -> None:
     rounding = _ROUNDINGS * torch.finfo(own_dtype).eps * head_error(own, torch.zeros_like(own))
     if not difference <= PROBE_TOLERANCE + rounding:
         raise ModelError(
-            "model treats its logits in a way that is not supported",
+            "model computes its logits in a way that is not supported",
             where=where,
             expected="logits of base model and head, with logit_scale, logits_scaling or "
             "final_logit_softcapping of the config at most",
@@ -177,7 +177,7 @@ def check_head(model: Any, *, where: str) -> None:
 
 
 def _not_finite(model: Any) -> str:
-    """The first of a model's weights that are not finite, with how many there are."""
+    """Names and number of the model's weights that are not finite."""
     names = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
     if not names:
         return "NaN or infinity, though all its weights are finite"

@@ -1,4 +1,4 @@
-"""Loading the target: weights in float32 for training, and back to its own dtype at the end."""
+"""Loading a causal model, the identity of its weights, and the dtype that it is saved in."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from store_schema.fingerprint import model_fingerprint
 from store_schema.model.causal_model import load_causal_model
 from store_schema.model.model_check import require_language_model
 from store_schema.model.models import (
+    local_folder,
     local_ref,
     model_config,
-    own_folder,
     resolved_dtype,
     transformers_config,
 )
@@ -25,19 +25,19 @@ from store_schema.model.weight_files import require_weights
 def load_model(
     ref: ModelRef, *, where: str, dtype: torch.dtype = torch.float32, **options: Any
 ) -> Any:
-    """A causal model for training or scoring.
+    """Load a causal model for training or scoring.
 
     Args:
         ref: Folder or hub name.
-        where: What the model is in the run, for messages.
-        dtype: Of the weights.
-        options: `device`, or further ones of `from_pretrained`, such as `quantization_config`.
+        where: Role of the model in the run, for messages.
+        dtype: dtype of the weights.
+        options: `device`, or arguments of `from_pretrained`, such as `quantization_config`.
 
     Raises:
         ModelError: It cannot be loaded, or the checkpoint lacks weights.
     """
     ref = local_ref(ref)
-    folder = own_folder(ref)
+    folder = local_folder(ref)
     if folder is not None and not (folder / "config.json").exists():
         raise ModelError(
             f"model of {where} has no config.json",
@@ -51,8 +51,8 @@ def load_model(
 
 
 def identity(ref: ModelRef) -> dict[str, Any]:
-    """What fixes a model's weights: a folder's fingerprint, or a hub name and its revision, and the
-    dtype that its numbers are rounded to, by its full name where a config is at hand."""
+    """What identifies a model's weights: a folder's fingerprint, or a hub name and its revision; and
+    the dtype that they are rounded to, by its full name if there is a config."""
     ref = local_ref(ref)
     folder = Path(ref.model)
     if (folder / "config.json").exists():
@@ -62,7 +62,7 @@ def identity(ref: ModelRef) -> dict[str, Any]:
 
 
 def own_dtype(ref: ModelRef) -> torch.dtype:
-    """The dtype that the trained model is saved in: the one asked for, else the checkpoint's.
+    """The dtype that the trained model is saved in: the run file's, else the checkpoint's.
 
     Raises:
         ModelError: The checkpoint's is no floating dtype.

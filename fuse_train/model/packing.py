@@ -1,8 +1,8 @@
-"""Whether a model keeps the segments of a packed row apart: asked of the model itself, once.
+"""Test whether a model keeps the segments of a packed row apart.
 
-transformers tells attention where a segment ends by positions that begin again. Not every architecture
-and attention kernel heeds that (recurrent ones cannot), so a model that does not is refused instead of
-being trained on segments that see each other.
+transformers recognises the start of a segment by position ids that restart at 0. Not every architecture
+and attention kernel does (recurrent ones cannot), so a model is tested, and refused if its segments
+attend to each other.
 
 Shape suffixes: N tokens, H hidden size.
 """
@@ -26,7 +26,7 @@ _LENGTHS = (5, 3, 1, 6)
 def check_packing(model: Any, *, where: str) -> None:
     """Compare hidden states of segments in shared rows with those of each alone.
 
-    Two rows, because a kernel may know packed text in a batch of one alone.
+    Two rows, because some kernels support packed text only in a batch of one.
 
     Raises:
         ConfigError: They differ.

@@ -1,4 +1,4 @@
-"""The target as it is trained: loaded again or from a checkpoint, whole or with adapters."""
+"""The target in training: loaded from its model or from a checkpoint, whole or with adapters."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 from fuse_train.config import TrainSection
 from fuse_train.model.adapters import add_adapters, four_bit_config, load_adapters, merged
-from fuse_train.model.generation_config import mend_generation_config
+from fuse_train.model.generation_config import correct_generation_config
 from fuse_train.model.heads import check_head
 from fuse_train.model.models import load_model
 from fuse_train.model.packing import check_packing
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.model.models import in_folder
+from store_schema.model.models import with_folder
 from store_schema.text.tokenizer import SegmentTokenizer
 
 
@@ -25,7 +25,7 @@ class Target:
     """A model in training.
 
     Args:
-        model: The causal model, in float32; with adapters in its layers where there are any.
+        model: The causal model, in float32, with adapters in its layers if there are any.
         peft: Wrapper that saves the adapters; None where all weights are trained.
     """
 
@@ -46,23 +46,23 @@ def load_target(
     seed: int,
     device: torch.device,
 ) -> Target:
-    """The target, ready to be trained or trained further.
+    """Load the target, ready for training.
 
     Args:
-        ref: Of the untrained model.
-        tokenizer: Its own.
+        ref: The untrained model.
+        tokenizer: Its tokenizer.
         section: The recipe.
-        checkpoint: Folder to go on from, None to begin.
-        seed: Of new adapters.
-        device: Where 4-bit weights are made; other weights are moved there later.
+        checkpoint: Folder to resume from, None at the start.
+        seed: Seed of new adapters.
+        device: Device to load 4-bit weights on; other weights are moved there later.
 
     Raises:
         ModelError: It cannot be loaded or trained.
-        ConfigError: Adapters that do not fit, packing or compiling that it cannot take.
+        ConfigError: Adapters, packing or compiling that the model does not support.
     """
     lora = section.lora
     if checkpoint is not None and lora is None:
-        ref = in_folder(ref, checkpoint)
+        ref = with_folder(ref, checkpoint)
     if lora is not None and lora.four_bit:
         model = load_model(
             ref,
@@ -72,7 +72,7 @@ def load_target(
         )
     else:
         model = load_model(ref, where="target")
-    mend_generation_config(model, where=ref.model)
+    correct_generation_config(model, where=ref.model)
     _check_rows(model, tokenizer, ref)
     check_head(model, where=ref.model)
     if section.pack_tokens is not None:
@@ -96,13 +96,13 @@ def load_trained(ref: ModelRef, folder: Path, *, adapters: bool, dtype: torch.dt
     """The plain causal model of a checkpoint, adapters merged (in float32).
 
     Args:
-        ref: Of the untrained model.
-        folder: Of the checkpoint.
+        ref: The untrained model.
+        folder: Folder of the checkpoint.
         adapters: Whether it holds adapters alone.
-        dtype: To load it in; with adapters it is left in float32.
+        dtype: dtype to load it in; with adapters it is float32.
     """
     if not adapters:
-        return load_model(in_folder(ref, folder), where=f"checkpoint {folder.name}", dtype=dtype)
+        return load_model(with_folder(ref, folder), where=f"checkpoint {folder.name}", dtype=dtype)
     base = load_model(ref, where="target")
     return merged(load_adapters(base, folder, trainable=False))
 

@@ -1,1 +1,1 @@
-"""What a training leaves: the final folder, its model card, the hub."""
+"""Output of a training: the final folder, its model card, the upload to the hub."""

@@ -1,9 +1,9 @@
-"""The last save, tried before the first step: what would refuse it refuses a run that cost nothing yet.
+"""Tries the final save before the first step, so that a failure costs no training time.
 
-Everything that publishing a final folder does is done in a folder that is deleted again: adapters are
-merged, config, generation config, tokenizer, model card and records are written and read back. Weights
-are those of a twin of the model that has shapes and no memory; zeros are written in their place, for
-all that stands outside the stack of layers and for the first of them, since the others are alike.
+All steps of publishing a final folder are done in a folder that is then deleted: adapters are merged;
+config, generation config, tokenizer, model card and records are written and read back. Weights are
+those of a copy of the model on the meta device; zeros are written for all weights outside the stack of
+layers and for the first layer, since the others are alike.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fuse_train.model.adapters import add_adapters, merged
 from fuse_train.model.heads import plain_model
 from store_schema.config import ModelRef
 from store_schema.errors import LogitfuseError, ModelError
-from store_schema.model.models import in_folder, transformers_config
+from store_schema.model.models import transformers_config, with_folder
 from store_schema.model.weight_files import require_weights
 
 LARGEST_BYTES = 512 << 20
@@ -39,16 +39,16 @@ def dry_save(
     """Write a final folder below `root`, read it back, delete it.
 
     Args:
-        root: Of the training; on the disk that the final folder will be on.
+        root: Folder of the training, on the disk that the final folder will be on.
         model: The causal model in training; it is not changed.
-        ref: Of the untrained model.
-        dtype: That it will be saved in.
-        lora: Adapters that are trained, None where all weights are.
-        write: Fills a folder, given what writes the weights into it.
+        ref: The untrained model.
+        dtype: dtype that it will be saved in.
+        lora: Options of the adapters, None if all weights are trained.
+        write: Called with a folder to fill and a function that writes the weights into it.
 
     Raises:
-        ModelError: Something of it cannot be saved or not be read back.
-        StorageError: The disk refused.
+        ModelError: Some part cannot be saved or read back.
+        StorageError: A file cannot be written.
     """
     try:
         with trial_folder(root / "final") as place:
@@ -56,7 +56,7 @@ def dry_save(
             weights = _some_weights(twin, dtype)
             write(place, lambda folder: twin.save_pretrained(folder, state_dict=weights))
             require_weights(place)
-            transformers_config(in_folder(ref, place), of="target as it would be saved")
+            transformers_config(with_folder(ref, place), of="target as it would be saved")
     except LogitfuseError:
         raise
     except Exception as error:  # transformers, peft and tokenizers raise what they like
@@ -64,12 +64,12 @@ def dry_save(
             "the trained model could not be saved, so training was not begun",
             where=ref.model,
             got=f"{type(error).__name__}: {str(error)[:300]}",
-            hint="mend that file of the target, or train another",
+            hint="correct that file of the target, or train another",
         ) from error
 
 
 def _twin(model: Any, dtype: torch.dtype, lora: LoraSection | None) -> Any:
-    """A model of the same shapes on the meta device, with adapters merged where there are any."""
+    """A model of the same shapes on the meta device, with adapters merged if there are any."""
     config = deepcopy(model.config)
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(config, name):
@@ -84,14 +84,14 @@ def _twin(model: Any, dtype: torch.dtype, lora: LoraSection | None) -> Any:
 
 
 def _some_weights(twin: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Zeros for the weights that stand for all; what is tied stays tied."""
+    """Zeros for some of the weights (see the module); tied weights stay tied."""
     made: dict[int, torch.Tensor] = {}
-    found = {}
+    weights = {}
     for name, tensor in twin.state_dict(keep_vars=True).items():
         number = next((part for part in name.split(".") if part.isdigit()), "0")
         size = tensor.numel() * tensor.element_size()
         if int(number) == 0 and size <= LARGEST_BYTES:
             if id(tensor) not in made:
                 made[id(tensor)] = torch.zeros(tensor.shape, dtype=tensor.dtype)
-            found[name] = made[id(tensor)]
-    return found
+            weights[name] = made[id(tensor)]
+    return weights

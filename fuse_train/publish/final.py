@@ -11,7 +11,7 @@ from fuse_train.disk.checksums import check_files
 from fuse_train.disk.folders import publish_folder
 from fuse_train.loop.checkpoint import TrainState, best_folder, step_folder
 from fuse_train.model.adapters import copy_adapters
-from fuse_train.model.generation_config import mend_generation_config, name_turn_end
+from fuse_train.model.generation_config import correct_generation_config, name_turn_end
 from fuse_train.model.models import load_model, own_dtype
 from fuse_train.model.target import load_trained
 from fuse_train.publish.model_card import CardFacts, model_card
@@ -26,7 +26,7 @@ TRAIN_AGAIN = "delete the checkpoints to train again"
 
 
 class DoneRecord(StrictModel):
-    """done.json: this folder is whole, and what it was made from."""
+    """done.json: says that the folder is complete, and what it was made from."""
 
     schema_version: int = SCHEMA_VERSION
     fingerprint: str
@@ -40,7 +40,7 @@ class DoneRecord(StrictModel):
     before: dict[str, float] | None
     """Valid bits per byte by domain before training."""
     after: dict[str, float] | None
-    """Of the saved weights."""
+    """Valid bits per byte by domain of the saved weights."""
     seconds: float
     """Training time."""
 
@@ -76,9 +76,9 @@ class FinalChoice:
     """Which weights are published.
 
     Args:
-        step: They are from; 0 is the untrained target.
-        folder: That holds them; None for the untrained target.
-        bpb: Their valid bits per byte by domain, where they were evaluated.
+        step: Step that the weights are from; 0 is the untrained target.
+        folder: Folder with the weights; None for the untrained target.
+        bpb: Their valid bits per byte by domain; None if they were not evaluated.
     """
 
     step: int
@@ -87,10 +87,10 @@ class FinalChoice:
 
 
 def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> FinalChoice:
-    """The best evaluation's weights where they are wanted, else those of the last step.
+    """The weights of the best evaluation with `keep_best`, else those of the last step.
 
     Raises:
-        MissingError: Their folder was deleted by hand.
+        MissingError: Their folder is gone.
         CorruptionError: One of their files is damaged.
     """
     best = state.best
@@ -111,13 +111,13 @@ def final_choice(state: TrainState, checkpoints: Path, *, keep_best: bool) -> Fi
 
 @dataclass(frozen=True, slots=True)
 class FinalFiles:
-    """All of a final folder beside the weights.
+    """All files of a final folder besides the weights.
 
     Args:
         tokenizer: The target's; written by its `save_pretrained`.
-        record: Sealed into the folder.
-        facts: For the model card.
-        resolved_config: The run file.
+        record: Content of done.json.
+        facts: Content of the model card.
+        resolved_config: The resolved run file.
     """
 
     tokenizer: Any
@@ -126,7 +126,7 @@ class FinalFiles:
     resolved_config: str
 
     def write(self, place: Path, save_weights: Callable[[Path], object]) -> None:
-        """Fill a final folder, given what writes weights and configs into it."""
+        """Fill the final folder `place`; `save_weights` writes weights and configs into it."""
         tokenizer = self.tokenizer
         save_weights(place)
         tokenizer.save_pretrained(place)
@@ -138,17 +138,17 @@ class FinalFiles:
 def publish_trained(
     root: Path, choice: FinalChoice, target: ModelRef, files: FinalFiles, *, adapters: bool
 ) -> None:
-    """Write the final folder whole, adapters merged, and the adapters themselves beside it.
+    """Write the final folder, with adapters merged, and the adapters themselves beside it.
 
     Args:
-        root: `final/` and `adapter/` go below it.
+        root: Folder that `final/` and `adapter/` go into.
         choice: Which weights.
         target: The untrained model.
-        files: What goes beside them.
+        files: The other files.
         adapters: Whether checkpoints hold LoRA adapters alone.
 
     Raises:
-        StorageError: The disk refused; nothing is published.
+        StorageError: A file cannot be written; nothing is published.
         ModelError: The weights cannot be read back.
     """
     dtype = own_dtype(target)
@@ -156,7 +156,7 @@ def publish_trained(
         model = load_model(target, where="target", dtype=dtype)
     else:
         model = load_trained(target, choice.folder, adapters=adapters, dtype=dtype)
-    mend_generation_config(model, where=target.model)
+    correct_generation_config(model, where=target.model)
     name_turn_end(model, files.tokenizer)
     model = model.to(dtype)
     if adapters and choice.folder is not None:

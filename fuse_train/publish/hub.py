@@ -1,7 +1,7 @@
-"""Pushing a final folder to the Hugging Face Hub, once.
+"""Uploading a final folder to the Hugging Face Hub, once.
 
-`pushed.json` beside the final folder says what was pushed where, so that a rerun pushes again only
-what it could not push, or what is new.
+`pushed.json` beside the final folder says what was uploaded where; a rerun uploads only a model that
+is new or whose upload failed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _RUN_FILE = "run.yaml"
 
 
 def push_final(folder: Path, repo: str, *, private: bool, fingerprint: str) -> bool:
-    """Upload a final folder unless it was.
+    """Upload a final folder unless it was uploaded before.
 
-    The run file stays here (it names local folders), and the card's list of base models keeps names of
-    the hub alone, since the hub refuses others.
+    The run file is not uploaded (it names local folders), and the card's list of base models keeps only
+    names of the hub, since the hub refuses others.
 
     Args:
         folder: Final folder.
-        repo: "owner/name", or a name of the user's own.
-        private: Whether a new repository is.
-        fingerprint: Of the training.
+        repo: "owner/name", or a name in the user's own account.
+        private: Whether a new repository is private.
+        fingerprint: Fingerprint of the final folder.
 
     Returns:
         Whether anything was uploaded.
@@ -68,7 +68,7 @@ def push_final(folder: Path, repo: str, *, private: bool, fingerprint: str) -> b
             "the hub refused the model",
             where=repo,
             got=f"{type(error).__name__}: {str(error)[:200]}",
-            hint=f"the model is whole in {folder}; log in (`hf auth login`) and rerun to push it",
+            hint=f"the model is complete in {folder}; log in (`hf auth login`) and rerun to upload it",
         ) from error
     with storage_errors(str(marker)):
         marker.write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -76,7 +76,7 @@ def push_final(folder: Path, repo: str, *, private: bool, fingerprint: str) -> b
 
 
 def hub_card(card: str) -> str:
-    """The card with base models of the hub alone."""
+    """The card without base models that are not on the hub."""
     _, front, text = card.split("---\n", 2)
     fields = yaml.safe_load(front)
     kept = [name for name in fields["base_model"] if _of_hub(name)]

@@ -11,19 +11,19 @@ from fuse_train.config import TrainSection
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card says.
+    """Content of a model card.
 
     Args:
-        run_name: Of the run file.
+        run_name: Name of the run.
         label: "fused" or "control".
         target: Model as the run file names it.
         sources: Model by source name; empty for the control.
-        plan_fingerprint: Of the data.
-        store_fingerprints: By source name.
+        plan_fingerprint: Fingerprint of the plan.
+        store_fingerprints: Fingerprint of each source's store, by source name.
         section: The recipe.
-        seed: Of the run.
+        seed: Seed of the run.
         before: Bits per byte by domain of the target before training, or None.
-        after: Of the saved weights, or None.
+        after: Bits per byte by domain of the saved weights, or None.
         step: Step that the weights are from.
         num_steps: Steps of the run.
     """
@@ -86,7 +86,9 @@ def _made_from(facts: CardFacts) -> str:
 
 def _results(facts: CardFacts) -> str:
     if facts.after is None:
-        return "## Results\n\nNot evaluated yet: `logitfuse eval run` says bits per byte by domain."
+        return (
+            "## Results\n\nNot evaluated yet: `logitfuse eval run` gives bits per byte by domain."
+        )
     rows = ["| domain | before | this model |", "|---|---|---|"]
     for domain, value in facts.after.items():
         before = "" if facts.before is None else f"{facts.before[domain]:.4f}"

@@ -1,1 +1,1 @@
-"""A selector learnt from the stores alone, before or without a training of the target."""
+"""Training a selector on the stores alone, before or without a training of the target."""

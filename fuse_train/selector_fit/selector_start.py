@@ -1,4 +1,4 @@
-"""The selector as a training goes on with it: fixed, searched for, resumed, given, or trained first."""
+"""The selector that a training starts with: a rule, searched for, resumed, loaded, or pretrained."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from store_schema.fingerprint import fingerprint
 
 
 class FrozenSelector(Selector):
-    """A trained selector that nothing trains any further: its weights are buffers, not parameters.
+    """A trained selector that is not trained further: its weights are buffers, not parameters.
 
     Args:
-        trained: Left as it is from here on.
+        trained: The selector; its parameters are changed into buffers in place.
     """
 
     def __init__(self, trained: Selector) -> None:
@@ -58,17 +58,17 @@ class FrozenSelector(Selector):
 
 @dataclass(frozen=True, slots=True)
 class SelectorStart:
-    """What a selector is made from.
+    """Makes the selector that a training starts with.
 
     Args:
-        section: Of the run.
-        seed: Of the run.
-        stream: Of the training split; gives the sources, and batches to those that learn.
-        valid: Opens the stores for the split that a selector is searched for on.
-        device: To train on.
-        on_step: Called between steps and trials, for signals.
-        kept_in: Folder where selectors that were trained on the stores alone are kept, by what they
-            were made from; None keeps none.
+        section: Train section of the run.
+        seed: Seed of the run.
+        stream: Stream of the training split; has the sources, and batches for selectors that learn.
+        valid: Opens the stores of the split that weights are searched for on.
+        device: Device to train on.
+        on_step: Called between steps and trials, to check for signals.
+        kept_in: Folder where selectors that were trained on the stores alone are kept, by fingerprint;
+            None keeps none.
     """
 
     section: TrainSection
@@ -80,17 +80,17 @@ class SelectorStart:
     kept_in: Path | None = None
 
     def make(self, checkpoint: Path | None = None) -> Selector:
-        """The selector, trained or searched for where the section says so.
+        """The selector, trained or searched for first if the section says so.
 
-        Every process does the same work on the same data, so nothing is sent around.
+        Every process does the same work on the same data, so nothing is communicated.
 
         Args:
-            checkpoint: Folder of a saved selector to go on with, None at the start.
+            checkpoint: Folder of a saved selector to resume with, None at the start.
 
         Raises:
             ConfigError: Weights of unknown sources, or no optuna.
             MissingError: No saved selector there.
-            MismatchError: A saved selector that was built otherwise.
+            MismatchError: A saved selector that was built with other options.
             ModelError: A loss that is not finite.
         """
         section, kind = self.section, self.section.selector_kind
@@ -112,19 +112,19 @@ class SelectorStart:
         return selector
 
     def trained(self) -> Selector:
-        """A selector that learns, trained on the stores alone, from `start_from` if given.
+        """The selector trained on the stores alone, from `start_from` if the section has one.
 
-        One that was made from the same before, by this run's pool estimate or by a training that was
-        stopped, is taken from `kept_in`.
+        If this run's pool estimate, or a training that was stopped, has trained the same one before, it
+        is loaded from `kept_in`.
         """
         section, kept = self.section, None
         if self.kept_in is not None:
-            mark = selector_fingerprint(section, self.seed, self.stream.samples)
-            kept = self.kept_in / mark[:16]
+            name = selector_fingerprint(section, self.seed, self.stream.samples)
+            kept = self.kept_in / name[:16]
             if kept.exists():
-                found = untrained(section, self.seed, len(self.stream.samples.sources))
-                found.load(kept)
-                return found.to(self.device).eval()
+                loaded = untrained(section, self.seed, len(self.stream.samples.sources))
+                loaded.load(kept)
+                return loaded.to(self.device).eval()
         selector = self._newly_trained()
         if kept is not None and is_main():
             publish_folder(kept, selector.save)
@@ -172,22 +172,22 @@ class SelectorStart:
 
 
 def learned_options(section: TrainSection) -> LearnedOptions:
-    """Options of the section's selector, which is one that learns.
+    """Options of the section's selector, which must be one that learns.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It does not learn.
     """
     options: LearnedOptions = section.options_of(learner(section.selector))
     return options
 
 
 def untrained(section: TrainSection, seed: int, num_sources: int) -> Selector:
-    """The selector that the section names, one that learns."""
+    """An untrained selector of the section, which must be one that learns."""
     return new_selector(learned_options(section), learner(section.selector), seed, num_sources)
 
 
 def selector_fingerprint(section: TrainSection, seed: int, samples: AlignedSamples) -> str:
-    """Of what a selector that is trained alone is made from: recipe, stores, seed."""
+    """Fingerprint of recipe, stores and seed of a selector that is trained alone."""
     kind, options = learner(section.selector), learned_options(section)
     recipe = section.model_dump(mode="json", include={kind.field, *kind.made_of})
     content: dict[str, Any] = recipe | {
@@ -197,7 +197,7 @@ def selector_fingerprint(section: TrainSection, seed: int, samples: AlignedSampl
         "append_eos": samples.append_eos,
         "seed": seed,
         "stores": [[n, reader.manifest.fingerprint()] for n, reader in samples.stores.items()],
-        "missing": {name: sorted(found) for name, found in samples.missing.items()},
+        "missing": {name: sorted(shards) for name, shards in samples.missing.items()},
         "by": __version__,
     }
     if options.start_from is not None:
@@ -213,7 +213,7 @@ def saved_identity(section: TrainSection, num_sources: int) -> str:
 
 
 def pretrain_stream(stream: SampleStream, batch_segments: int) -> SampleStream:
-    """The same samples in batches of their own size, without entries, decoded once for both."""
+    """The same samples in batches of `batch_segments`, without entries; shares the stream's cache."""
     options = StreamOptions(
         seed=stream.options.seed,
         batch_segments=batch_segments,

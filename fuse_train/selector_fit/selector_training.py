@@ -1,8 +1,7 @@
-"""A selector on stores alone: train it in seconds, and say what its pool would score.
+"""Train a selector on stores alone, in seconds, and score its pool.
 
-No model is needed: the sources' log-probabilities of the labels lie in the stores. A pool's NLL is a
-proper score of its weights, span by span (pools.py), so what is learned here is what the fused target
-will be shown.
+No model is needed: the stores have the sources' log-probabilities of the labels. A pool's NLL is a
+proper score of its weights, span by span (pools.py), so it can train them.
 
 Shape suffixes: B segments, T rows, M sources.
 """
@@ -23,21 +22,21 @@ from fuse_train.loop.schedule import rate_factor
 from fuse_train.losses.losses import importance_cv2
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.kind import LearnedKind, LearnedOptions
-from fuse_train.selectors.pools import held, pool_nats
+from fuse_train.selectors.pools import hold_over_spans, pool_nats
 from fuse_train.selectors.selectors import Selector
 from store_schema.errors import InputError, ModelError
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSums:
-    """What a pool scored on the spans where every source knows the labels' probabilities.
+    """A pool's score on the spans where every source knows the labels' probabilities.
 
     Args:
         nats: NLL of the labels under the pool.
         num_bytes: Bytes of those labels.
         num_rows: Rows of these spans.
         all_bytes: Bytes of all labels, known or not.
-        all_rows: How many rows there are in all.
+        all_rows: Rows of all labels.
     """
 
     nats: float = 0.0
@@ -59,7 +58,7 @@ class PoolSums:
 def split_batches(
     samples: AlignedSamples, domains: tuple[str, ...], *, batch_segments: int = 64
 ) -> Iterator[Batch]:
-    """Every segment of a split once, in plan order, without entries: what `pool_nll` reads.
+    """Batches of every segment of a split once, in plan order, without entries, for `pool_nll`.
 
     Args:
         samples: Stores opened for the split.
@@ -79,7 +78,7 @@ def pool_nll(selector: Selector, batches: Iterable[Batch]) -> dict[str, PoolSums
     """NLL of a selector's pool, by domain, over spans whose labels EVERY source knows.
 
     Args:
-        selector: Any; on the batches' device.
+        selector: Any selector, on the batches' device.
         batches: From `split_batches`.
 
     Returns:
@@ -93,7 +92,7 @@ def pool_nll(selector: Selector, batches: Iterable[Batch]) -> dict[str, PoolSums
         logprobs_BTM = sources.label_logprobs_BTM.clamp(min=PROBABILITY_FLOOR)
         nats_BT = pool_nats(selector(sources.view), logprobs_BTM, sources.begins_BT)
         nats_R = nats_BT[first_BT].double()
-        known_BT = held(first_BT[..., None], sources.begins_BT)[..., 0] & real_BT
+        known_BT = hold_over_spans(first_BT[..., None], sources.begins_BT)[..., 0] & real_BT
         domain_BT = batch.domains_B[:, None].expand(known_BT.shape)
         count = len(batch.domains)
 
@@ -132,18 +131,17 @@ def train_selector(
 ) -> Selector:
     """Train a selector on the pool's NLL, alone, on the split of `stream`.
 
-    The loss is taken on the gates before the threshold, so that a source that is dropped now can
-    come back.
+    The loss uses the gates before the threshold, so that a dropped source still gets a gradient.
 
     Args:
         stream: With sources; entries are not needed (`with_entries=False`).
-        options: Of the selector: widths, steps, learning rate.
+        options: Options of the selector: widths, steps, learning rate.
         kind: Which selector.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
         feedback_weight: alpha, weight of CV^2 of importance.
-        start: Goes on from this one instead of an untrained one.
-        on_step: Told the step and its pool NLL per row in nats.
-        device: Where; None is the CPU.
+        start: Selector to start from; None makes an untrained one.
+        on_step: Called with the step and its pool NLL, nats per row.
+        device: Device to train on; None is the CPU.
 
     Returns:
         The trained network, in evaluation mode.
@@ -178,20 +176,20 @@ def train_selector(
         optimizer.step()
         if on_step is not None:
             on_step(step, loss_sum / max(num_rows, 1))
-    optimizer.zero_grad(set_to_none=True)  # else the training beside the target would begin with it
+    optimizer.zero_grad(set_to_none=True)  # else the joint training would add to these gradients
     return selector.eval()
 
 
 def new_selector(
     options: LearnedOptions, kind: LearnedKind, seed: int, num_sources: int = 0
 ) -> Selector:
-    """An untrained selector; its weights depend on the seed alone, the caller's generator stays.
+    """An untrained selector; its weights depend on the seed alone, not on torch's global random state.
 
     Args:
-        options: Of the selector.
+        options: Options of the selector.
         kind: Which selector.
-        seed: Of the initial weights.
-        num_sources: For those that are bound to their sources.
+        seed: Seed of the initial weights.
+        num_sources: Number of sources, for selectors that are bound to them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -202,7 +200,7 @@ def known_logprobs(batches: Iterable[Batch], *, where: str) -> npt.NDArray[np.fl
     """Log-probabilities [R, M] of the labels on rows where every source knows them.
 
     Raises:
-        InputError: There is no such row; `where` says who asked.
+        InputError: There is no such row; `where` goes into the message.
     """
     parts = []
     for batch in batches:
@@ -215,6 +213,6 @@ def known_logprobs(batches: Iterable[Batch], *, where: str) -> npt.NDArray[np.fl
 
 
 def known_rows(sources: SourceBatch) -> int:
-    """Rows where at least one covered source knows the label: those that the pool loss counts."""
+    """Number of rows where a source that covers the row knows the label: the pool loss's rows."""
     known_BTM = ~sources.label_logprobs_BTM.isnan() & sources.covered_BTM
     return int(known_BTM.any(-1).sum())

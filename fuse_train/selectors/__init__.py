@@ -1,4 +1,4 @@
-"""Who of the sources counts at each position, and how much; SELECTORS lists the ways to choose."""
+"""Selectors give each source its weight at each position; SELECTORS lists them."""
 
 from fuse_train.selectors.kind import SelectorKind
 from store_schema.registry import Registry

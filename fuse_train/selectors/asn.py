@@ -1,6 +1,6 @@
-"""The adaptive selection network (ASN): a scorer that learns which source counts where.
+"""The adaptive selection network (ASN): a network that learns each source's weight at each position.
 
-`AdaptiveSelector` is what all selectors with parameters share: gates, what is kept of them, files.
+`AdaptiveSelector` is the base of all selectors with parameters: gates, the cut to weights, files.
 `SharedScorer` is ours; the paper's own network and the constant gate are in gates.py.
 
 Shape suffixes: B segments, T rows, M sources, F features, X inputs of the scorer.
@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fuse_train.disk.checksums import file_record
-from fuse_train.selectors.features import FEATURES, HEDGE_START, PAST_FEATURES
+from fuse_train.selectors.features import FEATURES, HEDGE_START
 from fuse_train.selectors.kind import LearnedOptions
 from fuse_train.selectors.kinds.asn import AsnSection
 from fuse_train.selectors.past import HEDGE_SCALE, OF_SOURCE, SHARED
-from fuse_train.selectors.pools import held
+from fuse_train.selectors.pools import hold_over_spans
 from fuse_train.selectors.selectors import Selector, SourceView, covered_softmax, normalised
 from store_schema.config import StrictModel, validation_line
 from store_schema.disk.storage_errors import storage_errors
@@ -35,31 +35,31 @@ RECORD_FILE = "selector.json"
 
 
 class SelectorRecord(StrictModel):
-    """What the weights file does not say."""
+    """selector.json: how a saved selector is built."""
 
     kind: str
     """shared | fusion-x | constant."""
     granularity: str
     features: tuple[str, ...] = ()
-    """Columns that are looked at, in order."""
+    """Feature columns that it reads, in order."""
     hidden_size: int | None = None
     num_sources: int | None = None
-    """None takes any number."""
+    """None if it works for any number."""
     weights: FileRecord | None = None
-    """Size and checksum of the weights beside it; not part of what must agree."""
+    """Size and checksum of the weights file; ignored when records are compared."""
 
 
 class AdaptiveSelector(Selector):
-    """Base of selectors that learn: gates g, and weights w made of them.
+    """Base of selectors that learn: gates g, and weights w computed from them.
 
         w = g where g > threshold (or the largest g that sum to top_p, or all), the best always;
             scaled to sum 1
 
-    The pool loss is taken on gates, so that a source that is dropped now can come back; target,
-    importance and pools see weights.
+    The pool loss uses gates, so that a dropped source still gets a gradient; fusion loss, importance
+    and pools use weights.
 
     Source: Fusion-X (2505.23844): selection by threshold, re-normalisation. Departure: where no gate
-    is above the threshold the best one stays alone, and equal best gates stay together.
+    is above the threshold the best one is kept, or all that are equal to it.
     """
 
     learns = True
@@ -76,14 +76,14 @@ class AdaptiveSelector(Selector):
         raise NotImplementedError
 
     def record(self) -> SelectorRecord:
-        """What must agree before weights are loaded."""
+        """How it is built; must equal the saved record when weights are loaded."""
         raise NotImplementedError
 
     def set_threshold(self, threshold: float) -> None:
         self.threshold = threshold
 
     def keep(self, gates_BTM: torch.Tensor) -> torch.Tensor:
-        """Weights of the sources that are kept."""
+        """Weights: the gates that pass the cut, scaled to sum 1."""
         if self.cut == "none":
             return normalised(gates_BTM)
         best_BT1 = gates_BTM.max(-1, keepdim=True).values
@@ -117,11 +117,11 @@ class AdaptiveSelector(Selector):
             (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Take the weights that `save` wrote.
+        """Load the weights that `save` wrote.
 
         Raises:
             MissingError: No selector there.
-            MismatchError: It was built otherwise.
+            MismatchError: It was built with other options.
             CorruptionError: Damaged files.
         """
         where = folder / WEIGHTS_FILE
@@ -129,26 +129,26 @@ class AdaptiveSelector(Selector):
             raise MissingError("no selector", where=folder, hint="train one, or drop start_from")
         try:
             text = (folder / RECORD_FILE).read_text(encoding="utf-8")
-            theirs = SelectorRecord.model_validate_json(text)
+            saved = SelectorRecord.model_validate_json(text)
             state = load_file(where)
         except ValidationError as error:
             got = validation_line(error)
             raise CorruptionError("selector unreadable", where=folder, got=got) from error
         except (SafetensorError, UnicodeDecodeError) as error:
             raise CorruptionError("selector unreadable", where=folder, got=error) from error
-        if theirs.weights != file_record(where):
+        if saved.weights != file_record(where):
             raise CorruptionError(
                 "selector's weights changed since they were written",
                 where=where,
                 hint="train the selector again",
             )
-        theirs, ours = theirs.model_copy(update={"weights": None}), self.record()
-        if ours != theirs:
+        saved, own = saved.model_copy(update={"weights": None}), self.record()
+        if own != saved:
             raise MismatchError(
-                "selector was built otherwise",
+                "selector was built with other options",
                 where=folder,
-                expected=_differing(ours, theirs),
-                got=_differing(theirs, ours),
+                expected=_differing(own, saved),
+                got=_differing(saved, own),
                 hint="give train.asn the fields that it was trained with, or train another",
             )
         try:
@@ -162,18 +162,19 @@ class AdaptiveSelector(Selector):
 class SharedScorer(AdaptiveSelector):
     """One scorer, shared by all sources, reads each one's features and a summary of the set.
 
-    Sharing makes it indifferent to the order of the sources and to their number: it can be asked
-    about sources that it was not trained with.
+    Sharing makes it independent of the order and number of the sources: it also works for sources that
+    it was not trained with.
 
         x_m = [f_m, f_m - mean over covered, max over covered - f_m, c]
         g   = softmax over covered of (hedge_m + MLP(x_m) + u . x_m)
 
-    c is what is the same for all sources: where in the text the row is. hedge_m is the log-weight of
-    a hedge with fixed share, so the untrained network is that hedge, and what is learned corrects it.
+    c has the features that are the same for all sources: where in the text the row is. hedge_m is the
+    log-weight of a hedge with fixed share (hedge.py): the untrained network is that hedge, and training
+    learns a correction.
 
     Source: Fusion-X (2505.23844): MLP, softmax. Departures: features that do not hold the label
-    instead of the rewards of the whole sequence; one scorer for all sources; it is trained, saved and
-    tested, which the public code's is not.
+    instead of rewards of the whole sequence; one scorer for all sources; it is trained and saved, which
+    the public code's is not.
     """
 
     kind = "shared"
@@ -181,8 +182,7 @@ class SharedScorer(AdaptiveSelector):
     def __init__(self, section: AsnSection) -> None:
         super().__init__(section)
         self.granularity = section.granularity
-        self.columns = PAST_FEATURES if section.features == "past" else FEATURES
-        width = 3 * (len(self.columns) - len(SHARED)) + len(SHARED)
+        width = 3 * len(OF_SOURCE) + len(SHARED)
         hidden = section.hidden_size
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
@@ -192,38 +192,36 @@ class SharedScorer(AdaptiveSelector):
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.direct.weight)
         with torch.no_grad():
-            self.direct.weight[0, self.columns.index(HEDGE_START)] = HEDGE_SCALE
+            self.direct.weight[0, FEATURES.index(HEDGE_START)] = HEDGE_SCALE
 
     @property
     def hindsight(self) -> bool:
         return self.granularity == "segment"
 
     def gates(self, view: SourceView) -> torch.Tensor:
-        features_BTMF = view.features_BTMF[..., : len(self.columns)]
-        covered_BTM = view.covered_BTM
+        features_BTMF, covered_BTM = view.features_BTMF, view.covered_BTM
         if self.granularity == "segment":
             features_BTMF, covered_BTM = _segment_means(features_BTMF, covered_BTM)
-        own, rest = len(OF_SOURCE), len(OF_SOURCE) + len(SHARED)
-        of_source = torch.cat([features_BTMF[..., :own], features_BTMF[..., rest:]], -1)
-        shared_BTMX = features_BTMF[..., own:rest]
-        inputs_BTMX = torch.cat([with_summary(of_source, covered_BTM), shared_BTMX], -1)
+        own = len(OF_SOURCE)
+        of_source = with_summary(features_BTMF[..., :own], covered_BTM)
+        inputs_BTMX = torch.cat([of_source, features_BTMF[..., own:]], -1)
         scores_BTM: torch.Tensor = self.score(self.mlp(inputs_BTMX)) + self.direct(inputs_BTMX)
         scores_BTM = scores_BTM[..., 0]
         if self.granularity == "span":
-            scores_BTM = held(scores_BTM, view.begins_BT)
+            scores_BTM = hold_over_spans(scores_BTM, view.begins_BT)
         return covered_softmax(scores_BTM.expand(view.covered_BTM.shape), view.covered_BTM)
 
     def record(self) -> SelectorRecord:
         return SelectorRecord(
             kind=self.kind,
             granularity=self.granularity,
-            features=self.columns,
+            features=FEATURES,
             hidden_size=self.score.in_features,
         )
 
 
 def with_summary(features_BTMF: torch.Tensor, covered_BTM: torch.Tensor) -> torch.Tensor:
-    """Each source's features beside their distance to the mean and the best of the covered set."""
+    """Each source's features, and their distances to mean and maximum over the covered sources."""
     mask_BTM1 = covered_BTM[..., None].to(features_BTMF.dtype)
     count_BT11 = mask_BTM1.sum(2, keepdim=True).clamp(min=1)
     mean_BT1F = (features_BTMF * mask_BTM1).sum(2, keepdim=True) / count_BT11
@@ -244,6 +242,6 @@ def _segment_means(
 
 
 def _differing(one: SelectorRecord, other: SelectorRecord) -> str:
-    """The fields of one that the other has otherwise."""
+    """The fields of `one` whose value differs in `other`."""
     ours, theirs = one.model_dump(), other.model_dump()
     return ", ".join(f"{name} {ours[name]}" for name in ours if ours[name] != theirs[name])

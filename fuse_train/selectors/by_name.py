@@ -15,9 +15,9 @@ def by_rule(name: str, sources: Sequence[str] = (), **options: Any) -> Selector:
     """A selector that needs no training.
 
     Args:
-        name: Of the registry.
-        sources: Names, for those that are bound to them.
-        options: Its own; defaults for the rest.
+        name: Name in the registry.
+        sources: Names of the sources, for selectors that need them.
+        options: Its options; the rest have defaults.
     """
     kind = SELECTORS[name]
     if not isinstance(kind, RuleKind):
@@ -26,10 +26,10 @@ def by_rule(name: str, sources: Sequence[str] = (), **options: Any) -> Selector:
 
 
 def learner(name: str) -> LearnedKind:
-    """The selector of that name, which is one that learns.
+    """The registry's entry of that name, which must be a selector that learns.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It does not learn.
     """
     kind = SELECTORS[name]
     if isinstance(kind, LearnedKind):

@@ -1,17 +1,14 @@
-"""What a selector may look at: figures of each source at each row that do not hold the row's label.
+"""Inputs of a selector: features of each source at each row, from earlier rows alone.
 
-Past figures (past.py) come from the rows BEFORE i of the same segment: log-weights of hedges with
-fixed share (what a Bayes mixture would use), how well the source has predicted, per byte and beside
-the others, lately, in all and after text like this; how much worse than it expected to (its NLL beyond
-its own entropy, near 0 on text of its kind, whatever the others do). Row figures come from the
-distributions at row i themselves (how sure the source is, whether the others agree). The
-log-probability of label i, and label i, are never read.
+They come from the rows BEFORE row i of the same segment (past.py): log-weights of hedges with fixed
+share (what a Bayes mixture would use); the source's NLL so far, per byte and relative to the other
+sources, lately, in all and after similar text; its NLL minus its own entropy (near 0 on text it was
+trained for). Of row i only the byte before it is read.
 
-Row figures are not wholly ignorant of the label in an aligned store, and what they know is not little:
-a row exists because a real source token begins there or reaches across, which only the text to come
-tells. On the demo, pools look 5 % better with them; with the entropy of the source's own row instead,
-which cannot know, 0.2 %; with that and one bit, whether the real source token reaches across, 3 %.
-So `asn.features: past` is the default, and pools of `all` are no honest estimate.
+In an aligned store the distributions of row i (a source's entropy, whether the others agree) leak
+something of the label: a row exists because a real source token begins there or reaches across, which
+depends on the text to come. On the demo, pools seem 5 % better with features of them, but not when
+they are scored by span (docs/training.md).
 
 Shape suffixes: N positions of a shard, M sources, F features, D segments, E entries.
 """
@@ -25,29 +22,14 @@ import numpy.typing as npt
 
 from fuse_train.selectors.hedge import PROBABILITY_FLOOR
 from fuse_train.selectors.past import OF_SOURCE, SHARED, past_features, text_classes
-from store_schema.layout import Arrays, Origin, row_sums
+from store_schema.layout import Arrays, row_sums
 from store_schema.text.encoded import token_lengths
 
-PAST_FEATURES = OF_SOURCE + SHARED
-"""From the rows before; the first columns."""
-
-ROW_FEATURES = (
-    "entropy",
-    "top_probability",
-    "tail_mass",
-    "agreement",
-    "same_top",
-    "inside",
-)
-"""From the distributions of the row itself; the other columns."""
-
-FEATURES = PAST_FEATURES + ROW_FEATURES
+FEATURES = OF_SOURCE + SHARED
+"""Names of the columns."""
 
 HEDGE_START = "hedge_0.5_0.03"
-"""The hedge that an untrained network is."""
-
-ENTROPY_SCALE = 4.0
-"""Nats by which a row's entropy is divided."""
+"""Feature of the hedge that an untrained network equals."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,49 +49,25 @@ def shard_features(
         texts: UTF-8 of each segment.
 
     Returns:
-        [N, M, F] float32. Rows that a source does not cover have its past features only.
+        [N, M, F] float32, also of rows that a source does not cover.
     """
     covered_NM = np.stack([np.diff(s["entry_offsets"]) > 0 for s in sources], axis=1)
     logprobs_NM = np.stack([s["label_logprobs"].astype(np.float64) for s in sources], axis=1)
-    of_row_NMF = _of_row(sources, covered_NM)
-    past_NMF = past_features(
+    return past_features(
         logprobs_NM,
-        of_row_NMF[:, :, ROW_FEATURES.index("entropy")] * ENTROPY_SCALE,
+        np.stack([_entropies(s) for s in sources], axis=1),
         covered_NM,
         token_lengths(byte_ends, token_offsets),
         text_classes(texts, token_offsets, byte_ends),
         token_offsets,
     )
-    return np.concatenate([past_NMF, of_row_NMF.astype(np.float32)], axis=2)
 
 
-def _of_row(sources: Sequence[Arrays], covered_NM: npt.NDArray[np.bool_]) -> Floats:
-    """The features [N, M, F-P] of the row's own distributions."""
-    num_rows, num_sources = covered_NM.shape
-    out = np.zeros((num_rows, num_sources, len(ROW_FEATURES)))
-    tops = []
-    for m, arrays in enumerate(sources):
-        offsets, logprobs = arrays["entry_offsets"], arrays["entry_logprobs"].astype(np.float64)
-        first = offsets[:-1][covered_NM[:, m]]
-        top_id = np.full(num_rows, -1, np.int64)
-        top_id[covered_NM[:, m]] = arrays["entry_ids"][first]
-        tops.append(top_id)
-        tail = arrays["tail_mass"].astype(np.float64)
-        floored = logprobs.clip(min=PROBABILITY_FLOOR)  # an entry of no probability adds nothing
-        entropy = -row_sums(np.exp(floored) * floored, offsets)
-        entropy -= tail * np.log(np.where(tail > 0, tail, 1.0))
-        out[:, m, 0] = entropy / ENTROPY_SCALE
-        out[covered_NM[:, m], m, 1] = np.exp(logprobs[first])
-        out[:, m, 2] = tail
-        out[:, m, 5] = arrays["origin"] == Origin.INSIDE
-    others_NM = covered_NM.sum(1, keepdims=True) - covered_NM
-    for other, arrays in enumerate(sources):
-        rows_E = np.repeat(np.arange(num_rows), np.diff(arrays["entry_offsets"]))
-        for m in range(num_sources):
-            if m == other:
-                continue
-            hits = np.flatnonzero(arrays["entry_ids"] == tops[m][rows_E])
-            out[rows_E[hits], m, 3] += np.exp(arrays["entry_logprobs"][hits])
-            out[:, m, 4] += (tops[m] == tops[other]) & covered_NM[:, m]
-    out[:, :, 3:5] /= np.maximum(others_NM, 1)[..., None]
-    return out * covered_NM[..., None]
+def _entropies(arrays: Arrays) -> Floats:
+    """Nats [N] of each row's entries and tail; 0 where the row is not covered."""
+    offsets, tail_N = arrays["entry_offsets"], arrays["tail_mass"].astype(np.float64)
+    # An entry of no probability adds nothing.
+    logprobs_E = arrays["entry_logprobs"].astype(np.float64).clip(min=PROBABILITY_FLOOR)
+    entropy_N = -row_sums(np.exp(logprobs_E) * logprobs_E, offsets)
+    entropy_N -= tail_N * np.log(np.where(tail_N > 0, tail_N, 1.0))
+    return np.where(np.diff(offsets) > 0, entropy_N, 0.0)

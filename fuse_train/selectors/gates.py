@@ -20,13 +20,13 @@ class RewardNetwork(AdaptiveSelector):
 
         r_m = exp(-CE_m);  g = softmax(W3 GELU(W2 GELU(W1 r)))  with M -> 2M -> M -> M
 
-    Bound to its sources and their order, since each is an input of its own. Rewards are of the whole
+    Bound to its sources and their order, since each has its own input. Rewards are of the whole
     segment: hindsight.
 
     Source: Fusion-X (2505.23844) and its public code. Departures: CE in nats per byte, not per token
     (sources with longer tokens lose otherwise); softmax over the covered sources; created once, trained
-    and saved. The public code creates it in every loss call and trains none: `untrained` does so, with
-    weights drawn from what the batch itself says, the same whenever it comes.
+    and saved. The public code creates it in every loss call and never trains it. `untrained` does so
+    too, with random weights seeded by the batch, so that a batch always gets the same.
     """
 
     kind = "fusion-x"
@@ -54,12 +54,12 @@ class RewardNetwork(AdaptiveSelector):
 
     def gates(self, view: SourceView) -> torch.Tensor:
         if self._untrained:
-            self._made_anew(view.source_bpb_BM)
+            self._reinitialise(view.source_bpb_BM)
         scores_BM = self.mlp(rewards(view.source_bpb_BM))
         return covered_softmax(scores_BM[:, None].expand(view.covered_BTM.shape), view.covered_BTM)
 
-    def _made_anew(self, source_bpb_BM: torch.Tensor) -> None:
-        """Weights as PyTorch begins with, drawn from the figures of the batch."""
+    def _reinitialise(self, source_bpb_BM: torch.Tensor) -> None:
+        """Draw new weights as PyTorch initialises them, seeded by the figures of the batch."""
         seed = zlib.crc32(source_bpb_BM.detach().cpu().numpy().tobytes())
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -73,10 +73,7 @@ class RewardNetwork(AdaptiveSelector):
 
 
 class ConstantGate(AdaptiveSelector):
-    """One learned score for each source, whatever the text: the simplest gate there is.
-
-    What an adaptive network gains over it is what looking at the text is worth.
-    """
+    """One learned score for each source, whatever the text: the baseline of adaptive networks."""
 
     kind = "constant"
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 PROBABILITY_FLOOR = -1000.0
-"""Nats. A label that a source holds for impossible (e.g. -inf) is scored as this, in every pool."""
+"""Nats. Lower log-probabilities of a label (such as -inf) are raised to this in every pool."""
 
 
 def log_weights(
@@ -30,8 +30,8 @@ def log_weights(
         v_m <- v_m exp(rate * l_m) / sum_j v_j exp(rate * l_j)
         v_m <- (1 - a) v_m + a / (M - 1) * (1 - v_m)
 
-    A source that did not know that label sleeps: it is scored as the mixture of those that did, so
-    its weight stays as it is. Where nobody knew it, only the share is taken.
+    A source without a probability for that label sleeps: it is scored as the mixture of those that have
+    one, so its weight stays as it is. Where none has one, only the second line applies.
 
     Args:
         past_logprobs_BTM: Nats; row i holds the label of row i - 1. NaN where not known, and in row 0.
@@ -71,22 +71,22 @@ def log_weights(
 def _with_sleepers(
     state_SBM: torch.Tensor, gain_SBM: torch.Tensor, known_BM: torch.Tensor, some_B1: torch.Tensor
 ) -> torch.Tensor:
-    """Gains where who did not know the label gains what the mixture of the others did."""
+    """Gains, where sources that do not know the label gain what the mixture of the others does."""
     awake_SBM = state_SBM.masked_fill(~known_BM & some_B1, float("-inf"))
     mixed_SB1 = (awake_SBM + gain_SBM).logsumexp(-1, True) - awake_SBM.logsumexp(-1, True)
     return torch.where(known_BM, gain_SBM, torch.where(some_B1, mixed_SB1, 0.0))
 
 
 def _after_share(state_SBM: torch.Tensor, share_S11: torch.Tensor) -> torch.Tensor:
-    """Each source hands `share` of its weight to the others, equally."""
+    """Move `share` of each source's weight to the num_others, equally."""
     weight_SBM = state_SBM.exp()
-    others = state_SBM.shape[-1] - 1
-    moved_SBM = (1 - share_S11) * weight_SBM + share_S11 / others * (1 - weight_SBM)
+    num_others = state_SBM.shape[-1] - 1
+    moved_SBM = (1 - share_S11) * weight_SBM + share_S11 / num_others * (1 - weight_SBM)
     # Without a share the log-weights stay what they were: exp would lose those below e^-745.
     return torch.where(share_S11 > 0, moved_SBM.clamp(min=1e-300).log(), state_SBM)
 
 
 def past_of(label_logprobs_BTM: torch.Tensor) -> torch.Tensor:
-    """What is known of earlier labels at each row: row i holds row i - 1's, row 0 NaN."""
+    """Log-probabilities shifted by one row: row i holds those of row i - 1's label, row 0 NaN."""
     first_B1M = torch.full_like(label_logprobs_BTM[:, :1], float("nan"))
     return torch.cat([first_B1M, label_logprobs_BTM[:, :-1]], 1)

@@ -1,7 +1,6 @@
-"""What a selector is to the rest of the program: by rule, trained, or searched for.
+"""Base classes of selectors: by rule, trained, or searched for.
 
-Nothing here needs torch: the file of a selector is read with the run file. Torch is imported where
-weights are made.
+A selector's file is imported when a run file is read, so it imports torch only inside functions.
 """
 
 from __future__ import annotations
@@ -29,43 +28,42 @@ class SelectorKind(Kind):
     learns: ClassVar[bool] = False
     """Whether it has parameters that gradients train."""
     searches: ClassVar[bool] = False
-    """Whether it is searched for on the labels of the valid split."""
+    """Whether its weights are searched for on the labels of the valid split."""
     hindsight: ClassVar[bool] = False
     """Whether weights of a row depend on its label or later ones, with default options."""
-    given: ClassVar[bool] = False
-    """Whether it needs options that have no default: it is compared with others where the run file has
-    them."""
+    needs_options: ClassVar[bool] = False
+    """Whether it has options without a default; it is compared with others if the run file has them."""
     tried_without: ClassVar[bool] = False
-    """Whether `eval pool` also tells what its pool would score without each source."""
+    """Whether `eval pool` also scores its pool without each source."""
 
     @property
-    def says(self) -> str:
-        return super().says + " (hindsight)" * self.hindsight
+    def summary(self) -> str:
+        return super().summary + " (hindsight)" * self.hindsight
 
     def needs_features(self, options: Any) -> bool:
-        """Whether it looks at `SourceView.features_BTMF`, which are not made otherwise."""
+        """Whether it reads `SourceView.features_BTMF`, which are computed only then."""
         return False
 
     def check(self, options: Any) -> None:
-        """Refuse options that it cannot work with, when it is chosen.
+        """Refuse options that it cannot work with; called when it is chosen.
 
         Raises:
-            ValueError: Says what it needs.
+            ValueError: The message says what it needs.
         """
 
 
 class RuleKind(SelectorKind):
-    """A selector that needs no training: `weights` is all there is to it."""
+    """A selector that needs no training: subclasses need only `weights`."""
 
     def weights(self, view: SourceView, options: Any) -> torch.Tensor:
-        """Weights [B, T, M] float32, as `selectors.Selector` says."""
+        """Weights [B, T, M] float32, as `selectors.Selector` defines them."""
         raise NotImplementedError
 
     def make(self, options: Any, sources: Sequence[str]) -> Selector:
-        """The selector.
+        """Make the selector.
 
         Args:
-            options: Its own, of the run file.
+            options: Its options, from the run file.
             sources: Names in the run file's order.
 
         Raises:
@@ -87,9 +85,9 @@ class LearnedOptions(StrictModel):
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Share of the gates that is kept by cut top_p."""
     objective: Literal["pool", "fusion", "both"] = "pool"
-    """What trains it: the pool's NLL of the label, the fusion loss of the target, or both."""
+    """Loss that trains it: the pool's NLL of the label, the fusion loss of the target, or both."""
     lr: float = Field(default=1e-2, gt=0)
-    """Peak learning rate of the scorer."""
+    """Its peak learning rate."""
     pretrain_steps: int = Field(default=300, ge=0)
     """Steps on the stores alone before the target is trained; 0 starts it untrained."""
     pretrain_batch_segments: int = Field(default=32, gt=0)
@@ -97,7 +95,7 @@ class LearnedOptions(StrictModel):
     start_from: PathText | None = None
     """Folder of a trained selector to start from instead of pretraining."""
     frozen: bool = False
-    """Whether the selector of `start_from` stays as it is while the target is trained."""
+    """Whether the selector of `start_from` is not trained further while the target is."""
 
     @model_validator(mode="after")
     def _frozen_is_trained(self) -> Self:
@@ -112,25 +110,25 @@ class LearnedKind(SelectorKind):
     learns = True
     section = LearnedOptions
     made_of: ClassVar[tuple[str, ...]] = ()
-    """Fields of the train section, besides its own, that a trained one depends on."""
+    """Fields of the train section, besides its own, that its trained weights depend on."""
 
     def network(self, options: Any, num_sources: int) -> Selector:
-        """An untrained one, such as an `asn.AdaptiveSelector`; torch's generator gives its weights.
+        """Make an untrained selector, such as an `asn.AdaptiveSelector`, with torch's random generator.
 
         Args:
-            options: Its own, a subclass of `LearnedOptions`.
-            num_sources: For those that are bound to their sources.
+            options: Its options, a subclass of `LearnedOptions`.
+            num_sources: Number of sources, for selectors that are bound to them.
         """
         raise NotImplementedError
 
 
 class SearchedKind(SelectorKind):
-    """A selector that is found by trying some on the labels of the valid split."""
+    """A selector whose weights are searched for on the labels of the valid split."""
 
     searches = True
 
     def trials(self, options: Any) -> int:
-        """How many are tried, at most."""
+        """Most weights that are tried."""
         raise NotImplementedError
 
     def search(
@@ -140,12 +138,12 @@ class SearchedKind(SelectorKind):
         seed: int,
         on_trial: Callable[[int, float], None] | None,
     ) -> Selector:
-        """The best that was found.
+        """Search, and return the selector with the lowest NLL.
 
         Args:
-            options: Its own.
-            logprobs_RM: Nats of labels that every source knows, by source.
-            seed: The same seed finds the same.
-            on_trial: Told the number of trials done and the least NLL so far in nats per row.
+            options: Its options.
+            logprobs_RM: Log-probabilities (nats) of labels that every source knows.
+            seed: Seed of the search; the same seed gives the same result.
+            on_trial: Called with the number of trials done and the lowest NLL so far, nats per row.
         """
         raise NotImplementedError

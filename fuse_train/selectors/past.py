@@ -1,4 +1,4 @@
-"""Past features: what rows before a row tell of each source, all sums over the same segment.
+"""Past features: how each source has done on earlier rows, all sums over the same segment.
 
 Shape suffixes: N positions of a shard, M sources, D segments, T rows of the longest, P features, C
 classes.
@@ -26,19 +26,19 @@ HEDGE_SCALE = 4.0
 """Nats by which the hedges' log-weights are divided."""
 
 DECAYS = (0.7, 0.95)
-"""Weight that a row keeps after one more row, in the recent figures: about 3 and 20 rows count."""
+"""Factors per row of exponentially decaying sums: windows of about 3 and 20 rows."""
 
 CLASS_DECAYS = (0.5, 0.9)
-"""The same for rows after text of one class."""
+"""The same for sums over rows of one class."""
 
 LAGS = 3
-"""Rows whose figures are given one by one."""
+"""Number of last rows whose figures are features by themselves."""
 
 CLASSES = (
     *("start", "newline", "space", "digit", "lower", "upper", "quote", "opening", "closing"),
     *("stop", "operator", "other"),
 )
-"""What the last byte before a row is; bytes beyond ASCII are lower, since most are letters."""
+"""Classes of the last byte before a row; bytes beyond ASCII are lower, since most are letters."""
 
 OF_SOURCE = (
     *(f"hedge_{rate:g}_{share:g}" for rate, share in HEDGES),
@@ -52,10 +52,10 @@ OF_SOURCE = (
     *(f"advantage_{lag}_before" for lag in range(1, LAGS + 1)),
     "coverage",
 )
-"""Differ from source to source."""
+"""Features that differ from source to source."""
 
 SHARED = ("log_row", "class_rows", *(f"after_{name}" for name in CLASSES))
-"""The same for all sources: where in the text the row is."""
+"""Features that are the same for all sources: where in the text the row is."""
 
 
 def _class_table() -> Integers:
@@ -86,19 +86,19 @@ def text_classes(
         token_offsets: [D+1] rows of each segment.
         byte_ends: [N] end of each token in its segment.
     """
-    found = np.zeros(len(byte_ends), np.int64)
+    classes = np.zeros(len(byte_ends), np.int64)
     for text, start, stop in zip(texts, token_offsets[:-1], token_offsets[1:], strict=True):
         if stop == start or not text:
             continue
         begins = np.concatenate([[0], byte_ends[start : stop - 1].astype(np.int64)])
         last = np.frombuffer(text, np.uint8)[(begins - 1).clip(0, len(text) - 1)]
-        found[start:stop] = np.where(begins > 0, _CLASS_OF_BYTE[last], CLASSES.index("start"))
-    return found
+        classes[start:stop] = np.where(begins > 0, _CLASS_OF_BYTE[last], CLASSES.index("start"))
+    return classes
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of a shard as [T, D] and back; what is beyond a segment's end is filled.
+    """Rows of a shard as [T, D] and back; rows beyond a segment's end are padding.
 
     Args:
         at_TD: Row of the shard.
@@ -110,7 +110,7 @@ class Rows:
 
     @classmethod
     def of(cls, token_offsets: Integers) -> Rows:
-        """Of a shard's segments."""
+        """The rows of a shard's segments."""
         lengths = np.diff(token_offsets)
         row_T1 = np.arange(int(lengths.max(initial=0)))[:, None]
         real_TD = row_T1 < lengths
@@ -140,17 +140,17 @@ def past_features(
     """Features [N, M, P] of `OF_SOURCE` and `SHARED`, each scaled to about 1.
 
     Args:
-        logprobs_NM: Of the labels, nats, NaN where not known.
-        entropy_NM: Of the distributions, nats.
+        logprobs_NM: Log-probabilities of the labels, nats, NaN where not known.
+        entropy_NM: Entropy of the distributions, nats.
         covered_NM: Whether the source has a distribution of the row.
-        bytes_N: Of each token.
+        bytes_N: Bytes of each token.
         classes_N: From `text_classes`.
         token_offsets: [D+1] rows of each segment.
     """
     rows = Rows.of(token_offsets)
     known_NM = ~np.isnan(logprobs_NM)
     nats_NM = -np.where(known_NM, logprobs_NM, 0.0).clip(min=PROBABILITY_FLOOR)
-    # Against the mean of the sources that know the label: a row that few know favours nobody.
+    # Relative to the sources that know the label, so that a row that few know favours none.
     mean_N1 = nats_NM.sum(1, keepdims=True) / np.maximum(known_NM.sum(1, keepdims=True), 1)
     gain_NM = np.where(known_NM, mean_N1 - nats_NM, 0.0)
     judged_NM = known_NM & covered_NM
@@ -187,7 +187,7 @@ def past_features(
 
 
 def sums_before(values_TDX: Floats, decay: float) -> Floats:
-    """Sum over earlier rows, fading by `decay` a row; the row itself is left out."""
+    """Sum over earlier rows, decaying by the factor `decay` per row; without the row itself."""
     out = np.zeros_like(values_TDX)
     for row in range(1, len(out)):
         np.multiply(out[row - 1], decay, out=out[row])
@@ -198,7 +198,7 @@ def sums_before(values_TDX: Floats, decay: float) -> Floats:
 def sums_of_class(
     values_TDM: Floats, classes_TD: Integers, decays: Sequence[float]
 ) -> tuple[Floats, Floats]:
-    """Sums [T, D, M, K] over earlier rows of the row's class, fading at each of them; their count."""
+    """Decaying sums [T, D, M, K] over earlier rows of the row's class, and their count [T, D]."""
     num_rows, num_segments, num_sources = values_TDM.shape
     fade_K = np.asarray(decays)
     out = np.zeros((*values_TDM.shape, len(fade_K)))
@@ -208,9 +208,9 @@ def sums_of_class(
     every_D = np.arange(num_segments)
     for row in range(num_rows):
         now = (every_D, classes_TD[row])
-        held = state[now]
-        out[row], count_TD[row] = held, seen_DC[now]
-        state[now] = held * fade_K + values_TDM[row][..., None]
+        sums = state[now]
+        out[row], count_TD[row] = sums, seen_DC[now]
+        state[now] = sums * fade_K + values_TDM[row][..., None]
         seen_DC[now] += 1
     return out, count_TD
 
@@ -223,7 +223,7 @@ def lagged(values_TDM: Floats, lag: int) -> Floats:
 
 
 def signed_log(nats: Floats) -> Floats:
-    """Compressed, not cut: over a segment sources end hundreds of nats apart."""
+    """sign(x) * log(1 + |x|): over a segment sources differ by hundreds of nats."""
     size: Floats = np.log1p(np.abs(nats))
     return np.copysign(size, nats)
 
@@ -231,9 +231,9 @@ def signed_log(nats: Floats) -> Floats:
 def _hedges(logprobs_TDM: Floats) -> list[Floats]:
     """Log-weights [T, D, M] of each hedge."""
     past_DTM = past_of(torch.from_numpy(logprobs_TDM).transpose(0, 1))
-    found: list[Floats] = []
+    logs: list[Floats] = []
     for rate in dict.fromkeys(rate for rate, _ in HEDGES):
         shares = [share for one, share in HEDGES if one == rate]
         logs_SDTM = log_weights(past_DTM, rate=rate, shares=shares)
-        found += list(logs_SDTM.transpose(1, 2).numpy())
-    return found
+        logs += list(logs_SDTM.transpose(1, 2).numpy())
+    return logs

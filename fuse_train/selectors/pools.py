@@ -1,16 +1,17 @@
-"""Pools of sources with tokenizers of their own: where their probabilities may be mixed.
+"""Pools of sources with different tokenizers: where their probabilities may be mixed.
 
-Inside a source's token its aligned row is not what it would have said there: it paid for the whole
-token where the token began, and much of what else it might have meant lies in the tail. Chain products
-over whole tokens are its own. So a pool is weighed span by span: a span begins where no source is
+Inside a source's token its aligned rows are not what it would predict there: the NLL of the whole token
+is at the row where it begins, and much of the alternatives' mass is in the tail. Only products over
+whole tokens are the source's own probabilities. So a pool mixes spans: a span begins where no source is
 inside one of its tokens, its weights are those of its first row, and
 
     p(span) = sum_m w_m prod over rows of the span p_m(label)
 
-Row by row, a selector could hear one source where another pays and that one where it no longer costs:
-pools below what any of them can predict. With one tokenizer for all, every row is a span and the pool
-is a true probability of the text. With several, a little is left of that: that a span begins tells that
-no source took a longer token, which one that hears another source next need not have paid for.
+Mixed row by row, a selector could leave a source where its token begins and return inside the token,
+where its NLL is near 0: the pool's NLL would be lower than any of them can predict. With one tokenizer
+for all, every row is a span and the pool is a true probability of the text. With several a small bias
+is left: the start of a span tells that no source took a longer token, for which a selector that changes
+source there need not account.
 
 Shape suffixes: B segments, T rows, M sources.
 """
@@ -24,12 +25,12 @@ Begins = torch.Tensor | None
 
 
 def first_rows(begins_BT: torch.Tensor) -> torch.Tensor:
-    """The first row [B, T] int64 of the span that each row lies in; row 0 always begins one."""
+    """First row [B, T] int64 of each row's span; row 0 always begins one."""
     rows_T = torch.arange(begins_BT.shape[1], device=begins_BT.device)
     return torch.where(begins_BT, rows_T, 0).cummax(1).values
 
 
-def held(weights_BTM: torch.Tensor, begins_BT: Begins) -> torch.Tensor:
+def hold_over_spans(weights_BTM: torch.Tensor, begins_BT: Begins) -> torch.Tensor:
     """The weights of each span's first row on all of its rows."""
     if begins_BT is None:
         return weights_BTM
@@ -54,7 +55,7 @@ def pool_nats(
     As in `label_pool_nll` only sources that know all of a span's labels take part.
 
     Args:
-        weights_BTM: Those of first rows count.
+        weights_BTM: Weights; only those of first rows are used.
         label_logprobs_BTM: Nats, NaN where not known.
         begins_BT: bool, rows where a span begins.
 
@@ -73,8 +74,8 @@ def pool_nats(
 def label_pool_nll(weights_RM: torch.Tensor, label_logprobs_RM: torch.Tensor) -> torch.Tensor:
     """NLL of the label under the weighted pool, -log sum_m w_m p_m(label), row by row.
 
-    Only sources that know the label's probability take part, their weights scaled to 1: nothing can
-    be said about the others. This is a proper score of the weights.
+    Only sources that know the label's probability take part, with weights scaled to sum 1. This is a
+    proper score of the weights.
 
     Args:
         weights_RM: Positive somewhere on the known sources of every row that counts.

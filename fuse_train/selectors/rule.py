@@ -1,4 +1,4 @@
-"""A rule for weights as a module."""
+"""A rule selector as a torch module."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fuse_train.selectors.selectors import Selector, SourceView
 
 
 class RuleSelector(Selector):
-    """What a `RuleKind` says, as a module without parameters.
+    """The weights of a `RuleKind`, as a module without parameters.
 
     Args:
-        kind: Gives the weights.
-        options: Of the kind.
+        kind: Computes the weights.
+        options: Its options.
     """
 
     def __init__(self, kind: RuleKind, options: Any = None) -> None:

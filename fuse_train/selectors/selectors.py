@@ -1,8 +1,8 @@
-"""Selectors: what weight each source has at each position.
+"""Selectors: modules that give each source a weight at each position.
 
-A selector sees figures of the sources (`SourceView`), never the label of the row it decides on, and
-gives weights that sum to 1 over the sources that cover the row. Those marked `hindsight` judge by the
-whole segment, as the papers do: fine for training on given text, but no prediction.
+A selector reads figures of the sources (`SourceView`), never the label of the row, and gives weights
+that sum to 1 over the sources that cover the row. Those marked `hindsight` use the labels of the whole
+segment, as the papers do: fine for training on given text, but their pools predict nothing.
 
 Shape suffixes: B segments, T rows, M sources, F features.
 """
@@ -21,12 +21,12 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """What a selector sees of a batch.
+    """What a selector may read of a batch.
 
     Args:
         covered_BTM: bool, whether the source has a distribution of the row.
         features_BTMF: float32, columns as in `features.FEATURES`, scaled to about 1; F is 0 for a
-            selector that does not ask for them (`SelectorKind.needs_features`).
+            selector that does not need them (`SelectorKind.needs_features`).
         source_bpb_BM: The source's bits per byte of the whole segment, inf where not known. Hindsight.
         past_logprobs_BTM: float32 nats of the label of the row BEFORE, NaN where not known.
         begins_BT: bool, rows where no source is inside one of its tokens (see pools.py); None is all.
@@ -41,13 +41,13 @@ class SourceView:
     author_B: torch.Tensor | None = None
 
     def of_sources(self, kept: Sequence[int]) -> SourceView:
-        """The same without the other sources."""
+        """The view of these sources alone, by index."""
         at = list(kept)
         author_B = self.author_B
         if author_B is not None:
             places = torch.full((self.covered_BTM.shape[-1] + 1,), -1, device=author_B.device)
             places[at] = torch.arange(len(at), device=author_B.device)
-            author_B = places[author_B]  # -1 stands last, and stays
+            author_B = places[author_B]  # index -1 is the last place, which holds -1
         return SourceView(
             self.covered_BTM[..., at],
             self.features_BTMF[:, :, at],
@@ -68,7 +68,7 @@ class Selector(nn.Module):
     learns: ClassVar[bool] = False
     """Whether it has parameters to train, and can be saved and loaded (asn.py)."""
     pool_trains: bool = False
-    """Whether the pool's NLL of the labels trains it beside the target."""
+    """Whether the pool's NLL of the labels trains it."""
     fusion_trains: bool = False
     """Whether the fusion loss of the target trains it."""
 
@@ -79,27 +79,27 @@ class Selector(nn.Module):
 
     @property
     def bound(self) -> bool:
-        """Whether it was made for its sources in their order, and knows no others."""
+        """Whether it works only for the sources it was made for, in their order."""
         return False
 
     def gates(self, view: SourceView) -> torch.Tensor:
-        """What weights are made of, [B, T, M]: the pool loss is taken on them."""
+        """Weights before the cut [B, T, M], which the pool loss uses."""
         weights_BTM: torch.Tensor = self(view)
         return weights_BTM
 
     def keep(self, gates_BTM: torch.Tensor) -> torch.Tensor:
-        """The weights that come of gates."""
+        """Weights from gates: the cut, if there is one."""
         return gates_BTM
 
     def set_threshold(self, threshold: float) -> None:
-        """Take a scheduled threshold of gates; nothing where there is none."""
+        """Set the threshold of gates, if it has one, from a schedule."""
 
     def save(self, folder: Path) -> None:
-        """Write its parameters into an existing folder, where it learns."""
+        """Write its parameters into an existing folder, if it learns."""
         raise NotImplementedError
 
     def load(self, folder: Path) -> None:
-        """Take the parameters that `save` wrote."""
+        """Load the parameters that `save` wrote."""
         raise NotImplementedError
 
     def forward(self, view: SourceView) -> torch.Tensor:
@@ -108,9 +108,9 @@ class Selector(nn.Module):
 
 
 class StaticSelector(Selector):
-    """Given weights, scaled to 1 over the covered sources.
+    """Fixed weights, scaled to sum 1 over the covered sources.
 
-    Where only sources of weight 0 cover a row, they share it equally: a row is not lost.
+    Where only sources of weight 0 cover a row, their weights are equal, so that no row is lost.
     """
 
     weights_M: torch.Tensor

@@ -1,1 +1,1 @@
-"""Pages for people: what they have in common, in looks and in code."""
+"""Shared code and style of the HTML pages."""

@@ -2,7 +2,7 @@
 
 Each chart is one narrow panel (WIDTH units across), so that it is as legible on a phone as on a
 wide screen: the page lays panels side by side where there is room. Colours are CSS classes (c0, c1,
-...) that the page defines for light and dark; text takes the page's ink. Names come from users:
+...) that the page defines for light and dark; text has the page's colour. Names come from users, so
 everything goes through Markup.format, which escapes.
 """
 
@@ -60,7 +60,7 @@ class Stack:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits, never in exponent form from 1e-4 to 1e7."""
+    """A number with `digits` significant digits, without exponent from 1e-4 to 1e7."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "–"
     magnitude = math.floor(math.log10(abs(value)))
@@ -70,7 +70,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def share_of(share: float, digits: int = 1) -> str:
-    """A share in per cent, with a narrow space."""
+    """A share as per cent, with a narrow space, such as "12.3 %"."""
     return f"{share * 100:.{digits}f}\u202f%"
 
 
@@ -114,28 +114,28 @@ def _label_width(labels: Sequence[str], limit: int = 16) -> float:
 
 
 def svg_chart(height: float, name: str, parts: Sequence[Markup]) -> Markup:
-    """A chart of its marks; `name` is for screen readers."""
+    """An SVG element with these parts; `name` is for screen readers."""
     return Markup(
         '<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{name}">{body}</svg>'
     ).format(width=WIDTH, height=height, name=name, body=Markup("").join(parts))
 
 
 def svg_text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> Markup:
-    """Text at a place, by its CSS class."""
+    """SVG text at a position; `css` is its class."""
     return Markup('<text x="{x:.1f}" y="{y:.1f}" text-anchor="{a}" class="{c}">{t}</text>').format(
         x=x, y=y, a=anchor, c=css, t=text
     )
 
 
 def svg_rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
-    """A line between two places."""
+    """SVG line between two points."""
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
         x1, y1, x2, y2, css
     )
 
 
 def row_label(label: str, x: float, y: float) -> Markup:
-    """A row's name, cut to what fits, whole where it is pointed at."""
+    """A row's name, cut to fit, and whole in the tooltip."""
     return Markup("<g><title>{}</title>{}</g>").format(
         label, svg_text(x, y, _cut(label, 16), "end")
     )
@@ -191,8 +191,8 @@ def interval_chart(name: str, rows: Sequence[Range], *, unit: str, good: str, ba
 
     Args:
         name: What is shown, for screen readers.
-        rows: From top to bottom; `strong` ones are set off.
-        unit: What the axis counts, under it.
+        rows: From top to bottom; `strong` ones have larger dots.
+        unit: Unit of the axis, written under it.
         good: Written left of zero.
         bad: Written right of zero.
     """
@@ -249,7 +249,7 @@ def interval_chart(name: str, rows: Sequence[Range], *, unit: str, good: str, ba
 def thinned(
     points: Sequence[tuple[float, float]], limit: int = 65
 ) -> tuple[tuple[float, float], ...]:
-    """At most `limit` points: means of equal runs, so that noise shrinks and trends stay."""
+    """At most `limit` points: means of equally many consecutive points, without infinite values."""
     clean = [(x, y) for x, y in points if math.isfinite(y)]
     size = max(1, math.ceil(len(clean) / limit))
     runs = [clean[i : i + size] for i in range(0, len(clean), size)]
@@ -271,8 +271,8 @@ def line_chart(
     Args:
         name: What is shown, for screen readers.
         lines: Series; empty ones are left out.
-        x_unit: Under the horizontal axis.
-        y_unit: Over the vertical axis.
+        x_unit: Written under the horizontal axis.
+        y_unit: Written over the vertical axis.
         span: Ends of the vertical axis; None fits the values.
     """
     lines = [line for line in lines if line.points]
@@ -356,7 +356,7 @@ def stack_chart(
 
 
 def _legend(items: Sequence[tuple[str, str]], kind: str) -> tuple[Markup, float]:
-    """Swatches and names in as many lines as they need; returns them and where they end."""
+    """Swatches and names in as many lines as needed, and the y at which they end."""
     parts, x, y = [], 4.0, 12.0
     for label, colour in items:
         shown = _cut(label, 32)

@@ -1,6 +1,6 @@
-"""A page: one file that loads nothing; the one script it may run is its own, named by digest.
+"""HTML pages: one file that loads nothing and may run only its own script, allowed by digest.
 
-Whatever a template is given is escaped, unless it is Markup.
+All values of a template are escaped, unless they are Markup.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from launch.visible import JOINERS, visible
 from store_schema.disk.location import open_location
 
 _SEEN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
-"""White space that is marked; the first two keep their effect, too."""
+"""White space that is shown by a sign; newline and tab keep their effect, too."""
 
 
 def render(package: str, name: str, **values: Any) -> str:
-    """A page from `name`.html of a package, which extends base.html of this one.
+    """Render the template `name`.html of a package, which extends base.html of this one.
 
     Args:
-        package: Dotted name.
-        name: Of the template; `name`.css is put behind base.css, `name`.js runs where there is one.
-        values: Of the template.
+        package: Dotted name of the package.
+        name: Name of the template; `name`.css is appended to base.css, `name`.js runs if it exists.
+        values: Values of the template.
     """
     kit, own = files("launch.pages"), files(package)
     templates = {part: _read(kit, part) for part in ("base.html", "kit.html")}
@@ -47,18 +47,18 @@ def render(package: str, name: str, **values: Any) -> str:
 
 
 def write_page(path: str, html: str) -> None:
-    """Write a page to a path or URL that a person gave.
+    """Write a page to a path or URL.
 
     Raises:
-        StorageError: The disk refused.
+        StorageError: A file cannot be written.
     """
     folder, _, name = path.rpartition("/")
     location = open_location(folder or ("/" if path.startswith("/") else "."))
     location.write_atomic(name, html.encode())
 
 
-def looks(package: str, name: str) -> list[str]:
-    """The files that such a page is made of, as they are now."""
+def template_files(package: str, name: str) -> list[str]:
+    """Contents of the template files of such a page, to notice when they change."""
     kit, own = files("launch.pages"), files(package)
     parts = [_read(kit, part) for part in ("base.html", "kit.html", "base.css")]
     return [*parts, *(_read(own, f"{name}.{kind}") for kind in ("html", "css", "js"))]
@@ -70,11 +70,11 @@ def _read(folder: Traversable, name: str) -> str:
 
 
 def text_html(text: str, *, kept: str = JOINERS, dots: bool = True) -> Markup:
-    """Text with everything in it to be seen; nothing that a browser obeys.
+    """Text as escaped HTML in which white space and characters that are not printable are visible.
 
     Args:
-        text: Of unknown origin.
-        kept: Characters left as they are though they are not printable.
+        text: Text of unknown origin.
+        kept: Characters left as they are although they are not printable.
         dots: Whether spaces are marked (class "w").
     """
     parts: list[str] = []

@@ -1,4 +1,4 @@
-"""What pages are made of: figures on top, and tables; `kit.html` writes them."""
+"""Elements of pages: figures on top, and tables, as `kit.html` renders them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row: its name and its cells; `kind` sets it off: "own", "part", "all" or not."""
+    """A row: its name and its cells; `kind` is its CSS class: "own", "part", "all" or none."""
 
     label: str
     cells: Sequence[Cell]
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table: what stands over it, the title and class of each column, the rows."""
+    """A table: caption, title and CSS class of each column, rows."""
 
     caption: str
     head: Sequence[tuple[str, str]]
@@ -44,5 +44,5 @@ class Table:
 
 
 def head_of(titles: Sequence[str]) -> list[tuple[str, str]]:
-    """Titles of columns with their classes: the mean's is set off."""
+    """Titles of columns with their CSS classes: "mean" for the column of that name."""
     return [(title, "mean" if title == "mean" else "") for title in titles]

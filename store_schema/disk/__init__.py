@@ -1,1 +1,1 @@
-"""Where files are kept, and how those of strangers are read."""
+"""Local folders and object storage, and safe reading of files that may be damaged or hostile."""

@@ -1,4 +1,4 @@
-"""Files of strangers, read up to a length that is known before."""
+"""Read files that may be damaged or hostile, up to a maximal length."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def read_bounded(location: Location, key: str, limit: int) -> bytes | None:
     """A file of at most `limit` bytes; None when it is not there.
 
     Args:
-        location: Where.
-        key: Which file.
-        limit: Bytes; a longer file comes back cut one byte past it, so that a caller sees it.
+        location: Folder or object storage.
+        key: The file.
+        limit: Bytes. Of a longer file the first `limit` + 1 bytes are returned.
 
     Raises:
         CorruptionError: Not a regular file.
@@ -30,14 +30,14 @@ def read_bounded(location: Location, key: str, limit: int) -> bytes | None:
     path = location.path / key
     with storage_errors(str(path)):
         try:
-            # Opening a pipe waits for a writer unless told not to.
+            # Opening a pipe waits for a writer without O_NONBLOCK.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             return None
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise CorruptionError("not a regular file", where=path)
-            # The smaller of what is allowed and what is there: `read` makes room first.
+            # `read` allocates the whole size that it is called with, so no more than the file has.
             return file.read(min(limit, os.fstat(descriptor).st_size) + 1)
 
 

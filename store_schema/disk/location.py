@@ -1,9 +1,9 @@
-"""Where things are kept: a local folder or an object-store URL, behind the same few calls.
+"""Storage: a local folder or an object-store URL, with the same methods.
 
-Keys are relative, '/'-separated. `write_atomic` is the only way a file that others look for comes
-into being: on disk a temporary file, fsync and rename; in an object store one put, which is atomic
-there. What must be found is found by its key (`exists`, `read_many`), never by a listing, which an
-object store may give late. Credentials come from the environment, never from a config or URL.
+Keys are relative, '/'-separated. Every file that other processes look for is written by `write_atomic`:
+on disk a temporary file, fsync and rename; in an object store one put, which is atomic. Such files
+are looked up by key (`exists`, `read_many`), never by a listing, which in an object store may be out of
+date. Credentials come from the environment, never from a config or URL.
 """
 
 from __future__ import annotations
@@ -29,54 +29,55 @@ _SYNC_THREADS = 16
 
 
 class Location(Protocol):
-    """A folder-like place. All keys are relative to it."""
+    """A folder or a prefix of an object store. All keys are relative to it."""
 
     @property
     def url(self) -> str: ...
 
     def read_bytes(self, key: str, limit: int | None = None) -> bytes:
-        """The file, or its first `limit` bytes: what a stranger made may be of any size."""
+        """The file, or its first `limit` bytes (a file that is not trusted may have any size)."""
         ...
 
     def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """The files that are there among `keys`; relies on no listing.
+        """Contents, by key, of those of `keys` that exist; uses no listing.
 
         Raises:
-            StorageError: One could not be read; that is not taken for "not there".
+            StorageError: A file could not be read, for another reason than that it does not exist.
         """
         ...
 
     def write_atomic(self, key: str, data: bytes) -> None: ...
 
     def open_write(self, key: str) -> BinaryIO:
-        """A file to stream into. Not atomic: for files that a later record makes valid."""
+        """A file to stream into. Not atomic: for files that count only once a later record names
+        them."""
         ...
 
     def replace(self, key: str, final: str) -> None:
-        """Give a whole file another name in one step, in place of what had it."""
+        """Rename a file in one step; replaces a file of the final name."""
         ...
 
     def exists(self, key: str) -> bool:
-        """Whether the file is there; a folder is none."""
+        """Whether there is a file of this key (False for a folder)."""
         ...
 
     def names(self, prefix: str) -> list[str]:
-        """Names directly under `prefix`, sorted; [] when there is none.
+        """Names directly under `prefix`, sorted; [] where there are none.
 
-        For people's tools: an object store may list a new file late.
+        An object store may list new files late, so no stage relies on it; it is for reports.
         """
         ...
 
     def delete(self, key: str) -> None:
-        """Remove a file or a whole folder; nothing happens when it is not there."""
+        """Remove a file or a folder with all its files; does nothing where there is none."""
         ...
 
     def make_durable(self, key: str) -> None:
-        """Return when all below `key`, and the way to it, would survive a power cut."""
+        """Wait until all files below `key`, and the folders above it, would survive a power cut."""
         ...
 
     def open_read(self, key: str) -> BinaryIO:
-        """The file opened for reading in any order."""
+        """The file, opened for reading and seeking."""
         ...
 
     def child(self, key: str) -> Location: ...
@@ -100,11 +101,11 @@ class LocalLocation:
                 return file.read(limit)
 
     def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
-        found = {}
+        contents = {}
         for key in keys:
             with contextlib.suppress(MissingError):
-                found[key] = self.read_bytes(key)
-        return found
+                contents[key] = self.read_bytes(key)
+        return contents
 
     def write_atomic(self, key: str, data: bytes) -> None:
         final = self.path / key
@@ -117,7 +118,7 @@ class LocalLocation:
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(final)
-                self._sync_way(final.parent)  # the rename itself
+                self._sync_folders(final.parent)  # makes the rename durable
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -129,7 +130,7 @@ class LocalLocation:
     def replace(self, key: str, final: str) -> None:
         with storage_errors(str(self.path / final), writing=True):
             (self.path / key).replace(self.path / final)
-            self._sync_way((self.path / final).parent)
+            self._sync_folders((self.path / final).parent)
 
     def exists(self, key: str) -> bool:
         with storage_errors(str(self.path / key)):
@@ -153,16 +154,16 @@ class LocalLocation:
     def make_durable(self, key: str) -> None:
         top = self.path / key
         with storage_errors(str(top)):
-            # Side by side: the file system writes its journal once for many of them.
+            # In parallel, so that the file system writes its journal once for many files.
             with ThreadPoolExecutor(_SYNC_THREADS) as pool:
                 for _ in pool.map(sync, [*top.rglob("*"), top]):
                     pass
-            self._sync_way(top.parent)
+            self._sync_folders(top.parent)
 
-    def _sync_way(self, folder: Path) -> None:
-        """Make `folder` and the entries that lead to it durable, up to the location's own.
+    def _sync_folders(self, folder: Path) -> None:
+        """Make `folder` and the folders above it durable, up to that of the location.
 
-        All of them each time: another worker may have made one and not have come to syncing it.
+        All of them each time: another worker may have made one without having synced it yet.
         """
         for path in (folder, *folder.parents):
             sync(path)
@@ -181,7 +182,7 @@ class LocalLocation:
 
 
 def _make_folders(folder: Path) -> None:
-    """Make a folder and those above it, each with a durable entry in the one that holds it."""
+    """Make a folder and its missing parents, and sync each new one's entry in its parent."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -192,7 +193,7 @@ def _make_folders(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the entries of a folder, durable."""
+    """fsync a file, or a folder's list of entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -204,7 +205,7 @@ def open_location(url: str | Path) -> Location:
     """A Location for a path or URL ('file://' is a path).
 
     Raises:
-        ConfigError: Empty, or a URL that holds credentials.
+        ConfigError: The URL is empty or has credentials in it.
     """
     text = str(url)
     if not text:

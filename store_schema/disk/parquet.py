@@ -1,7 +1,7 @@
-"""Reading a Parquet file that may be hostile: refused where it claims more than its bytes can hold.
+"""Read Parquet files that may be damaged or hostile, without allocating more than a stated limit.
 
-Text is first read as a dictionary with one number for each row, so that one long string which a
-small file repeats a million times is seen before it is written out.
+Text columns are read as dictionaries first, so that a long string that a small file repeats a million
+times is refused before each row gets its own copy.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def read_parquet(
     row_group: int | None = None,
     since: Collection[str] = (),
 ) -> pa.Table:
-    """A table of known schema.
+    """Read a table of known schema.
 
     Args:
         source: The file.
-        schema: Its columns; whether they may hold nulls is the caller's to say.
-        max_rows: In what is read.
-        max_bytes: Of what is read, decoded.
+        schema: Its columns; nulls are not checked for.
+        max_rows: Rows that are read, at most.
+        max_bytes: Decoded bytes that are read, at most.
         where: The file, for messages.
-        hint: What to do when it is damaged.
-        row_group: The only one to read; None reads all.
-        since: Last columns of the schema that files of earlier versions lack: null there.
+        hint: What to do when it is damaged, for messages.
+        row_group: Index of the only row group to read; None reads all.
+        since: The last columns of the schema, if files of earlier versions lack them: null there.
 
     Raises:
-        CorruptionError: Not such a table, damaged, or larger than it may be.
+        CorruptionError: The file is damaged, has another schema, or exceeds a limit.
     """
 
     def fault(what: str, expected: object = None, got: object = None) -> CorruptionError:
@@ -54,7 +54,8 @@ def read_parquet(
     try:
         file = _opened(source, schema, since)
         chosen = list(range(file.num_row_groups)) if row_group is None else [row_group]
-        # Not what a row group says of its columns: asked for damaged ones, Arrow aborts.
+        # Only totals of row groups: asked for the metadata of damaged columns, Arrow aborts the
+        # process.
         groups = [file.metadata.row_group(i) for i in chosen]
         require_at_most("rows", max_rows, sum(group.num_rows for group in groups))
         require_at_most("bytes", max_bytes, sum(group.total_byte_size for group in groups))
@@ -71,16 +72,16 @@ def read_parquet(
         return _decoded(table, schema)
     except LogitfuseError:
         raise
-    # Damaged bytes come out of the Parquet reader as any of these.
+    # The Parquet reader may raise any of these for damaged bytes.
     except (pa.ArrowException, ValueError, TypeError, OSError, LookupError, OverflowError) as error:
         raise fault("not readable as Parquet", None, str(error)[:200]) from error
 
 
 @contextmanager
 def parquet_errors(where: str, hint: str) -> Iterator[None]:
-    """CorruptionError for what the Parquet reader makes of damaged bytes.
+    """Turn the errors that the Parquet reader raises for damaged bytes into CorruptionError.
 
-    An OSError with a number is the disk's own and goes on as it is; the reader's has none.
+    An OSError with an errno comes from the disk and is raised as it is; the reader's have none.
     """
     try:
         yield
@@ -97,14 +98,14 @@ def _opened(source: bytes | BinaryIO, schema: pa.Schema, since: Collection[str])
             pa.BufferReader(source) if isinstance(source, bytes) else source,
             read_dictionary=list(texts),
             page_checksum_verification=True,
-            # Not ahead: a thread of Arrow's that lets go of a Python buffer while the interpreter
-            # ends takes the process down with it.
+            # A prefetch thread of Arrow that frees a Python buffer while the interpreter shuts down
+            # crashes the process.
             pre_buffer=False,
             thrift_string_size_limit=1 << 24,
         )
 
     texts = [field.name for field in schema if field.type in (pa.string(), pa.binary())]
-    if since:  # Arrow takes no dictionary of a column that is not there
+    if since:  # Arrow refuses read_dictionary for a column that is not there
         there = opened(()).schema_arrow.names
         texts = [name for name in texts if name in there or name not in since]
     return opened(texts)
@@ -121,7 +122,7 @@ def _decoded_bytes(column: pa.ChunkedArray) -> int:
 
 
 def _decoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table without dictionaries."""
+    """The table with dictionary columns as plain ones."""
     return pa.table(
         [_plain(c, f.type) for c, f in zip(table.columns, schema, strict=True)], schema=schema
     )

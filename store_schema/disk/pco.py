@@ -1,9 +1,9 @@
-"""Zarr's `numcodecs.pcodec` codec: how our arrays are written, and how their chunks are read.
+"""Zarr's codec `numcodecs.pcodec`, for writing and reading the arrays of a store.
 
-Stored under the name that zarr and numcodecs know, so any Zarr library with pcodec reads our arrays.
-Writing needs a codec of our own because numcodecs 0.16 asks pcodec for an option that is gone; it is
-handed to zarr as an object and registered nowhere. Reading (`guards`) decompresses into an array of
-known size, so hostile bytes cannot make it allocate more.
+It is stored under the name that zarr and numcodecs use, so any Zarr library with pcodec reads the
+arrays. This class of our own is needed for writing because numcodecs 0.16 passes pcodec an option that
+no longer exists; it is given to zarr as an object and not registered. Reading (`guards`) decompresses
+into an array of known size, so hostile bytes cannot make it allocate more.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from zarr.core.buffer import Buffer, NDBuffer
 
 CODEC_NAME = "numcodecs.pcodec"
 DTYPES = frozenset({"uint32", "int64", "float32", "float64"})
-"""What our arrays use; pcodec takes more."""
+"""Types of the arrays of a store; pcodec supports more."""
 
 
 def compress(values: npt.NDArray[Any], *, level: int, try_delta: bool) -> bytes:
-    """One pcodec standalone file of a 1-D array."""
+    """A 1-D array as the bytes of a pcodec standalone file."""
     config = ChunkConfig(
         compression_level=level,
         mode_spec=ModeSpec.classic(),
@@ -35,14 +35,14 @@ def compress(values: npt.NDArray[Any], *, level: int, try_delta: bool) -> bytes:
 
 
 def decompress_into(data: bytes, out: npt.NDArray[Any]) -> None:
-    """What `compress` was given.
+    """Undo `compress`.
 
     Args:
         data: A pcodec standalone file.
-        out: Contiguous, of the length and type that it must hold.
+        out: Contiguous array of the expected length and type, which is filled.
 
     Raises:
-        ValueError: Not such a file, or one of another length or type.
+        ValueError: `data` is no such file, or has another length or type.
     """
     if out.dtype.name not in DTYPES:
         raise ValueError(f"pcodec is not used for {out.dtype.name}")
@@ -51,12 +51,12 @@ def decompress_into(data: bytes, out: npt.NDArray[Any]) -> None:
     except Exception as error:
         raise ValueError(f"pcodec refuses the bytes: {error}") from error
     except BaseException as error:
-        # A Rust panic is a BaseException of its own, which no `except Exception` sees.
+        # A Rust panic is a BaseException, which `except Exception` does not catch.
         if type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"pcodec gave up on the bytes: {error}") from error
+        raise ValueError(f"pcodec failed on the bytes: {error}") from error
     if progress.n_processed != len(out) or not progress.finished:
-        raise ValueError(f"pcodec holds another number of values than {len(out)}")
+        raise ValueError(f"the pcodec file does not have {len(out)} values")
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class PcoCodec(ArrayBytesCodec):
     """Compresses a chunk; see the module.
 
     Args:
-        level: 0 to 12, more is smaller and slower to write.
-        delta_spec: "auto" lets pcodec look for differences, "none" takes numbers as they are.
+        level: 0 to 12; a higher level is smaller and slower to write.
+        delta_spec: "auto" lets pcodec try differences of neighbours; "none" does not.
     """
 
     level: int = 8
@@ -73,7 +73,7 @@ class PcoCodec(ArrayBytesCodec):
     is_fixed_size = False
 
     def to_dict(self) -> dict[str, Any]:
-        """For array metadata."""
+        """The codec's entry in the array metadata."""
         config = {"level": self.level, "mode_spec": "classic", "delta_spec": self.delta_spec}
         return {"name": CODEC_NAME, "configuration": config}
 

@@ -1,12 +1,12 @@
-"""How object stores are spoken to: retries, timeouts and caches, defined once for every path.
+"""Access to object stores: retries, timeouts and caches, set in one place for every path.
 
-Faults that pass are not errors. botocore tries a request again on 5xx, throttling, dropped connections
-and timeouts, waiting longer each time; s3fs tries again when an answer's body is cut. Left to itself
-s3fs reads file sizes from cached listings and may multiply its tries with botocore's for half an hour
-on a dead address: here no listing is kept, tries are counted, and a call ends after `CALL_DEADLINE_S`.
+Transient faults are retried. botocore repeats a request on 5xx, throttling, dropped connections and
+timeouts, with growing delays; s3fs repeats a read whose body is cut. By default s3fs takes file sizes
+from cached listings, and its retries multiply with botocore's, up to half an hour for a dead address.
+Here no listing is cached, attempts are limited, and a call ends after `CALL_DEADLINE_S`.
 
-A put whose answer was lost is sent again: it is the same object under the same key, so nothing is
-harmed. Credentials come from the environment alone.
+A put whose response was lost is sent again, which is safe: it is the same object under the same key.
+Credentials come from the environment alone.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from store_schema.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
-"""Longest silence within an answer."""
+"""Longest pause within a response."""
 
 REQUEST_ATTEMPTS = 6
-"""Tries of a request; about 15 s of waiting between them in all."""
+"""Attempts of a request, with delays of about 15 s between them in all."""
 
 BODY_ATTEMPTS = 3
-"""Tries of reading an answer whole."""
+"""Attempts to read a complete response body."""
 
 CALL_DEADLINE_S = 300.0
-"""A call that has not ended by then is given up: 20 kB/s for a file of 6 MB."""
+"""A call that takes longer fails: 20 kB/s for a file of 6 MB."""
 
 READ_BLOCK = 4 << 20
-"""Bytes fetched at once by files opened for reading; s3fs would take 50 MiB."""
+"""Bytes that a file opened for reading fetches at a time; the default of s3fs is 50 MiB."""
 
 CONNECTIONS = 32
-"""To one object store at a time, from one process."""
+"""Connections of one process to one object store, at most."""
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _options(url: str) -> dict[str, Any]:
         return {}
     return {
         "use_listings_cache": False,
-        # Else every read of a whole object asks for its size first.
+        # With more, every read of a whole object asks for its size first.
         "max_concurrency": 1,
         "config_kwargs": {
             "connect_timeout": CONNECT_TIMEOUT_S,
@@ -82,7 +82,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def open_zarr_store(url: str, *, read_only: bool) -> FsspecStore:
-    """The same for zarr, which wants a file system of its own event loop.
+    """A zarr store of `url`; zarr needs a file system on its own event loop.
 
     Raises:
         ConfigError: No driver is installed for it.
@@ -96,14 +96,15 @@ def open_zarr_store(url: str, *, read_only: bool) -> FsspecStore:
 
 
 def call(filesystem: Any, method: str, *args: Any, **options: Any) -> Any:
-    """Call a method of the file system, for `CALL_DEADLINE_S` at most where the driver can."""
+    """Call a method of the file system, with a timeout of `CALL_DEADLINE_S` if the driver supports
+    it."""
     if filesystem.async_impl:
         options["timeout"] = CALL_DEADLINE_S
     return getattr(filesystem, method)(*args, **options)
 
 
 def call_each(filesystem: Any, method: str, paths: Sequence[str]) -> list[Any]:
-    """What `method` returns or raises for each path, many at once where the driver can."""
+    """What `method` returns or raises for each path; concurrently if the driver supports it."""
     from fsspec.asyn import sync
 
     if not filesystem.async_impl:
@@ -119,5 +120,5 @@ def call_each(filesystem: Any, method: str, paths: Sequence[str]) -> list[Any]:
 def _outcome(function: Any, path: str) -> Any:
     try:
         return function(path)
-    except Exception as error:  # returned like gather does; the caller tells it
+    except Exception as error:  # returned, as `gather` does; the caller raises it
         return error

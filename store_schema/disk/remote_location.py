@@ -1,4 +1,4 @@
-"""An object store as a place for files: see `location.Location`, which says what each call promises."""
+"""An object store as a `location.Location`, where each method is described."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from store_schema.disk import remote
 from store_schema.disk.storage_errors import NamedStore, storage_errors
 
 _KEYS_AT_ONCE = 1024
-"""Keys of one round of `read_many`: bounds memory and what a deadline spans."""
+"""Keys that `read_many` reads concurrently: limits memory, and what has to fit one deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class RemoteLocation:
                 return bytes(remote.call(filesystem, "cat_file", f"{root}/{key}", **part))
             except OSError as error:
                 if part and "not satisfiable" in str(error):
-                    return b""  # S3's word for a range of an empty file
+                    return b""  # S3's error for a range of an empty file
                 raise
 
     def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         filesystem, root = remote.open_filesystem(self.url)
-        found = {}
+        contents = {}
         for start in range(0, len(keys), _KEYS_AT_ONCE):
             part = keys[start : start + _KEYS_AT_ONCE]
             with storage_errors(self.url):
@@ -45,8 +45,8 @@ class RemoteLocation:
                     with storage_errors(f"{self.url}/{key}"):
                         raise answer
                 if not isinstance(answer, BaseException):
-                    found[key] = bytes(answer)
-        return found
+                    contents[key] = bytes(answer)
+        return contents
 
     def write_atomic(self, key: str, data: bytes) -> None:
         filesystem, root = remote.open_filesystem(self.url)
@@ -70,10 +70,10 @@ class RemoteLocation:
         filesystem.invalidate_cache()
         with storage_errors(f"{self.url}/{key}"):
             try:
-                found = remote.call(filesystem, "info", f"{root}/{key}")
+                info = remote.call(filesystem, "info", f"{root}/{key}")
             except FileNotFoundError:
                 return False
-        return bool(found["type"] == "file")
+        return bool(info["type"] == "file")
 
     def names(self, prefix: str) -> list[str]:
         filesystem, root = remote.open_filesystem(self.url)
@@ -85,7 +85,7 @@ class RemoteLocation:
             except FileNotFoundError:
                 return []
         paths = {str(path).strip("/") for path in listed}
-        # Consoles mark folders by an empty object of the folder's own name.
+        # Web consoles mark a folder by an empty object with the folder's name.
         return sorted(path.rsplit("/", 1)[-1] for path in paths - {folder.strip("/")})
 
     def delete(self, key: str) -> None:
@@ -94,13 +94,13 @@ class RemoteLocation:
         path = f"{root}/{key}"
         with storage_errors(f"{self.url}/{key}"):
             below = [name for name in remote.call(filesystem, "find", path) if name != path]
-            # One by one: a bulk delete of S3 does not say what it could not delete.
+            # One by one: a bulk delete of S3 does not report which objects failed.
             for answer in remote.call_each(filesystem, "rm_file", [path, *below]):
                 if isinstance(answer, BaseException) and not isinstance(answer, FileNotFoundError):
                     raise answer
 
     def make_durable(self, key: str) -> None:
-        """A put that was answered is durable."""
+        """Does nothing: an object is durable once its put has returned."""
 
     def open_read(self, key: str) -> BinaryIO:
         filesystem, root = remote.open_filesystem(self.url)

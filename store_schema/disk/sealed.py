@@ -1,8 +1,8 @@
-"""Records on disk: flat JSON objects that carry a version and a digest of themselves.
+"""Records on disk (manifest, commit, plan): JSON objects with a schema version and their own digest.
 
-One flipped byte in a manifest, commit or plan is found when it is read, and a record of another schema
-version is refused before any of its fields is believed. A record may be hostile: it is bounded in size
-and depth, and whatever of it is shown is short and printable.
+A single changed byte is detected when a record is read, and a record of another schema version is
+refused before any of its fields is used. A record may be hostile: its size and depth are limited, and
+messages show only short, printable parts of it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from store_schema.fingerprint import fingerprint
 Record = TypeVar("Record", bound=StrictModel)
 
 MAX_RECORD_BYTES = 64 << 20
-"""No record is longer: parsed JSON may take twenty times the memory of its text."""
+"""Longest record that is read: parsed JSON may take twenty times the memory of its text."""
 MAX_DEPTH = 64
-"""Of nested lists and objects; ours stay below ten."""
+"""Deepest nesting of lists and objects that is read; our records have less than ten levels."""
 RESTORE = "a byte was changed; restore the file or make it again"
 EARLIER = (
     "delete the folder that it belongs to, or give the run another name, and run its stage again"
@@ -44,11 +44,11 @@ def unseal(cls: type[Record], data: bytes, *, where: str, hint: str = RESTORE) -
         cls: The record's model; it has a field `schema_version`.
         data: The file's bytes.
         where: The file, for messages.
-        hint: What to do when the record is damaged.
+        hint: What to do when the record is damaged, for messages.
 
     Raises:
         SchemaVersionError: Written by a newer or an earlier version.
-        CorruptionError: Not JSON, digest wrong, or fields that the model refuses.
+        CorruptionError: Not JSON, a wrong digest, or fields that the model refuses.
     """
 
     def damaged(what: str, expected: object = None, got: object = None) -> CorruptionError:
@@ -105,11 +105,11 @@ def _deeper_than(content: Any, limit: int) -> bool:
 def _digest(content: dict[str, Any]) -> str | None:
     try:
         return fingerprint(content)
-    except ValueError:  # NaN or a lone surrogate: nothing that seal could have written
+    except ValueError:  # NaN or a lone surrogate, which `seal` never writes
         return None
 
 
 def _shown(value: object, limit: int = 120) -> str:
-    """Short, and without what a terminal would act on."""
+    """The value as short text without control characters."""
     text = "".join(c if c.isprintable() else "?" for c in str(value)[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."

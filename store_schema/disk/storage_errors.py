@@ -1,4 +1,4 @@
-"""What disks and object stores raise, as errors that name the place."""
+"""Turn the exceptions of disks and object stores into errors that name the file or folder."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ _CLIENT_LIBRARIES = {
 
 @contextmanager
 def storage_errors(where: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn what disks and object stores raise into a StorageError that names the place.
+    """Turn exceptions of disks and object stores into StorageError or MissingError.
 
     Args:
         where: File or folder, for the message.
-        writing: Whether a thing not found is the bucket or folder that was to be written to.
+        writing: Whether something is written: "not found" then means its bucket or folder.
+
+    Raises:
+        MissingError: A file that was to be read does not exist.
+        StorageError: Any other fault.
     """
     remotely = "://" in where
     try:
@@ -40,14 +44,16 @@ def storage_errors(where: str, *, writing: bool = False) -> Iterator[None]:
     except FileNotFoundError as error:
         if writing:
             hint = "make the bucket first" if remotely else "check the path, then rerun"
-            raise StorageError("no such place", where=where, got=error, hint=hint) from error
-        raise MissingError("file not found", where=where, hint="run the stage before") from error
+            raise StorageError("no such folder", where=where, got=error, hint=hint) from error
+        raise MissingError(
+            "file not found", where=where, hint="run the stage that writes it first"
+        ) from error
     except OSError as error:
         hint = "check the path and its permissions, then rerun"
         if remotely:
             hint = "check its address and the credentials in the environment, then rerun"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free space and rerun: what was published stands"
+            hint = "free space and rerun: finished files are kept"
         got = error.strerror or str(error) or type(error).__name__
         raise StorageError("storage refused", where=where, got=got, hint=hint) from error
     except Exception as error:
@@ -62,7 +68,7 @@ def storage_errors(where: str, *, writing: bool = False) -> Iterator[None]:
 
 
 class NamedStore(WrapperStore[Store]):
-    """A Zarr store whose faults are StorageErrors, so that none is ever taken for damage."""
+    """A Zarr store whose faults are StorageErrors, so that they are never mistaken for damaged data."""
 
     def __init__(self, store: Store, where: str, deadline_s: float | None = None) -> None:
         super().__init__(store)

@@ -1,1 +1,1 @@
-"""Between the arrays of the layout and what lies on disk."""
+"""Convert between the arrays of `layout` and the arrays on disk."""

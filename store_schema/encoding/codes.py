@@ -1,19 +1,19 @@
-"""The arithmetic of compact entries: steps of log-probability, sets of ids, and their way back.
+"""Compact entries: encode log-probabilities and ids as small integers, and decode them.
 
-A code q stands for `value(q)` nats below 0. Codes are spaced evenly in sqrt(p) until a step reaches
-`max_step` nats, evenly in nats from there on:
+A code q stands for a log-probability of -`values[q]` nats. Codes are spaced evenly in sqrt(p) until a
+step reaches `max_step` nats, and evenly in nats from there on, with x = -log p:
 
     x < corner:   q = (2 / step) (1 - exp(-x / 2))                      corner = 2 ln(max_step / step)
     x >= corner:  q = (2 / step) (1 - step / max_step) + (x - corner) / max_step
 
-Within a row codes rise, so what is stored is the rise from one entry to the next. Entries of one code
-have no order of their own: they stand by rising frequency rank, and a rank is stored as its distance
-from the one before, less one. That saves log2(m!) bits for every m entries of a code.
+Codes rise within a row, so the difference to the previous entry is stored (its rise). Entries of one
+code are sorted by frequency rank, and such a rank is stored as its difference to the previous one, less
+one. That saves log2(m!) bits for every m entries of a code.
 
-The tail has a code too. A row whose tail is below one half is scaled when it is read so that entries
-and tail sum to one; a larger tail is what the entries leave. So mass is conserved exactly, and every
-entry stays within one step of what was computed: rows where scaling would take one further are stored
-with codes rounded up instead, and the tail left to follow.
+The tail has a code too. If it is below one half, the decoded row is scaled so that entries and tail sum
+to one; a larger tail is decoded as one minus the entries. So rows sum to one, and every entry is within
+one step of its true value: where scaling would move an entry further, codes are rounded up
+instead and the tail is decoded as one minus the entries.
 
 Shapes: N positions, E entries. Ranks and codes are uint32, offsets int64 [N+1].
 """
@@ -30,14 +30,14 @@ from store_schema.compiled import compiled
 from store_schema.presets import Steps
 
 TAIL_DERIVED, TAIL_ZERO, FIRST_TAIL_CODE = 0, 1, 2
-"""Tail codes: what the entries leave; nothing; codes of `value` from here on."""
+"""Tail codes: one minus the entries; 0; and from here on 2 + an index into `values`."""
 
 SMALLEST_TAIL = 1e-9
-"""Below this a tail is what float32 rounding left, and is kept as nothing."""
+"""A smaller tail is a rounding error of float32, and is stored as 0."""
 MANY_TIES = 48
 """Up to so many entries of one code are sorted by insertion, which is faster for few."""
 LARGEST_NATS = 64.0
-"""Entries of probability below exp(-64) are not kept, so the table of codes has an end."""
+"""Entries of probability below exp(-64) are not kept, so that the table of codes is finite."""
 
 
 def corner(steps: Steps) -> tuple[float, float]:
@@ -50,7 +50,7 @@ def corner(steps: Steps) -> tuple[float, float]:
 
 @cache
 def values(steps: Steps) -> npt.NDArray[np.float64]:
-    """[Q] nats below 0 that each code stands for, up to the first past `LARGEST_NATS`."""
+    """[Q] the negative log-probability in nats of each code, up to the first above `LARGEST_NATS`."""
     nats, code = corner(steps)
     last = _code(LARGEST_NATS, steps.step, steps.max_step, nats, code)
     q = np.arange(int(last) + 2, dtype=np.float64)
@@ -69,10 +69,20 @@ def encode_rows(
     tail_mass: npt.NDArray[np.float32],
     steps: Steps,
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Codes of entries [E], rising within each row, and of tails [N]."""
+    """Encode entries and tails.
+
+    Args:
+        logprobs: [E] nats, falling within each row.
+        offsets: [N+1] where each row's entries begin.
+        tail_mass: [N] probabilities.
+        steps: Precision.
+
+    Returns:
+        Codes of entries [E], rising within each row, and codes of tails [N].
+    """
     nats, code = corner(steps)
     table = values(steps)
-    found: tuple[Any, Any] = _encode_rows(
+    encoded: tuple[Any, Any] = _encode_rows(
         logprobs,
         offsets,
         tail_mass,
@@ -83,7 +93,7 @@ def encode_rows(
         table,
         np.exp(-table),
     )
-    return found
+    return encoded
 
 
 @compiled
@@ -130,7 +140,7 @@ def _encode_rows(
             for i in range(first, stop):
                 x = -np.float64(logprobs[i])
                 error = abs(table[codes[i]] - shift - x)
-                # The bound grows with the nats: most entries are within that of the most probable.
+                # `step` is the bound of the most probable entry, and the least; most are within it.
                 if error > step:
                     back = table[codes[i]] - shift
                     good &= error <= min(max_step, step * np.exp(max(x, back) / 2.0))
@@ -152,33 +162,33 @@ def decode_rows(
     ids_by_rank: npt.NDArray[np.uint32],
     steps: Steps,
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
-    """Rows from what `encode_rows` and `pack_ids` made.
+    """Decode what `encode_rows` and `pack_ids` encoded.
 
     Args:
-        rises: [E] by place.
-        ids: [E] ranks, then distances.
+        rises: [E] differences of codes, in place-major order (see `to_place_major`).
+        ids: [E] ranks and rank differences, as `pack_ids` returns them.
         offsets: [N+1], from 0 to E.
         tails: [N] codes.
-        ids_by_rank: [V].
-        steps: As they were encoded with.
+        ids_by_rank: [V] the rank table.
+        steps: The precision they were encoded with.
 
     Returns:
-        Ids [E], log-probabilities [E] and tail mass [N], and the first row that cannot be (a rank
-        or code out of range), or -1.
+        Ids [E], log-probabilities [E] and tail mass [N], and the index of the first invalid row (a
+        rank or code out of range), -1 for none.
     """
     nats = values(steps)
-    # As many streams are read at once as a row has places: narrow ones stay in the cache.
+    # One stream is read for each place in a row; 16-bit values keep them all in the CPU's cache.
     if not rises.size or rises.max() < 1 << 16:
         rises = rises.astype(np.uint16)
-    found: tuple[Any, Any, Any, int] = _decode_rows(
+    decoded: tuple[Any, Any, Any, int] = _decode_rows(
         rises, ids, offsets, tails, ids_by_rank, (-nats).astype(np.float32), np.exp(-nats)
     )
-    return found
+    return decoded
 
 
 @compiled
 def sort_ties(codes: Any, ranks: Any, offsets: Any) -> Any:
-    """Ranks [E] with those of equal code in a row in rising order."""
+    """Ranks [E], sorted within each group of equal codes of a row."""
     out = ranks.copy()
     for row in range(len(offsets) - 1):
         first, stop = offsets[row], offsets[row + 1]
@@ -201,7 +211,7 @@ def sort_ties(codes: Any, ranks: Any, offsets: Any) -> Any:
 
 @compiled
 def place_starts(offsets: Any) -> Any:
-    """For each place in a row, how many entries stand at an earlier place of any row: [K+1]."""
+    """[K+1] index of the first entry of each place (index within its row) in place-major order."""
     most = 0
     for row in range(len(offsets) - 1):
         most = max(most, offsets[row + 1] - offsets[row])
@@ -220,7 +230,8 @@ def place_starts(offsets: Any) -> Any:
 
 @compiled
 def to_place_major(entries: Any, offsets: Any) -> Any:
-    """Entries [E] by place: all rows' first, then all rows' second ones, and so on."""
+    """Entries [E] in place-major order: first entries of all rows, then all second entries, and so
+    on."""
     out = np.empty_like(entries)
     place = place_starts(offsets)
     for row in range(len(offsets) - 1):
@@ -233,7 +244,7 @@ def to_place_major(entries: Any, offsets: Any) -> Any:
 
 @compiled
 def from_place_major(entries: Any, offsets: Any) -> Any:
-    """What `to_place_major` was given."""
+    """Undo `to_place_major`."""
     out = np.empty_like(entries)
     place = place_starts(offsets)
     for row in range(len(offsets) - 1):
@@ -246,8 +257,8 @@ def from_place_major(entries: Any, offsets: Any) -> Any:
 
 @compiled
 def pack_ids(codes: Any, ranks: Any, offsets: Any) -> tuple[Any, Any]:
-    """Rises of the codes, by place [E], and ids [E]: first the ranks of each code's first entry,
-    then the distances of the others."""
+    """Differences of codes [E], place-major, and encoded ids [E]: the ranks of each code's first entry,
+    then the rank differences, less one, of all others."""
     rises = np.empty_like(codes)
     ids = np.empty_like(ranks)
     num_ties = 0
@@ -279,8 +290,8 @@ def _decode_rows(
 ) -> tuple[Any, Any, Any, int]:
     """See `decode_rows`; `table` [Q] float32 log-probability and `mass` [Q] probability of a code.
 
-    Unsigned integers throughout (numba adds a test to every signed index), and no branch on whether
-    two codes tie: it goes either way half of the time.
+    All integers are unsigned, since numba adds a test to every signed index; and there is no branch on
+    whether two codes are equal, which a CPU would predict wrongly half of the time.
     """
     num_entries, num_rows = len(ids), len(offsets) - 1
     out_ids = np.empty(num_entries, np.uint32)

@@ -1,10 +1,8 @@
-"""Between the arrays of the layout and the arrays that lie on disk.
+"""Convert between the arrays of `layout` and the arrays on disk.
 
-Each group owns some arrays of the layout and says how they are kept: differences instead of
-running totals, frequency ranks instead of ids, codes instead of log-probabilities. What is stored is
-plain numbers in Zarr arrays; `docs/store.md` says how to read them without this module.
-
-Axes as in `layout`; "by place" means all rows' first entries, then all second ones, and so on.
+Each group of arrays has its own encoding: differences instead of running totals, frequency ranks
+instead of ids, codes instead of log-probabilities. The arrays on disk are plain integers and floats in
+Zarr; `docs/store.md` says how to read them without this module. Axes are those of `layout`.
 """
 
 from __future__ import annotations
@@ -31,32 +29,32 @@ from store_schema.presets import Encoding
 
 
 def stored_specs(kind: Kind, encoding: Encoding) -> tuple[StoredSpec, ...]:
-    """The arrays on disk of a shard of such a store."""
+    """The arrays on disk of a shard of a store of `kind`."""
     return tuple(spec for group in groups(kind, encoding) for spec in group.stored)
 
 
 def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
-    """How a store of `kind` is kept."""
+    """The groups of arrays of a store of `kind`."""
     exact = encoding.steps is None
-    found = [
+    chosen = [
         plain("segment_ids", StoredSpec("segment_ids", "<i8", "D", delta=True)),
         counted("token_offsets", _TOKEN_COUNTS),
         _TOKENS,
     ]
     if kind == "generated":
         return (
-            *found,
+            *chosen,
             plain("answer_index", StoredSpec("answer_index", "<u4", "D")),
             plain("finish", StoredSpec("finish", "<u4", "D"), dtype="|u1"),
         )
-    found += [
+    chosen += [
         _EXACT_ENTRIES if exact else _CODED_ENTRIES,
         plain("label_logprobs", StoredSpec("label_logprobs", "<f4", "N"))
         if exact
         else coded_logs("label_logprobs", StoredSpec("label_codes", "<u4", "N")),
     ]
     if kind == "aligned":
-        found += [
+        chosen += [
             plain("origin", StoredSpec("origin", "<u4", "N"), dtype="|u1"),
             counted("span_offsets", _SPAN_COUNTS),
             _SPANS,
@@ -66,11 +64,11 @@ def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
             plain("source_nats", StoredSpec("source_nats", "<f8", "D")),
             plain("source_bytes", StoredSpec("source_bytes", "<i8", "D")),
         ]
-    return tuple(found)
+    return tuple(chosen)
 
 
 def encode(kind: Kind, arrays: Arrays, coder: Coder) -> Arrays:
-    """Arrays of the layout as they lie on disk."""
+    """The arrays on disk for all arrays of the layout."""
     stored: Arrays = {}
     for group in groups(kind, coder.encoding):
         stored |= group.encode(arrays, coder)
@@ -80,7 +78,7 @@ def encode(kind: Kind, arrays: Arrays, coder: Coder) -> Arrays:
 def needed_specs(
     kind: Kind, encoding: Encoding, names: Iterable[str] | None = None
 ) -> tuple[StoredSpec, ...]:
-    """The arrays on disk that some arrays of the layout are decoded from; None means all."""
+    """The arrays on disk that are needed to decode some arrays of the layout; None means all."""
     return tuple(
         dict.fromkeys(
             spec
@@ -94,24 +92,24 @@ def decode(kind: Kind, stored: Arrays, coder: Coder, names: Iterable[str] | None
     """Arrays of the layout from those on disk.
 
     Args:
-        kind: Of the store.
-        stored: At least `needed_specs` of the same names.
-        coder: Of the store.
-        names: Which arrays; None gives all.
+        kind: The store's kind.
+        stored: At least the arrays of `needed_specs` for these names.
+        coder: The store's coder.
+        names: Which arrays; None decodes all.
 
     Raises:
-        CorruptionError: Numbers that `encode` never writes.
+        CorruptionError: Values that `encode` never writes.
     """
     wanted = None if names is None else set(names)
-    found: Arrays = {}
+    decoded: Arrays = {}
     for group in _wanted(groups(kind, coder.encoding), wanted):
-        found |= group.decode(stored, coder)
-    return {n: a for n, a in found.items() if wanted is None or n in wanted}
+        decoded |= group.decode(stored, coder)
+    return {n: a for n, a in decoded.items() if wanted is None or n in wanted}
 
 
-def _wanted(found: Iterable[Group], names: Iterable[str] | None) -> list[Group]:
+def _wanted(every: Iterable[Group], names: Iterable[str] | None) -> list[Group]:
     wanted = None if names is None else set(names)
-    return [g for g in found if wanted is None or wanted.intersection(g.names)]
+    return [g for g in every if wanted is None or wanted.intersection(g.names)]
 
 
 def _starts(counts: npt.NDArray[Any], length: int, coder: Coder) -> npt.NDArray[np.int64]:
@@ -132,7 +130,7 @@ def _rises(values: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArr
 
 
 def _running(rises: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-    """What `_rises` was given."""
+    """Undo `_rises`."""
     sums = np.cumsum(rises, dtype=np.int64)
     before = np.where(starts > 0, sums[starts - 1], 0)
     lengths = np.diff(np.append(starts, len(rises)))
@@ -281,7 +279,7 @@ def _decode_coded(stored: Arrays, coder: Coder) -> Arrays:
     )
     if wrong >= 0:
         raise coder.fault(
-            f"entries that cannot be at position {wrong}",
+            f"invalid entries at position {wrong}",
             "entry_rises, entry_ids_coded or tail_codes",
         )
     return {

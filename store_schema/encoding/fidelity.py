@@ -1,7 +1,7 @@
-"""How far a stored distribution is from the full one, measured where it matters.
+"""How far stored distributions are from the full ones: divergences, and errors of the gradient.
 
-For a row with full probabilities p_j, stored entries s_j, tail mass t, the prior u_j that the tail is
-spread by, and a student's probabilities q_j:
+For a row with full probabilities p_j, stored entries s_j, tail mass t, a prior u_j in proportion to
+which the tail is spread, and a student's probabilities q_j:
 
     stored_j = s_j                                      for ids that are entries
                t u_j / (sum of u over the other ids)    for the other ids
@@ -17,12 +17,12 @@ mass on the entries and outside them):
     drop:         c = m,            d = 0,      e = 1
     renormalise:  c = 1,            d = 0,      e = 1 / m
 
-A gradient is judged by its angle to g and by its relative norm error | |ghat| - |g| | / |g|, in two
-ways: row by row, with |g| as the weight of a row, and with all rows as one vector, which is what a step
-sees: there the errors of rows point in many directions and do not add up.
+The error of ghat is its angle to g and its relative norm error | |ghat| - |g| | / |g|, in two ways:
+row by row, weighted by |g|; and with all rows as one vector, as in an optimizer step, where the errors
+of different rows partly cancel.
 
-Sums are float64. Angles below about 1e-5 degrees and a KL as little below 0 as float32 inputs are off
-from 1 are rounding.
+Sums are float64. Angles below about 1e-5 degrees, and a KL slightly below 0, are rounding errors of the
+float32 inputs.
 
 Shape suffixes: R rows (positions), V vocabulary, E entries.
 """
@@ -44,11 +44,11 @@ POLICIES: tuple[TailPolicy, ...] = ("bucket", "drop", "renormalise")
 BUCKET, DROP, RENORMALISE = range(3)
 
 LEAST_REST = 1e-6
-"""Least mass of the student outside the entries, as the fusion loss takes it."""
+"""Lower bound of the student's mass outside the entries, the same as in the fusion loss."""
 MASS_TOLERANCE = 1e-3
-"""A row whose mass is further from 1 is no distribution, and a KL to it means nothing."""
+"""A row whose sum is further from 1 is refused."""
 CHUNK_VALUES = 1 << 18
-"""Probabilities made at one time: float64 chunks of P and Q stay in a core's cache."""
+"""Probabilities computed at a time: float64 chunks of P and Q fit a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class StoredRows:
         return len(self.tail_mass_R)
 
     def __getitem__(self, rows: slice) -> StoredRows:
-        """Consecutive rows."""
+        """A slice of consecutive rows."""
         start, stop, _ = rows.indices(len(self))
         offsets = self.offsets_R1[start : stop + 1]
         entries = slice(int(offsets[0]), int(offsets[-1]))
@@ -91,11 +91,11 @@ class StoredRows:
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Means over rows; the figures of gradients are NaN where no student was given.
+    """Means over rows; the gradient figures are NaN without a student's distribution.
 
     Args:
-        num_rows: Rows that were measured.
-        num_infinite: Of these, rows whose KL is infinite: no tail mass, but ids outside the entries.
+        num_rows: Number of rows.
+        num_infinite: Rows with infinite KL: no tail mass, but probability outside the entries.
         entries_per_row: Mean number of entries.
         tail_mass: Mean stored tail mass.
         kl_nats: KL(P || stored) over all rows.
@@ -122,7 +122,7 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True)
 class FidelitySums:
-    """What chunks of rows add up to; `means` divides once."""
+    """Sums over rows, which may be added up; `means` divides by the counts."""
 
     num_rows: int = 0
     num_infinite: int = 0
@@ -144,7 +144,7 @@ class FidelitySums:
         return FidelitySums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def means(self) -> Fidelity:
-        """Divide by the counts."""
+        """The means over all rows."""
         count, norm = self.num_rows or nan, self.norm or nan
         finite = self.kl_nats / ((self.num_rows - self.num_infinite) or nan)
         full = sqrt(self.full_square) or nan
@@ -175,14 +175,14 @@ def measure(
     """Measure stored rows against the full distributions.
 
     Args:
-        full_logprobs_RV: Nats, normalised.
-        rows: What a store keeps of them.
-        prior_V: Spreads the tail in proportion, positive, any scale; None spreads it evenly.
-        student_logprobs_RV: Q for the gradients, nats, normalised; None leaves them out.
-        tail_policy: Of the fusion loss.
+        full_logprobs_RV: Full distributions: nats, normalised.
+        rows: The same rows as a store has them.
+        prior_V: The tail is spread in proportion to it; positive, of any scale; None spreads it evenly.
+        student_logprobs_RV: Q, nats, normalised; None measures no gradients.
+        tail_policy: Tail policy of the fusion loss.
 
     Returns:
-        Sums that add up over calls.
+        Sums, which may be added over calls.
 
     Raises:
         InputError: Shapes do not fit, or a distribution does not sum to 1.
@@ -196,7 +196,7 @@ def measure(
     for start in range(0, num_rows, step):
         chunk = slice(start, start + step)
         part = rows[chunk]
-        # exp of less than -1000 is 0; minus infinity itself would make 0 * inf of it.
+        # exp(-1000) is 0 already; minus infinity would give 0 * inf = NaN below.
         logp_RV = np.maximum(full_logprobs_RV[chunk].astype(np.float64), -1000.0)
         p_RV = np.exp(logp_RV)
         _check_mass(p_RV.sum(1), "a full distribution does not sum to 1", start)
@@ -221,17 +221,16 @@ def measure(
 
 
 def with_least_tail(rows: StoredRows, least: float) -> StoredRows:
-    """The same rows with a tail mass of at least `least`, their entries scaled to what it leaves.
+    """The same rows with a tail mass of at least `least`; the entries of changed rows are scaled.
 
-    A stored tail of 0 says that less is left than its precision shows. Read as it stands it makes the
-    KL of the row infinite.
+    A stored tail of 0 means only that the tail is smaller than its precision, but makes a KL infinite.
 
     Args:
         rows: Stored distributions.
         least: Mass in (0, 1).
 
     Returns:
-        New rows; those with enough tail mass are as they were.
+        New rows; those with enough tail mass are unchanged.
     """
     mass_R, counts_R = rows.entry_mass(), np.diff(rows.offsets_R1)
     short_R = (rows.tail_mass_R < least) & (mass_R > 0)
@@ -256,7 +255,8 @@ def _check(
     if not (len(rows) == len(counts_R) == num_rows and len(rows.entry_logprobs_E) == num_entries):
         raise InputError("stored rows do not fit the full ones", expected=num_rows, got=len(rows))
     if ends != (0, num_entries) or (counts_R < 0).any():
-        raise InputError("offsets do not rise to the entries", expected=(0, num_entries), got=ends)
+        what = "offsets do not rise from 0 to the number of entries"
+        raise InputError(what, expected=(0, num_entries), got=ends)
     if prior_V is not None and prior_V.shape != (vocab_size,):
         raise InputError("a prior of the wrong shape", expected=(vocab_size,), got=prior_V.shape)
     if prior_V is not None and not (prior_V > 0).all():
@@ -302,7 +302,7 @@ def _sums(figures_RF: npt.NDArray[np.float64], rows: StoredRows, student: bool) 
         return sums
     norm_R = np.sqrt(full_R)
     length_R = norm_R * np.sqrt(stored_R)
-    # A gradient of no length has no direction: it is taken to be at a right angle.
+    # A gradient of length 0 has no direction: its angle counts as a right angle.
     cosine_R = np.divide(product_R, length_R, out=np.zeros_like(length_R), where=length_R > 0)
     angle_R = np.arccos(np.clip(cosine_R, -1.0, 1.0))
     return sums + FidelitySums(
@@ -329,10 +329,10 @@ def _measure_rows(
     policy: int,
     figures_RF: Any,
 ) -> None:
-    """KL, total variation, |g|^2, |ghat|^2 and g.ghat of each row; q_RV may have no rows."""
+    """Fill figures_RF: KL, total variation, |g|^2, |ghat|^2 and g.ghat; q_RV may have no rows."""
     vocab_size = len(prior_V)
     kept_V = np.zeros(vocab_size)
-    other_V = np.ones(vocab_size)  # 0 at the entries of the row at hand, kept_V is 0 elsewhere
+    other_V = np.ones(vocab_size)  # 0 at the entries of the row; kept_V is 0 everywhere else
     for row in range(len(p_RV)):
         start, stop = offsets_R1[row], offsets_R1[row + 1]
         entries_kl = 0.0
@@ -356,7 +356,7 @@ def _measure_rows(
 def _distances(
     logp_V: Any, p_V: Any, kept_V: Any, other_V: Any, prior_V: Any, log_prior_V: Any, tail: float
 ) -> tuple[float, float]:
-    """What the ids that are not entries add to KL, and the total variation."""
+    """The part of KL from ids that are not entries, and the total variation."""
     prior = 0.0
     for j in range(len(p_V)):
         prior += other_V[j] * prior_V[j]

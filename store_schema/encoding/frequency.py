@@ -1,8 +1,8 @@
-"""The rank table of a store: its ids from frequent to rare, so that common tokens are small numbers.
+"""The rank table of a store: token ids from frequent to rare, so that common tokens are small numbers.
 
-Counted on the plan's text, which every worker has before anything is scored; ids that do not occur
-follow in their own order, which for most tokenizers is from frequent to rare too. Kept once in a
-store as `ids_by_rank.npy`.
+Tokens are counted in the plan's text, which every worker has before anything is scored. Ids that do not
+occur follow in order of id, which for most tokenizers is from frequent to rare too. A store has the
+table once, as `ids_by_rank.npy`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from store_schema.plan.plan import Plan
 from store_schema.text.tokenizer import SegmentTokenizer
 
 COUNTED_TOKENS = 1_000_000
-"""Enough to order the ids that matter; a second or two of tokenising."""
+"""Enough to order the common ids, at a second or two of tokenising."""
 
 Ranking = npt.NDArray[np.uint32]
 
 
 def token_counts(plan: Plan, tokenizer: SegmentTokenizer) -> npt.NDArray[np.int64]:
-    """[V] how often each id stands in the plan's first shards, whatever is committed."""
+    """[V] how often each id occurs in the plan's first shards, `COUNTED_TOKENS` or a little more."""
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for shard in plan.shards:
         for segment in tokenizer.encode(plan.segments(shard)):
@@ -54,7 +54,7 @@ def ranking_bytes(ranking: Ranking) -> bytes:
 
 
 def ranking_fingerprint(ranking: Ranking) -> str:
-    """For the manifest."""
+    """Fingerprint of the table, for the manifest."""
     return bytes_digest(ranking.astype("<u4").tobytes())[:32]
 
 
@@ -64,7 +64,7 @@ def ranking_from_bytes(data: bytes, *, vocab_size: int, expected: str, where: st
     Raises:
         CorruptionError: Not the manifest's table.
     """
-    # The size is known, so nothing is allocated on the word of the file.
+    # The size is known, so the file's own header is not used to allocate memory.
     body = data[-4 * vocab_size :]
     ranking = np.frombuffer(body, "<u4") if len(body) == 4 * vocab_size else np.empty(0, "<u4")
     got = ranking_fingerprint(ranking)

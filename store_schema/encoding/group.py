@@ -1,7 +1,7 @@
-"""A group: arrays of the layout that are kept together on disk, and how, in its simplest forms.
+"""Groups of arrays that are encoded together, and the simplest encodings.
 
-Numbers as they are, offsets as the lengths of their rows, and nats in even steps; `encoding` has the
-forms that take more, and says which group owns which array.
+Here: numbers unchanged, offsets as row lengths, and nats in even steps. `encoding` has the others, and
+the list of groups.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from store_schema.layout import Arrays
 from store_schema.presets import Encoding, Steps
 
 UNKNOWN, INFINITE, FIRST_NATS_CODE = 0, 1, 2
-"""Codes of nats: NaN; infinity; multiples of `label_step` from here on."""
+"""Codes of nats: NaN; infinity; and from here on 2 + a multiple of `label_step`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class StoredSpec:
 
     Args:
         name: Key in the shard's Zarr group.
-        dtype: Of its numbers.
-        axis: Length, as in `layout` (never "+1": offsets are kept as counts).
-        delta: Whether the codec looks for differences between neighbours.
+        dtype: Type of its values.
+        axis: Its length, as in `layout` (never "+1": offsets are stored as counts).
+        delta: Whether the codec may store differences of neighbours.
     """
 
     name: str
@@ -41,10 +41,10 @@ class StoredSpec:
 
 @dataclass(frozen=True, slots=True)
 class Coder:
-    """What encoding and decoding need beside the arrays.
+    """What encoding and decoding need besides the arrays.
 
     Args:
-        encoding: The store's.
+        encoding: The store's encoding.
         ranking: [V] ids by frequency rank.
         where: Store and shard, for messages.
     """
@@ -55,13 +55,13 @@ class Coder:
 
     @property
     def steps(self) -> Steps:
-        """The steps, where there are some."""
+        """The encoding's steps; a TypeError for an exact store, which has none."""
         if self.encoding.steps is None:
             raise TypeError("an exact store has no steps")
         return self.encoding.steps
 
     def fault(self, what: str, name: str) -> CorruptionError:
-        """The error that names an array."""
+        """An error that names the store, the shard and the array."""
         return CorruptionError(
             what,
             where=f"{self.where}, array {name}",
@@ -71,14 +71,14 @@ class Coder:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Arrays of the layout that are kept together.
+    """Arrays that are encoded together.
 
     Args:
-        names: In the layout.
-        stored: On disk.
+        names: The arrays in the layout.
+        stored: The arrays on disk.
         encode: From the arrays of the layout to those on disk.
-        decode: And back.
-        also: Arrays of other groups that decoding needs.
+        decode: From the arrays on disk to those of the layout.
+        also: Stored arrays of other groups that decoding needs.
     """
 
     names: tuple[str, ...]
@@ -92,9 +92,9 @@ class Group:
 
 
 def plain(name: str, spec: StoredSpec, dtype: str | None = None) -> Group:
-    """Numbers as they are, in another integer width where `dtype` says so."""
+    """Numbers unchanged; `dtype` is their type in the layout if it is narrower than on disk."""
 
-    def back(stored: Arrays, coder: Coder) -> Arrays:
+    def decode(stored: Arrays, coder: Coder) -> Arrays:
         array = stored[spec.name]
         if dtype is not None:
             if array.size and array.max() > np.iinfo(dtype).max:
@@ -103,12 +103,12 @@ def plain(name: str, spec: StoredSpec, dtype: str | None = None) -> Group:
         return {name: array}
 
     return Group(
-        (name,), (spec,), lambda arrays, _: {spec.name: arrays[name].astype(spec.dtype)}, back
+        (name,), (spec,), lambda arrays, _: {spec.name: arrays[name].astype(spec.dtype)}, decode
     )
 
 
 def counted(name: str, spec: StoredSpec) -> Group:
-    """Offsets, kept as the length of each row."""
+    """Offsets, stored as the length of each row."""
     return Group(
         (name,),
         (spec,),
@@ -126,10 +126,10 @@ def totals(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def coded_logs(name: str, spec: StoredSpec) -> Group:
-    """Log-probabilities, what rewards and bits per byte are summed from: kept as nats below 0 in even
-    steps of `label_step`, off by half a step at most."""
+    """Log-probabilities of labels and spans, stored in even steps of `label_step` nats: off by half a
+    step at most."""
 
-    def there(arrays: Arrays, coder: Coder) -> Arrays:
+    def encode(arrays: Arrays, coder: Coder) -> Arrays:
         nats = -arrays[name].astype(np.float64)
         known = np.isfinite(nats)
         nats_codes = np.full(len(nats), UNKNOWN, np.uint32)
@@ -138,11 +138,11 @@ def coded_logs(name: str, spec: StoredSpec) -> Group:
         nats_codes[known] = np.minimum(steps, 2**32 - 3).astype(np.uint32) + FIRST_NATS_CODE
         return {spec.name: nats_codes}
 
-    def back(stored: Arrays, coder: Coder) -> Arrays:
+    def decode(stored: Arrays, coder: Coder) -> Arrays:
         nats_codes = stored[spec.name]
         nats = (nats_codes.astype(np.float64) - FIRST_NATS_CODE) * coder.steps.label_step
         nats[nats_codes == UNKNOWN] = np.nan
         nats[nats_codes == INFINITE] = np.inf
         return {name: (-nats).astype(np.float32)}
 
-    return Group((name,), (spec,), there, back)
+    return Group((name,), (spec,), encode, decode)

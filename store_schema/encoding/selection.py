@@ -1,4 +1,4 @@
-"""Which entries a position keeps (`presets.Encoding`), applied to the arrays of a shard."""
+"""Apply an encoding's selection rule (`presets.Encoding`) to the entries of a shard."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from store_schema.presets import Encoding
 
 
 def select_entries(arrays: Arrays, encoding: Encoding) -> Arrays:
-    """Leave out the entries that the rule does not keep; their mass joins the tail.
+    """Remove the entries that the rule does not keep; their mass is added to the tail.
 
     Args:
-        arrays: Of a shard; entries fall within each position, so what is kept is its beginning.
-        encoding: Whose rule it is. One with steps also leaves out what is less than exp(-64).
+        arrays: A shard's arrays. Entries fall within each position, so the first ones are kept.
+        encoding: Has the rule. If it has steps, entries below exp(-64) are removed too.
 
     Returns:
-        The arrays, with new entry arrays and tail mass where anything was left out.
+        The arrays, with new entry arrays and tail mass if any entry was removed.
     """
     selection = encoding.selection
     if selection.keeps_all and encoding.steps is None:
@@ -30,7 +30,7 @@ def select_entries(arrays: Arrays, encoding: Encoding) -> Arrays:
     counts, dropped = _kept_counts(
         arrays["entry_logprobs"],
         offsets,
-        2.0 if selection.keeps_all else selection.top_p,  # rounded sums may reach 1 too early
+        2.0 if selection.keeps_all else selection.top_p,  # a rounded sum may reach 1 too early
         selection.min_entries,
         selection.floor,
         0.0 if encoding.steps is None else float(np.exp(-LARGEST_NATS)),
@@ -50,7 +50,7 @@ def select_entries(arrays: Arrays, encoding: Encoding) -> Arrays:
 def _prefixes(
     offsets: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """[E] bool: the first `counts[i]` entries of every row."""
+    """[E] bool, True for the first `counts[i]` entries of each row i."""
     place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
     kept: npt.NDArray[np.bool_] = place < np.repeat(counts, np.diff(offsets))
     return kept
@@ -60,7 +60,7 @@ def _prefixes(
 def _kept_counts(
     logprobs: Any, offsets: Any, top_p: float, min_entries: int, floor: float, least: float
 ) -> tuple[Any, Any]:
-    """Entries kept of each row, and the mass left out."""
+    """Number of entries kept of each row [N], and the removed mass [N]."""
     num_rows = len(offsets) - 1
     counts = np.zeros(num_rows, np.int64)
     dropped = np.zeros(num_rows, np.float64)
@@ -72,6 +72,6 @@ def _kept_counts(
             if wanted and probability >= least:
                 counts[row] += 1
                 mass += probability
-            else:  # entries fall, so none is kept from here on
+            else:  # entries fall, so all that follow are removed too
                 dropped[row] += probability
     return counts, dropped

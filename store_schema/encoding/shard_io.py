@@ -1,9 +1,9 @@
-"""How a shard's arrays become a Zarr v3 group, every byte under a checksum; `guards` reads it.
+"""Write a shard's arrays as a Zarr v3 group with a checksum on every chunk; `guards` reads it.
 
-A chunk is the unit of decoding and of the checksum, 65,536 numbers: large enough for the codec to
-learn their distribution, small enough to follow it and to name a damaged place. All chunks of an
-array form one Zarr shard, so an array is one object: object stores charge and wait per object. A
-shard of the plan is written by one writer into a folder of its own, which no other writer touches.
+A chunk, the unit of compression and of the checksum, has 65,536 numbers: enough for the codec to learn
+their distribution, few enough to locate damage. All chunks of an array form one Zarr shard, so an array
+is one object, since object stores charge and take time for each object. A shard of the plan is
+written by one writer into a folder of its own.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CHUNK = 65_536
 
 
 class RecordingStore(WrapperStore[Store]):
-    """Passes writes through and keeps the size and CRC-32C of every file.
+    """Passes writes through and records the size and CRC-32C of every file.
 
-    The place is this attempt's own, so what was not written here is not there: an object store is
-    never asked about it, which would be two of three requests.
+    The folder is used by this writer alone, so a file that it has not written does not exist: the
+    object store is never asked, which saves two of three requests.
     """
 
     def __init__(self, store: Store) -> None:
@@ -64,12 +64,12 @@ def write_arrays(
     """Write all arrays of a shard.
 
     Args:
-        store: An empty place of the shard's own.
+        store: Empty Zarr store of this shard alone.
         arrays: By name, with the dtypes of `specs`.
-        specs: Which arrays, in order.
+        specs: The arrays to write, in order.
 
     Returns:
-        Size and checksum of every file written.
+        Size and checksum of every file written, by key.
     """
     recording = RecordingStore(store)
     group = zarr.create_group(recording)
@@ -86,7 +86,7 @@ def write_arrays(
             compressors=[Crc32cCodec()],
             fill_value=0,
             attributes={"axis": spec.axis},
-            # Else a chunk equal to the fill value is left out, and a lost one looks the same.
+            # By default a chunk of fill values is not written, and a lost chunk would look the same.
             config={"write_empty_chunks": True},
         )
         if len(data):

@@ -1,4 +1,4 @@
-"""What a store would keep of some distributions, and how many bytes that would take.
+"""Try an encoding on some distributions: what a store would keep of them, and its size in bytes.
 
 Shapes: R rows, V vocabulary, K candidates, E entries.
 """
@@ -33,7 +33,7 @@ DISTRIBUTION_ARRAYS = frozenset(
         "tail_mass",
     }
 )
-"""On disk: what stands for the distributions; the rest is tokens and labels."""
+"""Arrays on disk that encode distributions; all others are of tokens and labels."""
 
 
 def engine_arrays(
@@ -43,16 +43,16 @@ def engine_arrays(
     *,
     top_k: int,
 ) -> Arrays:
-    """The `top_k` best of each row, as an engine gives them.
+    """The `top_k` most probable tokens of each row, as the arrays of a shard with one segment.
 
     Args:
         logprobs_RV: Nats, normalised.
-        labels_R: The tokens that stand there.
-        byte_ends_R: End of each in the segment's bytes.
-        top_k: K, at most V.
+        labels_R: The text's tokens.
+        byte_ends_R: Byte after each of them, within the segment.
+        top_k: K; at most V are taken.
 
     Returns:
-        Arrays of a source store's shard of one segment.
+        Arrays of a source store's shard.
     """
     num_rows, vocab_size = logprobs_RV.shape
     count = min(top_k, vocab_size)
@@ -75,7 +75,7 @@ def engine_arrays(
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:
-    """One after the other, each a segment."""
+    """Join shards of one segment each (`engine_arrays`) into one shard."""
     lengths = [len(part["token_ids"]) for part in parts]
     counts = np.concatenate([np.diff(part["entry_offsets"]) for part in parts])
     plain = ("token_ids", "byte_ends", "entry_ids", "entry_logprobs", "tail_mass", "label_logprobs")
@@ -92,9 +92,9 @@ class Trial:
     """Entries after a round trip through an encoding.
 
     Args:
-        rows: What is kept.
-        size_bytes: By array on disk, compressed; metadata, the same for a shard of any size, as
-            "metadata".
+        rows: The decoded distributions.
+        size_bytes: Compressed bytes of each array on disk, and of the metadata, whose size does not
+            depend on that of the shard, as "metadata".
     """
 
     rows: StoredRows
@@ -102,22 +102,22 @@ class Trial:
 
     @property
     def distribution_bytes(self) -> int:
-        """Bytes that stand for the distributions alone."""
+        """Bytes of the arrays that encode distributions."""
         return sum(n for name, n in self.size_bytes.items() if name in DISTRIBUTION_ARRAYS)
 
     @property
     def total_bytes(self) -> int:
-        """Tokens and labels too, metadata apart."""
+        """Bytes of all arrays, without metadata."""
         return sum(n for name, n in self.size_bytes.items() if name != "metadata")
 
 
 def try_encoding(arrays: Arrays, encoding: Encoding, ranking: Ranking) -> Trial:
-    """Choose, encode, compress and decode.
+    """Select entries, encode, compress and decode.
 
     Args:
-        arrays: What an engine would give.
-        encoding: What a store would keep of it.
-        ranking: [V] ids by frequency.
+        arrays: From `engine_arrays` or `joined`.
+        encoding: The encoding to try.
+        ranking: [V] ids by frequency rank.
     """
     coder = Coder(encoding, ranking, "trial")
     stored = encode("source", select_entries(arrays, encoding), coder)
@@ -127,14 +127,20 @@ def try_encoding(arrays: Arrays, encoding: Encoding, ranking: Ranking) -> Trial:
         name = "metadata" if key.endswith("zarr.json") else key.partition("/")[0]
         sizes[name] += record.size
     names = ("entry_ids", "entry_logprobs", "entry_offsets", "tail_mass")
-    back: dict[str, npt.NDArray[Any]] = decode("source", stored, coder, names)
-    return Trial(StoredRows(*(back[name] for name in names)), dict(sizes))
+    decoded: dict[str, npt.NDArray[Any]] = decode("source", stored, coder, names)
+    return Trial(StoredRows(*(decoded[name] for name in names)), dict(sizes))
 
 
 def half_learned(
     logprobs_RV: npt.NDArray[np.float32], counts_V: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """A student for gradients: the geometric mean of the source and token frequencies."""
+    """Log-probabilities [R, V] of a made-up student, to measure gradients with: the normalised
+    geometric mean of the source's distribution and token frequencies.
+
+    Args:
+        logprobs_RV: The source's, in nats.
+        counts_V: Token counts.
+    """
     unigram_V = (counts_V + 1.0) / (counts_V + 1.0).sum()
     mixed = 0.5 * logprobs_RV + 0.5 * np.log(unigram_V).astype(np.float32)
     top = mixed.max(axis=1, keepdims=True)

@@ -1,1 +1,1 @@
-"""A model's folder or file, looked at before its weights are loaded."""
+"""Model folders and files: checks before the weights are loaded, GGUF files, and loading."""

@@ -1,5 +1,5 @@
-"""Models whose own config says that they are no causal language models: they read what comes later, or
-were made for another task. No distribution of theirs is one of a token given those before it."""
+"""Refuse models that are not causal language models by their own config: those that attend to later
+tokens, or were trained for another task. They give no distribution of a token given those before it."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from store_schema.errors import ModelError
 
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _FOR_A_TASK = re.compile("For[A-Z]|Reward|EncoderModel$")
-"""Classes are named for what they were trained to do; a plain `...Model` may be anything."""
+"""Class names of other tasks than language modelling; a plain `...Model` may be anything."""
 
 
 def require_causal_config(config: Mapping[str, Any], *, name: str, folder: Path) -> None:
-    """Refuse encoders, encoder-decoders, models with bidirectional attention, and those whose class
-    is named for another task: classifiers, reward models.
+    """Refuse encoders, encoder-decoders, models with bidirectional attention, and models whose class
+    name is of another task (classifier, reward model).
 
-    A config that says nothing of it passes: engines look at what the model does.
+    A config that does not tell passes: engines test the model's outputs too.
 
     Args:
-        config: config.json, the text part put over it.
-        name: Of the model in the run.
-        folder: Of the model.
+        config: config.json, with the values of its text part on top.
+        name: The model's name in the run.
+        folder: The model's folder.
 
     Raises:
-        ModelError: Names the key that says so.
+        ModelError: It is no causal language model; names the config key.
     """
-    said = _why(config)
-    if said is not None:
+    reason = _non_causal_key(config)
+    if reason is not None:
         raise ModelError(
             f"{name} is no causal language model",
             where=folder / "config.json",
             expected="a model that generates text from left to right",
-            got=said,
+            got=reason,
             hint="give the causal model of that family",
         )
 
 
-def _why(config: Mapping[str, Any]) -> str | None:
+def _non_causal_key(config: Mapping[str, Any]) -> str | None:
+    """The config key, with its value, of a model that is not causal; None if there is none."""
     if config.get("is_encoder_decoder") is True:
         return "is_encoder_decoder: true"
     if config.get("use_bidirectional_attention") in (True, "all"):

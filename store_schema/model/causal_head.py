@@ -1,7 +1,7 @@
-"""What a causal model makes of its output layer's product: what its config says, and how far that goes.
+"""From the output layer's product to a model's logits: a scale and a soft cap, read from its config.
 
-A scale and a soft cap are read from the config: public architectures do no more. What else a model
-does to its logits is seen where its own are compared with ours.
+Public architectures do nothing else. For any other model `head_error` shows that the logits computed
+here differ from its own.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 
 
 def scale_and_cap(config: Mapping[str, Any]) -> tuple[float, float | None]:
-    """Factor on the logits, 1 for most models, and their bound, None for most: cap * tanh(x / cap).
+    """The factor of the logits (1 for most models), and their soft cap (None for most): logits x become
+    cap * tanh(x / cap).
 
     Args:
-        config: Its text part, by name.
+        config: The text part of the model's config, as a dict.
     """
     scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
     caps = (config.get(name) for name in ("final_logit_softcapping", "logit_softcapping"))
@@ -22,12 +23,12 @@ def scale_and_cap(config: Mapping[str, Any]) -> tuple[float, float | None]:
 
 
 def head_error(own: Any, ours: Any) -> float:
-    """Largest difference of logits relative to the spread of the model's own; infinite where the shapes
-    differ, NaN where a number is none.
+    """Largest difference of two logit tensors, divided by the standard deviation of `own`; infinite if
+    their shapes differ, NaN if one has a NaN.
 
     Args:
-        own: Tensor of the model's own logits, float32 or better.
-        ours: Of its last hidden states and its output layer, likewise.
+        own: The model's own logits, float32 or better.
+        ours: Logits computed from its last hidden states and its output layer, float32 or better.
     """
     if own.shape != ours.shape:
         return float("inf")

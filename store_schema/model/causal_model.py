@@ -1,4 +1,4 @@
-"""Loading a model through transformers: all weights from the checkpoint, in its shapes."""
+"""Load a model through transformers, and make sure that all its weights are from the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REPORT = "LOAD REPORT"
 
 
 def load_causal_model(ref: ModelRef, *, of: str, **options: Any) -> Any:
-    """Load a causal language model; as `load_whole_model` says."""
+    """Load a causal language model: see `load_whole_model`."""
     import transformers
 
     return load_whole_model(transformers.AutoModelForCausalLM, ref, of=of, **options)
@@ -27,28 +27,29 @@ def load_causal_model(ref: ModelRef, *, of: str, **options: Any) -> Any:
 def load_whole_model(
     auto_class: Any, ref: ModelRef, *, of: str, device: Any = None, **options: Any
 ) -> Any:
-    """Load a model of which no weight is missing and none has another shape.
+    """Load a model, and refuse it if weights are missing or have other shapes than its config says.
+
+    transformers would initialise such weights at random and only log a table.
 
     Args:
-        auto_class: Of transformers, with `from_pretrained`.
-        ref: Folder or hub name, and what the run file says of it.
-        of: What it is in the run, for messages.
-        device: Of torch, to move it to; None leaves it where it is loaded.
-        options: Further ones of `from_pretrained`.
+        auto_class: An auto class of transformers.
+        ref: The model in the run file.
+        of: Its name in the run, for messages.
+        device: torch device to move it to; None leaves it where it is loaded.
+        options: Further options of `from_pretrained`.
 
     Returns:
-        The model, as transformers makes it, its soft cap of attention scores kept.
+        The transformers model; see also `keep_soft_cap`.
 
     Raises:
-        ModelError: It cannot be loaded, or weights are missing or have other shapes than the config
-            says: transformers puts random numbers in their place, or tells of it in a table. Where
-            memory ran out, `is_out_of_memory` of the error says so.
+        ModelError: It cannot be loaded, or weights are missing or of other shapes. For one that ran out
+            of memory, `is_out_of_memory` of the error is true.
     """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        with _table_kept_back() as tables:
+        with _load_report_held_back() as reports:
             loaded, report = auto_class.from_pretrained(
                 ref.model,
                 revision=ref.revision,
@@ -63,7 +64,7 @@ def load_whole_model(
             loaded = loaded.to(device)
     except ModelError:
         raise
-    except Exception as error:  # what a damaged folder raises, no library's list of errors names
+    except Exception as error:  # a damaged folder may raise anything
         fits = not is_out_of_memory(error)
         raise ModelError(
             f"model of {of} cannot be loaded",
@@ -73,20 +74,20 @@ def load_whole_model(
             if fits
             else "load a smaller dtype, or take a device with more memory",
         ) from error
-    for table in tables:
-        logging.getLogger(table.name).handle(table)
+    for record in reports:
+        logging.getLogger(record.name).handle(record)
     return loaded
 
 
 def _require_whole(report: Any, of: str, model: str) -> None:
     if report["mismatched_keys"]:
-        name, stored, made = sorted(report["mismatched_keys"], key=lambda found: str(found[0]))[0]
-        others = len(report["mismatched_keys"]) - 1
+        name, stored, made = sorted(report["mismatched_keys"], key=lambda item: str(item[0]))[0]
+        num_more = len(report["mismatched_keys"]) - 1
         raise ModelError(
             f"weights of {of} do not fit its config",
             where=model,
             expected=f"{name} of {list(made)}, as config.json says",
-            got=f"{list(stored)}" + (f" (and {others} more that do not fit)" if others else ""),
+            got=f"{list(stored)}" + (f" (and {num_more} more)" if num_more else ""),
             hint="config.json and weights must be of one model: fetch both again",
         )
     if report["missing_keys"]:
@@ -100,12 +101,12 @@ def _require_whole(report: Any, of: str, model: str) -> None:
 
 
 def keep_soft_cap(model: Any) -> None:
-    """Let a loaded model compute the soft cap of attention scores that its config has (Gemma 2).
+    """Make a loaded model apply the soft cap of attention scores that its config has (Gemma 2).
 
-    transformers 5.19 picks PyTorch's fused kernel for it, which knows no cap and leaves it out.
+    transformers 5.19 selects PyTorch's fused kernel for it, which ignores the cap.
 
     Args:
-        model: Of transformers; changed in place.
+        model: A transformers model; changed in place.
     """
     config = model.config.get_text_config()
     capped = getattr(config, "attn_logit_softcapping", None) is not None
@@ -114,8 +115,9 @@ def keep_soft_cap(model: Any) -> None:
 
 
 @contextmanager
-def _table_kept_back() -> Iterator[list[logging.LogRecord]]:
-    """Keep back transformers' table of weights that it found otherwise; most of it ends in an error."""
+def _load_report_held_back() -> Iterator[list[logging.LogRecord]]:
+    """Collect transformers' log records on missing and mismatched weights instead of showing them: most
+    lead to an error of our own."""
     kept: list[logging.LogRecord] = []
 
     def passes(record: logging.LogRecord) -> bool:

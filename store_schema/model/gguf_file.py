@@ -1,11 +1,11 @@
-"""GGUF files as model folders: unpacked once, kept in a cache, seen by every stage as a plain folder.
+"""GGUF files as model folders: unpacked once into a cache, and used by every stage as a plain folder.
 
     <cache>/gguf/<file's name>-<content>-<dtype>/   config.json, model.safetensors, tokenizer.json,
-                                                    tokenizer_config.json, gguf.json (where it is from)
+                                                    tokenizer_config.json, gguf.json (its origin)
 
-The cache is $LOGITFUSE_CACHE, else $XDG_CACHE_HOME/logitfuse, else ~/.cache/logitfuse. A folder there
-is whole or not there: it is written under another name and renamed. Workers that need the same file at
-once wait for the first.
+The cache is $LOGITFUSE_CACHE, else $XDG_CACHE_HOME/logitfuse, else ~/.cache/logitfuse. A folder is
+written under another name and renamed, so it is complete or absent. Workers that need the same file at
+the same time wait for the first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from store_schema.model.lfs_pointer import require_no_pointer
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-"""Of the folders made here: raised when the same file would become another folder."""
+"""Version of the folders made here: raised when the same file would give another folder."""
 _HEAD_BYTES, _SAMPLE_BYTES, _NUM_SAMPLES = 64 << 20, 1 << 20, 16
 _STALE_S = 3600.0
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -46,17 +46,17 @@ _UNREADABLE = (
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, OSError),
     *(RuntimeError, NotImplementedError, ImportError, OverflowError, MemoryError),
 )
-"""What readers of the format raise over a file that is damaged, or that they do not know."""
+"""Exceptions that readers of the format raise for a damaged file or an unknown format version."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a file says before its weights.
+    """What a GGUF file has besides its weights.
 
     Args:
-        metadata: Every field but the scores of pieces.
-        dtype: torch dtype by name that holds the weights without waste: float32 or float16 where
-            the file has them so, else bfloat16.
+        metadata: All fields except the scores of pieces.
+        dtype: Name of the torch dtype for the weights: the file's float32 or float16, or bfloat16 for
+            all others.
     """
 
     metadata: dict[str, Any]
@@ -64,7 +64,7 @@ class GgufHeader:
 
 
 def cache_folder() -> Path:
-    """Where unpacked files are kept."""
+    """The cache folder of logitfuse."""
     own = os.environ.get("LOGITFUSE_CACHE")
     if own:
         return Path(own).expanduser()
@@ -72,19 +72,19 @@ def cache_folder() -> Path:
 
 
 def unpack(file: Path, dtype: str = "auto", *, tokenizer_folder: Path | None = None) -> Path:
-    """The folder of a GGUF file, made on the first call.
+    """The model folder of a GGUF file, made on the first call.
 
     Args:
         file: GGUF file.
-        dtype: torch dtype by name to keep the weights in; 'auto' takes the file's own where it is
-            not quantised, else bfloat16.
-        tokenizer_folder: Folder whose tokenizer.json, where there is one, stands in for what the
-            file says of the tokenizer.
+        dtype: Name of the torch dtype of the weights; 'auto' takes the file's own if it is not
+            quantised, else bfloat16.
+        tokenizer_folder: If it has a tokenizer.json, its tokenizer files replace the tokenizer in the
+            GGUF file.
 
     Raises:
         ConfigError: The package `gguf` is not installed.
-        ModelError: The file is missing, damaged, or of an architecture that transformers cannot read.
-        TokenizerError: It has a tokenizer that is not known here.
+        ModelError: The file is missing or damaged, or transformers cannot read its architecture.
+        TokenizerError: The kind of its tokenizer is not known here.
         StorageError: The cache cannot be written.
     """
     if not file.is_file():
@@ -118,13 +118,16 @@ def _require_magic(file: Path) -> None:
     if start != b"GGUF":
         require_no_pointer(file)
         raise ModelError(
-            "not a GGUF file", where=file, expected="GGUF first", got=repr(start)[1:] or "nothing"
+            "not a GGUF file",
+            where=file,
+            expected="GGUF as its first bytes",
+            got=repr(start)[1:] or "nothing",
         )
 
 
 def _digest(file: Path, beside: Path | None) -> str:
-    """Short digest of all that decides the folder's content: the file's head, which holds the
-    metadata, even samples of the rest, its size, and what reads it."""
+    """Short digest of all that determines the folder's content: the file's head with the metadata,
+    evenly spaced samples of the rest, its size, and the version of transformers."""
     size = file.stat().st_size
     digest = hashlib.sha256(f"{_FORMAT} {version('transformers')} {size}".encode())
     with file.open("rb") as stream:
@@ -139,7 +142,7 @@ def _digest(file: Path, beside: Path | None) -> str:
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock where the file system has locks; without, the rename alone decides."""
+    """Hold the folder's lock, if the file system supports locks; without, the first rename wins."""
     import fcntl
 
     with folder.with_name(f".{folder.name}.lock").open("w") as stream:
@@ -171,7 +174,7 @@ def _make(file: Path, folder: Path, dtype: str, beside: Path | None) -> None:
         try:
             part.rename(folder)
         except OSError:
-            if not folder.is_dir():  # another worker was first
+            if not folder.is_dir():  # else another worker was first
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -179,11 +182,11 @@ def _make(file: Path, folder: Path, dtype: str, beside: Path | None) -> None:
 
 
 def read_header(file: Path) -> GgufHeader:
-    """Read and check all but the weights.
+    """Read and check everything but the weights.
 
     Raises:
         ConfigError: The package `gguf` is not installed.
-        ModelError: The file is cut or damaged, or one part of several.
+        ModelError: The file is truncated, damaged, or one part of several.
     """
     if find_spec("gguf") is None:
         raise ConfigError(
@@ -206,7 +209,7 @@ def read_header(file: Path) -> GgufHeader:
         raise _damaged(file, error) from error
     if max(ends, default=0) > file.stat().st_size:
         raise ModelError(
-            "GGUF file is cut",
+            "GGUF file is truncated",
             where=file,
             expected=f"{max(ends):,} bytes",
             got=f"{file.stat().st_size:,}",
@@ -226,7 +229,7 @@ def read_header(file: Path) -> GgufHeader:
 
 def _damaged(file: Path, error: BaseException) -> ModelError:
     return ModelError(
-        "GGUF file is damaged or cut",
+        "GGUF file is damaged or truncated",
         where=file,
         got=f"{type(error).__name__}: {str(error)[:160]}",
         hint="get it again",

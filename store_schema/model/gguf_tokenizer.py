@@ -1,9 +1,9 @@
 """The tokenizer of a GGUF file as its model was trained with it.
 
-A GGUF holds pieces and, for some kinds, merges; how text is cut before the merges stands there only
-as a name (`tokenizer.ggml.pre`), and whether BOS stands before a text as a flag. Readers know some of
-the names and fall back to GPT-2's rule for the rest, without a word: other ids than the model was
-trained on. Here a name is known or refused.
+A GGUF file has pieces and, for some kinds, merges. The rule by which text is split before the merges is
+only named (`tokenizer.ggml.pre`), and BOS is a flag. Readers know some of the names and silently use
+GPT-2's rule for all others, which gives other ids than the model was trained on. Here an unknown name
+is refused.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _SPLITS: dict[str, tuple[str, ...]] = {
         r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     ),
 }
-"""Regular expressions that cut text one after the other, by rule; the first two of them leave the
-rest to GPT-2's own rule, which the byte-level stage holds."""
+"""Regular expressions by which each rule splits text, one after the other. The first two rules then use
+GPT-2's own expression, which is part of the byte-level pre-tokenizer."""
 
 _RULE_OF_PRE: dict[str, str] = {
     name: rule
@@ -71,18 +71,18 @@ _WHOLE_WORDS = frozenset(
         "tekken",
     ]
 )
-"""Kinds that take a word that is a piece whole, whatever the merges; they also begin texts with BOS
-where the file has no flag."""
+"""Kinds that ignore the merges for a word that is a piece as a whole; they also put BOS before a text
+if the file has no flag."""
 _NFC = frozenset({"qwen2", "qwen35"})
 """Kinds whose own tokenizer.json normalises to NFC."""
 
 CONTROL, USER_DEFINED = 3, 4
-"""`tokenizer.ggml.token_type` of special tokens, and of pieces that are read whole."""
+"""`tokenizer.ggml.token_type` of special tokens, and of pieces that are matched before the merges."""
 
 
 def adds_bos(metadata: Mapping[str, Any]) -> bool:
-    """Whether the model was trained with BOS before every text: the file's flag, else what the format
-    takes for its kind of tokenizer."""
+    """Whether the model was trained with BOS before every text: the file's flag, or without one the
+    format's default for its kind of tokenizer."""
     stated = metadata.get("tokenizer.ggml.add_bos_token")
     if stated is not None:
         return bool(stated)
@@ -92,11 +92,11 @@ def adds_bos(metadata: Mapping[str, Any]) -> bool:
 
 
 def as_trained(spec: dict[str, Any], metadata: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """tokenizer.json with the rules that the file names in place of the reader's guesses.
+    """tokenizer.json with the rules that the file names, in place of those that transformers guessed.
 
     Args:
-        spec: tokenizer.json as transformers made it of the file.
-        metadata: Of the file.
+        spec: tokenizer.json that transformers made from the file.
+        metadata: The file's metadata.
         where: The file, for messages.
 
     Raises:
@@ -114,9 +114,9 @@ def _byte_level(spec: dict[str, Any], pre: str | None, *, where: str) -> dict[st
     rule = _RULE_OF_PRE.get(pre or "")
     if rule is None or pre is None:
         raise TokenizerError(
-            "the file does not say how its tokenizer cuts text"
+            "the file does not name the rule by which its tokenizer splits text"
             if pre in (None, "default")
-            else "the file's tokenizer cuts text by a rule that is not known here",
+            else "the file's tokenizer splits text by an unknown rule",
             where=where,
             expected="tokenizer.ggml.pre among " + ", ".join(sorted(_RULE_OF_PRE)[:6]) + ", ...",
             got=pre or "none",
@@ -140,10 +140,10 @@ def _byte_level(spec: dict[str, Any], pre: str | None, *, where: str) -> dict[st
 
 
 def _sentencepiece(spec: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Spaces are word marks, with one before a text where the file says so; no cut before the merges.
+    """Spaces become word marks, with one before a text if the file says so; text is not split first.
 
-    Pieces that are read whole, such as runs of spaces, are read before the merges, the longest first:
-    merges that make them come first, the longest first.
+    User-defined pieces, such as runs of spaces, are matched before all others, the longest first. So
+    the merges that form them come first, the longest first.
     """
     steps: list[dict[str, Any]] = []
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
@@ -177,7 +177,7 @@ def _sentencepiece(spec: dict[str, Any], metadata: Mapping[str, Any]) -> dict[st
 
 
 def _template(spec: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What stands around a text by the tokenizer's own rule: BOS or nothing."""
+    """The post-processor that puts BOS before a text; None for a tokenizer without it."""
     bos = metadata.get("tokenizer.ggml.bos_token_id")
     if bos is None or not adds_bos(metadata):
         return None

@@ -1,7 +1,7 @@
-"""Pointers of git-lfs: a few lines of text that stand where a file's content was never fetched.
+"""Pointers of git-lfs: a few lines of text in place of a file whose content was never fetched.
 
-Whatever the file is called, its readers raise over a pointer what their formats raise over noise, or
-take it for text; looking at the first bytes says what is wrong.
+Readers of model files raise misleading errors for them, or read them as text; so they are detected by
+their first bytes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from store_schema.errors import ModelError
 
 POINTER_HEAD = b"version https://git-lfs.github.com/spec/"
-"""What a pointer begins with, and no model file or packed file does."""
+"""The first bytes of a pointer, which no model file or archive has."""
 
 FETCH = "fetch the whole folder again (with git: `git lfs pull`)"
-"""What to do about a model folder that has one."""
+"""Hint of messages on a model folder that has a pointer."""
 
 
 def is_pointer(path: Path) -> bool:
@@ -34,10 +34,10 @@ def require_no_pointer(path: Path) -> None:
         ModelError: It is one, or cannot be read.
     """
     try:
-        found = is_pointer(path)
+        pointer = is_pointer(path)
     except OSError as error:
         raise ModelError("file cannot be read", where=path, got=error.strerror) from error
-    if found:
+    if pointer:
         raise ModelError(
             "file is a pointer of git-lfs, its content was not fetched", where=path, hint=FETCH
         )

@@ -1,5 +1,5 @@
-"""A model looked at before any of its weights are loaded: whether it is a causal language model, and
-whether what would load it can."""
+"""Checks of a model before any of its weights are loaded: whether it is a causal language model, and
+whether its loader supports it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from store_schema.config import ModelRef
 
 Loader = Literal["transformers", "vllm", "auto"]
-"""What loads a model; auto: either, by the machine that does."""
+"""What loads a model; auto: one of the two, depending on the machine."""
 
 
 def require_language_model(ref: ModelRef, folder: Path, *, name: str, loader: Loader) -> None:
-    """Refuse a model that cannot be run as a causal language model, by its config and by the heads of
-    its weight files. Weights need not be there.
+    """Refuse a model that cannot be run as a causal language model, by its config and by the headers of
+    its weight files, if they are there.
 
-    A model whose type vLLM alone may know passes by its own config where vLLM is to load it.
+    If vLLM will load it and transformers does not know its type, only the config is checked.
 
     Args:
-        ref: Of the model.
+        ref: The model in the run file.
         folder: Its local folder.
-        name: Of the model in the run.
+        name: The model's name in the run.
         loader: What will load it.
 
     Raises:
-        ModelError: Says in which file and what of it.
+        ModelError: It cannot be run; names the file and what is wrong.
     """
     require_no_adapter(folder)
     own = model_config(folder)
@@ -48,14 +48,14 @@ def require_language_model(ref: ModelRef, folder: Path, *, name: str, loader: Lo
 def require_packages(folder: Path, *, name: str) -> None:
     """Refuse a quantised checkpoint for which transformers lacks a package.
 
-    That a GPU is needed is no matter of packages: another machine may have one.
+    A missing GPU is no error here: another machine may have one.
 
     Args:
-        folder: Of a model that passed `require_language_model`.
-        name: Of the model in the run.
+        folder: Folder of a model that passed `require_language_model`.
+        name: The model's name in the run.
 
     Raises:
-        ModelError: Names the package.
+        ModelError: A package is missing; names it.
     """
     quantization = model_config(folder).get("quantization_config")
     if not isinstance(quantization, dict):
@@ -72,5 +72,5 @@ def require_packages(folder: Path, *, name: str) -> None:
             hint="install it, or give the model in bfloat16; vLLM has kernels of its own "
             "(`extract.engine: vllm`)",
         ) from error
-    except Exception:  # the loader, on the machine that runs it, has the word
+    except Exception:  # any other fault is left to the loader
         return

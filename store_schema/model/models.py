@@ -1,4 +1,4 @@
-"""Model folders: from a hub name to a local folder, and what its config says before it is loaded."""
+"""Find a model's local folder, downloading it if needed, and read its config without loading it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def resolve_model(ref: ModelRef) -> Path:
-    """The local folder of a model; a hub model is taken from the cache, else downloaded. A GGUF file
-    is unpacked on the first call.
+    """The local folder of a model. A hub model is taken from the cache or downloaded; a GGUF file is
+    unpacked on the first call.
 
     Raises:
-        ModelError: There is no such folder, or the hub has or gives no such model.
+        ModelError: There is no such folder, or the model cannot be downloaded.
     """
     if is_gguf(ref):
         return _unpacked(ref)
-    folder = own_folder(ref)
+    folder = local_folder(ref)
     if folder is None:
         return _from_hub(ref)
     if not (folder / "config.json").is_file():
@@ -48,15 +48,15 @@ def resolve_model(ref: ModelRef) -> Path:
     return folder
 
 
-def own_folder(ref: ModelRef, *, name: str | None = None) -> Path | None:
+def local_folder(ref: ModelRef, *, name: str | None = None) -> Path | None:
     """The local folder that `ref.model` names; None where it can only be a name on the hub.
 
     Args:
-        ref: Of the model.
+        ref: The model in the run file.
         name: Its name in the run, for messages.
 
     Raises:
-        ModelError: It is written as a path, and there is no such folder, or it is a file.
+        ModelError: `ref.model` is a file, or a path to a folder that does not exist.
     """
     folder = Path(ref.model)
     of = "" if name is None else f" of {name}"
@@ -75,27 +75,27 @@ def own_folder(ref: ModelRef, *, name: str | None = None) -> Path | None:
 
 def _instead_of_file(file: Path, ref: ModelRef) -> str:
     if ref.gguf_file is None:
-        return f"give the folder that holds config.json and weights: {file.parent}"
+        return f"give the folder with config.json and weights: {file.parent}"
     if file.suffix == ".gguf":
-        return f"take gguf_file ({ref.gguf_file}) out, or give the folder as model: {file.parent}"
-    return f"give the folder that holds {ref.gguf_file}, such as {file.parent}"
+        return f"remove gguf_file ({ref.gguf_file}), or give the folder as model: {file.parent}"
+    return f"give the folder with {ref.gguf_file}, such as {file.parent}"
 
 
-def present_model(ref: ModelRef) -> Path | None:
-    """The folder of a model that this machine has whole, weights included; nothing is downloaded.
+def local_copy(ref: ModelRef) -> Path | None:
+    """The folder of a model that is complete on this machine, with weights; downloads nothing.
 
     Args:
-        ref: Of the model; a GGUF file that is here is unpacked on the first call.
+        ref: The model in the run file; a local GGUF file is unpacked on the first call.
 
     Returns:
-        None for a model that is not here, or not in a state to be compared.
+        The folder; None for a model that is not on this machine, incomplete or damaged.
     """
     try:
         if is_gguf(ref):
-            is_here = Path(ref.model, ref.gguf_file or "").is_file()
+            is_local = Path(ref.model, ref.gguf_file or "").is_file()
         else:
-            is_here = Path(ref.model).is_dir()
-        folder = resolve_model(ref) if is_here else _cached(ref)
+            is_local = Path(ref.model).is_dir()
+        folder = resolve_model(ref) if is_local else _cached(ref)
         if folder is None or not (folder / "config.json").is_file():
             return None
         require_weights(folder)
@@ -106,9 +106,9 @@ def present_model(ref: ModelRef) -> Path | None:
 
 
 def _cached(ref: ModelRef) -> Path | None:
-    """The snapshot of a hub model as far as it is in the cache."""
+    """The cached snapshot of a hub model, perhaps incomplete; None where there is none."""
     if is_gguf(ref):
-        return None  # to unpack what may be a part of the file's repository is not worth it
+        return None  # not worth unpacking
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -119,18 +119,18 @@ def _cached(ref: ModelRef) -> Path | None:
 
 
 def resolve_tokenizer(ref: ModelRef, *, name: str) -> Path:
-    """The local folder of a model's tokenizer files; of a hub model these alone are fetched.
+    """The local folder of a model's tokenizer files; of a hub model only these are downloaded.
 
     Args:
-        ref: Of the model.
+        ref: The model in the run file.
         name: Its name in the run, for messages.
 
     Raises:
-        ModelError: There is no such folder, or the hub has or gives no such model.
+        ModelError: There is no such folder, or the model cannot be downloaded.
     """
     ref = local_ref(ref)
     needed = ("tokenizer*", "tekken.json")
-    return own_folder(ref, name=name) or _from_hub(ref, only=_TOKENIZER_FILES, needed=needed)
+    return local_folder(ref, name=name) or _from_hub(ref, only=_TOKENIZER_FILES, needed=needed)
 
 
 def is_gguf(ref: ModelRef) -> bool:
@@ -139,30 +139,26 @@ def is_gguf(ref: ModelRef) -> bool:
 
 
 def local_ref(ref: ModelRef) -> ModelRef:
-    """The reference that loaders of transformers can take: for a GGUF file that of its unpacked
-    folder, for all else `ref` itself.
+    """A reference that transformers can load: for a GGUF file its unpacked folder, else `ref` itself.
 
     Raises:
         ModelError: The GGUF file is missing or cannot be unpacked.
     """
     if not is_gguf(ref):
         return ref
-    return in_folder(ref, _unpacked(ref))
+    return with_folder(ref, _unpacked(ref))
 
 
-def in_folder(ref: ModelRef, folder: Path) -> ModelRef:
-    """The same model with its files from a folder: what the run file says of it still holds.
-
-    The one way from a reference to where its files are: no name of a GGUF file and no revision go
-    along, which would be looked for in the folder.
-    """
+def with_folder(ref: ModelRef, folder: Path) -> ModelRef:
+    """The same reference with its files from a folder, without revision and GGUF file; all other
+    options of the run file stay."""
     return ref.model_copy(update={"model": str(folder), "revision": None, "gguf_file": None})
 
 
 def _unpacked(ref: ModelRef) -> Path:
     if ref.gguf_file is None:
         return unpack(Path(ref.model), ref.dtype)
-    folder = own_folder(ref)
+    folder = local_folder(ref)
     if folder is None:
         files = [ref.gguf_file, "tokenizer*", "*.jinja", "special_tokens*"]
         folder = _from_hub(ref, only=files, needed=(ref.gguf_file,))
@@ -189,7 +185,7 @@ def _from_hub(
     try:
         try:
             cached = snapshot(local_files_only=True)
-            # A snapshot in the cache may hold a few files of the model's only.
+            # A cached snapshot may have only a few of the model's files.
             if any(True for pattern in needed for _ in cached.glob(pattern)):
                 return cached
         except LocalEntryNotFoundError:
@@ -197,7 +193,7 @@ def _from_hub(
         return snapshot(local_files_only=False)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            "model is neither a folder nor to be had from the hub",
+            "model is neither a folder nor available from the hub",
             where=ref.model,
             got=f"{type(error).__name__}: {str(error)[:160]}",
             hint="check name, revision and network, or give a local folder",
@@ -205,11 +201,12 @@ def _from_hub(
 
 
 def model_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
-    """config.json, the text part of a model with several.
+    """config.json as a dict; values of `text_config` (models of several parts) replace those outside
+    it.
 
     Args:
-        folder: Of the model.
-        whole: Leave the text part where it is.
+        folder: The model's folder.
+        whole: Return the dict as it is in the file instead.
 
     Raises:
         ModelError: It is missing, a pointer of git-lfs, or not JSON.
@@ -230,16 +227,16 @@ def model_config(folder: Path, *, whole: bool = False) -> dict[str, Any]:
 
 
 def model_rows(ref: ModelRef) -> int | None:
-    """How many ids the model has rows for, in its embedding and its head.
+    """The number of rows of the model's embedding and output head.
 
-    config.json names them, a model of several parts in its `text_config`; where that says nothing the
-    number is the default of transformers' own class (Gemma 3 4B, 12B and 27B as published).
+    It is `vocab_size` in config.json, in `text_config` for a model of several parts; without it, the
+    default of transformers' class (Gemma 3 4B, 12B and 27B as published).
 
     Returns:
-        The rows, padding included; None for a folder without config.json: a tokenizer alone.
+        The rows, with padding; None for a folder without config.json (only a tokenizer).
 
     Raises:
-        ModelError: config.json is unreadable, or neither it nor transformers knows the number.
+        ModelError: config.json is unreadable, or neither it nor transformers has the number.
     """
     folder = config_folder(ref)
     if folder is None:
@@ -249,34 +246,34 @@ def model_rows(ref: ModelRef) -> int | None:
 
 
 def config_folder(ref: ModelRef) -> Path | None:
-    """The folder that holds config.json; of a hub model no other file is fetched.
+    """The folder with config.json; of a hub model no other file is downloaded.
 
     Returns:
-        None for a folder without config.json: a tokenizer alone.
+        The folder; None for a folder without config.json (only a tokenizer).
 
     Raises:
-        ModelError: There is no such folder, or the hub has or gives no such model.
+        ModelError: There is no such folder, or the model cannot be downloaded.
     """
     ref = local_ref(ref)
-    folder = own_folder(ref)
+    folder = local_folder(ref)
     if folder is not None:
         return folder if (folder / "config.json").is_file() else None
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(ref.model, "config.json", revision=ref.revision)
+        path = cached_file(ref.model, "config.json", revision=ref.revision)
     except (OSError, ValueError) as error:
         raise ModelError(
-            "model is neither a folder nor to be had from the hub",
+            "model is neither a folder nor available from the hub",
             where=ref.model,
             got=str(error)[:160],
             hint="check name, revision and network, or give a local folder",
         ) from error
-    return None if found is None else Path(found).parent
+    return None if path is None else Path(path).parent
 
 
 def _named_rows(config: dict[str, Any]) -> int | None:
-    """What config.json says; a text part beside others speaks for itself."""
+    """`vocab_size` in config.json: of `text_config` if there is one; None if it has none."""
     text = config.get("text_config")
     rows = (text if isinstance(text, dict) else config).get("vocab_size")
     return rows if isinstance(rows, int) and not isinstance(rows, bool) and rows > 0 else None
@@ -286,10 +283,10 @@ def _class_rows(ref: ModelRef) -> int:
     try:
         config = transformers_config(ref, of=ref.model)
     except ModelError as error:
-        if "vocab_size" in str(error.got):  # it names one, of the wrong type
+        if "vocab_size" in str(error.got):  # there is one, of the wrong type
             raise
         raise ModelError(
-            "the model's config names no vocab_size, and transformers cannot read it",
+            "the model's config has no vocab_size, and transformers cannot read it",
             where=error.where,
             got=error.got,
             hint="write vocab_size into it",
@@ -297,9 +294,9 @@ def _class_rows(ref: ModelRef) -> int:
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(rows, int):
         raise ModelError(
-            "the model's config names no vocab_size",
+            "the model's config has no vocab_size",
             where=f"{ref.model}, config.json",
-            got=f"model_type {config.model_type or 'of no name'}, which has no default either",
+            got=f"model_type {config.model_type or 'none'}, which has no default either",
             hint="write vocab_size into it",
         )
     return rows
@@ -309,12 +306,12 @@ def transformers_config(ref: ModelRef, *, of: str) -> Any:
     """A model's config as transformers reads it: checked, with the defaults of the model's class.
 
     Args:
-        ref: Of the model.
-        of: What the model is in the run, for messages.
+        ref: The model in the run file.
+        of: Its name in the run, for messages.
 
     Raises:
-        ModelError: There is none, or transformers cannot read it: a field of the wrong type, a
-            model_type that it does not know, code of the model's own that it may not run.
+        ModelError: There is none, or transformers cannot read it: a field of the wrong type, an unknown
+            model_type, or a model with Python code of its own without `trust_remote_code`.
     """
     from transformers import AutoConfig
 
@@ -323,7 +320,7 @@ def transformers_config(ref: ModelRef, *, of: str) -> Any:
         return AutoConfig.from_pretrained(
             ref.model, revision=ref.revision, trust_remote_code=ref.trust_remote_code
         )
-    except Exception as error:  # classes of transformers, and a model's own, raise what they like
+    except Exception as error:  # config classes may raise anything
         what, got, hint = _config_fault(ref, error)
         raise ModelError(
             what.format(of=of), where=f"{ref.model}, config.json", got=got, hint=hint
@@ -331,7 +328,7 @@ def transformers_config(ref: ModelRef, *, of: str) -> Any:
 
 
 def _config_fault(ref: ModelRef, error: Exception) -> tuple[str, str, str]:
-    """What was wrong, what was found and what to do, as far as config.json itself tells."""
+    """The parts what, got and hint of the error message, by what config.json has."""
     try:
         config = model_config(Path(ref.model), whole=True)
     except ModelError:
@@ -340,9 +337,9 @@ def _config_fault(ref: ModelRef, error: Exception) -> tuple[str, str, str]:
     known = isinstance(kind, str) and knows_type(kind)
     if config.get("auto_map") and not known and not ref.trust_remote_code:
         return (
-            "model of {of} is code of its own, which is not run unasked",
+            "model of {of} comes with Python code of its own, which is not run by default",
             f"auto_map, model_type {kind}",
-            "`trust_remote_code: true` beside its name in the run file runs that code: read it first",
+            "read that code; `trust_remote_code: true` beside the model in the run file runs it",
         )
     if isinstance(kind, str) and not known:
         return (
@@ -353,7 +350,7 @@ def _config_fault(ref: ModelRef, error: Exception) -> tuple[str, str, str]:
     return (
         "transformers cannot read the config of {of}",
         f"{type(error).__name__}: {str(error)[:200]}",
-        "mend config.json, or fetch it again",
+        "correct config.json, or fetch it again",
     )
 
 
@@ -365,20 +362,20 @@ def knows_type(model_type: str) -> bool:
 
 
 def model_positions(ref: ModelRef) -> int | None:
-    """`max_positions` of a model's config.json; None where there is none: a tokenizer alone.
+    """`max_positions` of a model's config.json; None where there is no config.json.
 
     Raises:
-        ModelError: As `config_folder` and `model_config`.
+        ModelError: See `config_folder` and `model_config`.
     """
     folder = config_folder(ref)
     return None if folder is None else max_positions(model_config(folder))
 
 
 def max_positions(config: dict[str, Any]) -> int | None:
-    """Most tokens the model was made to read, as its config says; None where it says nothing.
+    """The model's context length in tokens by its config; None where the config has none.
 
     Args:
-        config: Its text part, by name: of config.json, or of a loaded model.
+        config: The text part of config.json, or of a loaded model's config, as a dict.
     """
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         value = config.get(name)
@@ -388,11 +385,11 @@ def max_positions(config: dict[str, Any]) -> int | None:
 
 
 def resolved_dtype(ref: ModelRef, config: dict[str, Any]) -> str:
-    """torch dtype by name: the run file's, else the checkpoint's, else float32.
+    """Name of the torch dtype: the run file's, else the checkpoint's, else float32.
 
-    Engines must not choose by themselves: 'auto' means another type to each of them.
+    Engines are always given a dtype, because 'auto' means a different one to each of them.
     """
     if ref.dtype != "auto":
         return ref.dtype
-    found = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return str(found).removeprefix("torch.")
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What running out of memory looks like, on a CPU or GPU, in whatever stage it happens."""
+"""Recognise errors of a CPU or GPU that ran out of memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PHRASES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is the memory of a CPU or GPU running out.
+    """Whether an error, or one of its causes, means that a CPU or GPU ran out of memory.
 
-    Known by text: torch's errors share one class with all others but for CUDA's.
+    Recognised by text, since torch has a class of its own only for CUDA's.
     """
     seen: BaseException | None = error
     while seen is not None:

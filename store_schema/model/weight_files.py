@@ -1,7 +1,7 @@
-"""A model folder's weight files, looked at before any library opens them.
+"""Check a model folder's weight files by names, sizes and first bytes, before a library loads them.
 
-Loaders raise whatever their formats raise for a file that was never fetched or only in part; looking
-at names, sizes and first bytes finds these cheaply and says what is wrong.
+For a file that is missing or incomplete, loaders raise errors of their format that do not tell what is
+wrong.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _SAFETENSORS_HEAD_BYTES = 8
 
 
 def require_weights(folder: Path) -> None:
-    """Refuse a model folder whose weights cannot be there.
+    """Refuse a model folder whose weights are missing or damaged.
 
     Args:
-        folder: A local model folder; it has a config.json.
+        folder: A local model folder with a config.json.
 
     Raises:
         ModelError: An adapter without its model, a pointer of git-lfs in place of a file, no weights, a
-            missing shard, or a safetensors file that is cut short.
+            missing shard, or a truncated safetensors file.
     """
     require_no_adapter(folder)
     for name in _CONFIGS:
@@ -42,23 +42,24 @@ def require_weights(folder: Path) -> None:
 
 
 def absent_weights(folder: Path) -> ModelError | None:
-    """What of a folder's weights was not fetched, if anything: all, a shard, or a file's content.
+    """Check that all of a folder's weights were fetched.
 
     Args:
         folder: A local model folder.
 
     Returns:
-        What says so, to be raised where the weights are needed.
+        An error on what is missing (all weights, a shard, or the content behind a git-lfs pointer),
+        for the caller to raise; None if nothing is.
     """
-    found = _weight_files(folder)
+    paths = _weight_files(folder)
     try:
-        for path in found:
+        for path in paths:
             require_no_pointer(path)
         for index in sorted(folder.glob(_INDEX)):
             _require_shards(index)
     except ModelError as error:
         return error
-    if found:
+    if paths:
         return None
     return ModelError(
         "model folder has no weights",
@@ -69,10 +70,10 @@ def absent_weights(folder: Path) -> ModelError | None:
 
 
 def require_no_damage(folder: Path) -> None:
-    """Refuse safetensors files that were begun and are not whole; files that are not there pass.
+    """Refuse damaged or truncated safetensors files; missing files are no error here.
 
     Raises:
-        ModelError: One is damaged or cut short.
+        ModelError: One is damaged or truncated.
     """
     for path in _weight_files(folder):
         if path.suffix == ".safetensors" and not is_pointer(path):
@@ -87,7 +88,7 @@ def require_no_adapter(folder: Path) -> None:
     """
     if (folder / _ADAPTER).is_file():
         raise ModelError(
-            "folder holds an adapter, not a model",
+            "folder has an adapter, not a model",
             where=folder,
             got=_ADAPTER,
             hint="merge it into its base model (peft's merge_and_unload) and give the merged folder",
@@ -95,8 +96,8 @@ def require_no_adapter(folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    found = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.name not in _NOT_WEIGHTS)
+    paths = {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    return sorted(path for path in paths if path.name not in _NOT_WEIGHTS)
 
 
 def _require_shards(index: Path) -> None:
@@ -118,20 +119,20 @@ def _require_shards(index: Path) -> None:
 
 
 def safetensors_head(path: Path) -> dict[str, dict[str, Any]]:
-    """What a whole file says of its tensors, by name: dtype, shape, data_offsets.
+    """The JSON header of a safetensors file: dtype, shape and data_offsets of each tensor, by name.
 
-    8 bytes say how long the JSON head is; then the head, and then all its tensors.
+    Such a file has the header's length in 8 bytes, the header, and then all tensors.
 
     Raises:
-        ModelError: The file is damaged or cut short.
+        ModelError: The file is damaged or truncated.
     """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_SAFETENSORS_HEAD_BYTES), "little")
             if not 0 < length <= size - _SAFETENSORS_HEAD_BYTES:
-                raise ValueError(f"its head would be {length} bytes long")
-            head = json.loads(file.read(length))
+                raise ValueError(f"its header would be {length} bytes long")
+            head: dict[str, dict[str, Any]] = json.loads(file.read(length))
         head.pop("__metadata__", None)
         ends = [entry["data_offsets"][1] for entry in head.values()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -150,5 +151,4 @@ def safetensors_head(path: Path) -> dict[str, dict[str, Any]]:
             got=size,
             hint=FETCH,
         )
-    found: dict[str, dict[str, Any]] = head
-    return found
+    return head

@@ -1,7 +1,7 @@
-"""What the heads of a model's safetensors files say, against its config.
+"""Compare the tensor names and shapes in a model's safetensors headers with its config.
 
-A file's names and shapes show a model whose config is another's, and a classifier or reward model that
-a loader would give an output head of its own (the embedding, where the two are tied).
+This finds weights of another model than the config's, and classifiers or reward models, to which a
+loader would add an output head (random, or the embedding where the two are tied).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _OUTER = frozenset(
     {"model", "language_model", "text_model", "transformer", "gpt_neox", "decoder", "backbone"}
 )
-"""Modules that a text model may lie in; towers for pictures and sound have other names."""
+"""Modules that a text model may be part of; image and audio towers have other names."""
 _EMBEDDINGS = frozenset(
     {"embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings"}
 )
@@ -36,12 +36,12 @@ _OTHER_TASKS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as the head of its file describes it.
+    """A tensor as described in its file's header.
 
     Args:
-        name: In the checkpoint.
-        dtype: By safetensors' name.
-        shape: Of the tensor.
+        name: Its name in the checkpoint.
+        dtype: safetensors' name of its dtype.
+        shape: Its shape.
     """
 
     name: str
@@ -50,14 +50,14 @@ class StoredTensor:
 
     @property
     def module(self) -> str:
-        """The last module of its name that holds no text model: "lm_head" of `model.lm_head.weight`;
-        empty for one deeper inside a model."""
+        """The outermost module of its name that is not in `_OUTER`, such as "lm_head" of
+        `model.lm_head.weight`; "" if modules of `_OUTER` come after it."""
         *modules, _ = self.name.split(".")
         inner = [m for m in modules if m not in _OUTER]
         return inner[0] if inner and modules[-len(inner) :] == inner else ""
 
     def is_matrix(self, modules: frozenset[str]) -> bool:
-        """Whether it is the plain floating matrix of one of these modules."""
+        """Whether it is the weight matrix, unquantised, of one of these modules."""
         plain = self.dtype in _FLOATS and len(self.shape) == 2 and self.name.endswith(".weight")
         return plain and self.module in modules and self.name.split(".")[-2] in modules
 
@@ -66,13 +66,13 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     """All tensors of a model folder, in the order of their files.
 
     Args:
-        folder: Of the model.
+        folder: The model's folder.
 
     Returns:
-        None of a folder without safetensors, or with weights that are not fetched yet.
+        The tensors; [] for a folder without safetensors, or whose weights are not fetched yet.
 
     Raises:
-        ModelError: A file is damaged or cut short.
+        ModelError: A file is damaged or truncated.
     """
     if absent_weights(folder) is not None:
         return []
@@ -90,42 +90,42 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
 
 
 def require_fitting_weights(ref: ModelRef, config: Any, *, name: str) -> None:
-    """Refuse weights that are no language model's, or another model's than the config describes.
+    """Refuse weights that are not a language model's, or of another model than the config's.
 
-    Embedding and output head are compared with the config's numbers. Where these differ, or there is no
-    head, which some models have by design, transformers says whether its class of that model fits.
+    Shapes of embedding and output head are compared with the config. Where they differ, or there is no
+    head (which some models have by design), all shapes are compared with transformers' class.
 
     Args:
-        ref: A local folder; its weights need not be there.
-        config: As transformers reads it.
-        name: Of the model in the run.
+        ref: The model's local folder; its weights need not be there.
+        config: The config as transformers reads it.
+        name: The model's name in the run.
 
     Raises:
-        ModelError: Names the first tensor that does not fit.
+        ModelError: They do not fit; names the first such tensor.
     """
     folder = Path(ref.model)
     tensors = stored_tensors(folder)
     _require_no_other_task(folder, tensors, name)
-    if not _raises_doubt(tensors, config):
+    if not _may_not_fit(tensors, config):
         return
     require_shapes_of_class(ref, name=name)
 
 
 def require_shapes_of_class(ref: ModelRef, *, name: str) -> None:
-    """Refuse weights that do not fit transformers' class of the model. Reads them all and keeps none:
-    they go to a device without memory.
+    """Refuse weights that do not fit transformers' class of the model. They are all read, but to the
+    meta device, which takes no memory.
 
     Args:
-        ref: A local folder, with its weights.
-        name: Of the model in the run.
+        ref: The model's local folder, with its weights.
+        name: The model's name in the run.
 
     Raises:
-        ModelError: Names the first weight that is missing or of another shape.
+        ModelError: A weight is missing or of another shape; names the first.
     """
     try:
         load_causal_model(ref, of=name, device_map="meta")
     except ModelError as error:
-        if error.__cause__ is None:  # else vLLM may know more; the loader will tell
+        if error.__cause__ is None:  # else transformers failed, and vLLM may still load it
             raise
 
 
@@ -133,21 +133,21 @@ def _require_no_other_task(folder: Path, tensors: list[StoredTensor], name: str)
     other = next((t for t in tensors if t.module in _OTHER_TASKS), None)
     if other is not None and not any(t.module in _OUTPUTS for t in tensors):
         raise ModelError(
-            f"{name} is no language model: its weights are a classifier's or a reward model's",
+            f"{name} is no language model: its weights are of a classifier or a reward model",
             where=folder,
-            expected="an output head over the vocabulary, or an embedding that is one",
+            expected="an output head over the vocabulary, or a tied embedding",
             got=f"{other.name} of {list(other.shape)}",
             hint="give the causal model of that family",
         )
 
 
-def _raises_doubt(tensors: list[StoredTensor], config: Any) -> bool:
-    """Whether embedding and output head are not what the config alone lets expect."""
+def _may_not_fit(tensors: list[StoredTensor], config: Any) -> bool:
+    """Whether embedding and output head differ from the config, or the head is missing."""
     embedding = next((t for t in tensors if t.is_matrix(_EMBEDDINGS)), None)
     head = next((t for t in tensors if t.is_matrix(_OUTPUTS)), None)
     try:
         text = config.get_text_config()
-    except ValueError:  # it has several, and a loader knows which is meant
+    except ValueError:  # it has several text parts: left to the loader
         return False
     size = (getattr(text, "vocab_size", None), getattr(text, "hidden_size", None))
     if embedding is None or not isinstance(size[0], int):
@@ -155,5 +155,5 @@ def _raises_doubt(tensors: list[StoredTensor], config: Any) -> bool:
     if any(t is not None and t.shape != size for t in (embedding, head)):
         return True
     tied = {getattr(part, "tie_word_embeddings", None) for part in (config, text)} != {False}
-    others = (t for t in tensors if t is not embedding)
-    return not tied and not any(embedding.shape[0] in t.shape for t in others)
+    rest = (t for t in tensors if t is not embedding)
+    return not tied and not any(embedding.shape[0] in t.shape for t in rest)

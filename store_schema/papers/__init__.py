@@ -1,7 +1,7 @@
-"""Presets: the recipes of published papers as pieces of run files, one YAML file each.
+"""Presets: the recipes of published papers as parts of run files, one YAML file each.
 
-A preset is no code path: `preset: NAME` puts the file's values under those of the run file, which
-win. Each value has a comment that says where it comes from.
+`preset: NAME` in a run file makes the preset's values the defaults of that file, and nothing else. Each
+value has a comment on its origin.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _ENDING = ".yaml"
 @cache
 def preset_names() -> tuple[str, ...]:
     """All presets, in alphabetical order."""
-    found = (file.name for file in files(__name__).iterdir())
-    return tuple(sorted(name.removesuffix(_ENDING) for name in found if name.endswith(_ENDING)))
+    names = (file.name for file in files(__name__).iterdir())
+    return tuple(sorted(name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING)))
 
 
 def preset_text(name: object) -> str:
@@ -35,5 +35,5 @@ def preset_text(name: object) -> str:
 
 
 def preset_title(name: str) -> str:
-    """Its first line: the paper and what of it this is."""
+    """A preset's title, its first line: the paper and which of its recipes."""
     return preset_text(name).partition("\n")[0].removeprefix("# ").rstrip(".")

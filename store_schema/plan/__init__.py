@@ -1,1 +1,1 @@
-"""The plan: which segment is in which shard."""
+"""The plan: all segments, and which shard each one is in."""

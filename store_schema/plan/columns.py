@@ -1,4 +1,4 @@
-"""Columns of a plan's segments, read without their texts."""
+"""Read single columns of a plan's segments, without their texts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from store_schema.plan.plan import RESTORE, SEGMENT_SCHEMA, SEGMENTS_FILE, Plan
 
 
 def segment_columns(plan: Plan, names: Sequence[str]) -> pa.Table:
-    """Some fields of all segments, in the plan's order.
+    """Some columns of all segments, in the plan's order.
 
     Args:
         plan: The plan.
-        names: Of `SEGMENT_SCHEMA`; one that a plan of an earlier version lacks is null.
+        names: Columns of `SEGMENT_SCHEMA`; those that a plan of an earlier version lacks are null.
 
     Raises:
         CorruptionError: The segment file is damaged.
@@ -33,7 +33,7 @@ def segment_columns(plan: Plan, names: Sequence[str]) -> pa.Table:
     size = plan.record.num_segments
     if there and len(table) != size:
         raise CorruptionError(
-            "other number of segments", where=where, expected=size, got=len(table), hint=RESTORE
+            "wrong number of segments", where=where, expected=size, got=len(table), hint=RESTORE
         )
     columns = {
         name: table[name] if name in there else pa.nulls(size, SEGMENT_SCHEMA.field(name).type)

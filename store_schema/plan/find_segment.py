@@ -1,4 +1,4 @@
-"""Which segment of a plan a person names, and what was perhaps meant where there is none."""
+"""Find the segment of a plan that a command line names; suggest the nearest name if there is none."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from store_schema.errors import ConfigError, MissingError
 from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
 
 _COMPARED = 500
-"""Names that are compared letter by letter with one that is not there: the comparison is slow."""
+"""Candidates that are compared by SequenceMatcher, which is slow."""
 
 _ALIKE = 0.6
-"""Least share of two names' characters in common, in order, for one to be taken for the other."""
+"""Least SequenceMatcher ratio of a name that is suggested."""
 
 _LONGEST = 200
-"""Characters of a name that are compared and told."""
+"""Characters of a name that are compared and shown."""
 
 
 def row_number(wanted: str) -> int | None:
-    """A row where digits are given: ids of segments always have a '#'."""
+    """The row number that `wanted` is, None if it is an id (ids of segments always have a '#')."""
     return int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 16 else None
 
 
 def find_segment(plan: Plan, wanted: str) -> tuple[ShardRecord, Segment]:
-    """A segment and the shard that holds it, by the segment's id or row.
+    """A segment and its shard, by the segment's id or row.
 
     Raises:
         MissingError: The plan has no such segment.
@@ -46,7 +46,7 @@ def find_segment(plan: Plan, wanted: str) -> tuple[ShardRecord, Segment]:
 
 
 def find_shard(plan: Plan, wanted: str) -> ShardRecord:
-    """The shard that holds a segment, by the segment's id or row.
+    """The shard of a segment, by the segment's id or row.
 
     Raises:
         MissingError: The plan has no such segment.
@@ -55,7 +55,7 @@ def find_shard(plan: Plan, wanted: str) -> ShardRecord:
     row = row_number(wanted)
     if row is not None and row < plan.record.num_segments:
         starts = [record.start for record in plan.shards]
-        # Shards without segments begin where the next one does: the last of equals has the row.
+        # A shard without segments has the same start as the next one: the last of them has the row.
         return plan.shards[bisect_right(starts, row) - 1]
     if row is None:
         for record in plan.shards:
@@ -68,40 +68,40 @@ def segment_in_document(plan: Plan, document: str, wanted: str | None) -> str:
     """Id of a segment of one document.
 
     Args:
-        plan: That has both.
-        document: Its id.
-        wanted: The segment's id or its number within the document; None is the only one.
+        plan: The plan.
+        document: The document's id.
+        wanted: The segment's id or its number within the document; None for the only one.
 
     Raises:
         MissingError: The plan has no such document, or the document no such segment.
-        ConfigError: None is asked for and there are several.
+        ConfigError: `wanted` is None and there are several.
     """
     documents = _column(plan, "document_id")
     pairs = zip(documents, _column(plan, "segment_id"), strict=True)
-    found = [segment for name, segment in pairs if name == document]
-    if not found:
+    ids = [segment for name, segment in pairs if name == document]
+    if not ids:
         raise _missing("document", document, plan, dict.fromkeys(documents))
-    if wanted is None and len(found) == 1:
-        return found[0]
+    if wanted is None and len(ids) == 1:
+        return ids[0]
     full = f"{document}#{wanted}"
     for name in (wanted, full):
-        if name in found:
+        if name in ids:
             return name
-    where = f"document {_told(document)}"
-    names = ", ".join(map(_told, found[:8])) + (f" and {len(found) - 8} more" if found[8:] else "")
+    where = f"document {_printable(document)}"
+    names = ", ".join(map(_printable, ids[:8])) + (f" and {len(ids) - 8} more" if ids[8:] else "")
     if wanted is None:
         raise ConfigError(
             "the document has several segments", where=where, expected=f"one of {names}"
         )
     raise MissingError(
-        "no such segment", where=where, expected=f"one of {names}", got=_told(wanted)
+        "no such segment", where=where, expected=f"one of {names}", got=_printable(wanted)
     )
 
 
 def _missing(kind: str, wanted: str, plan: Plan, names: Iterable[str]) -> MissingError:
-    """What names look like, and the one that is most like what was asked for."""
+    """The error for a name that the plan does not have, with an example and the nearest name."""
     names = list(names)
-    looks = [f"an id such as {_told(names[0])}"] if names else []
+    looks = [f"an id such as {_printable(names[0])}"] if names else []
     if kind == "segment":
         looks.append(f"a row below {plan.record.num_segments}")
     near = nearest_name(wanted, names)
@@ -109,14 +109,14 @@ def _missing(kind: str, wanted: str, plan: Plan, names: Iterable[str]) -> Missin
         f"no such {kind}",
         where=plan.location.url,
         expected=" or ".join(looks),
-        got=_told(wanted),
-        hint=("" if near is None else f"the nearest is {_told(near)}; ")
+        got=_printable(wanted),
+        hint=("" if near is None else f"the nearest is {_printable(near)}; ")
         + "`logitfuse store show` without --segment lists the first segments",
     )
 
 
 def nearest_name(wanted: str, names: Iterable[str]) -> str | None:
-    """The name most like the one that was asked for; None where none is like it."""
+    """The name most similar to `wanted`; None where none is similar."""
     wanted = wanted[:_LONGEST]
 
     def shared_ends(name: str) -> int:
@@ -131,13 +131,13 @@ def nearest_name(wanted: str, names: Iterable[str]) -> str | None:
     return None if best is None or likeness(best)[0] < _ALIKE else best
 
 
-def _told(name: str) -> str:
-    """A name of any characters, for a message."""
+def _printable(name: str) -> str:
+    """A name with only ASCII characters, for a message."""
     return ascii(name[:_LONGEST])[1:-1]
 
 
 def _column(plan: Plan, column: str, record: ShardRecord | None = None) -> list[str]:
-    """A column of a shard's segments, or of all, without reading texts."""
+    """A column of one shard's segments, or of all segments, without reading texts."""
     shard = "" if record is None else f", shard {record.index}"
     where = f"{plan.location.url}/{SEGMENTS_FILE}{shard}"
     with storage_errors(where), plan.location.open_read(SEGMENTS_FILE) as file:
@@ -148,5 +148,5 @@ def _column(plan: Plan, column: str, record: ShardRecord | None = None) -> list[
                 if record is None
                 else file.read_row_group(record.index, columns=[column])
             )
-            found: list[str] = table[column].to_pylist()
-    return found
+            values: list[str] = table[column].to_pylist()
+    return values

@@ -1,7 +1,7 @@
-"""The plan: every document cut into segments, segments assigned to shards, once, for all models.
+"""The plan: documents split into segments, and segments assigned to shards, once for all models.
 
-`segments.parquet` holds the segments with their text, one row group per shard, so that a worker
-reads just its own; `plan.json`, written last, holds the rest and is the plan's existence.
+`segments.parquet` has the segments with their text, one row group per shard, so that a worker reads
+only its own; `plan.json` has the rest. It is written last: without it there is no plan.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_SHARD_TEXT_BYTES = 1 << 30
 PLAN_FILE = "plan.json"
 SEGMENTS_FILE = "segments.parquet"
 GROWN_FILE = "segments.next.parquet"
-"""A longer plan's segments until they are whole."""
+"""Temporary name of the longer segment file while a plan is extended."""
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -50,27 +50,27 @@ SEGMENT_SCHEMA = pa.schema(
     ]
 )
 _SINCE_STAGES = ("author", "corpus")
-"""Columns that plans of earlier versions lack; null where a document says nothing of them."""
+"""Columns that plans of earlier versions lack; null for documents without an author or a corpus."""
 _MAY_BE_NULL = ("context", *_SINCE_STAGES)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The piece of a document that every model reads whole: one sample.
+    """A part of a document that fits the context of every model: one sample.
 
     Args:
         index: Row in the plan's segment table.
         segment_id: Document id, '#', number within the document.
-        document_id: As in the corpus.
-        domain: As in the corpus.
-        split: "train", "valid", "test" or whatever the corpus says.
+        document_id: The document's id in the corpus.
+        domain: The document's domain.
+        split: The document's split, such as "train", "valid" or "test".
         byte_start: First byte in the document's UTF-8 text.
-        byte_end: End byte; segments of a document join to it.
-        ends_document: Whether nothing of the document follows.
+        byte_end: Byte after the last; the segments of a document join to its text.
+        ends_document: Whether it is the document's last segment.
         context: None, or JSON of the prompt or messages before the text (see SegmentTokenizer).
-        text: The text itself; its tokens are the rows.
-        author: The source whose answer it is, None where it is nobody's.
-        corpus: Name of the input that it came from, None where that has none.
+        text: The text, whose tokens are the rows of stores.
+        author: Name of the source that wrote it as an answer, else None.
+        corpus: Name of the input that it is from, None where that has no name.
     """
 
     index: int
@@ -88,25 +88,25 @@ class Segment:
 
     @property
     def chat_id(self) -> str | None:
-        """What the turns of one chat have in common; None where it is no turn of one."""
+        """Id of its chat, the same for all turns of one chat; None where it is no chat turn."""
         return None if self.context is None else chat_of(self.document_id)
 
     @property
     def has_prompt(self) -> bool:
-        """Whether its context is a prompt to answer; a document's is answered once, at its start, and
-        a chat's turn with its content, not with the thought before it."""
+        """Whether its context is a prompt that sources may answer: only of a document's first segment,
+        and of a chat turn's content, not of the thought before it."""
         asks = self.context is not None and self.byte_start == 0
         return asks and "part" not in json.loads(self.context or "{}")
 
 
 def chat_of(document_id: str) -> str | None:
-    """Id of the chat that a document is a turn of; None where its id says of none."""
+    """Id of the chat that a document is a turn of; None where it is no chat turn, by its id."""
     chat, turn, _ = document_id.rpartition("/turn-")
     return chat if turn else None
 
 
 class ShardRecord(StrictModel):
-    """One shard: the unit of work, commit and shuffle. All its segments share a split."""
+    """One shard: the unit of work, commit and shuffling. All its segments are of one split."""
 
     index: int = Field(ge=0)
     split: str
@@ -117,9 +117,9 @@ class ShardRecord(StrictModel):
     num_bytes: int = Field(ge=0)
     """UTF-8 bytes of the texts."""
     num_tokens: dict[str, int]
-    """Rows by model name (sources and 'target')."""
+    """Tokens by model name (sources and 'target')."""
     fingerprint: str
-    """Of all fields of its segments."""
+    """Fingerprint of all fields of its segments."""
 
 
 class PlanRecord(StrictModel):
@@ -128,20 +128,20 @@ class PlanRecord(StrictModel):
     schema_version: int = SCHEMA_VERSION
     corpus_fingerprint: str
     request_fingerprint: str
-    """Of everything that the plan was made from; the same request gives the same plan."""
+    """Fingerprint of everything that the plan was made from; the same request gives the same plan."""
     tokenizers: dict[str, str]
     """Tokenizer fingerprint by model name ('target' is one of them)."""
     settings: dict[str, Any]
-    """The plan section of the run file, as it shaped the plan."""
+    """The fields of the run file's section `plan` that determine the plan."""
     num_segments: int = Field(ge=0)
     documents: dict[str, str] = Field(default_factory=dict)
-    """Digest of all documents of each split, in whatever order."""
+    """Digest of all documents of each split; it does not depend on their order."""
     shards: tuple[ShardRecord, ...]
     created_by: str = f"logitfuse {__version__}"
 
     @model_validator(mode="after")
     def _consecutive(self) -> Self:
-        """Shards stand in order and deal out every segment once."""
+        """Check that shards are in order and that every segment is in one of them."""
         stop = 0
         for index, shard in enumerate(self.shards):
             if shard.index != index or shard.start != stop or shard.stop < stop:
@@ -152,12 +152,12 @@ class PlanRecord(StrictModel):
         return self
 
     def fingerprint(self) -> str:
-        """Fingerprint of the segments in their shards, whatever models they are for."""
+        """Fingerprint of the segments and their shards; it does not depend on the models."""
         return fingerprint([[s.split, s.start, s.stop, s.fingerprint] for s in self.shards])
 
 
 def shard_fingerprint(segments: Sequence[Segment]) -> str:
-    """Fingerprint of a shard's segments: every field but their place in the plan."""
+    """Fingerprint of a shard's segments: of every field except their index in the plan."""
     fields = [name for name in SEGMENT_SCHEMA.names if name not in ("text", *_SINCE_STAGES)]
 
     def values(segment: Segment) -> list[Any]:
@@ -165,7 +165,8 @@ def shard_fingerprint(segments: Sequence[Segment]) -> str:
         return [
             bytes_digest(segment.text.encode()),
             *(getattr(segment, name) for name in fields),
-            *(since if any(value is not None for value in since) else []),  # as it always was
+            # Left out where null, so that fingerprints of earlier versions stay the same.
+            *(since if any(value is not None for value in since) else []),
         ]
 
     return fingerprint([values(segment) for segment in segments])
@@ -177,12 +178,12 @@ class Plan:
     def __init__(
         self, location: Location, record: PlanRecord, fingerprint: str | None = None
     ) -> None:
-        """A plan that was read.
+        """A plan from its record.
 
         Args:
             location: Its folder.
-            record: plan.json, or the same with the tokens of another model.
-            fingerprint: That of plan.json, where the record is not as it stands there.
+            record: plan.json, or a copy with the token counts of another model.
+            fingerprint: Fingerprint of plan.json, if `record` is such a copy.
         """
         self.location = location
         self.record = record
@@ -216,16 +217,16 @@ class Plan:
 
     def splits(self) -> dict[str, tuple[ShardRecord, ...]]:
         """Shards by split, in order of first appearance."""
-        found: dict[str, tuple[ShardRecord, ...]] = {}
+        by_split: dict[str, tuple[ShardRecord, ...]] = {}
         for shard in self.shards:
-            found[shard.split] = (*found.get(shard.split, ()), shard)
-        return found
+            by_split[shard.split] = (*by_split.get(shard.split, ()), shard)
+        return by_split
 
     def segments(self, shard: ShardRecord) -> list[Segment]:
         """The segments of one shard, checked against the shard's fingerprint.
 
         Raises:
-            CorruptionError: The segment file does not hold what plan.json says.
+            CorruptionError: The segment file is damaged, or is not that of plan.json.
         """
         where = f"{self.location.url}/{SEGMENTS_FILE}, shard {shard.index}"
         with self.location.open_read(SEGMENTS_FILE) as file:
@@ -269,23 +270,26 @@ def write_plan(
     documents: dict[str, str] | None = None,
     kept: Plan | None = None,
 ) -> Plan:
-    """Write a plan whole: segments first, plan.json last.
+    """Write a plan: segments first, plan.json last.
 
-    Killed at any instruction, it leaves no plan, or with `kept` that plan as it was.
+    If it is killed, there is no plan, or with `kept` that plan is unchanged.
 
     Args:
         location: The plan's folder.
         shards: For each shard its segments (at least one; indices consecutive over all shards,
             one split each) and its number of tokens by model.
-        corpus_fingerprint: Of the corpus it was cut from.
-        request_fingerprint: Of everything the plan was made from.
+        corpus_fingerprint: Of the corpus it is made from.
+        request_fingerprint: Of everything the plan is made from.
         tokenizers: Tokenizer fingerprints by model name.
-        settings: The plan section.
+        settings: The fields of section `plan` that determine it.
         documents: Digest of the documents of each split.
-        kept: The plan that is there, whose shards stay; `shards` come after them.
+        kept: An existing plan to extend: `shards` are put after its own.
+
+    Returns:
+        The plan.
 
     Raises:
-        ConfigError: More shards than one plan.json can hold.
+        ConfigError: More shards than one plan.json can have.
     """
     if kept is None:
         location.delete(PLAN_FILE)
@@ -305,14 +309,14 @@ def write_plan(
     return Plan(location, record)
 
 
-Dealt = tuple[Sequence[Segment], dict[str, int]]
+ShardContent = tuple[Sequence[Segment], dict[str, int]]
 
 
-def _grow(location: Location, shards: Iterable[Dealt], kept: Plan) -> list[ShardRecord]:
-    """Put shards after those of a plan; all of them.
+def _grow(location: Location, shards: Iterable[ShardContent], kept: Plan) -> list[ShardRecord]:
+    """Write a segment file with further shards; returns the records of all shards.
 
-    The longer file takes the place of the other in one step and begins with the same row groups, so
-    whoever reads by the plan that was there finds what it speaks of.
+    The longer file replaces the old one atomically and begins with the same row groups, so processes
+    that have the old plan open can go on reading.
     """
     shards = iter(shards)
     first = next(shards, None)
@@ -324,9 +328,9 @@ def _grow(location: Location, shards: Iterable[Dealt], kept: Plan) -> list[Shard
 
 
 def _write_segments(
-    location: Location, key: str, shards: Iterable[Dealt], kept: Plan | None
+    location: Location, key: str, shards: Iterable[ShardContent], kept: Plan | None
 ) -> list[ShardRecord]:
-    """Write the segments of `kept`, then of `shards`; the records of all."""
+    """Write the segments of `kept`, then of `shards`; returns the records of all."""
     records = [] if kept is None else list(kept.shards)
     with storage_errors(f"{location.url}/{key}"), location.open_write(key) as sink:
         with pq.ParquetWriter(
@@ -344,7 +348,7 @@ def _write_segments(
 
 def _readable(record: PlanRecord, where: str) -> bytes:
     data = seal(record)
-    if len(data) > MAX_RECORD_BYTES:  # no reader would take it
+    if len(data) > MAX_RECORD_BYTES:  # readers would refuse it
         raise ConfigError(
             "plan.json would be too long",
             where=where,
@@ -358,7 +362,7 @@ def _readable(record: PlanRecord, where: str) -> bytes:
 def _require_segment_table(table: pa.Table, where: str) -> None:
     nulls = [n for n in table.column_names if n not in _MAY_BE_NULL and table[n].null_count]
     if nulls:
-        raise CorruptionError("fields without a value", where=where, got=nulls, hint=RESTORE)
+        raise CorruptionError("null in a field", where=where, got=nulls, hint=RESTORE)
 
 
 def _segment_table(segments: Sequence[Segment]) -> pa.Table:

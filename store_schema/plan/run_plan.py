@@ -8,7 +8,7 @@ from store_schema.plan.plan import Plan
 
 
 def plan_location(run: RunConfig) -> Location:
-    """Where a run's plan lies, or will lie."""
+    """The folder of a run's plan, whether it exists or not."""
     return open_location(run.data_folder).child("plan")
 
 

@@ -1,1 +1,1 @@
-"""A store: written, read, and found again."""
+"""Stores: writing, reading, and checking that a store is the one that a run needs."""

@@ -1,7 +1,7 @@
-"""Where the aligned store of a source lies, for a run that uses the data of another.
+"""Location of the aligned store of a source, for a run that uses the data of another run.
 
-An alignment belongs to a target and a method. A run with its own of either keeps its aligned stores in
-its own folder, beside those of the run whose data it uses; one that asks for the same uses the same.
+An alignment depends on target and method. A run that has the same of both uses the aligned stores of
+the run whose data it uses; any other keeps its aligned stores in its own folder.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ if TYPE_CHECKING:
 
 
 def aligned_store_url(run: RunConfig, source: str, manifest: Manifest | None = None) -> str:
-    """The run's own where there is one, else the data's where that is what the run asks for.
+    """URL of the run's own aligned store if it exists, else of the other run's if it is what this run
+    needs, else of the run's own.
 
     Args:
         run: The run file.
         source: Name of the source.
-        manifest: Of the store that is to be there; None goes by the section `align` alone, since
-            the target's tokenizer is not known to those who only look.
+        manifest: Manifest of the store that the run needs. None, where the target's tokenizer is not
+            loaded: only the settings of section `align` are compared.
     """
     own, shared = (f"{folder}/aligned/{source}" for folder in (run.folder, run.data_folder))
     if own == shared or open_location(own).exists(MANIFEST_FILE):
         return own
     if manifest is not None:
-        return shared if _is(shared, lambda found: found.request() == manifest.request()) else own
+        return shared if _fits(shared, lambda other: other.request() == manifest.request()) else own
     section = run.sections.get("align")
-    asked = {} if section is None else section.content()
+    wanted = {} if section is None else section.content()
 
-    def as_asked(found: Manifest) -> bool:
-        return all(found.settings.get(key, value) == value for key, value in asked.items())
+    def same_settings(other: Manifest) -> bool:
+        return all(other.settings.get(key, value) == value for key, value in wanted.items())
 
-    return shared if _is(shared, as_asked) else own
+    return shared if _fits(shared, same_settings) else own
 
 
-def _is(url: str, wanted: Callable[[Manifest], bool]) -> bool:
+def _fits(url: str, condition: Callable[[Manifest], bool]) -> bool:
+    """Whether there is a store whose manifest fulfils a condition."""
     location = open_location(url)
     if not location.exists(MANIFEST_FILE):
         return False
     try:
-        return wanted(StoreReader.open(location).manifest)
+        return condition(StoreReader.open(location).manifest)
     except StoreError:
-        return False  # told by whoever uses it under its own run's name
+        return False  # the run that owns the damaged store reports it

@@ -1,4 +1,4 @@
-"""What the answers of a generated store say, read back from its tokens."""
+"""Decode the answers of a generated store from its tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from store_schema.layout import Arrays, Finish
 from store_schema.text.vocabulary import Vocabulary
 
 TEXT_ARRAYS = ("segment_ids", "answer_index", "finish", "token_offsets", "token_ids", "byte_ends")
-"""Arrays that say which prompts were answered, and what the answers say."""
+"""The arrays that answers are decoded from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,11 @@ class StoredAnswer:
     """One answer.
 
     Args:
-        row: Segment whose context is the prompt, in the plan's segment table.
-        number: Which of the prompt's answers.
+        row: Row of the plan's segment table whose context is the prompt.
+        number: Index among the prompt's answers.
         finish: How it ended.
-        num_tokens: The final end-of-sequence token included.
-        text: UTF-8, unless the model wrote otherwise or was cut inside a character.
+        num_tokens: Number of tokens, with the final end-of-sequence token.
+        text: UTF-8, unless the model wrote invalid bytes or was stopped inside a character.
     """
 
     row: int
@@ -34,11 +34,11 @@ class StoredAnswer:
 
 
 def read_answers(arrays: Arrays, vocabulary: Vocabulary) -> Iterator[StoredAnswer]:
-    """Every answer of a shard, in order.
+    """Yield every answer of a shard, in order.
 
     Args:
-        arrays: At least `TEXT_ARRAYS`.
-        vocabulary: Of the store.
+        arrays: At least `TEXT_ARRAYS` of the shard.
+        vocabulary: The store's vocabulary.
     """
     table = vocabulary.tokens
     columns = zip(
@@ -52,7 +52,7 @@ def read_answers(arrays: Arrays, vocabulary: Vocabulary) -> Iterator[StoredAnswe
     for row, number, finish, start, stop in columns:
         ids = arrays["token_ids"][start:stop]
         sizes = np.diff(arrays["byte_ends"][start:stop].astype(np.int64), prepend=0)
-        # A token that ends an answer says nothing, even where the vocabulary spells it.
-        said = ids[(sizes > 0) & (ids < len(table))].tolist()
-        text = b"".join([table[i] for i in said])
+        # A token that ends an answer is no text, even if the vocabulary has bytes for it.
+        text_ids = ids[(sizes > 0) & (ids < len(table))].tolist()
+        text = b"".join([table[i] for i in text_ids])
         yield StoredAnswer(row, number, Finish(finish), stop - start, text)

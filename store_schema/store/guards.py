@@ -1,13 +1,13 @@
-"""Reading a store that may be hostile: nothing it says is believed before it is checked.
+"""Read a store that may be hostile: everything in it is checked before it is used.
 
-An array is read by the few lines below, not by a Zarr library: they know the one form that our
-writer gives an array, so no codec is looked up by a name from the store, no chunk can be missing and
-read as fill values, and every size is known before memory is taken for it. What is refused:
+Arrays are read by the code below, not by a Zarr library, and only in the form that our writer writes.
+So no codec is looked up by a name from the store, no missing chunk is read as fill values, and every
+size is known before memory is allocated. Refused are:
 
 - a file longer than the commit says, or not a regular file (a pipe would never end)
 - a shard whose arrays would be larger than `MAX_RATIO` times its files plus `SLACK_BYTES`
-- files that the layout does not have, or has and the commit leaves out
-- array metadata, codecs or chunks of any other form than the writer's
+- a commit with files that the layout does not have, or without one that it has
+- array metadata, codecs or chunks of another form than the writer's
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from store_schema.errors import CorruptionError, LogitfuseError, MismatchError, 
 from store_schema.manifest import Commit, FileRecord, Manifest
 
 MAX_RATIO = 64
-"""Decoded bytes per stored byte. Distributions stay below 10; a bomb needs a thousand."""
+"""Decoded bytes per stored byte, at most. Distributions have less than 10, a zip bomb a thousand."""
 SLACK_BYTES = 256 << 20
-"""Allowed on top: shards that say next to nothing pack far better."""
+"""Decoded bytes allowed besides: shards with almost constant arrays compress far better."""
 MAX_SHARD_BYTES = 16 << 30
-"""Decoded arrays of a shard: whoever reads it holds them in memory."""
+"""Decoded bytes of a shard, at most: a reader has all of them in memory."""
 MAX_COMMIT_BYTES = 1 << 20
 MAX_METADATA_BYTES = 64 << 10
 MAX_VOCAB_SIZE = 1 << 24
@@ -47,47 +47,47 @@ RESTORE = "restore it from a copy of the store, or delete the store and run the 
 
 
 def require_sane(manifest: Manifest, where: str) -> None:
-    """Refuse figures that no store has, by which readers allocate and loop, and tokens without bytes
-    of their own.
+    """Refuse impossible sizes, which readers would allocate and loop by, and stores of an earlier
+    version whose tokens do not join to the text.
 
     Raises:
-        CorruptionError: Names the field.
+        CorruptionError: A field has an impossible value; names it.
         MismatchError: The store's tokens do not join to its text.
     """
     if any(model and model.by_offsets for model in (manifest.model, manifest.target)):
         raise MismatchError(
-            "the store was made with `by_offsets: true`, an option that is gone",
+            "the store was made with `by_offsets: true`, an option that was removed",
             where=where,
             expected="tokens that join to the text",
-            hint="score a model whose tokenizer gives every text back, under another run name",
+            hint="use a model whose tokenizer does not change text, under another run name",
         )
     limits = {"vocab_size": MAX_VOCAB_SIZE, "num_shards": MAX_SHARDS, "top_k": MAX_VOCAB_SIZE}
     for field, limit in limits.items():
         value = getattr(manifest, field)
         if value is not None and value > limit:
             raise CorruptionError(
-                f"{field} cannot be", where=where, expected=f"at most {limit}", hint=RESTORE
+                f"{field} is too large", where=where, expected=f"at most {limit}", hint=RESTORE
             )
     if manifest.ranking_fingerprint is None:
         raise CorruptionError("rank table without fingerprint", where=where, hint=RESTORE)
 
 
 def require_present_form(manifest: Manifest, where: str) -> None:
-    """Refuse a store that was made when more was kept.
+    """Refuse a store of an earlier version that has arrays which are no longer supported.
 
     Raises:
-        SchemaVersionError: Says what to run again.
+        SchemaVersionError: It has; the message says what to run again.
     """
     if manifest.kind == "generated" and manifest.top_k is not None:
         what, expected, got = "distributions of answers", "top_k null", f"top_k {manifest.top_k}"
     elif manifest.extras:
         shown = ", ".join(repr(name[:20]) for name in manifest.extras[:3])
-        what, expected, got = "figures beside entries", "no extras", f"extras {shown}"
+        what, expected, got = "extra arrays", "no extras", f"extras {shown}"
     else:
         return
     stage = "generate" if manifest.kind == "generated" else "run"
     raise SchemaVersionError(
-        f"the store has {what}, which are no longer kept",
+        f"the store has {what}, which are no longer supported",
         where=where,
         expected=expected,
         got=got,
@@ -101,16 +101,17 @@ def require_present_form(manifest: Manifest, where: str) -> None:
 def check_commit(
     commit: Commit, manifest: Manifest, specs: Iterable[StoredSpec], where: str
 ) -> None:
-    """Refuse a commit whose figures cannot be, before anything is allocated on its word.
+    """Refuse a commit with impossible sizes or files, before memory is allocated by its numbers.
 
     Args:
-        commit: The shard's.
-        manifest: The store's.
-        specs: Every array on disk of such a shard.
+        commit: The shard's commit.
+        manifest: The store's manifest.
+        specs: All arrays on disk of a shard.
         where: Store and shard, for messages.
 
     Raises:
-        CorruptionError: Too large for its files, or not the files of the layout.
+        CorruptionError: Its arrays are too large for its files, or its files are not those of the
+            layout.
     """
     counts = commit.counts
     most = counts.positions * manifest.max_entries
@@ -126,10 +127,12 @@ def check_commit(
     stored = sum(record.size for record in commit.files.values())
     allowed = min(MAX_RATIO * stored + SLACK_BYTES, MAX_SHARD_BYTES)
     if decoded > allowed:
-        raise _fault("shard is larger than its files can hold", where, f"{allowed} bytes", decoded)
+        raise _fault(
+            "arrays are too large for the shard's files", where, f"at most {allowed} bytes", decoded
+        )
     if keys != commit.files.keys():
         other = sorted(keys ^ commit.files.keys())[0]
-        what = "commit leaves out a file" if other in keys else "commit names a strange file"
+        what = "commit leaves out a file" if other in keys else "commit names an unknown file"
         raise _fault(what, where, None, repr(other[:80]))
 
 
@@ -137,8 +140,8 @@ def check_commit(
 
 
 _CODECS = (CODEC_NAME, "crc32c")
-"""In a chunk's chain; the last is the checksum. The only ones there are: a store's names are compared
-with these, never looked up."""
+"""The only codecs of a chunk, the last is the checksum. Names in a store are compared with these and
+never looked up."""
 _OPTIONS = {CODEC_NAME: {"level", "mode_spec", "delta_spec"}, "crc32c": set[str]()}
 _MAX_CHUNK = 65_536
 
@@ -152,20 +155,20 @@ class CommittedShard:
         self._where = where
 
     def check_group(self) -> None:
-        """Check the one file that no array needs.
+        """Check the metadata of the Zarr group, which no array needs.
 
         Raises:
-            CorruptionError: It is changed, or more than an empty group.
+            CorruptionError: The file is changed, or has more than an empty group.
         """
         document = self._metadata("zarr.json", f"{self._where}, group")
         if document != {"attributes": {}, "zarr_format": 3, "node_type": "group"}:
             raise _fault("not a plain group", f"{self._where}, group")
 
     def read(self, spec: StoredSpec) -> npt.NDArray[Any]:
-        """One array on disk, decoded.
+        """Read and decompress one array on disk.
 
         Raises:
-            CorruptionError: Names the array and, where it can, the chunk.
+            CorruptionError: It is damaged; names the array and, if known, the chunk.
         """
         where = f"{self._where}, array {spec.name}"
         length = self._commit.counts.length(spec.axis)
@@ -175,13 +178,13 @@ class CommittedShard:
         if not length:
             return np.empty(0, dtype)
         data = self._file(f"{spec.name}/c/0", where)
-        # The commit's sizes are only claims until files are read; this one is what it says now.
+        # Checked again with the file's actual size.
         most = MAX_RATIO * len(data) + SLACK_BYTES
         if length * dtype.itemsize > most:
-            raise _fault("array is larger than its file can hold", where, f"{most} bytes")
+            raise _fault("array is too large for its file", where, f"at most {most} bytes")
         num_chunks = -(-length // chunk)
         ends = _chunk_ends(data, num_chunks, where)
-        out = np.empty(num_chunks * chunk, dtype)  # a chunk of room at most; the last one is padded
+        out = np.empty(num_chunks * chunk, dtype)  # the last chunk is padded
         start = 0
         for i, end in enumerate(ends):
             here = f"{where}, chunk {i}"
@@ -217,12 +220,12 @@ class CommittedShard:
             raise _fault(f"file {key} is missing", where, f"{size} bytes", "nothing")
         if len(data) != size:
             got = len(data) if len(data) < size else "more"
-            raise _fault(f"file {key} is cut or longer", where, f"{size} bytes", got)
+            raise _fault(f"file {key} has another length", where, f"{size} bytes", got)
         return data
 
 
 def _chunk_size(document: Any, length: int, dtype: np.dtype[Any], where: str) -> int:
-    """Numbers of a chunk, from array metadata of the one form that is allowed."""
+    """Numbers in a chunk, from array metadata; any other form than the writer's is refused."""
     if not isinstance(document, dict):
         raise _fault("metadata is not an object", where)
     if document.get("shape") != [length]:
@@ -252,7 +255,7 @@ def _chunk_size(document: Any, length: int, dtype: np.dtype[Any], where: str) ->
 
 
 def _fixed(shard: int, sharding: dict[str, Any]) -> dict[str, Any]:
-    """What the rest of the metadata must be: one Zarr shard, its index at the end."""
+    """All other metadata as they must be: one Zarr shard with its index at the end."""
     index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     inner = {
         "chunk_shape": sharding["chunk_shape"],
@@ -271,24 +274,24 @@ def _fixed(shard: int, sharding: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chunk_ends(data: bytes, num_chunks: int, where: str) -> list[int]:
-    """End of each chunk in a shard file, whose index must tile it from its beginning."""
+    """End of each chunk in a Zarr shard file; its chunks must fill the file without gaps."""
     size = len(data) - 16 * num_chunks - 4
     if size < 0:
         raise _fault("file is shorter than its index", f"{where}, chunk index")
     here = f"{where}, chunk index"
     index = np.frombuffer(_summed(data[size:], here), "<u8").reshape(num_chunks, 2)
     starts, lengths = index[:, 0], index[:, 1]
-    # Each is below the file's size before they are added, so nothing wraps around.
+    # Each is checked to be below the file's size first, so that sums cannot overflow.
     sound = bool((index <= size).all()) and bool((lengths > 0).all())
     ends = np.cumsum(lengths) if sound else lengths
     if not sound or ends[-1] != size or not np.array_equal(starts, ends - lengths):
         raise _fault("chunks do not fill the file", here, f"{size} bytes")
-    found: list[int] = ends.tolist()
-    return found
+    chunk_ends: list[int] = ends.tolist()
+    return chunk_ends
 
 
 def _summed(data: bytes, where: str) -> bytes:
-    """Bytes whose CRC-32C, kept behind them, is right."""
+    """The bytes before the CRC-32C at the end of `data`, which is checked."""
     body, kept = data[:-4], int.from_bytes(data[-4:], "little")
     crc = int(google_crc32c.value(body))
     if len(data) < 4 or crc != kept:
@@ -298,10 +301,10 @@ def _summed(data: bytes, where: str) -> bytes:
 
 @contextmanager
 def decoding(where: str) -> Iterator[None]:
-    """Whatever a decoder raises on hostile bytes becomes a CorruptionError."""
+    """Turn whatever a decoder raises for damaged bytes into a CorruptionError."""
     try:
         yield
-    except (LogitfuseError, MemoryError):  # sizes are checked: memory is this machine's matter
+    except (LogitfuseError, MemoryError):  # sizes are checked, so memory ran out on this machine
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and not _is_panic(error):
@@ -311,7 +314,7 @@ def decoding(where: str) -> Iterator[None]:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether a Rust library gave up: pyo3 derives its panics from BaseException."""
+    """Whether a Rust library panicked (pyo3's panics are BaseExceptions)."""
     return type(error).__name__ == "PanicException"
 
 

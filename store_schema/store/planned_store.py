@@ -1,4 +1,4 @@
-"""A store that a stage fills, checked before anything of it is made."""
+"""A store that a stage is going to write: what it will have, and which of its shards are finished."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStore:
-    """What a store is to hold, and where.
+    """A store that a stage is going to write, or has begun.
 
     Args:
         run: The run file.
-        plan: Its shards are the units of work.
-        tokenizer: Whose tokens the store's positions are.
-        manifest: Of the store.
-        location: Where it lies.
+        plan: Its shards are the store's.
+        tokenizer: Tokenizer of the store's tokens.
+        manifest: The store's manifest.
+        location: The store's folder or URL.
     """
 
     run: RunConfig
@@ -33,10 +33,10 @@ class PlannedStore:
     location: Location
 
     def open_store(self) -> StoreWriter:
-        """Create the store, or go on with it.
+        """Create the store, or open it to continue.
 
         Raises:
-            MismatchError: The store there was made from something else.
+            MismatchError: There is a store that was made with other inputs or settings.
         """
         return StoreWriter.open(
             self.location,
@@ -47,10 +47,10 @@ class PlannedStore:
         )
 
     def committed(self) -> set[int]:
-        """Finished shards, told without writing anything.
+        """Indices of finished shards. Writes nothing.
 
         Raises:
-            MismatchError: The store there was made from something else.
+            MismatchError: There is a store that was made with other inputs or settings.
         """
         if not self.location.exists(MANIFEST_FILE):
             return set()

@@ -1,6 +1,6 @@
-"""Reading a store: commits only, each array checked on the way in.
+"""Read a store: only committed shards, and every array is checked.
 
-A store may come from anywhere: `guards` says what is refused before it is believed.
+A store may come from anywhere, and be hostile: `guards` has the checks.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class StoreReader:
             MissingError: There is none (yet).
             SchemaVersionError: Written by a newer or an earlier logitfuse.
             CorruptionError: The manifest is damaged.
-            MismatchError: Its tokens end where a tokenizer that changes text said, not by their bytes.
+            MismatchError: Its tokens do not join to its text (a store of an earlier version).
         """
         data = read_record(location, MANIFEST_FILE, MAX_RECORD_BYTES, RESTORE)
         if data is None:
@@ -85,7 +85,7 @@ class StoreReader:
 
     @cached_property
     def commits(self) -> dict[int, Commit]:
-        """Finished shards as they stood when first asked.
+        """Commits by shard, read at the first access and then cached.
 
         Raises:
             CorruptionError: A commit is damaged, or names another shard than its file.
@@ -97,10 +97,10 @@ class StoreReader:
         return commits
 
     def scan(self) -> tuple[dict[int, Commit], dict[str, StoreError]]:
-        """Finished shards as they stand now, sound or not.
+        """Read all commits, without raising for those that cannot be used.
 
         Returns:
-            Commits by shard, and for each commit that cannot be used, by its key, why.
+            Commits by shard, and the errors of commits that cannot be used, by key.
         """
         commits: dict[int, Commit] = {}
         faults: dict[str, StoreError] = {}
@@ -114,21 +114,21 @@ class StoreReader:
         return commits, faults
 
     def _commit_files(self) -> Iterator[tuple[str, bytes]]:
-        """Keys and bytes of the commits there are, in order of shards."""
+        """Keys and bytes of all commits, in order of shards."""
         if self.manifest.num_shards is None:
             names = [n for n in self.location.names("commits") if _COMMIT_NAME.fullmatch(n)]
             keys = sorted((f"commits/{name}" for name in names), key=_shard_of)
         else:
-            # By key, not by listing: an object store may list a commit later than it has it.
+            # By key, not by listing: an object store may list a new commit late.
             keys = [commit_key(shard) for shard in range(self.manifest.num_shards)]
         for start in range(0, len(keys), COMMITS_AT_ONCE):
             part = keys[start : start + COMMITS_AT_ONCE]
             if isinstance(self.location, LocalLocation):
-                found = {key: read_bounded(self.location, key, MAX_COMMIT_BYTES) for key in part}
+                files = {key: read_bounded(self.location, key, MAX_COMMIT_BYTES) for key in part}
             else:
-                found = dict(self.location.read_many(part))
+                files = dict(self.location.read_many(part))
             for key in part:
-                data = found.get(key)
+                data = files.get(key)
                 if data is not None:
                     yield key, data
 
@@ -162,14 +162,14 @@ class StoreReader:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Byte table of the store's own tokens.
+        """The bytes of the store's tokens.
 
         Raises:
-            CorruptionError: The file is not the one the manifest speaks of.
+            CorruptionError: The file is missing, damaged, or not the manifest's.
         """
         where = f"{self.location.url}/{VOCABULARY_FILE}"
         data = self._table(VOCABULARY_FILE, MAX_VOCABULARY_BYTES)
-        # Read twice: once for its size, with nothing written out, then as what it is.
+        # Read once with limits only, so that a hostile file is refused before it is decoded.
         read_parquet(
             data,
             VOCABULARY_SCHEMA,
@@ -194,7 +194,7 @@ class StoreReader:
         """[V] ids of the store's vocabulary by frequency rank.
 
         Raises:
-            CorruptionError: The file is not the one the manifest speaks of.
+            CorruptionError: The file is missing, damaged, or not the manifest's.
         """
         vocab_size = self.manifest.vocab_size
         where = f"{self.location.url}/{RANKING_FILE}"
@@ -204,25 +204,26 @@ class StoreReader:
             expected=str(self.manifest.ranking_fingerprint),
             where=where,
         )
-        # Ids that are read without the other arrays are not checked again.
+        # Checked here because `read` of single arrays does not check ids.
         if ranking.max() >= vocab_size or np.bincount(ranking).min() != 1:
-            raise CorruptionError("not each id once", where=where, hint=RESTORE)
+            raise CorruptionError(
+                "rank table does not have each id once", where=where, hint=RESTORE
+            )
         return ranking
 
     def require_plan(self, plan: Plan) -> None:
-        """Refuse to read a store together with a plan it was not made from.
+        """Refuse a store that was made from another plan.
 
-        It goes with any plan that has the segments of one of its shards; `require_shards` says of each
-        shard whether it does.
+        A plan that has the same segments in one shard is accepted; `require_shards` checks each shard.
 
         Raises:
-            MismatchError: Shows both fingerprints.
+            MismatchError: It was made from another plan; shows both fingerprints.
         """
         if self.manifest.plan_fingerprint == plan.fingerprint:
             return
         commits, _ = self.scan()
         shards = {shard.index: shard for shard in plan.shards}
-        if not commits or any(c.is_of(shards[i]) for i, c in commits.items() if i in shards):
+        if not commits or any(c.matches(shards[i]) for i, c in commits.items() if i in shards):
             return
         raise MismatchError(
             "store and plan do not belong together",
@@ -233,7 +234,7 @@ class StoreReader:
         )
 
     def committed(self, shards: Iterable[ShardRecord]) -> set[int]:
-        """Which of the plan's shards are finished.
+        """Indices of those of the plan's shards that are finished.
 
         Raises:
             MismatchError: A shard was written from other segments; shows both fingerprints.
@@ -243,10 +244,10 @@ class StoreReader:
         return {shard.index for shard in there}
 
     def require_shards(self, shards: Iterable[ShardRecord]) -> None:
-        """Refuse to go on without some of the shards, or with others than the plan's.
+        """Refuse to continue unless all these shards are finished, with the plan's segments.
 
         Raises:
-            MissingError: Names those that are missing.
+            MissingError: Shards are missing; names them.
             MismatchError: A shard was written from other segments; shows both fingerprints.
         """
         shards = list(shards)
@@ -260,13 +261,13 @@ class StoreReader:
             )
         for shard in shards:
             commit = self.commits[shard.index]
-            if not commit.is_of(shard):
-                found = repr(commit.shard_fingerprint[:64])
+            if not commit.matches(shard):
+                written = repr(commit.shard_fingerprint[:64])
                 raise MismatchError(
                     f"shard {shard.index} was written from other segments than the plan's",
                     where=self.location.url,
                     expected=f"{shard.fingerprint} from row {shard.start}",
-                    got=f"{found} from row {commit.first_segment}",
+                    got=f"{written} from row {commit.first_segment}",
                     hint=REPAIR,
                 )
 
@@ -279,8 +280,8 @@ class StoreReader:
 
         Raises:
             MissingError: The shard is not committed.
-            CorruptionError: Names shard, array and chunk.
-            ValueError: The store has no such array.
+            CorruptionError: It is damaged; names shard, array and chunk.
+            ValueError: Stores of this kind have no such array.
         """
         wanted = None if names is None else tuple(names)
         if unknown := set(wanted or ()).difference(array_names(self.manifest.kind)):
@@ -288,10 +289,10 @@ class StoreReader:
         return self._decoded(shard, self._stored(shard, wanted), wanted)
 
     def verify(self, shard: int) -> None:
-        """Read a shard whole and compare its content with the commit's digest.
+        """Read all of a shard and compare its content with the commit's digest.
 
         Raises:
-            CorruptionError: Anything differs.
+            CorruptionError: It is damaged or differs.
         """
         self._files(shard).check_group()
         stored = self._stored(shard, None)
@@ -308,11 +309,11 @@ class StoreReader:
             )
 
     def _specs(self, names: Iterable[str] | None) -> tuple[StoredSpec, ...]:
-        """The arrays on disk that hold some arrays of the layout."""
+        """The arrays on disk that some arrays of the layout are decoded from; None means all."""
         return needed_specs(self.manifest.kind, self.manifest.encoding, names)
 
     def _files(self, shard: int) -> CommittedShard:
-        """The files of a shard whose commit is sound."""
+        """The files of a shard; its commit is checked."""
         commit = self._commit(shard)
         where = f"{self.location.url}, shard {shard}"
         check_commit(commit, self.manifest, self._specs(None), where)
@@ -321,12 +322,12 @@ class StoreReader:
     def _stored(self, shard: int, names: Iterable[str] | None) -> Arrays:
         """Arrays on disk, decompressed."""
         files, specs = self._files(shard), self._specs(names)
-        # Object stores answer in tens of milliseconds, whatever is asked: so all at once.
+        # Concurrently: an object store takes tens of milliseconds for a request of any size.
         with ThreadPoolExecutor(READ_THREADS) as pool:
             return dict(zip([s.name for s in specs], pool.map(files.read, specs), strict=True))
 
     def _decoded(self, shard: int, stored: Arrays, names: Iterable[str] | None) -> Arrays:
-        """Arrays of the layout from those on disk, checked where all are there."""
+        """Arrays of the layout from those on disk; all invariants are checked if `names` is None."""
         where = f"{self.location.url}, shard {shard}"
         coder = Coder(self.manifest.encoding, self.ranking, where)
         arrays = decode(self.manifest.kind, stored, coder, names)
@@ -344,7 +345,7 @@ class StoreReader:
         return self.commits[shard]
 
     def _table(self, key: str, limit: int) -> bytes:
-        """A file that the store cannot be read without."""
+        """The bytes of a file that every store must have."""
         data = read_record(self.location, key, limit, RESTORE)
         if data is None:
             where = f"{self.location.url}/{key}"

@@ -1,8 +1,8 @@
-"""Whether a store still is of the model that the run file names for its source.
+"""Check that a store is of the model that the run file has for its source.
 
-Stages after extraction read stores, not models, so each asks here before it puts a source's name to
-what it makes. Content decides wherever this machine has the model: a folder that was moved or is named
-by another path is the same source. A machine without the model compares how the two are written.
+Stages after extraction read stores, not models, so they check here that the model was not exchanged
+since. If the model is on this machine, its content is compared: a folder that was moved, or has
+another path, is the same source. Otherwise its names in the run file and in the store are compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from store_schema.disk.location import open_location
 from store_schema.errors import MismatchError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.manifest import ModelIdentity
-from store_schema.model.models import present_model
+from store_schema.model.models import local_copy
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
 
@@ -28,24 +28,24 @@ _PUT_BACK = (
     "put the model back into the run file, or extract the new one under another run name (or remove "
     "the source's stores and run {stages} again)"
 )
-_SHOW_EQUAL = (
+_SAME_MODEL_MOVED = (
     "; if it is the same model at another place, run {stages} on a machine that has it, to write the "
     "new place into the stores"
 )
 _STAGES = {"generated": "`logitfuse extract generate`"}
-"""What makes a store of a kind, where it is not the following."""
+"""Commands that write a store of a kind; all other kinds are written by the following."""
 _EXTRACT_ALIGN = "`logitfuse extract run` and `align run`"
 
 
 def source_identity(
     ref: ModelRef, tokenizer: SegmentTokenizer, *, folder: Path | None
 ) -> ModelIdentity:
-    """The identity of a run file's model for a manifest.
+    """The identity of a run file's model, for a manifest.
 
     Args:
-        ref: As the run file has it.
-        tokenizer: The model's.
-        folder: Of the model; None where only the tokenizer matters.
+        ref: The model in the run file.
+        tokenizer: The model's tokenizer.
+        folder: The model's folder; None where only the tokenizer matters.
     """
     return ModelIdentity(
         name=ref.model,
@@ -60,40 +60,40 @@ def source_identity(
 
 
 def require_same_source(run: RunConfig, name: str, reader: StoreReader, plan: Plan) -> None:
-    """Refuse a store that was made from another model than the run file's source is now.
+    """Refuse a store that was made from another model than the run file's source.
 
-    Weights are sampled (`model_fingerprint`) where this machine has them, never loaded, and nothing is
-    fetched. The tokenizer is loaded only where the run file names the model in another way than when
-    the store was made; else the plan's record of it is compared.
+    If this machine has the weights, samples of them are compared (`model_fingerprint`); nothing is
+    downloaded. The tokenizer is loaded only if the run file names the model differently than when the
+    store was made; otherwise its fingerprint in the plan is compared.
 
     Args:
         run: The run file.
-        name: Of the source.
-        reader: Of its source, generated or aligned store.
-        plan: Of the run.
+        name: Name of the source.
+        reader: Its source, generated or aligned store.
+        plan: The run's plan.
 
     Raises:
-        MismatchError: Shows both models.
+        MismatchError: It was made from another model; shows both.
     """
     ref, made_from = run.sources[name], reader.manifest.model
     planned = plan.record.tokenizers.get(name)
     if planned is not None and planned != made_from.tokenizer_fingerprint:
         raise _another(name, reader, f"tokenizer {planned}", _tokenizer(made_from))
-    as_written = _written_alike(ref, made_from)
+    same_name = _same_name(ref, made_from)
     if made_from.model_fingerprint is not None:
-        folder = present_model(ref)
+        folder = local_copy(ref)
         if folder is None:
-            if as_written:
+            if same_name:
                 return
             raise _another(
-                name, reader, _shown(ref), _recorded(made_from), hint=_PUT_BACK + _SHOW_EQUAL
+                name, reader, _shown(ref), _recorded(made_from), hint=_PUT_BACK + _SAME_MODEL_MOVED
             )
-        found = model_fingerprint(folder)
-        if found != made_from.model_fingerprint:
-            expected = f"{_shown(ref)} (model {found})"
+        current = model_fingerprint(folder)
+        if current != made_from.model_fingerprint:
+            expected = f"{_shown(ref)} (model {current})"
             got = f"{_recorded(made_from)} (model {made_from.model_fingerprint})"
             raise _another(name, reader, expected, got)
-    if not as_written:
+    if not same_name:
         tokenizer = SegmentTokenizer.load(ref, name=name)
         if tokenizer.fingerprint != made_from.tokenizer_fingerprint:
             expected = f"{_shown(ref)}, tokenizer {tokenizer.fingerprint}"
@@ -101,7 +101,7 @@ def require_same_source(run: RunConfig, name: str, reader: StoreReader, plan: Pl
 
 
 def aligned_stores(run: RunConfig, plan: Plan) -> dict[str, StoreReader]:
-    """The run's aligned stores by source.
+    """The run's aligned stores, by source.
 
     Raises:
         MissingError: A store is not there (yet).
@@ -114,10 +114,10 @@ def aligned_stores(run: RunConfig, plan: Plan) -> dict[str, StoreReader]:
 
 
 def require_run_sources(run: RunConfig, plan: Plan) -> None:
-    """The same for whatever source and aligned stores a run has.
+    """`require_same_source` for all source and aligned stores that a run has.
 
     Raises:
-        MismatchError: Shows both models of the first that is of another.
+        MismatchError: A store was made from another model; shows both models of the first such store.
     """
     for name in run.sources:
         for url in (run.store_url(name), run.aligned_url(name)):
@@ -126,13 +126,13 @@ def require_run_sources(run: RunConfig, plan: Plan) -> None:
                 require_same_source(run, name, StoreReader.open(location), plan)
 
 
-def _written_alike(ref: ModelRef, made_from: ModelIdentity) -> bool:
-    """Whether the run file names the model as it did when the store was made; of a store that has only
-    the model's name on record, that is all there is to compare."""
-    alike = _place(ref.model, ref.gguf_file) == _place(made_from.name, made_from.gguf_file)
+def _same_name(ref: ModelRef, made_from: ModelIdentity) -> bool:
+    """Whether the run file names the model as when the store was made: folder or hub name, and revision
+    and BOS rule if the store has them."""
+    same = _place(ref.model, ref.gguf_file) == _place(made_from.name, made_from.gguf_file)
     if made_from.bos is None:
-        return alike
-    return alike and (ref.revision, ref.bos) == (made_from.revision, made_from.bos)
+        return same
+    return same and (ref.revision, ref.bos) == (made_from.revision, made_from.bos)
 
 
 def _place(model: str, gguf_file: str | None) -> str:

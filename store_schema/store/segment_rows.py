@@ -1,4 +1,4 @@
-"""One segment of a store, token by token, for people to look at."""
+"""The rows of one segment of a store, for showing them to users."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from store_schema.layout import Arrays, Origin
 from store_schema.store.guards import REPAIR
 
 ORIGINS = {
-    Origin.NONE: "nothing known here",
+    Origin.NONE: "no distribution known",
     Origin.BOUNDARY: "starts where a source token starts",
     Origin.INSIDE: "starts inside a source token",
 }
@@ -21,17 +21,17 @@ ORIGINS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One token with the distribution of what might have stood there.
+    """One token of a segment with the distribution at its position.
 
     Args:
         start: First byte in the segment's text.
         end: One past its last byte; equal to `start` for a token without bytes.
-        token_id: In its store's vocabulary.
-        logprob: Of the token itself, nats; None where it is not known.
+        token_id: Its id in the store's vocabulary.
+        logprob: Its log-probability in nats; None where it is not known.
         tail_mass: Probability outside all entries.
-        entries: The first of the entries as (id, nats), most probable first.
-        left_out: Entries that are not among them.
-        left_out_mass: Their probability.
+        entries: The first entries as (id, log-probability in nats), most probable first.
+        left_out: Number of the other entries.
+        left_out_mass: Sum of their probabilities.
     """
 
     start: int
@@ -45,34 +45,34 @@ class Row:
 
 
 def place_of(arrays: Arrays, row: int, where: str) -> int:
-    """Place of a segment on the axis D.
+    """Index of a segment on axis D.
 
     Args:
         arrays: `segment_ids` of its shard.
-        row: Of the plan's segment table.
+        row: Its row in the plan's segment table.
         where: Store and shard, for messages.
 
     Raises:
-        CorruptionError: It is not there exactly once.
+        CorruptionError: The shard does not have it exactly once.
     """
-    found = np.flatnonzero(arrays["segment_ids"] == row)
-    if len(found) != 1:
+    places = np.flatnonzero(arrays["segment_ids"] == row)
+    if len(places) != 1:
         raise CorruptionError(
-            f"row {row} is there {len(found)} times",
+            f"row {row} is there {len(places)} times",
             where=f"{where}, array segment_ids",
             expected="once, as in the plan",
             hint=REPAIR,
         )
-    return int(found[0])
+    return int(places[0])
 
 
 def rows_of(arrays: Arrays, at: int, *, top: int) -> tuple[Row, ...]:
-    """The tokens of one segment.
+    """The rows of one segment.
 
     Args:
-        arrays: Of its shard, of a source or aligned store.
-        at: Its place on the axis D.
-        top: Entries kept of each.
+        arrays: Arrays of its shard, of a source or aligned store.
+        at: Its index on axis D.
+        top: Entries of each row, at most.
     """
     rows, start = [], 0
     for i in range(*map(int, arrays["token_offsets"][at : at + 2])):

@@ -1,4 +1,4 @@
-"""Writing a store: create or resume it, then shard by shard, each committed in one atomic step."""
+"""Write a store: create or resume it, then write and commit it shard by shard."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from store_schema.store.reader import (
 from store_schema.text.vocabulary import Vocabulary
 
 TAIL_MEAN = "tail_mass_mean"
-"""Figure of every commit of distributions: mean tail mass of a position as it was stored."""
+"""Key in the `stats` of a commit with distributions: mean stored tail mass of a position."""
 
 
 class StoreWriter:
-    """One store, open for writing by any number of workers at once.
+    """A store open for writing, by any number of workers at the same time.
 
-    A shard is written into a folder of this attempt alone and exists once its commit does. Killed
-    at any instruction, an attempt leaves at most a folder that nobody reads.
+    A shard's data are written into a new folder, and count once the shard's commit is written. A worker
+    that is killed leaves at most a folder that nobody reads.
     """
 
     def __init__(self, location: Location, manifest: Manifest) -> None:
@@ -61,26 +61,26 @@ class StoreWriter:
         config: str = "",
         count_tokens: Callable[[], npt.NDArray[np.int64]] | None = None,
     ) -> StoreWriter:
-        """Create the store, or go on with it if it is the same one.
+        """Create the store, or open it to continue if it has the same manifest.
 
         Args:
-            location: Folder of the store.
-            manifest: What the store is to hold.
-            vocabulary: Byte table of the store's own tokens.
-            config: The resolved run file, kept beside a new store for people.
-            count_tokens: Gives [V] how often each id occurs, asked only for a new store; the same
-                in every worker. None takes ids as they are numbered.
+            location: Folder or URL of the store.
+            manifest: What the store will have.
+            vocabulary: Bytes of the store's tokens.
+            config: The resolved run file, which is saved in a new store for users.
+            count_tokens: Returns [V] how often each id occurs, the same in every worker; called only
+                for a new store. None ranks ids by number.
 
         Raises:
-            MismatchError: The store there was made from something else; names what differs.
+            MismatchError: There is a store that was made with other inputs; names what differs.
         """
         if location.exists(MANIFEST_FILE):
             reader = StoreReader.open(location)
             if reader.manifest.request() == manifest.request():
-                return cls(location, _brought_up_to(reader.manifest, manifest, location))
+                return cls(location, _updated(reader.manifest, manifest, location))
             if any(reader.scan()):
                 raise _mismatch(reader.manifest, manifest, location.url)
-            # Begun from something else but nothing is finished: nothing is lost by starting again.
+            # Another store, but without any commit: it is replaced.
         counts = np.zeros(manifest.vocab_size, np.int64) if count_tokens is None else count_tokens()
         ranking = ids_by_rank(counts)
         manifest = manifest.model_copy(update={"ranking_fingerprint": ranking_fingerprint(ranking)})
@@ -92,10 +92,10 @@ class StoreWriter:
         return cls(location, manifest)
 
     def committed(self, shards: Iterable[ShardRecord] | None = None) -> set[int]:
-        """Shards that are finished now.
+        """Indices of shards that are finished now.
 
         Args:
-            shards: Of the plan: only these, proved to be of its segments. None: all there are.
+            shards: Shards of the plan: only these, and their segments are compared. None: all.
 
         Raises:
             MismatchError: A shard was written from other segments.
@@ -106,15 +106,15 @@ class StoreWriter:
     def write(
         self, shard: ShardRecord, arrays: Arrays, stats: Mapping[str, float] | None = None
     ) -> Commit:
-        """Choose entries, encode, check, write and commit one shard.
+        """Select entries, encode, check, write and commit one shard.
 
         Args:
-            shard: Of the plan.
+            shard: The plan's shard.
             arrays: All arrays of the layout.
-            stats: Figures for people, kept in the commit.
+            stats: Figures for reports, saved in the commit.
 
         Returns:
-            The commit that now stands; it takes the place of another worker's, of like content.
+            The commit. It replaces that of another worker, which has the same content.
 
         Raises:
             CorruptionError: The arrays break the layout.
@@ -125,7 +125,7 @@ class StoreWriter:
         manifest.check_shard(arrays, where=where)
         coder = Coder(self.encoding, self._ranking, where)
         stored = encode(manifest.kind, select_entries(arrays, self.encoding), coder)
-        # What a reader will see is what counts.
+        # Checked again as a reader will decode it.
         arrays = decode(manifest.kind, stored, coder)
         manifest.check_shard(arrays, where=where)
         specs = stored_specs(manifest.kind, self.encoding)
@@ -151,22 +151,22 @@ class StoreWriter:
                 **_tail_mean(arrays),
             },
         )
-        check_commit(commit, manifest, specs, where)  # what no reader would take
-        # From here on the data stays whatever happens: a put that fails may have been carried out.
+        check_commit(commit, manifest, specs, where)  # as readers do
+        # The data is not deleted if this fails: the put may have succeeded all the same.
         self.location.write_atomic(commit_key(shard.index), seal(commit))
         return commit
 
     def _write_data(
         self, path: str, stored: Arrays, specs: Iterable[StoredSpec]
     ) -> dict[str, FileRecord]:
-        """Write a folder of this attempt's own; nothing of it stays when that fails."""
+        """Write the data of a shard into a new folder, which is deleted if that fails."""
         try:
             with storage_errors(f"{self.location.url}/{path}", writing=True):
                 store = self.location.zarr_store(path, read_only=False)
                 files = write_arrays(store, stored, specs)
             self.location.make_durable(path)
         except BaseException:
-            with contextlib.suppress(LogitfuseError):  # the first error is the one to tell
+            with contextlib.suppress(LogitfuseError):  # the first error is raised
                 self.location.delete(path)
             raise
         return files
@@ -180,21 +180,21 @@ def _tail_mean(arrays: Arrays) -> dict[str, float]:
 
 
 def require_same_store(reader: StoreReader, manifest: Manifest) -> None:
-    """Refuse a store with commits that was made from something else. Writes nothing.
+    """Refuse a store with commits that was made with other inputs. Writes nothing.
 
     Raises:
-        MismatchError: Names what differs.
+        MismatchError: It was; names what differs.
     """
     if reader.manifest.request() != manifest.request():
         raise _mismatch(reader.manifest, manifest, reader.location.url)
 
 
-def _brought_up_to(found: Manifest, wanted: Manifest, location: Location) -> Manifest:
-    """The manifest of a store whose plan may have grown, or whose models may be named otherwise now;
-    written where that is so."""
+def _updated(stored: Manifest, wanted: Manifest, location: Location) -> Manifest:
+    """The stored manifest, brought up to date and written if the plan has grown or the run file names a
+    model differently."""
     names = ("corpus_fingerprint", "plan_fingerprint", "num_shards", "model", "target")
-    now = found.model_copy(update={name: getattr(wanted, name) for name in names})
-    if now != found:
+    now = stored.model_copy(update={name: getattr(wanted, name) for name in names})
+    if now != stored:
         location.write_atomic(MANIFEST_FILE, seal(now))
     return now
 
@@ -203,13 +203,13 @@ _ANOTHER_STORE = (
     "undo the change, or give the run another name (or delete the store) to start again"
 )
 _ANOTHER_ALIGNMENT = (
-    "undo the change, or put this alignment beside it: give the run another name, and `data_dir` the "
-    "folder that the sources' stores lie in"
+    "undo the change, or make this alignment in another run: give the run another name, and set "
+    "`data_dir` to the folder of the run with the sources' stores"
 )
 
 
-def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
-    have, want = _leaves(found.request()), _leaves(wanted.request())
+def _mismatch(stored: Manifest, wanted: Manifest, where: str) -> MismatchError:
+    have, want = _leaves(stored.request()), _leaves(wanted.request())
     different = [key for key in {**want, **have} if have.get(key) != want.get(key)]
     return MismatchError(
         f"the store was made with another {', '.join(different)}",
@@ -222,13 +222,13 @@ def _mismatch(found: Manifest, wanted: Manifest, where: str) -> MismatchError:
 
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     """Values of nested objects by their dotted path."""
-    found: dict[str, object] = {}
+    leaves: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, dict):
-            found |= _leaves(value, f"{prefix}{key}.")
+            leaves |= _leaves(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def _shown(value: object) -> str:

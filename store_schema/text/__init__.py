@@ -1,1 +1,1 @@
-"""Between text and token ids: tokenizers, and vocabularies as bytes."""
+"""Tokenizers, chat templates, and vocabularies as bytes."""

@@ -1,9 +1,9 @@
-"""A model's chat template around a response, proved against the chat that it writes as a whole.
+"""Render a model's chat template, and split the result into text before and after a response.
 
-A template is a program: it trims, merges turns, moves the system turn, leaves reasoning out. So what it
-writes is not looked at by rules. The chat is rendered with a mark in the response's place, once; what
-stands before and behind the mark is what stands before and behind the response, and that is proved by
-rendering the chat with the response itself.
+A template is a program: it may trim, merge turns, move the system message or leave reasoning out. So
+its output is not parsed. The chat is rendered with a unique mark in place of the response; the text
+before and after the mark is the text before and after the response. This is checked by rendering the
+chat with the response itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from store_schema.errors import ConfigError, NoSpanError, TokenizerError
 
 ASSISTANT, SYSTEM, USER = "assistant", "system", "user"
 _THOUGHT_KEYS = ("reasoning_content", "thinking")
-"""What templates call the reasoning before an answer."""
+"""Names that templates use for the reasoning before an answer."""
 _TOOLS, _TOOL_FIELDS = "tools", "fields of tools"
 _DROP = "change the messages, or leave such documents out with `corpus.on_bad: drop`"
 
@@ -29,7 +29,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What a template writes around a response: `before` + response + `after` is the whole chat."""
+    """Rendered text around a response: `before` + response + `after` is the rendered chat."""
 
     before: str
     after: str
@@ -38,16 +38,17 @@ class Around:
 class ChatTemplate:
     """The chat template of one model.
 
-    Contexts are objects with `messages`; also `tools`, `reply` (other fields of the response's
-    message), `part` (the field that the response is, `content` if it is not given).
+    A context is a dict with `messages`, the turns before the response. It may also have `tools`,
+    `reply` (other fields of the response's message) and `part` (the field of that message which is the
+    response; `content` by default).
     """
 
     def __init__(self, roles: Any, settings: TemplateSettings) -> None:
-        """Of a tokenizer object of transformers.
+        """The template of a tokenizer.
 
         Args:
-            roles: With a chat template and special tokens.
-            settings: What the run file says of the template.
+            roles: A transformers tokenizer, for its chat template and special tokens.
+            settings: The run file's settings of the template.
 
         Raises:
             ConfigError: The file with another template cannot be read.
@@ -59,15 +60,15 @@ class ChatTemplate:
 
     @property
     def text(self) -> Any:
-        """The template; None where there is none."""
+        """The template's source; None for a model without one."""
         return getattr(self._roles, "chat_template", None) if self._own is None else self._own
 
     def around(self, context: Mapping[str, Any], *, where: str) -> Around:
-        """What stands around a response.
+        """The rendered text before and after a response.
 
         Raises:
             TokenizerError: There is no template, or it refuses the messages.
-            NoSpanError: It does not write the response once.
+            NoSpanError: The response is not exactly once in the rendered chat.
         """
         last = self._last
         if last is not None and last[0] == context:
@@ -79,27 +80,27 @@ class ChatTemplate:
         before, found, after = whole.partition(mark)
         if not found or mark in after:
             raise NoSpanError(
-                "no response can be found in what the chat template writes",
+                "the response cannot be located in the rendered chat",
                 where=where,
                 expected="the response once",
                 got=f"{whole.count(mark)} times",
                 hint=_DROP,
             )
-        found_around = Around(before, after)
-        self._last = (context, found_around)
-        return found_around
+        around = Around(before, after)
+        self._last = (context, around)
+        return around
 
     def prompt(self, context: Mapping[str, Any], *, where: str) -> str:
-        """What a model is asked with: the chat up to where it begins to answer."""
+        """The prompt for generation: the rendered chat up to where the model begins to answer."""
         messages = self._conversation(context, where)
         return self._render(messages, context, where, add_generation_prompt=True)
 
     def require_span(self, context: Mapping[str, Any], text: str, *, where: str) -> None:
-        """Prove that the chat with a response is what stands before it, the response, and what follows.
+        """Check that the chat rendered with a response is `before` + response + `after`.
 
         Raises:
-            NoSpanError: It is not; names the first character that differs.
-            TokenizerError: As for `around`.
+            NoSpanError: It is not; shows where they differ.
+            TokenizerError: See `around`.
         """
         around = self.around(context, where=where)
         messages = self._conversation(context, where)
@@ -109,7 +110,7 @@ class ChatTemplate:
             pairs = enumerate(zip(whole, expected, strict=False))
             at = next((i for i, (a, b) in pairs if a != b), min(len(whole), len(expected)))
             raise NoSpanError(
-                "the chat template does not write a response as it stands",
+                "the chat template changes the response",
                 where=where,
                 expected=repr(expected[max(at - 12, 0) : at + 24]),
                 got=repr(whole[max(at - 12, 0) : at + 24]),
@@ -117,10 +118,10 @@ class ChatTemplate:
             )
 
     def unwritten(self, context: Mapping[str, Any], *, where: str) -> Counter[str]:
-        """What of a chat the template leaves out, by kind.
+        """How many parts of a chat the template leaves out, by kind.
 
-        Every content, thought and name is put into the chat under a mark of its own, and the marks are
-        looked for; where the template refuses that, the values themselves are.
+        Every content, thought and name is replaced by a unique mark, and the marks are looked for in
+        the rendered chat. If the template refuses that, the values themselves are looked for.
         """
         messages = self._conversation(context, where)
         reply = _reply(context, "response")
@@ -131,16 +132,16 @@ class ChatTemplate:
         except TokenizerError:
             whole = self._render([*messages, reply], context, where)
             marks = list(_values([*messages, reply], tools))
-        found = Counter(kind for kind, mark in marks if mark not in whole)
-        if found[_TOOLS]:
-            del found[_TOOL_FIELDS]  # they are left out with their tools
+        missing = Counter(kind for kind, mark in marks if mark not in whole)
+        if missing[_TOOLS]:
+            del missing[_TOOL_FIELDS]  # left out with their tools
         names = list(_names([*messages, reply]))
         plain = self._render([*messages, reply], context, where) if names else ""
-        found.update(kind for kind, value in names if value not in plain)
-        return found
+        missing.update(kind for kind, value in names if value not in plain)
+        return missing
 
     def _conversation(self, context: Mapping[str, Any], where: str) -> list[Message]:
-        """The messages before the response as this template can be given them."""
+        """The messages before the response, in the form that this template accepts."""
         messages = [dict(message) for message in context["messages"]]
         if self._settings.fold_system:
             messages = folded(messages)
@@ -154,10 +155,10 @@ class ChatTemplate:
     def _with_calls(
         self, messages: list[Message], context: Mapping[str, Any], where: str
     ) -> list[Message]:
-        """The way of writing tool calls that the template takes.
+        """The messages in the form of tool calls that the template supports.
 
-        Templates differ in whether a turn that only calls has content "" or none, and whether arguments
-        are an object or its JSON: of these the first whose calls are all written.
+        Templates differ in whether a turn with only calls has content "" or null, and whether arguments
+        are an object or its JSON text. The first form with which all calls are rendered is taken.
         """
         first, refusal = None, None
         for variant in _call_variants(messages):
@@ -191,22 +192,20 @@ class ChatTemplate:
             )
         try:
             return self._apply(messages, context, add_generation_prompt)
-        except (
-            Exception
-        ) as error:  # a template is a program of the model's: it raises what it likes
+        except Exception as error:  # a template is a program and may raise anything
             if type(error).__name__ == "TemplateSyntaxError":
                 file = self._settings.file
                 raise TokenizerError(
                     "the chat template cannot be read",
                     where=where if file is None else file,
                     got=str(error)[:160],
-                    hint="mend the file, or name another one: `template: {file: ...}` beside the model",
+                    hint="correct it, or name another file: `template: {file: ...}` beside the model",
                 ) from error
             raise TokenizerError(
                 "the chat template refuses the messages",
                 where=where,
                 got=f"{type(error).__name__}: {str(error)[:160]}",
-                hint=self._way_out(messages, context, add_generation_prompt),
+                hint=self._suggest_fix(messages, context, add_generation_prompt),
             ) from error
 
     def _apply(
@@ -220,26 +219,26 @@ class ChatTemplate:
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **own,
-            # A template that asks for today's date is told the same day on every day.
+            # Templates that ask for today's date always get the same one.
             **({"strftime_now": settings.date.strftime} | settings.variables),
         )
         return str(rendered)
 
-    def _way_out(
+    def _suggest_fix(
         self, messages: Sequence[Message], context: Mapping[str, Any], add_generation_prompt: bool
     ) -> str:
-        """What to do: fold the system turn, where that helps."""
+        """The error's hint: `fold_system` if the template accepts the messages with it."""
         if messages and messages[0]["role"] == SYSTEM:
             try:
                 self._apply(folded(list(messages)), context, add_generation_prompt)
-            except Exception:  # as above: then it is not the system turn that is refused
+            except Exception:  # then the system message is not the cause
                 return _DROP
-            return "put `template: {fold_system: true}` beside the model: it takes no system turn"
+            return "put `template: {fold_system: true}` beside the model: it has no system role"
         return _DROP
 
 
 def folded(messages: list[Message]) -> list[Message]:
-    """The messages with the system turn at the head of the first user turn."""
+    """The messages with the system message moved to the beginning of the first user message."""
     if not messages or messages[0]["role"] != SYSTEM:
         return messages
     system, *rest = messages
@@ -258,7 +257,7 @@ def _read(file: str) -> str:
 
 
 def _reply(context: Mapping[str, Any], text: str) -> Message:
-    """The message that holds the response."""
+    """The assistant's message with a response."""
     part = context.get("part", "content")
     message = {"role": ASSISTANT, "content": "", **context.get("reply", {}), part: text}
     if "reasoning_content" in message:
@@ -267,7 +266,7 @@ def _reply(context: Mapping[str, Any], text: str) -> Message:
 
 
 def _unused_mark(context: Mapping[str, Any]) -> str:
-    """A word that stands nowhere in the chat."""
+    """A word that is not in the chat."""
     whole, number = json.dumps(context, ensure_ascii=False), 0
     while f"Qz{number}response{number}zQ" in whole:
         number += 1
@@ -295,7 +294,7 @@ def _call_variant(message: Message, empty: str | None, as_text: bool) -> Message
 def _values(
     messages: Sequence[Message], tools: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    """Everything of a chat that a model should read, with its kind."""
+    """All contents, thoughts, calls and tools of a chat as (kind, text)."""
     for message in messages:
         if message["content"]:
             yield f"{message['role']} turns", message["content"].strip()
@@ -308,7 +307,8 @@ def _values(
 
 
 def _names(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
-    """What says who and which call is meant, which templates may check: looked for as it is."""
+    """Ids of calls and names of speakers as (kind, text). They are not replaced by marks, since
+    templates may check them."""
     for message in messages:
         ids = [call.get("id") for call in message.get("tool_calls") or []]
         for value in (*ids, message.get("tool_call_id")):
@@ -321,14 +321,15 @@ def _names(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
 def _marked(
     messages: Sequence[Message], tools: Sequence[dict[str, Any]]
 ) -> tuple[tuple[list[Message], list[dict[str, Any]]], list[tuple[str, str]]]:
-    """The same chat with a mark in place of every content, thought and name, and the marks by kind."""
+    """The same chat with a mark in place of every content, thought and name; and (kind, mark) of
+    all."""
     marks: list[tuple[str, str]] = []
 
     def mark(kind: str) -> str:
         marks.append((kind, f"Qz{len(marks)}mark{len(marks)}zQ"))
         return marks[-1][1]
 
-    said = []
+    marked_messages = []
     for message in messages:
         message = dict(message)
         if message["content"]:
@@ -340,23 +341,22 @@ def _marked(
                 call | {"function": call["function"] | {"name": mark("tool calls")}}
                 for call in message["tool_calls"]
             ]
-        said.append(message)
-    named = []
+        marked_messages.append(message)
+    marked_tools = []
     for tool in tools:
         function = _with_marks(tool["function"], ("name", "parameters"), mark)
-        named.append(
+        marked_tools.append(
             _with_marks(tool, ("type", "function"), mark)
             | {"function": function | {"name": mark(_TOOLS)}}
         )
-    return (said, named), marks
+    return (marked_messages, marked_tools), marks
 
 
 def _with_marks(
-    described: Mapping[str, Any], but: tuple[str, ...], mark: Callable[[str], str]
+    description: Mapping[str, Any], unmarked: tuple[str, ...], mark: Callable[[str], str]
 ) -> dict[str, Any]:
-    """What describes a tool, with a mark in place of plain values; `but` those looked for otherwise, or
-    that templates take to pieces."""
+    """A tool's description with a mark in place of every plain value, except of the `unmarked` keys."""
     return {
-        key: value if key in but or isinstance(value, dict | list) else mark(_TOOL_FIELDS)
-        for key, value in described.items()
+        key: value if key in unmarked or isinstance(value, dict | list) else mark(_TOOL_FIELDS)
+        for key, value in description.items()
     }

@@ -1,4 +1,4 @@
-"""What stands before a text as tokens of one model, and the token that ends a chat's turn behind it."""
+"""Tokens of a segment's context in one model, and the token that ends its chat turn."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from store_schema.text.vocabulary import Vocabulary
 
 
 class ReadContext(NamedTuple):
-    """What one model reads around a text."""
+    """The tokens around a segment's text in one model."""
 
     ids: tuple[int, ...]
-    """Tokens before it."""
+    """Tokens before the text."""
     turn_end: int | None
-    """The token that ends its turn: the first special token that the template writes behind a response,
-    with nothing but white space before it; None for no chat, where the turn goes on, or where there is
-    none."""
+    """The token that ends the chat turn: the first special token that the template writes after a
+    response, after white space at most. None if it is no chat, the turn continues after the segment, or
+    the template writes no such token."""
     opens: bool
-    """Whether the text begins with the space that the tokenizer puts before a text by itself: not
-    behind a chat that ends in something else than a space or a special token."""
+    """Whether the text gets the space that the tokenizer puts before every text. It does not in a chat
+    whose rendered context ends with anything but a space or a special token."""
 
 
 @dataclass(frozen=True)
 class ContextReader:
-    """Contexts of segments as one model reads them.
+    """Tokenises contexts of segments for one model.
 
-    A context is None for plain text; else JSON, {"prompt": text}, or {"messages": [...]} as
-    `ChatTemplate` takes it.
+    A context is None for plain text, or JSON: {"prompt": text}, or {"messages": [...]} as in
+    `ChatTemplate`.
 
     Args:
-        bos_ids: What stands before every text.
-        always_bos: Whether it also stands before a chat whose template does not write it.
-        puts_space: Whether the tokenizer puts a space of its own before every text.
-        vocabulary: Of the model.
-        chat: Its template.
-        backend: Finds special tokens in what the template writes.
-        read_text: Ids of plain text.
-        require_rows: Refuses ids that the model has no row for; told where.
+        bos_ids: Tokens before every text (BOS, or none).
+        always_bos: Whether they are put before a chat too if its template does not write them.
+        puts_space: Whether the tokenizer puts a space before every text.
+        vocabulary: The model's vocabulary.
+        chat: Its chat template.
+        backend: Tokenizer that recognises special tokens in rendered text.
+        read_text: Tokenises plain text.
+        require_rows: Refuses ids that the model has no row for; its second argument is for messages.
     """
 
     bos_ids: tuple[int, ...]
@@ -57,16 +57,16 @@ class ContextReader:
     require_rows: Callable[[Sequence[int], str], None]
 
     def read(self, context: str | None, *, where: str) -> ReadContext:
-        """What stands before a text, and ends its turn.
+        """The tokens around a segment's text.
 
         Args:
-            context: Of the segment.
-            where: Segment, for messages.
+            context: The segment's context.
+            where: The segment, for messages.
 
         Raises:
-            TokenizerError: Messages without a chat template, or with one that refuses them or renders
-                them to nothing, or not with the response once.
-            NoRowError: A token of `beyond_rows` among them.
+            TokenizerError: There is no chat template, or it refuses the messages, renders nothing, or
+                does not render the response exactly once.
+            NoRowError: A token that the model has no row for.
         """
         parsed = {} if context is None else json.loads(context)
         ids, end, opens = self.bos_ids, None, True
@@ -77,21 +77,22 @@ class ContextReader:
             ids, opens = self._rendered(around.before, where)
             if "goes_on" not in parsed and "part" not in parsed:
                 end = self._turn_end(around.after)
-        self.require_rows(ids, f"what stands before the text, {where}")
+        self.require_rows(ids, f"the context of {where}")
         return ReadContext(ids, end, opens)
 
     def prompt(self, context: str | None, *, where: str) -> tuple[int, ...]:
-        """Tokens that a model is asked with: as in `read`, but as its template begins an answer."""
+        """Tokens of the prompt for generation: as in `read`, but a chat is rendered with the template's
+        beginning of an answer."""
         parsed = {} if context is None else json.loads(context)
         if "messages" not in parsed:
             return self.read(context, where=where).ids
         ids, _ = self._rendered(self.chat.prompt(parsed, where=where), where)
-        self.require_rows(ids, f"what stands before the text, {where}")
+        self.require_rows(ids, f"the context of {where}")
         return ids
 
     @cached_property
     def turn_end(self) -> int | None:
-        """The token that ends the assistant's turn in any chat; None where there is none."""
+        """The token that ends an assistant turn, found with a test chat; None where there is none."""
         probe = json.dumps({"messages": [{"role": "user", "content": "?"}]})
         try:
             return self.read(probe, where="a chat").turn_end
@@ -99,8 +100,8 @@ class ContextReader:
             return None
 
     def _rendered(self, written: str, where: str) -> tuple[tuple[int, ...], bool]:
-        """Tokens of what a template wrote before a text, and `ReadContext.opens`, asked of the
-        tokenizer itself. A space at the end is the one that the text's first token brings."""
+        """Tokens of rendered text before a response, and `ReadContext.opens`, which is found by
+        tokenising an "a" after it. A space at the end is left to the response's first token."""
         opens = True
         if self.puts_space:
             table = self.vocabulary

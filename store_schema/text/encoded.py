@@ -1,4 +1,4 @@
-"""A segment as one model reads it."""
+"""A segment as tokens of one model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class EncodedSegment:
-    """A segment as one model reads it.
+    """A segment as tokens of one model.
 
     Args:
-        context_ids: Tokens before the text: BOS, or the rendered prompt. Context, not rows.
-        token_ids: [N] uint32 tokens of the text: one row each.
-        byte_ends: [N] uint32 end of each token in the text's UTF-8 bytes.
-        ends_turn: Whether the last token is the end of a chat's turn: a row as well, of no bytes.
+        context_ids: Tokens before the text (BOS, or the rendered prompt), which have no rows in a
+            store.
+        token_ids: [N] uint32 tokens of the text, with one row each in a store.
+        byte_ends: [N] uint32 byte after each token, in the text's UTF-8 bytes.
+        ends_turn: Whether the last token is the one that ends a chat turn, which has a row but no
+            bytes.
     """
 
     context_ids: tuple[int, ...]
@@ -26,12 +28,12 @@ class EncodedSegment:
 
     @property
     def input_ids(self) -> list[int]:
-        """Everything the model is fed."""
+        """All input tokens of the model: context and text."""
         return [*self.context_ids, *self.token_ids.tolist()]
 
     @property
     def text_only(self) -> EncodedSegment:
-        """The same without the end of a turn."""
+        """The same without the token that ends the turn."""
         if not self.ends_turn:
             return self
         ids, ends = self.token_ids[:-1], self.byte_ends[:-1]
@@ -44,8 +46,8 @@ def token_lengths(
     """[N] bytes of each token.
 
     Args:
-        byte_ends: [N] end of each token in its segment.
-        token_offsets: [D+1] where each segment's tokens begin; None: they are of one segment.
+        byte_ends: [N] byte after each token, within its segment.
+        token_offsets: [D+1] where each segment's tokens begin; None for a single segment.
     """
     ends = byte_ends.astype(np.int64)
     lengths = np.diff(ends, prepend=0)

@@ -1,6 +1,6 @@
-"""The bytes of a tokenizer's pieces, from what the tokenizer says of itself, never from its class.
+"""The bytes of a tokenizer's pieces, from the rules in its tokenizer.json.
 
-Its decoder (or pre-tokenizer) says how a piece is written: in the byte alphabet, with word marks
+Its decoder (or pre-tokenizer) determines how pieces are written: in the byte alphabet, with word marks
 and byte pieces, or with continuation marks.
 """
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 ToBytes = Callable[[list[str]], list[bytes]]
-"""Pieces to the bytes that they stand for."""
+"""From pieces to their bytes."""
 
 
 def vocabulary_of(backend: Tokenizer, *, where: str) -> Vocabulary:
-    """The byte table of a `tokenizers` tokenizer.
+    """The vocabulary, as bytes, of a `tokenizers` tokenizer.
 
-    Understood: byte-level alphabets (GPT-2, Llama 3, Qwen), SentencePiece pieces with word marks
-    and byte fallback (Llama 2, Mistral, Gemma), WordPiece continuations, and plain characters.
+    Supported are byte-level alphabets (GPT-2, Llama 3, Qwen), SentencePiece pieces with word marks and
+    byte fallback (Llama 2, Mistral, Gemma), WordPiece continuations, and plain characters.
 
     Args:
-        backend: As read from tokenizer.json.
+        backend: The tokenizer of tokenizer.json.
         where: The model's name, for messages.
 
     Raises:
-        TokenizerError: The decoder is of a kind whose bytes are not known.
+        TokenizerError: The decoder is of an unknown kind.
     """
     pieces: dict[str, int] = backend.get_vocab(with_added_tokens=False)
     added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
@@ -57,9 +57,9 @@ def vocabulary_of(backend: Tokenizer, *, where: str) -> Vocabulary:
 
 
 def _is_also_a_piece(item: AddedToken, backend: Tokenizer, pieces: Mapping[str, int]) -> bool:
-    """Whether an added token is met in normalised text too, where a word mark is a space.
+    """Whether an added token is matched in normalised text, where its word marks stand for spaces.
 
-    Gemma's runs of word marks are added tokens and pieces of the model: two spaces become one.
+    So it is with Gemma's runs of word marks: a run of spaces in the text becomes one such token.
     """
     if item.special or type(backend.model).__name__ == "WordPiece":
         return False
@@ -88,7 +88,7 @@ _MARK = "▁"
 
 
 def _rules(part: Any) -> dict[str, Any] | None:
-    """A decoder or pre-tokenizer as tokenizer.json says it."""
+    """A decoder or pre-tokenizer as in tokenizer.json."""
     return None if part is None else json.loads(part.__getstate__())
 
 
@@ -117,18 +117,19 @@ def _piece_decoder(backend: Tokenizer, pieces: Mapping[str, int], where: str) ->
 
 
 def _word_pieces(backend: Tokenizer, pieces: Mapping[str, int]) -> ToBytes:
-    """A piece that begins a word stands after white space, unless it may follow a letter.
+    """Pieces that begin a word get a space before them, unless they may directly follow a letter.
 
-    The tokenizer is asked which pieces it sets apart from a letter right before them: punctuation
-    and CJK characters in BERT's, which stand in a text with or without a space; without is the rule.
+    The tokenizer is tried with each piece directly after a letter. Pieces that it separates from the
+    letter (punctuation and CJK characters in BERT's) occur in a text with or without a space, and get
+    none.
     """
-    asked = copy.deepcopy(backend)
-    asked.no_padding()
-    asked.no_truncation()
-    asked.encode_special_tokens = True
-    prefix = asked.model.continuing_subword_prefix
+    trial = copy.deepcopy(backend)
+    trial.no_padding()
+    trial.no_truncation()
+    trial.encode_special_tokens = True
+    prefix = trial.model.continuing_subword_prefix
     words = [piece for piece in pieces if not piece.startswith(prefix)]
-    read = asked.encode_batch([f"a{word}" for word in words], add_special_tokens=False)
+    read = trial.encode_batch([f"a{word}" for word in words], add_special_tokens=False)
     apart = {
         word
         for word, encoding in zip(words, read, strict=True)
@@ -141,7 +142,7 @@ def _word_pieces(backend: Tokenizer, pieces: Mapping[str, int]) -> ToBytes:
             return piece.removeprefix(prefix).encode()
         return piece.encode() if piece in apart else b" " + piece.encode()
 
-    return lambda found: [to_bytes(piece) for piece in found]
+    return lambda pieces: [to_bytes(piece) for piece in pieces]
 
 
 def _sentencepiece(decoders: list[dict[str, Any]]) -> ToBytes:
@@ -163,24 +164,24 @@ def _sentencepiece(decoders: list[dict[str, Any]]) -> ToBytes:
         return text
 
     def to_bytes(pieces: list[str]) -> list[bytes]:
-        # One text of all pieces: a quarter of a million calls would be half a second.
-        found = replaced("\0".join(pieces)).encode().split(b"\0")
-        if len(found) != len(pieces):  # NUL is part of a piece
-            found = [replaced(piece).encode() for piece in pieces]
+        # In one call on all pieces joined: 250,000 calls would take half a second.
+        tokens = replaced("\0".join(pieces)).encode().split(b"\0")
+        if len(tokens) != len(pieces):  # NUL is part of a piece
+            tokens = [replaced(piece).encode() for piece in pieces]
         for place, piece in enumerate(pieces):
             if piece in singles:
-                found[place] = singles[piece]
-        return found
+                tokens[place] = singles[piece]
+        return tokens
 
     return to_bytes
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable stand-ins of byte-level BPE (Radford et al. 2019): character -> byte."""
+    """The characters that byte-level BPE (Radford et al. 2019) writes bytes as: character -> byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
-    others = (byte for byte in range(256) if byte not in set(printable))
-    alphabet.update({chr(256 + rank): byte for rank, byte in enumerate(others)})
+    unprintable = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(256 + rank): byte for rank, byte in enumerate(unprintable)})
     return alphabet
 
 
@@ -188,7 +189,7 @@ _NO_BYTE = chr(256)
 _BYTES = dict.fromkeys(range(256), _NO_BYTE) | {
     ord(character): chr(byte) for character, byte in _byte_alphabet().items()
 }
-"""For `str.translate`: a character of the alphabet becomes its byte, as Latin-1 writes it."""
+"""Table for `str.translate`: from a character of the alphabet to the Latin-1 character of its byte."""
 
 
 def _byte_level(pieces: list[str]) -> list[bytes]:
@@ -204,4 +205,4 @@ def _byte_level_piece(piece: str) -> bytes:
     try:
         return piece.translate(_BYTES).encode("latin-1")
     except UnicodeEncodeError:
-        return piece.encode()  # an added token kept as it is
+        return piece.encode()  # an added token, which is not in the byte alphabet

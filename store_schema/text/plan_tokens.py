@@ -1,7 +1,8 @@
-"""How many tokens a plan's segments have for a model that the plan was not cut for.
+"""How many tokens a plan's segments have in a model that the plan was not made for.
 
-A plan fits every model whose tokenizer represents its text and that reads its longest segment. What
-that takes is counted once for a tokenizer and kept beside the plan, in `plan/tokens/`.
+A plan can be used for every model whose tokenizer represents its text and whose context fits its
+longest segment. The tokens are counted once for each tokenizer, and the counts are kept in
+`plan/tokens/`.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ from store_schema.text.tokenizer import SegmentTokenizer
 
 
 class PlanTokens(StrictModel):
-    """tokens/<tokenizer>.json: a plan's segments as one tokenizer reads them."""
+    """tokens/<tokenizer>.json: numbers of tokens of a plan's segments in one tokenizer."""
 
     schema_version: int = SCHEMA_VERSION
     plan_fingerprint: str
     tokenizer_fingerprint: str
     num_tokens: tuple[int, ...]
-    """Rows of each shard."""
+    """Tokens of the texts of each shard."""
     context_tokens: int = Field(ge=0)
-    """Tokens before the texts, of all segments together."""
+    """Tokens of the contexts of all segments."""
     longest: int = Field(ge=0)
-    """Tokens of the longest segment, its context included."""
+    """Tokens of the longest segment, with its context."""
     longest_segment: str
-    """Its id."""
+    """Id of that segment."""
 
 
 def count_plan_tokens(
     plan: Plan, tokenizer: SegmentTokenizer, on_shard: Callable[[int], None] = lambda size: None
 ) -> PlanTokens:
-    """Read all segments with a tokenizer, every text proved.
+    """Tokenise all segments and count; checks that every text's tokens join to it.
 
     Args:
-        plan: Whose segments.
-        tokenizer: Of any model.
-        on_shard: Called with the bytes of each shard that is done; may raise to stop.
+        plan: The plan.
+        tokenizer: Any model's tokenizer.
+        on_shard: Called with the text bytes of each shard that is done; may raise to stop.
 
     Raises:
         TokenizerError: It cannot represent a segment; names it.
@@ -75,19 +76,19 @@ def plan_tokens(
     keep: bool,
     on_shard: Callable[[int], None] = lambda size: None,
 ) -> PlanTokens:
-    """The counts that are kept, or counted and, where asked and allowed, kept."""
+    """The kept counts; where there are none, count, and keep the counts if `keep`."""
     key = f"tokens/{tokenizer.fingerprint}.json"
     if plan.location.exists(key):
         with contextlib.suppress(StoreError):  # damaged, or of a newer version: counted again
             data = plan.location.read_bytes(key)
-            found = unseal(PlanTokens, data, where=f"{plan.location.url}/{key}")
-            if found.plan_fingerprint == plan.fingerprint:
-                return found
-    found = count_plan_tokens(plan, tokenizer, on_shard)
+            counted = unseal(PlanTokens, data, where=f"{plan.location.url}/{key}")
+            if counted.plan_fingerprint == plan.fingerprint:
+                return counted
+    counted = count_plan_tokens(plan, tokenizer, on_shard)
     if keep:
-        with contextlib.suppress(StorageError):  # another's plan may be there to read only
-            plan.location.write_atomic(key, seal(found))
-    return found
+        with contextlib.suppress(StorageError):  # another run's plan may be read-only
+            plan.location.write_atomic(key, seal(counted))
+    return counted
 
 
 def plan_for(
@@ -99,18 +100,18 @@ def plan_for(
     max_positions: int | None = None,
     on_shard: Callable[[int], None] = lambda size: None,
 ) -> Plan:
-    """The same plan with the tokens of one model, whether it was cut for it or not.
+    """The plan with the token counts of one model, which are counted if the plan does not have them.
 
     Args:
-        plan: Cut for some models.
-        name: What the model is called: a source or "target".
-        tokenizer: The model's.
-        keep: Whether what had to be counted is kept beside the plan.
-        max_positions: Most tokens the model reads; None where nobody knows.
-        on_shard: As in `count_plan_tokens`.
+        plan: The plan.
+        name: Name of the model: a source or "target".
+        tokenizer: The model's tokenizer.
+        keep: Whether new counts are kept beside the plan.
+        max_positions: The model's context length in tokens; None if not known.
+        on_shard: See `count_plan_tokens`.
 
     Raises:
-        MismatchError: A segment is longer than the model reads.
+        MismatchError: A segment is longer than the model's context.
         TokenizerError: The tokenizer cannot represent a segment.
     """
     record = plan.record

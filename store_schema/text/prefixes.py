@@ -1,8 +1,8 @@
-"""Inputs that are the beginning of others: one pass of a causal model over the longest serves them all.
+"""Group inputs that are prefixes of each other: a causal model needs one pass, over the longest.
 
-Turns of a chat are segments of their own, and each has all that was said before it as its context: a
-chat of n turns would be read n times over. What a causal model says of a token depends on what stands
-before it alone, so a turn whose input begins the next turn's needs no pass of its own.
+Each turn of a chat is a segment with all previous turns as its context, so the beginning of a chat of n
+turns would be run n times. A causal model's distribution of a token depends only on the tokens before
+it, so a turn whose input is a prefix of the next turn's needs no pass of its own.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import numpy.typing as npt
 
 
 def prefix_groups(inputs: Sequence[npt.NDArray[np.integer[Any]]]) -> list[list[int]]:
-    """Inputs put together with the longest that they begin.
+    """Group every input with the longest input that it is a prefix of.
 
-    Sorted, whatever begins with an input stands right behind it: so looking at neighbours is enough.
+    In sorted order an input directly precedes those that begin with it, so comparing neighbours is
+    enough.
 
     Args:
-        inputs: Token ids of each.
+        inputs: Token ids of each input.
 
     Returns:
-        Indices into `inputs`, every one once: groups in the order of their longest input, which stands
-        first in its group.
+        Groups of indices into `inputs`, each index once. The longest input is the first of its group,
+        and groups are in the order of their first index.
     """
     as_bytes = [np.ascontiguousarray(ids, ">u4").tobytes() for ids in inputs]
     groups: list[list[int]] = []

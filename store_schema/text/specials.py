@@ -1,4 +1,4 @@
-"""Special tokens out of the reach of plain text."""
+"""Make sure that plain text is never tokenised as special tokens."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 from tokenizers import Tokenizer
 
 
-def specials_out_of_reach(backend: Tokenizer) -> Tokenizer:
-    """The same tokenizer, ids and all, whose model cannot find a special token in a text.
+def hide_special_tokens(backend: Tokenizer) -> Tokenizer:
+    """The same tokenizer with the same ids, which never finds a special token in a text.
 
-    Telling the backend to take special tokens as text is not enough where they are pieces of the
-    model too: Unigram, WordPiece and WordLevel look pieces up by their spelling and would read "</s>"
-    in a document as the end of the sequence. Their spelling here begins with NUL, which no document
-    may hold. BPE reaches a piece by merges only, and special tokens have none.
+    The backend's option `encode_special_tokens` is not enough where special tokens are pieces of the
+    model too: Unigram, WordPiece and WordLevel match pieces by spelling, and would read "</s>" in a
+    document as the end of the sequence. So special tokens are renamed to begin with NUL, which no
+    document has. BPE forms pieces only by merges, and special tokens have none.
     """
     spec = json.loads(backend.to_str())
     spec["post_processor"] = None

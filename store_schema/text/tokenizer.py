@@ -1,4 +1,4 @@
-"""One tokenizer of a run, as every stage uses it: segments in, proved tokens and byte ends out."""
+"""The tokenizer of one model, as every stage uses it: from segments to tokens and their byte ends."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from store_schema.errors import NoRowError, TokenizerError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.models import model_rows, resolve_tokenizer
 from store_schema.plan.plan import Segment
-from store_schema.text.behind import TextTokens, read_behind
 from store_schema.text.chat_template import ChatTemplate
 from store_schema.text.context_reader import ContextReader
 from store_schema.text.encoded import EncodedSegment as EncodedSegment
 from store_schema.text.piece_bytes import vocabulary_of
-from store_schema.text.specials import specials_out_of_reach
+from store_schema.text.space_prefix import TextTokens, read_without_space
+from store_schema.text.specials import hide_special_tokens
 from store_schema.text.tokenizer_class import Tokens, around_a_text
 from store_schema.text.tokenizer_files import TOKENIZER_FILE, files_signature
 from store_schema.text.tokenizer_save import make_faithful, write_start
@@ -40,18 +40,18 @@ from store_schema.text.vocabulary import Vocabulary
 _log = logging.getLogger(__name__)
 
 _MOST_BEYOND = 0.05
-"""Share of a tokenizer's tokens that published models have no row for, at the very most."""
+"""Largest share of a tokenizer's tokens that a published model has no row for."""
 
 _OPEN: WeakValueDictionary[Any, SegmentTokenizer] = WeakValueDictionary()
-"""Tokenizers in use in this process by what they were read from."""
+"""Tokenizers in use in this process, by folder, files and settings."""
 
 
 class SegmentTokenizer:
     """Tokenizer of one model.
 
-    Ids and bytes are those of tokenizer.json. The text of a segment is tokenised by itself, so that
-    it starts at a token boundary for every model whatever stands before it; a space that the tokenizer
-    puts before a text is there where it would put one. Special tokens written out in the text are text.
+    Ids and bytes are those of tokenizer.json. The text of a segment is tokenised apart from its
+    context, so that it starts at a token boundary in every model. Special tokens written out in the
+    text are tokenised as text.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class SegmentTokenizer:
         """Wrap a Hugging Face tokenizer.
 
         Args:
-            tokenizer: With a `tokenizers` backend, which is copied.
-            name: Of the model, for messages.
-            bos: As in `ModelRef`.
-            template: As in `ModelRef`; None for its defaults.
+            tokenizer: A tokenizer with a `tokenizers` backend, which is copied.
+            name: Name of the model, for messages.
+            bos: See `ModelRef`.
+            template: See `ModelRef`; None for its defaults.
 
         Raises:
-            TokenizerError: It has no `tokenizers` backend, its bytes are not known, or `bos` asks for
-                a token that it does not have.
+            TokenizerError: It has no `tokenizers` backend, the bytes of its pieces are not known, or
+                `bos` needs a token that it does not have.
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
@@ -87,15 +87,15 @@ class SegmentTokenizer:
 
     @classmethod
     def load(cls, ref: ModelRef, *, name: str) -> SegmentTokenizer:
-        """Load the tokenizer of `ref`; one that is in use and unchanged is not read again.
+        """Load the tokenizer of `ref`, or return it if it is in use and its files are unchanged.
 
         Args:
-            ref: Folder or hub name.
-            name: Of the model, for messages.
+            ref: The model in the run file.
+            name: Name of the model, for messages.
 
         Raises:
-            ModelError: The folder or hub name has no tokenizer that loads.
-            TokenizerError: As for the constructor.
+            ModelError: The model has no tokenizer, or it cannot be loaded.
+            TokenizerError: See the constructor.
         """
         folder = resolve_tokenizer(ref, name=name)
         asked = (ref.bos, ref.trust_remote_code, ref.template.model_dump_json())
@@ -109,7 +109,7 @@ class SegmentTokenizer:
                 source = converted(folder, ref, name=name)
             known = cls.__new__(cls)
             known._begin(source, name=name, bos=ref.bos, template=ref.template)
-            known.end_at(model_rows(ref))
+            known.limit_vocabulary(model_rows(ref))
             _OPEN[key] = known
         if known.name == name:
             return known
@@ -128,39 +128,39 @@ class SegmentTokenizer:
         self._around = around_a_text(backend)
         self._whole = backend
         self.bos_ids: tuple[int, ...] = tuple(index for _, index in self._start())
-        """What stands before every text."""
+        """Tokens before every text: BOS, or none."""
         self.beyond_rows: tuple[str, ...] = ()
-        """Tokens that the model has no row for: in no table, and refused where a text has them."""
+        """Tokens that the model has no row for: not in the vocabulary, and refused in a text."""
         self.vocabulary: Vocabulary = vocabulary_of(backend, where=name)
         is_bpe = type(backend.model).__name__ == "BPE"
-        self._text = backend if is_bpe else specials_out_of_reach(backend)
+        self._text = backend if is_bpe else hide_special_tokens(backend)
         self._text.post_processor = None
         self._text.encode_special_tokens = True
 
     @cached_property
     def rendered_backend(self) -> Tokenizer:
-        """Finds special tokens in a rendered chat; a run of plain text never needs it."""
+        """The tokenizer that recognises special tokens, for rendered chats."""
         return self._source.open() if self._whole is self._text else self._whole
 
     @cached_property
     def chat(self) -> ChatTemplate:
-        """The model's chat template, asked as the run file says."""
+        """The model's chat template, with the run file's settings."""
         return ChatTemplate(self.roles, self._settings)
 
     @property
     def roles(self) -> Any:
-        """transformers' object, for special tokens by role and chat template; not for ids."""
+        """The transformers tokenizer, for names of special tokens and the chat template; not for
+        ids."""
         return self._source.roles
 
-    def end_at(self, rows: int | None) -> None:
-        """End the vocabulary where the model's rows end: ids beyond are no tokens of the model.
+    def limit_vocabulary(self, rows: int | None) -> None:
+        """Remove ids that the model has no row for from the vocabulary.
 
-        Published tokenizers have such ids (an image token, a padding token that someone added). All
-        that goes by the vocabulary, stores and alignment too, never sees them; a text that reaches
-        one is refused, with the token's name.
+        Published tokenizers have such ids (an image token, an added padding token). They are in no
+        store and no alignment; a text with one of them is refused.
 
         Args:
-            rows: Of the model; None where they are not known. More rows than ids are padding.
+            rows: Rows of the model; None if not known. More rows than ids are padding.
         """
         size = len(self.vocabulary)
         if rows is not None and rows < size:
@@ -172,16 +172,16 @@ class SegmentTokenizer:
         """Refuse ids that the model has no row for.
 
         Raises:
-            NoRowError: Names the first.
+            NoRowError: There is such an id; names the first.
         """
         if not self.beyond_rows or not ids or max(ids) < self.vocab_size:
             return
         reached = next(i for i in ids if i >= self.vocab_size)
-        hint = "take it out of the text, or leave such documents out with `corpus.on_bad: drop`"
-        if self.seems_anothers:
+        hint = "remove it from the text, or leave such documents out with `corpus.on_bad: drop`"
+        if self.is_of_other_model:
             hint = (
-                f"{len(self.beyond_rows):,} of the tokenizer's tokens have no row, it seems to belong "
-                "to another model: put the model's own tokenizer files into its folder"
+                f"{len(self.beyond_rows):,} of the tokenizer's tokens have no row, so it seems to be "
+                "another model's: put the model's own tokenizer files into its folder"
             )
         raise NoRowError(
             "the model has no row for a token of the text",
@@ -192,45 +192,45 @@ class SegmentTokenizer:
         )
 
     @property
-    def seems_anothers(self) -> bool:
-        """Whether so many tokens have no row that the tokenizer cannot be the model's own."""
+    def is_of_other_model(self) -> bool:
+        """Whether so many tokens have no row that the tokenizer must be another model's."""
         beyond = len(self.beyond_rows)
         return beyond > _MOST_BEYOND * (self.vocab_size + beyond)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of all that decides ids, bytes and what stands before a text."""
+        """Fingerprint of everything that determines ids, bytes and the tokens before a text."""
         template = self.chat.text
-        # False: nothing stands there any more; stores and plans keep their fingerprints.
+        # False in place of a removed option, so that existing stores keep their fingerprints.
         options: list[Any] = [list(self.bos_ids), self.bos_rule == "always", False]
-        if template is not None and self.puts_space:  # in older stores one stood before all answers
+        if template is not None and self.puts_space:  # older stores had a space before all answers
             options.append("no space behind a line's end")
-        asked = self._settings.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
-        if template is not None and asked:  # nothing by default, as in older stores
-            options.append(asked)
+        settings = self._settings.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
+        if template is not None and settings:  # nothing by default, as in older stores
+            options.append(settings)
         return fingerprint([*text_rules(self._source, self._whole), template, options])
 
     @property
     def rules_fingerprint(self) -> str:
-        """Fingerprint of what decides ids and bytes of a text, whatever stands around it."""
+        """Fingerprint of everything that determines ids and bytes of a text without its context."""
         return fingerprint(text_rules(self._source, self._whole))
 
     def warn_of_class(self) -> None:
-        """Say in one line what AutoTokenizer reads otherwise in the model's folder, if anything."""
-        picked, found = self._source.differences(self._start())
-        if found:
+        """Log a warning if AutoTokenizer tokenises differently than this tokenizer."""
+        class_name, differences = self._source.differences(self._start())
+        if differences:
             _log.warning(
-                "tokenizer of %s: transformers (%s) reads %s otherwise than %s and the run's BOS rule "
-                "say; the run goes by the latter",
-                self.name, picked, ", ".join(found), TOKENIZER_FILE,
+                "tokenizer of %s: transformers (%s) tokenises %s differently than %s and the run's BOS "
+                "rule, which are used here",
+                self.name, class_name, ", ".join(differences), TOKENIZER_FILE,
             )  # fmt: skip
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer so that AutoTokenizer reads it as here, BOS and all.
+        """Save the tokenizer so that AutoTokenizer tokenises as here, with the same BOS rule.
 
         Args:
-            folder: Of the model; its config.json, where there is one, decides what AutoTokenizer
-                makes of tokenizer files.
+            folder: The model's folder; its config.json, if there is one, influences which class
+                AutoTokenizer chooses.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -243,14 +243,15 @@ class SegmentTokenizer:
             (folder / "chat_template.jinja").write_text(self.chat.text, encoding="utf-8")
 
     def _start(self) -> Tokens:
-        """What stands before a text: by the tokenizer's own rule, by its settings, or as asked."""
+        """Tokens before a text: by the run file's `bos`, else tokenizer_config.json, else
+        tokenizer.json."""
         own, _ = self._around
         wanted = {"always": True, "never": False}.get(self.bos_rule, self._source.adds_bos)
         if wanted is None or wanted == bool(own):
             return own
         if self.bos_rule == "never":
             return ()
-        # None is no token, whatever its spelling is: "None" is a piece of many vocabularies.
+        # A missing token must not be looked up as "None", which is a piece of many vocabularies.
         token = getattr(self.roles, "bos_token", None)
         index = None if token is None else self._whole.token_to_id(str(token))
         bos = () if index is None else ((str(token), index),)
@@ -261,13 +262,13 @@ class SegmentTokenizer:
                 "the tokenizer has no BOS token to put before a text",
                 where=self.name,
                 expected="a `bos_token` for `bos: always`",
-                got="none" if token is None else f"{str(token)!r}, which is no token of it",
-                hint="take the option out, or name a `bos_token` in its tokenizer_config.json",
+                got="none" if token is None else f"{str(token)!r}, which it does not have",
+                hint="remove the option, or name a `bos_token` in its tokenizer_config.json",
             )
         return bos
 
     def warn_of_missing_bos(self) -> None:
-        """Say in one line that the model's files ask for BOS before a text and name no such token."""
+        """Log a warning if the model's files ask for BOS before a text but have no such token."""
         if self.bos_rule == "auto" and self._source.adds_bos and not self.bos_ids:
             _log.warning(
                 "tokenizer of %s: its files say `add_bos_token: true` but name no `bos_token` that it "
@@ -277,27 +278,27 @@ class SegmentTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the model can be fed are below it."""
+        """Number of ids: all ids that the model can read are below it."""
         return len(self.vocabulary)
 
     @property
     def eos_id(self) -> int | None:
-        """End of sequence, if any."""
+        """Id of the end-of-sequence token; None where there is none."""
         return self._id_of(getattr(self.roles, "eos_token", None))
 
     @property
     def bos_id(self) -> int | None:
-        """Begin of sequence, if there is one, whether or not it stands before every text."""
+        """Id of the begin-of-sequence token, whether or not it is put before texts; None for none."""
         return self._id_of(getattr(self.roles, "bos_token", None))
 
     def _id_of(self, token: object) -> int | None:
-        found = None if token is None else self._whole.token_to_id(str(token))
-        return None if found is None or found >= self.vocab_size else int(found)
+        index = None if token is None else self._whole.token_to_id(str(token))
+        return None if index is None or index >= self.vocab_size else int(index)
 
     def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of plain texts, no special tokens added, specials in the text taken as text.
+        """Ids of plain texts, without special tokens; special tokens in the text are text.
 
-        Not proved, and `beyond_rows` not refused: what `read_texts` gives is both.
+        Unlike `read_texts` it checks nothing.
         """
         batch = self._text.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in batch]
@@ -305,20 +306,23 @@ class SegmentTokenizer:
     def read_texts(
         self, texts: Sequence[str], where: Sequence[str], opens: Sequence[bool] | None = None
     ) -> list[TextTokens]:
-        """Ids of plain texts as `encode_text` gives them, and the byte end of each token, proved.
+        """Ids of plain texts and byte ends of their tokens, checked.
 
         Args:
-            texts: Each read whole.
+            texts: The texts.
             where: Document or segment of each, for messages.
-            opens: `ReadContext.opens` of each; None where nothing stands before the texts.
+            opens: `ReadContext.opens` of each; None where no text has a context.
+
+        Returns:
+            Ids, and the byte after each token [N] uint32, of each text.
 
         Raises:
             TokenizerError: Tokens do not join to a text.
-            NoRowError: A text reaches a token of `beyond_rows`.
+            NoRowError: A text has a token that the model has no row for.
         """
         if opens is None or all(opens) or not self.puts_space:
             return self._read_texts(texts, where)
-        return read_behind(texts, where, opens, self._read_texts)
+        return read_without_space(texts, where, opens, self._read_texts)
 
     def _read_texts(self, texts: Sequence[str], where: Sequence[str]) -> list[TextTokens]:
         read_ids = self.encode_text(texts)
@@ -330,12 +334,12 @@ class SegmentTokenizer:
         ]
 
     def token_ends(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Proved byte ends of the tokens of plain texts."""
+        """Byte ends of the tokens of plain texts, checked: see `read_texts`."""
         where = [f"text, tokenizer of {self.name}"] * len(texts)
         return [ends for _, ends in self.read_texts(texts, where)]
 
     def encode(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
-        """Segments as this model reads them, the end of a chat's turn behind its response.
+        """Tokens of segments, with the token that ends a chat turn after its last segment.
 
         Raises:
             TokenizerError: Tokens of a segment do not join to its text, or a chat has no template.
@@ -354,18 +358,18 @@ class SegmentTokenizer:
 
     @cached_property
     def contexts(self) -> ContextReader:
-        """Reads what stands before a text."""
+        """Tokenises the contexts of segments."""
         return ContextReader(
             self.bos_ids, self.bos_rule == "always", self.puts_space, self.vocabulary, self.chat,
             self.rendered_backend, lambda text: self.encode_text([text])[0], self.require_rows,
         )  # fmt: skip
 
     def context_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:
-        """Tokens that stand before a text: see `ContextReader.read`."""
+        """Tokens before a text: see `ContextReader.read`."""
         return self.contexts.read(context, where=where).ids
 
     @cached_property
     def puts_space(self) -> bool:
-        """Whether it puts a space of its own before every text (SentencePiece's prefix)."""
+        """Whether it puts a space before every text (SentencePiece's dummy prefix)."""
         [ids] = self.encode_text(["a"])
         return b"".join([self.vocabulary.tokens[i] for i in ids]) == b" a"

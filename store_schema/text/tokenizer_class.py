@@ -1,9 +1,10 @@
-"""What transformers makes of a model's tokenizer files: special tokens, chat template, and faults.
+"""Load a model's transformers tokenizer for its special tokens and chat template, and find how it
+differs from tokenizer.json.
 
-transformers picks a class by the model's type and by what the files name, and some classes rebuild
-the tokenizer around its vocabulary with their own idea of white space, digits or BOS. Ids are taken
-from tokenizer.json instead; the class is asked for special tokens and chat template, and over a
-stand-in of a few dozen pieces that takes milliseconds whatever the size of the vocabulary.
+transformers chooses a class by the model's type and its files, and some classes rebuild the tokenizer
+from its vocabulary with their own rules for white space, digits or BOS. So ids are taken from
+tokenizer.json, and the class is loaded only for special tokens and chat template: with a vocabulary of
+a few dozen pieces (a stand-in), which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ PROBES = {
     "emoji": "\U0001f600\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea \u2764\ufe0f",
     "capital letters": "HTTPServer McDonald iPhone X\u00c9NON",
 }
-"""Texts that tokenizers of different rules read differently, by what they show."""
+"""Texts that tokenizers with different rules tokenise differently, by the kind of difference."""
 
 Tokens = tuple[tuple[str, int], ...]
 
 EVERYTHING = "every text"
-START = "what stands before a text (BOS)"
+START = "the start of a text (BOS)"
 ADDED = "added tokens"
 
 _COMPANIONS = (
@@ -55,12 +56,12 @@ _LETTERS = ("a", "\u2581", "\u0120")
 
 @dataclass(frozen=True, slots=True)
 class ClassReading:
-    """What transformers' class over the stand-in is.
+    """A transformers tokenizer with the stand-in vocabulary.
 
     Args:
-        roles: The tokenizer object: special tokens by role, chat template. Its ids mean nothing.
-        backend: Of the class that transformers picks by itself; None where it cannot load one.
-        class_name: That class, or what it raised.
+        roles: The tokenizer, for special tokens and chat template. Its ids mean nothing.
+        backend: Backend of the class that transformers chooses; None where that cannot be loaded.
+        class_name: Name of that class, or the error.
     """
 
     roles: Any
@@ -70,22 +71,22 @@ class ClassReading:
     def differences(
         self, truth: Tokenizer, start: Tokens, again: Callable[[], Tokenizer]
     ) -> list[str]:
-        """What the class reads otherwise than the tokenizer itself; [] where they agree.
+        """Kinds of texts that the class tokenises differently than `truth`; [] where they agree.
 
         Args:
-            truth: The whole tokenizer.
-            start: Tokens that stand before a text by the run's rule.
-            again: Makes a copy of `truth` to try the class's rules on; called only where needed.
+            truth: The tokenizer of tokenizer.json.
+            start: Tokens before a text by the run's rule.
+            again: Returns a copy of `truth`, on which the class's rules are tried; called if needed.
         """
         theirs = self.backend
         if theirs is None or type(theirs.model) is not type(truth.model):
             return [EVERYTHING]
-        found = _texts_read_otherwise(theirs, truth, again)
+        kinds = _differing_texts(theirs, truth, again)
         if [token for token, _ in starting_tokens(theirs)] != [token for token, _ in start]:
-            found.append(START)
+            kinds.append(START)
         missing = {t.content for t in truth.get_added_tokens_decoder().values() if not t.special}
         missing -= {t.content for t in theirs.get_added_tokens_decoder().values()}
-        return [*found, ADDED] if missing else found
+        return [*kinds, ADDED] if missing else kinds
 
 
 def starting_tokens(backend: Tokenizer) -> Tokens:
@@ -100,7 +101,7 @@ def around_a_text(backend: Tokenizer) -> tuple[Tokens, Tokens]:
         whole = list(zip(encoding.tokens, encoding.ids, strict=True))
         bare = backend.encode(text, add_special_tokens=False)
         plain = list(zip(bare.tokens, bare.ids, strict=True))
-        if not plain:  # a piece that it does not have
+        if not plain:  # not in the vocabulary
             continue
         for start in range(len(whole) - len(plain) + 1):
             if whole[start : start + len(plain)] == plain:
@@ -117,15 +118,15 @@ def read_class(
     trust_remote_code: bool = False,
     with_added: bool = True,
 ) -> ClassReading:
-    """Ask transformers about the tokenizer files of a folder.
+    """Load the transformers tokenizer of a folder with the stand-in vocabulary.
 
     Args:
-        folder: With tokenizer_config.json and the like; config.json decides as well.
+        folder: Folder with tokenizer_config.json and so on; its config.json influences the class.
         backend: The tokenizer of the folder's tokenizer.json.
-        post_processor: Its own, whether or not it has one at present.
-        name: Of the model, for messages.
+        post_processor: Post-processor of tokenizer.json (`backend` may have lost it).
+        name: Name of the model, for messages.
         trust_remote_code: Run a tokenizer class that comes with the model.
-        with_added: Tell it of all added tokens, thousands in some models; roles need none of them.
+        with_added: Include all added tokens, of which some models have thousands; `roles` needs none.
 
     Raises:
         ModelError: transformers cannot read the files beside tokenizer.json.
@@ -142,7 +143,7 @@ def read_class(
             if isinstance(theirs, Tokenizer):
                 return ClassReading(picked, theirs, type(picked).__name__)
             fault = f"{type(picked).__name__}, which has no tokenizers backend"
-        except Exception as error:  # any class of any model's raises what it likes
+        except Exception as error:  # tokenizer classes may raise anything
             fault = f"{type(error).__name__}: {str(error)[:120]}"
         try:
             generic = PreTrainedTokenizerFast.from_pretrained(place)
@@ -151,14 +152,15 @@ def read_class(
                 f"tokenizer of {name} cannot be loaded: the files beside {TOKENIZER_FILE} are wrong",
                 where=folder,
                 got=f"{type(error).__name__}: {str(error)[:160]}",
-                hint="mend tokenizer_config.json (and special_tokens_map.json), or fetch them again",
+                hint="correct tokenizer_config.json (and special_tokens_map.json), or fetch them again",
             ) from error
     return ClassReading(generic, None, fault)
 
 
 @contextmanager
 def _stand_in(folder: Path, tokenizer_json: str) -> Iterator[Path]:
-    """A folder with the same files beside a tokenizer.json of a few pieces."""
+    """A temporary folder with copies of the files beside tokenizer.json, and the given
+    tokenizer.json."""
     with tempfile.TemporaryDirectory(prefix="logitfuse-") as made:
         place = Path(made)
         for path in [*(folder / companion for companion in _COMPANIONS), *folder.glob("*.py")]:
@@ -174,14 +176,14 @@ def _stand_in(folder: Path, tokenizer_json: str) -> Iterator[Path]:
 
 
 def _drop_added(path: Path) -> None:
-    """Empty the list of added tokens: as long as it is there, it is the only one looked at."""
+    """Empty the list of added tokens in tokenizer_config.json, which transformers prefers to others."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if content.get("added_tokens_decoder"):
         path.write_text(json.dumps(content | {"added_tokens_decoder": {}}), encoding="utf-8")
 
 
 def _few_pieces(backend: Tokenizer, post_processor: Any, *, with_added: bool) -> str:
-    """tokenizer.json with the same rules and added tokens over hardly any pieces."""
+    """The stand-in tokenizer.json: the same rules and added tokens, but hardly any pieces."""
     listed = backend.get_added_tokens_decoder() if with_added else {}
     added = [token for _, token in sorted(listed.items())]
     model = model_rules(backend)
@@ -211,7 +213,7 @@ def model_rules(backend: Tokenizer) -> dict[str, Any]:
     model = backend.model
     kind = type(model).__name__
     if kind == "BPE":
-        # Its state would be the whole vocabulary and all merges, in text.
+        # Without `__getstate__`, which would write the whole vocabulary and all merges.
         fields = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", *_FLAGS)
         return {"type": kind, "merges": []} | {field: getattr(model, field) for field in fields}
     state: dict[str, Any] = json.loads(model.__getstate__())
@@ -224,7 +226,7 @@ def model_rules(backend: Tokenizer) -> dict[str, Any]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """transformers speaks of the stand-in's few pieces as if they were the model's."""
+    """Silence transformers' warnings, which are about the stand-in."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -234,13 +236,14 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _texts_read_otherwise(
+def _differing_texts(
     theirs: Tokenizer, truth: Tokenizer, again: Callable[[], Tokenizer]
 ) -> list[str]:
+    """Kinds of `PROBES` that are tokenised differently."""
     same_rules = all(_flag(theirs, flag) == _flag(truth, flag) for flag in _FLAGS)
     if same_rules and all(_parts(theirs, t) == _parts(truth, t) for t in PROBES.values()):
         return []
-    # Cut otherwise need not be read otherwise: no merge may ever cross the cut.
+    # Other splits may give the same tokens, if no merge crosses them.
     tried = again()
     tried.normalizer = theirs.normalizer
     tried.pre_tokenizer = theirs.pre_tokenizer
@@ -260,7 +263,7 @@ def _ids(backend: Tokenizer, text: str) -> list[int]:
 
 
 def _parts(backend: Tokenizer, text: str) -> list[str]:
-    """The text as the model's pieces are looked up in it."""
+    """The normalised text, split by the pre-tokenizer."""
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     if backend.pre_tokenizer is None:

@@ -1,4 +1,4 @@
-"""Tokenizer files of a model folder: found, read and judged, every fault told in one line."""
+"""Find, read and check the tokenizer files of a model folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def require_tokenizer_files(folder: Path, *, name: str) -> None:
     """Refuse a folder without any tokenizer file.
 
     Raises:
-        ModelError: Names what the folder holds.
+        ModelError: It has none; lists its files.
     """
     patterns = ("tokenizer*", "*.model", TEKKEN_FILE, "vocab.*")
     if not any(path for pattern in patterns for path in folder.glob(pattern)):
@@ -37,7 +37,7 @@ def require_tokenizer_files(folder: Path, *, name: str) -> None:
 
 
 def files_signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of every file that a tokenizer may be read from."""
+    """Name, size in bytes and modification time in ns of every file that may be part of a tokenizer."""
     files = [p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file()]
     stats = [(path.name, path.stat()) for path in sorted(files)]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
@@ -47,18 +47,18 @@ def read_backend(path: Path, *, name: str) -> Tokenizer:
     """The tokenizer that a tokenizer.json describes, without padding and truncation.
 
     Args:
-        path: tokenizer.json.
-        name: Of the model, for messages.
+        path: Path of tokenizer.json.
+        name: Name of the model, for messages.
 
     Raises:
-        ModelError: The file is a pointer, damaged, or of a kind that this version cannot read.
+        ModelError: The file is a git-lfs pointer, damaged, or of a newer format.
     """
     from tokenizers import Tokenizer, __version__
 
     require_content(path, name=name)
     try:
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception for whatever it cannot read
+    except Exception as error:  # the library raises plain Exception
         _read_json(path, name=name)
         raise ModelError(
             f"tokenizer of {name} cannot be read",
@@ -113,7 +113,7 @@ def tokenizer_config(folder: Path, *, name: str) -> dict[str, Any]:
     """Content of tokenizer_config.json; {} where there is none.
 
     Raises:
-        ModelError: It is a pointer, or no JSON object.
+        ModelError: It is a git-lfs pointer, or not a JSON object.
     """
     path = folder / TOKENIZER_CONFIG
     if not path.exists():
@@ -130,10 +130,10 @@ def tokenizer_config(folder: Path, *, name: str) -> dict[str, Any]:
 
 
 def _add_configured(backend: Tokenizer, folder: Path, *, name: str) -> None:
-    """Add tokens that stand beside tokenizer.json only, where they continue its ids.
+    """Add tokens that are only in tokenizer_config.json or added_tokens.json, if their ids follow those
+    of tokenizer.json.
 
-    Models whose tokens were added by an older library name them in tokenizer_config.json or
-    added_tokens.json alone; they were trained with these ids.
+    Older libraries wrote added tokens only there, and models were trained with these ids.
     """
     from tokenizers import AddedToken
 
@@ -148,7 +148,7 @@ def _add_configured(backend: Tokenizer, folder: Path, *, name: str) -> None:
         try:
             token = AddedToken(**fields)
         except TypeError:
-            return  # transformers tells of it when it is asked for the special tokens
+            return  # `read_class` reports it
         if index != backend.get_vocab_size() or backend.token_to_id(token.content) is not None:
             return
         add = backend.add_special_tokens if token.special else backend.add_tokens

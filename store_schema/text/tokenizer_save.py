@@ -1,4 +1,4 @@
-"""A model's tokenizer files written again, so that AutoTokenizer reads them as it was trained."""
+"""Save a model's tokenizer files so that AutoTokenizer tokenises as in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from store_schema.text.tokenizer_class import Tokens, read_class, starting_token
 from store_schema.text.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE, read_backend
 
 GENERIC_CLASS = "PreTrainedTokenizerFast"
-"""The class that takes tokenizer.json as it is, by a name that all versions of transformers know."""
+"""The class that uses tokenizer.json unchanged; all versions of transformers know this name."""
 
 _BESIDE = (
     TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 def copy_files(source: Path, folder: Path) -> None:
-    """Copy tokenizer.json and what lies beside it to be read with it, byte for byte.
+    """Copy tokenizer.json and the files that belong to it, byte for byte.
 
-    The files that tokenizer.json was once made from (vocab.txt, tokenizer.model, tekken.json) stay:
-    some loaders would take them for the tokenizer.
+    Files that tokenizer.json was made from (vocab.txt, tokenizer.model, tekken.json) are not copied,
+    since some loaders would use them instead.
     """
     for name in (TOKENIZER_FILE, *_BESIDE):
         path = source / name
@@ -40,10 +40,10 @@ def copy_files(source: Path, folder: Path) -> None:
 
 
 def write_start(folder: Path, start: Tokens, end: Tokens) -> None:
-    """Let the tokenizer of a folder put `start` before a text, `end` after it.
+    """Change a folder's tokenizer files so that `start` is put before a text and `end` after it.
 
-    transformers 5 looks for this in tokenizer.json alone, transformers 4 and converters to other
-    formats in tokenizer_config.json as well.
+    transformers 5 reads this from tokenizer.json only, transformers 4 and converters to other formats
+    from tokenizer_config.json too.
     """
     path = folder / TOKENIZER_FILE
     spec = json.loads(path.read_text(encoding="utf-8"))
@@ -84,10 +84,11 @@ def _template(start: Tokens, end: Tokens) -> dict[str, Any]:
 
 
 def make_faithful(folder: Path) -> None:
-    """Change tokenizer_config.json until AutoTokenizer reads a folder as its tokenizer.json says.
+    """Change tokenizer_config.json until AutoTokenizer tokenises as tokenizer.json does; log a warning
+    if no change helps.
 
     Args:
-        folder: With tokenizer files and, of a whole model, config.json.
+        folder: Folder with tokenizer files, and config.json if it is a whole model's.
     """
 
     def read() -> Tokenizer:
@@ -98,28 +99,28 @@ def make_faithful(folder: Path) -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"tokenizer_class": GENERIC_CLASS},
-        # Models of some types get their family's class whatever is named, but for those that name
-        # code of their own; code that nobody trusts is passed over and the class then taken.
+        # Models of some types always get their family's class, unless they name Python code of their
+        # own. Code that is not trusted is ignored, and the class named with it is used.
         {"auto_map": {"AutoTokenizer": [None, f"tokenization.{GENERIC_CLASS}"]}},
     ]
     named = _config(folder).get("tokenizer_class")
-    found: list[str] = []
+    differences: list[str] = []
     for change in changes:
         if change:
             _change_config(folder, **change)
         try:
             reading = read_class(folder, truth, truth.post_processor, name=folder.name)
         except ModelError as error:
-            found = [error.line()]
+            differences = [error.line()]
             continue
-        found = reading.differences(truth, start, read)
-        if not found:
+        differences = reading.differences(truth, start, read)
+        if not differences:
             return
     _change_config(folder, tokenizer_class=GENERIC_CLASS, auto_map=None)
     _log.warning(
-        "%s: AutoTokenizer reads %s otherwise than the model was trained on (class %s); "
+        "%s: AutoTokenizer tokenises %s differently than in training (class %s); "
         "load this folder with transformers.%s",
-        folder, ", ".join(found), named, GENERIC_CLASS,
+        folder, ", ".join(differences), named, GENERIC_CLASS,
     )  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _change_config(folder: Path, **changes: Any) -> None:
-    """Set keys of tokenizer_config.json; None takes a key out."""
+    """Set keys of tokenizer_config.json; None removes a key."""
     content = {
         k: v for k, v in (_config(folder) | changes).items() if v is not None or k not in changes
     }

@@ -1,4 +1,4 @@
-"""Where a tokenizer comes from: a folder's tokenizer.json, or an object of transformers."""
+"""What a tokenizer is loaded from: a folder's tokenizer.json, or a transformers tokenizer."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from store_schema.text.tokenizer_files import (
 from store_schema.text.tokenizer_save import GENERIC_CLASS, copy_files
 
 _GENERIC_CLASSES = ("TokenizersBackend", GENERIC_CLASS)
-"""What a folder states when its files alone say how it splits."""
+"""Classes that follow the folder's files without rules of their own."""
 
 
 class FolderSource:
-    """Files of a model folder, tokenizer.json among them.
+    """A model folder with tokenizer.json.
 
     Args:
-        folder: Of the model.
-        name: Of the model, for messages.
+        folder: The model's folder.
+        name: Name of the model, for messages.
         trust_remote_code: Run a tokenizer class that comes with the model.
     """
 
@@ -45,7 +45,7 @@ class FolderSource:
         self._post_processor: Any = None
 
     def open(self) -> Tokenizer:
-        """The tokenizer, read again."""
+        """A new copy of the tokenizer."""
         backend = read_backend(self._folder / TOKENIZER_FILE, name=self._name)
         if self._backend is None:
             self._backend, self._post_processor = backend, backend.post_processor
@@ -53,17 +53,17 @@ class FolderSource:
 
     @cached_property
     def adds_bos(self) -> bool | None:
-        """What tokenizer_config.json says of BOS; None where it says nothing.
+        """`add_bos_token` in tokenizer_config.json; None where it is not there.
 
-        transformers 5 does not look at it beside a tokenizer.json; versions before did, and models
-        were trained with them.
+        transformers 5 ignores it if there is a tokenizer.json. Earlier versions, with which models were
+        trained, did not.
         """
         value = tokenizer_config(self._folder, name=self._name).get("add_bos_token")
         return value if isinstance(value, bool) else None
 
     @cached_property
     def roles(self) -> Any:
-        """transformers' object for special tokens and chat template."""
+        """The transformers tokenizer, for special tokens and chat template."""
         return self._read(with_added=False).roles
 
     def _read(self, *, with_added: bool) -> ClassReading:
@@ -77,26 +77,26 @@ class FolderSource:
         )
 
     def merges(self) -> list[list[str]]:
-        """BPE's merges in order."""
+        """Merges of BPE, in order."""
         return _merges((self._folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
 
     def differences(self, start: Tokens) -> tuple[str, list[str]]:
-        """The class that transformers takes, and what it reads otherwise."""
+        """The class that transformers chooses, and kinds of texts that it tokenises differently."""
         backend = self._backend or self.open()
         reading = self._read(with_added=True)
         return reading.class_name, reading.differences(backend, start, self.open)
 
     def save(self, folder: Path) -> None:
-        """Write the files into another folder."""
+        """Copy the files into another folder."""
         copy_files(self._folder, folder)
 
 
 class ObjectSource:
-    """A tokenizer object of transformers, as made in memory or converted from other files.
+    """A transformers tokenizer, made in memory or converted from other files.
 
     Args:
-        tokenizer: With a `tokenizers` backend.
-        adds_bos: Whether its model was trained with BOS before a text; None where the object says.
+        tokenizer: A tokenizer with a `tokenizers` backend.
+        adds_bos: Whether its model was trained with BOS before a text; None to follow the tokenizer.
     """
 
     def __init__(self, tokenizer: Any, *, adds_bos: bool | None = None) -> None:
@@ -111,15 +111,15 @@ class ObjectSource:
         return backend
 
     def merges(self) -> list[list[str]]:
-        """BPE's merges in order."""
+        """Merges of BPE, in order."""
         return _merges(self.roles.backend_tokenizer.to_str())
 
     def differences(self, start: Tokens) -> tuple[str, list[str]]:
-        """None: it is what transformers made."""
+        """Its class, and no differences."""
         return type(self.roles).__name__, []
 
     def save(self, folder: Path) -> None:
-        """Write it as transformers does."""
+        """Save it with transformers."""
         self.roles.save_pretrained(folder)
 
 
@@ -127,14 +127,14 @@ Source = FolderSource | ObjectSource
 
 
 def model_state(source: Source, backend: Tokenizer) -> list[Any]:
-    """All that a model's pieces do not say of how it puts them together, JSON-like."""
+    """Everything of a tokenizer's model besides its pieces, as JSON-like values."""
     if type(backend.model).__name__ != "BPE":
         return [bytes_digest(backend.model.__getstate__())]
     return [sorted(model_rules(backend).items()), source.merges()]
 
 
 def text_rules(source: Source, backend: Tokenizer) -> list[Any]:
-    """All that decides how a text becomes ids, and ids bytes, JSON-like."""
+    """Everything that determines the ids of a text and the bytes of ids, as JSON-like values."""
     steps = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
     rules = [None if step is None else step.__getstate__().decode() for step in steps]
     added = sorted(backend.get_added_tokens_decoder().items())
@@ -147,17 +147,17 @@ def _merges(tokenizer_json: str) -> list[list[str]]:
     merges = json.loads(tokenizer_json)["model"].get("merges", [])
     if merges and isinstance(merges[0], str):
         return [merge.split(" ") for merge in merges]
-    found: list[list[str]] = merges
-    return found
+    pairs: list[list[str]] = merges
+    return pairs
 
 
 def converted(folder: Path, ref: ModelRef, *, name: str) -> ObjectSource:
-    """transformers' own conversion of files that are no tokenizer.json.
+    """Convert other tokenizer files than tokenizer.json with transformers.
 
     Args:
-        folder: With sentencepiece, tiktoken or tekken files, or vocabulary and merges.
-        ref: Of the model.
-        name: Of the model, for messages.
+        folder: Folder with sentencepiece, tiktoken or tekken files, or vocabulary and merges.
+        ref: The model in the run file.
+        name: Name of the model, for messages.
 
     Raises:
         ModelError: There are no such files, or transformers cannot convert them.
@@ -171,9 +171,7 @@ def converted(folder: Path, ref: ModelRef, *, name: str) -> ObjectSource:
         made = _of_tekken(folder) if tekken else _of_class(folder, ref, name=name)
     except ModelError:
         raise
-    except (
-        Exception
-    ) as error:  # sentencepiece, tiktoken and a model's own code raise what they like
+    except Exception as error:  # converters and a model's own code may raise anything
         raise ModelError(
             f"tokenizer of {name} cannot be converted",
             where=ref.model,
@@ -188,7 +186,7 @@ def converted(folder: Path, ref: ModelRef, *, name: str) -> ObjectSource:
             got=type(made).__name__,
             hint=f"save it as {TOKENIZER_FILE} beside the weights",
         )
-    # tekken.json says nothing of BOS; the library that it belongs to always begins with it.
+    # tekken.json does not have the BOS rule; Mistral's library always puts BOS first.
     return ObjectSource(made, adds_bos=True if tekken else None)
 
 
@@ -208,5 +206,5 @@ def _of_tekken(folder: Path) -> Any:
 
 def is_tekken_alone(folder: Path) -> bool:
     """Whether Mistral's tekken.json is the only tokenizer file that can be read."""
-    others = [*folder.glob("*.model"), *folder.glob("vocab.*"), folder / TOKENIZER_FILE]
-    return (folder / TEKKEN_FILE).exists() and not any(path.exists() for path in others)
+    alternatives = [*folder.glob("*.model"), *folder.glob("vocab.*"), folder / TOKENIZER_FILE]
+    return (folder / TEKKEN_FILE).exists() and not any(path.exists() for path in alternatives)

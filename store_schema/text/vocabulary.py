@@ -1,6 +1,6 @@
-"""A vocabulary as a table id -> bytes: all that the rest of the project knows about a tokenizer.
+"""A vocabulary as a table from id to bytes.
 
-The table is proved on every text that is tokenised: the tokens' joined bytes are the text.
+The table is checked on every text that is tokenised: the joined bytes of its tokens must be the text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_NFC = (
 )
 _CHANGES_TEXT = (
     "the tokenizer changes text (normaliser, white space or unknown token): leave such documents out "
-    "with `corpus.on_bad: drop`, or take a model whose tokenizer gives every text back"
+    "with `corpus.on_bad: drop`, or take a model whose tokenizer does not change text"
 )
 
 
@@ -35,10 +35,9 @@ class Vocabulary:
     """Bytes of every token.
 
     Args:
-        written: Bytes by id; for special tokens how they are written, b"" for unused ids.
-        special: [V] bool, True where an id stands for a role (BOS, EOS, padding, unknown).
-        unknown: Ids that the model gives text it has no piece for. Known where the tokenizer is at
-            hand; a table read from a store has none.
+        written: Bytes by id; the name of a special token, b"" for unused ids.
+        special: [V] bool, True for special tokens (BOS, EOS, padding, unknown).
+        unknown: Ids of tokens for text without a piece. Empty in a table read from a store.
     """
 
     written: tuple[bytes, ...]
@@ -49,43 +48,43 @@ class Vocabulary:
         return len(self.written)
 
     def first(self, size: int) -> Vocabulary:
-        """The table of ids below `size` alone."""
+        """The table of the ids below `size`."""
         unknown = frozenset(i for i in self.unknown if i < size)
         return Vocabulary(self.written[:size], self.special[:size], unknown)
 
     @cached_property
     def tokens(self) -> tuple[bytes, ...]:
-        """Bytes by id as a model means them: a special token stands for no text."""
+        """Bytes of text by id: as `written`, but b"" for special tokens."""
         pairs = zip(self.written, self.special.tolist(), strict=True)
         return tuple(b"" if special else token for token, special in pairs)
 
     def spelling(self, token_id: int) -> bytes:
-        """How a token is written; models may have ids that their tokenizer does not know."""
+        """`written` of a token; "<id N>" for ids that the tokenizer does not have."""
         if token_id < len(self.written) and self.written[token_id]:
             return self.written[token_id]
         return f"<id {token_id}>".encode()
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """[V] bytes of each token."""
+        """[V] lengths of `tokens` in bytes."""
         return np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
 
     @cached_property
     def written_lengths(self) -> npt.NDArray[np.int64]:
-        """[V] bytes of each token as it is written."""
+        """[V] lengths of `written` in bytes."""
         return np.fromiter(map(len, self.written), np.int64, len(self.written))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the table: tokenizers with one table may still split otherwise."""
+        """Fingerprint of the table. Tokenizers with the same table may still split differently."""
         special = np.flatnonzero(self.special).tolist()
         return fingerprint([[token.hex() for token in self.written], special])
 
     def byte_ends(self, ids: Sequence[int], text: bytes, *, where: str) -> npt.NDArray[np.uint32]:
-        """End of each token in `text`, proved.
+        """Byte after each token in `text`; checks that the tokens join to the text.
 
-        A tokenizer that puts a space of its own before the text (SentencePiece's dummy prefix) is
-        met half-way: that one space takes no bytes.
+        A space that the tokenizer puts before the text (SentencePiece's dummy prefix) is accepted and
+        counts no byte.
 
         Args:
             ids: Tokens of the whole text.
@@ -101,8 +100,8 @@ class Vocabulary:
         table, lengths = self.tokens, self.lengths
         joined = b"".join([table[i] for i in ids])
         if joined not in (text, b" " + text):
-            # Some tokenizers read "<s>" in a text as their BOS whatever they are told. An unknown
-            # token is none of them: that its spelling stands in the text is chance.
+            # Some tokenizers always read "<s>" in a text as their BOS. An unknown token is different:
+            # if its name is in the text, that is chance.
             if not any(self.special[i] for i in ids) or not self.unknown.isdisjoint(ids):
                 raise self._difference(ids, text, where)
             table, lengths = self.written, self.written_lengths
@@ -117,7 +116,7 @@ class Vocabulary:
         joined = b"".join([self.tokens[i] for i in ids])
         joined = joined[joined.startswith(b" ") and not text.startswith(b" ") :]
         if joined == unicodedata.normalize("NFC", text.decode(errors="replace")).encode():
-            what = "the tokenizer normalises text to NFC, and the corpus is not"
+            what = "the tokenizer normalises text to NFC, but the corpus is not in NFC"
             return TokenizerError(what, where=where, hint=_NOT_NFC)
         same = next(
             (i for i, (a, b) in enumerate(zip(joined, text, strict=False)) if a != b),
@@ -150,13 +149,13 @@ class Vocabulary:
             CorruptionError: Not such a file.
         """
         try:
-            # Not buffered ahead: a thread of Arrow's that lets go of a Python buffer while the
-            # interpreter ends takes the process down with it.
+            # A prefetch thread of Arrow that frees a Python buffer while the interpreter shuts down
+            # crashes the process.
             table = pq.read_table(
                 pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False
             )
             matches = table.schema.equals(VOCABULARY_SCHEMA)
-        # Damaged bytes come out of the Parquet reader as any of these.
+        # The Parquet reader may raise any of these for damaged bytes.
         except (pa.ArrowException, ValueError, TypeError, OSError) as error:
             raise CorruptionError("vocabulary unreadable", where=where, got=str(error)) from error
         sound = matches and not any(column.null_count for column in table.columns)

@@ -1,1 +1,1 @@
-"""One file for each method: its options, and how it is made ready for a source."""
+"""One file for each method: its options, and how its aligner is made for a source."""

@@ -15,13 +15,13 @@ class Bytes(MethodKind):
     """Any two tokenizers: the chain rule on bytes (below); the default."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.chain.project import BytesAligner
         from align.prepare.prepare import vocabulary_map
 
         return BytesAligner(vocabulary_map(sides, stop), sides.section.max_entries)
 
     def counts_text(self, section: Any) -> bool:
-        """Unless all mass goes to the first token."""
+        """True unless all mass goes to the first token."""
         counted: bool = section.continuation != "first_token"
         return counted

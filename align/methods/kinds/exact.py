@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class Exact(MethodKind):
-    """Source and target share one vocabulary, padded or with special tokens added: copied, and checked
-    to tokenise alike.
+    """Source and target have one vocabulary, perhaps padded or with special tokens added: distributions
+    are copied, and every segment's tokens are checked to be the same.
     """
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.methods.exact import ExactAligner
         from align.prepare.prepare import eos_ids
 
         return ExactAligner(sides.reader.location.url, sides.target.vocab_size, eos_ids(sides))
 
     def check(self, source: Vocabulary, target: Vocabulary, where: str) -> None:
-        """As `MethodKind.check` says."""
+        """See `MethodKind.check`."""
         from align.methods.exact import require_same_vocabulary
 
         require_same_vocabulary(source, target, where=where)
 
     def top_k(self, section: Any, source_top_k: int) -> int:
-        """All that the source store has."""
+        """As many as the source store has."""
         return source_top_k

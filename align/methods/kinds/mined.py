@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Mined(MethodKind):
-    """FuseLLM: tokens matched by time warping, vocabulary by least edit distance."""
+    """FuseLLM: tokens matched by dynamic time warping, vocabularies by least edit distance."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.papers.carry import CarryOptions
         from align.papers.mined import MinedAligner
         from align.prepare.prepare import nearest

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Spans(MethodKind):
-    """No entries, only the source's log-probability of the bytes between common boundaries (ALM)."""
+    """No entries, only the source's log-probability of each common span (ALM)."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.methods.method import SpansAligner
 
         return SpansAligner()

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class Stats(MethodKind):
-    """FuseChat: as mined, the vocabulary map by how often tokens met."""
+    """FuseChat: as mined, but vocabularies matched by how often tokens stand at the same text."""
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
-        """As `MethodKind.make` says."""
+        """See `MethodKind.make`."""
         from align.papers.carry import CarryOptions
         from align.papers.stats import StatsAligner
-        from align.prepare.prepare import met_most
+        from align.prepare.prepare import most_matched
 
         options = CarryOptions(max_entries=sides.section.max_entries)
-        return StatsAligner(met_most(sides, stop), sides.target.vocab_size, options)
+        return StatsAligner(most_matched(sides, stop), sides.target.vocab_size, options)
 
     def counts_text(self, section: Any) -> bool:
-        """Always."""
+        """Always true."""
         return True

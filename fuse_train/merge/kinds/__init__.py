@@ -1,1 +1,1 @@
-"""One file a method of merging."""
+"""One file for each method of merging."""

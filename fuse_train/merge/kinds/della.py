@@ -73,7 +73,7 @@ class Della(DeltaKind):
 def keep_probabilities(
     delta_E: torch.Tensor, row_length: int, options: DellaSection
 ) -> torch.Tensor:
-    """Probability that each entry is kept, float32 [E]; of equal ones the first counts as smaller."""
+    """Probability that each entry is kept, float32 [E]; of equal entries the first ranks lower."""
     import torch
 
     rows = delta_E.abs().view(-1, row_length)

@@ -25,13 +25,13 @@ class SceSection(StrictModel):
     """Share of the entries that is selected: those on which the models differ most, counted among
     the entries on which they differ at all."""
     select_for: Literal["all", "weights"] = "all"
-    """What the selection is for. all: what is not selected stays as in the base (the paper's text,
-    and mergekit). weights: the models' weights come from the selection, and all entries are merged
+    """all: only selected entries are merged, the rest stays as in the base (the paper's text, and
+    mergekit). weights: the models' weights come from the selected entries, and all entries are merged
     (the paper's public code)."""
 
 
 class Measured(NamedTuple):
-    """What is known of a tensor: the selected entries (None for all), and weights [K]."""
+    """Figures of a tensor: the selected entries (None for all), and the models' weights [K]."""
 
     selected: Largest | None
     eta_K: torch.Tensor
@@ -81,7 +81,7 @@ class Sce(MergeKind):
 
 
 def variance(deltas_KE: torch.Tensor) -> torch.Tensor:
-    """Of each entry over the models, float32 [1, E]."""
+    """Variance of each entry over the models, float32 [1, E]."""
     mean_E = summed(deltas_KE).div_(len(deltas_KE))
     return summed((deltas_KE - mean_E).square_()).div_(len(deltas_KE))[None]
 

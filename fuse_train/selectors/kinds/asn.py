@@ -23,39 +23,39 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 class AsnSection(LearnedOptions):
-    """The adaptive selection network, and the constant gate: which source counts, by position."""
+    """Options of the adaptive selection network, and of the constant gate."""
 
     preset: Literal["fusion-x"] | None = None
-    """fusion-x: the paper's network (rewards of the segment in, M -> 2M -> M -> M) with its threshold
-    0.15, trained through the fusion loss; fields given beside it win. Its feedback weight is 0.5
+    """fusion-x: the paper's network (on rewards of the segment; M -> 2M -> M -> M) with its threshold
+    0.15, trained through the fusion loss; other fields override it. The paper's feedback weight is 0.5
     (`train.feedback_weight`), its lambda 0.9 (`train.clm_weight`)."""
     untrained: bool = False
-    """With `preset: fusion-x`, what its public code does: the network is made again for every batch and
-    never trained, so its choice is a random one. To compare with."""
+    """With `preset: fusion-x`, as in its public code: the network is created again for every batch and
+    never trained, so its weights are random. For comparison."""
     hidden_size: int = Field(default=32, gt=0, le=4096)
     """Width of the scorer's two hidden layers."""
     granularity: Literal["span", "position", "segment"] = "span"
-    """One choice where no source is inside a token, kept until the next such place (with one tokenizer
-    for all, every position); one per position; or one per segment, in hindsight."""
-    features: Literal["all", "past"] = "past"
-    """Whether a row's own distributions are looked at, or only what happened before the row."""
+    """Weights per span, which begins where no source is inside a token (with one tokenizer for all,
+    every position); per position; or per segment, in hindsight."""
+    features: Literal["past"] = "past"
+    """Features of earlier rows only: those of the row's own distributions would leak the label."""
 
     @model_validator(mode="before")
     @classmethod
-    def _with_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        name = given.get("preset")
+    def _with_preset(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        name = fields.get("preset")
         below = _PRESETS[name] if name in list(_PRESETS) else {}
-        if given.get("untrained"):
+        if fields.get("untrained"):
             below = below | {"pretrain_steps": 0}
-        return {**below, **given}
+        return {**below, **fields}
 
     @model_serializer(mode="wrap")
-    def _as_before_one_could_choose(self, plainly: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = plainly(self)
+    def _without_default_untrained(self, serialize: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
         if not self.untrained:
-            del fields["untrained"]  # fingerprints of runs stay
+            del fields["untrained"]  # keeps fingerprints from before this option existed
         return fields
 
     @model_validator(mode="after")
@@ -76,11 +76,11 @@ class Asn(LearnedKind):
     made_of = ("hedge",)
 
     def needs_features(self, options: AsnSection) -> bool:
-        """The paper's network looks at rewards alone."""
+        """The paper's network reads rewards alone."""
         return options.preset is None
 
     def network(self, options: AsnSection, num_sources: int) -> Selector:
-        """As `LearnedKind.network` says."""
+        """See `LearnedKind.network`."""
         from fuse_train.selectors.asn import SharedScorer
         from fuse_train.selectors.gates import RewardNetwork
 

@@ -30,7 +30,7 @@ class Author(RuleKind):
 
     section = AuthorSection
     hindsight = True
-    given = True
+    needs_options = True
 
     def weights(self, view: SourceView, options: AuthorSection | None) -> torch.Tensor:
         """All weight on the author."""

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 LEAST_WEIGHT = 1e-3
-"""Before weights are scaled to sum 1; below it a source is as good as gone."""
+"""Least weight that is tried, before weights are scaled to sum 1."""
 
 
 class BayesSection(StrictModel):
     """Selector bayes: one weight per source, found by Bayesian optimisation on valid text."""
 
     trials: int = Field(default=60, gt=0)
-    """Weights that are tried."""
+    """Number of weights that are tried."""
 
 
 class Bayes(SearchedKind):
@@ -44,7 +44,7 @@ class Bayes(SearchedKind):
     always_in_fingerprint = True
 
     def trials(self, options: BayesSection) -> int:
-        """As the run file says."""
+        """See `BayesSection.trials`."""
         return options.trials
 
     def search(
@@ -54,11 +54,11 @@ class Bayes(SearchedKind):
         seed: int,
         on_trial: Callable[[int, float], None] | None,
     ) -> Selector:
-        """As `SearchedKind.search` says."""
+        """See `SearchedKind.search`."""
         from fuse_train.selectors.selectors import StaticSelector
 
-        found = search_weights(logprobs_RM, trials=options.trials, seed=seed, on_trial=on_trial)
-        return StaticSelector(found)
+        best = search_weights(logprobs_RM, trials=options.trials, seed=seed, on_trial=on_trial)
+        return StaticSelector(best)
 
 
 def mixture_nats(weights_M: Floats, logprobs_RM: Floats) -> float:
@@ -85,7 +85,7 @@ def search_weights(
         logprobs_RM: Nats of labels that every source knows.
         trials: How many weights are tried.
         seed: Of the proposals; the same seed finds the same weights.
-        on_trial: Told the number of trials done and the least NLL so far in nats per row.
+        on_trial: Called with the number of trials done and the lowest NLL so far, nats per row.
 
     Returns:
         [M] weights, sum 1.
@@ -93,7 +93,7 @@ def search_weights(
     Raises:
         ConfigError: optuna is not installed.
 
-    Source: Bergstra et al. 2011 (TPE), as optuna has it.
+    Source: Bergstra et al. 2011 (TPE), optuna's implementation.
     """
     import numpy as np
 
@@ -116,11 +116,11 @@ def search_weights(
     for name in names:
         study.enqueue_trial(dict.fromkeys(names, LEAST_WEIGHT) | {name: 1.0})
 
-    def told(study: Any, trial: Any) -> None:
+    def report(study: Any, trial: Any) -> None:
         if on_trial is not None:
             on_trial(trial.number + 1, study.best_value)
 
-    study.optimize(objective, n_trials=max(trials, num_sources + 1), callbacks=[told])
+    study.optimize(objective, n_trials=max(trials, num_sources + 1), callbacks=[report])
     return tuple(scaled(study.best_params).tolist())
 
 

@@ -19,7 +19,7 @@ class Constant(LearnedKind):
     made_of = ("hedge",)
 
     def network(self, options: AsnSection, num_sources: int) -> Selector:
-        """As `LearnedKind.network` says."""
+        """See `LearnedKind.network`."""
         from fuse_train.selectors.gates import ConstantGate
 
         return ConstantGate(options, num_sources)

@@ -21,7 +21,7 @@ class HedgeSection(StrictModel):
     rate: float = Field(default=0.5, gt=0)
     """eta; 1 is the Bayes mixture of the sources, less is better where none of them is the true one."""
     share: float = Field(default=0.03, ge=0, lt=1)
-    """Fixed share: how likely the best source changes before a token; 0 for one per segment."""
+    """Fixed share: probability that the best source changes before a token; 0 for one per segment."""
 
 
 class Hedge(RuleKind):
@@ -29,17 +29,17 @@ class Hedge(RuleKind):
     mixture, 0.5 the default), with fixed share for text that switches (`hedge.share`, 0.03; Herbster
     and Warmuth).
 
-    Weights are those of the span's first row (pools.py): inside a token losses are not settled.
+    Weights are those of the span's first row (pools.py): inside a token its NLL is not complete.
     """
 
     section = HedgeSection
     always_in_fingerprint = True
 
     def weights(self, view: SourceView, options: HedgeSection) -> torch.Tensor:
-        """See hedge.py of the folder above."""
+        """See fuse_train/selectors/hedge.py."""
         from fuse_train.selectors.hedge import log_weights
-        from fuse_train.selectors.pools import held
+        from fuse_train.selectors.pools import hold_over_spans
         from fuse_train.selectors.selectors import covered_softmax
 
         logs_SBTM = log_weights(view.past_logprobs_BTM, rate=options.rate, shares=(options.share,))
-        return covered_softmax(held(logs_SBTM[0], view.begins_BT), view.covered_BTM)
+        return covered_softmax(hold_over_spans(logs_SBTM[0], view.begins_BT), view.covered_BTM)

@@ -18,24 +18,24 @@ class Static(RuleKind):
     section = dict[str, float] | None
     section_at = "static_weights"
     always_in_fingerprint = True
-    given = True
+    needs_options = True
 
     def default_options(self) -> None:
-        """Weights have to be given."""
+        """None: there are no default weights."""
 
     def check(self, options: dict[str, float] | None) -> None:
-        """Weight by source; they need not sum to 1."""
+        """Refuse no weights, negative ones, or only zeros; they need not sum to 1."""
         if not options:
             raise ValueError("selector static needs static_weights")
         if min(options.values()) < 0 or sum(options.values()) <= 0:
             raise ValueError("static_weights must be 0 or more, and not all 0")
 
     def make(self, options: dict[str, float] | None, sources: Sequence[str]) -> Selector:
-        """As `RuleKind.make` says."""
+        """See `RuleKind.make`."""
         from fuse_train.selectors.selectors import StaticSelector
 
-        given = options or {}
-        unknown = sorted(set(given) - set(sources))
+        weights = options or {}
+        unknown = sorted(set(weights) - set(sources))
         if unknown:
             raise ConfigError(
                 "weights of unknown sources",
@@ -43,4 +43,4 @@ class Static(RuleKind):
                 expected=", ".join(sources),
                 got=", ".join(unknown),
             )
-        return StaticSelector([given.get(name, 0.0) for name in sources])
+        return StaticSelector([weights.get(name, 0.0) for name in sources])

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from store_schema.errors import TokenizerError
 from store_schema.plan.plan import Segment
-from store_schema.text.behind import read_behind
+from store_schema.text.space_prefix import read_without_space
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.published_tokenizers import tokenizer_folder
 from tests.tiny import tiny_tokenizer
@@ -145,5 +145,5 @@ def test_a_text_that_joins_with_every_mark_keeps_the_space() -> None:
             found.append((list(range(len(ends))), np.array(ends, np.uint32)))
         return found
 
-    [(ids, ends)] = read_behind(["word"], ["here"], [False], read)  # type: ignore[arg-type]
+    [(ids, ends)] = read_without_space(["word"], ["here"], [False], read)  # type: ignore[arg-type]
     assert (ids, ends.tolist()) == ([0], [4])

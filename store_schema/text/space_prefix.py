@@ -1,4 +1,4 @@
-"""Tokens of a text that stands behind something, for tokenizers that put a space before every text."""
+"""Tokens of a text that follows other text, for tokenizers that put a space before every text."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ import numpy.typing as npt
 from store_schema.errors import TokenizerError
 
 TextTokens = tuple[list[int], npt.NDArray[np.uint32]]
-"""Ids of a text, and the end of each token in its UTF-8 bytes."""
+"""Ids of a text, and the byte after each token in its UTF-8 bytes."""
 Reader = Callable[[Sequence[str], Sequence[str]], list[TextTokens]]
-"""Texts and where they stand to their tokens."""
+"""From texts, and names of their segments for messages, to their tokens."""
 
 MARKS = ("\n", ".")
-"""What a text is read behind, so that it gets no space. The second is for texts whose beginning makes
-one token with the first, and for tokenizers that change line ends."""
+"""Characters that are put before a text so that it gets no space. The second is for texts whose
+beginning forms one token with the first, and for tokenizers that change line ends."""
 
 
-def read_behind(
+def read_without_space(
     texts: Sequence[str], where: Sequence[str], opens: Sequence[bool], read: Reader
 ) -> list[TextTokens]:
-    """Tokens of texts, without the space where a text does not open what the tokenizer reads.
+    """Tokens of texts, without the space for those that do not get it (`ReadContext.opens`).
 
-    A text whose beginning makes a token with every mark is read with the space after all.
+    A text whose beginning forms one token with every mark is tokenised with the space nevertheless.
 
     Args:
-        texts: To be read.
-        where: Of each, for messages.
+        texts: The texts.
+        where: Name of each, for messages.
         opens: `ReadContext.opens` of each.
-        read: The tokenizer's own way, with the space.
+        read: Tokenises with the space.
+
+    Returns:
+        The tokens of each text.
     """
     found: dict[int, TextTokens] = {}
     for mark in filter(lambda mark: _is_one_token(mark, read), MARKS):
@@ -53,7 +56,7 @@ def _is_one_token(mark: str, read: Reader) -> bool:
 
 
 def _without(tokens: TextTokens, size: int) -> TextTokens | None:
-    """Tokens behind the mark; None where one token is of both."""
+    """Tokens after a mark of `size` bytes; None where a token has bytes of both."""
     ids, ends = tokens
     first = int(np.searchsorted(ends, size, side="right"))
     if first == 0 or ends[first - 1] != size:

@@ -6,7 +6,13 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from align.chain.found import add_mass, allocate_found, allocate_scratch, clear, heaviest
+from align.chain.target_mass import (
+    add_mass,
+    allocate_scratch,
+    allocate_target_mass,
+    clear,
+    heaviest,
+)
 
 MASSES = st.one_of(
     st.floats(0.0, 1.0),
@@ -37,20 +43,20 @@ def test_many_tokens_of_one_mass() -> None:
 
 def check(size: int, given_masses: list[tuple[int, float]], limit: int, label: int) -> None:
     given_masses = [*given_masses, (label, 0.125)]
-    found, scratch = allocate_found(size), allocate_scratch(size)
+    target_mass, scratch = allocate_target_mass(size), allocate_scratch(size)
     expected: dict[int, float] = {}
     for token, mass in given_masses:
-        add_mass(token, mass, found)
+        add_mass(token, mass, target_mass)
         if mass > 0:
             expected[token] = expected.get(token, 0.0) + mass
-    assert found.number[0] == len(expected)
+    assert target_mass.number[0] == len(expected)
     ids, masses = np.zeros(size + 3, np.uint32), np.zeros(size + 3)
-    stop = heaviest(found, label, limit, scratch, ids, masses, 3)
+    stop = heaviest(target_mass, label, limit, scratch, ids, masses, 3)
     order = sorted(expected, key=lambda token: (-np.float32(expected[token]), token))[:limit]
     if label not in order:
         order[-1] = label
     assert ids[3:stop].tolist() == order
     assert masses[3:stop].tolist() == [expected[token] for token in order]
-    clear(found)
-    assert not found.masses.any()
-    assert found.number[0] == 0
+    clear(target_mass)
+    assert not target_mass.masses.any()
+    assert target_mass.number[0] == 0
