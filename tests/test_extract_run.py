@@ -32,6 +32,10 @@ from tests.tiny import tiny_model, tiny_tokenizer
 pytestmark = pytest.mark.usefixtures("quick_processes")
 
 
+PLAIN = sys.executable
+"""Loads everything by itself, as a user's does, and so do its children."""
+
+
 def command(*words: object) -> list[str]:
     """Of a process of its own."""
     return [sys.executable, "-m", "extract", *map(str, words)]
@@ -111,7 +115,10 @@ def test_rows_are_the_models_own(tmp_path: Path, tiny_models: dict[str, Path], s
                 np.testing.assert_allclose(-np.sort(-truth)[:8], truth[found], atol=1e-4)
 
 
-def test_run_reports_and_is_a_no_op(tmp_path: Path, two_models: dict[str, Path]) -> None:
+def test_run_reports_and_is_a_no_op(
+    tmp_path: Path, two_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", PLAIN)
     path = planned(tmp_path, two_models)
     finished = subprocess.run(command("run", path), capture_output=True, text=True, check=True)
     assert "engine (cpu) ready in" in finished.stderr

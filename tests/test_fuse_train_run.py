@@ -29,6 +29,8 @@ from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 
 pytestmark = pytest.mark.usefixtures("quick_processes")
+PLAIN = sys.executable
+"""Loads everything by itself, as a user's does."""
 
 TIMED = ("tokens_per_s", "seconds", "wait_seconds")
 LOSS_KEYS = {"step", "num_steps", "loss", "clm", "lr", "grad_norm", *TIMED}
@@ -201,8 +203,9 @@ def wait_for_step(process: subprocess.Popen, log: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch) -> None:
     """SIGTERM, then kill -9, then to the end: the same bits as one run without a stop."""
+    monkeypatch.setattr(sys, "executable", PLAIN)
     settings = {"max_steps": 60, "checkpoint_every": 7, "eval_every": 10, "control": False}
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     whole = make_run(straight, train=settings)

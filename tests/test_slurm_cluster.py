@@ -155,10 +155,10 @@ class Limited:
 
 @pytest.fixture(scope="module")
 def limited(
+    cluster: Cluster,  # first: without one, nothing is made
     tmp_path_factory: pytest.TempPathFactory,
     planned: Path,
     tiny_models: dict[str, Path],
-    cluster: Cluster,
 ) -> Limited:
     """A worker that is warned and one that is not, begun before all tests: a limit takes a minute."""
     folder = tmp_path_factory.mktemp("limited")
