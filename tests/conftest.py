@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,14 +21,38 @@ from hypothesis import HealthCheck, settings
 
 from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
 
+RAM_DISK = Path("/dev/shm")
+RAM_DISK_BYTES = 6 << 30
+"""Free bytes from which on temporary files go there: removing them from a disk took half the time."""
+
+
+def _take_ram_disk() -> None:
+    """Temporary files of the tests and their processes go to memory, where there is room for them."""
+    if "TMPDIR" in os.environ or not os.access(RAM_DISK, os.W_OK):
+        return
+    no_programs = os.statvfs(RAM_DISK).f_flag & os.ST_NOEXEC  # tests write scripts and run them
+    if not no_programs and shutil.disk_usage(RAM_DISK).free >= RAM_DISK_BYTES:
+        os.environ["TMPDIR"] = str(RAM_DISK)
+        tempfile.tempdir = None  # what it has found before
+
+
+_take_ram_disk()
+
 settings.register_profile(
     "house", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("house")
 
 
+def pytest_collection_finish() -> None:
+    """What libraries have made by now stays: the collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 LONGEST = (
-    *("test_slurm_cluster.py", "test_extract_generate_vllm.py", "test_fuse_train_processes.py"),
+    *("test_published_families.py", "test_slurm_cluster.py", "test_extract_generate_vllm.py"),
+    *("test_extract_vllm_engine.py", "test_fuse_train_processes.py"),
     *("test_extract_run.py", "test_end_to_end.py", "test_fuse_train_run.py"),
 )
 """Files that take minutes: begun first, so that two test processes end at about the same time."""
@@ -35,10 +64,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
+def pytest_unconfigure() -> None:
+    """Libraries complain at the end of what is not collected."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +118,51 @@ def chat_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.generate_runs import make_chat_models
 
     return make_chat_models(tmp_path_factory.mktemp("chat_models"))
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A program in place of Python that starts with its libraries loaded."""
+    from tests import forked_python
+
+    with forked_python.forked_python(tmp_path_factory.mktemp("forked")) as program:
+        yield program
+
+
+@pytest.fixture(scope="module")
+def quick_processes(forked_python: Path) -> Iterator[None]:
+    """Processes that this one starts are forks of one that has the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(forked_python))
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_vllm_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """As `quick_processes`, with vLLM among the libraries."""
+    pytest.importorskip("vllm")
+    from tests.forked_python import LIBRARIES, VLLM_LIBRARIES
+
+    with _forks(tmp_path_factory.mktemp("forked"), (*LIBRARIES, *VLLM_LIBRARIES)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_bare_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """As `quick_processes`, without a module of ours: what is on the path enters our registries."""
+    from tests.forked_python import THEIRS
+
+    with _forks(tmp_path_factory.mktemp("forked"), THEIRS):
+        yield
+
+
+@contextmanager
+def _forks(folder: Path, libraries: tuple[str, ...]) -> Iterator[None]:
+    from tests.forked_python import forked_python
+
+    with forked_python(folder, libraries) as program, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(program))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 SlurmdParameters=config_overrides
 EnforcePartLimits=ALL
 MpiDefault=none
@@ -49,7 +49,7 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmdLogFile={folder}/slurmd.log
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
-NodeName={host} NodeAddr=127.0.0.1 CPUs=3 RealMemory=4096 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=5 RealMemory=4096 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP
 """
 
@@ -67,6 +67,8 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.beside: set[str] = set()
+        """Jobs that nobody waits for yet: the queue is told without them."""
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 240.0) -> None:
         """Wait for a condition; the daemons' logs are part of the failure."""
@@ -84,11 +86,15 @@ class Cluster:
         return "\n".join(parts)
 
     def queue(self) -> list[tuple[str, str, str, str]]:
-        """Job id, task id, state and script's stem of every task that waits or runs."""
+        """Job id, task id, state and script's stem of every task that waits or runs, but `beside`."""
         form = "--format=%F|%K|%T|%o"
         lines = _output("squeue", "--noheader", "--array", form).splitlines()
         rows = [line.split("|") for line in lines]
-        return [(job, task, state, Path(script).stem) for job, task, state, script in rows]
+        return [
+            (job, task, state, Path(script).stem)
+            for job, task, state, script in rows
+            if job not in self.beside
+        ]
 
     def tasks(self, stem: str, state: str = "RUNNING") -> list[str]:
         """`scontrol`'s and `scancel`'s names of a script's tasks in a state."""

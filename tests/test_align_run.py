@@ -38,6 +38,8 @@ from store_tools.cli import store
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 TEXTS = [text for texts in SAMPLE_TEXTS.values() for text in texts]
 NUM_SHARDS = 6
 

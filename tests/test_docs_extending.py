@@ -33,6 +33,8 @@ from tests.test_align_run import make_run as make_source
 from tests.test_fuse_train_selectors import view
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.usefixtures("quick_bare_processes")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "extending.md"
 ROOMS = {

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from logitfuse import main
 from tests.tiny import SAMPLE_TEXTS
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 STAGES = [
     ("corpus", "build"),
     ("extract", "plan"),

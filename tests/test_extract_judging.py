@@ -35,6 +35,8 @@ from tests.judge_runs import (
     wrong,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXACT = judges("exact_answer")
 

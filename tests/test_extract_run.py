@@ -29,7 +29,16 @@ from tests.command import ok, refused
 from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
-COMMAND = [sys.executable, "-m", "extract"]
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
+
+PLAIN = sys.executable
+"""Loads everything by itself, as a user's does, and so do its children."""
+
+
+def command(*words: object) -> list[str]:
+    """Of a process of its own."""
+    return [sys.executable, "-m", "extract", *map(str, words)]
 
 
 @pytest.fixture
@@ -106,11 +115,12 @@ def test_rows_are_the_models_own(tmp_path: Path, tiny_models: dict[str, Path], s
                 np.testing.assert_allclose(-np.sort(-truth)[:8], truth[found], atol=1e-4)
 
 
-def test_run_reports_and_is_a_no_op(tmp_path: Path, two_models: dict[str, Path]) -> None:
+def test_run_reports_and_is_a_no_op(
+    tmp_path: Path, two_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", PLAIN)
     path = planned(tmp_path, two_models)
-    finished = subprocess.run(
-        [*COMMAND, "run", str(path)], capture_output=True, text=True, check=True
-    )
+    finished = subprocess.run(command("run", path), capture_output=True, text=True, check=True)
     assert "engine (cpu) ready in" in finished.stderr
     assert re.search(r"prose: (1,991)/\1 tok, .* kB written", finished.stderr)
     assert re.search(r"prose +(\d+)/\1 ", finished.stdout)
@@ -160,10 +170,10 @@ def test_two_workers_share_the_shards(tmp_path: Path, two_models: dict[str, Path
 def test_kill_and_rerun_equals_an_uninterrupted_run(
     tmp_path: Path, two_models: dict[str, Path]
 ) -> None:
-    path = planned(tmp_path, two_models, repeat=40)
+    path = planned(tmp_path, two_models, repeat=14)
     commits = tmp_path / "run" / "stores" / "prose" / "commits"
-    command = [*COMMAND, "run-source", str(path), "--source", "prose"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    words = command("run-source", path, "--source", "prose")
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as process:
         wait_for(lambda: commits.is_dir() and len(list(commits.glob("*.json"))) >= 2, process)
         process.kill()
     assert process.returncode == -signal.SIGKILL
@@ -183,11 +193,15 @@ def test_kill_and_rerun_equals_an_uninterrupted_run(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_parent_stops_its_child(
-    tmp_path: Path, two_models: dict[str, Path], number: signal.Signals
+    tmp_path: Path,
+    two_models: dict[str, Path],
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = planned(tmp_path, two_models, repeat=60)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # what a killed parent leaves
+    path = planned(tmp_path, two_models, repeat=20)
     store = tmp_path / "run" / "stores" / "prose"
-    process = subprocess.Popen([*COMMAND, "run", str(path)], stderr=subprocess.PIPE)
+    process = subprocess.Popen(command("run", path), stderr=subprocess.PIPE)
     wait_for(lambda: (store / "commits").is_dir() and os.listdir(store / "commits"), process)
     process.send_signal(number)
     # The pipe closes only when parent and child are gone: communicate waits for both.

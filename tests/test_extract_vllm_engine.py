@@ -15,6 +15,7 @@ from tests.engine_contract import LONGEST
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_vllm_processes"),
     pytest.mark.vllm,
     pytest.mark.slow,
     pytest.mark.skipif(

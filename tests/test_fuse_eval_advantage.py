@@ -16,6 +16,8 @@ from tests import command
 from tests.command import ok
 from tests.judge_runs import PROMPTS, answered, half_right, judged, judges, make_models, wrong
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:

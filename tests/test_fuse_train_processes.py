@@ -20,6 +20,8 @@ from fuse_train.machine.processes import first_to_report, is_main, progress_stre
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_run import lines_of, same, timeless, weights
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 SETTINGS = {
     "max_steps": 10,
     "checkpoint_every": 4,
@@ -57,7 +59,10 @@ def launch(
     program = ["-m", "tests.train_driver", "run", str(folder / "run.yaml"), *options]
     return subprocess.run(
         [sys.executable, *starters[launcher], *program],
-        env=os.environ | ENVIRONMENT | {"ACCELERATE_USE_CPU": "true"} | environment,
+        env=os.environ
+        | ENVIRONMENT
+        | {"ACCELERATE_USE_CPU": "true", "TMPDIR": str(folder)}  # torchrun leaves its logs there
+        | environment,
         capture_output=True,
         text=True,
         timeout=900,

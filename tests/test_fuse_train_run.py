@@ -28,6 +28,10 @@ from store_schema.errors import ConfigError, MismatchError, MissingError, ModelE
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.aligned_factory import make_run
 
+pytestmark = pytest.mark.usefixtures("quick_processes")
+PLAIN = sys.executable
+"""Loads everything by itself, as a user's does."""
+
 TIMED = ("tokens_per_s", "seconds", "wait_seconds")
 LOSS_KEYS = {"step", "num_steps", "loss", "clm", "lr", "grad_norm", *TIMED}
 FUSED_KEYS = LOSS_KEYS | {
@@ -199,14 +203,15 @@ def wait_for_step(process: subprocess.Popen, log: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch) -> None:
     """SIGTERM, then kill -9, then to the end: the same bits as one run without a stop."""
+    monkeypatch.setattr(sys, "executable", PLAIN)
     settings = {"max_steps": 60, "checkpoint_every": 7, "eval_every": 10, "control": False}
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     whole = make_run(straight, train=settings)
     made = make_run(broken, train=settings)
     log = broken / "run/logs/train_steps.jsonl"
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def start() -> subprocess.Popen:
         return subprocess.Popen(
@@ -370,6 +375,7 @@ def test_two_processes_equal_one(tmp_path) -> None:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     command = [sys.executable, *launcher, "-m", "fuse_train", "run", str(tmp_path / "two/run.yaml")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= {"TMPDIR": str(tmp_path)}  # torchrun leaves its logs there
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     train_run(one)

@@ -16,7 +16,8 @@ from store_schema.config import load_run
 from store_schema.papers import preset_names
 from tests.command import ok
 from tests.extract_runs import plan_run, write_jsonl
-from tests.generate_runs import make_chat_models
+
+pytestmark = pytest.mark.usefixtures("quick_processes")
 
 PROMPTS = [
     {
@@ -36,10 +37,9 @@ SMALL: dict[str, Any] = {  # what a toy needs smaller; all else is the preset's
 }
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    made = make_chat_models(tmp_path_factory.mktemp("models"))
-    return {name: str(path) for name, path in made.items()}
+@pytest.fixture
+def models(chat_models: dict[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in chat_models.items()}
 
 
 def write_run(folder: Path, models: dict[str, str], **more: Any) -> Path:

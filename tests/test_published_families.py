@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -21,9 +21,13 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from align.chain.first_token import PieceTable, piece_table
+from align.prepare import prepare
 from logitfuse import main
 from store_schema.disk.location import open_location
 from store_schema.store.reader import StoreReader
+from store_schema.text.tokenizer import SegmentTokenizer
+from store_schema.text.vocabulary import Vocabulary
 from tests.families import FAMILIES, save_family
 from tests.published_tokenizers import tokenizer_folder
 from tests.tiny import SAMPLE_TEXTS, tiny_model
@@ -92,6 +96,22 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("toy") / "model", seed=3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _tables_once() -> Iterator[None]:
+    """Pieces of one vocabulary in another: made once for all families of one tokenizer."""
+    made: dict[Any, PieceTable] = {}
+
+    def once(source: Vocabulary, target: SegmentTokenizer) -> PieceTable:
+        pair = (tuple(source.tokens), target.fingerprint, tuple(target.vocabulary.tokens))
+        if pair not in made:
+            made[pair] = piece_table(source, target)
+        return made[pair]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "piece_table", once)
+        yield
+
+
 def published(name: str) -> Path:
     """Folder of a family's tokenizer, or the test is skipped."""
     folder = tokenizer_folder(FAMILIES[name].tokenizer)
@@ -137,6 +157,7 @@ def write_runs(folder: Path, model: Path, toy: Path) -> Path:
         "train": {
             "selector": "uniform",
             "max_steps": 3,
+            "checkpoint_every": 3,  # each is published, with a tokenizer that takes seconds to save
             "batch_segments": 4,
             "micro_batch_segments": 2,
             "control": False,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from store_schema.store.reader import StoreReader
 from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
 from tests.slurm_cluster import REQUIRED, Cluster, running_cluster, unavailable
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("quick_processes", "limited"),
+]
 
 SOURCES = ("code", "prose")
 QUIET = ["export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive"]
@@ -52,7 +58,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
+def planned(
+    tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path], quick_processes: None
+) -> Path:
     """A folder with a run file, its corpus and its plan, and stores of both sources by one process."""
     folder = tmp_path_factory.mktemp("planned")
     write_jsonl(folder / "docs.jsonl", sample_documents(6))
@@ -94,6 +102,7 @@ def slowed(folder: Path, seconds: float) -> tuple[dict[str, Any], Path]:
     slow = folder / "seconds"
     slow.write_text(str(seconds))
     lines = [f"export PYTHONPATH='{hook}':$PYTHONPATH SLOW_FILE='{slow}'"]
+    lines.append(f"export TMPDIR='{folder}'")  # what a killed worker leaves
     return {"setup": QUIET + lines}, slow
 
 
@@ -133,6 +142,45 @@ def logs(path: Path, stem: str) -> str:
     """What all tasks of a stem's jobs printed."""
     found = sorted((path.parent / "run/logs/slurm").glob(f"*/{stem}-*.log"))
     return "\n".join(log.read_text() for log in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Limited:
+    """Runs by source whose only worker a time limit ends, how slow each is, and its task."""
+
+    runs: dict[str, Path]
+    slow: dict[str, Path]
+    tasks: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def limited(
+    cluster: Cluster,  # first: without one, nothing is made
+    tmp_path_factory: pytest.TempPathFactory,
+    planned: Path,
+    tiny_models: dict[str, Path],
+) -> Limited:
+    """A worker that is warned and one that is not, begun before all tests: a limit takes a minute."""
+    folder = tmp_path_factory.mktemp("limited")
+    runs, slow, tasks = {}, {}, {}
+    for source, signal in (("code", "B:USR1@5"), ("prose", "")):
+        launch, slow[source] = slowed(folder / source / "slow", 1)
+        runs[source] = path = new_run(folder / source, planned, tiny_models, launch)
+        submit("extract", path, "--source", source, "--slurm", f"time=60,signal={signal}")
+    for source, seconds in (("code", "5"), ("prose", "600")):
+        begun = lambda s=source: contents(runs[s], "stores", s) != {}  # noqa: E731
+        cluster.wait_until(begun, f"a commit of {source}")
+        slow[source].write_text(seconds)  # nobody gets to the end before the limit
+        (tasks[source],) = cluster.tasks(f"extract-{source}")
+        set_time_limit(cluster, tasks[source])
+    cluster.beside = {job for job, *_ in cluster.queue()}
+    return Limited(runs, slow, tasks)
+
+
+def set_time_limit(cluster: Cluster, task: str) -> None:
+    """The nearest limit in whole minutes that leaves Slurm, which looks every 30 s, time to warn."""
+    minutes = (cluster.run_seconds(task) + 40) // 60 + 1
+    slurm("scontrol", "update", f"jobid={task}", f"timelimit={minutes}")
 
 
 def test_arrays_from_extraction_to_training_equal_one_process(
@@ -178,43 +226,6 @@ def test_a_requeued_and_a_killed_worker_lose_the_shard_in_hand_at_most(
     assert "2 of 3" in out.splitlines()[1]
     cluster.wait_until_idle()
     assert everything(path, ("code",)) == everything(planned / "run.yaml", ("code",))
-
-
-def test_time_limits_with_and_without_the_warning(
-    tmp_path: Path, planned: Path, tiny_models: dict[str, Path], cluster: Cluster
-) -> None:
-    """The warned worker requeues itself; the other is killed in the middle of a shard."""
-    runs, slow, tasks = {}, {}, {}
-    for source, signal in (("code", "B:USR1@5"), ("prose", "")):
-        launch, slow[source] = slowed(tmp_path / source / "slow", 1)
-        runs[source] = path = new_run(tmp_path / source, planned, tiny_models, launch)
-        submit("extract", path, "--source", source, "--slurm", f"time=60,signal={signal}")
-    for source, seconds in (("code", "5"), ("prose", "600")):
-        begun = lambda s=source: contents(runs[s], "stores", s) != {}  # noqa: E731
-        cluster.wait_until(begun, f"a commit of {source}")
-        slow[source].write_text(seconds)  # nobody gets to the end before the limit
-        (tasks[source],) = cluster.tasks(f"extract-{source}")
-        set_time_limit(cluster, tasks[source])
-    cluster.wait_until(lambda: "requeued" in logs(runs["code"], "extract-code"), "a requeue")
-    slow["code"].write_text("0")
-    slurm("scontrol", "update", f"jobid={tasks['code']}", "timelimit=60")
-    whole = {source: contents(planned / "run.yaml", "stores", source) for source in SOURCES}
-    cluster.wait_until_idle()
-    assert everything(runs["code"], ("code",)) == everything(planned / "run.yaml", ("code",))
-    assert "what is finished is kept" in logs(runs["code"], "extract-code")
-    assert "TIME LIMIT" in logs(runs["prose"], "extract-prose")
-    assert 0 < len(contents(runs["prose"], "stores", "prose")) < len(whole["prose"])
-    assert contents(runs["prose"], "aligned", "prose") == {}
-    slow["prose"].write_text("0")
-    submit("extract", runs["prose"], "--source", "prose")
-    cluster.wait_until_idle()
-    assert everything(runs["prose"], ("prose",)) == everything(planned / "run.yaml", ("prose",))
-
-
-def set_time_limit(cluster: Cluster, task: str) -> None:
-    """The nearest limit in whole minutes that leaves Slurm, which looks every 30 s, time to warn."""
-    minutes = (cluster.run_seconds(task) + 40) // 60 + 1
-    slurm("scontrol", "update", f"jobid={task}", f"timelimit={minutes}")
 
 
 @pytest.mark.parametrize("code", [0, 2])
@@ -282,3 +293,25 @@ def test_tasks_of_srun_share_the_shards_and_a_batch_script_does_all(
     batch, *tasks = said.read_text().splitlines()
     assert batch == "0/1"
     assert sorted(tasks) == ["0/2", "1/2"]
+
+
+def test_time_limits_with_and_without_the_warning(
+    planned: Path, cluster: Cluster, limited: Limited
+) -> None:
+    """The warned worker requeues itself; the other is killed in the middle of a shard."""
+    runs, slow = limited.runs, limited.slow
+    cluster.beside = set()
+    cluster.wait_until(lambda: "requeued" in logs(runs["code"], "extract-code"), "a requeue")
+    slow["code"].write_text("0")
+    slurm("scontrol", "update", f"jobid={limited.tasks['code']}", "timelimit=60")
+    whole = {source: contents(planned / "run.yaml", "stores", source) for source in SOURCES}
+    cluster.wait_until_idle()
+    assert everything(runs["code"], ("code",)) == everything(planned / "run.yaml", ("code",))
+    assert "what is finished is kept" in logs(runs["code"], "extract-code")
+    assert "TIME LIMIT" in logs(runs["prose"], "extract-prose")
+    assert 0 < len(contents(runs["prose"], "stores", "prose")) < len(whole["prose"])
+    assert contents(runs["prose"], "aligned", "prose") == {}
+    slow["prose"].write_text("0")
+    submit("extract", runs["prose"], "--source", "prose")
+    cluster.wait_until_idle()
+    assert everything(runs["prose"], ("prose",)) == everything(planned / "run.yaml", ("prose",))

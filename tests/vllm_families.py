@@ -7,11 +7,15 @@ answers each with one JSON line: {"config": path, "code": exit code, "said": sta
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.forked_python import VLLM_LIBRARIES
 
 SOURCE = "f"
 """The source's name in every run file."""
@@ -19,10 +23,10 @@ SOURCE = "f"
 
 def main() -> None:
     """Score what is asked for until standard input ends."""
-    import vllm  # noqa: F401 - what every fork shares
-
-    import extract.run  # noqa: F401
-
+    for name in ("extract.run", *VLLM_LIBRARIES):  # what every fork shares
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         config = line.strip()
         with tempfile.TemporaryDirectory() as folder:
