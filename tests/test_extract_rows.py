@@ -31,7 +31,7 @@ def test_what_rounding_leaves_above_0_is_0() -> None:
         (rows(logprob=2 * LOGPROB_SLACK), "log-probability above 0 in s, position 2"),
         (rows(label=2 * LOGPROB_SLACK), "log-probability above 0 in s, position 2"),
         (rows(logprob=np.nan), "NaN from the model in s, position 2"),
-        (rows(label=-np.inf), "probability 0 in s, position 2"),
+        (rows(label=-np.inf), "probability 0 to a token of the text in s, position 2"),
         (rows(label=np.nan), "NaN from the model in s, position 2"),
     ],
 )
