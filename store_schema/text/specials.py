@@ -12,13 +12,18 @@ def hide_special_tokens(backend: Tokenizer) -> Tokenizer:
 
     The backend's option `encode_special_tokens` is not enough where special tokens are pieces of the
     model too: Unigram, WordPiece and WordLevel match pieces by spelling, and would read "</s>" in a
-    document as the end of the sequence. So special tokens are renamed to begin with NUL, which no
-    document has. BPE forms pieces only by merges, and special tokens have none.
+    document as the end of the sequence. So special tokens are renamed to what no document has by
+    chance; one that has it on purpose is refused, since its tokens do not join to its text. BPE forms
+    pieces only by merges, and special tokens have none.
     """
     spec = json.loads(backend.to_str())
     spec["post_processor"] = None
     model = spec["model"]
-    hidden = {t["content"]: f"\0{t['id']}" for t in spec.get("added_tokens", []) if t["special"]}
+    hidden = {
+        token["content"]: f"\0\0special token {token['id']}\0\0"
+        for token in spec.get("added_tokens", [])
+        if token["special"]
+    }
     for token in spec.get("added_tokens", []):
         token["content"] = hidden.get(token["content"], token["content"])
     if isinstance(model["vocab"], dict):
