@@ -115,24 +115,33 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 def align_speed_ratio(commit: str) -> float:
     """Tokens a second of alignment over those of a commit, median of some rounds in turns."""
-    with checked_out(commit) as before:
+    with checked_out(commit) as before, tempfile.TemporaryDirectory() as folder:
+        outs = {ROOT: Path(folder) / "new", before: Path(folder) / "old"}
         ratios = []
         for number in range(ROUNDS):
             sides = (ROOT, before) if number % 2 else (before, ROOT)
-            rate = {side: _tokens_per_s(side) for side in sides}
+            rate = {side: _tokens_per_s(side, outs[side]) for side in sides}
             ratios.append(rate[ROOT] / rate[before])
     return statistics.median(ratios)
 
 
-def _tokens_per_s(tree: Path) -> float:
-    """One measurement by the tree's own `bench_align.py --quick`."""
-    with tempfile.TemporaryDirectory() as out:
-        words = [sys.executable, "benchmarks/bench_align.py", "--quick", "--out", out]
-        environment = os.environ | {"PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": f"{out}/compiled"}
-        done = subprocess.run(
-            words, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["tokens_per_s"])
+_MEASURE = """\
+import json, sys
+from pathlib import Path
+from benchmarks.align_speed import measure_speed
+print(json.dumps(measure_speed(Path(sys.argv[1]), quick=True)["tokens_per_s"]))
+"""
+
+
+def _tokens_per_s(tree: Path, out: Path) -> float:
+    """One measurement by the tree's own code; its tokenizers and machine code stay in `out`."""
+    out.mkdir(exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": f"{out}/compiled"}
+    words = [sys.executable, "-c", _MEASURE, str(out)]
+    done = subprocess.run(
+        words, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return float(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def table(found: Mapping[str, Any]) -> str:

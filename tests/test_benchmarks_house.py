@@ -31,8 +31,9 @@ def test_sizes_are_those_of_the_files() -> None:
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Path] = []
 
-    def rate(tree: Path) -> float:
+    def rate(tree: Path, out: Path) -> float:
         asked.append(tree)
+        assert out.parent.is_dir()
         # The machine slows down meanwhile: a ratio of neighbours does not see it.
         return (2.0 if tree == bench.ROOT else 1.0) / (1 + (len(asked) - 1) // 2)
 
