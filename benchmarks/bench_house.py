@@ -128,7 +128,7 @@ def align_speed_ratio(commit: str) -> float:
 _MEASURE = """\
 import json, sys
 from pathlib import Path
-from benchmarks.align_speed import measure_speed
+from align_speed import measure_speed
 print(json.dumps(measure_speed(Path(sys.argv[1]), quick=True)["tokens_per_s"]))
 """
 
@@ -136,7 +136,10 @@ print(json.dumps(measure_speed(Path(sys.argv[1]), quick=True)["tokens_per_s"]))
 def _tokens_per_s(tree: Path, out: Path) -> float:
     """One measurement by the tree's own code; its tokenizers and machine code stay in `out`."""
     out.mkdir(exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": f"{out}/compiled"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{tree}:{tree}/benchmarks",
+        "NUMBA_CACHE_DIR": f"{out}/compiled",
+    }
     words = [sys.executable, "-c", _MEASURE, str(out)]
     done = subprocess.run(
         words, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, check=True

@@ -23,8 +23,9 @@ class EvaluateSection(SectionModel):
     sources: bool = True
     """Whether each source is scored too; false saves loading large ones."""
     pool_selectors: tuple[PoolSelector, ...] = ("uniform", "min_ce", "avg_ce", "hedge", "asn")
-    """Selectors whose pools are estimated before training, with the train section's settings; those
-    that learn are trained on its training split, others searched for on its validation split."""
+    """Selectors whose pools are estimated before training, beside the run's own, with the train
+    section's settings; those that learn are trained on its training split, others searched for on
+    its validation split."""
     bootstrap_samples: int = Field(default=2000, ge=200, le=100_000)
     """Resamples behind each confidence interval."""
     bootstrap_unit: Literal["document", "segment"] = "document"

@@ -92,14 +92,18 @@ class PoolEstimate:
     own: dict[str, dict[str, tuple[float, float]]]
 
 
+def pool_names(section: EvaluateSection, train: TrainSection) -> tuple[str, ...]:
+    """Names of the selectors that are estimated: those asked for, and the run's own."""
+    return tuple(dict.fromkeys((*section.pool_selectors, train.selector)))
+
+
 def pool_selectors(
     section: EvaluateSection,
     train: TrainSection,
     sources: Sequence[str],
     made: Mapping[str, Selector],
 ) -> dict[str, Selector]:
-    """Selectors of the estimate by name; those that need options only if the run has them, and then the
-    train section's, too.
+    """Selectors of the estimate by name; those that need options only if the run has them.
 
     Args:
         section: Has the names of the selectors.
@@ -107,15 +111,12 @@ def pool_selectors(
         sources: Names in the run file's order.
         made: From `learned_selectors`.
     """
-    asked = [SELECTORS[name] for name in section.pool_selectors]
-    names = {*section.pool_selectors, train.selector}
-    with_options = [kind for kind in SELECTORS if kind.needs_options and kind.name in names]
-    kinds = [kind for kind in asked if not kind.needs_options]
-    kinds += [kind for kind in with_options if train.options_of(kind)]
+    kinds = [SELECTORS[name] for name in pool_names(section, train)]
     rules = {
-        kind.name: kind.make(train.options_of(kind), sources)
+        kind.name: kind.make(options, sources)
         for kind in kinds
-        if isinstance(kind, RuleKind) and kind.name not in made
+        for options in [train.options_of(kind)]
+        if isinstance(kind, RuleKind) and (options or not kind.needs_options)
     }
     return rules | dict(made)
 
@@ -131,7 +132,7 @@ def learned_selectors(
     kept_in: Path | None,
     stop: StopFlag,
 ) -> dict[str, Selector]:
-    """Those of `section.pool_selectors` that learn or are searched for, by the run's own recipe.
+    """Those of `pool_names` that learn or are searched for, by the run's own recipe.
 
     Args:
         section: Has the names of the selectors.
@@ -144,7 +145,7 @@ def learned_selectors(
         stop: Checked between steps.
     """
     made: dict[str, Selector] = {}
-    for name in section.pool_selectors:
+    for name in pool_names(section, train):
         kind = SELECTORS[name]
         if isinstance(kind, RuleKind):
             continue
@@ -165,8 +166,8 @@ def learned_selectors(
 
 
 def need_features(section: EvaluateSection, train: TrainSection) -> bool:
-    """Whether one of `section.pool_selectors` reads features of the sources."""
-    kinds = [SELECTORS[name] for name in section.pool_selectors]
+    """Whether one of `pool_names` reads features of the sources."""
+    kinds = [SELECTORS[name] for name in pool_names(section, train)]
     return any(kind.needs_features(train.options_of(kind)) for kind in kinds)
 
 

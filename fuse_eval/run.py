@@ -206,7 +206,7 @@ def pool_recipe(
     section: EvaluateSection, train: TrainSection
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the pools depend on, for fingerprints: options of selectors that learn, and the rest."""
-    names = {train.selector, *section.pool_selectors}
+    names = set(pool.pool_names(section, train))
     kinds = [k for k in SELECTORS if k.section is not None]
     kinds = [k for k in kinds if k.always_in_fingerprint or k.name in names]
     learners = {kind.field for kind in kinds if kind.learns}
@@ -232,7 +232,7 @@ def _pool_content(
     opened = partial(AlignedSamples, plan, stores, tokenizer)
     with_features = pool.need_features(section, train)
     made: dict[str, Selector] = {}
-    if not all(isinstance(SELECTORS[name], RuleKind) for name in section.pool_selectors):
+    if not all(isinstance(SELECTORS[name], RuleKind) for name in pool.pool_names(section, train)):
         learnt_from = opened(split=train.train_split, with_features=with_features)
         made = pool.learned_selectors(
             section,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # the command line is answered before a store's packages are 
     help="Array tasks of each source, for all stages or for one.  [default: 1]",
 )
 @click.option("--only", is_flag=True, help="Just this stage, not those that follow.")
-@click.option("--print", "show", is_flag=True, help="Show the scripts, submit nothing.")
+@click.option("--print", "show", is_flag=True, help="Write and show the scripts, submit nothing.")
 @click.option("--force", is_flag=True, help="Submit even if earlier jobs do the same work.")
 def submit(
     run: RunConfig,

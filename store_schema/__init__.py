@@ -7,4 +7,4 @@ arrays), then `plan`, `manifest` and `store` (reader and writer).
 __version__ = "0.1.0"
 
 SCHEMA_VERSION = 4
-"""Version of everything written to disk. A reader refuses a newer one and reads every older one."""
+"""Version of everything written to disk. Stores and plans of another one are refused."""

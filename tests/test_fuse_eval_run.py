@@ -183,6 +183,19 @@ def test_pool_command_says_what_to_do_and_does_nothing_twice(run: RunConfig) -> 
     assert set(content["without"]["asn"]) == set(run.sources)
 
 
+def test_the_runs_own_selector_is_estimated_beside_those_asked_for(run: RunConfig) -> None:
+    changed = load_run(
+        f"{run.folder}/run.yaml",
+        (
+            *("train.selector=constant", "train.asn.pretrain_steps=2"),
+            "evaluate.pool_selectors=[uniform]",
+        ),
+    )
+    content = estimate_pools(changed, StopFlag()).content
+    assert set(content["pool_bpb"]) == {"uniform", "constant"}
+    assert set(content["mixture"]) == set(content["forecast"]) == set(content["target_bpb"])
+
+
 def test_static_weights_of_the_train_section_are_estimated(run: RunConfig) -> None:
     train = {"selector": "static", "static_weights": {"code": 1.0}}
     changed = load_run(

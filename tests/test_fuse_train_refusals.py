@@ -43,13 +43,13 @@ def completed(folder, *options: str) -> None:
 
 
 def test_store_of_another_vocabulary(tmp_path) -> None:
-    made = make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
+    make_run(tmp_path, train=QUICK, shards={"train": 1, "valid": 1})
     other = tiny_tokenizer("byte_level", ["some other text"], 300, bos=True)
     tiny_model(tmp_path / "target", "llama", other)
     line = refused(tmp_path)
     assert "store was aligned to another tokenizer than the target's" in line
     assert SegmentTokenizer(other, name="target").fingerprint in line
-    assert made.target.model not in line or "expected" in line
+    assert "expected" in line
 
 
 def test_a_source_that_became_another_model(tmp_path) -> None:
