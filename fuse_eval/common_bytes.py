@@ -55,21 +55,6 @@ def common_boundaries(
     ]
 
 
-def common_starts(
-    encodings: Mapping[str, Sequence[EncodedSegment]],
-) -> npt.NDArray[np.int64]:
-    """First byte of each segment from which all models are scored.
-
-    Args:
-        encodings: As in `common_boundaries`.
-
-    Returns:
-        [D] offsets in bytes. One equal to the segment's length means that the models share no
-        boundary, and the segment is left out for all models.
-    """
-    return np.asarray([offsets[0] for offsets in common_boundaries(encodings)], np.int64)
-
-
 def block_ends(boundaries: npt.NDArray[np.int64], block_bytes: int) -> npt.NDArray[np.int64]:
     """Cut the scored bytes of a segment into blocks of nearly one size, at boundaries of every model.
 

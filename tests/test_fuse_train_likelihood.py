@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from fuse_train.loop import likelihood
-from fuse_train.loop.likelihood import label_nats, row_nats, score_dtype, segment_nll
+from fuse_train.loop.likelihood import SegmentNll, label_nats, row_nats, score_dtype, segment_nll_of
 from fuse_train.losses import head_pass
 from fuse_train.model.heads import Head
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+
+
+def segment_nll(model: Any, encoded: Sequence[EncodedSegment], **options: Any) -> list[SegmentNll]:
+    """Sums of each segment."""
+    rows = row_nats(model, encoded, **options)
+    return [segment_nll_of(segment, nats) for segment, nats in zip(encoded, rows, strict=True)]
 
 
 def encoded_by(folder, sample_texts) -> list[EncodedSegment]:

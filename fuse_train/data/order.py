@@ -59,10 +59,6 @@ class SampleOrder:
         """`count` samples from position `start` of the endless sequence of epochs."""
         return [self._sample(position) for position in range(start, start + count)]
 
-    def shards_from(self, start: int, count: int) -> list[int]:
-        """Shards that `samples(start, count)` come from, in order of first use."""
-        return list(dict.fromkeys(ref.shard for ref in self.samples(start, count)))
-
     def _sample(self, position: int) -> SampleRef:
         epoch, index = divmod(position, len(self))
         _, ends = self._epoch(epoch)

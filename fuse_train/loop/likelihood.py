@@ -51,39 +51,6 @@ class SegmentNll:
     num_rows: int
 
 
-def segment_nll(
-    model: Any,
-    encoded: Sequence[EncodedSegment],
-    *,
-    batch_segments: int = 16,
-    head_chunk_rows: int | None = None,
-    on_scored: Callable[[int], None] | None = None,
-) -> list[SegmentNll]:
-    """NLL of each segment under any causal model.
-
-    Args:
-        model: transformers causal model, on its device.
-        encoded: Segments as the model's own SegmentTokenizer gives them.
-        batch_segments: Segments per forward pass.
-        head_chunk_rows: Rows whose logits are in memory at one time; None chooses.
-        on_scored: Called after each batch with its number of segments.
-
-    Returns:
-        NLL of each segment, in the order of `encoded`.
-
-    Raises:
-        ModelError: Ids beyond the vocabulary, too many tokens, or NLLs that are not finite.
-    """
-    rows = row_nats(
-        model,
-        encoded,
-        batch_segments=batch_segments,
-        head_chunk_rows=head_chunk_rows,
-        on_scored=on_scored,
-    )
-    return [segment_nll_of(segment, nats) for segment, nats in zip(encoded, rows, strict=True)]
-
-
 def segment_nll_of(segment: EncodedSegment, nats: npt.NDArray[np.float64]) -> SegmentNll:
     """The sums over a segment's rows from `row_nats`."""
     known = ~np.isnan(nats)
@@ -103,11 +70,11 @@ def row_nats(
     """NLL of each row of each segment.
 
     Args:
-        model: As in `segment_nll`.
-        encoded: As in `segment_nll`.
+        model: transformers causal model, on its device.
+        encoded: Segments as the model's own SegmentTokenizer gives them.
         batch_segments: Segments per forward pass; those that are a prefix of one are not counted.
         head_chunk_rows: Rows whose logits are in memory at one time; None chooses.
-        on_scored: As in `segment_nll`.
+        on_scored: Called after each batch with its number of segments.
 
     Returns:
         For each segment [N] float64 nats, NaN for a first token that nothing predicts.
