@@ -8,6 +8,7 @@ whole file, while no stage imports another.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -26,6 +27,7 @@ from pydantic import (
 from store_schema.errors import ConfigError
 from store_schema.papers import preset_text
 from store_schema.paths import PathText
+from store_schema.validation import validation_line
 
 BosRule = Literal["auto", "always", "never"]
 
@@ -218,7 +220,10 @@ class RunConfig(StrictModel):
         """The section `name`, with all defaults if the file does not have it."""
         section = self.sections.get(name)
         if section is None:
-            return _parse(cls, {}, where=name)
+            wrong: list[str] = []
+            section = _parse(cls, {}, wrong, within=f"{name}.")
+            if section is None:
+                raise ConfigError(f"run file refused: {'; '.join(wrong)}")
         if not isinstance(section, cls):
             raise TypeError(f"section {name} is {type(section).__name__}, not {cls.__name__}")
         return section
@@ -273,14 +278,17 @@ def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     if isinstance(raw.get("sources"), dict):
         raw["sources"] = {n: _source(ref, raw.get("target")) for n, ref in raw["sources"].items()}
     models = section_models()
-    sections = {
-        name: _parse(model, {} if raw.get(name) is None else raw[name], where=f"{path}, {name}")
-        for name, model in models.items()
-    }
     head = {key: value for key, value in raw.items() if key not in models}
     if "sections" in head:
         raise ConfigError("unknown key", where=path, got="sections")
-    parsed = _parse(RunConfig, head, where=str(path))
+    wrong: list[str] = []
+    parsed = _parse(RunConfig, head, wrong, more=models)
+    sections = {
+        name: _parse(model, {} if raw.get(name) is None else raw[name], wrong, within=f"{name}.")
+        for name, model in models.items()
+    }
+    if parsed is None or wrong:
+        raise ConfigError(f"run file refused in {path}: {'; '.join(wrong)}")
     return parsed.model_copy(update={"sections": sections})
 
 
@@ -363,21 +371,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 Parsed = TypeVar("Parsed", bound=StrictModel)
 
 
-def _parse(cls: type[Parsed], raw: Any, *, where: str) -> Parsed:
+def _parse(
+    cls: type[Parsed], raw: Any, wrong: list[str], *, within: str = "", more: Iterable[str] = ()
+) -> Parsed | None:
+    """Check a part of the file; None, and a line in `wrong`, where it is refused."""
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("run file refused", where=where, got=validation_line(error)) from error
-
-
-def validation_line(error: ValidationError) -> str:
-    """All of pydantic's complaints on one line: `key.path: message`."""
-    lines = []
-    for item in error.errors(include_url=False, include_context=False):
-        key = ".".join(str(part) for part in item["loc"]) or "(top)"
-        value = repr(item["input"])
-        shown = value if len(value) <= 60 else value[:57] + "..."
-        message = item["msg"].removeprefix("Value error, ")
-        what = "unknown key" if item["type"] == "extra_forbidden" else message
-        lines.append(f"{key}: {what} (got {shown})")
-    return "; ".join(lines)
+        wrong.append(validation_line(error, cls, within=within, more=more))
+        return None

@@ -94,7 +94,7 @@ def test_extras_are_no_option_any_more(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     run = {"name": "t", "sources": {"s": {"model": "m"}}, "target": {"model": "m"}}
     path.write_text(yaml.safe_dump(run | {"extract": {"extras": ["entropy"]}}))
-    with pytest.raises(ConfigError, match="extract: got extras: unknown key"):
+    with pytest.raises(ConfigError, match=r"extract\.extras: unknown key"):
         load_run(path).section("extract", ExtractSection)
 
 

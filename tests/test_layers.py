@@ -33,6 +33,7 @@ ORDER = {
             "papers",
             "fingerprint",
             "paths",
+            "validation",
             "compiled",
             "config",
             "registry",

@@ -8,8 +8,9 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, mo
 
 from extract.judge_kinds import JUDGES
 from extract.judge_kinds.kind import JudgeOptions
-from store_schema.config import SectionModel, validation_line
+from store_schema.config import SectionModel
 from store_schema.paths import PathText
+from store_schema.validation import validation_line
 
 Vote = Literal["majority", "mean_rank", "mean_z"]
 

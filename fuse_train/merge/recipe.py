@@ -8,8 +8,9 @@ from pydantic import Field, ValidationError, field_validator
 
 from fuse_train.merge import MERGES
 from fuse_train.merge.kind import MergeKind
-from store_schema.config import ModelRef, StrictModel, validation_line
+from store_schema.config import ModelRef, StrictModel
 from store_schema.errors import ConfigError
+from store_schema.validation import validation_line
 
 
 class MergeSettings(StrictModel):

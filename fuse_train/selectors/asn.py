@@ -25,10 +25,11 @@ from fuse_train.selectors.kinds.asn import AsnSection
 from fuse_train.selectors.past import HEDGE_SCALE, OF_SOURCE, SHARED
 from fuse_train.selectors.pools import hold_over_spans
 from fuse_train.selectors.selectors import Selector, SourceView, covered_softmax, normalised
-from store_schema.config import StrictModel, validation_line
+from store_schema.config import StrictModel
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import CorruptionError, MismatchError, MissingError
 from store_schema.manifest import FileRecord
+from store_schema.validation import validation_line
 
 WEIGHTS_FILE = "selector.safetensors"
 RECORD_FILE = "selector.json"

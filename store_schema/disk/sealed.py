@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from store_schema import SCHEMA_VERSION
-from store_schema.config import StrictModel, validation_line
+from store_schema.config import StrictModel
 from store_schema.errors import CorruptionError, SchemaVersionError
 from store_schema.fingerprint import fingerprint
+from store_schema.validation import validation_line
 
 Record = TypeVar("Record", bound=StrictModel)
 
