@@ -333,12 +333,12 @@ def test_what_a_launcher_would_do_to_the_loss_is_refused(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("train.lr=.inf", "got lr"),
-        ("train.weight_decay=.nan", "got weight_decay"),
-        ("train.asn.lr=.nan", "got asn.lr"),
-        ("train.epochs=.inf", "got epochs"),
-        ("train.static_weights={code: .nan}", "got static_weights"),
-        ("train.optim_kwargs={eps: .inf}", "got optim_kwargs"),
+        ("train.lr=.inf", "train.lr: "),
+        ("train.weight_decay=.nan", "train.weight_decay: "),
+        ("train.asn.lr=.nan", "train.asn.lr: "),
+        ("train.epochs=.inf", "train.epochs: "),
+        ("train.static_weights={code: .nan}", "train.static_weights.code: "),
+        ("train.optim_kwargs={eps: .inf}", "train.optim_kwargs: "),
         ("train.optim_kwargs={betas: [0.9]}", "train.optim_kwargs"),
         ("train.optim_kwargs={weight_decay: 0.2}", "use train.weight_decay"),
         ("train.optim_kwargs={lr: 0.2}", "use train.lr"),
