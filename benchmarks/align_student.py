@@ -107,7 +107,7 @@ class Trial:
 
     @cached_property
     def documents(self) -> dict[str, list[Document]]:
-        """Text of all domains: tokenizers and the untrained target know a little of each."""
+        """Text of all domains: tokenizers and the target before training know a little of each."""
         found = {
             domain: library_documents(domain, SIZES[domain], self.seed)
             for domain in DOMAINS

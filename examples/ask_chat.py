@@ -1,4 +1,4 @@
-"""Ask the fused model, the control and the untrained target held-out prompts: do their answers end?
+"""Ask fused model, control and target before training held-out prompts: do their answers end?
 
     python examples/ask_chat.py --run runs/chat --prompts runs/chat/inputs/prompts.jsonl
 

@@ -92,7 +92,7 @@ def _domain_sizes(
 
 
 def _specialist(bpb: Mapping[str, Mapping[str, float]], source: str) -> dict[str, Any]:
-    """A source against the untrained target in one domain: that of the source's name, else its best."""
+    """A source against the target before training, in the domain of its name, else in its best."""
     changes = {
         domain: value / bpb[BEFORE][domain] - 1 if bpb[BEFORE][domain] else 0.0
         for domain, value in bpb[source].items()

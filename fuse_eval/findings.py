@@ -141,7 +141,7 @@ def _ratio(ratio: Mapping[str, float | None], confidence: float) -> str:
 
 
 def specialist_lines(evaluation: Mapping[str, Any]) -> list[str]:
-    """Each source in its best domain, compared with the untrained target."""
+    """Each source in its best domain, compared with the target before training."""
     lines = []
     for item in evaluation.get("specialists", []):
         size = _size(item["change"])

@@ -168,7 +168,7 @@ def models_to_score(run: RunConfig, section: EvaluateSection) -> dict[str, tuple
 
 
 def estimate_pools(run: RunConfig, stop: StopFlag) -> StageResult:
-    """Score each source, each selector's pool and the untrained target on the aligned stores.
+    """Score each source, each selector's pool and the target before training on the aligned stores.
 
     Raises:
         MissingError: Stores are not complete.

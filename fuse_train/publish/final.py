@@ -76,8 +76,8 @@ class FinalChoice:
     """Which weights are published.
 
     Args:
-        step: Step that the weights are from; 0 is the untrained target.
-        folder: Folder with the weights; None for the untrained target.
+        step: Step that the weights are from; 0 is the target before training.
+        folder: Folder with the weights; None for the target before training.
         bpb: Their valid bits per byte by domain; None if they were not evaluated.
     """
 

@@ -38,7 +38,8 @@ class AsnSection(LearnedOptions):
     """Weights per span, which begins where no source is inside a token (with one tokenizer for all,
     every position); per position; or per segment, in hindsight."""
     features: Literal["past"] = "past"
-    """Features of earlier rows only: those of the row's own distributions would leak the label."""
+    """Features of earlier rows only: those of the row's own distributions would leak the label. The
+    only value; it stays because resolved run files and fingerprints have it."""
 
     @model_validator(mode="before")
     @classmethod
