@@ -32,7 +32,7 @@ from align_pairs import (
 from store_model import make_model
 
 from align.methods.method import Aligner
-from fuse_eval.common_bytes import common_starts, counted_from
+from fuse_eval.common_bytes import common_boundaries, counted_from
 from store_schema.layout import Arrays, Origin
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
@@ -130,7 +130,7 @@ def pool_of(
     arrays = aligner.align(source, texts, target)
     # The aligned rows are the source's: what the target itself puts before a text does not matter.
     readings = [replace(e, context_ids=e.context_ids or (0,)) for e in target]
-    starts = common_starts({"source": own, "target": readings})
+    starts = [int(offsets[0]) for offsets in common_boundaries({"source": own, "target": readings})]
     rows, own_rows = counted_rows(readings, starts), counted_rows(own, starts)
     labels = source["label_logprobs"].astype(np.float64)[own_rows]
     if np.isnan(labels).any():
