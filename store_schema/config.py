@@ -85,7 +85,8 @@ class SectionModel(StrictModel):
 Section = TypeVar("Section", bound=SectionModel)
 
 
-_DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
+DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+"""Dtypes of a model, with the bytes of a weight."""
 _DTYPE_ALIASES = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -169,8 +170,8 @@ class ModelRef(StrictModel):
     def _full_dtype_name(cls, value: str) -> str:
         plain = value.strip().lower().removeprefix("torch.")
         name = _DTYPE_ALIASES.get(plain, plain)
-        if name not in _DTYPES:
-            raise ValueError("must be one of " + ", ".join(_DTYPES))
+        if name != "auto" and name not in DTYPES:
+            raise ValueError("must be one of " + ", ".join(["auto", *DTYPES]))
         return name
 
 
