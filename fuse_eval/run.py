@@ -33,7 +33,6 @@ from fuse_train.model.models import identity
 from fuse_train.run import final_folder
 from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors import SELECTORS
-from fuse_train.selectors.kind import RuleKind
 from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag
 from store_schema import __version__
@@ -232,7 +231,7 @@ def _pool_content(
     opened = partial(AlignedSamples, plan, stores, tokenizer)
     with_features = pool.need_features(section, train)
     made: dict[str, Selector] = {}
-    if not all(isinstance(SELECTORS[name], RuleKind) for name in pool.pool_names(section, train)):
+    if not all(SELECTORS[name].by_rule for name in pool.pool_names(section, train)):
         learnt_from = opened(split=train.train_split, with_features=with_features)
         made = pool.learned_selectors(
             section,
