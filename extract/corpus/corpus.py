@@ -273,8 +273,8 @@ def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:
     if plan is None or plan.record.corpus_fingerprint == record.corpus_fingerprint:
         return []
     return [
-        f"the plan in {plan.location.url} is of another corpus: run `logitfuse extract plan`, which keeps "
-        "splits whose documents are the same and adds new ones"
+        f"the plan in {plan.location.url} is of another corpus: run `logitfuse extract plan`, which "
+        "keeps splits whose documents are the same and adds new ones"
     ]
 
 
