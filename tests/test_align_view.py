@@ -22,7 +22,7 @@ from align.report.view import Span, Token, ViewedSource, read_view
 from align.report.view_page import clusters, cut_text
 from launch.pages.page import text_html
 from launch.quantities import share_text
-from launch.visible import padded, quoted, visible, width
+from launch.visible import cut, quoted, visible, width
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.errors import CorruptionError, MissingError
@@ -475,7 +475,7 @@ def test_any_text_in_any_tokens(text: str, one: list[int], two: list[int]) -> No
 @given(st.binary(max_size=30), st.integers(3, 20))
 def test_names_fit_a_terminal(data: bytes, columns: int) -> None:
     assert visible(data).isprintable()
-    assert width(padded(quoted(data), columns)) == columns
+    assert width(cut(quoted(data), columns)) <= columns
 
 
 # ------------------------------------------------------------------------------- the terminal
@@ -496,9 +496,11 @@ def test_one_position_as_a_table(run_file: Path, tmp_path: Path) -> None:
         assert block.startswith(f"{quoted(text[row.start : row.end])}, bytes {row.start} to")
         assert f"source token {covering}: " in block
         for item in (row, token):
-            assert f"{'tail':<22} {share_text(item.tail_mass):>7}" in block
+            assert re.search(
+                rf" tail +{re.escape(share_text(item.tail_mass))}( |$)", block, re.MULTILINE
+            )
             for _, logprob in item.entries:
-                assert f" {share_text(np.exp(logprob)):>7}" in block
+                assert f" {share_text(np.exp(logprob))}" in block
         assert block.count("*") == sum(r.logprob is not None for r in (row, token))
     default = tmp_path / "here"
     assert f"{default}/report/view-0.html" in ok(
