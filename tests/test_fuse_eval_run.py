@@ -371,7 +371,7 @@ def test_report_holds_what_programs_need(run: RunConfig) -> None:
     assert summary["peak_rss_bytes"] > 10**7
     assert summary["interference"] == summary["evaluation"]["interference"]
     assert "<h2>Interference</h2>" in page.read_text()
-    assert summary["settings"]["name"] == "small"
+    assert summary["settings"]["name"] == "t"
     assert "Not evaluated yet" not in page.read_text()
     before = page.read_bytes()
     assert "complete, nothing to do" in _invoke(run, "report").output

@@ -258,7 +258,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="full|No space"):
+    with pytest.raises(StorageError, match=r"full|No space"):
         location.write_atomic("commit.json", b"new")
     assert (tmp_path / "commit.json").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["commit.json"]
