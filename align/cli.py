@@ -30,7 +30,7 @@ _COLUMN = 34
 
 @click.group(cls=StageGroup)
 def align() -> None:
-    """Carry distributions into the target's tokens."""
+    """Convert distributions to the target's tokens."""
 
 
 @align.command("run")

@@ -1,4 +1,4 @@
-"""The stages of this room: estimate pools, evaluate models, write the report."""
+"""The stages of this package: estimate pools, evaluate models, write the report."""
 
 from __future__ import annotations
 

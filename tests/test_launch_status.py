@@ -152,7 +152,7 @@ def test_a_planned_run(made: Made) -> None:
 
 
 def five_workers(made: Made) -> None:
-    """Of 5: 0 is done, 1 runs, 2 was stopped, 3 failed, 4 went silent."""
+    """Of 5: 0 is done, 1 runs, 2 was stopped, 3 failed, 4 stalled."""
     made.commit([0, 5, 10, 1, 6, 2, 3, 4])
     done = [(0, 50.0, 60.0), (5, 49.0, 60.0), (10, 48.0, 60.0)]
     made.session("0/5", "0,5,10", begun=55, finished=done, end=(48, "done", None))
