@@ -83,8 +83,8 @@ def files_to_add() -> dict[str, int | None]:
 
 
 def tests() -> dict[str, float]:
-    """Seconds of `make tests` as it is, then the share of the packages' lines that tests run, by a second
-    pass under coverage, which takes longer."""
+    """Seconds of `make tests` as it is, then the share of the packages' lines that tests run, by a
+    second pass under coverage, which takes longer."""
     start = time.monotonic()
     words = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     _pytest(*words)
@@ -156,7 +156,9 @@ def table(found: Mapping[str, Any]) -> str:
         met = value is None or (value <= goal if sign == "<=" else value >= goal)
         rows.append(f"{name:<28}{f'{sign} {goal:,}':>12}{seen:>14}{'' if met else '  missed'}")
     rows.append("")
-    rows += [f"  {package:<26}{lines:>26,} lines" for package, lines in found["lines_by_room"].items()]
+    rows += [
+        f"  {package:<26}{lines:>26,} lines" for package, lines in found["lines_by_room"].items()
+    ]
     return "\n".join(rows)
 
 

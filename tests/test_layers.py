@@ -77,7 +77,7 @@ ORDER = {
         *("run", "selector_run", "explain", "cli", "__main__"),
     ),
 }
-"""Files and folders at the root of a package: each may import what stands before it, when it is loaded."""
+"""Files and folders at the root of a package: each may import, when loaded, what stands before it."""
 
 MOST_FILES, MOST_FILES_FLAT, MOST_LINES = 15, 20, 400
 
@@ -87,7 +87,7 @@ ONLY_IN = {
     "numba": {"store_schema/compiled.py"},
     "jinja2": {"launch/pages/page.py"},
 }
-"""Packages that only these packages or files may import."""
+"""Libraries that only these packages or files may import."""
 
 WITHOUT_TORCH = ("store_schema", "launch", "align", "store_tools")
 

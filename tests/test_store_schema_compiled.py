@@ -57,14 +57,16 @@ def test_a_change_in_a_callee_is_seen_by_its_callers(package: Path) -> None:
 
 
 def test_a_change_in_a_sub_folder_is_seen_by_another(package: Path) -> None:
-    """The caller stands in one sub-folder, what it calls in another; the cache is the whole package's."""
+    """The caller stands in one sub-folder, what it calls in another; they share one cache."""
     for name in ("lower", "upper/inner"):
         (package / name).mkdir(parents=True)
     for name in ("lower", "upper", "upper/inner"):
         (package / name / "__init__.py").touch()
     (package / "callee.py").rename(package / "lower/callee.py")
     (package / "caller.py").unlink()
-    (package / "upper/inner/caller.py").write_text(CALLER.replace("package.callee", "package.lower.callee"))
+    (package / "upper/inner/caller.py").write_text(
+        CALLER.replace("package.callee", "package.lower.callee")
+    )
     module = "package.upper.inner.caller"
     assert call(package, module) == (4, 0)
     assert call(package, module) == (4, 1)
