@@ -2,7 +2,7 @@
 
 Settings: `real` (the models of `make real`), `demo`, `spoiled-domain` (the demo without its source of
 prose: in that domain every source is worse than the trained control), `spoiled-source` (the demo with
-a source of facts that has learnt wrong ones), `real-large` (the models of `make real` on three times
+a source of facts that has learned wrong ones), `real-large` (the models of `make real` on three times
 the text, by two recipes; only for the gain). In each, plain training (the control), ours, MinCE, AvgCE
 and Fusion-X as published, and in the demo ours without its gate, are trained by the same three recipes;
 each is measured at the one that is best on valid text, document by document on the test split.

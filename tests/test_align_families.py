@@ -270,18 +270,18 @@ wide = st.text(
 
 
 @given(
-    learnt=st.lists(wide, min_size=1, max_size=5),
+    learned=st.lists(wide, min_size=1, max_size=5),
     chosen=st.lists(wide, min_size=1, max_size=3),
     names=st.tuples(st.sampled_from(list(LOSSLESS)), st.sampled_from(list(LOSSLESS))),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40)
 def test_tokenizers_trained_on_random_text(
-    learnt: list[str], chosen: list[str], names: tuple[str, str], seed: int
+    learned: list[str], chosen: list[str], names: tuple[str, str], seed: int
 ) -> None:
     pair = []
     for i, name in enumerate(names):
-        trained = LOSSLESS[name]([*WORLD[: 1 + i], *learnt], 400 + 60 * i)
+        trained = LOSSLESS[name]([*WORLD[: 1 + i], *learned], 400 + 60 * i)
         pair.append(SegmentTokenizer(trained, name=name))
     both = [text for text in chosen if all(readable(tokenizer, text) for tokenizer in pair)]
     if both:

@@ -447,7 +447,7 @@ def one_segment(arrays: Arrays, d: int) -> Arrays:
 
 @settings(max_examples=25)
 @given(cases, st.integers(1, 40), st.randoms(use_true_random=False))
-def test_alignment_does_not_depend_on_how_segments_are_dealt(case: Case, limit, random) -> None:
+def test_alignment_does_not_depend_on_how_segments_are_assigned(case: Case, limit, random) -> None:
     """Together, alone and in another order: the same bits."""
     whole = case.aligned(limit)
     order = list(range(len(case.contents)))

@@ -203,7 +203,7 @@ def test_bytes_cost_what_the_source_costs(source: str, target: str) -> None:
     assert 0.5 < pool.mean_mass <= 1
 
 
-def test_no_distribution_is_charged_as_the_uniform_distribution_and_told_apart() -> None:
+def test_no_distribution_is_charged_as_the_uniform_distribution_and_shown() -> None:
     here, segments = pair(), as_segments(TEXTS)
     own, read = here.source.encode(segments), here.target.encode(segments)
     texts = [s.text.encode() for s in segments]

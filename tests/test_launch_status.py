@@ -337,8 +337,8 @@ def steps(made: Made, label: str, last: int, *, minutes: float = 1.0, total: int
     for step in range(1, last + 1):
         line = {"step": step, "num_steps": total, "loss": 2.0 + step / 100, "seconds": 3.0}
         append_line(path, line | {"tokens_per_s": 500.0})
-    heard = (NOON - timedelta(minutes=minutes)).timestamp()
-    os.utime(path, (heard, heard))
+    written = (NOON - timedelta(minutes=minutes)).timestamp()
+    os.utime(path, (written, written))
 
 
 def test_trainings(made: Made) -> None:

@@ -76,7 +76,7 @@ def test_a_change_in_a_sub_folder_is_seen_by_another(package: Path) -> None:
     assert kept == ["__pycache__"], "one place, at the top of the package"
 
 
-def test_where_nothing_can_be_written_code_is_compiled_anew(package: Path, tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_code_is_compiled_again(package: Path, tmp_path: Path) -> None:
     (package / "__pycache__").write_text("a file in the way")
     home = tmp_path / "home"
     home.write_text("and another")
