@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fuse_train.config import TrainSection
 from store_schema.config import ModelRef, RunConfig
@@ -20,6 +19,7 @@ from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan.plan import Plan, Segment, write_plan
 from store_schema.store.writer import StoreWriter
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from tests.run_file import write_run_file
 from tests.tiny import add_beyond_rows, tiny_model, tiny_tokenizer
 
 WORDS = {
@@ -221,13 +221,7 @@ def make_run(
         shards=shards,
         inputs=inputs,
     )
-    head = {
-        "name": "made",
-        "run_dir": str(run_folder),
-        "seed": seed,
-        "sources": {name: {"model": f"made/{name}"} for name in sources},
-        "target": {"model": str(target)},
-    }
+    models = {name: f"made/{name}" for name in sources} | {"target": str(target)}
     section = {
         "batch_segments": 8,
         "micro_batch_segments": 8,
@@ -236,9 +230,7 @@ def make_run(
         "asn": {"pretrain_steps": 4},
         "log_every": 2,
     } | dict(train or {})
-    (folder / "run.yaml").write_text(
-        yaml.safe_dump(head | {"train": section}, sort_keys=False), encoding="utf-8"
-    )
+    write_run_file(folder, models, name="made", seed=seed, train=section)
     run = RunConfig(
         name="made",
         run_dir=str(run_folder),

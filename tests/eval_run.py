@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from transformers import AutoModelForCausalLM
 
 from align.run import align_source
@@ -22,6 +21,7 @@ from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan.plan import Plan, Segment, write_plan
 from store_schema.store.writer import StoreWriter
 from store_schema.text.tokenizer import SegmentTokenizer
+from tests.run_file import write_run_file
 
 TOP_K = 16
 
@@ -37,22 +37,9 @@ def make_run(
         texts: By domain; each is a document of the splits train and test.
         sections: More of the run file.
     """
-    raw = {
-        "name": "small",
-        "run_dir": str(folder),
-        "sources": {
-            name: {"model": str(path), "dtype": "float32"}
-            for name, path in models.items()
-            if name != "target"
-        },
-        "target": {"model": str(models["target"]), "dtype": "float32"},
-        "corpus": {"inputs": [{"path": "unused.jsonl"}]},
-        "store": {"preset": "exact"},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump(raw | sections), encoding="utf-8")
-    run = load_run(file)
+    loaded = {name: {"model": str(path), "dtype": "float32"} for name, path in models.items()}
+    given = {"corpus": {"inputs": [{"path": "unused.jsonl"}]}, "store": {"preset": "exact"}}
+    run = load_run(write_run_file(folder, loaded, run_dir=str(folder), **(given | sections)))
     refs: dict[str, ModelRef] = {**run.sources, "target": run.target}
     tokenizers = {name: SegmentTokenizer.load(ref, name=name) for name, ref in refs.items()}
     plan = _plan(run, tokenizers, texts)

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.command import ok
+from tests.run_file import write_run_file
 from tests.tiny import SAMPLE_TEXTS
 
 
@@ -34,19 +33,14 @@ def write_run(folder: Path, models: Mapping[str, Path], **sections: Any) -> Path
     if not (folder / "docs.jsonl").exists():
         write_jsonl(folder / "docs.jsonl", sample_documents())
     place = str(folder).replace("$", "$$")  # a dollar in a path is no variable
-    content = {
-        "name": "t",
+    usual = {
         "run_dir": f"{place}/run",
-        "sources": {n: {"model": str(p)} for n, p in models.items() if n != "target"},
-        "target": {"model": str(models["target"])},
         "corpus": {"inputs": [{"path": f"{place}/docs.jsonl"}]},
         "plan": {"max_tokens": 96, "shard_tokens": 256},
         "extract": {"engine": "transformers", "top_k": 8},
         "store": {"preset": "exact"},
-    } | sections
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    }
+    return write_run_file(folder, models, **(usual | sections))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import yaml
 
 from store_schema.disk.location import Location, open_location
 from store_schema.layout import Arrays, Finish, Kind
@@ -23,6 +22,7 @@ from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_schema.text.vocabulary import Vocabulary
 from tests import command, store_factory
+from tests.run_file import write_run_file
 
 VOCABULARY = Vocabulary(
     (b"<s>", *(bytes([byte]) for byte in range(256))), np.arange(257, dtype=np.int64) == 0
@@ -192,14 +192,7 @@ def make_run(
             arrays = shard_arrays(plan, record.index, kind)
             (change or {}).get(record.index, lambda _: None)(arrays)
             writer.write((records or {}).get(record.index, record), arrays)
-    content = {
-        "name": "t",
-        "run_dir": str(folder / "run"),
-        "sources": {"s": {"model": "made/s"}},
-        "target": {"model": "made/target"},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(content))
-    return folder / "run.yaml"
+    return write_run_file(folder, {"s": "made/s", "target": "made/target"})
 
 
 def store_folder(folder: Path, kind: Kind = "source") -> Path:

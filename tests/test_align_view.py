@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -35,6 +34,7 @@ from store_schema.store.writer import StoreWriter
 from store_schema.text.vocabulary import Vocabulary
 from tests import command, store_factory
 from tests.browser import browse, framed, needs_browser
+from tests.run_file import write_run_file
 
 ok = partial(command.ok, "align")
 refused = partial(command.refused, "align")
@@ -191,14 +191,7 @@ def make_run(
         store = write_store(folder / "run/stores" / source, plan, source, "source", own, {})
         settings = {"source_store": store.manifest.fingerprint(), "method": "bytes"}
         write_store(folder / "run/aligned" / source, plan, "target", "aligned", aligned, settings)
-    content = {
-        "name": "t",
-        "run_dir": str(folder / "run"),
-        "sources": {"one": {"model": "m"}, "two": {"model": "m"}},
-        "target": {"model": "made/target"},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(content))
-    return folder / "run.yaml"
+    return write_run_file(folder, {"one": "m", "two": "m", "target": "made/target"})
 
 
 @pytest.fixture(scope="module")

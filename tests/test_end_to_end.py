@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from logitfuse import main
+from tests.command import ok
+from tests.run_file import write_run_file
 from tests.tiny import SAMPLE_TEXTS
 
 pytestmark = pytest.mark.usefixtures("quick_processes")
@@ -37,30 +36,22 @@ def write_run(folder: Path, models: dict[str, Path]) -> Path:
         for i, text in enumerate(texts)
     ]
     (folder / "text.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    config = {
-        "name": "tiny",
-        "run_dir": str(folder / "run"),
-        "sources": {
-            name: {"model": str(path), "dtype": "float32"}
-            for name, path in models.items()
-            if name != "target"
-        },
-        "target": {"model": str(models["target"]), "dtype": "float32"},
-        "corpus": {"inputs": [{"path": str(folder / "text.jsonl")}]},
-        "plan": {"max_tokens": 96, "shard_tokens": 600},
-        "extract": {"engine": "transformers", "top_k": 16, "device": "cpu"},
-        "train": {
+    return write_run_file(
+        folder,
+        {name: {"model": str(path), "dtype": "float32"} for name, path in models.items()},
+        name="tiny",
+        corpus={"inputs": [{"path": str(folder / "text.jsonl")}]},
+        plan={"max_tokens": 96, "shard_tokens": 600},
+        extract={"engine": "transformers", "top_k": 16, "device": "cpu"},
+        train={
             "epochs": 2,
             "batch_segments": 8,
             "micro_batch_segments": 4,
             "eval_every": 5,
             "asn": {"pretrain_steps": 10},
         },
-        "evaluate": {"bootstrap_samples": 200, "device": "cpu"},
-    }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+        evaluate={"bootstrap_samples": 200, "device": "cpu"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +67,7 @@ def run_all(config: Path) -> dict[str, str]:
     """Output of every stage by its name."""
     said = {}
     for stage in STAGES:
-        result = CliRunner().invoke(main, [*stage, str(config)])
-        assert result.exit_code == 0, f"{stage}: {result.stderr}"
-        said[" ".join(stage)] = result.stdout
+        said[" ".join(stage)] = ok(*stage, config)
     return said
 
 
@@ -156,7 +145,6 @@ def test_one_extraction_serves_another_training(
         "--set", "train.selector=uniform", "--set", "train.control=false",
         "--set", "train.max_steps=3",
     ]  # fmt: skip
-    result = CliRunner().invoke(main, again)
-    assert result.exit_code == 0, result.stderr
+    ok(*again)
     assert (tmp_path / "other/final/model.safetensors").exists()
     assert not (tmp_path / "other/stores").exists()

@@ -142,5 +142,5 @@ def test_steps_are_halved_down_to_the_least(
     assert "code: memory ran out with steps of 100 tokens; going on with half" in (
         capsys.readouterr().err
     )
-    with pytest.raises(EngineMemoryError):
+    with pytest.raises(EngineMemoryError, match="memory"):
         run_source(config, "code", Part(), halvings=3)

@@ -29,7 +29,6 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.presets import Encoding
 from store_schema.store.answers import TEXT_ARRAYS
 from store_schema.text.tokenizer import SegmentTokenizer
-from store_tools.cli import store as store_command
 from tests.answer_contract import check_drawable
 from tests.command import ok, refused
 from tests.extract_runs import files_of, write_jsonl, write_run
@@ -104,7 +103,6 @@ def _check_end(ids: list[int], finish: Finish, end_ids: frozenset[int]) -> None:
 def test_command_reports_counts_and_is_a_no_op(
     tmp_path: Path, chat_models: dict[str, Path]
 ) -> None:
-    from click.testing import CliRunner
 
     path = planned(tmp_path, chat_models)
     finished = subprocess.run(
@@ -127,8 +125,7 @@ def test_command_reports_counts_and_is_a_no_op(
     before = files_of(tmp_path / "run" / "generated")
     assert ok("extract", "generate", path) == "generate complete, nothing to do\n"
     assert files_of(tmp_path / "run" / "generated") == before
-    verified = CliRunner().invoke(store_command, ["verify", str(path)])
-    assert verified.exit_code == 0, verified.output
+    ok("store", "verify", path)
     log = tmp_path / "run" / "logs" / "generate" / "coder" / "worker-0-of-1.jsonl"
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert events[0]["event"] == "begin"
@@ -366,7 +363,7 @@ def test_max_tokens_must_leave_room_for_a_prompt(
     run = load_run(path, ("generate.max_tokens=99", "generate.answers=1"))
     plan = open_plan(run)
     assert check_answering(run, "coder", plan).spec.longest == POSITIONS
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="max_tokens"):
         check_answering(load_run(path, ("generate.max_tokens=100",)), "coder", plan)
     tokenizer = SegmentTokenizer.load(run.sources["coder"], name="coder")
     assert tokenizer.bos_ids  # so even an empty prompt takes one position

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from click.testing import CliRunner
 
-from store_tools.cli import store as store_command
+from tests.command import ok
 from tests.generate_runs import contents, one_source, planned, spoilt
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -67,8 +66,7 @@ def test_command(tmp_path: Path, chat_models: dict[str, Path]) -> None:
     path = planned(tmp_path, one_source(chat_models), extract=options)
     assert "answers by how they ended" in finished("extract", "generate", path)
     whole = contents(path)
-    verified = CliRunner().invoke(store_command, ["verify", str(path)])
-    assert verified.exit_code == 0, verified.output
+    ok("store", "verify", path)
     shutil.rmtree(tmp_path / "run" / "generated")
     finished("extract", "generate", path, "--worker", "1/2", "--limit", 1)
     finished("extract", "generate", path)

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from align.cli import align
 from extract.scoring.sources import check_source
 from store_schema.config import ModelRef, load_run
 from store_schema.disk.location import LocalLocation, open_location
@@ -22,8 +20,7 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.plan_tokens import plan_for
 from store_schema.text.tokenizer import SegmentTokenizer
-from store_tools.cli import store
-from tests.command import ok, refused
+from tests.command import call, ok, refused
 from tests.extract_runs import files_of, plan_run, sample_documents, write_jsonl, write_run
 from tests.random_source import random_source
 from tests.store_damage import reseal
@@ -144,7 +141,7 @@ def test_what_alignment_will_refuse_is_said(
     only = again(begun, tiny_models, "code")
     count = len(plan_of(begun).shards)
     ok("extract", "plan", only)
-    assert CliRunner().invoke(align, ["run", str(only)]).exit_code == 0
+    ok("align", "run", only)
     assert not refusals(ok("extract", "plan", only))
     other = ["--set", f"target.model={tiny_models['prose']}"]
     for change in (other, ["--set", "align.max_entries=9"]):
@@ -152,10 +149,7 @@ def test_what_alignment_will_refuse_is_said(
         [line] = refusals(said)
         start = f"aligned code: {count} of {count} shards, refused by `align run`: "
         assert line.startswith(start)
-        assert (
-            f"error: {line[len(start) :]}"
-            in CliRunner().invoke(align, ["run", str(only), *change]).stderr
-        )
+        assert f"error: {line[len(start) :]}" in call("align", "run", only, *change).stderr
     # A run of its own that uses the data has its own place for another target's alignment.
     own = ["--set", f"run_dir={tmp_path / 'own'}", "--set", f"data_dir={tmp_path / 'run'}"]
     assert not refusals(ok("extract", "plan", only, *other, *own))
@@ -198,13 +192,13 @@ def test_a_split_is_taken_in_later(
     )
     copied = str(tmp_path / "copy")
     for _ in range(2):
-        said = CliRunner().invoke(store, ["verify", str(begun)]).stdout
+        said = call("store", "verify", begun).stdout
         assert f"{count} shards sound, 0 damaged, {more} missing" in said
-        assert CliRunner().invoke(store, ["copy", str(tmp_path / "run/stores/code"), copied]).output
+        assert call("store", "copy", tmp_path / "run/stores/code", copied).output
     assert fill(begun, "code") == set(range(count, count + more))
-    assert CliRunner().invoke(store, ["copy", str(tmp_path / "run/stores/code"), copied]).output
+    assert call("store", "copy", tmp_path / "run/stores/code", copied).output
     assert set(StoreReader.open(open_location(copied)).commits) == set(range(count + more))
-    assert "0 missing" in CliRunner().invoke(store, ["verify", str(begun)]).stdout
+    assert "0 missing" in ok("store", "verify", begun)
     reader = StoreReader.open(open_location(tmp_path / "run/stores/code"))
     assert reader.committed(grown.shards) == set(range(count + more))
     for shard in reader.commits:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 import fuse_eval.answers.asking as asking
 from extract.engines.ending import AnswerRules
@@ -19,7 +18,6 @@ from extract.engines.protocol import Answer, EngineSpec, Prompt
 from fuse_eval.answers.config import AnswersSection
 from fuse_eval.answers.figures import difference, mean_scores
 from fuse_eval.answers.run import held_out_prompts
-from fuse_eval.cli import report
 from fuse_eval.config import EvaluateSection
 from store_schema.config import load_run
 from store_schema.layout import Finish
@@ -131,8 +129,7 @@ def test_right_answers_are_counted_by_domain(
     assert overlap["prompts"] == {"sums": 1}
     assert sum(overlap["left_out"].values()) == 4
     assert overlap["scores"]["fused"] == {"sums": 1.0}
-    result = CliRunner().invoke(report, [str(trained)])
-    assert result.exit_code == 0, result.output
+    ok("report", trained)
     page = (Path(load_run(trained).folder) / "report/index.html").read_text()
     assert "Share of 1 held-out prompts that are answered right" in page
 

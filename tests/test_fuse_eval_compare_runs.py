@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 
 from fuse_eval.findings import CONTROL, FUSED
 from fuse_eval.interference.blocks import Blocks, write_blocks
 from fuse_eval.interference.documents import document_differences, interference_record
 from fuse_eval.interference.excess import excess_ratio
 from fuse_eval.summary import write_json
-from logitfuse import main
 from store_schema.disk.location import open_location
+from tests.command import call
 from tests.test_fuse_eval_documents import make_blocks
 
 
@@ -115,7 +114,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def _invoke(*words: object) -> Any:
-    return CliRunner().invoke(main, ["eval", "interference", *map(str, words)])
+    return call("eval", "interference", *words)
 
 
 def test_command_gives_the_ratio_as_text_and_json(runs: tuple[Path, Path]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from fuse_eval import bpb
@@ -18,7 +17,6 @@ from fuse_eval.interference.blocks import read_blocks
 from fuse_eval.run import estimate_pools, evaluate
 from fuse_eval.summary import build_summary
 from launch.signals import StopFlag
-from logitfuse import main
 from store_schema.config import RunConfig, load_run
 from store_schema.disk.location import open_location
 from store_schema.errors import MismatchError, MissingError, Stopped
@@ -27,6 +25,7 @@ from store_schema.plan.plan import Plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests import eval_run
+from tests.command import call
 
 FAST = {
     "train": {"asn": {"pretrain_steps": 4, "hidden_size": 8}},
@@ -56,7 +55,7 @@ def run(finished: RunConfig, tmp_path: Path) -> RunConfig:
 
 
 def _invoke(run: RunConfig, *words: str) -> Any:
-    return CliRunner().invoke(main, [*words, f"{run.folder}/run.yaml"])
+    return call(*words, f"{run.folder}/run.yaml")
 
 
 def _dense_nats(model_folder: str, tokenizer: SegmentTokenizer, text: str, start: int) -> float:
@@ -372,7 +371,7 @@ def test_report_holds_what_programs_need(run: RunConfig) -> None:
     assert summary["peak_rss_bytes"] > 10**7
     assert summary["interference"] == summary["evaluation"]["interference"]
     assert "<h2>Interference</h2>" in page.read_text()
-    assert summary["settings"]["name"] == "small"
+    assert summary["settings"]["name"] == "t"
     assert "Not evaluated yet" not in page.read_text()
     before = page.read_bytes()
     assert "complete, nothing to do" in _invoke(run, "report").output

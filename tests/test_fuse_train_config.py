@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
 
 from fuse_train.config import TrainSection
+from tests.wrong_values import refuses
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,7 @@ from fuse_train.config import TrainSection
     ],
 )
 def test_wrong_values_are_refused(wrong) -> None:
-    with pytest.raises(ValidationError):
-        TrainSection.model_validate(wrong)
+    refuses(TrainSection, wrong)
 
 
 def test_control_has_nothing_of_the_sources() -> None:

@@ -63,7 +63,7 @@ def test_whatever_a_folder_makes_libraries_raise_is_one_error(tmp_path, damage) 
 )
 def test_configs_that_cannot_be_read(tmp_path, content) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="config"):
         transformers_config(ModelRef(model=str(tmp_path)), of="target")
 
 

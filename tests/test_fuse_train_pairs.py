@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fuse_train.cli import train
 from fuse_train.config import TrainSection
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.pairs import pair_runs
@@ -23,6 +21,7 @@ from launch.summary import pair_folders
 from launch.training_status import read_trainings
 from store_schema.errors import ConfigError, MismatchError, Stopped
 from tests.aligned_factory import make_run
+from tests.command import call, ok
 from tests.test_fuse_train_run import same, weights, with_train
 
 PAIRWISE = {
@@ -116,16 +115,14 @@ def test_stopped_in_the_second_pair_and_gone_on_with(trained, tmp_path, monkeypa
 def test_one_pair_by_the_command(trained, tmp_path) -> None:
     make_run(tmp_path, train=PAIRWISE)
     file = str(tmp_path / "run.yaml")
-    result = CliRunner().invoke(train, ["run", file, "--pair", "facts"])
-    assert result.exit_code == 0, result.output
-    assert "with facts: step 3 of 3" in result.stdout
+    assert "with facts: step 3 of 3" in ok("train", "run", file, "--pair", "facts")
     assert not (tmp_path / "run/final").exists()
     assert not (tmp_path / "run/control").exists()
-    result = CliRunner().invoke(train, ["run", file, "--pair", "code"])
+    result = call("train", "run", file, "--pair", "code")
     assert result.exit_code == 2
     assert "expected prose, facts, got code" in result.stderr
     plain = ["run", file, "--pair", "facts", "--set", "train.pairwise=null"]
-    assert "train.pairwise" in CliRunner().invoke(train, plain).stderr
+    assert "train.pairwise" in call("train", *plain).stderr
 
 
 def test_refused(trained) -> None:

@@ -64,7 +64,7 @@ def test_what_was_chosen_stays_and_is_said_once(tmp_path, monkeypatch, capsys) -
     assert line.startswith("train.precision: bfloat16 (")
     path = tmp_path / PRECISION_FILE
     path.write_text(path.read_text().replace("bfloat16", "float32", 1))
-    with pytest.raises(CorruptionError):
+    with pytest.raises(CorruptionError, match="digest does not match"):
         resolve_precision(tmp_path, WIDE, CPU, writes=True)
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from fuse_train.config import TrainSection
 from fuse_train.selectors.features import HEDGE_START
 from fuse_train.selectors.kinds.asn import AsnSection
+from tests.wrong_values import refuses
 
 
 @pytest.mark.parametrize(
@@ -29,8 +30,7 @@ from fuse_train.selectors.kinds.asn import AsnSection
     ],
 )
 def test_wrong_values_are_refused(wrong) -> None:
-    with pytest.raises(ValidationError):
-        TrainSection.model_validate(wrong)
+    refuses(TrainSection, wrong)
 
 
 def test_hedge_has_a_fixed_share_unless_told_otherwise() -> None:

@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
-from fuse_train.cli import train
 from fuse_train.config import TrainSection
 from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import open_inputs, stream_options
@@ -31,6 +29,7 @@ from fuse_train.selectors.kinds.bayes import mixture_nats, search_weights
 from fuse_train.selectors.selectors import StaticSelector
 from store_schema.errors import InputError, MismatchError, MissingError
 from tests.aligned_factory import make_run
+from tests.command import call
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def invoke(folder: Path, *settings: str):
     words = ["selector", str(folder / "run.yaml")]
     for setting in ("train.asn.pretrain_steps=30", *settings):
         words += ["--set", setting]
-    return CliRunner().invoke(train, words)
+    return call("train", *words)
 
 
 def test_train_selector_needs_no_target_weights_and_says_what_pools_score(folder) -> None:

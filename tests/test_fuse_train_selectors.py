@@ -338,7 +338,7 @@ def test_saves_and_loads(kind, tmp_path) -> None:
         torch.nn.init.zeros_(parameter)
     other.load(tmp_path)
     assert torch.equal(asn(view()), other(view()))
-    with pytest.raises(MissingError):
+    with pytest.raises(MissingError, match="nowhere"):
         other.load(tmp_path / "nowhere")
     weights = tmp_path / "selector.safetensors"
     data = bytearray(weights.read_bytes())

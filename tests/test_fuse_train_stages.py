@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from fuse_train.config import TrainSection
@@ -23,6 +22,7 @@ from fuse_train.stages_config import StageSection
 from store_schema.errors import ConfigError, InputError, Stopped
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_run import lines_of, same, timeless, weights
+from tests.wrong_values import refuses
 
 INPUTS = {"code": ("code", "answers"), "prose": ("prose", "answers"), "facts": (None, "given")}
 STAGES = (
@@ -243,5 +243,4 @@ def test_refused(run, opened, tmp_path) -> None:
             "loss": {"clm_weight_schedule": {"kind": "linear", "end": 0.0}},
         },
     ):
-        with pytest.raises(ValidationError):
-            TrainSection.model_validate(wrong)
+        refuses(TrainSection, wrong)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from benchmarks import mergekit_merges as mergekit
 from fuse_train.merge import MERGES
-from fuse_train.merge.cli import merge
+from tests.command import ok
 from tests.tiny import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -75,8 +74,7 @@ def theirs(
 
 def merged(out: Path, words: list[str]) -> Path:
     """Our folder."""
-    done = CliRunner().invoke(merge, [str(out), *words], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    ok("merge", out, *words)
     return out
 
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launch.cli import preset
 from store_schema.config import load_run
 from store_schema.papers import preset_names
-from tests.command import ok
+from tests.command import call, ok
 from tests.extract_runs import plan_run, write_jsonl
+from tests.run_file import write_run_file
 
 pytestmark = pytest.mark.usefixtures("quick_processes")
 
@@ -44,17 +43,9 @@ def models(chat_models: dict[str, Path]) -> dict[str, str]:
 
 def write_run(folder: Path, models: dict[str, str], **more: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    write_jsonl(folder / "prompts.jsonl", PROMPTS)
-    head = {
-        "name": folder.name,
-        "run_dir": str(folder / "run"),
-        "sources": {n: {"model": path} for n, path in models.items() if n != "target"},
-        "target": {"model": models["target"]},
-        "corpus": {"inputs": [{"path": str(folder / "prompts.jsonl"), "corpus": "given"}]},
-    }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(head | more, sort_keys=False))
-    return path
+    prompts = write_jsonl(folder / "prompts.jsonl", PROMPTS)
+    corpus = {"inputs": [{"path": str(prompts), "corpus": "given"}]}
+    return write_run_file(folder, models, name=folder.name, corpus=corpus, **more)
 
 
 def best_answers(folder: Path, models: dict[str, str]) -> Path:
@@ -106,6 +97,6 @@ def test_what_a_preset_is_can_be_read() -> None:
     for name in preset_names():
         shown = ok("preset", "show", name)
         assert yaml.safe_load(shown)["train"]["fusion_gate"] == {"kind": "none"}
-    result = CliRunner().invoke(preset, ["show", "none"])
+    result = call("preset", "show", "none")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: no such preset")

@@ -19,15 +19,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 
 from align.chain.first_token import PieceTable, piece_table
 from align.prepare import prepare
-from logitfuse import main
 from store_schema.disk.location import open_location
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_schema.text.vocabulary import Vocabulary
+from tests.command import ok, refused
 from tests.families import FAMILIES, save_family
 from tests.published_tokenizers import tokenizer_folder
 from tests.tiny import SAMPLE_TEXTS, tiny_model
@@ -170,8 +169,7 @@ def write_runs(folder: Path, model: Path, toy: Path) -> Path:
 
 def stage(config: Path, *words: str) -> None:
     """Run one stage, which must succeed."""
-    result = CliRunner().invoke(main, [*words[:2], str(config), *words[2:]])
-    assert result.exit_code == 0, f"{words}: {result.stderr[-600:]}"
+    ok(*words[:2], config, *words[2:])
 
 
 def label_logprobs(url: Path) -> np.ndarray:
@@ -237,8 +235,6 @@ def test_what_cannot_be_supported_is_refused_before_the_plan(
     model = save_family(name, published(name), tmp_path / "model")
     config = write_runs(tmp_path, model, toy)
     stage(config, "corpus", "build")
-    result = CliRunner().invoke(main, ["extract", "plan", str(config)])
-    assert result.exit_code == 2, result.output
-    line = result.stderr.strip().splitlines()[-1]
+    line = refused("extract", "plan", config)
     assert re.search(FAMILIES[name].refused or "", line), line
     assert not (tmp_path / "run/plan/plan.json").exists()

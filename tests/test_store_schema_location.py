@@ -87,7 +87,10 @@ def test_a_file_takes_the_place_of_another(location: Location) -> None:
 def test_missing_file(location: Location) -> None:
     with pytest.raises(MissingError, match="nothing"):
         location.read_bytes("nothing")
-    with pytest.raises(MissingError), location.open_read("nothing") as file:
+    with (
+        pytest.raises(MissingError, match="nothing"),
+        location.open_read("nothing") as file,
+    ):
         file.read()
 
 
@@ -255,7 +258,7 @@ def test_failed_write_leaves_the_old_file_and_no_other(
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match=r"full|No space"):
         location.write_atomic("commit.json", b"new")
     assert (tmp_path / "commit.json").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["commit.json"]

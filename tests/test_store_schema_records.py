@@ -334,7 +334,7 @@ def test_a_plan_of_before_authors_and_corpora_reads_as_it_did(tmp_path: Path) ->
     assert columns == {"corpus": [None] * 5, "domain": [s.domain for s in segments]}
     with pq.ParquetWriter(path, earlier.drop_columns(["text"]).schema) as writer:
         writer.write_table(earlier.drop_columns(["text"]))
-    with pytest.raises(CorruptionError):
+    with pytest.raises(CorruptionError, match="text"):
         opened.segments(opened.shards[0])
 
 
@@ -400,7 +400,7 @@ def test_no_plan_and_half_a_plan(tmp_path: Path) -> None:
 
     from store_schema.plan.plan import write_plan
 
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="stopped half-way"):
         write_plan(
             location,
             dies(),
