@@ -76,7 +76,7 @@ def test_missing_shards_are_named_or_gone_without(tmp_path) -> None:
     assert lines_of(tmp_path, "train")[-1]["step"] == 2
 
 
-def test_a_source_is_silent_in_shards_it_lacks(tmp_path) -> None:
+def test_a_source_covers_nothing_in_shards_it_lacks(tmp_path) -> None:
     made = make_run(tmp_path, segments_per_shard=4)
     section = made.sections["train"].model_copy(update={"allow_partial": True})
     whole = open_inputs(made, section)
