@@ -31,7 +31,7 @@ _NAME_COLUMNS = 22
 
 @click.group(cls=StageGroup)
 def align() -> None:
-    """Carry distributions into the target's tokens."""
+    """Convert distributions to the target's tokens."""
 
 
 @align.command("run")
@@ -85,10 +85,26 @@ def summary_table(summaries: list[AlignSummary]) -> str:
 
 
 @align.command("view")
-@click.option("--segment", required=True, metavar="ID", help="Segment id, or its row number.")
-@click.option("--position", type=click.IntRange(0), metavar="N", help="Open at this target token.")
-@click.option("--top", type=click.IntRange(1, 1000), default=12, show_default=True, metavar="N")
-@click.option("--out", metavar="PATH", help="File to write; default: in the run's report folder.")
+@click.option("--segment", required=True, metavar="ID", help="Segment id, or its row in the plan.")
+@click.option(
+    "--position",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Open the page at the segment's target token N (from 0), and print its distributions.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1, 1000),
+    default=12,
+    show_default=True,
+    metavar="N",
+    help="Most probable tokens shown of each distribution.",
+)
+@click.option(
+    "--out",
+    metavar="PATH",
+    help="HTML file to write. Default: report/view-ROW.html in the run's folder.",
+)
 @SOURCE_OPTION
 @run_options
 def view_segment(

@@ -106,13 +106,13 @@ def coverage_of(
     target = pair.target.encode(segments)
     arrays = aligner.align(bigrams.rows(encoded), [s.text.encode() for s in segments], target)
     none = arrays["origin"] == Origin.NONE
-    counted, silent = np.ones(len(none), bool), np.zeros(len(none), bool)
+    counted, unknown = np.ones(len(none), bool), np.zeros(len(none), bool)
     for first, own, other in zip(arrays["token_offsets"][:-1], encoded, target, strict=True):
         if not own.context_ids:
             counted[first] = False
             begins = np.concatenate(([0], other.byte_ends[:-1]))
-            silent[first : first + len(begins)] = begins < max(own.byte_ends[0], 1)
-    return float(1 - none[counted].mean()), int((none & ~silent).sum())
+            unknown[first : first + len(begins)] = begins < max(own.byte_ends[0], 1)
+    return float(1 - none[counted].mean()), int((none & ~unknown).sum())
 
 
 def show_coverage(shares: dict[str, float], left_out: dict[str, str]) -> None:

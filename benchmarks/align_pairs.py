@@ -346,7 +346,7 @@ def _previous(encoded: EncodedSegment) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A source's and a target's tokenizer, and the text that maps between them may be learnt from."""
+    """A source's and a target's tokenizer, and the text that maps between them may be learned from."""
 
     source: SegmentTokenizer
     target: SegmentTokenizer

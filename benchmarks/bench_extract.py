@@ -125,7 +125,7 @@ class Bench:
         log = WorkLog(source.run, "bench", source.name, Worker())
         with log.session(shards, source.name) as session:
             part = Part(limit=len(shards))
-            score(self.engine, Job(source, writer, part, shards, session, StopFlag(), leash=None))
+            score(self.engine, Job(source, writer, part, shards, session, StopFlag(), stop_fd=None))
         assert writer.committed() == {shard.index for shard in shards}
         shutil.rmtree(folder)
 

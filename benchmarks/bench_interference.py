@@ -2,7 +2,7 @@
 
 Settings: `real` (the models of `make real`), `demo`, `spoiled-domain` (the demo without its source of
 prose: in that domain every source is worse than the trained control), `spoiled-source` (the demo with
-a source of facts that has learnt wrong ones), `real-large` (the models of `make real` on three times
+a source of facts that has learned wrong ones), `real-large` (the models of `make real` on three times
 the text, by two recipes; only for the gain). In each, plain training (the control), ours, MinCE, AvgCE
 and Fusion-X as published, and in the demo ours without its gate, are trained by the same three recipes;
 each is measured at the one that is best on valid text, document by document on the test split.
@@ -123,7 +123,7 @@ def prepare(setting: Setting, data: Data) -> None:
     recipes.run_module(["logitfuse", "eval", "pool", str(setting.run_file(data))])
 
 
-def carry(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None:
+def copy_kept(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None:
     """Copy what is left of a training, where it is whole and not there yet."""
 
     def whole(place: Path) -> bool:
@@ -139,11 +139,11 @@ def carry(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None
 def resolve_precision(data: Data, kept: Path) -> str:
     """Precision of all trainings on the data, measured once."""
     path, name = data.work / "precision.txt", data.work.name
-    carry(kept / name, data.work, [path.name])
+    copy_kept(kept / name, data.work, [path.name])
     if not path.is_file():
         config = transformers_config(load_run(data.run_file).target, of="target")
         path.write_text(choose_precision(config, bpb.device_of(None)).precision)
-    carry(data.work, kept / name, [path.name])
+    copy_kept(data.work, kept / name, [path.name])
     return path.read_text()
 
 
@@ -162,9 +162,9 @@ def train(
     name = f"{recipe} {fingerprint(section.content())[:8]}"
     folder = recipes.folder_of(out, name)
     elsewhere = kept / folder.relative_to(data.work.parent)
-    carry(elsewhere, folder)
+    copy_kept(elsewhere, folder)
     evaluations = recipes.trained(str(file), data.folder, out, name, overrides, text.score)
-    carry(folder, elsewhere)
+    copy_kept(folder, elsewhere)
     return recipes.mean(recipes.best_evaluation(evaluations)[1]), folder
 
 

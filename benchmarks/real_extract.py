@@ -132,7 +132,7 @@ class Ours:
         log = WorkLog(source.run, "bench", source.name, Worker())
         with log.session(self.shards, source.name) as session:
             part = Part(limit=len(self.shards))
-            job = Job(source, writer, part, self.shards, session, StopFlag(), leash=None)
+            job = Job(source, writer, part, self.shards, session, StopFlag(), stop_fd=None)
             score(self.engine, job)
         shutil.rmtree(folder)
 

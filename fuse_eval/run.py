@@ -1,4 +1,4 @@
-"""The stages of this room: estimate pools, evaluate models, write the report."""
+"""The stages of this package: estimate pools, evaluate models, write the report."""
 
 from __future__ import annotations
 
@@ -232,11 +232,11 @@ def _pool_content(
     with_features = pool.need_features(section, train)
     made: dict[str, Selector] = {}
     if not all(SELECTORS[name].by_rule for name in pool.pool_names(section, train)):
-        learnt_from = opened(split=train.train_split, with_features=with_features)
+        learned_from = opened(split=train.train_split, with_features=with_features)
         made = pool.learned_selectors(
             section,
             train,
-            SampleStream(learnt_from, stream_options(run, train), domains, with_entries=False),
+            SampleStream(learned_from, stream_options(run, train), domains, with_entries=False),
             lambda: opened(split=train.valid_split, with_features=False),
             seed=run.seed,
             device=device,

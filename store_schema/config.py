@@ -155,7 +155,8 @@ class ModelRef(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _without_by_offsets(cls, value: Any) -> Any:
-        """Accept `by_offsets: false` of old files with all defaults: the option was removed."""
+        """Accept `by_offsets: false`, which resolved run files of earlier versions have; the option
+        itself was removed, so any other value is refused."""
         if not isinstance(value, dict) or "by_offsets" not in value:
             return value
         if value["by_offsets"] is not False:

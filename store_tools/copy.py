@@ -239,7 +239,12 @@ def _whole_url(location: Location) -> str:
 @click.argument("source")
 @click.argument("target")
 @click.option(
-    "--jobs", type=click.IntRange(1, 128), default=JOBS, show_default=True, help="Shards at a time."
+    "--jobs",
+    type=click.IntRange(1, 128),
+    default=JOBS,
+    show_default=True,
+    metavar="N",
+    help="Shards copied at a time.",
 )
 @click.option(
     "--verify/--no-verify",

@@ -158,7 +158,7 @@ def make_run(
     Returns:
         The run file.
     """
-    dealt, row = [], 0
+    assigned, row = [], 0
     for texts in TEXTS:
         part = []
         for text in texts:
@@ -168,10 +168,10 @@ def make_run(
                 Segment(row, name, name, DOMAINS[row % 2], "train", 0, size, True, None, text)
             )
             row += 1
-        dealt.append((part, {"one": 1, "two": 1, "target": 1}))
+        assigned.append((part, {"one": 1, "two": 1, "target": 1}))
     plan = write_plan(
         open_location(folder / "run/plan"),
-        dealt,
+        assigned,
         corpus_fingerprint="c" * 32,
         request_fingerprint="r" * 32,
         tokenizers={"target": store_factory.TOKENIZER},

@@ -203,17 +203,17 @@ def test_bytes_cost_what_the_source_costs(source: str, target: str) -> None:
     assert 0.5 < pool.mean_mass <= 1
 
 
-def test_silence_is_charged_as_the_uniform_distribution_and_told_apart() -> None:
+def test_no_distribution_is_charged_as_the_uniform_distribution_and_shown() -> None:
     here, segments = pair(), as_segments(TEXTS)
     own, read = here.source.encode(segments), here.target.encode(segments)
     texts = [s.text.encode() for s in segments]
     size = here.target.vocab_size
-    silent = pool_of(SpansAligner(), bigrams().rows(own), own, read, texts, size)
-    assert silent.unlabelled == silent.positions
-    assert silent.nats == pytest.approx(silent.positions * math.log(size))
-    assert silent.silence == pytest.approx(1 + silent.excess)
-    spoken = BytesAligner(here.bytes_map(), MAX_ENTRIES)
-    assert pool_of(spoken, bigrams().rows(own), own, read, texts, size).silence == 0
+    uncovered = pool_of(SpansAligner(), bigrams().rows(own), own, read, texts, size)
+    assert uncovered.unlabelled == uncovered.positions
+    assert uncovered.nats == pytest.approx(uncovered.positions * math.log(size))
+    assert uncovered.uncovered_part == pytest.approx(1 + uncovered.excess)
+    covering = BytesAligner(here.bytes_map(), MAX_ENTRIES)
+    assert pool_of(covering, bigrams().rows(own), own, read, texts, size).uncovered_part == 0
 
 
 def test_pools_add_up() -> None:

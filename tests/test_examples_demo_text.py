@@ -1,4 +1,4 @@
-"""The demo's text: held-out files and facts are in no other split, and the deal is repeatable."""
+"""The demo's text: held-out files and facts are in no other split, and the assignment is repeatable."""
 
 from __future__ import annotations
 

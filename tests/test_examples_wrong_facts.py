@@ -1,4 +1,4 @@
-"""The demo's source that has learnt wrong facts: what is exchanged, and that it becomes a model."""
+"""The demo's source that has learned wrong facts: what is exchanged, and that it becomes a model."""
 
 from __future__ import annotations
 

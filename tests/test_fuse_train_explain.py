@@ -518,11 +518,11 @@ def test_a_split_without_stores(tmp_path: Path) -> None:
 def test_a_segment_that_no_source_knows(run, monkeypatch) -> None:
     plain = AlignedSamples.load
 
-    def silent(self, position, *, with_sources):
+    def uncovered(self, position, *, with_sources):
         shard = plain(self, position, with_sources=with_sources)
         return replace(shard, sources=tuple(uncovered_arrays(a) for a in shard.sources))
 
-    monkeypatch.setattr(AlignedSamples, "load", silent)
+    monkeypatch.setattr(AlignedSamples, "load", uncovered)
     line = refused(folder_of(run), "--segment", "facts-5#0")
     assert "no source covers any position of the segment in segment facts-5#0" in line
     assert "`logitfuse align view`" in line

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ROOMS = ("store_schema", "launch", "extract", "align", "fuse_train", "fuse_eval", "store_tools")
+PACKAGES = ("store_schema", "launch", "extract", "align", "fuse_train", "fuse_eval", "store_tools")
 SCRIPTS = ("benchmarks", "examples", "tests")
 ON_PATH = (REPOSITORY, REPOSITORY / "examples", REPOSITORY / "benchmarks")
 """Folders that a script's imports are looked for in."""
@@ -63,7 +63,7 @@ def _absent(module: str, name: str) -> bool:
 
 
 def _is_ours(module: str) -> bool:
-    return module.split(".")[0] in ROOMS + SCRIPTS
+    return module.split(".")[0] in PACKAGES + SCRIPTS
 
 
 def _taken(tree: ast.Module) -> Iterator[tuple[str, str, int]]:
@@ -88,7 +88,7 @@ def _taken(tree: ast.Module) -> Iterator[tuple[str, str, int]]:
                 yield modules[name], node.attr, node.lineno
 
 
-@pytest.mark.parametrize("folder", [*ROOMS, *SCRIPTS])
+@pytest.mark.parametrize("folder", [*PACKAGES, *SCRIPTS])
 def test_imported_names_are_there(folder: str) -> None:
     absent = [
         f"{path.relative_to(REPOSITORY)}:{line}: {module} has no {name}"

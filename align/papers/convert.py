@@ -17,7 +17,7 @@ _SHORT_ROW = 96
 """Rows of at most so many tokens are sorted by insertion: they are nearly sorted already."""
 
 
-class CarryOptions(NamedTuple):
+class ConvertOptions(NamedTuple):
     """How a matched row is mapped; the defaults keep all of its probability.
 
     Args:
@@ -35,16 +35,16 @@ class CarryOptions(NamedTuple):
     exact_label: bool = True
 
 
-LOSSLESS = CarryOptions()
+LOSSLESS = ConvertOptions()
 
 
-def carry_all(
+def convert_all(
     rows: npt.NDArray[np.int64],
     target_ids: npt.NDArray[np.uint32],
     source: Arrays,
     token_map: npt.NDArray[np.int32],
     target_vocab_size: int,
-    options: CarryOptions,
+    options: ConvertOptions,
 ) -> Any:
     """Entries of all target positions.
 
@@ -66,7 +66,7 @@ def carry_all(
     matched = rows[rows >= 0]
     most = (entry_offsets[matched + 1] - entry_offsets[matched]) + 1
     room = int(np.minimum(most, options.max_entries).sum()) + len(rows) - len(matched)
-    return _carry(
+    return _convert(
         rows,
         target_ids,
         (source["token_ids"], entry_offsets, source["entry_ids"], probabilities, labels),
@@ -79,7 +79,7 @@ def carry_all(
 
 
 @compiled
-def _carry(
+def _convert(
     rows: Any,
     target_ids: Any,
     source: Any,
