@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from align_pairs import (
+
+from align.chain.project import BytesAligner
+from align.chain.vocabulary_map import VocabularyMap
+from benchmarks.align_pairs import (
     MAX_ENTRIES,
     Bigrams,
     Pair,
@@ -17,9 +20,6 @@ from align_pairs import (
     readable,
     text_of,
 )
-
-from align.chain.project import BytesAligner
-from align.chain.vocabulary_map import VocabularyMap
 from store_schema.errors import LogitfuseError
 from store_schema.layout import Origin
 from store_schema.plan.plan import Segment

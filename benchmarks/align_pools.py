@@ -20,7 +20,9 @@ from unicodedata import is_normalized
 
 import numpy as np
 import numpy.typing as npt
-from align_pairs import (
+
+from align.methods.method import Aligner
+from benchmarks.align_pairs import (
     COUNTED_BYTES,
     QUICK_COUNTED_BYTES,
     Pair,
@@ -29,9 +31,7 @@ from align_pairs import (
     library_texts,
     real_shards,
 )
-from store_model import make_model
-
-from align.methods.method import Aligner
+from benchmarks.store_model import make_model
 from fuse_eval.common_bytes import common_boundaries, counted_from
 from store_schema.layout import Arrays, Origin
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer

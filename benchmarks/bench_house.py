@@ -1,8 +1,8 @@
 """`make bench-house`: how large the house is, and how quickly it is checked.
 
-    python benchmarks/bench_house.py                     # what can be counted, in a minute
-    python benchmarks/bench_house.py --tests             # and all tests, with their coverage
-    python benchmarks/bench_house.py --before d672268    # and alignment beside that commit's
+    python -m benchmarks.bench_house                     # what can be counted, in a minute
+    python -m benchmarks.bench_house --tests             # and all tests, with their coverage
+    python -m benchmarks.bench_house --before d672268    # and alignment beside that commit's
 
 Counted are the packages' own files, as tests/test_layers.py knows them. `align_speed_ratio` is tokens a
 second of alignment over an older commit's, which is checked out beside and measured in turns. The last
@@ -27,11 +27,9 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from tests import test_layers as layers
 
-from tests import test_layers as layers  # noqa: E402 - after the path
+ROOT = Path(__file__).resolve().parent.parent
 
 GOALS: dict[str, tuple[str, float]] = {
     "product_lines": ("<=", 27_500),
@@ -128,7 +126,7 @@ def align_speed_ratio(commit: str) -> float:
 _MEASURE = """\
 import json, sys
 from pathlib import Path
-from align_speed import measure_speed
+from benchmarks.align_speed import measure_speed
 print(json.dumps(measure_speed(Path(sys.argv[1]), quick=True)["tokens_per_s"]))
 """
 

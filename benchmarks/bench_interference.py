@@ -7,8 +7,8 @@ the text, by two recipes; only for the gain). In each, plain training (the contr
 and Fusion-X as published, and in the demo ours without its gate, are trained by the same three recipes;
 each is measured at the one that is best on valid text, document by document on the test split.
 
-    python benchmarks/bench_interference.py --settings demo,spoiled-source
-    python benchmarks/bench_interference.py --quick      # one seed, three steps a training
+    python -m benchmarks.bench_interference --settings demo,spoiled-source
+    python -m benchmarks.bench_interference --quick      # one seed, three steps a training
 
 Data, scores and figures of every training are kept in --out, its weights are not; a stopped run goes
 on. The few kilobytes that are left of a training lie in --kept too, from where a machine that has not
@@ -30,13 +30,9 @@ from typing import Any
 import click
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks import recipes  # noqa: E402 - after the path
-from benchmarks.interference_figures import MEAN, Seen, all_figures  # noqa: E402
-from benchmarks.interference_settings import (  # noqa: E402
+from benchmarks import recipes
+from benchmarks.interference_figures import MEAN, Seen, all_figures
+from benchmarks.interference_settings import (
     CONTROL,
     DEMO_SEEDS,
     QUICK,
@@ -46,19 +42,19 @@ from benchmarks.interference_settings import (  # noqa: E402
     Setting,
     all_settings,
 )
-from benchmarks.interference_steps import step_ratios  # noqa: E402
-from fuse_eval import bpb  # noqa: E402
-from fuse_eval.interference.blocks import block_sizes, text_blocks  # noqa: E402
-from fuse_eval.summary import POOL_FILE, read_json, report_location  # noqa: E402
-from fuse_train.config import TrainSection  # noqa: E402
-from fuse_train.machine.precision import choose_precision  # noqa: E402
-from launch.signals import StopFlag  # noqa: E402
-from store_schema.config import load_run  # noqa: E402
-from store_schema.disk.location import open_location  # noqa: E402
-from store_schema.errors import LogitfuseError  # noqa: E402
-from store_schema.fingerprint import fingerprint  # noqa: E402
-from store_schema.model.models import transformers_config  # noqa: E402
-from store_schema.plan.run_plan import open_plan  # noqa: E402
+from benchmarks.interference_steps import step_ratios
+from fuse_eval import bpb
+from fuse_eval.interference.blocks import block_sizes, text_blocks
+from fuse_eval.summary import POOL_FILE, read_json, report_location
+from fuse_train.config import TrainSection
+from fuse_train.machine.precision import choose_precision
+from launch.signals import StopFlag
+from store_schema.config import load_run
+from store_schema.disk.location import open_location
+from store_schema.errors import LogitfuseError
+from store_schema.fingerprint import fingerprint
+from store_schema.model.models import transformers_config
+from store_schema.plan.run_plan import open_plan
 
 SCORES_FILE = "test.json"
 KEPT_FILES = ("recipe.json", "valid.json", SCORES_FILE)

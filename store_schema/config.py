@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from store_schema.dtypes import DTYPES, full_name
 from store_schema.errors import ConfigError
 from store_schema.papers import preset_text
 from store_schema.paths import PathText
@@ -83,21 +84,6 @@ class SectionModel(StrictModel):
 
 
 Section = TypeVar("Section", bound=SectionModel)
-
-
-DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
-"""Dtypes of a model, with the bytes of a weight."""
-_DTYPE_ALIASES = {
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "f16": "float16",
-    "half": "float16",
-    "fp32": "float32",
-    "f32": "float32",
-    "float": "float32",
-    "fp64": "float64",
-    "double": "float64",
-}
 
 
 class TemplateSettings(StrictModel):
@@ -169,8 +155,7 @@ class ModelRef(StrictModel):
     @field_validator("dtype")
     @classmethod
     def _full_dtype_name(cls, value: str) -> str:
-        plain = value.strip().lower().removeprefix("torch.")
-        name = _DTYPE_ALIASES.get(plain, plain)
+        name = full_name(value)
         if name != "auto" and name not in DTYPES:
             raise ValueError("must be one of " + ", ".join(["auto", *DTYPES]))
         return name

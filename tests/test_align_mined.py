@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +14,14 @@ from hypothesis import strategies as st
 from align.papers.convert import ConvertOptions
 from align.papers.mined import MinedAligner
 from align.papers.mined_vocabulary import nearest_tokens, written_tokens
+from benchmarks.align_fusellm import align_plain, map_plain
 from store_schema.errors import MismatchError
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests import papers_reference
+from tests.align_reference import vocabulary
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from align_fusellm import align_plain, map_plain
-
-from tests.align_reference import vocabulary
 
 EVERYWHERE = 1 << 40
 """Band of the whole table, as the references have it."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
-sys.path.insert(0, BENCHMARKS)
-
-import align_fusellm  # noqa: E402 - after the path
-from align_coverage import coverage_of  # noqa: E402
-from align_pairs import (  # noqa: E402
+from align.chain.project import BytesAligner
+from align.methods.method import SpansAligner
+from benchmarks import align_fusellm
+from benchmarks.align_coverage import coverage_of
+from benchmarks.align_pairs import (
     MAX_ENTRIES,
     SMOOTHING,
     Bigrams,
@@ -26,15 +23,12 @@ from align_pairs import (  # noqa: E402
     cut,
     emoji_text,
 )
-from align_pools import LEAST_TAIL, Pool, charged_nats, counted_rows, pool_of  # noqa: E402
-from align_speed import Work, plain_arguments, run, time_limit  # noqa: E402
-from align_student import EQUAL, MOST_TRIES, gain_kept, steps_to_reach, summary  # noqa: E402
-
-from align.chain.project import BytesAligner  # noqa: E402
-from align.methods.method import SpansAligner  # noqa: E402
-from store_schema.layout import Arrays, check_shard, row_sums  # noqa: E402
-from store_schema.text.tokenizer import EncodedSegment  # noqa: E402
-from tests.tokenizer_zoo import zoo  # noqa: E402
+from benchmarks.align_pools import LEAST_TAIL, Pool, charged_nats, counted_rows, pool_of
+from benchmarks.align_speed import Work, plain_arguments, run, time_limit
+from benchmarks.align_student import EQUAL, MOST_TRIES, gain_kept, steps_to_reach, summary
+from store_schema.layout import Arrays, check_shard, row_sums
+from store_schema.text.tokenizer import EncodedSegment
+from tests.tokenizer_zoo import zoo
 
 TEXTS = [
     "The quick brown fox jumps over 12345 lazy dogs.\n    return x + 1\n",

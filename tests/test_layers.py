@@ -30,6 +30,7 @@ ORDER = {
     "store_schema": (
         *(
             "errors",
+            "dtypes",
             "papers",
             "fingerprint",
             "paths",
@@ -179,7 +180,10 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_rooms_are_those_of_the_table() -> None:
-    packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"tests"}
+    packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {
+        "tests",
+        "benchmarks",
+    }
     assert packages == set(MAY_IMPORT)
 
 

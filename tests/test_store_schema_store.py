@@ -29,8 +29,6 @@ from store_schema.store.writer import StoreWriter
 from tests import store_factory
 from tests.store_damage import files_of, read_everything, reseal, same
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 def _writer(url: str | Path, kind: Kind = "source", top_k: int = 4) -> StoreWriter:
     manifest = store_factory.manifest(kind, top_k=top_k)

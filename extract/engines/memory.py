@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.quantities import size_text
-from store_schema.config import DTYPES
+from store_schema.dtypes import DTYPES
 from store_schema.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:

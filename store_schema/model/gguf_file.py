@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from store_schema.config import DTYPES
+from store_schema.dtypes import DTYPES
 from store_schema.errors import ConfigError, ModelError, StorageError
 from store_schema.model.gguf_tokenizer import adds_bos, as_trained
 from store_schema.model.lfs_pointer import require_no_pointer
