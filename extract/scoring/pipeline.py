@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -210,19 +210,22 @@ class Pipeline:
     def score(
         self,
         engine: Engine,
-        shards: Sequence[ShardRecord],
+        shards: Iterable[ShardRecord],
         *,
         on_scored: Callable[[int], None],
         on_begun: Callable[[int], None] = lambda shard: None,
+        done_elsewhere: Callable[[int], bool] = lambda shard: False,
     ) -> None:
         """Score shards in order; all are written when the context is left without an exception.
 
         Args:
             engine: The loaded model.
-            shards: Of the plan.
+            shards: Of the plan; the next one is asked for when one begins.
             on_scored: Called with the number of positions of each segment as it is done, and with 0
                 while waiting for an earlier shard to be written; may raise to stop.
             on_begun: Called with the index of each shard that is about to be scored.
+            done_elsewhere: Asked with the index of the shard that is being scored, after each segment;
+                True leaves the shard out.
 
         Raises:
             ModelError: The model returns NaN; names segment and position.
@@ -244,23 +247,28 @@ class Pipeline:
                 self._rows.put(partial(self._convert, shard, i, dense), dense.size_bytes)
                 scored += 1
                 on_scored(len(shard.encoded[i].token_ids))
-            if scored != len(shard.segments):
+                if scored < len(shard.segments) and done_elsewhere(shard.record.index):
+                    break
+            if scored == len(shard.segments):
+                continue
+            if not done_elsewhere(shard.record.index):
                 raise ModelError(
                     "the engine left segments out",
                     where=f"shard {shard.record.index}, source {self._tokenizer.name}",
                     expected=len(shard.segments),
                     got=scored,
                 )
+            self._open_shards.release()  # its rows, which are not complete, are never written
 
-    def _prepared(self, shards: Sequence[ShardRecord]) -> Iterator[PreparedShard]:
+    def _prepared(self, shards: Iterable[ShardRecord]) -> Iterator[PreparedShard]:
         """Yield each shard while the next one is being prepared."""
-        coming = deque(self._ahead.submit(self._prepare, shard) for shard in shards[:1])
-        for following in [*shards[1:], None][: len(shards)]:
-            shard = coming.popleft().result()
-            if following is not None:
-                coming.append(self._ahead.submit(self._prepare, following))
-            yield shard
-            del shard
+        coming: deque[Future[PreparedShard]] = deque()
+        for following in shards:
+            coming.append(self._ahead.submit(self._prepare, following))
+            if len(coming) == 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
     def _prepare(self, record: ShardRecord) -> PreparedShard:
         segments = self._plan.segments(record)
