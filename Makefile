@@ -224,70 +224,70 @@ RATES = $(foreach lr,$(1),--recipe 'fused $(lr):lr=$(lr)' \
 
 # Learning rates for the demo's fused model and its control, after `make demo`.
 bench-demo: $(READY)
-	$(BIN)/python benchmarks/recipes.py --config examples/demo.yaml --data runs/demo \
+	$(BIN)/python -m benchmarks.recipes --config examples/demo.yaml --data runs/demo \
 		--out runs/demo-rates $(call RATES,1e-3 2.5e-3 5e-3)
 
 # The same for the run on published models, after `make real`.
 bench-real-rates: $(READY)
-	$(BIN)/python benchmarks/recipes.py --config examples/real.yaml --data runs/real \
+	$(BIN)/python -m benchmarks.recipes --config examples/real.yaml --data runs/real \
 		--out runs/real-rates $(call RATES,1e-4 2e-4 3e-4)
 
 # The parts of the papers' recipes against each other, by right answers; merges; the five presets from one line
 # (hours; goes on where it was stopped). WORLDS=real takes the published models.
 bench-presets: $(READY)
-	$(BIN)/python benchmarks/bench_presets.py $(if $(WORLDS),--worlds $(WORLDS))
+	$(BIN)/python -m benchmarks.bench_presets $(if $(WORLDS),--worlds $(WORLDS))
 
 # Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
 # and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.
 bench-interference: $(READY)
-	$(BIN)/python benchmarks/bench_interference.py $(if $(SETTINGS),--settings $(SETTINGS))
+	$(BIN)/python -m benchmarks.bench_interference $(if $(SETTINGS),--settings $(SETTINGS))
 
 # Bytes and fidelity of the store beside other recipes, decoding and encoding speed (makes a model first).
 bench-store: $(READY)
-	$(BIN)/python benchmarks/bench_store.py
+	$(BIN)/python -m benchmarks.bench_store
 
 # Size and order of the product's code; TESTS=1 runs the tests too, BEFORE=commit alignment beside its.
 bench-house: $(TOOLS)
-	$(BIN)/python benchmarks/bench_house.py $(if $(TESTS),--tests) $(if $(BEFORE),--before $(BEFORE))
+	$(BIN)/python -m benchmarks.bench_house $(if $(TESTS),--tests) $(if $(BEFORE),--before $(BEFORE))
 
 # What `make real` came to, and the speed of its stages beside transformers' own (after `make real`).
 # CASES=folder adds a folder of cases, each with a run.sh that prints FAULT for what is wrong.
 bench-real: $(TOOLS)
-	$(BIN)/python benchmarks/bench_real.py $(if $(CASES),--cases $(CASES))
+	$(BIN)/python -m benchmarks.bench_real $(if $(CASES),--cases $(CASES))
 
 # Chat data and chat templates as they are published: shapes, spans of responses, what is lost, long chats.
 # Answers that end are those of `make example-chat`, where it was run; CASES as above.
 bench-chat: $(TOOLS)
 	-$(BIN)/python tests/published_tokenizers.py
-	$(BIN)/python benchmarks/bench_chat.py $(if $(CASES),--cases $(CASES))
+	$(BIN)/python -m benchmarks.bench_chat $(if $(CASES),--cases $(CASES))
 
 # Extraction beside vLLM itself and other ways, on one engine; killed workers (makes two models first).
 bench-extract: $(READY)
-	$(BIN)/python benchmarks/bench_extract.py
+	$(BIN)/python -m benchmarks.bench_extract
 
 # Alignment beside the papers' ways: speed, coverage, mass, bits per byte.
 bench-align: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_align.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_align
 
 # How far alignments are from what the source itself says (PAIRS: small ones, or those of make real).
 bench-align-oracle: $(READY)
-	$(BIN)/python benchmarks/bench_align_oracle.py $(if $(PAIRS),--pairs $(PAIRS))
+	$(BIN)/python -m benchmarks.bench_align_oracle $(if $(PAIRS),--pairs $(PAIRS))
 
 # What a student keeps of a source's gain through alignment (needs the machine alone).
 bench-align-student: $(READY)
-	$(BIN)/python benchmarks/align_student.py
+	$(BIN)/python -m benchmarks.align_student
 
 # Selectors on held-out text: does the network beat hedge, the best source and fixed weights?
 bench-select: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_select.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_select
 
 # The fused step beside a plain step on ground truth alone and beside the dense way.
 bench-train: $(READY)
-	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/python -m benchmarks.bench_train
 
 # A million damaged and hostile files against every decoder.
 fuzz-store: $(READY)
-	$(BIN)/python benchmarks/fuzz_store.py --inputs 1000000
+	$(BIN)/python -m benchmarks.fuzz_store --inputs 1000000
 
 clean:
 	rm -rf $(VENV) build *.egg-info  # runs/ stays: extractions cost money

@@ -12,7 +12,7 @@ STAGES = {
     "corpus": ("extract.cli", "corpus", "Turn text into documents."),
     "extract": ("extract.cli", "extract", "Plan segments and score them with each source."),
     "judge": ("extract.judging.cli", "judge", "Score the sources' answers, and choose the best."),
-    "align": ("align.cli", "align", "Carry distributions into the target's tokens."),
+    "align": ("align.cli", "align", "Convert distributions to the target's tokens."),
     "train": ("fuse_train.cli", "train", "Train the target on ground truth and the fused sources."),
     "merge": ("fuse_train.merge.cli", "merge", "Merge the weights of models of one shape."),
     "eval": ("fuse_eval.cli", "evaluate", "Score models and pools of sources in bits per byte."),
@@ -23,7 +23,7 @@ STAGES = {
     "store": ("store_tools.cli", "store", "Tune, verify, repair, show, copy and export stores."),
 }
 FROM_ELSEWHERE = {"store": {"tune": ("extract.cli", "tune")}}
-"""Commands of a group that another room owns: tuning a store needs its model."""
+"""Commands of a group that another package owns: tuning a store needs its model."""
 
 
 def _load(module: str, attribute: str) -> click.Command:

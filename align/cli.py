@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import click
@@ -19,18 +20,18 @@ from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, 
 from launch.pages.page import write_page
 from launch.quantities import share_text
 from launch.signals import stop_on_signals
-from launch.visible import cut, padded, quoted, table, visible
+from launch.visible import cut, quoted, table, visible
 from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError
 from store_schema.store.segment_rows import ORIGINS, Row
 
-_COLUMN = 34
+_NAME_COLUMNS = 22
 
 
 @click.group(cls=StageGroup)
 def align() -> None:
-    """Carry distributions into the target's tokens."""
+    """Convert distributions to the target's tokens."""
 
 
 @align.command("run")
@@ -84,10 +85,26 @@ def summary_table(summaries: list[AlignSummary]) -> str:
 
 
 @align.command("view")
-@click.option("--segment", required=True, metavar="ID", help="Segment id, or its row number.")
-@click.option("--position", type=click.IntRange(0), metavar="N", help="Open at this target token.")
-@click.option("--top", type=click.IntRange(1, 1000), default=12, show_default=True, metavar="N")
-@click.option("--out", metavar="PATH", help="File to write; default: in the run's report folder.")
+@click.option("--segment", required=True, metavar="ID", help="Segment id, or its row in the plan.")
+@click.option(
+    "--position",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Open the page at the segment's target token N (from 0), and print its distributions.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1, 1000),
+    default=12,
+    show_default=True,
+    metavar="N",
+    help="Most probable tokens shown of each distribution.",
+)
+@click.option(
+    "--out",
+    metavar="PATH",
+    help="HTML file to write. Default: report/view-ROW.html in the run's folder.",
+)
 @SOURCE_OPTION
 @run_options
 def view_segment(
@@ -145,9 +162,8 @@ def position_text(view: ViewedSegment, position: int) -> str:
         if theirs is not None:
             left = _column(f"source token {covering}", theirs, source.source_names)
         right = _column(f"target position {position}", row, source.target_names)
-        height = max(len(left), len(right))
-        left, right = ([*side, *[""] * (height - len(side))] for side in (left, right))
-        lines = [f"  {padded(a, _COLUMN)}  {b}".rstrip() for a, b in zip(left, right, strict=True)]
+        titles, *rows = zip_longest(left, right, fillvalue="")
+        lines = [f"  {line}" for line in table(titles, rows, left=(0, 1))]
         excess = "not known" if span.excess_nats is None else f"{span.excess_nats:+.3f} nats"
         foot = (
             f"  span {source.span_of[position]}, {cut(quoted(text[span.start : span.end]), 40)}: "
@@ -160,17 +176,18 @@ def position_text(view: ViewedSegment, position: int) -> str:
 
 def _column(title: str, row: Row, names: Mapping[int, Token]) -> list[str]:
     """One distribution: a line for each entry, with * at the token that the text has."""
-    lines = [f"{title}: {_nats(row.logprob)}"]
-    for token, logprob in row.entries:
-        mark = "*" if token == row.token_id else " "
-        lines.append(f"{mark}{padded(shown(names[token]), 22)} {share_text(math.exp(logprob)):>7}")
-    if row.logprob is not None and row.token_id not in {token for token, _ in row.entries}:
-        name = padded(shown(names[row.token_id]), 22)
-        lines.append(f"*{name} {share_text(math.exp(row.logprob)):>7}")
+    entries = list(row.entries)
+    if row.logprob is not None and row.token_id not in dict(entries):
+        entries.append((row.token_id, row.logprob))
+    lines = [
+        ("*" if token == row.token_id else " ", shown(names[token]), math.exp(logprob))
+        for token, logprob in entries
+    ]
     if row.left_out:
-        lines.append(f" {padded(f'{row.left_out} more', 22)} {share_text(row.left_out_mass):>7}")
-    lines.append(f" {padded('tail', 22)} {share_text(row.tail_mass):>7}")
-    return lines
+        lines.append((" ", f"{row.left_out} more", row.left_out_mass))
+    lines.append((" ", "tail", row.tail_mass))
+    first, *rows = ((mark + cut(name, _NAME_COLUMNS), share_text(p)) for mark, name, p in lines)
+    return [f"{title}: {_nats(row.logprob)}", *table(first, rows)]
 
 
 def _nats(nats: float | None) -> str:

@@ -16,7 +16,7 @@ else:
 
 
 class AlignSection(MethodOptions):
-    """How source distributions are carried into the target's tokens.
+    """How source distributions are converted to the target's tokens.
 
     A method with options (align/methods/kinds/) has a field here, named like the method.
     """

@@ -1,4 +1,4 @@
-"""The align stage: carry every source store of a run into the target's tokens, shard by shard."""
+"""The align stage: convert every source store of a run to the target's tokens, shard by shard."""
 
 from __future__ import annotations
 

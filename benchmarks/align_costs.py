@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from align_pairs import (
+from align.chain.continuation import PairCounts, first_tokens
+from align.chain.first_token import piece_table
+from align.chain.trie import TargetTrie
+from align.counts.kept_counts import COUNTS_FILE
+from align.prepare.checked import check_alignment
+from align.prepare.counting import count_once, shards_to_count
+from align.prepare.prepare import count_continuations, count_matches
+from benchmarks.align_pairs import (
     PRIOR,
     Bigrams,
     Pair,
@@ -23,14 +30,6 @@ from align_pairs import (
     text_of,
     trained,
 )
-
-from align.chain.continuation import PairCounts, first_tokens
-from align.chain.first_token import piece_table
-from align.chain.trie import TargetTrie
-from align.counts.kept_counts import COUNTS_FILE
-from align.prepare.checked import check_alignment
-from align.prepare.counting import count_once, shards_to_count
-from align.prepare.prepare import count_continuations, count_matches
 from launch.signals import StopFlag
 from store_schema.config import load_run
 
@@ -118,7 +117,7 @@ def measure_memory(folder: Path) -> dict[str, int]:
     """Peak resident bytes of `align run` on few and on many shards of one size."""
     found = {}
     for count, run_file in zip(MEMORY_SHARDS, stored_runs(folder, MEMORY_SHARDS), strict=True):
-        command = [sys.executable, __file__, str(run_file)]
+        command = [sys.executable, "-m", "benchmarks.align_costs", str(run_file)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[str(count)] = int(done.stdout.splitlines()[-1])
     return found

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from align_pairs import (
+
+from align.chain.project import BytesAligner
+from align.chain.vocabulary_map import VocabularyMap
+from benchmarks.align_pairs import (
     MAX_ENTRIES,
     Bigrams,
     Pair,
@@ -17,9 +20,6 @@ from align_pairs import (
     readable,
     text_of,
 )
-
-from align.chain.project import BytesAligner
-from align.chain.vocabulary_map import VocabularyMap
 from store_schema.errors import LogitfuseError
 from store_schema.layout import Origin
 from store_schema.plan.plan import Segment
@@ -106,13 +106,13 @@ def coverage_of(
     target = pair.target.encode(segments)
     arrays = aligner.align(bigrams.rows(encoded), [s.text.encode() for s in segments], target)
     none = arrays["origin"] == Origin.NONE
-    counted, silent = np.ones(len(none), bool), np.zeros(len(none), bool)
+    counted, unknown = np.ones(len(none), bool), np.zeros(len(none), bool)
     for first, own, other in zip(arrays["token_offsets"][:-1], encoded, target, strict=True):
         if not own.context_ids:
             counted[first] = False
             begins = np.concatenate(([0], other.byte_ends[:-1]))
-            silent[first : first + len(begins)] = begins < max(own.byte_ends[0], 1)
-    return float(1 - none[counted].mean()), int((none & ~silent).sum())
+            unknown[first : first + len(begins)] = begins < max(own.byte_ends[0], 1)
+    return float(1 - none[counted].mean()), int((none & ~unknown).sum())
 
 
 def show_coverage(shares: dict[str, float], left_out: dict[str, str]) -> None:

@@ -60,7 +60,8 @@ class ModelRows:
     def __init__(self, model: Any, context_ids: Sequence[int], token_ids: Sequence[int]) -> None:
         """`context_ids` stand before the segment's tokens."""
         self._model, self._context, self._tokens = model, list(context_ids), list(token_ids)
-        self._before, self._cache, self._row = -1, None, np.empty(0)
+        self._before, self._row = -1, np.empty(0)
+        self._cache: Any = None
 
     def rows(self, before: int, nodes: Sequence[tuple[int, ...]]) -> npt.NDArray[np.float64]:
         """As `NextRows` says."""

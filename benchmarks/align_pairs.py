@@ -29,36 +29,32 @@ from unicodedata import is_normalized
 import numpy as np
 import numpy.typing as npt
 import yaml
+from demo_text import Document, SplitSizes, library_documents, rank
+from transformers import PreTrainedTokenizerFast
+
+from align.chain.continuation import PairCounts, first_tokens
+from align.chain.first_token import piece_table
+from align.chain.project import BytesAligner
+from align.chain.trie import TargetTrie
+from align.chain.vocabulary_map import VocabularyMap
+from align.methods.method import Aligner
+from align.papers.mined import MinedAligner
+from align.papers.mined_vocabulary import nearest_tokens, written_tokens
+from align.papers.stats import MatchCounts, StatsAligner
+from benchmarks.store_model import BenchModel
+from store_schema.config import load_run
+from store_schema.disk.location import open_location
+from store_schema.errors import TokenizerError
+from store_schema.layout import Arrays
+from store_schema.manifest import Manifest, ModelIdentity
+from store_schema.plan.plan import Segment, write_plan
+from store_schema.plan.run_plan import open_plan
+from store_schema.store.reader import StoreReader
+from store_schema.store.writer import StoreWriter
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from tests.tokenizer_zoo import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "examples", ROOT / "benchmarks", ROOT):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-from demo_text import Document, SplitSizes, library_documents, rank  # noqa: E402 - after the path
-from store_model import BenchModel  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
-
-from align.chain.continuation import PairCounts, first_tokens  # noqa: E402
-from align.chain.first_token import piece_table  # noqa: E402
-from align.chain.project import BytesAligner  # noqa: E402
-from align.chain.trie import TargetTrie  # noqa: E402
-from align.chain.vocabulary_map import VocabularyMap  # noqa: E402
-from align.methods.method import Aligner  # noqa: E402
-from align.papers.mined import MinedAligner  # noqa: E402
-from align.papers.mined_vocabulary import nearest_tokens, written_tokens  # noqa: E402
-from align.papers.stats import MatchCounts, StatsAligner  # noqa: E402
-from store_schema.config import load_run  # noqa: E402
-from store_schema.disk.location import open_location  # noqa: E402
-from store_schema.errors import TokenizerError  # noqa: E402
-from store_schema.layout import Arrays  # noqa: E402
-from store_schema.manifest import Manifest, ModelIdentity  # noqa: E402
-from store_schema.plan.plan import Segment, write_plan  # noqa: E402
-from store_schema.plan.run_plan import open_plan  # noqa: E402
-from store_schema.store.reader import StoreReader  # noqa: E402
-from store_schema.store.writer import StoreWriter  # noqa: E402
-from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer  # noqa: E402
-from tests.tokenizer_zoo import FAMILIES  # noqa: E402
 
 NUM_ENTRIES = 25
 SMOOTHING = 5.0
@@ -346,7 +342,7 @@ def _previous(encoded: EncodedSegment) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A source's and a target's tokenizer, and the text that maps between them may be learnt from."""
+    """A source's and a target's tokenizer, and the text that maps between them may be learned from."""
 
     source: SegmentTokenizer
     target: SegmentTokenizer

@@ -2,9 +2,9 @@
 
 Rows are a real model's. The score is set against the source's own on the same bytes. A position where a
 method gives its label nothing is charged the row's tail, at least `LEAST_TAIL`, spread evenly over the
-ids that are no entries; the share of such positions stands beside the score. Where a method says
-nothing at all, that is the uniform distribution, since silence must not pay; how much of a score comes
-from there stands in a table of its own.
+ids that are no entries; the share of such positions stands beside the score. Where a method gives
+no distribution, that is the uniform one, since a method must not gain by giving none; how much of a
+score comes from there stands in a table of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from unicodedata import is_normalized
 
 import numpy as np
 import numpy.typing as npt
-from align_pairs import (
+
+from align.methods.method import Aligner
+from benchmarks.align_pairs import (
     COUNTED_BYTES,
     QUICK_COUNTED_BYTES,
     Pair,
@@ -29,9 +31,7 @@ from align_pairs import (
     library_texts,
     real_shards,
 )
-from store_model import make_model
-
-from align.methods.method import Aligner
+from benchmarks.store_model import make_model
 from fuse_eval.common_bytes import common_boundaries, counted_from
 from store_schema.layout import Arrays, Origin
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
@@ -56,7 +56,7 @@ class Pool:
         num_bytes: Those.
         positions: The target's.
         unlabelled: Of them, with nothing on the label.
-        silent_nats: Charged where there is not even an entry.
+        uncovered_nats: Charged where there is not even an entry.
         covered: With information.
         mass: Entries of the covered, summed.
         mass_here: Entries where a source's row begins at the same byte, summed,
@@ -68,7 +68,7 @@ class Pool:
     num_bytes: int = 0
     positions: int = 0
     unlabelled: int = 0
-    silent_nats: float = 0.0
+    uncovered_nats: float = 0.0
     covered: int = 0
     mass: float = 0.0
     mass_here: float = 0.0
@@ -80,9 +80,9 @@ class Pool:
         return self.nats / self.own_nats - 1
 
     @property
-    def silence(self) -> float:
-        """The part of `excess + 1` that is charged where the method says nothing."""
-        return self.silent_nats / self.own_nats
+    def uncovered_part(self) -> float:
+        """The part of `excess + 1` that is charged where the method gives no distribution."""
+        return self.uncovered_nats / self.own_nats
 
     @property
     def mean_mass(self) -> float:
@@ -145,7 +145,7 @@ def pool_of(
         num_bytes=sum(len(t) for t in texts) - int(sum(starts)),
         positions=int(rows.sum()),
         unlabelled=int(np.isnan(arrays["label_logprobs"][rows]).sum()),
-        silent_nats=float(charged[rows & ~covered].sum()),
+        uncovered_nats=float(charged[rows & ~covered].sum()),
         covered=int(covered.sum()),
         mass=float(mass[covered].sum()),
         mass_here=float(mass[here].sum()),
@@ -244,10 +244,10 @@ def show_pools(pools: Pools) -> None:
             f"{method:<42}"
             + "".join(f"{p.excess:>9.2%} ({p.unlabelled / p.positions:>5.2%})" for p in cells)
         )
-    print("of it, charged where a method says nothing at all")
+    print("of it, charged where a method gives no distribution")
     for method in pools.methods:
         cells = [*(pools.by_target[t][method] for t in pools.by_target), pools.total(method)]
-        print(f"{method:<42}" + "".join(f"{p.silence:>18.2%}" for p in cells))
+        print(f"{method:<42}" + "".join(f"{p.uncovered_part:>18.2%}" for p in cells))
     print("mass kept in entries (in brackets where a token of the source begins too)")
     for method in pools.methods:
         cells = [*(pools.by_target[t][method] for t in pools.by_target), pools.total(method)]
@@ -279,7 +279,7 @@ def pools_summary(pools: Pools) -> dict[str, Any]:
         "pool_bpb_excess_by_target": {
             name: {m: p.excess for m, p in found.items()} for name, found in pools.by_target.items()
         },
-        "pool_bpb_silence": {m: pools.total(m).silence for m in pools.methods},
+        "pool_bpb_silence": {m: pools.total(m).uncovered_part for m in pools.methods},
         "unlabelled": {
             m: pools.total(m).unlabelled / pools.total(m).positions for m in pools.methods
         },

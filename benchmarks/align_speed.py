@@ -18,10 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import align_fusellm
 import numpy as np
 import numpy.typing as npt
-from align_pairs import (
+
+from align.chain.project import BytesAligner
+from align.methods.method import Aligner
+from benchmarks import align_fusellm
+from benchmarks.align_pairs import (
     COUNTED_BYTES,
     MAX_ENTRIES,
     QUICK_COUNTED_BYTES,
@@ -32,9 +35,6 @@ from align_pairs import (
     library_texts,
     trained,
 )
-
-from align.chain.project import BytesAligner
-from align.methods.method import Aligner
 from store_schema.layout import Arrays
 from store_schema.text.tokenizer import EncodedSegment
 
@@ -196,7 +196,7 @@ def against_plain(
         arguments = plain_arguments(work.one(used))
         start = time.perf_counter()
         with time_limit(PLAIN_LIMIT_SECONDS) as limit:
-            align_fusellm.align_plain(*arguments, mapping)
+            align_fusellm.align_plain(*arguments, mapping=mapping)
         plain += time.perf_counter() - start
         cut_off = limit.reached
         if not cut_off:

@@ -23,7 +23,7 @@ alignment can teach tokens that the target would never write.
 Every stage is the command line's own (corpus, extract, align, train, eval); the models are made with
 the demo's recipes. What is finished is not done again.
 
-    python benchmarks/align_student.py --seeds 3
+    python -m benchmarks.align_student --seeds 3
 """
 
 from __future__ import annotations
@@ -42,15 +42,11 @@ from typing import Any
 
 import click
 import yaml
+from demo_facts import fact_documents
+from demo_text import Document, SplitSizes, library_documents, write_jsonl
+from make_demo import DOMAINS, MODELS, SIZES, ModelSettings, publish, take
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ROOT / "examples"
-if str(EXAMPLES) not in sys.path:
-    sys.path.insert(0, str(EXAMPLES))
-
-from demo_facts import fact_documents  # noqa: E402 - after the path
-from demo_text import Document, SplitSizes, library_documents, write_jsonl  # noqa: E402
-from make_demo import DOMAINS, MODELS, SIZES, ModelSettings, publish, take  # noqa: E402
 
 DOMAIN = "facts"
 FACT_SIZES = SplitSizes(train=250_000, valid=40_000, test=80_000)

@@ -4,7 +4,7 @@ Four parts: speed beside the plain published FuseLLM alignment (`align_speed`), 
 families of tokenizers (`align_coverage`), mass and score of aligned rows of a real model
 (`align_pools`), and what large vocabularies and long stores cost (`align_costs`).
 
-    python benchmarks/bench_align.py --quick     # speed, linearity and pools on little text
+    python -m benchmarks.bench_align --quick     # speed, linearity and pools on little text
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from align_costs import MEMORY_SHARDS, measure_counting, measure_maps, measure_memory
-from align_coverage import measure_coverage, show_coverage
-from align_pools import measure_pools, pools_summary, show_pools
-from align_speed import measure_speed, show_speed
+
+from benchmarks.align_costs import MEMORY_SHARDS, measure_counting, measure_maps, measure_memory
+from benchmarks.align_coverage import measure_coverage, show_coverage
+from benchmarks.align_pools import measure_pools, pools_summary, show_pools
+from benchmarks.align_speed import measure_speed, show_speed
 
 
 @click.command()

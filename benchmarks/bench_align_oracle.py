@@ -5,9 +5,9 @@ At a sample of positions the source is asked for its exact distribution over the
 of text and of position, with the worst positions shown as text. Small pairs by default, the published
 models of `make real` by name.
 
-    python benchmarks/bench_align_oracle.py
-    python benchmarks/bench_align_oracle.py --pairs qwen-smollm2,gemma-smollm2,smollm2-qwen
-    python benchmarks/bench_align_oracle.py --quick
+    python -m benchmarks.bench_align_oracle
+    python -m benchmarks.bench_align_oracle --pairs qwen-smollm2,gemma-smollm2,smollm2-qwen
+    python -m benchmarks.bench_align_oracle --quick
 
 The last line is one JSON object.
 """
@@ -19,7 +19,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import json
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +29,8 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "benchmarks", ROOT):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-from align_baselines import BASELINES, Maps, Row, places  # noqa: E402 - after the path
-from align_oracle import (  # noqa: E402
+from benchmarks.align_baselines import BASELINES, Maps, Row, places
+from benchmarks.align_oracle import (
     ModelRows,
     SourcePieces,
     TargetText,
@@ -44,8 +38,8 @@ from align_oracle import (  # noqa: E402
     divergence,
     truth_at,
 )
-from align_pairs import Pair, as_segments  # noqa: E402
-from oracle_pairs import (  # noqa: E402
+from benchmarks.align_pairs import Pair, as_segments
+from benchmarks.oracle_pairs import (
     COUNTED_BYTES,
     DOMAINS,
     PUBLISHED,
@@ -57,9 +51,10 @@ from oracle_pairs import (  # noqa: E402
     segments_of,
     small_pair,
 )
+from launch.progress import Progress
+from store_schema.layout import Arrays, Origin
 
-from launch.progress import Progress  # noqa: E402
-from store_schema.layout import Arrays, Origin  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 OURS = "bytes"
 WORST_SHOWN, SHOWN_BEFORE = 10, 48

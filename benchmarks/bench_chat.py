@@ -9,7 +9,7 @@ the cache, and shapes of template in words (tests/chat_templates.py). How answer
 `make example-chat` left behind; cases are folders with a `run.sh` that prints `FAULT: ...` for each
 thing that is wrong, given with --cases.
 
-    python benchmarks/bench_chat.py --part shapes --part fields     # some parts alone
+    python -m benchmarks.bench_chat --part shapes --part fields     # some parts alone
 
 The last line is one JSON object.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,27 +25,25 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks.case_scripts import without_fault  # noqa: E402 - after the path
-from benchmarks.chat_corpus import shapes_read  # noqa: E402
-from benchmarks.chat_fields import lost_silently  # noqa: E402
-from benchmarks.chat_models import (  # noqa: E402
+from benchmarks.case_scripts import without_fault
+from benchmarks.chat_corpus import shapes_read
+from benchmarks.chat_fields import lost_silently
+from benchmarks.chat_models import (
     ChatModel,
     in_words,
     of_run_files,
     opened,
     published,
 )
-from benchmarks.chat_spans import (  # noqa: E402
+from benchmarks.chat_spans import (
     Judged,
     Sharing,
     templates_proved,
     whole_over_turns,
 )
-from tests.published_tokenizers import PACKAGES  # noqa: E402
+from tests.published_tokenizers import PACKAGES
+
+ROOT = Path(__file__).resolve().parent.parent
 
 ANSWERS = ROOT / "runs" / "chat" / "answers.json"
 GOALS: dict[str, tuple[str, float]] = {

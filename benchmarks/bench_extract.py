@@ -8,7 +8,7 @@ shards, by the tap and by the flat lists; lists of dicts converted token by toke
 nothing that ran before has filled the heap. Then 4 workers with real engines are killed at random
 moments and started again.
 
-    python benchmarks/bench_extract.py --quick     # 4,096 ids, k = 128 alone, no kills
+    python -m benchmarks.bench_extract --quick     # 4,096 ids, k = 128 alone, no kills
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from typing import Any
 
 import click
 import yaml
-from extract_ways import (
+
+from benchmarks.extract_ways import (
     dicts,
     distillkit,
     front_end_timed,
@@ -37,8 +38,7 @@ from extract_ways import (
     recipe_of,
     sampling_params,
 )
-from store_model import BenchModel, make_model
-
+from benchmarks.store_model import BenchModel, make_model
 from extract.engines.registry import open_engine
 from extract.run import score
 from extract.scoring.sources import CheckedSource, check_source
@@ -101,8 +101,8 @@ class Bench:
         self.source: CheckedSource = check_source(run, "bench", open_plan(run))
         self.shards = self.source.plan.shards[:num_shards]
         self.folder = folder
-        self.engine: Any = open_engine(self.source.spec)
-        self.tap = self.engine.tap
+        engine: Any = open_engine(self.source.spec)
+        self.engine, self.tap = engine, engine.tap
         assert self.tap is not None, "the tap was not taken"
         self._stores = 0
 
@@ -125,7 +125,7 @@ class Bench:
         log = WorkLog(source.run, "bench", source.name, Worker())
         with log.session(shards, source.name) as session:
             part = Part(limit=len(shards))
-            score(self.engine, Job(source, writer, part, shards, session, StopFlag(), leash=None))
+            score(self.engine, Job(source, writer, part, shards, session, StopFlag(), stop_fd=None))
         assert writer.committed() == {shard.index for shard in shards}
         shutil.rmtree(folder)
 
@@ -309,7 +309,14 @@ def main(quick: bool, vocab_size: str | None, out: Path) -> None:
 
 def in_child(run_file: Path, vocab_size: int, what: str) -> dict[str, Any]:
     """`measure` in a process of its own."""
-    command = [sys.executable, __file__, what, str(run_file), str(SHARDS[vocab_size])]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_extract",
+        what,
+        str(run_file),
+        str(SHARDS[vocab_size]),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

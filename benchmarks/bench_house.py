@@ -1,10 +1,10 @@
 """`make bench-house`: how large the house is, and how quickly it is checked.
 
-    python benchmarks/bench_house.py                     # what can be counted, in a minute
-    python benchmarks/bench_house.py --tests             # and all tests, with their coverage
-    python benchmarks/bench_house.py --before d672268    # and alignment beside that commit's
+    python -m benchmarks.bench_house                     # what can be counted, in a minute
+    python -m benchmarks.bench_house --tests             # and all tests, with their coverage
+    python -m benchmarks.bench_house --before d672268    # and alignment beside that commit's
 
-Counted are the rooms' own files, as tests/test_layers.py knows them. `align_speed_ratio` is tokens a
+Counted are the packages' own files, as tests/test_layers.py knows them. `align_speed_ratio` is tokens a
 second of alignment over an older commit's, which is checked out beside and measured in turns. The last
 line is one JSON object.
 """
@@ -27,11 +27,9 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from tests import test_layers as layers
 
-from tests import test_layers as layers  # noqa: E402 - after the path
+ROOT = Path(__file__).resolve().parent.parent
 
 GOALS: dict[str, tuple[str, float]] = {
     "product_lines": ("<=", 27_500),
@@ -50,7 +48,7 @@ CALM = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": 
 
 
 def sizes() -> dict[str, int]:
-    """Lines, files and circles of the rooms."""
+    """Lines, files and circles of the packages."""
     paths = [*layers._files(), ROOT / "logitfuse.py"]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     folders = Counter(path.parent.relative_to(ROOT) for path in layers._files())
@@ -65,12 +63,12 @@ def sizes() -> dict[str, int]:
     }
 
 
-def lines_by_room() -> dict[str, int]:
-    """Lines of each room."""
+def lines_by_package() -> dict[str, int]:
+    """Lines of each package."""
     found: Counter[str] = Counter()
     for path in layers._files():
-        room = path.relative_to(ROOT).parts[0]
-        found[room] += len(path.read_text(encoding="utf-8").splitlines())
+        package = path.relative_to(ROOT).parts[0]
+        found[package] += len(path.read_text(encoding="utf-8").splitlines())
     return dict(found)
 
 
@@ -83,16 +81,16 @@ def files_to_add() -> dict[str, int | None]:
 
 
 def tests() -> dict[str, float]:
-    """Seconds of `make tests` as it is, then the share of the rooms' lines that tests run, by a second
-    pass under coverage, which takes longer."""
+    """Seconds of `make tests` as it is, then the share of the packages' lines that tests run, by a
+    second pass under coverage, which takes longer."""
     start = time.monotonic()
     words = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     _pytest(*words)
     seconds = time.monotonic() - start
-    rooms = [f"--cov={room}" for room in layers.MAY_IMPORT]
+    packages = [f"--cov={package}" for package in layers.MAY_IMPORT]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "coverage.xml"
-        _pytest(*words, *rooms, "--cov-report", f"xml:{report}")
+        _pytest(*words, *packages, "--cov-report", f"xml:{report}")
         rate = ElementTree.parse(report).getroot().attrib["line-rate"]
     return {"test_seconds": seconds, "coverage": float(rate)}
 
@@ -128,7 +126,7 @@ def align_speed_ratio(commit: str) -> float:
 _MEASURE = """\
 import json, sys
 from pathlib import Path
-from align_speed import measure_speed
+from benchmarks.align_speed import measure_speed
 print(json.dumps(measure_speed(Path(sys.argv[1]), quick=True)["tokens_per_s"]))
 """
 
@@ -156,7 +154,9 @@ def table(found: Mapping[str, Any]) -> str:
         met = value is None or (value <= goal if sign == "<=" else value >= goal)
         rows.append(f"{name:<28}{f'{sign} {goal:,}':>12}{seen:>14}{'' if met else '  missed'}")
     rows.append("")
-    rows += [f"  {room:<26}{lines:>26,} lines" for room, lines in found["lines_by_room"].items()]
+    rows += [
+        f"  {package:<26}{lines:>26,} lines" for package, lines in found["lines_by_room"].items()
+    ]
     return "\n".join(rows)
 
 
@@ -165,7 +165,7 @@ def table(found: Mapping[str, Any]) -> str:
 @click.option("--before", help="Commit whose alignment is measured beside ours.")
 def main(with_tests: bool, before: str | None) -> None:
     """Print a table, and one JSON object as the last line."""
-    found: dict[str, Any] = {**sizes(), "lines_by_room": lines_by_room()}
+    found: dict[str, Any] = {**sizes(), "lines_by_room": lines_by_package()}
     found["files_to_add"] = files_to_add()
     found |= tests() if with_tests else {"test_seconds": None, "coverage": None}
     found["align_speed_ratio"] = None if before is None else align_speed_ratio(before)

@@ -2,13 +2,13 @@
 
 Settings: `real` (the models of `make real`), `demo`, `spoiled-domain` (the demo without its source of
 prose: in that domain every source is worse than the trained control), `spoiled-source` (the demo with
-a source of facts that has learnt wrong ones), `real-large` (the models of `make real` on three times
+a source of facts that has learned wrong ones), `real-large` (the models of `make real` on three times
 the text, by two recipes; only for the gain). In each, plain training (the control), ours, MinCE, AvgCE
 and Fusion-X as published, and in the demo ours without its gate, are trained by the same three recipes;
 each is measured at the one that is best on valid text, document by document on the test split.
 
-    python benchmarks/bench_interference.py --settings demo,spoiled-source
-    python benchmarks/bench_interference.py --quick      # one seed, three steps a training
+    python -m benchmarks.bench_interference --settings demo,spoiled-source
+    python -m benchmarks.bench_interference --quick      # one seed, three steps a training
 
 Data, scores and figures of every training are kept in --out, its weights are not; a stopped run goes
 on. The few kilobytes that are left of a training lie in --kept too, from where a machine that has not
@@ -30,13 +30,9 @@ from typing import Any
 import click
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks import recipes  # noqa: E402 - after the path
-from benchmarks.interference_figures import MEAN, Seen, all_figures  # noqa: E402
-from benchmarks.interference_settings import (  # noqa: E402
+from benchmarks import recipes
+from benchmarks.interference_figures import MEAN, Seen, all_figures
+from benchmarks.interference_settings import (
     CONTROL,
     DEMO_SEEDS,
     QUICK,
@@ -46,19 +42,19 @@ from benchmarks.interference_settings import (  # noqa: E402
     Setting,
     all_settings,
 )
-from benchmarks.interference_steps import step_ratios  # noqa: E402
-from fuse_eval import bpb  # noqa: E402
-from fuse_eval.interference.blocks import block_sizes, text_blocks  # noqa: E402
-from fuse_eval.summary import POOL_FILE, read_json, report_location  # noqa: E402
-from fuse_train.config import TrainSection  # noqa: E402
-from fuse_train.machine.precision import choose_precision  # noqa: E402
-from launch.signals import StopFlag  # noqa: E402
-from store_schema.config import load_run  # noqa: E402
-from store_schema.disk.location import open_location  # noqa: E402
-from store_schema.errors import LogitfuseError  # noqa: E402
-from store_schema.fingerprint import fingerprint  # noqa: E402
-from store_schema.model.models import transformers_config  # noqa: E402
-from store_schema.plan.run_plan import open_plan  # noqa: E402
+from benchmarks.interference_steps import step_ratios
+from fuse_eval import bpb
+from fuse_eval.interference.blocks import block_sizes, text_blocks
+from fuse_eval.summary import POOL_FILE, read_json, report_location
+from fuse_train.config import TrainSection
+from fuse_train.machine.precision import choose_precision
+from launch.signals import StopFlag
+from store_schema.config import load_run
+from store_schema.disk.location import open_location
+from store_schema.errors import LogitfuseError
+from store_schema.fingerprint import fingerprint
+from store_schema.model.models import transformers_config
+from store_schema.plan.run_plan import open_plan
 
 SCORES_FILE = "test.json"
 KEPT_FILES = ("recipe.json", "valid.json", SCORES_FILE)
@@ -123,7 +119,7 @@ def prepare(setting: Setting, data: Data) -> None:
     recipes.run_module(["logitfuse", "eval", "pool", str(setting.run_file(data))])
 
 
-def carry(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None:
+def copy_kept(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None:
     """Copy what is left of a training, where it is whole and not there yet."""
 
     def whole(place: Path) -> bool:
@@ -139,11 +135,11 @@ def carry(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> None
 def resolve_precision(data: Data, kept: Path) -> str:
     """Precision of all trainings on the data, measured once."""
     path, name = data.work / "precision.txt", data.work.name
-    carry(kept / name, data.work, [path.name])
+    copy_kept(kept / name, data.work, [path.name])
     if not path.is_file():
         config = transformers_config(load_run(data.run_file).target, of="target")
         path.write_text(choose_precision(config, bpb.device_of(None)).precision)
-    carry(data.work, kept / name, [path.name])
+    copy_kept(data.work, kept / name, [path.name])
     return path.read_text()
 
 
@@ -162,9 +158,9 @@ def train(
     name = f"{recipe} {fingerprint(section.content())[:8]}"
     folder = recipes.folder_of(out, name)
     elsewhere = kept / folder.relative_to(data.work.parent)
-    carry(elsewhere, folder)
+    copy_kept(elsewhere, folder)
     evaluations = recipes.trained(str(file), data.folder, out, name, overrides, text.score)
-    carry(folder, elsewhere)
+    copy_kept(folder, elsewhere)
     return recipes.mean(recipes.best_evaluation(evaluations)[1]), folder
 
 

@@ -1,8 +1,8 @@
 """`make bench-presets`: the parts of the papers' recipes against each other, by right answers.
 
-    python benchmarks/bench_presets.py               # toy chat models, three seeds
-    python benchmarks/bench_presets.py --worlds real # the published ones of make real, one seed
-    python benchmarks/bench_presets.py --quick       # one seed, three steps a training
+    python -m benchmarks.bench_presets               # toy chat models, three seeds
+    python -m benchmarks.bench_presets --worlds real # the published ones of make real, one seed
+    python -m benchmarks.bench_presets --quick       # one seed, three steps a training
 
 Beside the trainings: merges against mergekit's own and their peak of memory (merge_figures.py), and two
 tests of the suite: resuming around the border of stages, and the five presets from one line to the end.
@@ -26,34 +26,32 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks import recipes  # noqa: E402 - after the path
-from benchmarks.presets_figures import Seen, world_figures  # noqa: E402
-from benchmarks.presets_variants import (  # noqa: E402
+from benchmarks import recipes
+from benchmarks.presets_figures import Seen, world_figures
+from benchmarks.presets_variants import (
     VARIANTS,
     World,
     override_words,
     real_world,
     toy_world,
 )
-from extract.judge_kinds import JUDGES  # noqa: E402
-from extract.judge_kinds.kind import Answer, JudgeContext  # noqa: E402
-from extract.judging.questions import long_references, question_of  # noqa: E402
-from fuse_eval import bpb  # noqa: E402
-from fuse_eval.answers.asking import ask_model  # noqa: E402
-from fuse_eval.answers.run import held_out_prompts, most_tokens  # noqa: E402
-from fuse_eval.config import EvaluateSection  # noqa: E402
-from fuse_eval.interference.blocks import by_segment  # noqa: E402
-from fuse_train.machine.precision import choose_precision  # noqa: E402
-from launch.signals import StopFlag  # noqa: E402
-from store_schema.config import ModelRef, load_run  # noqa: E402
-from store_schema.errors import LogitfuseError  # noqa: E402
-from store_schema.fingerprint import fingerprint  # noqa: E402
-from store_schema.model.models import transformers_config  # noqa: E402
-from store_schema.plan.run_plan import open_plan  # noqa: E402
+from extract.judge_kinds import JUDGES
+from extract.judge_kinds.kind import Answer, JudgeContext
+from extract.judging.questions import long_references, question_of
+from fuse_eval import bpb
+from fuse_eval.answers.asking import ask_model
+from fuse_eval.answers.run import held_out_prompts, most_tokens
+from fuse_eval.config import EvaluateSection
+from fuse_eval.interference.blocks import by_segment
+from fuse_train.machine.precision import choose_precision
+from launch.signals import StopFlag
+from store_schema.config import ModelRef, load_run
+from store_schema.errors import LogitfuseError
+from store_schema.fingerprint import fingerprint
+from store_schema.model.models import transformers_config
+from store_schema.plan.run_plan import open_plan
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SEEDS = (0, 1, 2)
 BEFORE = "target_before"
@@ -216,7 +214,7 @@ def run_tests() -> dict[str, int]:
 
 def merges() -> dict[str, Any]:
     """As merge_figures.py prints it; None where mergekit cannot be had."""
-    script = [sys.executable, str(ROOT / "benchmarks" / "merge_figures.py")]
+    script = [sys.executable, "-m", "benchmarks.merge_figures"]
     done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         click.echo(done.stderr[-2000:], err=True)

@@ -5,7 +5,7 @@ ratio in one run of its own script (benchmarks/real_*.py). Families are the test
 tests/test_published_families.py; cases are folders with a `run.sh` that prints `FAULT: ...` for each
 thing that is wrong, given with --cases.
 
-    python benchmarks/bench_real.py --part extract --part train     # some parts alone
+    python -m benchmarks.bench_real --part extract --part train     # some parts alone
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from case_scripts import without_fault
 
 from align.report.report import build_report
+from benchmarks.case_scripts import without_fault
 from extract.config import CorpusSection
 from fuse_eval.findings import CONTROL, FUSED
 from fuse_eval.summary import build_summary
@@ -31,7 +31,6 @@ from store_schema.config import RunConfig, load_run
 from store_schema.errors import MissingError
 from store_schema.model.models import resolve_model
 
-HERE = Path(__file__).resolve().parent
 GOALS: dict[str, tuple[str, float | str]] = {
     "pool_minus_best_source": ("<=", -0.04),
     "aligned_over_own": ("<=", 1.001),
@@ -134,7 +133,7 @@ def measures(run: RunConfig, cases: Path | None) -> dict[str, Callable[[], dict[
         return {name: str(resolve_model(refs[name])) for name in names}
 
     def script(name: str, *words: str) -> dict[str, Any]:
-        return last_json(str(HERE / f"real_{name}.py"), *words)
+        return last_json("-m", f"benchmarks.real_{name}", *words)
 
     def plan() -> dict[str, Any]:
         return script("plan", "--models", *folders(*refs).values(), "--texts", *texts)

@@ -6,8 +6,8 @@ measured on another, as bits per byte of their pools, mean of the domains; inter
 document. Pools are scored span by span (fuse_train/selectors/pools.py). All is done for three seeds;
 what is finished is not done again.
 
-    python benchmarks/bench_select.py                    # everything
-    python benchmarks/bench_select.py --seed 1           # one seed alone
+    python -m benchmarks.bench_select                    # everything
+    python -m benchmarks.bench_select --seed 1           # one seed alone
 
 The last line is one JSON object: `asn_minus_best` ({seed: [mean, low, high]} in bpb, against the best
 of what needs no hindsight, chosen on the very text), `switching_gain_over_hedge` (share of bits saved
@@ -21,7 +21,6 @@ import ast
 import hashlib
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,11 @@ from typing import Any
 import click
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from benchmarks.select_inputs import RANDOM, Inputs
+from fuse_train.selectors.by_name import learner
+from fuse_train.selectors.kinds.asn import AsnSection
 
-from benchmarks.select_inputs import RANDOM, Inputs  # noqa: E402 - after the path
-from fuse_train.selectors.by_name import learner  # noqa: E402
-from fuse_train.selectors.kinds.asn import AsnSection  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 SECTION = AsnSection()
 GOALS = {

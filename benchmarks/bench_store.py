@@ -18,8 +18,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-from store_model import make_model
-from store_recipes import (
+
+from benchmarks.store_model import make_model
+from benchmarks.store_recipes import (
     BUDGET,
     RECOMMENDED,
     best_least_tail,
@@ -27,9 +28,8 @@ from store_recipes import (
     fusellm_bytes_per_position,
     fusellm_with_tail,
 )
-from store_rows import BenchRows, real_rows
-from store_speed import decode_speed, encode_speed, scoring_speed
-
+from benchmarks.store_rows import BenchRows, real_rows
+from benchmarks.store_speed import decode_speed, encode_speed, scoring_speed
 from store_schema.encoding.fidelity import Fidelity, StoredRows, measure, with_least_tail
 from store_schema.encoding.trial import Trial, engine_arrays, try_encoding
 from store_schema.layout import Arrays

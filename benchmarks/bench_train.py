@@ -12,7 +12,7 @@ products of matrices, which every way needs, and `step_` figures the rest of the
 
 With a CUDA device the sizes are those of a 1B Llama with 128k ids, in bfloat16.
 
-    python benchmarks/bench_train.py --rounds 2     # quicker, coarser
+    python -m benchmarks.bench_train --rounds 2     # quicker, coarser
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import dense_fusion
 import torch
-from train_steps import (
+
+from benchmarks import dense_fusion
+from benchmarks.train_steps import (
     CPU,
     GPU,
     Size,
@@ -42,8 +43,7 @@ from train_steps import (
     source_rows,
     step_ways,
 )
-from train_stream import make_samples, read, wait_share
-
+from benchmarks.train_stream import make_samples, read, wait_share
 from fuse_train.losses.losses import SourceRows, head_loss
 from fuse_train.model.heads import Head
 
@@ -142,7 +142,7 @@ def _exact(
 
 def peak_bytes(what: str, way: str, device: torch.device) -> int:
     """Peak of a way above what stands there, measured in a process of its own."""
-    command = [sys.executable, __file__, "--child", what, way, device.type]
+    command = [sys.executable, "-m", "benchmarks.bench_train", "--child", what, way, device.type]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 

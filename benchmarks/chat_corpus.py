@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,22 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from extract.corpus.corpus import (  # noqa: E402 - after the path
+from extract.corpus.corpus import (
     CorpusRecord,
     build_corpus,
     corpus_location,
     iter_documents,
     read_documents,
 )
-from extract.corpus.documents import Document  # noqa: E402
-from store_schema.config import load_run  # noqa: E402
-from store_schema.errors import LogitfuseError  # noqa: E402
-from store_schema.plan.plan import Segment  # noqa: E402
-from tests.chat_shapes import PUBLISHED, TOOL, WITH_TOOLS  # noqa: E402
+from extract.corpus.documents import Document
+from store_schema.config import load_run
+from store_schema.errors import LogitfuseError
+from store_schema.plan.plan import Segment
+from tests.chat_shapes import PUBLISHED, TOOL, WITH_TOOLS
 
 FileKind = Literal["jsonl", "parquet"]
 Row = Mapping[str, Any]

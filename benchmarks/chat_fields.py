@@ -9,7 +9,6 @@ written by each model's template, or be among what `extract plan` says it leaves
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -18,17 +17,15 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from extract.chat.form import Tally
+from extract.config import CorpusInput, CorpusSection
+from extract.corpus.documents import Document, row_documents, row_id
+from extract.document_error import DocumentError
+from store_schema.errors import TokenizerError
+from store_schema.text.chat_template import ChatTemplate
+from tests.chat_shapes import PUBLISHED
 
-from extract.chat.form import Tally  # noqa: E402 - after the path
-from extract.config import CorpusInput, CorpusSection  # noqa: E402
-from extract.corpus.documents import Document, row_documents, row_id  # noqa: E402
-from extract.document_error import DocumentError  # noqa: E402
-from store_schema.errors import TokenizerError  # noqa: E402
-from store_schema.text.chat_template import ChatTemplate  # noqa: E402
-from tests.chat_shapes import PUBLISHED  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 FORM = frozenset({"type", "index"})
 """Fields that only say how others are to be read, and hold nothing of their own."""

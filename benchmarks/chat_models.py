@@ -6,7 +6,6 @@ the plain tokenizer of the folder.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,14 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from store_schema.config import ModelRef, TemplateSettings, load_run
+from store_schema.model.gguf_file import cache_folder
+from store_schema.text.tokenizer import SegmentTokenizer
+from tests.chat_templates import TEMPLATES, UNSOUND
+from tests.published_tokenizers import PACKAGES, tokenizer_folder
+from tests.tiny import tiny_tokenizer
 
-from store_schema.config import ModelRef, TemplateSettings, load_run  # noqa: E402 - after the path
-from store_schema.model.gguf_file import cache_folder  # noqa: E402
-from store_schema.text.tokenizer import SegmentTokenizer  # noqa: E402
-from tests.chat_templates import TEMPLATES, UNSOUND  # noqa: E402
-from tests.published_tokenizers import PACKAGES, tokenizer_folder  # noqa: E402
-from tests.tiny import tiny_tokenizer  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 RUN_FILES = ("examples/real.yaml", "examples/chat.yaml")
 """Whose models are tried, where their GGUF files were unpacked."""

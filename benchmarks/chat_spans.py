@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks.chat_corpus import built, segment_of  # noqa: E402 - after the path
-from benchmarks.chat_models import ChatModel, Message  # noqa: E402
-from extract.corpus.documents import Document  # noqa: E402
-from store_schema.errors import LogitfuseError  # noqa: E402
-from store_schema.text.prefixes import prefix_groups  # noqa: E402
-from tests.chat_shapes import CALL, TOOL, said  # noqa: E402
+from benchmarks.chat_corpus import built, segment_of
+from benchmarks.chat_models import ChatModel, Message
+from extract.corpus.documents import Document
+from store_schema.errors import LogitfuseError
+from store_schema.text.prefixes import prefix_groups
+from tests.chat_shapes import CALL, TOOL, said
 
 OTHER = "Quokkas, of all."
 """Stands in no chat."""

@@ -4,8 +4,8 @@ A model of the given size with random weights scores segments of random tokens. 
 turns: the base model alone; with float32 logits of every row, thrown away; and the engine, from
 segments to arrays on the CPU. Needs torch, transformers and a folder for the weights, no more.
 
-    python benchmarks/extract_transformers.py
-    python benchmarks/extract_transformers.py --hidden 2048 --layers 16 --intermediate 8192 \\
+    python -m benchmarks.extract_transformers
+    python -m benchmarks.extract_transformers --hidden 2048 --layers 16 --intermediate 8192 \\
         --vocab 128256 --dtype bfloat16 --segments 64 --head-rows 1024 --batch-tokens 16384
 
 The last line is one JSON object.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,8 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from extract.engines.protocol import EngineSpec
 from extract.engines.transformers_engine import Input, TransformersEngine, longest_first

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from store_recipes import DistillKit, id_bits
+
+from benchmarks.store_recipes import DistillKit, id_bits
 
 MACROBATCH = 32
 SCHEMA = pa.schema(

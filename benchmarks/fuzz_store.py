@@ -6,7 +6,7 @@ changed as bytes and their checksums made right again, so that the decoders are 
 then goes through the whole reader. An alarm bounds the time of each input, a limit on address space
 the memory. An input that fails is named by seed and number, which make it again.
 
-    python benchmarks/fuzz_store.py --inputs 1000000
+    python -m benchmarks.fuzz_store --inputs 1000000
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import copy
 import json
 import resource
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,20 +25,16 @@ from typing import Any
 import click
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-if str(REPOSITORY) not in sys.path:
-    sys.path.insert(0, str(REPOSITORY))
-
-from store_schema.disk.location import open_location  # noqa: E402
-from store_schema.disk.sealed import unseal  # noqa: E402
-from store_schema.errors import LogitfuseError  # noqa: E402
-from store_schema.fingerprint import fingerprint  # noqa: E402
-from store_schema.layout import Kind  # noqa: E402
-from store_schema.manifest import Commit  # noqa: E402
-from store_schema.plan.plan import PlanRecord  # noqa: E402
-from store_schema.presets import Preset  # noqa: E402
-from store_schema.store.reader import StoreReader, commit_key  # noqa: E402
-from tests import store_damage, store_factory  # noqa: E402
+from store_schema.disk.location import open_location
+from store_schema.disk.sealed import unseal
+from store_schema.errors import LogitfuseError
+from store_schema.fingerprint import fingerprint
+from store_schema.layout import Kind
+from store_schema.manifest import Commit
+from store_schema.plan.plan import PlanRecord
+from store_schema.presets import Preset
+from store_schema.store.reader import StoreReader, commit_key
+from tests import store_damage, store_factory
 
 SECONDS_OF_AN_INPUT = 5
 MEMORY_BYTES = 6 << 30

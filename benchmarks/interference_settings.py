@@ -133,7 +133,7 @@ class Setting:
 
 
 def demo_data(out: Path, seed: int) -> Data:
-    """The demo's data with one source more, which has learnt wrong facts."""
+    """The demo's data with one source more, which has learned wrong facts."""
     folder = out / f"demo-{seed}"
     inputs = folder / "inputs"
     run = _example("demo", {"runs/demo/": f"{folder}/"})

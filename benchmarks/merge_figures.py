@@ -1,6 +1,6 @@
 """Merges in figures: the largest error against mergekit's own, and the peak of memory.
 
-    python benchmarks/merge_figures.py
+    python -m benchmarks.merge_figures
 
 Prints one JSON object: `merge_max_error` relative to the largest weight of a tensor, by case;
 `merge_peak_over_largest_tensor` by method, beside Python and its packages.
@@ -17,15 +17,13 @@ from typing import Any
 
 from click.testing import CliRunner
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from benchmarks import mergekit_merges as mergekit
+from fuse_train.merge import MERGES
+from fuse_train.merge.cli import merge
+from tests.test_mergekit import trained
+from tests.tiny import tiny_model
 
-from benchmarks import mergekit_merges as mergekit  # noqa: E402 - after the path
-from fuse_train.merge import MERGES  # noqa: E402
-from fuse_train.merge.cli import merge  # noqa: E402
-from tests.test_mergekit import trained  # noqa: E402
-from tests.tiny import tiny_model  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def errors(root: Path) -> dict[str, float]:

@@ -9,7 +9,6 @@ Shape suffixes: V vocabulary.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,21 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from demo_facts import fact_documents
+from demo_text import Document, SplitSizes, rank
+from make_demo import publish
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "examples", ROOT / "benchmarks", ROOT):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-from align_pairs import cjk_text, library_texts  # noqa: E402 - after the path
-from demo_facts import fact_documents  # noqa: E402
-from demo_text import Document, SplitSizes, rank  # noqa: E402
-from make_demo import publish  # noqa: E402
-
-from fuse_train.model.models import load_model  # noqa: E402
-from store_schema.config import ModelRef  # noqa: E402
-from store_schema.layout import Arrays  # noqa: E402
-from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer  # noqa: E402
+from benchmarks.align_pairs import cjk_text, library_texts
+from fuse_train.model.models import load_model
+from store_schema.config import ModelRef
+from store_schema.layout import Arrays
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 
 DOMAINS = ("digits", "code", "prose", "cjk")
 TOP_K = 32

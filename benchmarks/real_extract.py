@@ -8,7 +8,7 @@ logits in float32, `log_softmax`, `topk`, the label by `gather`. For a bf16 mode
 model's own bf16 logits, which tie, and is shown beside it. Memory is that of ours alone: the loop's
 model is loaded after it was read.
 
-    python benchmarks/real_extract.py gemma=models/gemma qwen=models/qwen --text 'corpus/*.txt'
+    python -m benchmarks.real_extract gemma=models/gemma qwen=models/qwen --text 'corpus/*.txt'
 
 The last line is one JSON object: `extract_ratio` of each model, and what it is made of.
 """
@@ -31,8 +31,6 @@ import click
 import numpy as np
 import torch
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from extract.engines.protocol import Engine
 from extract.engines.registry import open_engine
@@ -77,7 +75,15 @@ def extract_ratios(
     for name, folder in models.items():
         with tempfile.TemporaryDirectory() as place:
             run_file = _write_run(name, folder, texts, tokens, dict(extract or {}), Path(place))
-            command = [sys.executable, __file__, "--child", str(run_file), name, str(rounds)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.real_extract",
+                "--child",
+                str(run_file),
+                name,
+                str(rounds),
+            ]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         for figure, value in json.loads(done.stdout.splitlines()[-1]).items():
             found.setdefault(figure, {})[name] = value
@@ -132,7 +138,7 @@ class Ours:
         log = WorkLog(source.run, "bench", source.name, Worker())
         with log.session(self.shards, source.name) as session:
             part = Part(limit=len(self.shards))
-            job = Job(source, writer, part, self.shards, session, StopFlag(), leash=None)
+            job = Job(source, writer, part, self.shards, session, StopFlag(), stop_fd=None)
             score(self.engine, job)
         shutil.rmtree(folder)
 

@@ -1,6 +1,6 @@
 """How fast planning reads text, beside the plain tokenizers' own `encode_batch` of the same texts.
 
-    python benchmarks/real_plan.py --models FOLDER... --texts FILE...
+    python -m benchmarks.real_plan --models FOLDER... --texts FILE...
 
 Folders hold a tokenizer.json (a model beside it is not needed). A file of JSON lines gives the
 `text` of each, any other file is one document. Opening tokenizers is not counted on either side.

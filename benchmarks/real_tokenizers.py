@@ -1,6 +1,6 @@
 """Opening published tokenizers: `tokenizer_open_ratio`, seconds over transformers' own load.
 
-    python benchmarks/real_tokenizers.py models/gemma models/qwen
+    python -m benchmarks.real_tokenizers models/gemma models/qwen
 
 Each folder holds a tokenizer.json and what lies beside it. Both sides read the same files in one
 process, fresh objects each time and in turn: ours up to the byte table and the tokens before a
@@ -15,13 +15,10 @@ import gc
 import json
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from store_schema.config import ModelRef
 from store_schema.text.tokenizer import SegmentTokenizer

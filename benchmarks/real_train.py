@@ -7,7 +7,7 @@ turns in one process, in rounds; CPU time of all threads, since other jobs do no
 time beside it; ratios of medians. Memory: each in a process of its own, peak of two steps above what
 stood there before the model was loaded.
 
-    python benchmarks/real_train.py MODEL_FOLDER --rounds 3
+    python -m benchmarks.real_train MODEL_FOLDER --rounds 3
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any
 
 import click
 import torch
-from bench_train import _resident
 from torch.nn.functional import cross_entropy
-from train_steps import SOURCES, Size, make_batch
 
+from benchmarks.bench_train import _resident
+from benchmarks.train_steps import SOURCES, Size, make_batch
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch
 from fuse_train.loop.checkpoint import TrainState
@@ -42,6 +42,7 @@ from fuse_train.model.models import load_model
 from fuse_train.model.target import Target
 from fuse_train.selector_fit.selector_training import new_selector
 from fuse_train.selectors.by_name import learner
+from fuse_train.selectors.kinds.asn import AsnSection
 from launch.signals import StopFlag
 from store_schema.config import ModelRef
 from store_schema.model.models import transformers_config
@@ -159,7 +160,7 @@ def run_fused(model: Any, setting: Setting, turns: Turns, place: Path) -> None:
     accelerator = Accelerator(
         cpu=True, mixed_precision="bf16" if setting.precision == "bfloat16" else "no"
     )
-    selector = new_selector(setting.section.asn, learner("asn"), 0, num_sources=NUM_SOURCES)
+    selector = new_selector(AsnSection(), learner("asn"), 0, num_sources=NUM_SOURCES)
     inputs: Any = LoopInputs(
         "fused",
         setting.section,
@@ -239,7 +240,7 @@ def peak_bytes(setting: Setting, way: str) -> int:
         *("--precision", setting.precision, "--child", way),
         *("--segments", str(size.num_segments), "--tokens", str(size.num_tokens)),
     ]
-    command = [sys.executable, __file__, str(setting.folder), *options]
+    command = [sys.executable, "-m", "benchmarks.real_train", str(setting.folder), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 

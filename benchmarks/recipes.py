@@ -1,6 +1,6 @@
 """Train one run's target by several recipes, on one extraction: what each setting is worth.
 
-    python benchmarks/recipes.py --config examples/real.yaml --data runs/real --recipe fused: \
+    python -m benchmarks.recipes --config examples/real.yaml --data runs/real --recipe fused: \
         --recipe 'fused 1e-4:lr=1e-4' --recipe 'control 1e-4:lr=1e-4,selector=uniform,clm_weight=1'
 
 A recipe is NAME:KEY=VALUE,KEY=VALUE with keys of the `train` section (`selector=uniform,clm_weight=1`

@@ -26,7 +26,6 @@ import hashlib
 import json
 import platform
 import shutil
-import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,14 +36,8 @@ from typing import Any
 
 import click
 import yaml
-
-ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "examples", ROOT):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-from demo_facts import fact_documents  # noqa: E402 - after the path
-from demo_text import (  # noqa: E402
+from demo_facts import fact_documents
+from demo_text import (
     Document,
     SplitSizes,
     assign_splits,
@@ -54,9 +47,11 @@ from demo_text import (  # noqa: E402
     size_bytes,
     write_jsonl,
 )
-from make_demo import publish, take  # noqa: E402
+from make_demo import publish, take
 
-from benchmarks.align_student import stage_of  # noqa: E402
+from benchmarks.align_student import stage_of
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PURE = ("code", "prose", "facts", "plays")
 SWITCHING = ("documented", "worked")

@@ -5,27 +5,21 @@ demo's splits, one pass), so their distributions have the shape that stores will
 "self.", broad after "the". How good one is stands beside it as bits per byte of held-out text. Where
 only speed is measured, fewer steps do.
 
-    python benchmarks/store_model.py --out runs/bench/store-model
+    python -m benchmarks.store_model --out runs/bench/store-model
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import torch
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-if str(EXAMPLES) not in sys.path:
-    sys.path.insert(0, str(EXAMPLES))
-
-from demo_text import Document, SplitSizes, library_documents, rank, size_bytes  # noqa: E402
-from demo_tokenizers import train_byte_level_bpe  # noqa: E402
-from demo_training import (  # noqa: E402
+from demo_text import Document, SplitSizes, library_documents, rank, size_bytes
+from demo_tokenizers import train_byte_level_bpe
+from demo_training import (
     ROW_TOKENS,
     Recipe,
     bits_per_byte,
@@ -34,7 +28,7 @@ from demo_training import (  # noqa: E402
     train,
 )
 
-from fuse_train.machine.allocator import keep_freed_memory  # noqa: E402 - after the path
+from fuse_train.machine.allocator import keep_freed_memory
 
 VOCAB_SIZE = 32_768
 SIZES = SplitSizes(train=0, valid=100_000, test=100_000)

@@ -7,7 +7,7 @@ named below.
 DistillKit's compressed captures (its README, "Logit Compression"): the k best ids in ceil(log2 V)
 bits each; the first log-probabilities in bfloat16; for the rest a least-squares fit over the rank,
 of which the coefficients are kept in float32. Each of the two parts of a position is padded to
-whole bytes: ceil(k ceil(log2 V) / 8) + 2 exact + 4 terms. Where the README is silent we take what
+whole bytes: ceil(k ceil(log2 V) / 8) + 2 exact + 4 terms. Where the README says nothing we take what
 is best for it: ranks scaled to [0, 1] and the fit solved in float64, so that the fourth power does
 not lose digits; what the fit gives is used in float32, not rounded to bfloat16. The fit is
 unweighted, over log-probabilities, as in their code. The tail is not stored: it is 1 minus the sum

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from store_model import BenchModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.store_model import BenchModel
 from store_schema.encoding.frequency import COUNTED_TOKENS, Ranking, ids_by_rank
 from store_schema.encoding.trial import half_learned
 

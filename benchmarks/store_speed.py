@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from store_model import BenchModel
-from store_rows import ROW_TOKENS, BenchRows, text_tokens
 
+from benchmarks.store_model import BenchModel
+from benchmarks.store_rows import ROW_TOKENS, BenchRows, text_tokens
 from extract.config import ExtractSection
 from extract.engines.protocol import engine_spec
 from extract.engines.registry import open_engine
@@ -163,7 +163,14 @@ def scoring_speed(made: BenchModel, *, vllm: bool) -> ScoringSpeed:
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "tokens.npy", text_tokens(made)[: SCORED_SEGMENTS * ROW_TOKENS])
         done = subprocess.run(
-            [sys.executable, __file__, name, str(made.folder), f"{folder}/tokens.npy"],
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.store_speed",
+                name,
+                str(made.folder),
+                f"{folder}/tokens.npy",
+            ],
             stdout=subprocess.PIPE,
             check=True,
             text=True,

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import dense_fusion
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import dense_fusion
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch, SourceBatch, to_device
 from fuse_train.divergences.divergence import Divergence
@@ -28,6 +28,7 @@ from fuse_train.model.heads import Head, default_chunk_rows
 from fuse_train.selector_fit.selector_training import new_selector
 from fuse_train.selectors.by_name import learner
 from fuse_train.selectors.features import FEATURES
+from fuse_train.selectors.kinds.asn import AsnSection
 
 CLM_WEIGHT = 0.3
 
@@ -225,7 +226,9 @@ def step_ways(size: Size, device: torch.device) -> dict[str, Way]:
     batch_cpu = make_batch(size)
     batch, stored = to_device(batch_cpu, device), stored_logits(batch_cpu)
     section = TrainSection(selector="asn", clm_weight=CLM_WEIGHT)
-    selector = new_selector(section.asn, learner("asn"), 0, num_sources=size.num_sources).to(device)
+    selector = new_selector(AsnSection(), learner("asn"), 0, num_sources=size.num_sources).to(
+        device
+    )
     objective = FusionObjective(model, selector, section, SOURCES)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
 

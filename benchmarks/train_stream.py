@@ -8,7 +8,6 @@ Shape suffixes: N positions, K entries.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from store_model import make_model as make_store_model
 
+from benchmarks.store_model import make_model as make_store_model
 from fuse_train.data.samples import AlignedSamples
 from fuse_train.data.stream import SampleStream, StreamOptions
 from store_schema.config import ModelRef
@@ -28,12 +27,7 @@ from store_schema.plan.plan import Plan, Segment, write_plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_schema.text.tokenizer import SegmentTokenizer
-
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from tests.aligned_factory import aligned_manifest  # noqa: E402 - after the path
+from tests.aligned_factory import aligned_manifest
 
 SEGMENT_BYTES = 1_600
 """About 500 tokens of code in this vocabulary."""

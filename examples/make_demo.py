@@ -2,7 +2,7 @@
 
     python examples/make_demo.py --out runs/demo/inputs --seed 0
 
-Output, each piece published by one rename, so a kill costs at most the piece in hand::
+Output, each piece published by one rename, so a kill costs at most the current piece::
 
     text/{code,prose,facts}.jsonl      id, text, domain, split (models | train | valid | test)
     models/{code,prose,facts,target}/  config.json, model.safetensors, tokenizer files

@@ -4,7 +4,7 @@
     python examples/make_real.py --out runs/real/inputs --train-tokens 150000
     python examples/make_real.py --out runs/real/inputs --models-only
 
-Output, each piece published by one rename, so that a kill costs at most the piece in hand::
+Output, each piece published by one rename, so that a kill costs at most the current piece::
 
     models/{gemma,qwen,target}.gguf         as published, checked by SHA-256
     text/{german,javascript,maths}.jsonl    id, text, domain, split (train | valid | test)

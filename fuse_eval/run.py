@@ -1,4 +1,4 @@
-"""The stages of this room: estimate pools, evaluate models, write the report."""
+"""The stages of this package: estimate pools, evaluate models, write the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ from fuse_train.model.models import identity
 from fuse_train.run import final_folder
 from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors import SELECTORS
-from fuse_train.selectors.kind import RuleKind
 from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag
 from store_schema import __version__
@@ -232,12 +231,12 @@ def _pool_content(
     opened = partial(AlignedSamples, plan, stores, tokenizer)
     with_features = pool.need_features(section, train)
     made: dict[str, Selector] = {}
-    if not all(isinstance(SELECTORS[name], RuleKind) for name in pool.pool_names(section, train)):
-        learnt_from = opened(split=train.train_split, with_features=with_features)
+    if not all(SELECTORS[name].by_rule for name in pool.pool_names(section, train)):
+        learned_from = opened(split=train.train_split, with_features=with_features)
         made = pool.learned_selectors(
             section,
             train,
-            SampleStream(learnt_from, stream_options(run, train), domains, with_entries=False),
+            SampleStream(learned_from, stream_options(run, train), domains, with_entries=False),
             lambda: opened(split=train.valid_split, with_features=False),
             seed=run.seed,
             device=device,

@@ -60,7 +60,7 @@ def train() -> None:
 @click.option(
     "--allow-partial",
     is_flag=True,
-    help="Go on where shards of a source, or text of a domain, are missing.",
+    help="Train although shards of a source, or text of a domain, are missing. Default: an error.",
 )
 @click.option(
     "--pair",
@@ -111,17 +111,23 @@ def selector_command(run: RunConfig) -> None:
 
 
 @train.command("explain")
-@click.option("--segment", metavar="ID", help="Segment id, or its row number.")
+@click.option("--segment", metavar="ID", help="Segment id, or its row in the plan.")
 @click.option(
-    "--document", metavar="ID", help="Document of the segment, whose number there is then enough."
+    "--document",
+    metavar="ID",
+    help="Document of the segment. If it has several, --segment is the number there, from 0.",
 )
 @click.option(
     "--model",
     metavar="target|final|control|FOLDER",
-    help="Model to show; default: the newest checkpoint, else the final model, else the target.",
+    help="Model to show: the target before training, the fused model, the control, or a folder. "
+    "Default: the newest checkpoint, else the final model, else the target.",
 )
 @click.option(
-    "--top", type=click.IntRange(1), metavar="N", help="Positions that are listed; default: 20."
+    "--top",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of positions listed, those of the largest difference in nats. Default: 20.",
 )
 @click.option("--all", "every", is_flag=True, help="List every position, in order.")
 @click.option("--json", "as_object", is_flag=True, help="One JSON object, for programs.")

@@ -18,7 +18,6 @@ from fuse_train.model.adapters import check_lora
 from fuse_train.model.models import own_dtype
 from fuse_train.model.target import load_target
 from fuse_train.publish.dry_save import dry_save
-from fuse_train.selectors.kind import RuleKind
 from store_schema.config import RunConfig
 from store_schema.text.tokenizer import SegmentTokenizer
 
@@ -44,7 +43,7 @@ def check_recipe(run: RunConfig) -> None:
     sources = list(run.sources)
     reference_index(section, sources)
     kind = section.selector_kind
-    if isinstance(kind, RuleKind):
+    if kind.by_rule:
         kind.make(section.options_of(kind), sources)
     for recipe in [section] + ([section.control_section()] if section.control else []):
         rate_schedule(recipe, recipe.max_steps or _SOME_STEPS)

@@ -20,7 +20,6 @@ from fuse_train.selector_fit.selector_start import (
 )
 from fuse_train.selector_fit.selector_training import PoolSums, pool_nll, split_batches
 from fuse_train.selectors import SELECTORS
-from fuse_train.selectors.kind import RuleKind
 from fuse_train.selectors.selectors import Selector, StaticSelector
 from launch.signals import stop_on_signals
 from launch.visible import table
@@ -127,7 +126,7 @@ def baselines(section: TrainSection, sources: tuple[str, ...]) -> dict[str, Sele
         f"{source} alone": StaticSelector([float(name == source) for name in sources])
         for source in sources
     }
-    rules = [kind for kind in SELECTORS if isinstance(kind, RuleKind) and not kind.needs_options]
+    rules = [kind for kind in SELECTORS if kind.by_rule and not kind.needs_options]
     rules.sort(key=lambda kind: kind.hindsight)
     return alone | {kind.name: kind.make(section.options_of(kind), sources) for kind in rules}
 

@@ -34,11 +34,15 @@ if TYPE_CHECKING:  # the command line is answered before a store's packages are 
     "workers",
     multiple=True,
     metavar="[STAGE:]N",
-    help="Array tasks of each source, for all stages or for one.  [default: 1]",
+    help="Workers (tasks of a job array) for each source, in all stages or in one.  [default: 1]",
 )
-@click.option("--only", is_flag=True, help="Just this stage, not those that follow.")
-@click.option("--print", "show", is_flag=True, help="Write and show the scripts, submit nothing.")
-@click.option("--force", is_flag=True, help="Submit even if earlier jobs do the same work.")
+@click.option("--only", is_flag=True, help="Submit just STAGE, not those that follow.")
+@click.option("--print", "show", is_flag=True, help="Write and print the scripts, submit nothing.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Submit even if jobs of this run that do the same work are queued or running.",
+)
 def submit(
     run: RunConfig,
     stage: Stage,

@@ -96,7 +96,11 @@ def _one_run_file(argument: str | None, option: str | None) -> str:
 
 
 SOURCE_OPTION = click.option(
-    "--source", "names", multiple=True, metavar="NAME", help="Only this source (may be repeated)."
+    "--source",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Only this source (may be repeated). Default: all.",
 )
 
 

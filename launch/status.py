@@ -23,7 +23,7 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 
 SILENT_S = 600.0
-"""A worker is `silent` when it wrote nothing for this long,"""
+"""A worker is `silent` (stalled) when it wrote nothing for this long,"""
 SILENT_SHARDS = 5
 """and for longer than this many times its slowest shard."""
 SILENT_FIRST_S = 3600.0
@@ -36,7 +36,7 @@ class WorkerStatus:
 
     Args:
         worker: Which worker.
-        state: `silent`: its log has no end, and no new line for long.
+        state: `silent` is stalled: its log has no end, and no new line for long.
         finished: Number of shards it committed, over all its sessions.
         left: Number of its shards that are not committed and not assigned to a later session.
         in_hand: The shard it works on, or worked on when it ended; None for none.
@@ -62,7 +62,7 @@ class WorkerStatus:
 
     @property
     def needs_care(self) -> bool:
-        """Whether it failed or is silent, with shards left that no later session was assigned."""
+        """Whether it failed or stalled, with shards left that no later session was assigned."""
         return self.state in ("failed", "silent") and self.left > 0
 
 

@@ -15,13 +15,18 @@ from store_schema.config import RunConfig
 @click.command("status")
 @run_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
-@click.option("--workers", "all_workers", is_flag=True, help="Every worker, not only failed ones.")
+@click.option(
+    "--workers",
+    "all_workers",
+    is_flag=True,
+    help="List every worker. Default: only those that failed or stalled.",
+)
 @click.option(
     "--watch",
     "watch_s",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
-    help="Show it again every so many seconds, until interrupted.",
+    help="Show it again every SECONDS seconds, until interrupted.",
 )
 def status(run: RunConfig, as_json: bool, all_workers: bool, watch_s: float | None) -> None:
     """Show done, pending and failed shards of each stage, workers, speed and remaining time.

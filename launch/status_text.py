@@ -18,7 +18,7 @@ STAGE_HEAD = (
     *("stage", "source", "shards", "pending", "failed"),
     *("tokens", "tok/s", "ETA", "on disk", "workers"),
 )
-WORKER_HEAD = ("worker", "state", "done", "left", "shard in hand", "tok/s", "seen", "host", "job")
+WORKER_HEAD = ("worker", "state", "done", "left", "current shard", "tok/s", "seen", "host", "job")
 
 
 def status_text(status: RunStatus, *, all_workers: bool = False) -> str:
@@ -26,7 +26,7 @@ def status_text(status: RunStatus, *, all_workers: bool = False) -> str:
 
     Args:
         status: Status of the run.
-        all_workers: Add a table of all workers of each line, not only of failed and silent ones.
+        all_workers: Add a table of all workers of each line, not only of failed and stalled ones.
     """
     lines = [f"{status.name} ({status.folder}), {status.time:%Y-%m-%d %H:%M:%S %Z}", ""]
     lines += table(STAGE_HEAD, [_stage_row(work) for work in status.work], left=(0, 1, 9))
@@ -53,7 +53,7 @@ def status_text(status: RunStatus, *, all_workers: bool = False) -> str:
 def _stage_row(work: WorkStatus) -> tuple[str, ...]:
     states = Counter(worker.state for worker in work.workers)
     care = Counter(worker.state for worker in work.workers if worker.needs_care)
-    # Workers that failed or are silent are left out once other workers have their shards.
+    # Workers that failed or stalled are left out once other workers have their shards.
     shown = {"running": states["running"], **{s: care[s] for s in ("failed", "silent")}}
     tokens = count_text(work.tokens_done)
     if work.tokens_left is not None:

@@ -17,7 +17,7 @@ SUMMARIES = "train.jsonl"
 RECENT_STEPS = 20
 """Number of last steps whose mean is the speed."""
 SILENT_S = 600.0
-"""A training is `silent` when it wrote nothing for this long,"""
+"""A training is `silent` (stalled) when it wrote nothing for this long,"""
 SILENT_STEPS = 20
 """and for longer than this many times its slowest recent step."""
 
@@ -31,7 +31,7 @@ class TrainingStatus:
 
     Args:
         label: "fused", "control", or the pair of a pairwise training: "with NAME".
-        state: `silent`: its logs have no end, and no new line for long.
+        state: `silent` is stalled: its logs have no end, and no new line for long.
         step: Steps done.
         num_steps: Steps in all; None before the first step.
         loss: Loss of the last step, nats.

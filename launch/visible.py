@@ -57,12 +57,6 @@ def cut(text: str, columns: int) -> str:
     return "".join(kept) + "…"
 
 
-def padded(text: str, columns: int) -> str:
-    """Text cut or filled with spaces to exactly `columns` columns."""
-    text = cut(text, columns)
-    return text + " " * (columns - width(text))
-
-
 def quoted(data: bytes) -> str:
     """A token escaped and in quotes, so that spaces are visible."""
     text = visible(data).replace('"', '\\"')

@@ -56,21 +56,21 @@ def _room_of(folder: Path) -> Path:
     return folder
 
 
-def _sources(room: Path) -> list[Path]:
+def _sources(package: Path) -> list[Path]:
     """Source files of a package with its sub-packages; of any other folder, those directly in it."""
-    is_package = (room / "__init__.py").exists()
-    return sorted(room.rglob("*.py") if is_package else room.glob("*.py"))
+    is_package = (package / "__init__.py").exists()
+    return sorted(package.rglob("*.py") if is_package else package.glob("*.py"))
 
 
 @cache
-def _cache_folder(room: Path) -> Path | None:
+def _cache_folder(package: Path) -> Path | None:
     """Cache folder for the functions of a package; None where none can be written to."""
     digest = hashlib.sha256()
-    for folder in sorted({room, Path(__file__).parent}):
+    for folder in sorted({package, Path(__file__).parent}):
         for path in _sources(folder):
             digest.update(path.read_bytes())
     name = _NAME + digest.hexdigest()[:16]
-    for parent in (room / "__pycache__", Path.home() / ".cache" / "logitfuse" / room.name):
+    for parent in (package / "__pycache__", Path.home() / ".cache" / "logitfuse" / package.name):
         try:
             (parent / name).mkdir(parents=True, exist_ok=True)
             (parent / name / "writable").touch()

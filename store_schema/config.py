@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from store_schema.dtypes import DTYPES, full_name
 from store_schema.errors import ConfigError
 from store_schema.papers import preset_text
 from store_schema.paths import PathText
@@ -85,20 +86,6 @@ class SectionModel(StrictModel):
 Section = TypeVar("Section", bound=SectionModel)
 
 
-_DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
-_DTYPE_ALIASES = {
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "f16": "float16",
-    "half": "float16",
-    "fp32": "float32",
-    "f32": "float32",
-    "float": "float32",
-    "fp64": "float64",
-    "double": "float64",
-}
-
-
 class TemplateSettings(StrictModel):
     """How a model's chat template is rendered."""
 
@@ -154,7 +141,8 @@ class ModelRef(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _without_by_offsets(cls, value: Any) -> Any:
-        """Accept `by_offsets: false` of old files with all defaults: the option was removed."""
+        """Accept `by_offsets: false`, which resolved run files of earlier versions have; the option
+        itself was removed, so any other value is refused."""
         if not isinstance(value, dict) or "by_offsets" not in value:
             return value
         if value["by_offsets"] is not False:
@@ -167,10 +155,9 @@ class ModelRef(StrictModel):
     @field_validator("dtype")
     @classmethod
     def _full_dtype_name(cls, value: str) -> str:
-        plain = value.strip().lower().removeprefix("torch.")
-        name = _DTYPE_ALIASES.get(plain, plain)
-        if name not in _DTYPES:
-            raise ValueError("must be one of " + ", ".join(_DTYPES))
+        name = full_name(value)
+        if name != "auto" and name not in DTYPES:
+            raise ValueError("must be one of " + ", ".join(["auto", *DTYPES]))
         return name
 
 

@@ -28,7 +28,7 @@ from store_schema.errors import CorruptionError
 Kind = Literal["source", "generated", "aligned"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """source: distributions of the plan's text. generated: answers of a source. aligned: distributions
-carried into a target's tokens."""
+converted to a target's tokens."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -35,7 +35,8 @@ class ModelIdentity(StrictModel):
     bos: BosRule | None = None
     """None in stores of versions that did not record it."""
     by_offsets: bool | None = None
-    """Always False; a store with True, of an earlier version, is refused (`StoreReader.open`)."""
+    """Of a removed option, in the manifests of existing stores: False or null. A store with True is
+    refused (`StoreReader.open`)."""
     model_fingerprint: str | None
     """Of config and weights; None where only the tokenizer matters (the target of an alignment)."""
     tokenizer_fingerprint: str
@@ -61,7 +62,8 @@ class Manifest(StrictModel):
     num_shards: int | None = Field(default=None, ge=0)
     """Shards of that plan, so that commits are found without a listing; None: not known."""
     extras: tuple[str, ...] = ()
-    """Always empty. Stores of earlier versions with extra arrays are refused."""
+    """Of a removed option, in the manifests of existing stores: always empty. A store that lists extra
+    arrays is refused (`require_present_form`)."""
     estimator: Literal["topk", "sampled"] = "topk"
     """topk: the most probable entries; sampled: an unbiased random sample, tail mass 0."""
     top_k: int | None = Field(gt=0)

@@ -28,6 +28,8 @@ from store_tools.stats_text import stats_text
 from store_tools.verify import StoreReport, verify_store
 
 MEGABYTE = 1e6
+OF_SOURCE = "Only stores of this source (may be repeated). Default: all."
+PLAN = "Folder or URL of the plan. Default: the run's, or ../../plan of a store's folder."
 
 
 @click.group(cls=StageGroup)
@@ -46,9 +48,11 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator: add TARGET, --source, --kind and --plan; the command gets `places`."""
 
     @click.argument("target")
-    @click.option("--source", "sources", multiple=True, metavar="NAME", help="Only this source.")
-    @click.option("--kind", type=click.Choice(KINDS), help="Only stores of this kind.")
-    @click.option("--plan", metavar="PATH", help="The plan; default: the run's, or ../../plan.")
+    @click.option("--source", "sources", multiple=True, metavar="NAME", help=OF_SOURCE)
+    @click.option(
+        "--kind", type=click.Choice(KINDS), help="Only stores of this kind. Default: all."
+    )
+    @click.option("--plan", metavar="PATH", help=PLAN)
     def command(
         target: str, sources: tuple[str, ...], kind: Kind | None, plan: str | None, **options: Any
     ) -> None:
@@ -65,7 +69,10 @@ def store_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 JOBS = click.option(
-    "--jobs", type=click.IntRange(1, 1024), help="Shards at a time; default: one per processor."
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Shards processed at a time. Default: one per processor.",
 )
 
 
@@ -74,7 +81,11 @@ JOBS = click.option(
 
 @store.command("verify")
 @JOBS
-@click.option("--allow-missing", is_flag=True, help="A store that is not finished yet is no error.")
+@click.option(
+    "--allow-missing",
+    is_flag=True,
+    help="Missing shards are no error, for a store that is still being written; damage still is.",
+)
 @store_options
 def verify_command(places: list[StorePlace], jobs: int | None, allow_missing: bool) -> None:
     """Check every byte: checksums, the layout's invariants, segments equal to the plan.
@@ -137,8 +148,20 @@ def leftover_counts(leftovers: list[Leftover] | tuple[Leftover, ...]) -> str:
 
 
 @store.command("repair")
-@click.option("--shard", "shards", type=int, multiple=True, metavar="N", help="Only this one.")
-@click.option("--delete", is_flag=True, help="Remove the damaged data now; else gc does later.")
+@click.option(
+    "--shard",
+    "shards",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="Uncommit shard N without verifying it (may be repeated; one store). Default: verify all "
+    "shards, and uncommit those that are damaged.",
+)
+@click.option(
+    "--delete",
+    is_flag=True,
+    help="Remove the data of uncommitted shards now. Default: `store gc` does later.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @JOBS
 @store_options
@@ -151,7 +174,7 @@ def repair_command(
 ) -> None:
     """Remove the commits of damaged shards, so that a rerun of the stage writes them again.
 
-    Verifies first; with --shard uncommits just these shards, sound or not.
+    Exit code 2 if a fault is of the whole store, which no rerun repairs.
     """
     if shards:
         places = [one_place(places)]
@@ -191,7 +214,7 @@ def repair_lines(report: RepairReport, *, dry_run: bool) -> str:
     default="24h",
     show_default=True,
     metavar="AGE",
-    help="Keep what was written to within 24h, 30m, 2d, ...; 0 only when no worker is running.",
+    help="Keep what was written to within this time (30m, 24h, 2d); 0 only if no worker is running.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @store_options
@@ -218,7 +241,11 @@ def gc_lines(name: str, collected: Collected, older_than: str, *, dry_run: bool)
 
 
 @store.command("stats")
-@click.option("--shards", metavar="LIST", help="Read only these, such as 0-3 or 0,4-7.")
+@click.option(
+    "--shards",
+    metavar="LIST",
+    help="Read only these shards, such as 0-3 or 0,4-7. Default: 16, spread evenly.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 @JOBS
 @store_options
@@ -227,7 +254,7 @@ def stats_command(
 ) -> None:
     """Show stored bytes by array, and figures of the distributions.
 
-    Reads up to 16 shards spread evenly, or those of --shards.
+    Bytes are those of all shards; the other figures are of the shards that are read.
     """
     wanted = None if shards is None else shards_in(parse_shards(shards))
     with stop_on_signals() as stop:
@@ -242,10 +269,22 @@ def stats_command(
 
 
 @store.command("show")
-@click.option("--segment", metavar="ID", help="Segment id as in the plan, or its row number.")
-@click.option("--answer", type=click.IntRange(0), metavar="N", help="Which answer; default: 0.")
-@click.option("--top", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N")
-@click.option("--html", metavar="PATH", help="Write a page there instead.")
+@click.option("--segment", metavar="ID", help="Segment id, or its row in the plan.")
+@click.option(
+    "--answer",
+    type=click.IntRange(0),
+    metavar="N",
+    help="In a generated store: answer N (from 0) to the segment's prompt. Default: 0.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Most probable tokens shown at each position.",
+)
+@click.option("--html", metavar="PATH", help="Write an HTML page to this file instead of text.")
 @store_options
 def show_command(
     places: list[StorePlace], segment: str | None, answer: int | None, top: int, html: str | None

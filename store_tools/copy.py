@@ -21,7 +21,7 @@ from launch.command import set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
 from store_schema.disk.bounded import read_bounded, read_record
-from store_schema.disk.location import LocalLocation, Location, open_location
+from store_schema.disk.location import Location, open_location
 from store_schema.disk.sealed import MAX_RECORD_BYTES, unseal
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MismatchError, StoreError
@@ -147,7 +147,7 @@ def _copy_head(reader: StoreReader, target: Location) -> None:
 
 def _table(location: Location, key: str) -> bytes | None:
     """A file that all shards share; None if there is none, or only a symbolic link."""
-    if isinstance(location, LocalLocation) and (location.path / key).is_symlink():
+    if location.path is not None and (location.path / key).is_symlink():
         return None
     return read_record(location, key, MAX_VOCABULARY_BYTES, RESTORE)
 
@@ -230,7 +230,7 @@ def require_outside(source: Location, target: Location) -> None:
 
 
 def _whole_url(location: Location) -> str:
-    if isinstance(location, LocalLocation):
+    if location.path is not None:
         return os.path.realpath(location.url)
     return location.url.rstrip("/")
 
@@ -239,7 +239,12 @@ def _whole_url(location: Location) -> str:
 @click.argument("source")
 @click.argument("target")
 @click.option(
-    "--jobs", type=click.IntRange(1, 128), default=JOBS, show_default=True, help="Shards at a time."
+    "--jobs",
+    type=click.IntRange(1, 128),
+    default=JOBS,
+    show_default=True,
+    metavar="N",
+    help="Shards copied at a time.",
 )
 @click.option(
     "--verify/--no-verify",

@@ -275,7 +275,7 @@ def export_store(
     help="Parquet: a row per position. safetensors: the arrays as they are. jsonl: a line per "
     "answer of a generated store.",
 )
-@click.option("--shards", metavar="LIST", help="Only these, such as 3-7 or 0,3-7.")
+@click.option("--shards", metavar="LIST", help="Only these shards, such as 3-7 or 0,3-7.")
 def export_command(source: str, out: str, form: str, shards: str | None) -> None:
     """Write the store SOURCE to the folder or URL OUT, for other tools."""
     set_up_logging()

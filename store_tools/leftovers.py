@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from store_schema.disk import remote
-from store_schema.disk.location import LocalLocation, Location
+from store_schema.disk.location import Location
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, CorruptionError, MissingError
 from store_schema.store.reader import StoreReader, commit_key
@@ -69,8 +69,8 @@ class Leftover:
 def list_files(location: Location) -> Iterator[FileEntry]:
     """Every file of a store, hidden ones too."""
     with storage_errors(location.url):
-        if isinstance(location, LocalLocation):
-            yield from _local_files(location)
+        if location.path is not None:
+            yield from _local_files(location.path)
             return
         filesystem, root = remote.open_filesystem(location.url)
         filesystem.invalidate_cache()
@@ -79,8 +79,8 @@ def list_files(location: Location) -> Iterator[FileEntry]:
             yield FileEntry(key, int(info.get("size") or 0), _written(info))
 
 
-def _local_files(location: LocalLocation) -> Iterator[FileEntry]:
-    for folder, subfolders, names in os.walk(location.path, onerror=_unless_gone):
+def _local_files(root: Path) -> Iterator[FileEntry]:
+    for folder, subfolders, names in os.walk(root, onerror=_unless_gone):
         # An attempt that was killed early may be an empty folder.
         empty = [] if subfolders or names else [""]
         for name in names + empty:
@@ -89,7 +89,7 @@ def _local_files(location: LocalLocation) -> Iterator[FileEntry]:
                 status = path.lstat()
             except FileNotFoundError:  # a worker renamed or removed it meanwhile
                 continue
-            key = path.relative_to(location.path).as_posix()
+            key = path.relative_to(root).as_posix()
             yield FileEntry(key, status.st_size, status.st_mtime)
 
 

@@ -14,7 +14,7 @@ from store_schema.disk.location import Location, open_location
 from store_schema.errors import ConfigError, CorruptionError, MissingError, StoreError
 from store_schema.layout import KINDS, Kind
 from store_schema.manifest import Commit
-from store_schema.plan.plan import PLAN_FILE, Plan, ShardRecord
+from store_schema.plan.plan import Plan, ShardRecord
 from store_schema.plan.run_plan import plan_location
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 
@@ -91,9 +91,7 @@ class StorePlace:
         """
         if self.plan_location is None:
             return None
-        if not self.plan_is_given and not self.plan_location.exists(PLAN_FILE):
-            return None
-        return Plan.open(self.plan_location)
+        return (Plan.open if self.plan_is_given else Plan.find)(self.plan_location)
 
     def rerun(self, kind: Kind, source: str) -> str:
         """The command that writes the store's missing shards."""
@@ -177,7 +175,7 @@ def _run_places(
         raise MissingError(
             "no store yet", where=", ".join(urls), hint="run `logitfuse extract run` first"
         )
-    plan = plan or plan_location(run)
+    plan = plan or plan_location(run.data_folder)
     return [
         StorePlace(
             url.removeprefix(f"{run.data_folder}/").removeprefix(f"{run.folder}/"),
@@ -200,8 +198,8 @@ def _plan_beside(location: Location) -> Location | None:
     if "://" in location.url:
         scheme, path = location.url.split("://", 1)
         parts = path.split("/")
-        return open_location(f"{scheme}://{'/'.join([*parts[:-2], 'plan'])}") if parts[2:] else None
-    return open_location(Path(os.path.realpath(location.url)).parent.parent / "plan")
+        return plan_location(f"{scheme}://{'/'.join(parts[:-2])}") if parts[2:] else None
+    return plan_location(Path(os.path.realpath(location.url)).parent.parent)
 
 
 def planned_shard(plan: Plan, shard: int, where: str) -> ShardRecord:

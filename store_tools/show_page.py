@@ -79,7 +79,7 @@ def _footer(shown: ShownSegment) -> str:
         f"the stored entries. {text}"
     )
     if shown.kind == "aligned":
-        text += " Tokens are the target's, distributions the source's, carried over."
+        text += " Tokens are the target's, distributions the source's, converted."
     return text
 
 

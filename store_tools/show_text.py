@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 
 import click
 
 from launch.quantities import share_text
-from launch.visible import cut, padded, quoted, visible, width
+from launch.visible import cut, quoted, table, visible, width
 from store_schema.layout import Finish
 from store_tools.show import Listed, Position, ShownAnswer, ShownSegment
 
@@ -51,32 +52,31 @@ def _prompt_lines(answer: ShownAnswer) -> list[str]:
 
 def segment_text(shown: ShownSegment, columns: int) -> str:
     """The segment as a table, a row for each position, for a terminal of `columns` columns."""
-    tokens = [quoted(position.data or position.name) for position in shown.positions]
-    token_columns = min(max(map(width, [*tokens, "token"])), _TOKEN_COLUMNS)
     if shown.answer is not None:
-        lines = [heading(shown), "", *_prompt_lines(shown.answer)]
-        lines.append(f"{'':>5} {padded('token', token_columns)} {'id':>8}")
-        for position, token in zip(shown.positions, tokens, strict=True):
-            begun = f"{position.index:>5} {padded(token, token_columns)}"
-            lines.append(f"{begun} {position.token_id:>8}")
-        return "\n".join(lines)
-    head = f"{'':>5} {padded('token', token_columns)} {'nats':>8} {'prob':>7} {'tail':>6}"
-    if shown.kind == "aligned":
-        head += f" {'origin':<8}"
-    room = max(columns - width(head) - len(_GAP), 24)
-    lines = [heading(shown), ""]
-    lines.append(f"{head}{_GAP}most probable, * is the text's own token")
-    for position, token in zip(shown.positions, tokens, strict=True):
-        label = position.logprob
-        known = f"{'-':>8} {'-':>7}" if label is None else f"{label:>8.3f} {share(label):>7}"
-        line = f"{position.index:>5} {padded(token, token_columns)} {known}"
-        line += f" {position.tail_mass:>6.3f}"
-        if position.origin is not None:
-            line += f" {position.origin.name.lower():<8}"
-        best = _wrapped(position, room)
-        lines.append(f"{line}{_GAP}{best[0]}")
-        lines += [f"{'':<{width(head)}}{_GAP}{more}" for more in best[1:]]
-    return "\n".join(line.rstrip() for line in lines)
+        rows = [[*_token(position), str(position.token_id)] for position in shown.positions]
+        lines = table(("", "token", "id"), rows, left=(1,))
+        return "\n".join([heading(shown), "", *_prompt_lines(shown.answer), *lines])
+    titles = ["", "token", "nats", "prob", "tail", *["origin"] * (shown.kind == "aligned")]
+    head, *figures = table(titles, map(_figures, shown.positions), left=(1, 5))
+    room = max(columns - max(map(width, [head, *figures])) - len(_GAP), 24)
+    beside = [
+        row
+        for line, position in zip(figures, shown.positions, strict=True)
+        for row in zip_longest([line], _wrapped(position, room), fillvalue="")
+    ]
+    lines = table((head, "most probable, * is the text's own token"), beside, left=(0, 1))
+    return "\n".join([heading(shown), "", *lines])
+
+
+def _token(position: Position) -> list[str]:
+    return [str(position.index), cut(quoted(position.data or position.name), _TOKEN_COLUMNS)]
+
+
+def _figures(position: Position) -> list[str]:
+    label = position.logprob
+    known = ["-", "-"] if label is None else [f"{label:.3f}", share(label)]
+    origin = [] if position.origin is None else [position.origin.name.lower()]
+    return [*_token(position), *known, f"{position.tail_mass:.3f}", *origin]
 
 
 def _wrapped(position: Position, room: int) -> list[str]:
@@ -96,15 +96,21 @@ def _wrapped(position: Position, room: int) -> list[str]:
 
 def list_text(listed: list[Listed], columns: int) -> str:
     """Segments or answers to choose from, one per line."""
-    lines = ["first segments; give --segment one of these ids or rows:"]
+    first = "first segments; give --segment one of these ids or rows:"
+    titles = ["row", "segment", "domain", "bytes"]
     if listed and listed[0].answer is not None:
-        lines = ["first answers; give --segment one of these ids or rows, and --answer its number:"]
+        first = "first answers; give --segment one of these ids or rows, and --answer its number:"
+        titles += ["answer", "ended"]
+    rows = []
     for item in listed:
-        name, domain = "", ""
+        row = [str(item.row), "", "", str(len(item.text))]
         if item.segment is not None:
-            name, domain = visible(item.segment.segment_id), visible(item.segment.domain)
-        begun = f"{item.row:>7}  {padded(name, 28)} {padded(domain, 12)} {len(item.text):>7} B  "
+            row[1] = cut(visible(item.segment.segment_id), 28)
+            row[2] = cut(visible(item.segment.domain), 12)
         if item.answer is not None:
-            begun += f"{item.answer.number:>4} {ending(item.answer.finish):<16}"
-        lines.append(begun + cut(visible(item.text[:400]), max(columns - width(begun), 20)))
-    return "\n".join(lines)
+            row += [str(item.answer.number), ending(item.answer.finish)]
+        rows.append(row)
+    head, *figures = table(titles, rows, left=(1, 2, 5))
+    room = max(columns - max(map(width, [head, *figures])) - len(_GAP), 20)
+    texts = [cut(visible(item.text[:400]), room) for item in listed]
+    return "\n".join([first, *table((head, "text"), zip(figures, texts, strict=True), left=(0, 1))])

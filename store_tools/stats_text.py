@@ -59,14 +59,14 @@ def _entry_bars(stats: dict[str, Any]) -> str:
     buckets = entries["histogram"]
     total = max(stats["positions_read"], 1)
     most = max((bucket["positions"] for bucket in buckets), default=1) or 1
-    lines = [f"entries per position: {_number(entries['mean'], 2)} on average"]
+    rows = []
     for bucket in buckets:
         first, last = bucket["from"], bucket["to"]
         label = f"{first}" if first == last else f"{first}-{last}"
         share = _percent(bucket["positions"] / total)
-        bar = "#" * -(-bucket["positions"] * BAR_COLUMNS // most)
-        lines.append(f"{label:>11} {share:>7} {bar}".rstrip())
-    return "\n".join(lines)
+        rows.append((label, share, "#" * -(-bucket["positions"] * BAR_COLUMNS // most)))
+    bars = table(("entries", "share", ""), rows, left=(2,))
+    return "\n".join([f"entries per position: {_number(entries['mean'], 2)} on average", *bars])
 
 
 def _mass_lines(stats: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Things added to the registries of every process that a test starts, as a user adds them.
 
-A folder holds files at their places below the rooms, and `lines.json`: {package: {name:
+A folder holds files at their places below the packages, and `lines.json`: {package: {name:
 "module:Class"}}.
 Python imports `sitecustomize` when it starts, so the children that a stage starts have them too.
 """

@@ -131,9 +131,9 @@ def make_arrays(
     total = sum(rows)
     token_offsets = np.concatenate([[0], np.cumsum(rows)]).astype("<i8")
     labels = np.concatenate([e.token_ids for e in encoded])
-    silent = rng.random(total) < uncovered
+    without = rng.random(total) < uncovered
     for start, item in zip(token_offsets[:-1], encoded, strict=True):
-        silent[start] |= not item.context_ids
+        without[start] |= not item.context_ids
     skill = np.concatenate(
         [
             np.full(n, 6.0 if s.domain == good_at else 1.0)
@@ -141,10 +141,10 @@ def make_arrays(
         ]
     )
     label_p = rng.beta(skill, 3.0 if top_k else 1.0).clip(1e-4, 0.98)
-    counts = np.where(silent, 0, top_k)
+    counts = np.where(without, 0, top_k)
     ids, logprobs = [], []
     tail = np.ones(total)
-    for i in np.flatnonzero(~silent):
+    for i in np.flatnonzero(~without):
         others = rng.choice(vocab_size - 1, top_k - 1, replace=False)
         others = others + (others >= labels[i])  # every id but the label
         share = rng.dirichlet(np.full(top_k, 0.5)) * (1 - label_p[i])
@@ -154,7 +154,7 @@ def make_arrays(
         ids.append(np.concatenate([[labels[i]], others])[order])
         logprobs.append(np.minimum(logs, 0))
         tail[i] = max(0.0, 1.0 - float(np.exp(logs.astype(np.float64)).sum()))
-    known = np.where(silent, np.nan, np.log(label_p)).astype("<f4")
+    known = np.where(without, np.nan, np.log(label_p)).astype("<f4")
     nats = [float(-np.nansum(part)) for part in np.split(known, token_offsets[1:-1])]
     ones = np.arange(len(segments) + 1)
     return {
@@ -167,7 +167,7 @@ def make_arrays(
         "entry_logprobs": np.concatenate(logprobs).astype("<f4"),
         "tail_mass": tail.clip(0, 1).astype("<f4"),
         "label_logprobs": known,
-        "origin": np.where(silent, Origin.NONE, Origin.BOUNDARY).astype("|u1"),
+        "origin": np.where(without, Origin.NONE, Origin.BOUNDARY).astype("|u1"),
         "span_offsets": ones.astype("<i8"),
         "span_index": np.zeros(total, "<u4"),
         "span_byte_ends": np.array([e.byte_ends[-1] for e in encoded], "<u4"),

@@ -1,4 +1,4 @@
-"""Run files, inputs and small models for the tests of the room `extract`."""
+"""Run files, inputs and small models for the tests of the package `extract`."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Expected:
     origin: int
 
 
-def carried(
+def converted(
     arrays: Arrays,
     d: int,
     text: bytes,

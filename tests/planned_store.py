@@ -62,7 +62,7 @@ SETTINGS = MappingProxyType({"answers": 2})
 
 def make_plan(folder: Path) -> Plan:
     """The plan of `TEXTS`."""
-    dealt = []
+    assigned = []
     index = 0
     for texts in TEXTS:
         segments = []
@@ -77,10 +77,10 @@ def make_plan(folder: Path) -> Plan:
             )
             index += 1
         tokens = sum(len(text.encode()) for text in texts)
-        dealt.append((segments, {"s": tokens, "target": tokens}))
+        assigned.append((segments, {"s": tokens, "target": tokens}))
     return write_plan(
         open_location(folder),
-        dealt,
+        assigned,
         corpus_fingerprint="c" * 32,
         request_fingerprint="r" * 32,
         tokenizers={"s": store_factory.TOKENIZER, "target": store_factory.TOKENIZER},

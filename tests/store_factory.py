@@ -153,13 +153,13 @@ def segments(texts: Sequence[str], *, start: int = 0, split: str = "train") -> l
 
 def plan(location: Location, shards: Sequence[Sequence[str]]) -> Plan:
     """A plan of given texts."""
-    start, dealt = 0, []
+    start, assigned = 0, []
     for texts in shards:
-        dealt.append((segments(texts, start=start), {"target": len(texts)}))
+        assigned.append((segments(texts, start=start), {"target": len(texts)}))
         start += len(texts)
     return write_plan(
         location,
-        dealt,
+        assigned,
         corpus_fingerprint="c" * 32,
         request_fingerprint="r" * 32,
         tokenizers={"target": TOKENIZER},

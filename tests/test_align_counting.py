@@ -124,7 +124,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named_and_counted_anew(
+def test_a_damaged_file_is_named_and_counted_again(
     begin, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     checked = begin()

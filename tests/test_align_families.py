@@ -85,12 +85,12 @@ def random_rows(
     labels = np.concatenate([segment.token_ids for segment in encoded]).astype(np.int64)
     counts = np.array([len(segment.token_ids) for segment in encoded])
     offsets = np.concatenate(([0], np.cumsum(counts)))
-    silent = np.zeros(len(labels), bool)
+    unknown = np.zeros(len(labels), bool)
     for start, segment in zip(offsets[:-1], encoded, strict=True):
-        silent[start : start + 1] = not segment.context_ids
+        unknown[start : start + 1] = not segment.context_ids
     pool = np.arange(tokenizer.vocab_size) if allowed is None else allowed
     ids, masses, tails, label_mass, lengths = [], [], [], [], []
-    for label, is_silent in zip(labels, silent, strict=True):
+    for label, without in zip(labels, unknown, strict=True):
         others = rng.choice(pool, 12)
         others = np.unique(others[others != label])
         mass = rng.dirichlet(np.full(len(others) + 2, rng.choice([0.05, 0.4, 5.0]))) + 1e-9
@@ -98,12 +98,12 @@ def random_rows(
         stored = rng.random() < 0.85
         row_ids = np.concatenate((others, [label]))[: len(others) + stored]
         row_mass = np.concatenate((mass[2:], mass[:1]))[: len(row_ids)]
-        order = np.lexsort((row_ids, -row_mass))[: 0 if is_silent else None]
+        order = np.lexsort((row_ids, -row_mass))[: 0 if without else None]
         ids.append(row_ids[order])
         masses.append(row_mass[order])
         lengths.append(len(order))
         tails.append(1.0 - row_mass[order].sum())
-        label_mass.append(np.nan if is_silent else mass[0])
+        label_mass.append(np.nan if without else mass[0])
     return {
         "segment_ids": np.arange(len(encoded), dtype="<i8"),
         "token_offsets": offsets.astype("<i8"),
@@ -270,18 +270,18 @@ wide = st.text(
 
 
 @given(
-    learnt=st.lists(wide, min_size=1, max_size=5),
+    learned=st.lists(wide, min_size=1, max_size=5),
     chosen=st.lists(wide, min_size=1, max_size=3),
     names=st.tuples(st.sampled_from(list(LOSSLESS)), st.sampled_from(list(LOSSLESS))),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40)
 def test_tokenizers_trained_on_random_text(
-    learnt: list[str], chosen: list[str], names: tuple[str, str], seed: int
+    learned: list[str], chosen: list[str], names: tuple[str, str], seed: int
 ) -> None:
     pair = []
     for i, name in enumerate(names):
-        trained = LOSSLESS[name]([*WORLD[: 1 + i], *learnt], 400 + 60 * i)
+        trained = LOSSLESS[name]([*WORLD[: 1 + i], *learned], 400 + 60 * i)
         pair.append(SegmentTokenizer(trained, name=name))
     both = [text for text in chosen if all(readable(tokenizer, text) for tokenizer in pair)]
     if both:

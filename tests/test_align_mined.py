@@ -1,33 +1,27 @@
-"""Method mined: the map against every pair compared, the carrying against the plain reading."""
+"""Method mined: the map against every pair compared, converted rows against the plain reading."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.papers.carry import CarryOptions
+from align.papers.convert import ConvertOptions
 from align.papers.mined import MinedAligner
 from align.papers.mined_vocabulary import nearest_tokens, written_tokens
+from benchmarks.align_fusellm import align_plain, map_plain
 from store_schema.errors import MismatchError
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from tests import papers_reference
+from tests.align_reference import vocabulary
 from tests.random_source import random_source, segments
 from tests.tiny import SAMPLE_TEXTS, tiny_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from align_fusellm import align_plain, map_plain
-
-from tests.align_reference import vocabulary
 
 EVERYWHERE = 1 << 40
 """Band of the whole table, as the references have it."""
@@ -139,7 +133,7 @@ def test_the_plain_map_finds_the_same_distances() -> None:
         assert distance == papers_reference.edit_distance(a.tokens[token], b.tokens[found[token]])
 
 
-# ---- the carrying ----------------------------------------------------------------------------------
+# ---- conversion ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -150,12 +144,12 @@ def test_the_plain_map_finds_the_same_distances() -> None:
 def test_mined_equals_the_plain_reference(source, target, chosen, seed, bos, exact_label) -> None:
     arrays, raw, encoded = read(chosen, source, target, seed=seed, bos=bos)
     mapping = nearest(source, target)
-    options = CarryOptions(max_entries=1000, exact_label=exact_label)
+    options = ConvertOptions(max_entries=1000, exact_label=exact_label)
     size = tokenizer(target, 1).vocab_size
     result = MinedAligner(mapping, size, options, EVERYWHERE).align(arrays, raw, encoded)
     goals = {i: goal for i, goal in enumerate(mapping.tolist()) if goal >= 0}
     for d, text in enumerate(raw):
-        expected = papers_reference.carried(
+        expected = papers_reference.converted(
             arrays, d, text, encoded[d], goals, exact_label=exact_label
         )
         first = result["token_offsets"][d]
@@ -175,7 +169,7 @@ def test_mined_equals_the_plain_reference(source, target, chosen, seed, bos, exa
 def test_mass_is_conserved_and_the_layout_holds(source, target, chosen, seed, limit, flags) -> None:
     arrays, raw, encoded = read(chosen, source, target, seed=seed)
     size = tokenizer(target, 1).vocab_size
-    options = CarryOptions(limit, *flags)
+    options = ConvertOptions(limit, *flags)
     aligner = MinedAligner(nearest(source, target), size, options)
     result = aligner.align(arrays, raw, encoded)
     check_shard("aligned", result, vocab_size=size, where="test")
@@ -276,7 +270,7 @@ def test_the_label_stays_when_entries_are_cut() -> None:
         aligner = MinedAligner(
             nearest(source, target),
             tokenizer(target, 1).vocab_size,
-            CarryOptions(max_entries=1),
+            ConvertOptions(max_entries=1),
         )
         result = aligner.align(arrays, raw, encoded)
         known = ~np.isnan(result["label_logprobs"])
@@ -319,7 +313,7 @@ def long_rows(size: int, entries: int) -> tuple[Arrays, EncodedSegment]:
 @pytest.mark.parametrize("entries", [5, 90, 400])
 def test_ties_are_kept_by_id_in_short_and_long_rows(entries: int) -> None:
     arrays, token = long_rows(500, entries)
-    aligner = MinedAligner(np.arange(500, dtype=np.int32), 500, CarryOptions(entries // 2))
+    aligner = MinedAligner(np.arange(500, dtype=np.int32), 500, ConvertOptions(entries // 2))
     result = aligner.align(arrays, [b"a"], [token])
     assert result["entry_ids"][0] == 0  # the label, heaviest
     others = np.sort(arrays["entry_ids"][arrays["entry_ids"] != 0])[: entries // 2 - 1]

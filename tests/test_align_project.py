@@ -406,7 +406,7 @@ def test_a_source_without_bos_says_nothing_of_the_first_token() -> None:
     assert (result["tail_mass"][first] == 1).all()
 
 
-def test_spans_carry_the_whole_cost_of_the_source() -> None:
+def test_spans_have_the_whole_nll_of_the_source() -> None:
     for source, target in PAIRS:
         arrays, result = aligned(SAMPLES, source, target)
         total = -arrays["label_logprobs"].astype(float).sum()

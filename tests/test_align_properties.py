@@ -447,7 +447,7 @@ def one_segment(arrays: Arrays, d: int) -> Arrays:
 
 @settings(max_examples=25)
 @given(cases, st.integers(1, 40), st.randoms(use_true_random=False))
-def test_alignment_does_not_depend_on_how_segments_are_dealt(case: Case, limit, random) -> None:
+def test_alignment_does_not_depend_on_how_segments_are_assigned(case: Case, limit, random) -> None:
     """Together, alone and in another order: the same bits."""
     whole = case.aligned(limit)
     order = list(range(len(case.contents)))
@@ -483,7 +483,7 @@ def spans_of(arrays: Arrays, d: int) -> dict[tuple[int, int], int]:
     return {(b, e): first + i for i, (b, e) in enumerate(zip([0, *ends], ends, strict=False))}
 
 
-def carried(tables: Tables, mass: dict[int, float], without: int = -1) -> dict[int, float]:
+def converted(tables: Tables, mass: dict[int, float], without: int = -1) -> dict[int, float]:
     """Masses of whole source tokens in the target's, apart from what goes to `without`."""
     found: dict[int, float] = {}
     own, other = tables.mapping.eos
@@ -516,15 +516,15 @@ def there_and_back(case: Case, back: Case) -> tuple[int, int]:
             row = {v: p for v, p in rows[i].items() if v != t}
             room = min(1.0, max(1.0 - real, 0.0) / max(sum(row.values()), 1e-30))
             row = {v: p * room for v, p in row.items()}
-            expected = carried(ba, carried(ab, row, without=y))
-            expected[t] = expected.get(t, 0.0) + real + carried(ab, row).get(y, 0.0)
+            expected = converted(ba, converted(ab, row, without=y))
+            expected[t] = expected.get(t, 0.0) + real + converted(ab, row).get(y, 0.0)
             require_same(result[i], expected, 2e-6)
             for v, p in row.items():
-                there = carried(ab, {v: 1.0})
-                if len(there) != 1 or y in there or carried(ba, there) != {v: 1.0}:
+                there = converted(ab, {v: 1.0})
+                if len(there) != 1 or y in there or converted(ba, there) != {v: 1.0}:
                     continue
                 company = {u: m for u, m in row.items() if u != v}
-                if v in carried(ba, carried(ab, company, without=y)):
+                if v in converted(ba, converted(ab, company, without=y)):
                     met += 1
                     assert result[i].get(v, 0.0) >= p - 2e-6
                 else:

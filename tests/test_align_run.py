@@ -217,7 +217,7 @@ def stored_bytes(folder: Path) -> dict[str, bytes]:
 
 
 KILLED_AT = ("manifest.json", COUNTS_FILE, "data/*", "commits/*.json")
-"""What appears as the store is begun, text is counted, a shard is in hand, a shard is finished."""
+"""What appears as the store is begun, text is counted, a shard is begun, a shard is finished."""
 
 
 def test_killed_at_any_moment_and_rerun_equals_uninterrupted(

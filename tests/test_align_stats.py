@@ -146,7 +146,7 @@ def test_aligned_by_counts(source: str, target: str) -> None:
     for d, text in enumerate(raw):
         if " " * 50 in SAMPLES[d]:
             continue  # slow to read plainly
-        expected = papers_reference.carried(arrays, d, text, encoded[d], goals)
+        expected = papers_reference.converted(arrays, d, text, encoded[d], goals)
         first = result["token_offsets"][d]
         for j, known in enumerate(expected):
             entries = slice(*result["entry_offsets"][first + j : first + j + 2])

@@ -118,7 +118,7 @@ def _logprob_of_end(run: RunConfig, name: str, segment: Segment) -> float:
 
 
 @pytest.mark.parametrize("name", ["coder", "writer"])
-def test_ends_are_scored_and_carried_to_the_targets_token(
+def test_ends_are_scored_and_converted_to_the_targets_token(
     aligned_run: RunConfig, name: str
 ) -> None:
     plan = open_plan(aligned_run)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
-sys.path.insert(0, BENCHMARKS)
-
-import align_fusellm  # noqa: E402 - after the path
-from align_coverage import coverage_of  # noqa: E402
-from align_pairs import (  # noqa: E402
+from align.chain.project import BytesAligner
+from align.methods.method import SpansAligner
+from benchmarks import align_fusellm
+from benchmarks.align_coverage import coverage_of
+from benchmarks.align_pairs import (
     MAX_ENTRIES,
     SMOOTHING,
     Bigrams,
@@ -26,15 +23,12 @@ from align_pairs import (  # noqa: E402
     cut,
     emoji_text,
 )
-from align_pools import LEAST_TAIL, Pool, charged_nats, counted_rows, pool_of  # noqa: E402
-from align_speed import Work, plain_arguments, run, time_limit  # noqa: E402
-from align_student import EQUAL, MOST_TRIES, gain_kept, steps_to_reach, summary  # noqa: E402
-
-from align.chain.project import BytesAligner  # noqa: E402
-from align.methods.method import SpansAligner  # noqa: E402
-from store_schema.layout import Arrays, check_shard, row_sums  # noqa: E402
-from store_schema.text.tokenizer import EncodedSegment  # noqa: E402
-from tests.tokenizer_zoo import zoo  # noqa: E402
+from benchmarks.align_pools import LEAST_TAIL, Pool, charged_nats, counted_rows, pool_of
+from benchmarks.align_speed import Work, plain_arguments, run, time_limit
+from benchmarks.align_student import EQUAL, MOST_TRIES, gain_kept, steps_to_reach, summary
+from store_schema.layout import Arrays, check_shard, row_sums
+from store_schema.text.tokenizer import EncodedSegment
+from tests.tokenizer_zoo import zoo
 
 TEXTS = [
     "The quick brown fox jumps over 12345 lazy dogs.\n    return x + 1\n",
@@ -203,17 +197,17 @@ def test_bytes_cost_what_the_source_costs(source: str, target: str) -> None:
     assert 0.5 < pool.mean_mass <= 1
 
 
-def test_silence_is_charged_as_the_uniform_distribution_and_told_apart() -> None:
+def test_no_distribution_is_charged_as_the_uniform_distribution_and_shown() -> None:
     here, segments = pair(), as_segments(TEXTS)
     own, read = here.source.encode(segments), here.target.encode(segments)
     texts = [s.text.encode() for s in segments]
     size = here.target.vocab_size
-    silent = pool_of(SpansAligner(), bigrams().rows(own), own, read, texts, size)
-    assert silent.unlabelled == silent.positions
-    assert silent.nats == pytest.approx(silent.positions * math.log(size))
-    assert silent.silence == pytest.approx(1 + silent.excess)
-    spoken = BytesAligner(here.bytes_map(), MAX_ENTRIES)
-    assert pool_of(spoken, bigrams().rows(own), own, read, texts, size).silence == 0
+    uncovered = pool_of(SpansAligner(), bigrams().rows(own), own, read, texts, size)
+    assert uncovered.unlabelled == uncovered.positions
+    assert uncovered.nats == pytest.approx(uncovered.positions * math.log(size))
+    assert uncovered.uncovered_part == pytest.approx(1 + uncovered.excess)
+    covering = BytesAligner(here.bytes_map(), MAX_ENTRIES)
+    assert pool_of(covering, bigrams().rows(own), own, read, texts, size).uncovered_part == 0
 
 
 def test_pools_add_up() -> None:

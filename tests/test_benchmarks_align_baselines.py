@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in ("benchmarks", "examples"):
-    sys.path.insert(0, str(ROOT / folder))
-
-from align_baselines import BASELINES, Maps, Place, places  # noqa: E402 - after the path
+from benchmarks.align_baselines import BASELINES, Maps, Place, places
 
 SOURCE = [b"a", b"b", b"ab", b"abc", b"c"]
 TARGET = [b"a", b"bc", b"abc", b"c", b"abcab"]

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in ("benchmarks", "examples"):
-    sys.path.insert(0, str(ROOT / folder))
-
-from align_oracle import (  # noqa: E402 - after the path
+from benchmarks.align_oracle import (
     ELSEWHERE,
     OPEN,
     SourcePieces,
@@ -26,10 +20,9 @@ from align_oracle import (  # noqa: E402 - after the path
     divergence,
     truth_at,
 )
-from align_pairs import as_segments  # noqa: E402
-
-from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer  # noqa: E402
-from tests.tokenizer_zoo import FAMILIES  # noqa: E402
+from benchmarks.align_pairs import as_segments
+from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from tests.tokenizer_zoo import FAMILIES
 
 WORDS = ["an", "ant", "nat", "nation", "national", "1", "12", "123", "1234"]
 ENOUGH = 9

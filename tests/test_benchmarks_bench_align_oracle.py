@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
 
-ROOT = Path(__file__).resolve().parent.parent
-for folder in ("benchmarks", "examples"):
-    sys.path.insert(0, str(ROOT / folder))
-
-import bench_align_oracle as bench  # noqa: E402 - after the path
-from oracle_pairs import OraclePair  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
-
-from store_schema.config import ModelRef  # noqa: E402
-from store_schema.text.tokenizer import SegmentTokenizer  # noqa: E402
+from benchmarks import bench_align_oracle as bench
+from benchmarks.oracle_pairs import OraclePair
+from store_schema.config import ModelRef
+from store_schema.text.tokenizer import SegmentTokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog, 12 times"
 

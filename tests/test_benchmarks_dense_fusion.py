@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from benchmarks import dense_fusion, train_steps
 from fuse_train.losses.losses import SourceRows, head_loss, with_tail_policy
 from fuse_train.model.heads import Head
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import dense_fusion
-import train_steps
 
 B, T, K, V, H, M = 2, 5, 4, 30, 6, 3
 

@@ -17,19 +17,20 @@ import runpy, sys
 for name in sys.argv[1].split(","):
     sys.modules[name] = None
 sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
 def test_it_runs_and_ends_with_one_json_line() -> None:
     options = "--hidden 64 --layers 1 --intermediate 64 --vocab 5000 --tokens 40 --segments 3"
     options += " --rounds 1 --top-k 8 --dtype bfloat16 --head-rows 32"
-    script = str(REPOSITORY / "benchmarks" / "extract_transformers.py")
+    script = "benchmarks.extract_transformers"
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, ",".join(MISSING), script, *options.split()],
         capture_output=True,
         text=True,
         timeout=300,
+        cwd=REPOSITORY,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from check_answer import right
+from questions import TOPICS, by_split, questions
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-sys.path.insert(0, str(REPOSITORY / "examples"))
-
-from check_answer import right  # noqa: E402 - after the path
-from questions import TOPICS, by_split, questions  # noqa: E402
-
-from benchmarks.presets_figures import Seen, points_apart, world_figures  # noqa: E402
-from benchmarks.presets_variants import (  # noqa: E402
+from benchmarks.presets_figures import Seen, points_apart, world_figures
+from benchmarks.presets_variants import (
     BASE,
     CONTROL,
     CONTROL_ALL,
@@ -29,8 +23,8 @@ from benchmarks.presets_variants import (  # noqa: E402
     real_world,
     toy_world,
 )
-from fuse_train.config import TrainSection  # noqa: E402
-from store_schema.config import load_run  # noqa: E402
+from fuse_train.config import TrainSection
+from store_schema.config import load_run
 
 
 def test_every_variant_is_a_run_that_training_takes(tmp_path: Path) -> None:

@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-import real_train
-
+from benchmarks import real_train
 from fuse_train.loop.trainer import TrainingLoop
 
 

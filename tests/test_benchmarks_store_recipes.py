@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
-sys.path.insert(0, BENCHMARKS)
-
-from store_recipes import (  # noqa: E402 - after the path
+from benchmarks.store_recipes import (
     BUDGET,
     RECOMMENDED,
     DistillKit,
@@ -28,8 +22,7 @@ from store_recipes import (  # noqa: E402 - after the path
     to_bfloat16,
     unpack_ids,
 )
-
-from store_schema.encoding.fidelity import measure, with_least_tail  # noqa: E402
+from store_schema.encoding.fidelity import measure, with_least_tail
 
 QWEN_VOCAB_SIZE = 151_936
 RECIPES = {"recommended": RECOMMENDED, "budget": BUDGET}

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("quick_bare_processes")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "extending.md"
-ROOMS = {
+PACKAGES = {
     "selectors": "fuse_train",
     "divergences": "fuse_train",
     "methods": "align",
@@ -80,9 +80,9 @@ EXAMPLES = examples()
 
 def written(folder: Path, kind: str) -> Path:
     """The example's file and line in a folder for `PYTHONPATH`; returns the file."""
-    example, room = EXAMPLES[kind], ROOMS[kind]
-    package = ".".join([room, *example.registry.split("/")[:-1]])
-    path = f"{room}/{example.place}"
+    example, top = EXAMPLES[kind], PACKAGES[kind]
+    package = ".".join([top, *example.registry.split("/")[:-1]])
+    path = f"{top}/{example.place}"
     return added_kinds.write(folder, path, example.code, package, *example.entry)
 
 
@@ -117,16 +117,16 @@ def settings(**values: str) -> list[str]:
     return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
 
 
-@pytest.mark.parametrize("kind", ROOMS)
+@pytest.mark.parametrize("kind", PACKAGES)
 def test_an_example_is_one_short_file_and_one_line(kind: str) -> None:
     example = EXAMPLES[kind]
     assert len(example.code.splitlines()) <= MOST_LINES
     assert len(example.line.strip().splitlines()) == 1
     name, place = example.entry
-    module = f"{ROOMS[kind]}/{example.place}".removesuffix(".py").replace("/", ".")
+    module = f"{PACKAGES[kind]}/{example.place}".removesuffix(".py").replace("/", ".")
     assert place.startswith(f"{module}:")
     assert name == Path(example.place).stem
-    assert (REPOSITORY / ROOMS[kind] / example.registry).exists()
+    assert (REPOSITORY / PACKAGES[kind] / example.registry).exists()
 
 
 @pytest.mark.parametrize("mark", docs_tables.TABLES)

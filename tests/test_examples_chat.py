@@ -11,25 +11,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import ask_chat
+import chat_engines
+import make_chat
 import pytest
 import torch
+from ask_chat import ask_all, counted, is_right, side_by_side, table, whole
+from chat_engines import cut_at, most_tokens, turn_end
+from chat_topics import TOPICS, WORDINGS
 from click.testing import CliRunner
+from make_chat import SHAPES, SHARES, Dialogue, dialogues, openai_messages, prompts
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tests.command import ok
+from tests.extract_runs import write_run
+from tests.tiny import tiny_model, tiny_tokenizer
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import ask_chat  # noqa: E402 - after the path
-import chat_engines  # noqa: E402
-import make_chat  # noqa: E402
-from ask_chat import ask_all, counted, is_right, side_by_side, table, whole  # noqa: E402
-from chat_engines import cut_at, most_tokens, turn_end  # noqa: E402
-from chat_topics import TOPICS, WORDINGS  # noqa: E402
-from make_chat import SHAPES, SHARES, Dialogue, dialogues, openai_messages, prompts  # noqa: E402
-
-from tests.command import ok  # noqa: E402
-from tests.extract_runs import write_run  # noqa: E402
-from tests.tiny import tiny_model, tiny_tokenizer  # noqa: E402
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"

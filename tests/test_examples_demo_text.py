@@ -1,4 +1,4 @@
-"""The demo's text: held-out files and facts are in no other split, and the deal is repeatable."""
+"""The demo's text: held-out files and facts are in no other split, and the assignment is repeatable."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from demo_facts import fact_documents
+from demo_text import Document, SplitSizes, library_documents
 
 EXAMPLES = str(Path(__file__).parents[1] / "examples")
-sys.path.insert(0, EXAMPLES)
-
-from demo_facts import fact_documents  # noqa: E402 - after the path
-from demo_text import Document, SplitSizes, library_documents  # noqa: E402
 
 SIZES = SplitSizes(train=20_000, valid=10_000, test=10_000)
 

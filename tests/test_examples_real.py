@@ -5,21 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import real_packages
+from demo_text import Document, SplitSizes, size_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-
-EXAMPLES = str(Path(__file__).parents[1] / "examples")
-sys.path.insert(0, EXAMPLES)
-
-import real_packages  # noqa: E402 - after the path
-from demo_text import Document, SplitSizes, size_bytes  # noqa: E402
-from real_packages import (  # noqa: E402
+from real_packages import (
     MODELS,
     TEXTS,
     GgufModel,
@@ -30,7 +25,7 @@ from real_packages import (  # noqa: E402
     fetch,
     licences,
 )
-from real_text import (  # noqa: E402
+from real_text import (
     SIZES,
     SMALLEST_BYTES,
     documents,
@@ -40,7 +35,7 @@ from real_text import (  # noqa: E402
     place,
 )
 
-from store_schema.errors import InputError  # noqa: E402
+from store_schema.errors import InputError
 
 PO = """#
 msgid ""

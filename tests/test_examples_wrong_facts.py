@@ -1,24 +1,19 @@
-"""The demo's source that has learnt wrong facts: what is exchanged, and that it becomes a model."""
+"""The demo's source that has learned wrong facts: what is exchanged, and that it becomes a model."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
+import make_wrong_facts
 import pytest
+from demo_facts import fact_documents
+from demo_text import Document, SplitSizes, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
+from make_wrong_facts import CYCLES, exchanged
 
-EXAMPLES = str(Path(__file__).parents[1] / "examples")
-sys.path.insert(0, EXAMPLES)
-
-import make_wrong_facts  # noqa: E402 - after the path
-from demo_facts import fact_documents  # noqa: E402
-from demo_text import Document, SplitSizes, write_jsonl  # noqa: E402
-from make_wrong_facts import CYCLES, exchanged  # noqa: E402
-
-from tests.tiny import tiny_tokenizer  # noqa: E402
+from tests.tiny import tiny_tokenizer
 
 
 def test_words_take_each_others_places() -> None:

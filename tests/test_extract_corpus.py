@@ -143,14 +143,14 @@ def test_prompt_and_response(tmp_path: Path, prompt_as: str, context: dict[str, 
     assert documents[1].context is None
 
 
-def test_splits_are_dealt_by_id_alone() -> None:
+def test_splits_are_assigned_by_id_alone() -> None:
     shares = {"valid": 0.1, "train": 0.8, "test": 0.1}
-    dealt = {f"doc{i}": assign_split(f"doc{i}", shares, 0) for i in range(3000)}
-    counts = Counter(dealt.values())
+    assigned = {f"doc{i}": assign_split(f"doc{i}", shares, 0) for i in range(3000)}
+    counts = Counter(assigned.values())
     for name, share in shares.items():
         assert abs(counts[name] / 3000 - share) < 0.03
-    assert dealt["doc7"] == assign_split("doc7", dict(reversed(shares.items())), 0)
-    assert any(assign_split(name, shares, 1) != split for name, split in dealt.items())
+    assert assigned["doc7"] == assign_split("doc7", dict(reversed(shares.items())), 0)
+    assert any(assign_split(name, shares, 1) != split for name, split in assigned.items())
 
 
 def test_other_splits_are_left_out_and_counted(tmp_path: Path) -> None:

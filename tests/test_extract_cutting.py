@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from benchmarks.real_plan import plan_speed, read_texts
 from extract.corpus.corpus import DOCUMENT_SCHEMA
 from extract.corpus.documents import Document
 from extract.plan.cutting import cut_corpus, leads
@@ -19,11 +20,6 @@ from store_schema.errors import TokenizerError
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.tiny import SAMPLE_TEXTS, tiny_model, tiny_tokenizer
-
-BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
-sys.path.insert(0, BENCHMARKS)
-
-from real_plan import plan_speed, read_texts  # noqa: E402 - after the path
 
 CODE, PROSE = ("".join(SAMPLE_TEXTS[domain]) * 6 for domain in ("code", "prose"))
 MARK = "a ▁ mark"

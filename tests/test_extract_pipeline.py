@@ -155,7 +155,7 @@ def test_scoring_goes_on_while_a_shard_is_written(source: tuple[SegmentTokenizer
     while len(engine.calls) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    # However much room there is for rows, two shards are in hand: what a kill costs.
+    # However many rows fit, two shards are begun and not committed: what a kill costs.
     assert len(engine.calls) == 2
     assert begun == [0, 1]
     assert thread.is_alive()
@@ -184,7 +184,7 @@ def test_memory_does_not_grow_with_the_corpus(source: tuple[SegmentTokenizer, Pl
     peak(plan.shards[:1])  # compiles
     shards = plan.shards * 3
     tokens = [shard.num_tokens["prose"] for shard in shards]
-    # Rows that wait, a row in hand on either side; three shards of entries, each joined once more.
+    # Rows that wait, one row in work on either side; three shards of entries, each joined once more.
     bound = 2 * queue_bytes + 6 * max(tokens) * (8 * top_k + 24)
     assert bound < sum(tokens) * 8 * top_k / 4
     assert peak(shards) < bound

@@ -213,7 +213,7 @@ def test_a_stopped_parent_stops_its_child(
     assert process.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     num_commits = len(contents(path, "prose"))
     assert 0 < num_commits < len(open_plan(load_run(path)).shards)
-    # The shard in hand was dropped: data without a commit is removed on the way out.
+    # The current shard was dropped: data without a commit is removed on the way out.
     assert len(os.listdir(store / "data")) == num_commits
     time.sleep(0.5)
     assert len(contents(path, "prose")) == num_commits

@@ -118,10 +118,11 @@ def test_a_file_that_is_not_the_evaluations_is_refused(tmp_path: Path) -> None:
         read_blocks(location, evaluation)
 
 
-def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "hint"), [(1, "upgrade logitfuse"), (-1, "run its stage again")])
+def test_a_newer_or_earlier_file_is_refused(tmp_path: Path, step: int, hint: str) -> None:
     location, evaluation = _written(tmp_path)
-    evaluation["blocks"]["schema_version"] = SCHEMA_VERSION + 1
-    with pytest.raises(SchemaVersionError, match="upgrade logitfuse"):
+    evaluation["blocks"]["schema_version"] = SCHEMA_VERSION + step
+    with pytest.raises(SchemaVersionError, match=hint):
         read_blocks(location, evaluation)
 
 

@@ -44,7 +44,7 @@ def test_context_is_not_counted() -> None:
     assert NgramModel(10).nats([1], [2, 3]) == pytest.approx([log(10)] * 2)
 
 
-def test_repeated_text_is_learnt() -> None:
+def test_repeated_text_is_learned() -> None:
     text = [1, 5, 2, 8, 3, 3, 9, 0] * 20
     model = NgramModel(10)
     model.add([], text)

@@ -328,7 +328,7 @@ def test_interference_of_a_run_against_itself(run: RunConfig) -> None:
     assert ratio["value"] in (None, 1.0)
 
 
-def test_new_weights_are_scored_anew_and_others_are_not(
+def test_new_weights_are_scored_again_and_others_are_not(
     run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(run, StopFlag())
@@ -407,7 +407,7 @@ def test_another_tokenizer_than_the_plans_is_refused(
 
 
 def test_a_source_that_became_another_model(run: RunConfig, tiny_models: dict[str, Path]) -> None:
-    """All the same when the stages had been through: a report names no model that was not heard."""
+    """All the same when the stages had been through: a report names no model that was not scored."""
     file = Path(run.folder) / "run.yaml"
     for command in (("eval", "pool"), ("eval", "run"), ("report",)):
         assert _invoke(run, *command).exit_code == 0

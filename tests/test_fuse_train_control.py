@@ -285,7 +285,7 @@ def test_uneven_micro_batches_divide_by_the_labels_of_the_whole_step(tmp_path) -
 
 
 def test_feedback_pulls_towards_balance() -> None:
-    """A step against the slope of CV^2 takes from the source that is heard most."""
+    """A step against the slope of CV^2 takes from the source that has the most weight."""
     importance_M = torch.tensor([8.0, 3.0, 1.0])
     slope_M = cv2_slope(importance_M)
     assert slope_M[0] > 0 > slope_M[2]

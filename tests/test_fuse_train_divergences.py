@@ -131,7 +131,7 @@ def test_taid_goes_from_the_target_to_the_source() -> None:
     torch.testing.assert_close(half.p_RMK[0, 0], (weight / weight.sum())[:2])
 
 
-def test_a_source_that_says_nothing_stays_silent_under_taid() -> None:
+def test_a_source_without_distributions_has_no_effect_under_taid() -> None:
     """Dropped tail, no entry: all classes are 0, and no NaN comes of it."""
     none, one = torch.zeros(1, 1, 2), torch.ones(1, 1)
     nothing = Classes(none, 0 * one, none, none, one)

@@ -407,7 +407,7 @@ def test_the_listing_has_the_most_different_positions_first(trained) -> None:
     found = explain_segment(run, segment="code-0#0")
     shown = ok(folder, "--segment", "code-0#0", "--top", 4)
     assert "\x1b" not in shown, "no colours where nobody sees them"
-    rows = re.findall(r"^ *(\d+) \".*?\" +([\d.]+) +([\d.]+) +([+-][\d.]+) ", shown, re.MULTILINE)
+    rows = re.findall(r"^ *(\d+) +\".*?\" +([\d.]+) +([\d.]+) +([+-][\d.]+) ", shown, re.MULTILINE)
     assert len(rows) == 4
     differences = sorted(
         (abs(p.target_nats - p.pool_nats) for p in found.positions if p.fused), reverse=True
@@ -421,7 +421,7 @@ def test_the_listing_has_the_most_different_positions_first(trained) -> None:
     assert shown.count("{+") + shown.count("[-") == 4 + 2, "in the text, and once in the legend"
     assert "20 of" in ok(folder, "--segment", "code-0#0")
     every = ok(folder, "--segment", "code-0#0", "--all")
-    indices = re.findall(r"^ *(\d+) \"", every, re.MULTILINE)
+    indices = re.findall(r"^ *(\d+) +\"", every, re.MULTILINE)
     # The last one is the end of the document, which no source says anything of.
     assert indices == [str(p.index) for p in found.positions]
 
@@ -518,11 +518,11 @@ def test_a_split_without_stores(tmp_path: Path) -> None:
 def test_a_segment_that_no_source_knows(run, monkeypatch) -> None:
     plain = AlignedSamples.load
 
-    def silent(self, position, *, with_sources):
+    def uncovered(self, position, *, with_sources):
         shard = plain(self, position, with_sources=with_sources)
         return replace(shard, sources=tuple(uncovered_arrays(a) for a in shard.sources))
 
-    monkeypatch.setattr(AlignedSamples, "load", silent)
+    monkeypatch.setattr(AlignedSamples, "load", uncovered)
     line = refused(folder_of(run), "--segment", "facts-5#0")
     assert "no source covers any position of the segment in segment facts-5#0" in line
     assert "`logitfuse align view`" in line

@@ -159,7 +159,7 @@ def test_columns_have_their_places() -> None:
     assert np.array_equal(shared[:, 0], shared[:, 1])
 
 
-def test_token_lengths_start_anew_in_each_segment() -> None:
+def test_token_lengths_start_again_in_each_segment() -> None:
     ends = np.array([2, 5, 1, 1, 4], "<u4")
     assert token_lengths(ends, np.array([0, 2, 2, 5])).tolist() == [2, 3, 1, 0, 3]
 

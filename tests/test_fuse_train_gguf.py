@@ -17,7 +17,7 @@ from tests.tiny_gguf import write_gguf
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")
 
 
-def test_a_gguf_target_loads_is_told_apart_and_goes_on_from_a_checkpoint(
+def test_a_gguf_target_loads_is_distinguished_and_goes_on_from_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGITFUSE_CACHE", str(tmp_path / "cache"))

@@ -215,11 +215,11 @@ def test_without_gradient_no_gradient_is_made() -> None:
     weight.requires_grad_()
     with torch.no_grad():
         quiet = head_loss(hidden, Head(weight), labels, clm, rows, fusion)
-    loud = head_loss(hidden, Head(weight), labels, clm, rows, fusion)
+    with_gradient = head_loss(hidden, Head(weight), labels, clm, rows, fusion)
     assert not quiet.total.requires_grad
-    assert loud.total.requires_grad
-    torch.testing.assert_close(quiet.nll_R, loud.nll_R)
-    torch.testing.assert_close(quiet.total, loud.total.detach())
+    assert with_gradient.total.requires_grad
+    torch.testing.assert_close(quiet.nll_R, with_gradient.nll_R)
+    torch.testing.assert_close(quiet.total, with_gradient.total.detach())
 
 
 def test_the_chunk_follows_the_vocabulary() -> None:

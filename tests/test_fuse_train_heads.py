@@ -151,7 +151,7 @@ def test_a_head_that_is_trained_whole_beside_adapters() -> None:
 def test_adapters_on_the_head_are_refused() -> None:
     """At their start they are zero, so a comparison of logits would not notice them."""
     model = lora(LlamaForCausalLM(LlamaConfig(**SHAPE)), target_modules=["q_proj", "lm_head"])
-    with pytest.raises(ModelError, match=r"head carries an adapter.*leave lm_head out"):
+    with pytest.raises(ModelError, match=r"head has an adapter.*leave lm_head out"):
         head_of(model, where="test")
 
 

@@ -252,7 +252,7 @@ def test_threshold_schedule_sets_the_selectors(run) -> None:
     assert selector.threshold == pytest.approx((section.asn.threshold + 0.5) / 2)
 
 
-def test_prompts_are_context_and_carry_no_loss(run, opened) -> None:
+def test_prompts_are_context_and_have_no_loss(run, opened) -> None:
     """A response of 4 tokens after a prompt of 5: its mean cost, and no gradient for the prompt's words
     but through what the response reads."""
     from fuse_train.data.batch import collate
@@ -279,7 +279,7 @@ def test_prompts_are_context_and_carry_no_loss(run, opened) -> None:
 def test_a_batch_without_any_entry_is_ground_truth(run, opened) -> None:
     (batch,) = batches_of(opened, 10)
     sources = batch.sources
-    silent = replace(
+    uncovered = replace(
         batch,
         sources=replace(
             sources,
@@ -295,5 +295,5 @@ def test_a_batch_without_any_entry_is_ground_truth(run, opened) -> None:
     for name in ("cross_entropy", "jsd", "uld"):
         section = TrainSection(selector="uniform", loss={"divergence": name, "source_share": 0.5})
         objective = FusionObjective(model, build_selector(section, SOURCES), section, SOURCES)
-        loss, _ = objective(silent, StepTotals(batch.num_labels, 0))
+        loss, _ = objective(uncovered, StepTotals(batch.num_labels, 0))
         assert float(loss.detach()) == pytest.approx(float(alone.detach()), rel=1e-9)

@@ -76,7 +76,7 @@ def test_missing_shards_are_named_or_gone_without(tmp_path) -> None:
     assert lines_of(tmp_path, "train")[-1]["step"] == 2
 
 
-def test_a_source_is_silent_in_shards_it_lacks(tmp_path) -> None:
+def test_a_source_covers_nothing_in_shards_it_lacks(tmp_path) -> None:
     made = make_run(tmp_path, segments_per_shard=4)
     section = made.sections["train"].model_copy(update={"allow_partial": True})
     whole = open_inputs(made, section)
@@ -91,12 +91,12 @@ def test_a_source_is_silent_in_shards_it_lacks(tmp_path) -> None:
         partial.samples.load(1, with_sources=True),
     )
     assert before.token_ids.tolist() == after.token_ids.tolist()
-    silent, heard = after.sources[0], after.sources[1]
-    assert silent.keys() == heard.keys()
-    assert silent["entry_offsets"].max() == 0
-    assert (silent["tail_mass"] == 1).all()
+    missing, present = after.sources[0], after.sources[1]
+    assert missing.keys() == present.keys()
+    assert missing["entry_offsets"].max() == 0
+    assert (missing["tail_mass"] == 1).all()
     assert all(
-        (before.sources[1][name] == heard[name]).all() for name in ("entry_ids", "entry_logprobs")
+        (before.sources[1][name] == present[name]).all() for name in ("entry_ids", "entry_logprobs")
     )
     assert after.features_NMF.shape == (len(after.token_ids), 3, len(FEATURES))
     assert not after.features_NMF[:, 0, FEATURES.index("coverage")].any()
@@ -130,7 +130,7 @@ def test_no_source_has_any_shard(tmp_path) -> None:
 def test_rows_that_no_source_covers_are_counted_and_train_on_ground_truth(
     tmp_path, monkeypatch
 ) -> None:
-    """All sources silent everywhere: the fused run is the control, and says so."""
+    """No source covers any row: the fused run is the control, and says so."""
     made = make_run(
         tmp_path,
         shards={"train": 1, "valid": 1},
@@ -138,11 +138,11 @@ def test_rows_that_no_source_covers_are_counted_and_train_on_ground_truth(
     )
     original = AlignedSamples.load
 
-    def silent(self, position, *, with_sources):
+    def uncovered(self, position, *, with_sources):
         shard = original(self, position, with_sources=with_sources)
         return replace(shard, sources=tuple(uncovered_arrays(arrays) for arrays in shard.sources))
 
-    monkeypatch.setattr(AlignedSamples, "load", silent)
+    monkeypatch.setattr(AlignedSamples, "load", uncovered)
     fused, control = train_run(made)
     assert [line["uncovered"] for line in lines_of(tmp_path, "train")[1:]] == [1.0, 1.0]
     for name, tensor in weights(fused.folder).items():

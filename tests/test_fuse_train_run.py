@@ -185,7 +185,7 @@ def test_best_weights_are_kept(tmp_path) -> None:
 
 
 def test_a_short_training_is_saved_on_the_way(tmp_path, capsys) -> None:
-    """Without `checkpoint_every` a kill costs a tenth of the steps at most, and no wait is silent."""
+    """Without `checkpoint_every` a kill costs a tenth of the steps at most, and waits are announced."""
     train_run(make_run(tmp_path, train={"max_steps": 20, "control": False}))
     saved = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))
     assert saved == ["step-000018", "step-000020"]

@@ -161,14 +161,14 @@ def test_any_number_of_sources(name, num_sources) -> None:
 @pytest.mark.parametrize("name", ["uniform", "hedge", "asn", "asn_past", "asn_segment", "avg_ce"])
 def test_a_source_that_covers_nothing_changes_nothing(name) -> None:
     selector, seen = MADE[name](), view()
-    silent = SourceView(
+    more = SourceView(
         torch.cat([seen.covered_BTM, torch.zeros(B, T, 1, dtype=torch.bool)], -1),
         torch.cat([seen.features_BTMF, torch.randn(B, T, 1, len(FEATURES))], 2),
         torch.cat([seen.source_bpb_BM, torch.full((B, 1), torch.inf)], 1),
         torch.cat([seen.past_logprobs_BTM, torch.full((B, T, 1), torch.nan)], 2),
     )
-    torch.testing.assert_close(selector(silent)[..., :3], selector(seen))
-    torch.testing.assert_close(selector(silent.of_sources([0, 1, 2])), selector(seen))
+    torch.testing.assert_close(selector(more)[..., :3], selector(seen))
+    torch.testing.assert_close(selector(more.of_sources([0, 1, 2])), selector(seen))
 
 
 @pytest.mark.parametrize("name", SELECTORS.names())

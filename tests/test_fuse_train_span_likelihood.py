@@ -52,7 +52,7 @@ def problem(seed: int):
             nats = -6 * torch.rand(length, generator=g) - 0.01
             nats[torch.rand(length, generator=g) < 0.2] = NAN
             logprobs[b, :length, m] = nats[index[b, :length, m].long()]
-    index[1, :, 2], logprobs[1, :, 2] = -1, NAN  # a silent source
+    index[1, :, 2], logprobs[1, :, 2] = -1, NAN  # a source that does not cover it
     here = index[:, :, 0] >= 0
     here[0, 0] = False
     at = torch.nonzero(here, as_tuple=True)

@@ -69,7 +69,7 @@ class Written:
     [(None, [], Stopped), (0, [0], StoppedMidway), (1, [0, 1], StoppedMidway)],
 )
 def test_alignment_stops_between_commits(monkeypatch, asked_in, committed, kind) -> None:
-    """What is in hand is finished and committed, the next shard is not begun."""
+    """The current shard is finished and committed, the next one is not begun."""
     stop, writer, begun = StopFlag(), Written(), []
 
     def align_shard(checked, shard, *rest):

@@ -152,7 +152,7 @@ def test_a_planned_run(made: Made) -> None:
 
 
 def five_workers(made: Made) -> None:
-    """Of 5: 0 is done, 1 runs, 2 was stopped, 3 failed, 4 went silent."""
+    """Of 5: 0 is done, 1 runs, 2 was stopped, 3 failed, 4 stalled."""
     made.commit([0, 5, 10, 1, 6, 2, 3, 4])
     done = [(0, 50.0, 60.0), (5, 49.0, 60.0), (10, 48.0, 60.0)]
     made.session("0/5", "0,5,10", begun=55, finished=done, end=(48, "done", None))
@@ -337,8 +337,8 @@ def steps(made: Made, label: str, last: int, *, minutes: float = 1.0, total: int
     for step in range(1, last + 1):
         line = {"step": step, "num_steps": total, "loss": 2.0 + step / 100, "seconds": 3.0}
         append_line(path, line | {"tokens_per_s": 500.0})
-    heard = (NOON - timedelta(minutes=minutes)).timestamp()
-    os.utime(path, (heard, heard))
+    written = (NOON - timedelta(minutes=minutes)).timestamp()
+    os.utime(path, (written, written))
 
 
 def test_trainings(made: Made) -> None:

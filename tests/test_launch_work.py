@@ -52,9 +52,9 @@ def test_parts_share_what_is_pending_and_nothing_twice(
     chosen = data.draw(st.none() | st.sets(st.integers(0, num_shards - 1), min_size=1))
     ranges = None if chosen is None else shard_ranges(chosen)
     parts = [Part(Worker(i, count), ranges) for i in range(count)]
-    dealt = [shard for part in parts for shard in part.pending(plan, committed)]
+    assigned = [shard for part in parts for shard in part.pending(plan, committed)]
     wanted = set(range(num_shards)) if chosen is None else chosen
-    assert sorted(_indices(dealt)) == sorted(wanted - committed)
+    assert sorted(_indices(assigned)) == sorted(wanted - committed)
     totals = [index for part in parts for index in _indices(part.mine(plan))]
     assert sorted(totals) == sorted(wanted)
 
@@ -215,7 +215,7 @@ def test_bad_schedulers(environment: dict[str, str]) -> None:
         parse_worker(None, environment)
 
 
-def test_named_shards_do_not_count_a_limit_anew() -> None:
+def test_named_shards_do_not_count_a_limit_again() -> None:
     shards = _plan(8)
     part = Part(Worker(1, 2), ((0, 5),), 2)
     named = part.only(part.pending(shards, set()))

@@ -1,4 +1,4 @@
-"""The rooms and their sub-rooms: who may import whom, and what never loads where."""
+"""The packages and their sub-packages: who may import whom, and what never loads where."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ ORDER = {
     "store_schema": (
         *(
             "errors",
+            "dtypes",
             "papers",
             "fingerprint",
             "paths",
@@ -77,7 +78,7 @@ ORDER = {
         *("run", "selector_run", "explain", "cli", "__main__"),
     ),
 }
-"""Files and folders at the root of a room: each may import what stands before it, when it is loaded."""
+"""Files and folders at the root of a package: each may import, when loaded, what stands before it."""
 
 MOST_FILES, MOST_FILES_FLAT, MOST_LINES = 15, 20, 400
 
@@ -87,13 +88,13 @@ ONLY_IN = {
     "numba": {"store_schema/compiled.py"},
     "jinja2": {"launch/pages/page.py"},
 }
-"""Packages that only these rooms or files may import."""
+"""Libraries that only these packages or files may import."""
 
 WITHOUT_TORCH = ("store_schema", "launch", "align", "store_tools")
 
 
 def _files() -> list[Path]:
-    return sorted(path for room in MAY_IMPORT for path in (REPOSITORY / room).rglob("*.py"))
+    return sorted(path for package in MAY_IMPORT for path in (REPOSITORY / package).rglob("*.py"))
 
 
 def _module(path: Path) -> str:
@@ -111,12 +112,12 @@ def _at_load(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
             yield from _at_load(node)
 
 
-def _graph(top: Path, rooms: Iterable[str]) -> dict[str, set[str]]:
-    """Each module of some rooms, and those of them that it imports when it is loaded."""
+def _graph(top: Path, packages: Iterable[str]) -> dict[str, set[str]]:
+    """Each module of some packages, and those of them that it imports when it is loaded."""
     paths = {
         _module(path.relative_to(top)): path
-        for room in rooms
-        for path in sorted((top / room).rglob("*.py"))
+        for package in packages
+        for path in sorted((top / package).rglob("*.py"))
     }
     graph: dict[str, set[str]] = {name: set() for name in paths}
     for name, path in paths.items():
@@ -139,20 +140,20 @@ def _circle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def _against_order(graph: dict[str, set[str]], room: str, order: tuple[str, ...]) -> list[str]:
-    """Imports within a room of what stands after the importer, or of what the table lacks."""
+def _against_order(graph: dict[str, set[str]], package: str, order: tuple[str, ...]) -> list[str]:
+    """Imports within a package of what stands after the importer, or of what the table lacks."""
     place = {name: i for i, name in enumerate(order)}
     wrong = []
     for name, imported in graph.items():
         here = name.split(".")
-        if here[0] != room or len(here) == 1:
+        if here[0] != package or len(here) == 1:
             continue
         if here[1] not in place:
             wrong.append(f"{name} is not in the table")
             continue
         for other in sorted(imported):
             there = other.split(".")
-            ours = there[0] == room and len(there) > 1
+            ours = there[0] == package and len(there) > 1
             if ours and place.get(there[1], -1) > place[here[1]]:
                 wrong.append(f"{name} imports {other}")
     return wrong
@@ -179,17 +180,20 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_rooms_are_those_of_the_table() -> None:
-    rooms = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"tests"}
-    assert rooms == set(MAY_IMPORT)
+    packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {
+        "tests",
+        "benchmarks",
+    }
+    assert packages == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_imports_point_down_the_rooms(room: str) -> None:
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_down_the_packages(package: str) -> None:
     wrong = []
-    for path in sorted((REPOSITORY / room).rglob("*.py")):
+    for path in sorted((REPOSITORY / package).rglob("*.py")):
         for name, line in _imports(path):
             ours = name in MAY_IMPORT or name in ("logitfuse", "tests", "benchmarks", "examples")
-            if ours and name != room and name not in MAY_IMPORT[room]:
+            if ours and name != package and name not in MAY_IMPORT[package]:
                 wrong.append(f"{path.relative_to(REPOSITORY)}:{line} imports {name}")
     assert not wrong
 
@@ -198,41 +202,41 @@ def test_no_modules_import_one_another() -> None:
     assert not _circle(_graph(REPOSITORY, MAY_IMPORT))
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_sub_rooms_import_what_stands_before_them(room: str) -> None:
-    top = REPOSITORY / room
+@pytest.mark.parametrize("package", ORDER)
+def test_sub_packages_import_what_stands_before_them(package: str) -> None:
+    top = REPOSITORY / package
     there = {path.stem for path in top.glob("*.py")} | {
         path.parent.name for path in top.glob("*/__init__.py")
     }
-    assert there - {"__init__"} == set(ORDER[room])
-    assert not _against_order(_graph(REPOSITORY, [room]), room, ORDER[room])
+    assert there - {"__init__"} == set(ORDER[package])
+    assert not _against_order(_graph(REPOSITORY, [package]), package, ORDER[package])
 
 
 def test_wrong_imports_are_found(tmp_path: Path) -> None:
     def graph(**files: str) -> dict[str, set[str]]:
         for name, text in files.items():
-            path = tmp_path / "room" / (name.replace("__", "/") + ".py")
+            path = tmp_path / "package" / (name.replace("__", "/") + ".py")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        return _graph(tmp_path, ["room"])
+        return _graph(tmp_path, ["package"])
 
     order = ("low", "high")
     fine = graph(
-        low__a="import os\ndef f():\n    from room.high import b\n",
+        low__a="import os\ndef f():\n    from package.high import b\n",
         low__c="",
-        high__b="from room.low import a\nfrom room.low.c import x\n",
+        high__b="from package.low import a\nfrom package.low.c import x\n",
     )
-    assert fine["room.high.b"] == {"room.low.a", "room.low.c"}
+    assert fine["package.high.b"] == {"package.low.a", "package.low.c"}
     assert not _circle(fine)
-    assert not _against_order(fine, "room", order)
-    upwards = graph(low__c="if TYPE_CHECKING:\n    from room.high.b import x\n")
-    assert _against_order(upwards, "room", order) == ["room.low.c imports room.high.b"]
-    assert set(_circle(upwards)) == {"room.low.c", "room.high.b"}
-    inside = graph(low__c="import room.low.a\n", low__a="class A:\n    import room.low.c\n")
-    assert set(_circle(inside)) == {"room.low.a", "room.low.c"}
-    assert not _against_order(inside, "room", order)
+    assert not _against_order(fine, "package", order)
+    upwards = graph(low__c="if TYPE_CHECKING:\n    from package.high.b import x\n")
+    assert _against_order(upwards, "package", order) == ["package.low.c imports package.high.b"]
+    assert set(_circle(upwards)) == {"package.low.c", "package.high.b"}
+    inside = graph(low__c="import package.low.a\n", low__a="class A:\n    import package.low.c\n")
+    assert set(_circle(inside)) == {"package.low.a", "package.low.c"}
+    assert not _against_order(inside, "package", order)
     unknown = graph(other__d="", low__a="", low__c="")
-    assert _against_order(unknown, "room", order) == ["room.other.d is not in the table"]
+    assert _against_order(unknown, "package", order) == ["package.other.d is not in the table"]
 
 
 def test_heavy_packages_stay_in_their_place() -> None:
@@ -259,11 +263,11 @@ def _loaded_by(statement: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("room", WITHOUT_TORCH)
-def test_rooms_without_torch_load_none(room: str) -> None:
+@pytest.mark.parametrize("package", WITHOUT_TORCH)
+def test_packages_without_torch_load_none(package: str) -> None:
     modules = [
         _module(path.relative_to(REPOSITORY))
-        for path in sorted((REPOSITORY / room).rglob("*.py"))
+        for path in sorted((REPOSITORY / package).rglob("*.py"))
         if path.stem != "__main__"
     ]
     loaded = _loaded_by("import " + ", ".join(modules))
@@ -304,9 +308,9 @@ def test_help_is_quick_and_light() -> None:
     assert best < 2.0
 
 
-@pytest.mark.parametrize("room", ["extract", "align", "fuse_train", "fuse_eval"])
-def test_stages_look_alike(room: str) -> None:
-    names = {path.name for path in (REPOSITORY / room).glob("*.py")}
+@pytest.mark.parametrize("package", ["extract", "align", "fuse_train", "fuse_eval"])
+def test_stages_look_alike(package: str) -> None:
+    names = {path.name for path in (REPOSITORY / package).glob("*.py")}
     assert {"config.py", "cli.py", "run.py", "__main__.py"} <= names
 
 

@@ -15,14 +15,14 @@ CALLEE = (
     "from store_schema.compiled import compiled\n@compiled\ndef number(x):\n    return x + {}\n"
 )
 CALLER = (
-    "from store_schema.compiled import bare\nfrom room.callee import number\n"
+    "from store_schema.compiled import bare\nfrom package.callee import number\n"
     "@bare\ndef twice(x):\n    return 2 * number(x)\n"
 )
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Path:
-    folder = tmp_path / "room"
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "package"
     folder.mkdir()
     (folder / "__init__.py").touch()
     (folder / "callee.py").write_text(CALLEE.format(1))
@@ -30,13 +30,13 @@ def room(tmp_path: Path) -> Path:
     return folder
 
 
-def call(room: Path, module: str = "room.caller", **more: str) -> tuple[int, int]:
+def call(package: Path, module: str = "package.caller", **more: str) -> tuple[int, int]:
     """What `twice(1)` gives in a new process, and how many signatures came from the kept code."""
     script = (
         f"from {module} import twice\nprint(twice(1))\n"
         "print(sum(twice.stats.cache_hits.values()) if twice._cache.cache_path else 0)\n"
     )
-    paths = os.pathsep.join((str(room.parent), str(REPOSITORY)))
+    paths = os.pathsep.join((str(package.parent), str(REPOSITORY)))
     environment = os.environ | {"PYTHONPATH": paths} | more
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
@@ -45,46 +45,48 @@ def call(room: Path, module: str = "room.caller", **more: str) -> tuple[int, int
     return value, hits
 
 
-def test_a_change_in_a_callee_is_seen_by_its_callers(room: Path) -> None:
-    assert call(room) == (4, 0)
-    assert call(room) == (4, 1)
-    when = (room / "caller.py").stat()
-    (room / "callee.py").write_text(CALLEE.format(2))
-    os.utime(room / "caller.py", ns=(when.st_atime_ns, when.st_mtime_ns))
-    assert call(room) == (6, 0)
-    kept = list((room / "__pycache__").glob("compiled-*"))
+def test_a_change_in_a_callee_is_seen_by_its_callers(package: Path) -> None:
+    assert call(package) == (4, 0)
+    assert call(package) == (4, 1)
+    when = (package / "caller.py").stat()
+    (package / "callee.py").write_text(CALLEE.format(2))
+    os.utime(package / "caller.py", ns=(when.st_atime_ns, when.st_mtime_ns))
+    assert call(package) == (6, 0)
+    kept = list((package / "__pycache__").glob("compiled-*"))
     assert len(kept) == 1, "code of the former state is removed"
 
 
-def test_a_change_in_a_sub_folder_is_seen_by_another(room: Path) -> None:
-    """The caller stands in one sub-folder, what it calls in another; the cache is the whole room's."""
+def test_a_change_in_a_sub_folder_is_seen_by_another(package: Path) -> None:
+    """The caller stands in one sub-folder, what it calls in another; they share one cache."""
     for name in ("lower", "upper/inner"):
-        (room / name).mkdir(parents=True)
-    for package in ("lower", "upper", "upper/inner"):
-        (room / package / "__init__.py").touch()
-    (room / "callee.py").rename(room / "lower/callee.py")
-    (room / "caller.py").unlink()
-    (room / "upper/inner/caller.py").write_text(CALLER.replace("room.callee", "room.lower.callee"))
-    module = "room.upper.inner.caller"
-    assert call(room, module) == (4, 0)
-    assert call(room, module) == (4, 1)
-    (room / "lower/callee.py").write_text(CALLEE.format(2))
-    assert call(room, module) == (6, 0)
-    kept = [path.relative_to(room).parts[0] for path in room.rglob("compiled-*")]
-    assert kept == ["__pycache__"], "one place, at the top of the room"
+        (package / name).mkdir(parents=True)
+    for name in ("lower", "upper", "upper/inner"):
+        (package / name / "__init__.py").touch()
+    (package / "callee.py").rename(package / "lower/callee.py")
+    (package / "caller.py").unlink()
+    (package / "upper/inner/caller.py").write_text(
+        CALLER.replace("package.callee", "package.lower.callee")
+    )
+    module = "package.upper.inner.caller"
+    assert call(package, module) == (4, 0)
+    assert call(package, module) == (4, 1)
+    (package / "lower/callee.py").write_text(CALLEE.format(2))
+    assert call(package, module) == (6, 0)
+    kept = [path.relative_to(package).parts[0] for path in package.rglob("compiled-*")]
+    assert kept == ["__pycache__"], "one place, at the top of the package"
 
 
-def test_where_nothing_can_be_written_code_is_compiled_anew(room: Path, tmp_path: Path) -> None:
-    (room / "__pycache__").write_text("a file in the way")
+def test_where_nothing_can_be_written_code_is_compiled_again(package: Path, tmp_path: Path) -> None:
+    (package / "__pycache__").write_text("a file in the way")
     home = tmp_path / "home"
     home.write_text("and another")
-    assert call(room, HOME=str(home)) == (4, 0)
+    assert call(package, HOME=str(home)) == (4, 0)
 
 
-def test_the_home_folder_is_next(room: Path, tmp_path: Path) -> None:
-    (room / "__pycache__").write_text("a file in the way")
-    assert call(room, HOME=str(tmp_path)) == (4, 0)
-    assert call(room, HOME=str(tmp_path)) == (4, 1)
+def test_the_home_folder_is_next(package: Path, tmp_path: Path) -> None:
+    (package / "__pycache__").write_text("a file in the way")
+    assert call(package, HOME=str(tmp_path)) == (4, 0)
+    assert call(package, HOME=str(tmp_path)) == (4, 1)
 
 
 def test_other_users_of_numba_keep_their_own_place() -> None:

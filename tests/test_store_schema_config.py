@@ -275,12 +275,12 @@ def test_every_value_of_a_preset_says_where_it_comes_from(name: str, file: Path)
     head = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(head | {"preset": name}))
     load_run(file)  # every value is one that a run file takes
-    silent = [
+    unexplained = [
         line
         for line in preset_text(name).splitlines()
         if line.strip() and not line.rstrip().endswith(":") and "#" not in line
     ]
-    assert silent == []
+    assert unexplained == []
     said = re.findall(r"# (\w+)", preset_text(name).partition("\n\n")[2])
     assert set(said) <= {"paper", "code", "ours", "as"}
     assert "arXiv:" in preset_title(name)

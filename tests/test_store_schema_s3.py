@@ -105,7 +105,7 @@ def test_puts_that_succeed_but_answer_too_late(
     late = s3.proxy.faults[Fault.LATE]
     s3.proxy.reset()
     _assert_same(_read(store), local)
-    print(f"{late} puts carried out twice")
+    print(f"{late} puts done twice")
     assert late >= 3
     assert len(store.names("data")) == len(SHARDS)
 

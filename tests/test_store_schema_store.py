@@ -29,8 +29,6 @@ from store_schema.store.writer import StoreWriter
 from tests import store_factory
 from tests.store_damage import files_of, read_everything, reseal, same
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 def _writer(url: str | Path, kind: Kind = "source", top_k: int = 4) -> StoreWriter:
     manifest = store_factory.manifest(kind, top_k=top_k)
@@ -221,7 +219,7 @@ def test_data_stays_when_the_commit_may_have_been_published(
     reader.verify(0)
 
 
-def test_a_store_without_a_finished_shard_may_begin_anew(tmp_path: Path) -> None:
+def test_a_store_without_a_finished_shard_may_begin_again(tmp_path: Path) -> None:
     """E.g. begun with a broken weight file, which was then mended: nothing is lost."""
     _writer(tmp_path, top_k=4)
     writer = _writer(tmp_path, top_k=5)
@@ -271,7 +269,7 @@ def test_commit_that_names_data_of_another_shard_is_refused(tmp_path: Path) -> N
         StoreReader.open(open_location(tmp_path)).read(0)
 
 
-def test_store_with_only_damaged_commits_is_not_begun_anew(tmp_path: Path) -> None:
+def test_store_with_only_damaged_commits_is_not_begun_again(tmp_path: Path) -> None:
     _writer(tmp_path, top_k=4).write(store_factory.shard_record(), store_factory.arrays())
     (tmp_path / commit_key(0)).write_text("{")
     with pytest.raises(MismatchError, match="top_k"):

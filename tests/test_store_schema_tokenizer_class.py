@@ -124,7 +124,7 @@ def with_bos(folder: Path, **config: Any) -> Path:
     return folder
 
 
-def test_bos_rule_of_the_settings_counts_where_the_file_is_silent(
+def test_bos_rule_of_the_settings_counts_where_the_file_says_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bos = tiny_tokenizer("byte_level").bos_token_id

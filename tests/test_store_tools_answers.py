@@ -263,16 +263,17 @@ def test_answers_without_tokens_and_without_a_plan(tmp_path: Path) -> None:
     alone = ok("show", bare, "--segment", 4, "--answer", 1)
     assert "row 4, answer 1" in alone
     assert "prompt:" not in alone
-    assert len(ok("show", bare).splitlines()) == 9
+    assert len(ok("show", bare).splitlines()) == 10
 
 
 def test_answers_are_listed(tmp_path: Path) -> None:
     run_file = _run(tmp_path)
-    head, *lines = ok("show", run_file).splitlines()
+    head, titles, *lines = ok("show", run_file).splitlines()
     assert "--answer" in head
-    found = [line.split()[:6] for line in lines]
+    assert titles.split() == ["row", "segment", "domain", "bytes", "answer", "ended", "text"]
+    found = [line.split()[:5] for line in lines]
     assert found == [
-        [str(row), f"d{row}#0", ("code", "prose")[row % 2], str(len(text)), "B", str(number)]
+        [str(row), f"d{row}#0", ("code", "prose")[row % 2], str(len(text)), str(number)]
         for row, answers in ANSWERS.items()
         for number, (text, _) in enumerate(answers)
     ]

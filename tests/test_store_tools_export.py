@@ -118,7 +118,7 @@ def test_safetensors_are_the_arrays(reader: StoreReader, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("form", ["parquet", "safetensors"])
-def test_files_that_are_there_stay_and_others_are_written_anew(
+def test_files_that_are_there_stay_and_others_are_written_again(
     reader: StoreReader, tmp_path: Path, form: str
 ) -> None:
     target = open_location(tmp_path)

@@ -54,7 +54,7 @@ def write_pending(folder: Path) -> list[int]:
     return [record.index for record in pending]
 
 
-def test_a_flipped_byte_is_found_taken_back_and_written_anew(tmp_path: Path) -> None:
+def test_a_flipped_byte_is_found_uncommitted_and_written_again(tmp_path: Path) -> None:
     run_file = make_run(tmp_path)
     before = {shard: c.content_sha256 for shard, c in reader_of(tmp_path).commits.items()}
     flip(data_file(tmp_path, 1, "entry_ids_coded"), 5)
@@ -122,7 +122,7 @@ def test_named_shards_need_one_store(tmp_path: Path) -> None:
     assert sorted(reader_of(tmp_path).commits) == [0, 1, 2]
 
 
-def test_a_shard_written_anew_meanwhile_is_left_alone(
+def test_a_shard_written_again_meanwhile_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run(tmp_path)

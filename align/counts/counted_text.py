@@ -13,7 +13,7 @@ from store_schema.plan.plan import Plan, ShardRecord
 def counted_shards(plan: Plan) -> tuple[ShardRecord, ...]:
     """Shards whose text may be counted: the split "train", or the plan's first split without one.
 
-    Held-out text is never counted, so that what is measured on it was not learnt from it.
+    Held-out text is never counted, so that what is measured on it was not learned from it.
     """
     splits = plan.splits()
     return splits.get("train", next(iter(splits.values()), ()))

@@ -1,4 +1,4 @@
-"""Alignment methods: how distributions are carried into the target's tokens. METHODS lists them."""
+"""Alignment methods: how distributions are converted to the target's tokens. METHODS lists them."""
 
 from align.methods.kind import MethodKind
 from store_schema.registry import Registry

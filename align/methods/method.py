@@ -16,7 +16,7 @@ class Aligner(Protocol):
     def align(
         self, source: Arrays, texts: Sequence[bytes], target: Sequence[EncodedSegment]
     ) -> Arrays:
-        """Carry one shard into the target's tokens.
+        """Convert one shard to the target's tokens.
 
         Args:
             source: The source store's arrays of the shard.

@@ -1,4 +1,4 @@
-"""The token that ends a chat turn: carried from source to target apart from the text.
+"""The token that ends a chat turn: converted from source to target apart from the text.
 
 In each model it is one special token without bytes, and both mean the same. So with every method its
 rows are removed before a shard is aligned, and a row for the target's token is put after the text, with

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from align.methods.shard_arrays import join_segments, span_arrays
-from align.papers.carry import LOSSLESS, CarryOptions, carry_all
+from align.papers.convert import LOSSLESS, ConvertOptions, convert_all
 from align.papers.dtw import BAND_BYTES, match_segments
 from store_schema.compiled import compiled
 from store_schema.errors import MismatchError
@@ -51,7 +51,7 @@ class MinedAligner:
 
     token_map: npt.NDArray[np.int32]
     target_vocab_size: int
-    options: CarryOptions = LOSSLESS
+    options: ConvertOptions = LOSSLESS
     band_bytes: int = BAND_BYTES
 
     @classmethod
@@ -59,7 +59,7 @@ class MinedAligner:
         cls, token_map: npt.NDArray[np.int32], target_vocab_size: int, max_entries: int = 64
     ) -> MinedAligner:
         """With all choices of the public code, except that rows are not off by one."""
-        options = CarryOptions(
+        options = ConvertOptions(
             max_entries, one_hot=True, renormalise=True, sum_merged=False, exact_label=False
         )
         return cls(token_map, target_vocab_size, options)
@@ -92,7 +92,7 @@ class MinedAligner:
         rows, origin = _same_tokens(
             segment_rows, ends, ids, data, text_offsets, matched, self.token_map
         )
-        offsets, entry_ids, mass, label_mass = carry_all(
+        offsets, entry_ids, mass, label_mass = convert_all(
             rows, target_ids, source, self.token_map, self.target_vocab_size, self.options
         )
         origin[np.diff(offsets) == 0] = _NONE

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +45,7 @@ _EDGE = 256
 _CHUNKS_PER_WORKER = 16
 
 
-@dataclass(frozen=True, slots=True)
-class PackedTokens:
+class PackedTokens(NamedTuple):
     """Distinct byte strings, shortest first, for compiled code.
 
     Args:
@@ -78,11 +76,6 @@ class PackedTokens:
             signatures=_signatures(data, offsets),
             by_length=np.searchsorted(lengths, np.arange(lengths.max(initial=0) + 2)),
         )
-
-    @property
-    def arrays(self) -> tuple[Any, ...]:
-        """All arrays as a tuple, for compiled code."""
-        return self.ids, self.data, self.offsets, self.signatures, self.by_length
 
 
 def nearest_tokens(
@@ -181,21 +174,17 @@ def _same_role(source: Vocabulary, target: Vocabulary) -> dict[int, int]:
 
 def _search(wanted: list[bytes], known: Mapping[bytes, int], workers: int) -> npt.NDArray[np.int64]:
     """[len(wanted)] `spelling_key` of the nearest token."""
-    packed = PackedTokens.of(known)
-    lengths = np.fromiter(map(len, wanted), np.int64, len(wanted))
-    data = np.frombuffer(b"".join(wanted), np.uint8)
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    signatures = _signatures(data, offsets)
+    tokens = PackedTokens.of({token: row for row, token in enumerate(wanted)})
+    goals = PackedTokens.of(known)
     at_most = _reachable(wanted, known)
     keys = np.full(len(wanted), _LAST_KEY)
-    order = np.argsort(lengths, kind="stable")
-    chunks = [order[k :: workers * _CHUNKS_PER_WORKER] for k in range(workers * _CHUNKS_PER_WORKER)]
+    chunks = workers * _CHUNKS_PER_WORKER
 
-    def run(rows: npt.NDArray[np.int64]) -> None:
-        _find(rows, data, offsets, signatures, at_most, packed.arrays, keys)
+    def run(first: int) -> None:
+        _find(np.arange(first, len(wanted), chunks), tokens, goals, at_most, keys)
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(run, chunks))
+        list(pool.map(run, range(chunks)))
     return keys
 
 
@@ -265,47 +254,32 @@ def spelling_key(
 
 
 @compiled
-def _find(
-    rows: Any, data: Any, offsets: Any, signatures: Any, at_most: Any, packed: Any, best_keys: Any
-) -> None:
-    """Fill best_keys[rows] with the `spelling_key` of the nearest tokens."""
-    longest = len(packed[4]) - 2
+def _find(places: Any, tokens: Any, goals: Any, at_most: Any, best_keys: Any) -> None:
+    """Fill best_keys with the `spelling_key` of the token nearest to each of `tokens` at `places`.
+
+    Args:
+        places: Indices into `tokens`.
+        tokens: `PackedTokens`, whose ids are their rows in the last two arguments.
+        goals: `PackedTokens` of the target.
+        at_most: Upper bounds of the least edit distance.
+        best_keys: The result.
+    """
+    longest = len(goals.by_length) - 2
     table = np.zeros(256, np.uint64)
-    for row in rows:
-        start, stop = offsets[row], offsets[row + 1]
+    data, offsets = tokens.data, tokens.offsets
+    for place in places:
+        start, stop = offsets[place], offsets[place + 1]
         length = stop - start
         short = length <= WORD_BITS
         if short:
             set_pattern(table, data, start, stop)
-        bound = at_most[row]
+        bound = at_most[tokens.ids[place]]
         gap = 0
         while gap <= bound and (length - gap >= 1 or length + gap <= longest):
-            if 1 <= length - gap <= longest:
-                bound = _scan(
-                    length - gap,
-                    row,
-                    data,
-                    start,
-                    stop,
-                    signatures,
-                    table,
-                    packed,
-                    bound,
-                    best_keys,
-                )
-            if gap > 0 and length + gap <= longest:
-                bound = _scan(
-                    length + gap,
-                    row,
-                    data,
-                    start,
-                    stop,
-                    signatures,
-                    table,
-                    packed,
-                    bound,
-                    best_keys,
-                )
+            for sign in (-1, 1):
+                other = length + sign * gap
+                if 1 <= other <= longest and (gap > 0 or sign < 0):
+                    bound = _scan(other, place, tokens, goals, table, bound, best_keys)
             gap += 1
         if short:
             clear_pattern(table, data, start, stop)
@@ -313,24 +287,25 @@ def _find(
 
 @compiled
 def _scan(
-    length: int, row: int, data: Any, start: int, stop: int, signatures: Any, table: Any,
-    packed: Any, bound: int, best_keys: Any,
-) -> int:  # fmt: skip
+    length: int, place: int, tokens: Any, goals: Any, table: Any, bound: int, best_keys: Any
+) -> int:
     """Try the target's tokens of one length; returns the new upper bound of the least distance."""
-    ids, tokens, token_offsets, token_signatures, by_length = packed
-    bytes_a, pairs_a = signatures[row, 0], signatures[row, 1]
+    rows, data, offsets, signatures, _ = tokens
+    ids, goal_data, goal_offsets, goal_signatures, by_length = goals
+    row, start, stop = rows[place], offsets[place], offsets[place + 1]
+    bytes_a, pairs_a = signatures[place, 0], signatures[place, 1]
     best = best_keys[row]
     for k in range(by_length[length], by_length[length + 1]):
-        if _bound(bytes_a, pairs_a, token_signatures[k, 0], token_signatures[k, 1]) > bound:
+        if _bound(bytes_a, pairs_a, goal_signatures[k, 0], goal_signatures[k, 1]) > bound:
             continue
-        begin, end = token_offsets[k], token_offsets[k + 1]
+        begin, end = goal_offsets[k], goal_offsets[k + 1]
         if stop - start <= WORD_BITS:
-            distance = pattern_distance(table, stop - start, tokens, begin, end)
+            distance = pattern_distance(table, stop - start, goal_data, begin, end)
         else:
-            distance = edit_distance(table, data, start, stop, tokens, begin, end)
+            distance = edit_distance(table, data, start, stop, goal_data, begin, end)
         if distance > bound:
             continue
-        key = spelling_key(distance, data, start, stop, tokens, begin, end, ids[k])
+        key = spelling_key(distance, data, start, stop, goal_data, begin, end, ids[k])
         best = min(best, key)
         bound = min(bound, best >> 48)
     best_keys[row] = best

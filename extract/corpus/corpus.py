@@ -43,7 +43,7 @@ from store_schema.errors import (
     MissingError,
 )
 from store_schema.fingerprint import bytes_digest, canonical_json, fingerprint
-from store_schema.plan.plan import PLAN_FILE, Plan
+from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import plan_location
 
 CORPUS_FILE = "corpus.json"
@@ -269,14 +269,12 @@ def _request_fingerprint(
 
 def plan_lines(run: RunConfig, record: CorpusRecord) -> list[str]:
     """A line on what to do about a plan that was made from another corpus; [] without such a plan."""
-    location = plan_location(run)
-    if not location.exists(PLAN_FILE):
-        return []
-    if Plan.open(location).record.corpus_fingerprint == record.corpus_fingerprint:
+    plan = Plan.find(plan_location(run.data_folder))
+    if plan is None or plan.record.corpus_fingerprint == record.corpus_fingerprint:
         return []
     return [
-        f"the plan in {location.url} is of another corpus: run `logitfuse extract plan`, which keeps "
-        "splits whose documents are the same and adds new ones"
+        f"the plan in {plan.location.url} is of another corpus: run `logitfuse extract plan`, which "
+        "keeps splits whose documents are the same and adds new ones"
     ]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.quantities import size_text
+from store_schema.dtypes import DTYPES
 from store_schema.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ VLLM_COPIES = 3
 TOPK_COPIES, SAMPLED_COPIES = 2, 4
 """transformers: logits and candidates of `best`; for sampled rows also two arrays of exponentials."""
 LEAST_ROWS = 16
-
-_ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Need:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row with all its copies."""
-        return self.vocab_size * self.copies * _ITEM_BYTES.get(self.dtype, 4)
+        return self.vocab_size * self.copies * DTYPES.get(self.dtype, 4)
 
     def against(self, free_bytes: int, where: str) -> str:
         """Need and free memory as text."""
@@ -167,9 +166,9 @@ def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
         files = files or [*folder.glob("*.bin")]
     size = sum(file.stat().st_size for file in files if file.is_file())
     saved = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-    if "quantization_config" in config or not {saved, dtype} <= _ITEM_BYTES.keys():
+    if "quantization_config" in config or not {saved, dtype} <= DTYPES.keys():
         return size
-    return size * _ITEM_BYTES[dtype] // _ITEM_BYTES[saved]
+    return size * DTYPES[dtype] // DTYPES[saved]
 
 
 def free_memory(spec: EngineSpec, on_cpu: bool) -> tuple[int, str]:
@@ -212,7 +211,7 @@ def need_of(
     fixed: tuple[tuple[str, int], ...] = (),
 ) -> Need:
     """A `Need` with the sum of its parts; arguments are fields of `Need`."""
-    logits = rows * spec.model_vocab_size * copies * _ITEM_BYTES.get(dtype, 4)
+    logits = rows * spec.model_vocab_size * copies * DTYPES.get(dtype, 4)
     total = logits + tokens * token_bytes + sum(size for _, size in fixed)
     return Need(
         rows, spec.model_vocab_size, copies, total, option, dtype, tokens, token_bytes, fixed
@@ -224,7 +223,7 @@ def token_bytes(config: dict[str, Any], dtype: str) -> int:
     three of the MLP."""
     hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
     inner = int(config.get("intermediate_size") or 4 * hidden)
-    return (4 * hidden + 3 * inner) * _ITEM_BYTES.get(dtype, 4)
+    return (4 * hidden + 3 * inner) * DTYPES.get(dtype, 4)
 
 
 def _suggest_fix(need: Need, free: int) -> str:

@@ -42,14 +42,22 @@ def run_judges(run: RunConfig) -> None:
 @judge.command("show")
 @run_options
 @click.option(
-    "--prompt", "prompts", multiple=True, metavar="ID", help="Only this prompt (repeatable)."
+    "--prompt", "prompts", multiple=True, metavar="ID", help="Only this prompt (may be repeated)."
 )
 @click.option(
-    "--author", "authors", multiple=True, metavar="SOURCE", help="Only prompts it answers best."
+    "--author",
+    "authors",
+    multiple=True,
+    metavar="SOURCE",
+    help="Only prompts whose best answer is this source's (may be repeated).",
 )
-@click.option("--domain", "domains", multiple=True, metavar="NAME", help="Only this domain.")
+@click.option(
+    "--domain", "domains", multiple=True, metavar="NAME", help="Only this domain (may be repeated)."
+)
 @click.option("--disputed", is_flag=True, help="Only prompts on which the judges disagree.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N prompts.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="At most N prompts. Default: all."
+)
 def show(
     run: RunConfig,
     prompts: tuple[str, ...],

@@ -20,7 +20,8 @@ from store_schema.disk.location import open_location
 from store_schema.errors import MismatchError, MissingError
 from store_schema.fingerprint import fingerprint
 from store_schema.layout import Arrays
-from store_schema.plan.plan import PLAN_FILE, Plan, Segment
+from store_schema.plan.plan import Plan, Segment
+from store_schema.plan.run_plan import plan_location
 from store_schema.store.reader import MANIFEST_FILE, StoreReader
 from store_schema.store.same_source import require_same_source
 from store_schema.text.encoded import token_lengths
@@ -48,9 +49,10 @@ class Likelihoods:
             MismatchError: A store is of another model than the source.
         """
         location = open_location(folder)
-        if not location.child("plan").exists(PLAN_FILE):
+        plan = Plan.find(plan_location(folder))
+        if plan is None:
             raise MissingError("the answers are not scored", where=location.url, hint=HOW)
-        self._plan = Plan.open(location.child("plan"))
+        self._plan = plan
         self._readers = {}
         for name in run.sources:
             place = location.child(f"stores/{name}")

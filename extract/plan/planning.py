@@ -72,8 +72,8 @@ def make_plan(run: RunConfig, *, recut: bool = False) -> tuple[Plan, bool]:
     fingerprints = {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()}
     made_from = [corpus.corpus_fingerprint, section.content(), fingerprints, run.seed]
     request = fingerprint(["plan", SCHEMA_VERSION, *made_from])
-    location = plan_location(run)
-    plan = Plan.open(location) if location.exists(PLAN_FILE) else None
+    location = plan_location(run.data_folder)
+    plan = Plan.find(location)
     if plan is not None and plan.record.request_fingerprint == request:
         cut_for_this = not plan.record.settings.get("kept")
         if cut_for_this or not recut:
@@ -126,7 +126,7 @@ def _cut(
         raise InputError("no document is left", where="plan", got=f"dropped {dict(cut.dropped)}")
     present = set(table["split"].take(pa.array(cut.rows, pa.int64())).to_pylist())
     present |= set() if kept is None else set(kept.plan.splits())
-    require_splits(run, sorted(present), where=plan_location(run).url, left_out={})
+    require_splits(run, sorted(present), where=plan_location(run.data_folder).url, left_out={})
     return cut
 
 

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from store_schema import SCHEMA_VERSION
 from store_schema.disk.location import Location
 from store_schema.disk.parquet import read_parquet
-from store_schema.errors import CorruptionError, MissingError, SchemaVersionError
+from store_schema.disk.sealed import require_schema
+from store_schema.errors import CorruptionError, MissingError
 from store_schema.fingerprint import bytes_digest
 from store_schema.plan.plan import Segment
 
@@ -123,7 +124,7 @@ def read_blocks(location: Location, evaluation: Mapping[str, Any]) -> Blocks:
 
     Raises:
         MissingError: The file is not there, or evaluation.json is from before it was written.
-        SchemaVersionError: A newer logitfuse wrote it.
+        SchemaVersionError: A newer or an earlier logitfuse wrote it.
         CorruptionError: It is not the file that evaluation.json was made with.
     """
     where = f"{location.url}/{BLOCKS_FILE}"
@@ -132,14 +133,7 @@ def read_blocks(location: Location, evaluation: Mapping[str, Any]) -> Blocks:
         raise MissingError(
             "no NLL of single blocks", where=where, hint="run `logitfuse eval run` to write it"
         )
-    if record["schema_version"] > SCHEMA_VERSION:
-        raise SchemaVersionError(
-            "written by a newer logitfuse",
-            where=where,
-            expected=f"schema version up to {SCHEMA_VERSION}",
-            got=record["schema_version"],
-            hint="upgrade logitfuse to read it",
-        )
+    require_schema(record.get("schema_version"), where=where, hint=_AGAIN)
     data = location.read_bytes(BLOCKS_FILE)
     if bytes_digest(data) != record["digest"]:
         raise CorruptionError(

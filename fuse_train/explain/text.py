@@ -11,10 +11,9 @@ import click
 from fuse_train.explain.positions import Position, TopToken
 from fuse_train.explain.segment import Explained
 from launch.quantities import share_text
-from launch.visible import cut, padded, quoted, visible, width
+from launch.visible import cut, quoted, table, visible, width
 
 _TOKEN_COLUMNS = 18
-_INDENT = 8
 _AHEAD = (("{+", "+}", "green"), ("[-", "-]", "red"))
 """Marks of tokens more probable under the pool than under the target, and the reverse."""
 
@@ -89,14 +88,11 @@ def explained_text(explained: Explained, columns: int, *, top: int | None) -> st
             f"the {len(listed)} of {fused} fused positions where target and pool differ most "
             "({+the pool is ahead+}, [-the target is ahead-]):",
         ]
-    token_columns = max((width(quoted(p.data)) for p in listed), default=0)
-    token_columns = max(min(token_columns, _TOKEN_COLUMNS), len("token"))
-    lines.append(
-        f"{'pos':>5} {padded('token', token_columns)} {'target':>8} {'pool':>8} {'ahead':>8} "
-        f"{'fusion':>7}  weights"
-    )
-    for position in listed:
-        lines += _position_lines(position, explained.sources, token_columns, columns)
+    titles = ("pos", "token", "target", "pool", "ahead", "fusion")
+    head, *figures = table(titles, map(_figures, listed), left=(1,))
+    lines.append(f"{head}  weights")
+    for line, position in zip(figures, listed, strict=True):
+        lines += _position_lines(f"{line}  ", position, explained.sources, columns)
     lines += [
         "",
         "target, pool: NLL of the token, nats; ahead: target - pool; fusion: weight of the fusion loss",
@@ -136,16 +132,21 @@ def _heading(explained: Explained) -> list[str]:
     return lines
 
 
+def _figures(position: Position) -> list[str]:
+    return [
+        str(position.index),
+        cut(quoted(position.data), _TOKEN_COLUMNS),
+        _nats(position.target_nats),
+        _nats(position.pool_nats),
+        _nats(position.ahead_nats, "+"),
+        f"{position.fusion_weight:.3f}",
+    ]
+
+
 def _position_lines(
-    position: Position, sources: Sequence[str], token_columns: int, columns: int
+    line: str, position: Position, sources: Sequence[str], columns: int
 ) -> list[str]:
     """The figures of a position, and below them what target and pool expected."""
-    ahead = position.ahead_nats
-    line = (
-        f"{position.index:>5} {padded(quoted(position.data), token_columns)} "
-        f"{_nats(position.target_nats)} {_nats(position.pool_nats)} "
-        f"{'-' if ahead is None else f'{ahead:+.3f}':>8} {position.fusion_weight:>7.3f}  "
-    )
     pairs = sorted(zip(position.weights, sources, strict=True), key=lambda pair: -pair[0])
     weights = "  ".join(f"{visible(name)} {weight:.2f}" for weight, name in pairs if weight > 0)
     if not position.begins:
@@ -158,7 +159,7 @@ def _position_lines(
 
 
 def _top_line(name: str, top: tuple[TopToken, ...], label: int, columns: int) -> str:
-    line = f"{'':<{_INDENT}}{name:<6}"
+    line = f"        {name:<6}"
     room = max((columns - width(line)) // len(top) - 12, 8)
     for one in top:
         mark = "*" if one.token_id == label else " "
@@ -166,8 +167,8 @@ def _top_line(name: str, top: tuple[TopToken, ...], label: int, columns: int) ->
     return line
 
 
-def _nats(nats: float | None) -> str:
-    return f"{'-' if nats is None else f'{nats:.3f}':>8}"
+def _nats(nats: float | None, sign: str = "") -> str:
+    return "-" if nats is None else f"{nats:{sign}.3f}"
 
 
 def marked_text(text: str, positions: Iterable[Position]) -> str:

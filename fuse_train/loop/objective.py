@@ -199,7 +199,7 @@ class FusionObjective(nn.Module):
                     raise TypeError("span_weight needs batches with spans")
                 spans = span_rows(batch.spans, at)
                 value, slope_R = span_loss(nll_R, weights_RM, spans, options.span_temperature)
-                # The ground truth's coefficients carry its gradient; the offset corrects the value.
+                # The ground truth's coefficients hold its gradient; the offset corrects the value.
                 clm_R = clm_R + options.span_weight * slope_R
                 span_offset = options.span_weight * (value - (slope_R * nll_R).sum())
                 sums["spans"] = value

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     "--base", metavar="MODEL", help="Model the others were trained from, if the method needs it."
 )
 @click.option(
-    "--weights", metavar="W,W,...", help="One for each model, in their order.  [default: 1 each]"
+    "--weights",
+    metavar="W,W,...",
+    help="Weight of each model, in their order; not for slerp, varm and sce.  [default: 1 each]",
 )
 @click.option(
     "--option",
@@ -37,9 +39,18 @@ if TYPE_CHECKING:
     help="An option of the method, such as density=0.1 (may be repeated): docs/merging.md.",
 )
 @click.option(
-    "--dtype", default="auto", show_default=True, help="dtype to write; auto: the base's."
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="dtype of the merged weights, such as bfloat16; auto: that of the base, or first model.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random methods.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the random methods: dare_linear, dare_ties, della.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def merge(
     out: str,

@@ -94,7 +94,7 @@ def head_of(model: Any, *, where: str) -> Head:
     layer = plain_model(model).get_output_embeddings()
     if hasattr(layer, "base_layer") or hasattr(layer, "token_adapter"):
         raise ModelError(
-            "the head carries an adapter",
+            "the head has an adapter",
             where=where,
             expected="a plain head, frozen or trained whole",
             got=type(layer).__name__,

@@ -21,7 +21,7 @@ from fuse_train.selector_fit.selector_training import (
     train_selector,
 )
 from fuse_train.selectors.by_name import learner
-from fuse_train.selectors.kind import LearnedOptions, RuleKind, SearchedKind
+from fuse_train.selectors.kind import LearnedOptions, SearchedKind
 from fuse_train.selectors.selectors import Selector, SourceView
 from launch.progress import Progress
 from store_schema import __version__
@@ -95,7 +95,7 @@ class SelectorStart:
         """
         section, kind = self.section, self.section.selector_kind
         options, sources = section.options_of(kind), self.stream.samples.sources
-        if isinstance(kind, RuleKind):
+        if kind.by_rule:
             return kind.make(options, sources)
         if isinstance(kind, SearchedKind):
             return self._searched(kind, options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fuse_train.selectors import SELECTORS
-from fuse_train.selectors.kind import LearnedKind, RuleKind
+from fuse_train.selectors.kind import LearnedKind
 from fuse_train.selectors.selectors import Selector
 from store_schema.errors import ConfigError
 
@@ -20,8 +20,6 @@ def by_rule(name: str, sources: Sequence[str] = (), **options: Any) -> Selector:
         options: Its options; the rest have defaults.
     """
     kind = SELECTORS[name]
-    if not isinstance(kind, RuleKind):
-        raise TypeError(f"selector {name} has to be trained or searched for")
     return kind.make(None if kind.section is None else kind.section(**options), sources)
 
 

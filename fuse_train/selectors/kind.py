@@ -40,6 +40,23 @@ class SelectorKind(Kind):
     def summary(self) -> str:
         return super().summary + " (hindsight)" * self.hindsight
 
+    @property
+    def by_rule(self) -> bool:
+        """Whether `make` gives it: it is neither trained nor searched for."""
+        return not (self.learns or self.searches)
+
+    def make(self, options: Any, sources: Sequence[str]) -> Selector:
+        """Make the selector, which must be one by rule.
+
+        Args:
+            options: Its options, from the run file.
+            sources: Names in the run file's order.
+
+        Raises:
+            ConfigError: Options that do not fit the sources.
+        """
+        raise TypeError(f"selector {self.name} has to be trained or searched for")
+
     def needs_features(self, options: Any) -> bool:
         """Whether it reads `SourceView.features_BTMF`, which are computed only then."""
         return False
@@ -60,15 +77,7 @@ class RuleKind(SelectorKind):
         raise NotImplementedError
 
     def make(self, options: Any, sources: Sequence[str]) -> Selector:
-        """Make the selector.
-
-        Args:
-            options: Its options, from the run file.
-            sources: Names in the run file's order.
-
-        Raises:
-            ConfigError: Options that do not fit the sources.
-        """
+        """See `SelectorKind.make`."""
         from fuse_train.selectors.rule import RuleSelector
 
         return RuleSelector(self, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from store_schema.disk.location import LocalLocation, Location
+from store_schema.disk.location import Location
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import CorruptionError, MissingError
 
@@ -22,7 +22,7 @@ def read_bounded(location: Location, key: str, limit: int) -> bytes | None:
         CorruptionError: Not a regular file.
         StorageError: The disk or object store refused.
     """
-    if not isinstance(location, LocalLocation):
+    if location.path is None:
         try:
             return location.read_bytes(key, limit + 1)
         except MissingError:

@@ -34,6 +34,11 @@ class Location(Protocol):
     @property
     def url(self) -> str: ...
 
+    @property
+    def path(self) -> Path | None:
+        """The folder on disk; None for an object store."""
+        ...
+
     def read_bytes(self, key: str, limit: int | None = None) -> bytes:
         """The file, or its first `limit` bytes (a file that is not trusted may have any size)."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -43,13 +44,12 @@ def read_parquet(
     Raises:
         CorruptionError: The file is damaged, has another schema, or exceeds a limit.
     """
-
-    def fault(what: str, expected: object = None, got: object = None) -> CorruptionError:
-        return CorruptionError(what, where=where, expected=expected, got=got, hint=hint)
+    damaged = partial(CorruptionError, where=where, hint=hint)
 
     def require_at_most(what: str, limit: int, got: int) -> None:
         if not 0 <= got <= limit:
-            raise fault(f"more {what} than there can be", f"at most {limit}", got)
+            what = f"more {what} than there can be"
+            raise damaged(what, expected=f"at most {limit}", got=got)
 
     try:
         file = _opened(source, schema, since)
@@ -62,7 +62,7 @@ def read_parquet(
         names = file.schema_arrow.names
         earlier = [name for name in schema.names if name not in since]
         if names != schema.names and names != earlier:
-            raise fault("other columns", schema.names, str(names)[:200])
+            raise damaged("other columns", expected=schema.names, got=str(names)[:200])
         table = file.read_row_groups(chosen)
         table.validate(full=True)
         require_at_most("rows", max_rows, len(table))
@@ -74,7 +74,7 @@ def read_parquet(
         raise
     # The Parquet reader may raise any of these for damaged bytes.
     except (pa.ArrowException, ValueError, TypeError, OSError, LookupError, OverflowError) as error:
-        raise fault("not readable as Parquet", None, str(error)[:200]) from error
+        raise damaged("not readable as Parquet", got=str(error)[:200]) from error
 
 
 @contextmanager

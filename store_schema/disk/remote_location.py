@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO, ClassVar, cast
 
 from zarr.abc.store import Store
 
@@ -20,6 +20,7 @@ class RemoteLocation:
     """An fsspec URL such as s3://bucket/prefix. One put is atomic; there are no renames."""
 
     url: str
+    path: ClassVar[None] = None
 
     def read_bytes(self, key: str, limit: int | None = None) -> bytes:
         filesystem, root = remote.open_filesystem(self.url)

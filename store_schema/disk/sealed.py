@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -51,14 +52,30 @@ def unseal(cls: type[Record], data: bytes, *, where: str, hint: str = RESTORE) -
         SchemaVersionError: Written by a newer or an earlier version.
         CorruptionError: Not JSON, a wrong digest, or fields that the model refuses.
     """
-
-    def damaged(what: str, expected: object = None, got: object = None) -> CorruptionError:
-        return CorruptionError(what, where=where, expected=expected, got=got, hint=hint)
-
+    damaged = partial(CorruptionError, where=where, hint=hint)
     content = _parsed(data, damaged)
-    version = content.get("schema_version")
+    require_schema(content.get("schema_version"), where=where, hint=hint)
+    digest = content.pop("digest", None)
+    computed = _digest(content)
+    if computed is None or digest != computed:
+        what = "the record's digest does not match its content"
+        raise damaged(what, expected=_shown(digest), got=computed)
+    try:
+        return cls.model_validate(content)
+    except ValidationError as error:
+        raise damaged("record refused", got=_shown(validation_line(error), 300)) from error
+
+
+def require_schema(version: object, *, where: str, hint: str = RESTORE) -> None:
+    """Refuse a record by its field `schema_version`; the other arguments are those of `unseal`.
+
+    Raises:
+        SchemaVersionError: Written by a newer or an earlier version.
+        CorruptionError: Not a version.
+    """
     if type(version) is not int or version < 1:
-        raise damaged("no schema version", "a whole number from 1", _shown(version))
+        what, expected = "no schema version", "a whole number from 1"
+        raise CorruptionError(what, where=where, expected=expected, got=_shown(version), hint=hint)
     if version != SCHEMA_VERSION:
         newer = version > SCHEMA_VERSION
         raise SchemaVersionError(
@@ -68,28 +85,20 @@ def unseal(cls: type[Record], data: bytes, *, where: str, hint: str = RESTORE) -
             got=_shown(version),
             hint="upgrade logitfuse to read it" if newer else EARLIER,
         )
-    digest = content.pop("digest", None)
-    computed = _digest(content)
-    if computed is None or digest != computed:
-        what = "the record's digest does not match its content"
-        raise damaged(what, _shown(digest), computed)
-    try:
-        return cls.model_validate(content)
-    except ValidationError as error:
-        raise damaged("record refused", None, _shown(validation_line(error), 300)) from error
 
 
 def _parsed(data: bytes, damaged: Callable[..., CorruptionError]) -> dict[str, Any]:
     if len(data) > MAX_RECORD_BYTES:
-        raise damaged("record is too long", f"at most {MAX_RECORD_BYTES} bytes", len(data))
+        expected = f"at most {MAX_RECORD_BYTES} bytes"
+        raise damaged("record is too long", expected=expected, got=len(data))
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise damaged("not valid JSON", None, _shown(error)) from error
+        raise damaged("not valid JSON", got=_shown(error)) from error
     if not isinstance(content, dict):
-        raise damaged("not a JSON object", None, type(content).__name__)
+        raise damaged("not a JSON object", got=type(content).__name__)
     if _deeper_than(content, MAX_DEPTH):
-        raise damaged("nested too deep", f"at most {MAX_DEPTH} levels")
+        raise damaged("nested too deep", expected=f"at most {MAX_DEPTH} levels")
     return content
 
 

@@ -21,7 +21,7 @@ Shapes: N positions, E entries. Ranks and codes are uint32, offsets int64 [N+1].
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,19 +40,30 @@ LARGEST_NATS = 64.0
 """Entries of probability below exp(-64) are not kept, so that the table of codes is finite."""
 
 
-def corner(steps: Steps) -> tuple[float, float]:
-    """Nats and code where the spacing changes from even in sqrt(p) to even in nats."""
-    return (
-        2.0 * float(np.log(steps.max_step / steps.step)),
-        2.0 / steps.step * (1.0 - steps.step / steps.max_step),
+class Spacing(NamedTuple):
+    """Steps in nats (see `Steps`), and nats and code of the corner, where they stop growing."""
+
+    step: float
+    max_step: float
+    nats: float
+    code: float
+
+
+def spacing(steps: Steps) -> Spacing:
+    """The spacing of codes for compiled code."""
+    return Spacing(
+        steps.step,
+        steps.max_step,
+        nats=2.0 * float(np.log(steps.max_step / steps.step)),
+        code=2.0 / steps.step * (1.0 - steps.step / steps.max_step),
     )
 
 
 @cache
 def values(steps: Steps) -> npt.NDArray[np.float64]:
     """[Q] the negative log-probability in nats of each code, up to the first above `LARGEST_NATS`."""
-    nats, code = corner(steps)
-    last = _code(LARGEST_NATS, steps.step, steps.max_step, nats, code)
+    spaced = spacing(steps)
+    nats, code, last = spaced.nats, spaced.code, _code(LARGEST_NATS, spaced)
     q = np.arange(int(last) + 2, dtype=np.float64)
     curved = -2.0 * np.log1p(-np.minimum(q, code) * steps.step / 2.0)
     return np.where(q <= code, curved, nats + (q - code) * steps.max_step)
@@ -80,40 +91,23 @@ def encode_rows(
     Returns:
         Codes of entries [E], rising within each row, and codes of tails [N].
     """
-    nats, code = corner(steps)
     table = values(steps)
     encoded: tuple[Any, Any] = _encode_rows(
-        logprobs,
-        offsets,
-        tail_mass,
-        steps.step,
-        steps.max_step,
-        nats,
-        code,
-        table,
-        np.exp(-table),
+        logprobs, offsets, tail_mass, spacing(steps), table, np.exp(-table)
     )
     return encoded
 
 
 @compiled
-def _code(x: float, step: float, max_step: float, nats: float, code: float) -> float:
-    if x < nats:
-        return 2.0 / step * (1.0 - np.exp(-x / 2.0))
-    return code + (x - nats) / max_step
+def _code(x: float, spaced: Spacing) -> float:
+    if x < spaced.nats:
+        return 2.0 / spaced.step * (1.0 - np.exp(-x / 2.0))
+    return spaced.code + (x - spaced.nats) / spaced.max_step
 
 
 @compiled
 def _encode_rows(
-    logprobs: Any,
-    offsets: Any,
-    tail: Any,
-    step: float,
-    max_step: float,
-    nats: float,
-    code: float,
-    table: Any,
-    mass: Any,
+    logprobs: Any, offsets: Any, tail: Any, spaced: Spacing, table: Any, mass: Any
 ) -> tuple[Any, Any]:
     """See `encode_rows`; `table` [Q] float64 nats and `mass` [Q] probability of a code."""
     codes = np.empty(len(logprobs), np.uint32)
@@ -122,7 +116,7 @@ def _encode_rows(
         first, stop = offsets[row], offsets[row + 1]
         total = 0.0
         for i in range(first, stop):
-            q = np.uint32(np.rint(_code(-np.float64(logprobs[i]), step, max_step, nats, code)))
+            q = np.uint32(np.rint(_code(-np.float64(logprobs[i]), spaced)))
             codes[i] = q
             total += mass[q]
         if first == stop:
@@ -132,7 +126,7 @@ def _encode_rows(
             tails[row] = TAIL_ZERO
             if tail[row] > SMALLEST_TAIL:
                 left_nats = -np.log(np.float64(tail[row]))
-                q = np.uint32(np.rint(_code(left_nats, step, max_step, nats, code)))
+                q = np.uint32(np.rint(_code(left_nats, spaced)))
                 left = mass[q]
                 tails[row] = q + np.uint32(FIRST_TAIL_CODE)
             shift = np.log((1.0 - left) / total)
@@ -141,16 +135,17 @@ def _encode_rows(
                 x = -np.float64(logprobs[i])
                 error = abs(table[codes[i]] - shift - x)
                 # `step` is the bound of the most probable entry, and the least; most are within it.
-                if error > step:
+                if error > spaced.step:
                     back = table[codes[i]] - shift
-                    good &= error <= min(max_step, step * np.exp(max(x, back) / 2.0))
+                    limit = spaced.step * np.exp(max(x, back) / 2.0)
+                    good &= error <= min(spaced.max_step, limit)
             if good:
                 continue
         tails[row] = TAIL_DERIVED
         if total > 1.0:
             for i in range(first, stop):
                 x = -np.float64(logprobs[i])
-                codes[i] = np.uint32(np.ceil(_code(x, step, max_step, nats, code)))
+                codes[i] = np.uint32(np.ceil(_code(x, spaced)))
     return codes, tails
 
 

@@ -210,10 +210,12 @@ def measure(
             q_RV,
             prior_V,
             log_prior_V,
-            part.entry_ids_E.astype(np.int64),
-            part.entry_logprobs_E.astype(np.float64),
-            part.offsets_R1.astype(np.int64),
-            part.tail_mass_R.astype(np.float64),
+            (
+                part.entry_ids_E.astype(np.int64),
+                part.entry_logprobs_E.astype(np.float64),
+                part.offsets_R1.astype(np.int64),
+                part.tail_mass_R.astype(np.float64),
+            ),
             POLICIES.index(tail_policy),
             figures_RF[chunk],
         )
@@ -322,14 +324,12 @@ def _measure_rows(
     q_RV: Any,
     prior_V: Any,
     log_prior_V: Any,
-    ids_E: Any,
-    logs_E: Any,
-    offsets_R1: Any,
-    tail_R: Any,
+    rows: Any,
     policy: int,
     figures_RF: Any,
 ) -> None:
     """Fill figures_RF: KL, total variation, |g|^2, |ghat|^2 and g.ghat; q_RV may have no rows."""
+    ids_E, logs_E, offsets_R1, tail_R = rows
     vocab_size = len(prior_V)
     kept_V = np.zeros(vocab_size)
     other_V = np.ones(vocab_size)  # 0 at the entries of the row; kept_V is 0 everywhere else

@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from store_schema.dtypes import DTYPES
 from store_schema.errors import ConfigError, ModelError, StorageError
 from store_schema.model.gguf_tokenizer import adds_bos, as_trained
 from store_schema.model.lfs_pointer import require_no_pointer
@@ -34,7 +35,6 @@ _FORMAT = 1
 """Version of the folders made here: raised when the same file would give another folder."""
 _HEAD_BYTES, _SAMPLE_BYTES, _NUM_SAMPLES = 64 << 20, 1 << 20, 16
 _STALE_S = 3600.0
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -239,8 +239,8 @@ def _damaged(file: Path, error: BaseException) -> ModelError:
 def _save_weights(file: Path, dtype: str, folder: Path) -> None:
     import transformers
 
-    if dtype not in _DTYPES:
-        raise ModelError("unknown dtype", where=file, got=dtype, expected=" | ".join(_DTYPES))
+    if dtype not in DTYPES:
+        raise ModelError("unknown dtype", where=file, got=dtype, expected=" | ".join(DTYPES))
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             str(file.parent),

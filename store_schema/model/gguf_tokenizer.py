@@ -1,9 +1,9 @@
 """The tokenizer of a GGUF file as its model was trained with it.
 
 A GGUF file has pieces and, for some kinds, merges. The rule by which text is split before the merges is
-only named (`tokenizer.ggml.pre`), and BOS is a flag. Readers know some of the names and silently use
-GPT-2's rule for all others, which gives other ids than the model was trained on. Here an unknown name
-is refused.
+only named (`tokenizer.ggml.pre`), and BOS is a flag. Readers know some of the names and use GPT-2's
+rule for all others without a message, which gives other ids than the model was trained on. Here an
+unknown name is refused.
 """
 
 from __future__ import annotations

@@ -197,11 +197,23 @@ class Plan:
             MissingError: There is none (yet).
             CorruptionError: plan.json is damaged.
         """
-        data = read_record(location, PLAN_FILE, MAX_RECORD_BYTES, RESTORE)
-        if data is None:
+        plan = cls.find(location)
+        if plan is None:
             raise MissingError(
                 "no plan", where=location.url, hint="run `logitfuse extract plan` first"
             )
+        return plan
+
+    @classmethod
+    def find(cls, location: Location) -> Plan | None:
+        """The plan at `location`, None if there is none (yet).
+
+        Raises:
+            CorruptionError: plan.json is damaged.
+        """
+        data = read_record(location, PLAN_FILE, MAX_RECORD_BYTES, RESTORE)
+        if data is None:
+            return None
         where = f"{location.url}/{PLAN_FILE}"
         return cls(location, unseal(PlanRecord, data, where=where, hint=RESTORE))
 

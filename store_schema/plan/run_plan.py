@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from store_schema.config import RunConfig
 from store_schema.disk.location import Location, open_location
 from store_schema.plan.plan import Plan
 
 
-def plan_location(run: RunConfig) -> Location:
-    """The folder of a run's plan, whether it exists or not."""
-    return open_location(run.data_folder).child("plan")
+def plan_location(folder: str | Path) -> Location:
+    """The folder of the plan, whether it exists or not, of a run with this `data_folder`."""
+    return open_location(folder).child("plan")
 
 
 def open_plan(run: RunConfig) -> Plan:
@@ -19,4 +21,4 @@ def open_plan(run: RunConfig) -> Plan:
         MissingError: There is none (yet).
         CorruptionError: plan.json is damaged.
     """
-    return Plan.open(plan_location(run))
+    return Plan.open(plan_location(run.data_folder))

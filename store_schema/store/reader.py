@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from store_schema.disk.bounded import read_bounded, read_record
-from store_schema.disk.location import LocalLocation, Location
+from store_schema.disk.location import Location
 from store_schema.disk.parquet import read_parquet
 from store_schema.disk.sealed import MAX_RECORD_BYTES, unseal
 from store_schema.encoding.encoding import decode, needed_specs
@@ -128,7 +128,7 @@ class StoreReader:
             keys = [commit_key(shard) for shard in range(self.manifest.num_shards)]
         for start in range(0, len(keys), COMMITS_AT_ONCE):
             part = keys[start : start + COMMITS_AT_ONCE]
-            if isinstance(self.location, LocalLocation):
+            if self.location.path is not None:
                 files = {key: read_bounded(self.location, key, MAX_COMMIT_BYTES) for key in part}
             else:
                 files = dict(self.location.read_many(part))

@@ -16,9 +16,9 @@ class Mined(MethodKind):
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
         """See `MethodKind.make`."""
-        from align.papers.carry import CarryOptions
+        from align.papers.convert import ConvertOptions
         from align.papers.mined import MinedAligner
         from align.prepare.prepare import nearest
 
-        options = CarryOptions(max_entries=sides.section.max_entries)
+        options = ConvertOptions(max_entries=sides.section.max_entries)
         return MinedAligner(nearest(sides), sides.target.vocab_size, options)

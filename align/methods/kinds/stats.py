@@ -16,11 +16,11 @@ class Stats(MethodKind):
 
     def make(self, sides: Any, stop: StopFlag) -> Aligner:
         """See `MethodKind.make`."""
-        from align.papers.carry import CarryOptions
+        from align.papers.convert import ConvertOptions
         from align.papers.stats import StatsAligner
         from align.prepare.prepare import most_matched
 
-        options = CarryOptions(max_entries=sides.section.max_entries)
+        options = ConvertOptions(max_entries=sides.section.max_entries)
         return StatsAligner(most_matched(sides, stop), sides.target.vocab_size, options)
 
     def counts_text(self, section: Any) -> bool:

@@ -5,8 +5,7 @@ Methods `mined` and `stats` share this; they differ in the vocabulary map.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,7 @@ _SHORT_ROW = 96
 """Rows of at most so many tokens are sorted by insertion: they are nearly sorted already."""
 
 
-@dataclass(frozen=True, slots=True)
-class CarryOptions:
+class ConvertOptions(NamedTuple):
     """How a matched row is mapped; the defaults keep all of its probability.
 
     Args:
@@ -37,16 +35,16 @@ class CarryOptions:
     exact_label: bool = True
 
 
-LOSSLESS = CarryOptions()
+LOSSLESS = ConvertOptions()
 
 
-def carry_all(
+def convert_all(
     rows: npt.NDArray[np.int64],
     target_ids: npt.NDArray[np.uint32],
     source: Arrays,
     token_map: npt.NDArray[np.int32],
     target_vocab_size: int,
-    options: CarryOptions,
+    options: ConvertOptions,
 ) -> Any:
     """Entries of all target positions.
 
@@ -68,7 +66,7 @@ def carry_all(
     matched = rows[rows >= 0]
     most = (entry_offsets[matched + 1] - entry_offsets[matched]) + 1
     room = int(np.minimum(most, options.max_entries).sum()) + len(rows) - len(matched)
-    return _carry(
+    return _convert(
         rows,
         target_ids,
         (source["token_ids"], entry_offsets, source["entry_ids"], probabilities, labels),
@@ -76,13 +74,12 @@ def carry_all(
         target_vocab_size,
         int(most.max(initial=1)),
         room,
-        options.max_entries,
-        (options.one_hot, options.renormalise, options.sum_merged, options.exact_label),
+        options,
     )
 
 
 @compiled
-def _carry(
+def _convert(
     rows: Any,
     target_ids: Any,
     source: Any,
@@ -90,11 +87,9 @@ def _carry(
     target_vocab_size: int,
     widest: int,
     room: int,
-    max_entries: int,
     options: Any,
 ) -> tuple[Any, Any, Any, Any]:
     """Entries of all positions: offsets [N+1], ids, masses (float64), label masses [N]."""
-    one_hot, renormalise, _sum_merged, _exact_label = options
     out_offsets = np.zeros(len(rows) + 1, np.int64)
     out_ids = np.empty(room, np.uint32)
     out_mass = np.empty(room, np.float64)
@@ -108,14 +103,13 @@ def _carry(
         if rows[j] >= 0:
             count = _gather(rows[j], label, source, token_map, options, scratch, touched)
             kept = _emit(
-                count, label, max_entries, renormalise, scratch, touched,
-                out_ids[written:], out_mass[written:],
+                count, label, options, scratch, touched, out_ids[written:], out_mass[written:],
             )  # fmt: skip
             for k in range(written, written + kept):
                 if out_ids[k] == label:
                     label_mass[j] = out_mass[k]
             written += kept
-        if kept == 0 and one_hot:
+        if kept == 0 and options.one_hot:
             out_ids[written] = label
             out_mass[written] = 1.0
             label_mass[j] = 1.0
@@ -130,9 +124,8 @@ def _gather(
 ) -> int:
     """Sum one row's mass by target token; returns how many tokens have mass (`touched`)."""
     ids, entry_offsets, entry_ids, probabilities, labels = source
-    _one_hot, _renormalise, sum_merged, exact_label = options
     real = np.int64(ids[row])
-    known = exact_label and not np.isnan(labels[row])
+    known = options.exact_label and not np.isnan(labels[row])
     count = 0
     scale = 1.0
     if known:
@@ -158,21 +151,20 @@ def _gather(
             touched[count] = goal
             count += 1
             scratch[goal] = mass
-        elif sum_merged:
+        elif options.sum_merged:
             scratch[goal] += mass
     return count
 
 
 @compiled
 def _emit(
-    count: int, label: int, limit: int, renormalise: bool, scratch: Any, touched: Any,
-    out_ids: Any, out_mass: Any,
-) -> int:  # fmt: skip
+    count: int, label: int, options: Any, scratch: Any, touched: Any, out_ids: Any, out_mass: Any
+) -> int:
     """Write the tokens of most mass, ties by id, the label always among them; returns how many."""
     if count == 0:
         return 0
     _sort(touched[:count], scratch)
-    kept = min(count, limit)
+    kept = min(count, options.max_entries)
     if scratch[label] > 0.0:
         has_label = False
         for k in range(kept):
@@ -183,7 +175,7 @@ def _emit(
     total = 0.0
     for k in range(kept):
         total += scratch[touched[k]]
-    divisor = total if renormalise or total > 1.0 else 1.0
+    divisor = total if options.renormalise or total > 1.0 else 1.0
     for k in range(kept):
         out_ids[k] = touched[k]
         out_mass[k] = scratch[touched[k]] / divisor
