@@ -51,11 +51,16 @@ def score(engine: Engine, job: Job) -> None:
         job.check()
         progress.add(num_positions, f"{size_text(job.written)} written")
 
-    queue_bytes = job.source.spec.section.queue_mib << 20
+    section = job.source.spec.section
     with Progress(name, total, unit="tok", done=total - left) as progress:
         try:
             with Pipeline(
-                job.source.tokenizer, plan, job.commit, queue_bytes=queue_bytes
+                job.source.tokenizer,
+                plan,
+                job.commit,
+                queue_bytes=section.queue_mib << 20,
+                records_bad=section.on_bad == "record",
+                longest=job.source.spec.longest,
             ) as pipeline:
                 job.check()
                 pipeline.score(
