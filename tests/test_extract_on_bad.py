@@ -40,6 +40,7 @@ def models(
 
 def planned(folder: Path, models: dict[str, Path]) -> Path:
     bad = {"id": "bad", "text": f"one {BAD} and more of it", "domain": "prose", "split": "train"}
+    folder.mkdir(exist_ok=True)
     write_jsonl(folder / "docs.jsonl", [*sample_documents(), bad])
     return plan_run(write_run(folder, models))
 
@@ -58,7 +59,9 @@ def test_an_error_names_the_segment_and_commits_nothing_of_its_shard(
     tmp_path: Path, models: dict[str, Path]
 ) -> None:
     path = planned(tmp_path, models)
-    assert "NaN from the model in segment bad#0, source prose" in refused("extract", "run", path)
+    assert "NaN from the model in segment bad#0, source prose" in refused(
+        "extract", "run-source", path, "--source", "prose"
+    )
 
 
 def test_a_segment_with_nan_is_recorded_and_all_goes_on(
@@ -101,7 +104,7 @@ def test_longer_than_the_model_can_read(tmp_path: Path, tiny_models: dict[str, P
     path = planned(tmp_path, {"prose": tiny_models["prose"], "target": tiny_models["target"]})
     text = path.read_text().replace(str(tiny_models["prose"]), str(folder))
     path.write_text(text)
-    line = refused("extract", "run", path)
+    line = refused("extract", "run-source", path, "--source", "prose")
     assert "segments are longer than prose can read" in line
     assert "set extract.on_bad to record" in line
     said = ok("extract", "run", path, *RECORD)
@@ -131,7 +134,7 @@ def test_a_model_that_can_score_nothing_is_refused_all_the_same(
         model.get_output_embeddings().weight[3] = torch.nan
     model.save_pretrained(folder)
     path = planned(tmp_path, {"prose": folder, "target": tiny_models["target"]})
-    line = refused("extract", "run", path, *RECORD)
+    line = refused("extract", "run-source", path, "--source", "prose", *RECORD)
     assert "no segment of a shard can be scored" in line
     assert "NaN from the model" in line
     assert not list((tmp_path / "run").glob("stores/prose/commits/*"))

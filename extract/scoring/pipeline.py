@@ -136,7 +136,8 @@ class PreparedShard:
     segments: list[Segment]
     encoded: list[EncodedSegment]
     scored: dict[int, ScoredSegment] = field(default_factory=dict)
-    unscored: set[int] = field(default_factory=set)
+    too_long: int = 0
+    faulty: int = 0
     seconds: float = 0.0
     """Time in the engine, including waits for the threads after it."""
 
@@ -147,7 +148,8 @@ class PreparedShard:
     def stats(self) -> dict[str, float]:
         """Figures of the shard."""
         stats = shard_stats(self.segments, self.encoded, self._in_order(), self.seconds)
-        return stats | ({UNSCORED: float(len(self.unscored))} if self.unscored else {})
+        unscored = self.too_long + self.faulty
+        return stats | ({UNSCORED: float(unscored)} if unscored else {})
 
     def _in_order(self) -> list[ScoredSegment]:
         return [self.scored[i] for i in range(len(self.segments))]
@@ -314,8 +316,10 @@ class Pipeline:
         """A segment as the store keeps it, without distributions if it cannot be scored."""
         num_positions = len(shard.encoded[i].token_ids)
         where = f"segment {shard.segments[i].segment_id}, source {self._tokenizer.name}"
-        reason = f"longer than the {self._longest} tokens that the model can read"
-        if dense is not None:
+        if dense is None:
+            reason = f"it is longer than the {self._longest} tokens that the model can read"
+            shard.too_long += 1
+        else:
             try:
                 return scored_segment(
                     dense, num_positions, vocab_size=self._tokenizer.vocab_size, where=where
@@ -324,9 +328,9 @@ class Pipeline:
                 if not self._records_bad:
                     raise
                 reason = error.what
+                shard.faulty += 1
         logger.warning("%s is left unscored (extract.on_bad: record): %s", where, reason)
-        shard.unscored.add(i)
-        if len(shard.unscored) == len(shard.segments) > 1:
+        if 1 < shard.faulty == len(shard.segments) - shard.too_long:
             raise ModelError(
                 "no segment of a shard can be scored",
                 where=f"shard {shard.record.index}, source {self._tokenizer.name}",
