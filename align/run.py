@@ -18,7 +18,7 @@ from align.prepare.prepare import make_aligner
 from launch.progress import Progress
 from launch.quantities import size_text
 from launch.signals import StopFlag
-from launch.work import Part, work_line
+from launch.work import Part, ShardQueue, work_line
 from launch.worklog import Session, WorkLog
 from store_schema.config import RunConfig
 from store_schema.encoding.selection import select_entries
@@ -85,11 +85,11 @@ def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> Ali
     """
     checked = check_alignment(run, source)
     writer = checked.open_store()
-    pending = part.pending(checked.plan.shards, writer.committed(checked.plan.shards))
+    queue = ShardQueue(part, checked.plan.shards, writer, set(checked.reader.commits))
     work: list[tuple[int, float]] = []
-    if pending:
-        with WorkLog(run, "align", source, part.worker).session(pending, "target") as log:
-            work = align_shards(checked, writer, pending, stop, log)
+    if queue:
+        with WorkLog(run, "align", source, part.worker).session(queue.pending, "target") as log:
+            work = align_shards(checked, writer, queue, stop, log)
     reader = StoreReader.open(writer.location)
     finished = sorted(reader.committed(checked.plan.shards))
     return AlignSummary(source, tuple(reader.commits[index] for index in finished), tuple(work))
@@ -114,7 +114,7 @@ def dry_run(run: RunConfig, source: str, part: Part) -> str:
 def align_shards(
     checked: CheckedAlignment,
     writer: StoreWriter,
-    pending: list[ShardRecord],
+    queue: ShardQueue,
     stop: StopFlag,
     log: Session,
 ) -> list[tuple[int, float]]:
@@ -123,15 +123,18 @@ def align_shards(
     Returns:
         Target tokens and seconds of each shard.
     """
-    checked.reader.require_shards(pending)
+    checked.reader.require_shards(queue.pending)
     aligner = make_aligner(checked, stop)
-    total, written = sum(shard.num_tokens["target"] for shard in pending), 0
+    total, written = sum(shard.num_tokens["target"] for shard in queue.pending), 0
     work: list[tuple[int, float]] = []
     with Progress(f"align {checked.source}", total, unit="tok") as progress:
-        for shard in pending:
+        for shard in queue:
             stop.check()
+            log.begun(shard.index)
             begun = time.monotonic()
             arrays, figures = align_shard(checked, shard, aligner, writer.encoding)
+            if queue.done_elsewhere(shard.index, wait_s=0):
+                continue
             commit = writer.write(shard, arrays, figures)
             stop.progressed = True
             size_bytes = sum(file.size for file in commit.files.values())

@@ -201,6 +201,7 @@ class ExtractSection(EngineOptions):
             "queue_mib",
             "kv_cache_gib",
             "threads",
+            "on_bad",
         }
     )
 
@@ -249,6 +250,9 @@ class ExtractSection(EngineOptions):
     """vllm on a CPU: GiB of its KV cache."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads. None: the libraries' default."""
+    on_bad: Literal["error", "record"] = "error"
+    """What happens to a segment that cannot be scored: the model gives NaN, or it is longer than the
+    model can read. error: the run ends. record: it is kept without a distribution and counted."""
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:

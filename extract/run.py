@@ -22,7 +22,7 @@ from extract.scoring.stage import Job, Stage
 from launch.progress import Progress
 from launch.quantities import size_text
 from launch.signals import stop_on_signals
-from launch.work import Part, work_line
+from launch.work import Part, ShardQueue, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig
 from store_schema.errors import Stopped
@@ -38,11 +38,12 @@ def score(engine: Engine, job: Job) -> None:
     """Score the shards of a job; before a source's first one, check its BOS setting."""
     probe_bos(engine, job)
     name, plan = job.source.name, job.source.plan
+    pending = job.queue.pending
     total, left = (
         sum(shard.num_tokens[name] for shard in shards)
         for shards in (
-            job.part.mine(plan.shards) if job.part.limit is None else job.pending,
-            job.pending,
+            job.part.mine(plan.shards) if job.part.limit is None else pending,
+            pending,
         )
     )
 
@@ -50,14 +51,25 @@ def score(engine: Engine, job: Job) -> None:
         job.check()
         progress.add(num_positions, f"{size_text(job.written)} written")
 
-    queue_bytes = job.source.spec.section.queue_mib << 20
+    section = job.source.spec.section
     with Progress(name, total, unit="tok", done=total - left) as progress:
         try:
             with Pipeline(
-                job.source.tokenizer, plan, job.commit, queue_bytes=queue_bytes
+                job.source.tokenizer,
+                plan,
+                job.commit,
+                queue_bytes=section.queue_mib << 20,
+                records_bad=section.on_bad == "record",
+                longest=job.source.spec.longest,
             ) as pipeline:
                 job.check()
-                pipeline.score(engine, job.pending, on_scored=on_scored, on_begun=job.session.begun)
+                pipeline.score(
+                    engine,
+                    job.queue,
+                    on_scored=on_scored,
+                    on_begun=job.session.begun,
+                    done_elsewhere=job.queue.done_elsewhere,
+                )
         except Stopped:
             job.check()  # a shard may have been committed on the way out
             raise
@@ -98,14 +110,18 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
     pending = {name: part.pending(plan.shards, committed[name]) for name in names}
     # The shards are fixed here: a child restarted after memory ran out must not apply its limit twice.
     parts = {
-        name: part if part.limit is None else part.only(shards)
+        name: part.without_stealing() if part.limit is None else part.only(shards)
         for name, shards in pending.items()
         if shards
     }
-    del sources, committed, pending
+    if parts and part.limit is None:
+        parts[list(parts)[-1]] = part  # the model is loaded: it goes on with what others have left
     with stop_on_signals() as flag:
         run_children(run, stage.child, parts, flag)
-    return list(parts)
+        # Its own shards of all sources came first.
+        others = {s.name: part for s in sources if ShardQueue(part, plan.shards, s.open_store())}
+        run_children(run, stage.child, others, flag)
+    return list(parts | others)
 
 
 def dry_run(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> list[str]:
@@ -158,21 +174,21 @@ def run_source(
         plan = open_plan(run)
         source = stage.check(run, name, plan)
         writer = source.open_store()
-        pending = part.pending(plan.shards, writer.committed(plan.shards))
-        if not pending:
+        queue = ShardQueue(part, plan.shards, writer)
+        if not queue:
             return
         spec = halved(source.spec, halvings)
         check_memory(spec)
         check_stop_fd(flag, stop_fd)
         log = WorkLog(run, stage.name, name, part.worker)
         try:
-            with log.session(pending, name if stage.planned_tokens else None) as session:
+            with log.session(queue.pending, name if stage.planned_tokens else None) as session:
                 start = time.monotonic()
                 with closing(open_engine(spec)) as engine:
                     seconds = time.monotonic() - start
                     print(f"{name}: {engine.description} ready in {seconds:.1f} s", file=sys.stderr)
-                    _require_causal(engine, spec, source, pending[0])
-                    stage.work(engine, Job(source, writer, part, pending, session, flag, stop_fd))
+                    _require_causal(engine, spec, source, plan.shards[0])
+                    stage.work(engine, Job(source, writer, part, queue, session, flag, stop_fd))
         except EngineMemoryError as error:
             if halved(spec, 1) == spec:
                 raise

@@ -125,6 +125,12 @@ def work_options(function: Callable[..., None]) -> Callable[..., None]:
         metavar="N",
         help="At most N shards of each source in this run.",
     )
+    @click.option(
+        "--no-steal",
+        is_flag=True,
+        help="Keep to this worker's own shards. Default: once they are finished, go on with those that "
+        "other workers have left, the last ones first.",
+    )
     @click.option("--dry-run", is_flag=True, help="Only check, and say what would be done.")
     def command(
         run: RunConfig,
@@ -132,9 +138,11 @@ def work_options(function: Callable[..., None]) -> Callable[..., None]:
         worker: str | None,
         shards: str | None,
         limit: int | None,
+        no_steal: bool,
         **options: Any,
     ) -> None:
-        part = Part(parse_worker(worker), None if shards is None else parse_shards(shards), limit)
+        named = None if shards is None else parse_shards(shards)
+        part = Part(parse_worker(worker), named, limit, steal=not no_steal)
         if worker is None and (step := step_task()).count > 1:
             click.echo(
                 f"task {step.index} of {step.count} that srun started: worker {part.worker} of the "

@@ -46,8 +46,10 @@ class Progress:
         A count of 0 only changes the note.
         """
         self._done += units
+        self._total = max(self._total, self._done)  # work of other workers may have been added
         self._note = note or self._note
         if self._bar is not None:
+            self._bar.total = self._total
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(units)
         elif time.monotonic() - self._last >= LOG_INTERVAL_S:

@@ -238,7 +238,8 @@ def shard_owners(
     """For each shard that is not committed, the last session that was assigned it."""
     owners: dict[int, SessionRecord] = {}
     for session in sessions:
-        owners |= dict.fromkeys((i for i in session.pending if i not in committed), session)
+        shards = session.pending.union(session.taken)
+        owners |= dict.fromkeys((i for i in shards if i not in committed), session)
     return owners
 
 

@@ -90,6 +90,7 @@ class Session:
     def __init__(self, path: Path, pending: Sequence[int]) -> None:
         self._path = path
         self._pending = pending
+        self._begun: list[int] = []
         self._finished: set[int] = set()
         self._name = secrets.token_hex(4)
         self._refused = False
@@ -107,7 +108,8 @@ class Session:
         )
 
     def begun(self, index: int) -> None:
-        """Log that work on a shard begins."""
+        """Log that work on a shard begins, one of its own or one that another worker has left."""
+        self._begun.append(index)
         self._write("begun", shard=index)
 
     def shard(
@@ -137,7 +139,8 @@ class Session:
         """Log that the session ends, why, and which shard was being worked on."""
         in_hand = None
         if reason != "done":
-            in_hand = next((i for i in self._pending if i not in self._finished), None)
+            shards = [*self._begun, *self._pending]
+            in_hand = next((i for i in shards if i not in self._finished), None)
         self._write("end", reason=reason, error=error_line(error), shard=in_hand)
 
     def _write(self, event: str, **content: Any) -> None:

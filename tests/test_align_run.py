@@ -172,10 +172,32 @@ def test_a_source_that_became_another_model(finished: Path, tmp_path: Path) -> N
 def test_workers_make_what_one_process_makes(finished: Path, tmp_path: Path) -> None:
     path = make_run(tmp_path)
     for worker in ("2/3", "0/3"):
-        assert invoke(str(path), "--worker", worker)[0] == 0
+        assert invoke(str(path), "--worker", worker, "--no-steal")[0] == 0
     assert sorted(contents(tmp_path)) == [0, 2, 3, 5]
     assert invoke(str(path))[0] == 0
     assert contents(tmp_path) == contents(finished)
+
+
+def test_a_worker_that_stands_still_delays_nothing(finished: Path, tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    words = [sys.executable, "-m", "align", "run", str(path), "--worker", "1/2"]
+    slow = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    try:
+        while not list((tmp_path / "run").glob("logs/align/one/worker-1-of-2.jsonl")):
+            assert slow.poll() is None
+            time.sleep(0.002)
+        slow.send_signal(signal.SIGSTOP)
+        assert invoke(str(path), "--worker", "0/2")[0] == 0
+        assert contents(tmp_path) == contents(finished)
+        before = stored_bytes(tmp_path)
+    finally:
+        slow.send_signal(signal.SIGCONT)
+    _, err = slow.communicate(timeout=60)
+    assert slow.returncode == 0, err
+    assert stored_bytes(tmp_path) == before  # it has nothing to add
+    sessions = {str(s.worker): s for s in read_sessions(load_run(path), "align", "one")}
+    assert {f.shard for f in sessions["0/2"].finished} > {0, 2, 4}
+    ok("store", "verify", path)
 
 
 def stored_bytes(folder: Path) -> dict[str, bytes]:
@@ -261,7 +283,8 @@ def test_a_part_of_the_shards_and_what_the_log_says_of_it(tmp_path: Path) -> Non
     path = make_run(tmp_path)
     assert invoke(str(path), "--shards", "1-4", "--worker", "1/2", "--limit", "1")[0] == 0
     assert sorted(contents(tmp_path)) == [1]
-    assert invoke("--config", str(path), "--shards", "1-4", "--worker", "1/2")[0] == 0
+    words = ("--shards", "1-4", "--worker", "1/2", "--no-steal")
+    assert invoke("--config", str(path), *words)[0] == 0
     assert sorted(contents(tmp_path)) == [1, 3]
     run = load_run(path)
     first, second = read_sessions(run, "align", "one")
@@ -271,7 +294,8 @@ def test_a_part_of_the_shards_and_what_the_log_says_of_it(tmp_path: Path) -> Non
     commit = StoreReader.open(open_location(run.aligned_url("one"))).commits[1]
     assert first.finished[0].tokens == commit.counts.positions
     log = tmp_path / "run/logs/align/one/worker-1-of-2.jsonl"
-    line = json.loads(log.read_text().splitlines()[1])
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    line = next(line for line in lines if line["event"] == "shard")
     assert line["size_bytes"] == sum(file.size for file in commit.files.values())
     assert 0 < line["seconds"] < 60
     assert "at most 5" in one_line_error(path, "--shards", "4-6")

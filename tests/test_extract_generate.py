@@ -145,7 +145,7 @@ def test_workers_shards_and_stops_change_nothing(
     whole = contents(path)
     assert len(whole) == num_shards
     shutil.rmtree(tmp_path / "run" / "generated")
-    generate(path, part=Part(Worker(1, 2)))
+    generate(path, part=Part(Worker(1, 2), steal=False))
     assert set(contents(path)) == set(range(1, num_shards, 2))
     generate(path, part=Part(shards=((0, 0),)))
     generate(path, part=Part(limit=1))

@@ -92,6 +92,29 @@ class Sink:
         self.order.append(shard.index)
 
 
+def test_a_shard_that_another_worker_has_done_is_left_out(
+    source: tuple[SegmentTokenizer, Plan],
+) -> None:
+    tokenizer, plan = source
+    whole, sink, begun = Sink(tokenizer.vocab_size), Sink(tokenizer.vocab_size), []
+    assert len(plan.shards) > 2
+    with Pipeline(tokenizer, plan, whole.write, queue_bytes=1 << 20) as pipeline:
+        pipeline.score(FakeEngine(), plan.shards, on_scored=lambda _: None)
+    with Pipeline(tokenizer, plan, sink.write, queue_bytes=1 << 20) as pipeline:
+        pipeline.score(
+            FakeEngine(),
+            iter(plan.shards),
+            on_scored=lambda _: None,
+            on_begun=begun.append,
+            done_elsewhere=lambda shard: shard % 2 == 0,
+        )
+    assert begun == [shard.index for shard in plan.shards]
+    assert sink.order == [index for index in begun if index % 2]
+    for index, arrays in sink.shards.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, whole.shards[index][name])
+
+
 def test_every_shard_is_written_in_order_with_its_own_rows(
     source: tuple[SegmentTokenizer, Plan],
 ) -> None:

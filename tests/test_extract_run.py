@@ -61,7 +61,7 @@ def contents(path: Path, source: str) -> dict[int, str]:
 
 
 def score(path: Path, source: str, worker: Worker | None = None) -> None:
-    run_source(load_run(path), source, Part(worker or Worker()))
+    run_source(load_run(path), source, Part(worker or Worker(), steal=False))
 
 
 def wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:

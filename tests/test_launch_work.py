@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.work import (
+    ASK_EVERY_S,
     Part,
     Ranges,
+    ShardQueue,
     Worker,
     chosen_sources,
     parse_shards,
@@ -215,8 +219,105 @@ def test_named_shards_do_not_count_a_limit_again() -> None:
     shards = _plan(8)
     part = Part(Worker(1, 2), ((0, 5),), 2)
     named = part.only(part.pending(shards, set()))
-    assert named.arguments() == ["--worker", "1/2", "--shards", "1,3"]
+    assert named.arguments() == ["--worker", "1/2", "--shards", "1,3", "--no-steal"]
     assert _indices(named.pending(shards, {1})) == [3]
+
+
+class _Store:
+    """The commits of a store."""
+
+    def __init__(self) -> None:
+        self.commits: set[int] = set()
+
+    def committed(self, shards: Iterable[ShardRecord]) -> set[int]:
+        return self.commits & {shard.index for shard in shards}
+
+    def committed_now(self) -> set[int]:
+        return set(self.commits)
+
+    def is_committed(self, shard: int) -> bool:
+        return shard in self.commits
+
+
+def _queue(part: Part, plan: list[ShardRecord], store: _Store, **options: Any) -> ShardQueue:
+    return ShardQueue(part, plan, store, **options)  # type: ignore[arg-type]
+
+
+@given(data=st.data(), num_shards=st.integers(1, 24), count=st.integers(1, 5))
+def test_whoever_is_free_does_what_is_left(
+    data: st.DataObject, num_shards: int, count: int
+) -> None:
+    """Workers of any speed, some of which die: all is done, own shards first and in order."""
+    plan, store = _plan(num_shards), _Store()
+    workers = {i: iter(_queue(Part(Worker(i, count)), plan, store)) for i in range(count)}
+    alive = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
+    busy: dict[int, int] = {}
+    taken: dict[int, list[int]] = {i: [] for i in range(count)}
+    running = list(workers)
+    while running:
+        i = data.draw(st.sampled_from(running))
+        if i in busy:
+            if i not in alive:
+                running.remove(i)  # it dies over a shard
+                continue
+            store.commits.add(busy.pop(i))
+        shard = next(workers[i], None)
+        if shard is None:
+            running.remove(i)
+            assert store.commits | set(busy.values()) | set(taken[i]) >= set(range(num_shards))
+        else:
+            assert shard.index not in store.commits
+            assert shard.index not in taken[i]
+            taken[i].append(shard.index)
+            busy[i] = shard.index
+    assert store.commits == set(range(num_shards))
+    for i, shards in taken.items():
+        own = [shard for shard in shards if shard % count == i]
+        assert own == sorted(own)
+        assert shards[: len(own)] == own
+
+
+def test_idle_workers_take_the_last_shards_of_others_each_another_one() -> None:
+    plan, store = _plan(16), _Store()
+    store.commits = set(range(16)) - {1, 5, 9, 13}  # worker 1 of 4 is slow
+    idle = [iter(_queue(Part(Worker(i, 4)), plan, store)) for i in (0, 2, 3)]
+    assert [next(queue).index for queue in idle] == [13, 5, 13]
+    assert [next(queue).index for queue in idle] == [9, 13, 5]  # none twice by one worker
+    assert next(idle[0]).index == 5
+    assert next(idle[0]).index == 1  # what worker 1 may be at, last of all
+
+
+def test_nothing_is_taken_from_others_where_that_was_not_asked_for() -> None:
+    plan, store = _plan(8), _Store()
+
+    def left(part: Part, **options: Any) -> list[int]:
+        return _indices(_queue(part, plan, store, **options))
+
+    assert left(Part(Worker(0, 2), steal=False)) == [0, 2, 4, 6]
+    assert left(Part(Worker(0, 2), limit=2)) == [0, 2]
+    assert left(Part(Worker(0, 2), ((0, 3),))) == [0, 2, 3, 1]
+    assert sorted(left(Part(Worker(0, 2)), available={1, 7, 0})) == [0, 1, 2, 4, 6, 7]
+    store.commits = set(range(8))
+    assert not _queue(Part(Worker(0, 2)), plan, store)
+
+
+def test_a_store_is_asked_now_and_then_about_the_shard_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("launch.work.time", SimpleNamespace(monotonic=lambda: now))
+    store = _Store()
+    queue = _queue(Part(Worker(0, 2)), _plan(4), store)
+    store.commits.add(0)
+    assert not queue.done_elsewhere(0)
+    now += ASK_EVERY_S
+    assert queue.done_elsewhere(0)
+    assert queue.done_elsewhere(0)
+    store.commits.add(2)
+    assert not queue.done_elsewhere(2)
+    assert queue.done_elsewhere(2, wait_s=0)
+    alone = _queue(Part(), _plan(4), store)
+    assert not alone.done_elsewhere(0, wait_s=0)  # there are no others
 
 
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}

@@ -214,12 +214,15 @@ def engine_spec(
             got=size,
         )
     most = max_positions(config)
+    if most is not None and longest > most and section.on_bad == "record":
+        longest = most  # longer segments are not scored
     if most is not None and longest > most:
         raise ConfigError(
             f"segments are longer than {name} can read",
             where="plan.max_tokens",
             expected=f"at most {most}",
             got=longest,
+            hint="plan again, or set extract.on_bad to record: such segments are then left unscored",
         )
     dtype = resolved_dtype(ref, config)
     return EngineSpec(

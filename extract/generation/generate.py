@@ -93,16 +93,17 @@ def generate(engine: Engine, job: Job) -> None:
     """Answer the prompts of a job's shards."""
     source, plan = job.source, job.source.plan
     rules = answer_rules(source)
-    shards = job.part.mine(plan.shards) if job.part.limit is None else job.pending
+    pending = job.queue.pending
+    shards = job.part.mine(plan.shards) if job.part.limit is None else pending
     # Counted in segments, since the number of prompts is not known before they are read.
-    total, left = (sum(s.stop - s.start for s in part) for part in (shards, job.pending))
+    total, left = (sum(s.stop - s.start for s in part) for part in (shards, pending))
     with Progress(source.name, total, unit="seg", done=total - left) as progress:
 
         def on_answer(num_segments: int) -> None:
             job.check()
             progress.add(num_segments, f"{size_text(job.written)} written")
 
-        for shard in job.pending:
+        for shard in job.queue:
             job.session.begun(shard.index)
             arrays, stats = answer_shard(engine, source, rules, shard, on_answer=on_answer)
             job.check()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from extract.corpus.corpus import CorpusRecord
 from extract.scoring.bos_probe import BosFigures, read_figures
+from extract.scoring.score import UNSCORED
 from launch.quantities import size_text
 from launch.visible import table
 from store_schema.config import RunConfig
@@ -147,6 +148,7 @@ class SourceFigures:
         bpb: Bits per byte by split and domain, over the bytes that have a probability.
         size_bytes: On disk.
         bos: Figures with and without BOS if they were measured; see `extract.scoring.bos_probe`.
+        unscored: Segments without a distribution (`extract.on_bad: record`).
     """
 
     name: str
@@ -157,6 +159,7 @@ class SourceFigures:
     bpb: dict[tuple[str, str], float]
     size_bytes: int
     bos: BosFigures | None = None
+    unscored: int = 0
 
     @classmethod
     def read(cls, run: RunConfig, name: str) -> SourceFigures:
@@ -180,6 +183,7 @@ class SourceFigures:
             total["seconds"] += commit.stats["seconds"]  # type: ignore[assignment]
             total["size"] += sum(file.size for file in commit.files.values())
             total["tokens"] += commit.counts.positions
+            total[UNSCORED] += int(commit.stats.get(UNSCORED, 0))
             tail += commit.stats["tail_mass_mean"] * commit.counts.positions
         tokens = total["tokens"]
         return cls(
@@ -188,9 +192,12 @@ class SourceFigures:
             tokens=tokens,
             tokens_per_s=tokens / max(total["seconds"], 1e-9),
             tail_mass=tail / max(tokens, 1),
-            bpb={key: nats[key] / math.log(2) / covered[key] for key in sorted(nats)},
+            bpb={
+                key: nats[key] / math.log(2) / covered[key] for key in sorted(nats) if covered[key]
+            },
             size_bytes=total["size"],
             bos=read_figures(run, name, model.tokenizer_fingerprint),
+            unscored=total[UNSCORED],
         )
 
 
@@ -229,6 +236,11 @@ def source_report(sources: Sequence[SourceFigures]) -> str:
                 + ("; THE OPPOSITE IS MUCH BETTER" if source.bos.wrong else "")
                 for source in sources
                 if source.bos is not None
+            ),
+            *(
+                f"{source.name}: segments left unscored: {source.unscored:,} (extract.on_bad)"
+                for source in sources
+                if source.unscored
             ),
         ]
     )

@@ -112,7 +112,7 @@ def probe_bos(engine: Engine, job: Job) -> BosFigures | None:
     if read_figures(source.run, source.name, tokenizer.fingerprint) is not None:
         return None
     longest = min(PROBE_TOKENS, source.spec.longest)
-    chosen = probe_segments(source.plan.segments(job.pending[0]))
+    chosen = probe_segments(source.plan.segments(source.plan.shards[0]))
     encoded = [part for part in tokenizer.encode(chosen) if len(part.token_ids) >= LEAST_TOKENS]
     if not encoded or longest < LEAST_TOKENS + len(bos_ids):
         return None

@@ -12,24 +12,27 @@ A batch of the engine never mixes two shards, so a resumed run scores the same b
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-from extract.engines.protocol import DenseRows, Engine
-from extract.scoring.rows import ScoredSegment, scored_segment
-from extract.scoring.score import shard_arrays, shard_stats
+from extract.engines.protocol import CHECK_WEIGHTS, DenseRows, Engine
+from extract.scoring.rows import ScoredSegment, scored_segment, unscored_segment
+from extract.scoring.score import UNSCORED, shard_arrays, shard_stats
 from store_schema.errors import MismatchError, ModelError
 from store_schema.layout import Arrays
 from store_schema.plan.plan import Plan, Segment, ShardRecord
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+
+logger = logging.getLogger(__name__)
 
 OPEN_SHARDS = 2
 """Maximal number of shards that are begun and not committed, whose work a kill would lose."""
@@ -133,6 +136,8 @@ class PreparedShard:
     segments: list[Segment]
     encoded: list[EncodedSegment]
     scored: dict[int, ScoredSegment] = field(default_factory=dict)
+    too_long: int = 0
+    faulty: int = 0
     seconds: float = 0.0
     """Time in the engine, including waits for the threads after it."""
 
@@ -142,7 +147,9 @@ class PreparedShard:
 
     def stats(self) -> dict[str, float]:
         """Figures of the shard."""
-        return shard_stats(self.segments, self.encoded, self._in_order(), self.seconds)
+        stats = shard_stats(self.segments, self.encoded, self._in_order(), self.seconds)
+        unscored = self.too_long + self.faulty
+        return stats | ({UNSCORED: float(unscored)} if unscored else {})
 
     def _in_order(self) -> list[ScoredSegment]:
         return [self.scored[i] for i in range(len(self.segments))]
@@ -156,7 +163,14 @@ class Pipeline:
     """
 
     def __init__(
-        self, tokenizer: SegmentTokenizer, plan: Plan, write: Write, *, queue_bytes: int
+        self,
+        tokenizer: SegmentTokenizer,
+        plan: Plan,
+        write: Write,
+        *,
+        queue_bytes: int,
+        records_bad: bool = False,
+        longest: int | None = None,
     ) -> None:
         """Start the threads.
 
@@ -165,7 +179,10 @@ class Pipeline:
             plan: Whose shards are scored.
             write: Called with each finished shard.
             queue_bytes: Maximal bytes of rows that wait to be converted to entries.
+            records_bad: Whether a segment that cannot be scored is kept without a distribution.
+            longest: Tokens, with the context, that the model can read; with `records_bad`. None: any.
         """
+        self._records_bad, self._longest = records_bad, longest if records_bad else None
         self._tokenizer, self._plan, self._write = tokenizer, plan, write
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._rows = Backlog("entries", queue_bytes)
@@ -210,19 +227,22 @@ class Pipeline:
     def score(
         self,
         engine: Engine,
-        shards: Sequence[ShardRecord],
+        shards: Iterable[ShardRecord],
         *,
         on_scored: Callable[[int], None],
         on_begun: Callable[[int], None] = lambda shard: None,
+        done_elsewhere: Callable[[int], bool] = lambda shard: False,
     ) -> None:
         """Score shards in order; all are written when the context is left without an exception.
 
         Args:
             engine: The loaded model.
-            shards: Of the plan.
+            shards: Of the plan; the next one is asked for when one begins.
             on_scored: Called with the number of positions of each segment as it is done, and with 0
                 while waiting for an earlier shard to be written; may raise to stop.
             on_begun: Called with the index of each shard that is about to be scored.
+            done_elsewhere: Asked with the index of the shard that is being scored, after each segment;
+                True leaves the shard out.
 
         Raises:
             ModelError: The model returns NaN; names segment and position.
@@ -238,29 +258,48 @@ class Pipeline:
             on_begun(shard.record.index)
             start = time.monotonic()
             scored = 0
-            for i, dense in engine.score(shard.encoded):
+            for i, dense in self._scored(engine, shard):
                 # Before `put`: with the last segment's rows converted, the shard is complete.
                 shard.seconds = time.monotonic() - start
-                self._rows.put(partial(self._convert, shard, i, dense), dense.size_bytes)
+                size_bytes = 0 if dense is None else dense.size_bytes
+                self._rows.put(partial(self._convert, shard, i, dense), size_bytes)
                 scored += 1
                 on_scored(len(shard.encoded[i].token_ids))
-            if scored != len(shard.segments):
+                if scored < len(shard.segments) and done_elsewhere(shard.record.index):
+                    break
+            if scored == len(shard.segments):
+                continue
+            if not done_elsewhere(shard.record.index):
                 raise ModelError(
                     "the engine left segments out",
                     where=f"shard {shard.record.index}, source {self._tokenizer.name}",
                     expected=len(shard.segments),
                     got=scored,
                 )
+            self._open_shards.release()  # its rows, which are not complete, are never written
 
-    def _prepared(self, shards: Sequence[ShardRecord]) -> Iterator[PreparedShard]:
+    def _scored(
+        self, engine: Engine, shard: PreparedShard
+    ) -> Iterator[tuple[int, DenseRows | None]]:
+        """Rows of a shard's segments as they are done; None for one that the model cannot read."""
+        most = self._longest
+        fitting = [
+            i for i, e in enumerate(shard.encoded) if most is None or len(e.input_ids) <= most
+        ]
+        for i in sorted(set(range(len(shard.encoded))).difference(fitting)):
+            yield i, None
+        for number, dense in engine.score([shard.encoded[i] for i in fitting]):
+            yield fitting[number], dense
+
+    def _prepared(self, shards: Iterable[ShardRecord]) -> Iterator[PreparedShard]:
         """Yield each shard while the next one is being prepared."""
-        coming = deque(self._ahead.submit(self._prepare, shard) for shard in shards[:1])
-        for following in [*shards[1:], None][: len(shards)]:
-            shard = coming.popleft().result()
-            if following is not None:
-                coming.append(self._ahead.submit(self._prepare, following))
-            yield shard
-            del shard
+        coming: deque[Future[PreparedShard]] = deque()
+        for following in shards:
+            coming.append(self._ahead.submit(self._prepare, following))
+            if len(coming) == 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
     def _prepare(self, record: ShardRecord) -> PreparedShard:
         segments = self._plan.segments(record)
@@ -268,15 +307,37 @@ class Pipeline:
         require_planned(record, self._tokenizer.name, sum(len(e.token_ids) for e in encoded))
         return PreparedShard(record, segments, encoded)
 
-    def _convert(self, shard: PreparedShard, i: int, dense: DenseRows) -> None:
-        shard.scored[i] = scored_segment(
-            dense,
-            len(shard.encoded[i].token_ids),
-            vocab_size=self._tokenizer.vocab_size,
-            where=f"segment {shard.segments[i].segment_id}, source {self._tokenizer.name}",
-        )
+    def _convert(self, shard: PreparedShard, i: int, dense: DenseRows | None) -> None:
+        shard.scored[i] = self._converted(shard, i, dense)
         if len(shard.scored) == len(shard.segments):
             self._shards.put(partial(self._finish, shard), 1)
+
+    def _converted(self, shard: PreparedShard, i: int, dense: DenseRows | None) -> ScoredSegment:
+        """A segment as the store keeps it, without distributions if it cannot be scored."""
+        num_positions = len(shard.encoded[i].token_ids)
+        where = f"segment {shard.segments[i].segment_id}, source {self._tokenizer.name}"
+        if dense is None:
+            reason = f"it is longer than the {self._longest} tokens that the model can read"
+            shard.too_long += 1
+        else:
+            try:
+                return scored_segment(
+                    dense, num_positions, vocab_size=self._tokenizer.vocab_size, where=where
+                )
+            except ModelError as error:
+                if not self._records_bad:
+                    raise
+                reason = error.what
+                shard.faulty += 1
+        logger.warning("%s is left unscored (extract.on_bad: record): %s", where, reason)
+        if 1 < shard.faulty == len(shard.segments) - shard.too_long:
+            raise ModelError(
+                "no segment of a shard can be scored",
+                where=f"shard {shard.record.index}, source {self._tokenizer.name}",
+                got=reason,
+                hint=CHECK_WEIGHTS,
+            )
+        return unscored_segment(num_positions)
 
     def _finish(self, shard: PreparedShard) -> None:
         arrays, stats = shard.arrays(), shard.stats()

@@ -99,6 +99,17 @@ def scored_segment(
     )
 
 
+def unscored_segment(num_positions: int) -> ScoredSegment:
+    """A segment without any distribution, of `num_positions` positions."""
+    return ScoredSegment(
+        counts=np.zeros(num_positions, np.int64),
+        entry_ids=np.empty(0, np.uint32),
+        entry_logprobs=np.empty(0, np.float32),
+        tail_mass=np.ones(num_positions, np.float32),
+        label_logprobs=np.full(num_positions, np.nan, np.float32),
+    )
+
+
 def _padded(values: npt.NDArray[np.float32], num_positions: int) -> npt.NDArray[np.float32]:
     """[N] the values of the last positions, with NaN before them."""
     padded = np.full(num_positions, np.nan, np.float32)

@@ -14,6 +14,8 @@ from store_schema.text.encoded import token_lengths
 from store_schema.text.tokenizer import EncodedSegment
 
 TOKENS, NATS, BYTES = "tokens", "nats", "bytes"
+UNSCORED = "unscored"
+"""Figure of a shard that has segments without distributions (`extract.on_bad: record`): how many."""
 
 
 def shard_arrays(

@@ -9,7 +9,7 @@ from extract.engines.protocol import Engine
 from extract.scoring.children import check_stop_fd
 from extract.scoring.sources import CheckedSource
 from launch.signals import StopFlag
-from launch.work import Part
+from launch.work import Part, ShardQueue
 from launch.worklog import Session
 from store_schema.config import RunConfig
 from store_schema.layout import Arrays
@@ -19,13 +19,13 @@ from store_schema.store.writer import StoreWriter
 
 @dataclass(slots=True)
 class Job:
-    """The pending shards of one source, in the process that works on them.
+    """The shards of one source, in the process that works on them.
 
     Args:
         source: The checked source.
         writer: Of its store.
         part: This process's part of the shards.
-        pending: The shards to do, in order.
+        queue: The shards to do, in order.
         session: Of the worker's log.
         flag: Of this process.
         stop_fd: See `extract.scoring.children`.
@@ -35,7 +35,7 @@ class Job:
     source: CheckedSource
     writer: StoreWriter
     part: Part
-    pending: Sequence[ShardRecord]
+    queue: ShardQueue
     session: Session
     flag: StopFlag
     stop_fd: int | None
@@ -50,7 +50,9 @@ class Job:
         check_stop_fd(self.flag, self.stop_fd)
 
     def commit(self, shard: ShardRecord, arrays: Arrays, stats: dict[str, float]) -> None:
-        """Encode, write and commit a shard, and log it."""
+        """Encode, write and commit a shard, and log it; one that others have committed is left out."""
+        if self.queue.done_elsewhere(shard.index, wait_s=0):
+            return
         commit = self.writer.write(shard, arrays, stats)
         size_bytes = sum(file.size for file in commit.files.values())
         self.written += size_bytes

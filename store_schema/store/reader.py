@@ -52,6 +52,12 @@ def commit_key(shard: int) -> str:
     return f"commits/{shard:05d}.json"
 
 
+def listed_commits(location: Location) -> set[int]:
+    """Shards that a listing shows commits of, unread; an object store may list a new one late."""
+    names = location.names("commits")
+    return {int(name.removesuffix(".json")) for name in names if _COMMIT_NAME.fullmatch(name)}
+
+
 class StoreReader:
     """A store open for reading."""
 
@@ -116,8 +122,7 @@ class StoreReader:
     def _commit_files(self) -> Iterator[tuple[str, bytes]]:
         """Keys and bytes of all commits, in order of shards."""
         if self.manifest.num_shards is None:
-            names = [n for n in self.location.names("commits") if _COMMIT_NAME.fullmatch(n)]
-            keys = sorted((f"commits/{name}" for name in names), key=_shard_of)
+            keys = [commit_key(shard) for shard in sorted(listed_commits(self.location))]
         else:
             # By key, not by listing: an object store may list a new commit late.
             keys = [commit_key(shard) for shard in range(self.manifest.num_shards)]
@@ -351,7 +356,3 @@ class StoreReader:
             where = f"{self.location.url}/{key}"
             raise CorruptionError("file is missing", where=where, hint=RESTORE)
         return data
-
-
-def _shard_of(key: str) -> int:
-    return int(key.removeprefix("commits/").removesuffix(".json"))

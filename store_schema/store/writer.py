@@ -30,6 +30,7 @@ from store_schema.store.reader import (
     VOCABULARY_FILE,
     StoreReader,
     commit_key,
+    listed_commits,
 )
 from store_schema.text.vocabulary import Vocabulary
 
@@ -102,6 +103,14 @@ class StoreWriter:
         """
         reader = StoreReader.open(self.location)
         return set(reader.commits) if shards is None else reader.committed(shards)
+
+    def committed_now(self) -> set[int]:
+        """Indices of shards that a listing shows as finished; their commits are not read."""
+        return listed_commits(self.location)
+
+    def is_committed(self, shard: int) -> bool:
+        """Whether one shard is finished now; its commit is not read."""
+        return self.location.exists(commit_key(shard))
 
     def write(
         self, shard: ShardRecord, arrays: Arrays, stats: Mapping[str, float] | None = None
