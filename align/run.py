@@ -18,7 +18,7 @@ from align.prepare.prepare import make_aligner
 from launch.progress import Progress
 from launch.quantities import size_text
 from launch.signals import StopFlag
-from launch.work import Part, ShardQueue, work_line
+from launch.work import Part, ShardQueue, others_line, work_line
 from launch.worklog import Session, WorkLog
 from store_schema.config import RunConfig
 from store_schema.encoding.selection import select_entries
@@ -106,9 +106,11 @@ def dry_run(run: RunConfig, source: str, part: Part) -> str:
         MismatchError: Plan, store, tokenizer or settings changed since the store was begun.
     """
     checked = check_alignment(run, source, keep=False)
-    pending = part.pending(checked.plan.shards, checked.committed())
+    shards, committed = checked.plan.shards, checked.committed()
+    pending = part.pending(shards, committed)
     checked.reader.require_shards(pending)
-    return work_line(f"align {source}", pending, "target")
+    line = work_line(f"align {source}", pending, "target")
+    return line + others_line(part, shards, committed)
 
 
 def align_shards(

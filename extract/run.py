@@ -22,7 +22,7 @@ from extract.scoring.stage import Job, Stage
 from launch.progress import Progress
 from launch.quantities import size_text
 from launch.signals import stop_on_signals
-from launch.work import Part, ShardQueue, work_line
+from launch.work import Part, ShardQueue, others_line, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig
 from store_schema.errors import Stopped
@@ -139,8 +139,10 @@ def dry_run(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> l
     lines = []
     for name in names:
         source = stage.check(run, name, plan)
-        pending = part.pending(plan.shards, source.committed())
-        lines.append(stage.outlook(source, pending))
+        committed = source.committed()
+        pending = part.pending(plan.shards, committed)
+        others = others_line(part, plan.shards, committed)
+        lines.append(stage.outlook(source, pending) + others)
         if pending:
             lines.append(f"  {check_memory(source.spec)}")
     return lines

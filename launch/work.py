@@ -343,6 +343,12 @@ def chosen_sources(run: RunConfig, names: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names)) or tuple(run.sources)
 
 
+def others_line(part: Part, shards: Iterable[ShardRecord], committed: Collection[int]) -> str:
+    """What `--dry-run` adds to a source's line: how many shards other workers may leave to this one."""
+    left = sum(shard.index not in committed for shard in part.others(shards))
+    return f"; then what other workers leave of {left:,} shards" if left else ""
+
+
 def work_line(what: str, pending: Collection[ShardRecord], model: str) -> str:
     """Line that `--dry-run` prints for a source: shards and tokens that a run would do.
 
