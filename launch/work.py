@@ -64,7 +64,7 @@ class Part:
         """
         return [shard for shard in self._named(shards) if self._is_mine(shard.index)]
 
-    def others(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
+    def shards_of_others(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
         """Shards of the plan that belong to other workers and that this one may go on with."""
         if not self.steal or self.limit is not None:
             return []
@@ -151,7 +151,7 @@ class ShardQueue:
         self.pending = part.pending(shards, committed)
         self._others = [
             shard
-            for shard in part.others(shards)
+            for shard in part.shards_of_others(shards)
             if shard.index not in committed and (available is None or shard.index in available)
         ]
         self._worker, self._store = part.worker, store
@@ -183,6 +183,10 @@ class ShardQueue:
         first = {s.index % count: s.index for s in reversed(self._others)}.values()
         waiting = [s for s in self._others if s.index not in first] or self._others
         return waiting[-1 - self._worker.index % min(count, len(waiting))]
+
+    def own_are_done(self) -> bool:
+        """Whether its own shards are committed, by whomever: what it does now is others'."""
+        return all(self._store.is_committed(shard.index) for shard in self.pending)
 
     def done_elsewhere(self, shard: int, *, wait_s: float = ASK_EVERY_S) -> bool:
         """Whether another worker has committed a shard that this one has not.
@@ -345,7 +349,7 @@ def chosen_sources(run: RunConfig, names: Collection[str]) -> tuple[str, ...]:
 
 def others_line(part: Part, shards: Iterable[ShardRecord], committed: Collection[int]) -> str:
     """What `--dry-run` adds to a source's line: how many shards other workers may leave to this one."""
-    left = sum(shard.index not in committed for shard in part.others(shards))
+    left = sum(shard.index not in committed for shard in part.shards_of_others(shards))
     return f"; then what other workers leave of {left:,} shards" if left else ""
 
 
