@@ -53,7 +53,7 @@ from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.errors import LogitfuseError
 from store_schema.fingerprint import fingerprint
-from store_schema.model.models import transformers_config
+from store_schema.model.class_config import transformers_config
 from store_schema.plan.run_plan import open_plan
 
 SCORES_FILE = "test.json"

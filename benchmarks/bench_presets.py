@@ -48,7 +48,7 @@ from launch.signals import StopFlag
 from store_schema.config import ModelRef, load_run
 from store_schema.errors import LogitfuseError
 from store_schema.fingerprint import fingerprint
-from store_schema.model.models import transformers_config
+from store_schema.model.class_config import transformers_config
 from store_schema.plan.run_plan import open_plan
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -45,7 +45,7 @@ from fuse_train.selectors.by_name import learner
 from fuse_train.selectors.kinds.asn import AsnSection
 from launch.signals import StopFlag
 from store_schema.config import ModelRef
-from store_schema.model.models import transformers_config
+from store_schema.model.class_config import transformers_config
 
 LEARNING_RATE = 1e-5
 """Small: what is measured should not depend on what was learned."""

@@ -55,7 +55,7 @@ from launch.signals import StopFlag, stop_on_signals
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, MismatchError
-from store_schema.model.models import transformers_config
+from store_schema.model.class_config import transformers_config
 
 __all__ = [
     "Inputs",

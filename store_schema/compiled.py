@@ -7,7 +7,6 @@ folder is named by a digest of all source files of the top package: any change c
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from numba import config, njit
+
+from store_schema.fingerprint import sources_digest
 
 _NAME = "compiled-"
 
@@ -56,20 +57,10 @@ def _room_of(folder: Path) -> Path:
     return folder
 
 
-def _sources(package: Path) -> list[Path]:
-    """Source files of a package with its sub-packages; of any other folder, those directly in it."""
-    is_package = (package / "__init__.py").exists()
-    return sorted(package.rglob("*.py") if is_package else package.glob("*.py"))
-
-
 @cache
 def _cache_folder(package: Path) -> Path | None:
     """Cache folder for the functions of a package; None where none can be written to."""
-    digest = hashlib.sha256()
-    for folder in sorted({package, Path(__file__).parent}):
-        for path in _sources(folder):
-            digest.update(path.read_bytes())
-    name = _NAME + digest.hexdigest()[:16]
+    name = _NAME + sources_digest(*sorted({package, Path(__file__).parent}))[:16]
     for parent in (package / "__pycache__", Path.home() / ".cache" / "logitfuse" / package.name):
         try:
             (parent / name).mkdir(parents=True, exist_ok=True)

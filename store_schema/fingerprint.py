@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import to_json
 
 _SAMPLE_BYTES = 1 << 20
 _NUM_SAMPLES = 16
@@ -30,14 +31,44 @@ def canonical_json(value: Any) -> bytes:
     return text.encode("utf-8")
 
 
+def canonical_rows(rows: Sequence[Sequence[str | int]]) -> bytes:
+    """`canonical_json` of rows of texts and whole numbers, in a fifth of the time."""
+    return to_json(rows)
+
+
+def canonical_list(items: Iterable[bytes]) -> bytes:
+    """`canonical_json` of a list, given the `canonical_json` of each item."""
+    return b"[" + b",".join(items) + b"]"
+
+
 def fingerprint(value: Any) -> str:
     """Fingerprint of any JSON-like value."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
+    return fingerprint_of(canonical_json(value))
+
+
+def fingerprint_of(canonical: bytes) -> str:
+    """Fingerprint of the value whose `canonical_json` this is."""
+    return hashlib.sha256(canonical).hexdigest()[:32]
 
 
 def bytes_digest(data: bytes | memoryview) -> str:
     """Full SHA-256 of bytes, hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def source_files(package: Path) -> list[Path]:
+    """Source files of a package with its sub-packages; of any other folder, those directly in it."""
+    is_package = (package / "__init__.py").exists()
+    return sorted(package.rglob("*.py") if is_package else package.glob("*.py"))
+
+
+def sources_digest(*packages: Path) -> str:
+    """SHA-256 of the `source_files` of packages: another one after any change."""
+    digest = hashlib.sha256()
+    for package in packages:
+        for path in source_files(package):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def arrays_digest(arrays: Mapping[str, npt.NDArray[Any]], names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 from fuse_train.model.models import identity, load_model, own_dtype
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.model.models import transformers_config
+from store_schema.model.class_config import transformers_config
 from tests.tiny import tiny_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

@@ -214,11 +214,11 @@ def test_a_store_from_before_templates_had_settings_is_still_its_models(
     tokenizer = SegmentTokenizer(hf, name="m")
     parts: list[Any] = []
 
-    def keep(value: list[Any]) -> str:
-        parts.extend(value)
+    def keep(canonical: bytes) -> str:
+        parts.extend(json.loads(canonical))
         return "kept"
 
-    monkeypatch.setattr(tokenizer_module, "fingerprint", keep)
+    monkeypatch.setattr(tokenizer_module, "fingerprint_of", keep)
     assert tokenizer.fingerprint == "kept"
     assert tuple(parts[-2:]) == (TEMPLATES["plain"], [list(tokenizer.bos_ids), False, False])
 

@@ -11,10 +11,10 @@ import pytest
 
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
+from store_schema.model.class_config import model_rows
 from store_schema.model.models import (
     max_positions,
     model_config,
-    model_rows,
     resolve_model,
     resolve_tokenizer,
     resolved_dtype,

@@ -506,8 +506,9 @@ def test_a_tokenizer_of_another_model_is_told() -> None:
 
 def test_a_prompt_may_not_reach_beyond_the_rows(tmp_path: Path) -> None:
     folder = add_beyond_rows(tiny_model(tmp_path / "m"), "<image>", special=True)
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
     tokenizer = SegmentTokenizer.load(ModelRef(model=str(folder)), name="m")
-    tokenizer.roles.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     for content, fine in (("a picture", True), ("a <image>", False)):
         context = json.dumps({"messages": [{"role": "user", "content": content}]})
         if fine:

@@ -19,13 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from store_schema.errors import ConfigError, ModelError
-from store_schema.model.models import (
-    max_positions,
-    model_config,
-    model_rows,
-    resolved_dtype,
-    with_folder,
-)
+from store_schema.model.class_config import model_rows
+from store_schema.model.models import max_positions, model_config, resolved_dtype, with_folder
 
 # For types only: an engine also runs where only its own libraries are installed.
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from extract.engines.transformers_engine import chosen_device
 from extract.judge_kinds.kind import Answer, Score
 from store_schema.errors import ModelError, TokenizerError
 from store_schema.model.causal_model import load_whole_model
+from store_schema.model.class_config import transformers_config
 from store_schema.model.models import (
     max_positions,
     model_config,
     resolve_model,
     resolve_tokenizer,
     resolved_dtype,
-    transformers_config,
     with_folder,
 )
 from store_schema.model.out_of_memory import is_out_of_memory

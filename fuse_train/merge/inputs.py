@@ -15,8 +15,9 @@ from fuse_train.merge.stored_weights import StoredWeights
 from store_schema.config import ModelRef
 from store_schema.errors import ConfigError, ModelError
 from store_schema.fingerprint import model_fingerprint
+from store_schema.model.class_config import transformers_config
 from store_schema.model.model_check import require_language_model
-from store_schema.model.models import model_config, resolve_model, transformers_config, with_folder
+from store_schema.model.models import model_config, resolve_model, with_folder
 from store_schema.text.tokenizer import SegmentTokenizer
 from store_schema.validation import validation_line
 

@@ -11,14 +11,9 @@ from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.fingerprint import model_fingerprint
 from store_schema.model.causal_model import load_causal_model
+from store_schema.model.class_config import transformers_config
 from store_schema.model.model_check import require_language_model
-from store_schema.model.models import (
-    local_folder,
-    local_ref,
-    model_config,
-    resolved_dtype,
-    transformers_config,
-)
+from store_schema.model.models import local_folder, local_ref, model_config, resolved_dtype
 from store_schema.model.weight_files import require_weights
 
 

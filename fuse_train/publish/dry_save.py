@@ -21,7 +21,8 @@ from fuse_train.model.adapters import add_adapters, merged
 from fuse_train.model.heads import plain_model
 from store_schema.config import ModelRef
 from store_schema.errors import LogitfuseError, ModelError
-from store_schema.model.models import transformers_config, with_folder
+from store_schema.model.class_config import transformers_config
+from store_schema.model.models import with_folder
 from store_schema.model.weight_files import require_weights
 
 LARGEST_BYTES = 512 << 20

@@ -3,9 +3,8 @@
     <cache>/gguf/<file's name>-<content>-<dtype>/   config.json, model.safetensors, tokenizer.json,
                                                     tokenizer_config.json, gguf.json (its origin)
 
-The cache is $LOGITFUSE_CACHE, else $XDG_CACHE_HOME/logitfuse, else ~/.cache/logitfuse. A folder is
-written under another name and renamed, so it is complete or absent. Workers that need the same file at
-the same time wait for the first.
+The cache is that of `store_schema.disk.cache`. A folder is written under another name and renamed, so
+it is complete or absent. Workers that need the same file at the same time wait for the first.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from store_schema.disk.cache import cache_folder
 from store_schema.dtypes import DTYPES
 from store_schema.errors import ConfigError, ModelError, StorageError
 from store_schema.model.gguf_tokenizer import adds_bos, as_trained
@@ -61,14 +61,6 @@ class GgufHeader:
 
     metadata: dict[str, Any]
     dtype: str
-
-
-def cache_folder() -> Path:
-    """The cache folder of logitfuse."""
-    own = os.environ.get("LOGITFUSE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "logitfuse"
 
 
 def unpack(file: Path, dtype: str = "auto", *, tokenizer_folder: Path | None = None) -> Path:

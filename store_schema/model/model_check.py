@@ -6,11 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from store_schema.disk.cache import kept_fact
 from store_schema.errors import ModelError
+from store_schema.fingerprint import bytes_digest
 from store_schema.model.causal_config import require_causal_config
-from store_schema.model.models import knows_type, model_config, transformers_config
+from store_schema.model.class_config import knows_type, transformers_config
+from store_schema.model.models import model_config, with_folder
 from store_schema.model.weight_files import require_no_adapter
-from store_schema.model.weight_shapes import require_fitting_weights
+from store_schema.model.weight_shapes import require_fitting_weights, stored_tensors
 
 if TYPE_CHECKING:
     from store_schema.config import ModelRef
@@ -23,7 +26,9 @@ def require_language_model(ref: ModelRef, folder: Path, *, name: str, loader: Lo
     """Refuse a model that cannot be run as a causal language model, by its config and by the headers of
     its weight files, if they are there.
 
-    If vLLM will load it and transformers does not know its type, only the config is checked.
+    If vLLM will load it and transformers does not know its type, only the config is checked. That a
+    model passed is kept by the content of its config and those headers (see `kept_fact`), but not for
+    a model with Python code of its own that is run.
 
     Args:
         ref: The model in the run file.
@@ -38,11 +43,19 @@ def require_language_model(ref: ModelRef, folder: Path, *, name: str, loader: Lo
     own = model_config(folder)
     require_causal_config(own, name=name, folder=folder)
     kind = own.get("model_type")
-    if loader == "vllm" and isinstance(kind, str) and not knows_type(kind):
+
+    def passes() -> bool:
+        if loader != "vllm" or not isinstance(kind, str) or knows_type(kind):
+            place = with_folder(ref, folder)
+            require_fitting_weights(place, transformers_config(place, of=name), name=name)
+        return True
+
+    if ref.trust_remote_code:
+        passes()
         return
-    ref = ref.model_copy(update={"model": str(folder), "revision": None, "gguf_file": None})
-    config = transformers_config(ref, of=name)
-    require_fitting_weights(ref, config, name=name)
+    config = bytes_digest((folder / "config.json").read_bytes())
+    tensors = [[tensor.name, tensor.dtype, tensor.shape] for tensor in stored_tensors(folder)]
+    kept_fact("language-model", [config, tensors, loader], passes)
 
 
 def require_packages(folder: Path, *, name: str) -> None:

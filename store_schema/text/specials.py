@@ -1,10 +1,27 @@
-"""Make sure that plain text is never tokenised as special tokens."""
+"""Two readings of one tokenizer: special tokens are text in a text, and tokens in a rendered chat."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from operator import attrgetter
 
 from tokenizers import Tokenizer
+
+
+def of_same_model(backend: Tokenizer) -> Tokenizer:
+    """A tokenizer with the same ids, options of its own, and no post-processor.
+
+    The two have one model in memory, with all pieces and merges, which takes seconds to read again.
+    """
+    other = Tokenizer(backend.model)
+    other.normalizer = backend.normalizer
+    other.pre_tokenizer = backend.pre_tokenizer
+    other.decoder = backend.decoder
+    added = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]
+    for special, tokens in itertools.groupby(added, attrgetter("special")):
+        (other.add_special_tokens if special else other.add_tokens)(list(tokens))
+    return other
 
 
 def hide_special_tokens(backend: Tokenizer) -> Tokenizer:

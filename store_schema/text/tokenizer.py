@@ -16,17 +16,22 @@ from tokenizers import Tokenizer
 
 from store_schema.config import BosRule, ModelRef, TemplateSettings
 from store_schema.errors import NoRowError, TokenizerError
-from store_schema.fingerprint import fingerprint
-from store_schema.model.models import model_rows, resolve_tokenizer
+from store_schema.fingerprint import canonical_json, canonical_list, fingerprint_of
+from store_schema.model.class_config import model_rows
+from store_schema.model.models import resolve_tokenizer
 from store_schema.plan.plan import Segment
 from store_schema.text.chat_template import ChatTemplate
 from store_schema.text.context_reader import ContextReader
 from store_schema.text.encoded import EncodedSegment as EncodedSegment
 from store_schema.text.piece_bytes import vocabulary_of
 from store_schema.text.space_prefix import TextTokens, read_without_space
-from store_schema.text.specials import hide_special_tokens
+from store_schema.text.specials import hide_special_tokens, of_same_model
 from store_schema.text.tokenizer_class import Tokens, around_a_text
-from store_schema.text.tokenizer_files import TOKENIZER_FILE, files_signature
+from store_schema.text.tokenizer_files import (
+    TOKENIZER_FILE,
+    files_signature,
+    without_collector,
+)
 from store_schema.text.tokenizer_save import make_faithful, write_start
 from store_schema.text.tokenizer_source import (
     FolderSource,
@@ -108,7 +113,8 @@ class SegmentTokenizer:
             else:
                 source = converted(folder, ref, name=name)
             known = cls.__new__(cls)
-            known._begin(source, name=name, bos=ref.bos, template=ref.template)
+            with without_collector():
+                known._begin(source, name=name, bos=ref.bos, template=ref.template)
             known.limit_vocabulary(model_rows(ref))
             _OPEN[key] = known
         if known.name == name:
@@ -134,13 +140,18 @@ class SegmentTokenizer:
         self.vocabulary: Vocabulary = vocabulary_of(backend, where=name)
         is_bpe = type(backend.model).__name__ == "BPE"
         self._text = backend if is_bpe else hide_special_tokens(backend)
+        self._post_processor = backend.post_processor
         self._text.post_processor = None
         self._text.encode_special_tokens = True
 
     @cached_property
     def rendered_backend(self) -> Tokenizer:
         """The tokenizer that recognises special tokens, for rendered chats."""
-        return self._source.open() if self._whole is self._text else self._whole
+        if self._whole is not self._text:
+            return self._whole
+        rendered = of_same_model(self._whole)
+        rendered.post_processor = self._post_processor
+        return rendered
 
     @cached_property
     def chat(self) -> ChatTemplate:
@@ -208,12 +219,16 @@ class SegmentTokenizer:
         settings = self._settings.model_dump(mode="json", exclude={"file"}, exclude_defaults=True)
         if template is not None and settings:  # nothing by default, as in older stores
             options.append(settings)
-        return fingerprint([*text_rules(self._source, self._whole), template, options])
+        return self._fingerprint_with(canonical_json(template), canonical_json(options))
 
     @property
     def rules_fingerprint(self) -> str:
         """Fingerprint of everything that determines ids and bytes of a text without its context."""
-        return fingerprint(text_rules(self._source, self._whole))
+        return self._fingerprint_with()
+
+    def _fingerprint_with(self, *more: bytes) -> str:
+        with without_collector():
+            return fingerprint_of(canonical_list([*text_rules(self._source, self._whole), *more]))
 
     def warn_of_class(self) -> None:
         """Log a warning if AutoTokenizer tokenises differently than this tokenizer."""

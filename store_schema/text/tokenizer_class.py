@@ -16,12 +16,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from store_schema.disk.cache import kept_fact
 from store_schema.errors import ModelError
+from store_schema.fingerprint import bytes_digest
 from store_schema.model.lfs_pointer import require_no_pointer
 from store_schema.text.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE
 
@@ -109,16 +112,11 @@ def around_a_text(backend: Tokenizer) -> tuple[Tokens, Tokens]:
     return (), ()
 
 
-def read_class(
-    folder: Path,
-    backend: Tokenizer,
-    post_processor: Any,
-    *,
-    name: str,
-    trust_remote_code: bool = False,
-    with_added: bool = True,
-) -> ClassReading:
-    """Load the transformers tokenizer of a folder with the stand-in vocabulary.
+class Roles:
+    """Special tokens and chat template of a folder's tokenizer, as transformers reads them.
+
+    They are kept by the content of its files (see `kept_fact`), but not for a tokenizer class that
+    comes with the model. The tokenizer itself is loaded to render a chat.
 
     Args:
         folder: Folder with tokenizer_config.json and so on; its config.json influences the class.
@@ -126,15 +124,79 @@ def read_class(
         post_processor: Post-processor of tokenizer.json (`backend` may have lost it).
         name: Name of the model, for messages.
         trust_remote_code: Run a tokenizer class that comes with the model.
-        with_added: Include all added tokens, of which some models have thousands; `roles` needs none.
 
     Raises:
         ModelError: transformers cannot read the files beside tokenizer.json.
     """
+
+    def __init__(
+        self,
+        folder: Path,
+        backend: Tokenizer,
+        post_processor: Any,
+        *,
+        name: str,
+        trust_remote_code: bool = False,
+    ) -> None:
+        stand_in = _few_pieces(backend, post_processor, with_added=False)
+        # Some models have thousands of added tokens, of which nothing here needs one.
+        stand_in = _few_pieces(backend, post_processor, with_added=False)
+        self._arguments = (folder, stand_in, name, trust_remote_code)
+        files = _companions(folder)
+        content = [[str(f.relative_to(folder)), bytes_digest(f.read_bytes())] for f in files]
+        found = (
+            self._names()
+            if trust_remote_code
+            else kept_fact("roles", [stand_in, content], self._names)
+        )
+        self.bos_token: str | None = found["bos_token"]
+        self.eos_token: str | None = found["eos_token"]
+        self.chat_template: Any = found["chat_template"]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return _read_stand_in(*self._arguments, with_added=False).roles
+
+    def _names(self) -> dict[str, Any]:
+        tokens = {name: getattr(self._tokenizer, name, None) for name in ("bos_token", "eos_token")}
+        names = {name: None if token is None else str(token) for name, token in tokens.items()}
+        return names | {"chat_template": getattr(self._tokenizer, "chat_template", None)}
+
+    def apply_chat_template(self, *args: Any, **options: Any) -> Any:
+        """Render a chat: see transformers."""
+        return self._tokenizer.apply_chat_template(*args, **options)
+
+
+def read_class(
+    folder: Path,
+    backend: Tokenizer,
+    post_processor: Any,
+    *,
+    name: str,
+    trust_remote_code: bool = False,
+) -> ClassReading:
+    """Load the transformers tokenizer of a folder with the stand-in vocabulary and all added tokens.
+
+    Args:
+        folder: Folder with tokenizer_config.json and so on; its config.json influences the class.
+        backend: The tokenizer of the folder's tokenizer.json.
+        post_processor: Post-processor of tokenizer.json (`backend` may have lost it).
+        name: Name of the model, for messages.
+        trust_remote_code: Run a tokenizer class that comes with the model.
+
+    Raises:
+        ModelError: transformers cannot read the files beside tokenizer.json.
+    """
+    stand_in = _few_pieces(backend, post_processor, with_added=True)
+    return _read_stand_in(folder, stand_in, name, trust_remote_code, with_added=True)
+
+
+def _read_stand_in(
+    folder: Path, stand_in: str, name: str, trust_remote_code: bool, *, with_added: bool
+) -> ClassReading:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    stand_in = _stand_in(folder, _few_pieces(backend, post_processor, with_added=with_added))
-    with stand_in as place, _without_warnings():
+    with _stand_in(folder, stand_in) as place, _without_warnings():
         if not with_added:
             _drop_added(place / TOKENIZER_CONFIG)
         try:
@@ -163,16 +225,19 @@ def _stand_in(folder: Path, tokenizer_json: str) -> Iterator[Path]:
     tokenizer.json."""
     with tempfile.TemporaryDirectory(prefix="logitfuse-") as made:
         place = Path(made)
-        for path in [*(folder / companion for companion in _COMPANIONS), *folder.glob("*.py")]:
-            for file in [path, *path.glob("*")]:
-                if file.is_file():
-                    require_no_pointer(file)
-            if path.is_dir():
-                shutil.copytree(path, place / path.name)
-            elif path.exists():
-                shutil.copyfile(path, place / path.name)
+        for file in _companions(folder):
+            require_no_pointer(file)
+            copy = place / file.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
         (place / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
         yield place
+
+
+def _companions(folder: Path) -> list[Path]:
+    """The files beside tokenizer.json that transformers may read."""
+    paths = [*(folder / companion for companion in _COMPANIONS), *sorted(folder.glob("*.py"))]
+    return [file for path in paths for file in [path, *sorted(path.glob("*"))] if file.is_file()]
 
 
 def _drop_added(path: Path) -> None:

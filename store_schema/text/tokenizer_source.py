@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.fingerprint import bytes_digest
-from store_schema.text.tokenizer_class import ClassReading, Tokens, model_rules, read_class
+from store_schema.fingerprint import (
+    bytes_digest,
+    canonical_json,
+    canonical_list,
+    canonical_rows,
+)
+from store_schema.text.tokenizer_class import Roles, Tokens, model_rules, read_class
 from store_schema.text.tokenizer_files import (
     TEKKEN_FILE,
     TOKENIZER_FILE,
@@ -23,6 +29,8 @@ from store_schema.text.tokenizer_files import (
     tokenizer_config,
 )
 from store_schema.text.tokenizer_save import GENERIC_CLASS, copy_files
+
+R = TypeVar("R")
 
 _GENERIC_CLASSES = ("TokenizersBackend", GENERIC_CLASS)
 """Classes that follow the folder's files without rules of their own."""
@@ -62,28 +70,28 @@ class FolderSource:
         return value if isinstance(value, bool) else None
 
     @cached_property
-    def roles(self) -> Any:
-        """The transformers tokenizer, for special tokens and chat template."""
-        return self._read(with_added=False).roles
+    def roles(self) -> Roles:
+        """Special tokens and chat template, as transformers reads them."""
+        return self._as_class(Roles)
 
-    def _read(self, *, with_added: bool) -> ClassReading:
-        return read_class(
+    def _as_class(self, read: Callable[..., R]) -> R:
+        backend = self._backend or self.open()
+        return read(
             self._folder,
-            self._backend or self.open(),
+            backend,
             self._post_processor,
             name=self._name,
             trust_remote_code=self._trust,
-            with_added=with_added,
         )
 
-    def merges(self) -> list[list[str]]:
-        """Merges of BPE, in order."""
-        return _merges((self._folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    def read_model(self) -> dict[str, Any]:
+        """The model part of tokenizer.json."""
+        return _model_of((self._folder / TOKENIZER_FILE).read_bytes())
 
     def differences(self, start: Tokens) -> tuple[str, list[str]]:
         """The class that transformers chooses, and kinds of texts that it tokenises differently."""
         backend = self._backend or self.open()
-        reading = self._read(with_added=True)
+        reading = self._as_class(read_class)
         return reading.class_name, reading.differences(backend, start, self.open)
 
     def save(self, folder: Path) -> None:
@@ -110,9 +118,9 @@ class ObjectSource:
         backend.no_truncation()
         return backend
 
-    def merges(self) -> list[list[str]]:
-        """Merges of BPE, in order."""
-        return _merges(self.roles.backend_tokenizer.to_str())
+    def read_model(self) -> dict[str, Any]:
+        """The model part of its tokenizer.json."""
+        return _model_of(self.roles.backend_tokenizer.to_str())
 
     def differences(self, start: Tokens) -> tuple[str, list[str]]:
         """Its class, and no differences."""
@@ -126,29 +134,40 @@ class ObjectSource:
 Source = FolderSource | ObjectSource
 
 
-def model_state(source: Source, backend: Tokenizer) -> list[Any]:
-    """Everything of a tokenizer's model besides its pieces, as JSON-like values."""
-    if type(backend.model).__name__ != "BPE":
-        return [bytes_digest(backend.model.__getstate__())]
-    return [sorted(model_rules(backend).items()), source.merges()]
+def _model_of(tokenizer_json: str | bytes) -> dict[str, Any]:
+    model: dict[str, Any] = json.loads(tokenizer_json)["model"]
+    return model
 
 
-def text_rules(source: Source, backend: Tokenizer) -> list[Any]:
-    """Everything that determines the ids of a text and the bytes of ids, as JSON-like values."""
+def text_rules(source: Source, backend: Tokenizer) -> list[bytes]:
+    """Everything that determines the ids of a text and the bytes of ids.
+
+    Returns:
+        Parts for a fingerprint, each as canonical JSON: the model, its pieces, the other steps, and
+        added tokens.
+    """
     steps = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
     rules = [None if step is None else step.__getstate__().decode() for step in steps]
     added = sorted(backend.get_added_tokens_decoder().items())
     tokens = [[index, token.__getstate__()] for index, token in added]
-    pieces = sorted(backend.get_vocab(with_added_tokens=False).items(), key=itemgetter(1))
-    return [model_state(source, backend), pieces, rules, tokens]
+    return [*_model_rules(source, backend), canonical_json(rules), canonical_json(tokens)]
 
 
-def _merges(tokenizer_json: str) -> list[list[str]]:
-    merges = json.loads(tokenizer_json)["model"].get("merges", [])
+def _model_rules(source: Source, backend: Tokenizer) -> tuple[bytes, bytes]:
+    """The parts of `text_rules` on the model and on its pieces."""
+    if type(backend.model).__name__ != "BPE":
+        state = canonical_json([bytes_digest(backend.model.__getstate__())])
+        return state, _in_order(backend.get_vocab(with_added_tokens=False))
+    model = source.read_model()
+    merges = model.get("merges", [])
     if merges and isinstance(merges[0], str):
-        return [merge.split(" ") for merge in merges]
-    pairs: list[list[str]] = merges
-    return pairs
+        merges = [merge.split(" ") for merge in merges]
+    options = canonical_json(sorted(model_rules(backend).items()))
+    return canonical_list([options, canonical_rows(merges)]), _in_order(model["vocab"])
+
+
+def _in_order(pieces: Mapping[str, int]) -> bytes:
+    return canonical_rows(sorted(pieces.items(), key=itemgetter(1)))
 
 
 def converted(folder: Path, ref: ModelRef, *, name: str) -> ObjectSource:

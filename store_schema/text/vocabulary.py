@@ -55,8 +55,10 @@ class Vocabulary:
     @cached_property
     def tokens(self) -> tuple[bytes, ...]:
         """Bytes of text by id: as `written`, but b"" for special tokens."""
-        pairs = zip(self.written, self.special.tolist(), strict=True)
-        return tuple(b"" if special else token for token, special in pairs)
+        tokens = list(self.written)
+        for special in np.flatnonzero(self.special).tolist():
+            tokens[special] = b""
+        return tuple(tokens)
 
     def spelling(self, token_id: int) -> bytes:
         """`written` of a token; "<id N>" for ids that the tokenizer does not have."""
