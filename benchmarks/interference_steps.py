@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import recipes
 from benchmarks.interference_settings import METHODS, OURS, TODAY, Data, Setting
-from fuse_train.publish.final import read_done
+from fuse_train.publish.done import read_done
 from store_schema.errors import MissingError
 
 ROUNDS, STEPS, WARM_STEPS = 5, 30, 3

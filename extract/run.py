@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 
-import torch
-
 from extract.engine_kinds import ENGINES
 from extract.engines.memory import check_memory
 from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec
@@ -220,6 +218,8 @@ def _require_causal(
 
 def halved(spec: EngineSpec, times: int) -> EngineSpec:
     """The spec with the engine's batches halved so many times, unless the engine does that itself."""
+    import torch
+
     kind = ENGINES[spec.section.engine]
     fewer: EngineSpec = kind.halved(spec, times, on_cpu=not torch.cuda.is_available())
     return fewer

@@ -22,7 +22,8 @@ from pydantic import Field
 from fuse_eval.common_bytes import block_ends, common_boundaries, counted_from, nats_by_block
 from fuse_train.loop.likelihood import row_nats
 from fuse_train.machine.memory_fit import memory_errors
-from fuse_train.model.models import identity, load_model
+from fuse_train.model.identity import identity
+from fuse_train.model.models import load_model
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema import SCHEMA_VERSION

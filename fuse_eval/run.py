@@ -29,7 +29,7 @@ from fuse_train.data.samples import AlignedSamples, domains_of
 from fuse_train.data.stream import SampleStream
 from fuse_train.gate.held_out import span_nats
 from fuse_train.inputs import kept_selectors, stream_options
-from fuse_train.model.models import identity
+from fuse_train.model.identity import identity
 from fuse_train.run import final_folder
 from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors import SELECTORS

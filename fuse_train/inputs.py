@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of
-from fuse_train.data.stream import StreamOptions
-from fuse_train.model.models import identity, own_dtype
-from fuse_train.selector_fit.selector_start import saved_identity
+from fuse_train.model.identity import identity, own_dtype_name
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
 from store_schema.errors import InputError
@@ -24,6 +22,11 @@ from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.same_source import aligned_stores
 from store_schema.text.tokenizer import SegmentTokenizer
+
+if (
+    TYPE_CHECKING
+):  # the following are without torch, so that it is not loaded for a finished training
+    from fuse_train.data.stream import StreamOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ def split_bytes(plan: Plan, split: str) -> dict[str, int]:
 
 def stream_options(run: RunConfig, section: TrainSection) -> StreamOptions:
     """Options of the training stream, from the run file."""
+    from fuse_train.data.stream import StreamOptions
+
     return StreamOptions(
         seed=run.seed,
         batch_segments=section.batch_segments,
@@ -165,10 +170,12 @@ def job_fingerprint(inputs: Inputs, label: str, section: TrainSection) -> str:
         if samples.missing:
             content["missing"] = {name: sorted(shards) for name, shards in samples.missing.items()}
         if section.learned is not None and section.learned.start_from is not None:
+            from fuse_train.selector_fit.selector_start import saved_identity
+
             content["selector"] = saved_identity(section, len(run.sources))
     return fingerprint(content)
 
 
 def final_fingerprint(run: RunConfig, job: str) -> str:
     """Fingerprint of a final folder: of the training `job`, and the dtype of the weights."""
-    return fingerprint({"job": job, "dtype": str(own_dtype(run.target))})
+    return fingerprint({"job": job, "dtype": f"torch.{own_dtype_name(run.target)}"})

@@ -12,8 +12,7 @@ from pathlib import Path
 from fuse_train.config import TrainSection
 from fuse_train.disk.folders import sweep
 from fuse_train.inputs import final_folder
-from fuse_train.merge.run import merge_models
-from fuse_train.publish.final import CONFIG_FILE, DONE_FILE, DoneRecord, read_done
+from fuse_train.publish.done import CONFIG_FILE, DONE_FILE, DoneRecord, read_done
 from launch.progress import Progress
 from store_schema.config import RunConfig
 from store_schema.disk.sealed import seal
@@ -88,6 +87,8 @@ def merge_pairs(run: RunConfig, section: TrainSection, pairs: dict[str, Path]) -
     sweep(out.parent)
     if read_done(out, expected) is not None:
         return out, False
+    from fuse_train.merge.run import merge_models
+
     first = next(iter(pairs.values()))
     record = _record(expected, list(done.values()))
 

@@ -1,61 +1,37 @@
-"""The train stage: the fused run, then the CLM control, each resumed, or skipped if finished."""
+"""The train stage: the fused run, then the CLM control, each resumed, or skipped if finished.
+
+Nothing here imports torch at the top, so a run that is finished needs no time to load it.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fuse_train.config import TrainSection
-from fuse_train.data.stream import SampleStream
-from fuse_train.disk.folders import publish_folder, sweep
-from fuse_train.gate.held_out import HeldOutText
+from fuse_train.disk.folders import sweep
 from fuse_train.inputs import (
     Inputs,
     check_domains,
     final_fingerprint,
     final_folder,
     job_fingerprint,
-    kept_selectors,
     open_inputs,
     output_folder,
     stream_options,
 )
-from fuse_train.loop.checkpoint import TrainState, latest_checkpoint
-from fuse_train.loop.loop_inputs import LoopInputs
-from fuse_train.loop.step_log import StepLog
-from fuse_train.loop.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
-from fuse_train.loop.trainer import TrainingLoop
-from fuse_train.loop.validation import ValidSet, check_valid, load_valid
+from fuse_train.loop.trackers import tracker_names
 from fuse_train.machine.allocator import keep_freed_memory
-from fuse_train.machine.launchers import check_accelerator, check_launcher
-from fuse_train.machine.memory_fit import free_memory
-from fuse_train.machine.precision import resolve_precision
-from fuse_train.machine.processes import quiet_unless_main
-from fuse_train.model.adapters import check_lora
-from fuse_train.model.models import own_dtype
-from fuse_train.model.target import Target, load_target
+from fuse_train.machine.launchers import check_launcher
+from fuse_train.machine.processes import is_main, process_count, quiet_unless_main
 from fuse_train.pairs import merge_pairs, pair_runs
-from fuse_train.publish.dry_save import dry_save
-from fuse_train.publish.final import (
-    DoneRecord,
-    FinalChoice,
-    FinalFiles,
-    final_choice,
-    publish_trained,
-    read_done,
-)
+from fuse_train.publish.done import DoneRecord, read_done
 from fuse_train.publish.hub import push_final
-from fuse_train.publish.model_card import CardFacts
-from fuse_train.selector_fit.selector_start import SelectorStart
-from fuse_train.selector_fit.selector_training import split_batches
-from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag, stop_on_signals
-from launch.summary import logs_folder
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, MismatchError
-from store_schema.model.class_config import transformers_config
 
 __all__ = [
     "Inputs",
@@ -67,9 +43,6 @@ __all__ = [
     "stream_options",
     "train_run",
 ]
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +92,8 @@ def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
     check_launcher()
     tracker_names(section)
     if section.lora is not None:
+        from fuse_train.model.adapters import check_lora
+
         check_lora(section.lora)
     inputs = open_inputs(run, section)
     check_domains(inputs, section)
@@ -137,8 +112,6 @@ def _train_pairs(
     run: RunConfig, section: TrainSection, stop: StopFlag, only: str | None
 ) -> list[Outcome]:
     """Train every pair, or one alone; where all are trained, merge them."""
-    from accelerate import PartialState
-
     runs = pair_runs(run, section)
     if only is not None and only not in runs:
         raise ConfigError("no such pair", where="--pair", expected=", ".join(runs), got=only)
@@ -152,7 +125,7 @@ def _train_pairs(
     if only is not None:
         return list(outcomes.values())
     folders = {name: outcome.folder for name, outcome in outcomes.items()}
-    with PartialState().main_process_first():
+    with _main_process_first():
         folder, fresh = merge_pairs(run, section, folders)
     record = read_done(folder)
     if record is None:
@@ -160,238 +133,34 @@ def _train_pairs(
     return [*outcomes.values(), Outcome(record, folder, fresh, "fused")]
 
 
-def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag) -> Outcome:
-    run, root = inputs.run, final_folder(inputs.run, label).parent
-    checkpoints, job = root / "checkpoints", job_fingerprint(inputs, label, section)
-    expected = final_fingerprint(run, job)
-    section = _with_precision(run, section)
-    accelerator = _accelerator(run, label, section)
-    check_accelerator(accelerator, section)
-    if accelerator.is_main_process:
-        sweep(root)
-        sweep(checkpoints)
-    accelerator.wait_for_everyone()
-    done = read_done(root / "final", expected)
-    if done is None:
-        _train_and_publish(inputs, label, section, stop, accelerator, job)
-    accelerator.wait_for_everyone()
-    record = read_done(root / "final", expected)
-    if record is None:
-        raise MismatchError("final folder vanished", where=root / "final")
-    if section.push_to_hub is not None and accelerator.is_main_process:
-        push_final(
-            root / "final", section.push_to_hub, private=section.hub_private, fingerprint=expected
-        )
-    return Outcome(record, root / "final", done is None, label)
-
-
-def _with_precision(run: RunConfig, section: TrainSection) -> TrainSection:
-    """The section with `precision: auto` resolved, alike for all processes and trainings."""
-    if section.precision != "auto":
-        return section
+@contextmanager
+def _main_process_first() -> Iterator[None]:
+    if process_count() == 1:
+        yield
+        return
     from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
 
-    # A process's first PartialState serves all its accelerators, but ignores ACCELERATE_USE_CPU.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    folder = output_folder(run)
-    config = transformers_config(run.target, of="target")
-    with state.main_process_first():
-        record = resolve_precision(folder, config, state.device, writes=state.is_main_process)
-    return section.model_copy(update={"precision": record.precision})
+    with PartialState().main_process_first():
+        yield
 
 
-def _accelerator(run: RunConfig, label: str, section: TrainSection) -> Any:
-    from accelerate import Accelerator
+def _train_one(inputs: Inputs, label: str, section: TrainSection, stop: StopFlag) -> Outcome:
+    final = final_folder(inputs.run, label)
+    job = job_fingerprint(inputs, label, section)
+    expected = final_fingerprint(inputs.run, job)
+    # Several processes look together, behind a barrier: see `train`.
+    record = _finished(final, expected) if process_count() == 1 else None
+    fresh = record is None
+    if record is None:
+        from fuse_train.training import train
 
-    return Accelerator(
-        mixed_precision="bf16" if section.precision == "bfloat16" else "no",
-        log_with=tracker_names(section) or None,
-        project_dir=str(tracker_folder(logs_folder(run), label)),
-    )
-
-
-def _train_and_publish(
-    inputs: Inputs,
-    label: str,
-    section: TrainSection,
-    stop: StopFlag,
-    accelerator: Any,
-    job: str,
-) -> None:
-    run, root = inputs.run, final_folder(inputs.run, label).parent
-    checkpoints = root / "checkpoints"
-    latest = latest_checkpoint(checkpoints, job)
-    path, state = latest or (None, TrainState(fingerprint=job, step=0, next_sample=0))
-    target = load_target(
-        run.target,
-        inputs.tokenizer,
-        section,
-        checkpoint=path,
-        seed=run.seed,
-        device=accelerator.device,
-    )
-    valid = _valid(inputs, section)
-    if valid is not None:
-        check_valid(target.model, valid)
-    if accelerator.is_main_process:
-        _dry_save(inputs, label, section, target, state, root)
-    accelerator.wait_for_everyone()
-    stream = SampleStream(
-        inputs.samples,
-        stream_options(run, section),
-        inputs.domains,
-        with_sources=label == "fused",
-        process=(accelerator.process_index, accelerator.num_processes),
-    )
-    selector = None
-    if label == "fused":
-        selector = _selector(inputs, section, stream, path, accelerator, stop)
-    log_name = "train_steps.jsonl" if label == "fused" else "control_steps.jsonl"
-    log = StepLog(logs_folder(run) / log_name if accelerator.is_main_process else None)
-    held_out = None
-    if label == "fused" and section.fusion_gate.kind == "held_out":
-        held_out = _held_out(inputs, section, valid)
-    loop_inputs = LoopInputs(
-        label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log, held_out
-    )
-    loop = TrainingLoop(loop_inputs, target, selector, state, accelerator, path)
-    del target, selector  # else they would stay in memory when the loop is deleted below
-    start_trackers(accelerator, run.name, label, job, step=state.step)
-    try:
-        loop.run(stop)
-    finally:
-        stop_trackers(accelerator)
-    state = loop.state
-    learned = loop.selector
-    if accelerator.is_main_process and learned is not None and learned.learns:
-        # Not in final/: engines load every safetensors file beside a model.
-        publish_folder(root / "selector", learned.save)
-    del loop, loop_inputs, stream, learned
-    accelerator.free_memory()
-    free_memory()
-    if accelerator.is_main_process:
-        _finish(inputs, label, section, state, root)
-    accelerator.wait_for_everyone()
+        record, fresh = train(inputs, label, section, stop, job)
+    if section.push_to_hub is not None and is_main():
+        push_final(final, section.push_to_hub, private=section.hub_private, fingerprint=expected)
+    return Outcome(record, final, fresh, label)
 
 
-def _valid(inputs: Inputs, section: TrainSection) -> ValidSet | None:
-    shards = inputs.plan.splits().get(section.valid_split)
-    if shards:
-        return load_valid(inputs.plan, shards, inputs.tokenizer, section.eval_segments)
-    needs = [
-        name
-        for name, needed in (
-            ("keep_best", section.keep_best),
-            ("early_stopping_patience", section.early_stopping_patience is not None),
-        )
-        if needed
-    ]
-    if needs:
-        off = {"keep_best": "false", "early_stopping_patience": "null"}
-        raise ConfigError(
-            "no shard of the split that evaluations need",
-            where="train.valid_split",
-            expected=", ".join(inputs.plan.splits()),
-            got=section.valid_split,
-            hint="name another split, or set "
-            + " and ".join(f"train.{name} to {off[name]}" for name in needs),
-        )
-    logger.warning(
-        "no shard of split %s (train.valid_split): nothing is evaluated while training",
-        section.valid_split,
-    )
-    return None
-
-
-def _held_out(inputs: Inputs, section: TrainSection, valid: ValidSet | None) -> HeldOutText:
-    """The evaluated segments with the sources' log-probabilities of their labels.
-
-    Raises:
-        ConfigError: Nothing is evaluated.
-        MissingError: The stores have no shard of that split.
-    """
-    if valid is None:
-        raise ConfigError(
-            "the fusion gate needs evaluations during training",
-            where="train.fusion_gate",
-            expected="text of split " + section.valid_split,
-            hint="give the corpus such a split, or set train.fusion_gate.kind to none",
-        )
-    samples = open_inputs(inputs.run, section, section.valid_split).samples
-    return HeldOutText.of(split_batches(samples, inputs.domains), valid.segment_ids)
-
-
-def _selector(
-    inputs: Inputs,
-    section: TrainSection,
-    stream: SampleStream,
-    checkpoint: Path | None,
-    accelerator: Any,
-    stop: StopFlag,
-) -> Selector:
-    """The selector that this run starts or resumes with."""
-    start = SelectorStart(
-        section,
-        inputs.run.seed,
-        stream,
-        lambda: open_inputs(inputs.run, section, section.valid_split).samples,
-        accelerator.device,
-        stop.check,
-        kept_selectors(inputs.run),
-    )
-    return start.make(None if checkpoint is None else checkpoint / "trainer")
-
-
-def _dry_save(
-    inputs: Inputs, label: str, section: TrainSection, target: Target, state: TrainState, root: Path
-) -> None:
-    """Try the final save, with placeholders for figures that are not known yet."""
-    ref = inputs.run.target
-    bpb = dict.fromkeys(inputs.domains, 1.0)
-    files = _final_files(
-        inputs, label, section, state.model_copy(update={"before": bpb}), FinalChoice(0, None, bpb)
-    )
-    dry_save(root, target.model, ref, own_dtype(ref), section.lora, files.write)
-
-
-def _finish(
-    inputs: Inputs, label: str, section: TrainSection, state: TrainState, root: Path
-) -> None:
-    """Publish what was trained, read back from its checkpoint."""
-    choice = final_choice(state, root / "checkpoints", keep_best=section.keep_best)
-    files = _final_files(inputs, label, section, state, choice)
-    publish_trained(root, choice, inputs.run.target, files, adapters=section.lora is not None)
-
-
-def _final_files(
-    inputs: Inputs, label: str, section: TrainSection, state: TrainState, choice: FinalChoice
-) -> FinalFiles:
-    run = inputs.run
-    sources = {name: ref.model for name, ref in run.sources.items()} if label == "fused" else {}
-    facts = CardFacts(
-        run_name=run.name,
-        label=label,
-        target=run.target.model,
-        sources=sources,
-        plan_fingerprint=inputs.plan.fingerprint,
-        store_fingerprints={
-            name: inputs.samples.stores[name].manifest.fingerprint() for name in sources
-        },
-        section=section,
-        seed=run.seed,
-        before=state.before,
-        after=choice.bpb,
-        step=choice.step,
-        num_steps=state.step,
-    )
-    record = DoneRecord(
-        fingerprint=final_fingerprint(run, state.fingerprint),
-        label=label,
-        num_steps=state.step,
-        step=choice.step,
-        before=state.before,
-        after=choice.bpb,
-        seconds=state.seconds,
-    )
-    return FinalFiles(inputs.tokenizer, record, facts, run.resolved())
+def _finished(final: Path, expected: str) -> DoneRecord | None:
+    sweep(final.parent)
+    sweep(final.parent / "checkpoints")
+    return read_done(final, expected)

@@ -90,7 +90,7 @@ def test_early_stopping_counts_evaluations_and_survives_a_kill(tmp_path, monkeyp
         def killed(*args, **kwargs):
             raise KilledError
 
-        patched.setattr("fuse_train.run._finish", killed)
+        patched.setattr("fuse_train.training._finish", killed)
         with pytest.raises(KilledError):
             train_run(made)
     (again,) = train_run(made)

@@ -22,8 +22,8 @@ from transformers import (
 
 from fuse_train.config import LoraSection
 from fuse_train.publish import dry_save as module
+from fuse_train.publish.done import read_done
 from fuse_train.publish.dry_save import dry_save
-from fuse_train.publish.final import read_done
 from fuse_train.run import train_run
 from store_schema.config import ModelRef
 from store_schema.errors import MismatchError, ModelError, StorageError

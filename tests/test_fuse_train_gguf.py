@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuse_train.model.models import identity, load_model, own_dtype
+from fuse_train.model.identity import identity
+from fuse_train.model.models import load_model, own_dtype
 from store_schema.config import ModelRef
 from store_schema.fingerprint import model_fingerprint
 from store_schema.model.models import resolve_model, with_folder

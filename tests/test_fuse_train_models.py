@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fuse_train.model.models import identity, load_model, own_dtype
+from fuse_train.model.identity import identity
+from fuse_train.model.models import load_model, own_dtype
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.model.class_config import transformers_config

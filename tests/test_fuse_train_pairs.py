@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fuse_train.config import TrainSection
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.pairs import pair_runs
-from fuse_train.publish.final import read_done
+from fuse_train.publish.done import read_done
 from fuse_train.run import open_inputs, output_folder, train_run
 from launch.summary import pair_folders
 from launch.training_status import read_trainings

@@ -16,7 +16,7 @@ from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.loop.validation import load_valid, valid_scores
 from fuse_train.machine.memory_fit import fitting_size
-from fuse_train.publish.final import read_done
+from fuse_train.publish.done import read_done
 from fuse_train.run import train_run
 from fuse_train.selectors.features import FEATURES
 from store_schema.errors import ConfigError, InputError

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fuse_train.cli import train
 from fuse_train.config import TrainSection
 from fuse_train.loop.objective import FusionObjective
-from fuse_train.publish.final import read_done
+from fuse_train.publish.done import read_done
 from fuse_train.run import train_run
 from launch.signals import StopFlag
 from store_schema.errors import ConfigError, MismatchError, MissingError, ModelError, Stopped

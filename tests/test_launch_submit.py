@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import logitfuse
-from fuse_train.publish.final import DONE_FILE
+from fuse_train.publish.done import DONE_FILE
 from fuse_train.run import final_folder
 from launch.jobs import Pending, Request, needed_jobs, stages_from, unaligned
 from launch.slurm import ArrayLimits, ArrayPart, Job, Place, script_text

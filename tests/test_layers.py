@@ -75,7 +75,7 @@ ORDER = {
             "model",
         ),
         *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "pairs", "recipe"),
-        *("run", "selector_run", "explain", "cli", "__main__"),
+        *("training", "run", "selector_run", "explain", "cli", "__main__"),
     ),
 }
 """Files and folders at the root of a package: each may import, when loaded, what stands before it."""

@@ -22,7 +22,7 @@ from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
 from fuse_eval.run import StageResult, models_to_score
 from fuse_eval.summary import ANSWERS_FILE, read_json, report_location, write_json
-from fuse_train.model.models import identity
+from fuse_train.model.identity import identity
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fuse_train.data.partial import missing_shards, missing_shards_error, uncovered_arrays
-from fuse_train.selectors.features import shard_features
 from store_schema.errors import ConfigError, InputError, MismatchError
 from store_schema.layout import Arrays
 from store_schema.plan.columns import segment_columns
@@ -263,6 +262,9 @@ class AlignedSamples:
             sources = tuple(self._own(by_name.get(name, uncovered)) for name in self.stores)
         features = None
         if with_sources and self._with_features:
+            # With torch, which a run that is finished does not load.
+            from fuse_train.selectors.features import shard_features
+
             texts = [segment.text.encode() for segment in segments]
             features = shard_features(sources, first["token_offsets"], first["byte_ends"], texts)
         return DecodedShard(

@@ -15,7 +15,7 @@ from fuse_train.loop.likelihood import check_inputs
 from fuse_train.model.heads import check_head
 from fuse_train.model.models import load_model
 from fuse_train.model.target import load_trained
-from fuse_train.publish.final import read_done
+from fuse_train.publish.done import read_done
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, MismatchError, MissingError
 from store_schema.model.models import with_folder

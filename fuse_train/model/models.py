@@ -1,19 +1,17 @@
-"""Loading a causal model, the identity of its weights, and the dtype that it is saved in."""
+"""Loading a causal model, and the torch dtype that it is saved in."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fuse_train.model.identity import own_dtype_name
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
-from store_schema.fingerprint import model_fingerprint
 from store_schema.model.causal_model import load_causal_model
-from store_schema.model.class_config import transformers_config
 from store_schema.model.model_check import require_language_model
-from store_schema.model.models import local_folder, local_ref, model_config, resolved_dtype
+from store_schema.model.models import local_folder, local_ref
 from store_schema.model.weight_files import require_weights
 
 
@@ -45,27 +43,13 @@ def load_model(
     return load_causal_model(ref, of=where, dtype=dtype, **options)
 
 
-def identity(ref: ModelRef) -> dict[str, Any]:
-    """What identifies a model's weights: a folder's fingerprint, or a hub name and its revision; and
-    the dtype that they are rounded to, by its full name if there is a config."""
-    ref = local_ref(ref)
-    folder = Path(ref.model)
-    if (folder / "config.json").exists():
-        dtype = resolved_dtype(ref, model_config(folder))
-        return {"fingerprint": model_fingerprint(folder), "dtype": dtype}
-    return {"name": ref.model, "revision": ref.revision, "dtype": ref.dtype}
-
-
 def own_dtype(ref: ModelRef) -> torch.dtype:
-    """The dtype that the trained model is saved in: the run file's, else the checkpoint's.
+    """The dtype of `own_dtype_name`.
 
     Raises:
         ModelError: The checkpoint's is no floating dtype.
     """
-    name = ref.dtype
-    if name == "auto":
-        config = transformers_config(ref, of="target")
-        name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    name = own_dtype_name(ref)
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ModelError("unknown dtype", where=ref.model, got=name, expected="float32 or the like")
