@@ -3,9 +3,9 @@
     python -m benchmarks.real_tokenizers models/gemma models/qwen
 
 Each folder holds a tokenizer.json and what lies beside it. Both sides read the same files in one
-process, fresh objects each time and in turn: ours up to the byte table and the tokens before a
-text, theirs plain AutoTokenizer. CPU seconds of the process, medians. The last line is one JSON
-object.
+process, fresh objects each time and in turn: ours up to the byte table, the tokens before a text and
+the fingerprint, which every stage compares, with an empty cache each time; theirs plain AutoTokenizer.
+CPU seconds of the process, medians. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import argparse
 import gc
 import json
 import logging
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from store_schema.config import ModelRef
 from store_schema.text.tokenizer import SegmentTokenizer
@@ -41,12 +45,12 @@ def tokenizer_open_ratio(
     logging.getLogger("transformers").setLevel(logging.ERROR)
     found = {}
     for name, folder in folders.items():
-        ref = ModelRef(model=str(folder))
-        num_ids = SegmentTokenizer.load(ref, name=name).vocab_size  # libraries are loaded, too
+        num_ids = _open(folder).vocab_size  # libraries are loaded, too
         AutoTokenizer.from_pretrained(folder)
         ours, theirs = [], []
         for _ in range(repeats):
-            ours.append(_seconds(lambda ref=ref, name=name: SegmentTokenizer.load(ref, name=name)))
+            with _empty_cache():
+                ours.append(_seconds(lambda folder=folder: _open(folder)))
             theirs.append(_seconds(lambda folder=folder: AutoTokenizer.from_pretrained(folder)))
         mine, other = statistics.median(ours), statistics.median(theirs)
         found[name] = {
@@ -56,6 +60,20 @@ def tokenizer_open_ratio(
             "num_ids": num_ids,
         }
     return found
+
+
+def _open(folder: str | Path) -> SegmentTokenizer:
+    tokenizer = SegmentTokenizer.load(ModelRef(model=str(folder)), name="model")
+    assert tokenizer.fingerprint
+    return tokenizer
+
+
+@contextmanager
+def _empty_cache() -> Iterator[None]:
+    """Nothing that transformers said earlier is kept."""
+    with tempfile.TemporaryDirectory() as empty:
+        with patch.dict(os.environ, LOGITFUSE_CACHE=empty):
+            yield
 
 
 def _seconds(open_one: Callable[[], Any]) -> float:

@@ -12,18 +12,14 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field
 
 from fuse_eval.common_bytes import block_ends, common_boundaries, counted_from, nats_by_block
-from fuse_train.loop.likelihood import row_nats
-from fuse_train.machine.memory_fit import memory_errors
 from fuse_train.model.identity import identity
-from fuse_train.model.models import load_model
 from launch.progress import Progress
 from launch.signals import StopFlag
 from store_schema import SCHEMA_VERSION
@@ -34,6 +30,9 @@ from store_schema.errors import ConfigError, MismatchError
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan, Segment
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+
+if TYPE_CHECKING:  # not loaded for an evaluation that is complete
+    import torch
 
 BLOCK_BYTES = 128
 """Target size of a block, some 32 tokens: a document's noise is estimated from its blocks."""
@@ -168,6 +167,8 @@ def device_of(name: str | None) -> torch.device:
     Raises:
         ConfigError: torch does not know it.
     """
+    import torch
+
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -180,6 +181,8 @@ def device_of(name: str | None) -> torch.device:
 
 def score_dtype(ref: ModelRef) -> Any:
     """dtype to load in: the run file's, or 'auto' (the checkpoint's own)."""
+    import torch
+
     return ref.dtype if ref.dtype == "auto" else getattr(torch, ref.dtype)
 
 
@@ -208,6 +211,12 @@ def model_rows(
     Raises:
         ConfigError: A pass does not fit in memory.
     """
+    import torch
+
+    from fuse_train.loop.likelihood import row_nats
+    from fuse_train.machine.memory_fit import memory_errors
+    from fuse_train.model.models import load_model
+
     model = load_model(ref, where=name, dtype=score_dtype(ref), device=device)
     lengths = [len(e.context_ids) + len(e.token_ids) for e in encoded]
     nats_by_segment: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)

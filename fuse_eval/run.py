@@ -6,12 +6,11 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from fuse_eval import bpb, forecast, pool
+from fuse_eval import bpb, forecast
 from fuse_eval.config import EvaluateSection
 from fuse_eval.evaluation import evaluation_record
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
@@ -26,14 +25,10 @@ from fuse_eval.interference.documents import document_differences, interference_
 from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
 from fuse_train.config import TrainSection
 from fuse_train.data.samples import AlignedSamples, domains_of
-from fuse_train.data.stream import SampleStream
-from fuse_train.gate.held_out import span_nats
 from fuse_train.inputs import kept_selectors, stream_options
 from fuse_train.model.identity import identity
 from fuse_train.run import final_folder
-from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors import SELECTORS
-from fuse_train.selectors.selectors import Selector
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig
@@ -45,6 +40,9 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.store.same_source import aligned_stores, require_run_sources
 from store_schema.text.tokenizer import SegmentTokenizer
+
+if TYPE_CHECKING:
+    from fuse_train.selectors.selectors import Selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +203,7 @@ def pool_recipe(
     section: EvaluateSection, train: TrainSection
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the pools depend on, for fingerprints: options of selectors that learn, and the rest."""
-    names = set(pool.pool_names(section, train))
+    names = {*section.pool_selectors, train.selector}
     kinds = [k for k in SELECTORS if k.section is not None]
     kinds = [k for k in kinds if k.always_in_fingerprint or k.name in names]
     learners = {kind.field for kind in kinds if kind.learns}
@@ -225,6 +223,13 @@ def _pool_content(
     train: TrainSection,
     stop: StopFlag,
 ) -> dict[str, Any]:
+    import torch
+
+    from fuse_eval import pool
+    from fuse_train.data.stream import SampleStream
+    from fuse_train.gate.held_out import span_nats
+    from fuse_train.selector_fit.selector_training import split_batches
+
     tokenizer = bpb.run_tokenizers(run.model_copy(update={"sources": {}}), plan)["target"]
     domains, device = domains_of(plan), bpb.device_of(section.device)
     segments = bpb.split_segments(plan, section.split)

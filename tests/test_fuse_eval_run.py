@@ -264,7 +264,7 @@ def test_a_pass_that_does_not_fit_says_which_option_to_lower(
     def full(*args: Any, **options: Any) -> None:
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
 
-    monkeypatch.setattr(bpb, "row_nats", full)
+    monkeypatch.setattr("fuse_train.loop.likelihood.row_nats", full)
     done = _invoke(run, "eval", "run")
     assert done.exit_code == 2
     assert "scoring of 900 tokens at a time does not fit in memory" in done.output
