@@ -84,7 +84,7 @@ def tokenizer_of(options: Any, folder: Path) -> tuple[Tokenizer, ChatTemplate]:
         source: Any = FolderSource(place, name=of, trust_remote_code=options.trust_remote_code)
     else:
         source = converted(place, options.ref, name=of)
-    backend, chat = source.open(), ChatTemplate(source.roles, options.template)
+    backend, chat = source.whole, ChatTemplate(source.roles, options.template)
     if chat.text is None:
         raise TokenizerError(
             f"the model of {of} has no chat template",

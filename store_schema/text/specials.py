@@ -1,4 +1,4 @@
-"""Two readings of one tokenizer: special tokens are text in a text, and tokens in a rendered chat."""
+"""Make sure that plain text is never tokenised as special tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,31 @@ from operator import attrgetter
 
 from tokenizers import Tokenizer
 
+from store_schema.text.tokenizer_files import without_collector
 
-def of_same_model(backend: Tokenizer) -> Tokenizer:
+
+def text_reader(whole: Tokenizer) -> Tokenizer:
+    """The same tokenizer with the same ids, which never finds a special token in a text.
+
+    The option `encode_special_tokens` is not enough where special tokens are pieces of the model too:
+    Unigram, WordPiece and WordLevel match pieces by spelling, and would read "</s>" in a document as
+    the end of the sequence. So special tokens are renamed to what no document has by chance; one that
+    has it on purpose is refused, since its tokens do not join to its text. BPE forms pieces only by
+    merges, and special tokens have none.
+    """
+    if type(whole.model).__name__ == "BPE":
+        reader = _of_same_model(whole)
+    else:
+        with without_collector():
+            reader = _with_hidden_names(whole)
+    reader.encode_special_tokens = True
+    return reader
+
+
+def _of_same_model(backend: Tokenizer) -> Tokenizer:
     """A tokenizer with the same ids, options of its own, and no post-processor.
 
-    The two have one model in memory, with all pieces and merges, which takes seconds to read again.
+    The two have one model in memory, with all pieces and merges; to read it again takes a second.
     """
     other = Tokenizer(backend.model)
     other.normalizer = backend.normalizer
@@ -24,15 +44,8 @@ def of_same_model(backend: Tokenizer) -> Tokenizer:
     return other
 
 
-def hide_special_tokens(backend: Tokenizer) -> Tokenizer:
-    """The same tokenizer with the same ids, which never finds a special token in a text.
-
-    The backend's option `encode_special_tokens` is not enough where special tokens are pieces of the
-    model too: Unigram, WordPiece and WordLevel match pieces by spelling, and would read "</s>" in a
-    document as the end of the sequence. So special tokens are renamed to what no document has by
-    chance; one that has it on purpose is refused, since its tokens do not join to its text. BPE forms
-    pieces only by merges, and special tokens have none.
-    """
+def _with_hidden_names(backend: Tokenizer) -> Tokenizer:
+    """The tokenizer without post-processor, its special tokens renamed."""
     spec = json.loads(backend.to_str())
     spec["post_processor"] = None
     model = spec["model"]

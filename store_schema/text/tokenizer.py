@@ -25,7 +25,6 @@ from store_schema.text.context_reader import ContextReader
 from store_schema.text.encoded import EncodedSegment as EncodedSegment
 from store_schema.text.piece_bytes import vocabulary_of
 from store_schema.text.space_prefix import TextTokens, read_without_space
-from store_schema.text.specials import hide_special_tokens, of_same_model
 from store_schema.text.tokenizer_class import Tokens, around_a_text
 from store_schema.text.tokenizer_files import (
     TOKENIZER_FILE,
@@ -126,32 +125,16 @@ class SegmentTokenizer:
     def _begin(
         self, source: Source, *, name: str, bos: BosRule, template: TemplateSettings
     ) -> None:
-        backend = source.open()
         self.name = name
         self.bos_rule = bos
         self._source = source
         self._settings = template
-        self._around = around_a_text(backend)
-        self._whole = backend
+        self._around = around_a_text(source.whole)
         self.bos_ids: tuple[int, ...] = tuple(index for _, index in self._start())
         """Tokens before every text: BOS, or none."""
         self.beyond_rows: tuple[str, ...] = ()
         """Tokens that the model has no row for: not in the vocabulary, and refused in a text."""
-        self.vocabulary: Vocabulary = vocabulary_of(backend, where=name)
-        is_bpe = type(backend.model).__name__ == "BPE"
-        self._text = backend if is_bpe else hide_special_tokens(backend)
-        self._post_processor = backend.post_processor
-        self._text.post_processor = None
-        self._text.encode_special_tokens = True
-
-    @cached_property
-    def rendered_backend(self) -> Tokenizer:
-        """The tokenizer that recognises special tokens, for rendered chats."""
-        if self._whole is not self._text:
-            return self._whole
-        rendered = of_same_model(self._whole)
-        rendered.post_processor = self._post_processor
-        return rendered
+        self.vocabulary: Vocabulary = vocabulary_of(source.whole, where=name)
 
     @cached_property
     def chat(self) -> ChatTemplate:
@@ -175,7 +158,7 @@ class SegmentTokenizer:
         """
         size = len(self.vocabulary)
         if rows is not None and rows < size:
-            written = (self._whole.id_to_token(i) for i in range(rows, size))
+            written = (self._source.whole.id_to_token(i) for i in range(rows, size))
             self.beyond_rows = tuple(token for token in written if token is not None)
             self.vocabulary = self.vocabulary.first(rows)
 
@@ -198,7 +181,7 @@ class SegmentTokenizer:
             "the model has no row for a token of the text",
             where=where,
             expected=f"ids below {self.vocab_size}, the rows of the model",
-            got=f"token id {reached}, {self._whole.id_to_token(reached)!r}",
+            got=f"token id {reached}, {self._source.whole.id_to_token(reached)!r}",
             hint=hint,
         )
 
@@ -228,7 +211,7 @@ class SegmentTokenizer:
 
     def _fingerprint_with(self, *more: bytes) -> str:
         with without_collector():
-            return fingerprint_of(canonical_list([*text_rules(self._source, self._whole), *more]))
+            return fingerprint_of(canonical_list([*text_rules(self._source), *more]))
 
     def warn_of_class(self) -> None:
         """Log a warning if AutoTokenizer tokenises differently than this tokenizer."""
@@ -268,7 +251,7 @@ class SegmentTokenizer:
             return ()
         # A missing token must not be looked up as "None", which is a piece of many vocabularies.
         token = getattr(self.roles, "bos_token", None)
-        index = None if token is None else self._whole.token_to_id(str(token))
+        index = None if token is None else self._source.whole.token_to_id(str(token))
         bos = () if index is None else ((str(token), index),)
         if not wanted:
             return () if own == bos else own
@@ -307,7 +290,7 @@ class SegmentTokenizer:
         return self._id_of(getattr(self.roles, "bos_token", None))
 
     def _id_of(self, token: object) -> int | None:
-        index = None if token is None else self._whole.token_to_id(str(token))
+        index = None if token is None else self._source.whole.token_to_id(str(token))
         return None if index is None or index >= self.vocab_size else int(index)
 
     def encode_text(self, texts: Sequence[str]) -> list[list[int]]:
@@ -315,7 +298,7 @@ class SegmentTokenizer:
 
         Unlike `read_texts` it checks nothing.
         """
-        batch = self._text.encode_batch_fast(list(texts), add_special_tokens=False)
+        batch = self._source.text.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in batch]
 
     def read_texts(
@@ -376,7 +359,7 @@ class SegmentTokenizer:
         """Tokenises the contexts of segments."""
         return ContextReader(
             self.bos_ids, self.bos_rule == "always", self.puts_space, self.vocabulary, self.chat,
-            self.rendered_backend, lambda text: self.encode_text([text])[0], self.require_rows,
+            self._source.whole, lambda text: self.encode_text([text])[0], self.require_rows,
         )  # fmt: skip
 
     def context_ids(self, context: str | None, *, where: str) -> tuple[int, ...]:

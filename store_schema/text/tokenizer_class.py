@@ -26,7 +26,11 @@ from store_schema.disk.cache import kept_fact
 from store_schema.errors import ModelError
 from store_schema.fingerprint import bytes_digest
 from store_schema.model.lfs_pointer import require_no_pointer
-from store_schema.text.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE
+from store_schema.text.tokenizer_files import (
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILE,
+    without_collector,
+)
 
 PROBES = {
     "a space before the text": " Once upon a time",
@@ -121,7 +125,6 @@ class Roles:
     Args:
         folder: Folder with tokenizer_config.json and so on; its config.json influences the class.
         backend: The tokenizer of the folder's tokenizer.json.
-        post_processor: Post-processor of tokenizer.json (`backend` may have lost it).
         name: Name of the model, for messages.
         trust_remote_code: Run a tokenizer class that comes with the model.
 
@@ -133,14 +136,12 @@ class Roles:
         self,
         folder: Path,
         backend: Tokenizer,
-        post_processor: Any,
         *,
         name: str,
         trust_remote_code: bool = False,
     ) -> None:
-        stand_in = _few_pieces(backend, post_processor, with_added=False)
         # Some models have thousands of added tokens, of which nothing here needs one.
-        stand_in = _few_pieces(backend, post_processor, with_added=False)
+        stand_in = _few_pieces(backend, with_added=False)
         self._arguments = (folder, stand_in, name, trust_remote_code)
         files = _companions(folder)
         content = [[str(f.relative_to(folder)), bytes_digest(f.read_bytes())] for f in files]
@@ -170,7 +171,6 @@ class Roles:
 def read_class(
     folder: Path,
     backend: Tokenizer,
-    post_processor: Any,
     *,
     name: str,
     trust_remote_code: bool = False,
@@ -180,14 +180,13 @@ def read_class(
     Args:
         folder: Folder with tokenizer_config.json and so on; its config.json influences the class.
         backend: The tokenizer of the folder's tokenizer.json.
-        post_processor: Post-processor of tokenizer.json (`backend` may have lost it).
         name: Name of the model, for messages.
         trust_remote_code: Run a tokenizer class that comes with the model.
 
     Raises:
         ModelError: transformers cannot read the files beside tokenizer.json.
     """
-    stand_in = _few_pieces(backend, post_processor, with_added=True)
+    stand_in = _few_pieces(backend, with_added=True)
     return _read_stand_in(folder, stand_in, name, trust_remote_code, with_added=True)
 
 
@@ -247,7 +246,7 @@ def _drop_added(path: Path) -> None:
         path.write_text(json.dumps(content | {"added_tokens_decoder": {}}), encoding="utf-8")
 
 
-def _few_pieces(backend: Tokenizer, post_processor: Any, *, with_added: bool) -> str:
+def _few_pieces(backend: Tokenizer, *, with_added: bool) -> str:
     """The stand-in tokenizer.json: the same rules and added tokens, but hardly any pieces."""
     listed = backend.get_added_tokens_decoder() if with_added else {}
     added = [token for _, token in sorted(listed.items())]
@@ -265,7 +264,7 @@ def _few_pieces(backend: Tokenizer, post_processor: Any, *, with_added: bool) ->
     steps = {
         "normalizer": backend.normalizer,
         "pre_tokenizer": backend.pre_tokenizer,
-        "post_processor": post_processor,
+        "post_processor": backend.post_processor,
         "decoder": backend.decoder,
     }
     rules = {part: None if s is None else json.loads(s.__getstate__()) for part, s in steps.items()}
@@ -281,7 +280,8 @@ def model_rules(backend: Tokenizer) -> dict[str, Any]:
         # Without `__getstate__`, which would write the whole vocabulary and all merges.
         fields = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", *_FLAGS)
         return {"type": kind, "merges": []} | {field: getattr(model, field) for field in fields}
-    state: dict[str, Any] = json.loads(model.__getstate__())
+    with without_collector():
+        state: dict[str, Any] = json.loads(model.__getstate__())
     pieces = state.pop("vocab")
     if kind == "Unigram":
         unknown = state.get("unk_id")

@@ -109,7 +109,7 @@ def make_faithful(folder: Path) -> None:
         if change:
             _change_config(folder, **change)
         try:
-            reading = read_class(folder, truth, truth.post_processor, name=folder.name)
+            reading = read_class(folder, truth, name=folder.name)
         except ModelError as error:
             differences = [error.line()]
             continue

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -19,6 +19,7 @@ from store_schema.fingerprint import (
     canonical_list,
     canonical_rows,
 )
+from store_schema.text.specials import text_reader
 from store_schema.text.tokenizer_class import Roles, Tokens, model_rules, read_class
 from store_schema.text.tokenizer_files import (
     TEKKEN_FILE,
@@ -30,13 +31,29 @@ from store_schema.text.tokenizer_files import (
 )
 from store_schema.text.tokenizer_save import GENERIC_CLASS, copy_files
 
-R = TypeVar("R")
-
 _GENERIC_CLASSES = ("TokenizersBackend", GENERIC_CLASS)
 """Classes that follow the folder's files without rules of their own."""
 
 
-class FolderSource:
+class _Readers:
+    """The two tokenizers of a source, shared by all who use it: change neither."""
+
+    def open(self) -> Tokenizer:
+        """A new copy of the tokenizer."""
+        raise NotImplementedError
+
+    @cached_property
+    def whole(self) -> Tokenizer:
+        """The tokenizer as it is, which recognises special tokens."""
+        return self.open()
+
+    @cached_property
+    def text(self) -> Tokenizer:
+        """It reads special tokens in a text as text."""
+        return text_reader(self.whole)
+
+
+class FolderSource(_Readers):
     """A model folder with tokenizer.json.
 
     Args:
@@ -49,15 +66,10 @@ class FolderSource:
         self._folder = folder
         self._name = name
         self._trust = trust_remote_code
-        self._backend: Tokenizer | None = None
-        self._post_processor: Any = None
 
     def open(self) -> Tokenizer:
         """A new copy of the tokenizer."""
-        backend = read_backend(self._folder / TOKENIZER_FILE, name=self._name)
-        if self._backend is None:
-            self._backend, self._post_processor = backend, backend.post_processor
-        return backend
+        return read_backend(self._folder / TOKENIZER_FILE, name=self._name)
 
     @cached_property
     def adds_bos(self) -> bool | None:
@@ -72,17 +84,7 @@ class FolderSource:
     @cached_property
     def roles(self) -> Roles:
         """Special tokens and chat template, as transformers reads them."""
-        return self._as_class(Roles)
-
-    def _as_class(self, read: Callable[..., R]) -> R:
-        backend = self._backend or self.open()
-        return read(
-            self._folder,
-            backend,
-            self._post_processor,
-            name=self._name,
-            trust_remote_code=self._trust,
-        )
+        return Roles(self._folder, self.whole, name=self._name, trust_remote_code=self._trust)
 
     def read_model(self) -> dict[str, Any]:
         """The model part of tokenizer.json."""
@@ -90,16 +92,17 @@ class FolderSource:
 
     def differences(self, start: Tokens) -> tuple[str, list[str]]:
         """The class that transformers chooses, and kinds of texts that it tokenises differently."""
-        backend = self._backend or self.open()
-        reading = self._as_class(read_class)
-        return reading.class_name, reading.differences(backend, start, self.open)
+        reading = read_class(
+            self._folder, self.whole, name=self._name, trust_remote_code=self._trust
+        )
+        return reading.class_name, reading.differences(self.whole, start, self.open)
 
     def save(self, folder: Path) -> None:
         """Copy the files into another folder."""
         copy_files(self._folder, folder)
 
 
-class ObjectSource:
+class ObjectSource(_Readers):
     """A transformers tokenizer, made in memory or converted from other files.
 
     Args:
@@ -139,22 +142,24 @@ def _model_of(tokenizer_json: str | bytes) -> dict[str, Any]:
     return model
 
 
-def text_rules(source: Source, backend: Tokenizer) -> list[bytes]:
+def text_rules(source: Source) -> list[bytes]:
     """Everything that determines the ids of a text and the bytes of ids.
 
     Returns:
         Parts for a fingerprint, each as canonical JSON: the model, its pieces, the other steps, and
         added tokens.
     """
+    backend = source.whole
     steps = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
     rules = [None if step is None else step.__getstate__().decode() for step in steps]
     added = sorted(backend.get_added_tokens_decoder().items())
     tokens = [[index, token.__getstate__()] for index, token in added]
-    return [*_model_rules(source, backend), canonical_json(rules), canonical_json(tokens)]
+    return [*_model_rules(source), canonical_json(rules), canonical_json(tokens)]
 
 
-def _model_rules(source: Source, backend: Tokenizer) -> tuple[bytes, bytes]:
+def _model_rules(source: Source) -> tuple[bytes, bytes]:
     """The parts of `text_rules` on the model and on its pieces."""
+    backend = source.whole
     if type(backend.model).__name__ != "BPE":
         state = canonical_json([bytes_digest(backend.model.__getstate__())])
         return state, _in_order(backend.get_vocab(with_added_tokens=False))
