@@ -38,7 +38,7 @@ THEIRS = (
 """Libraries of others: all that is loaded where what we find on the path differs by the test."""
 LIBRARIES = (
     *("extract.cli", "extract.run", "extract.engines.transformers_engine", "extract.corpus.corpus"),
-    *("align.run", "fuse_train.cli", "fuse_train.run", "logitfuse", *THEIRS),
+    *("align.run", "fuse_train.cli", "fuse_train.training", "logitfuse", *THEIRS),
 )
 """What is loaded before the first fork."""
 VLLM_LIBRARIES = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,9 @@ from tests.run_file import write_run_file
 from tests.tiny import SAMPLE_TEXTS
 
 pytestmark = pytest.mark.usefixtures("quick_processes")
+
+PYTHON = sys.executable
+"""One that has not loaded anything: see `quick_processes`."""
 
 STAGES = [
     ("corpus", "build"),
@@ -132,6 +137,26 @@ def test_a_second_run_of_everything_does_nothing(finished: tuple[Path, dict[str,
     assert times() == before
     for stage in ("corpus build", "extract plan", "extract run", "align run", "train run"):
         assert "nothing to do" in said[stage], stage
+
+
+@pytest.mark.slow
+def test_a_stage_with_nothing_to_do_loads_no_heavy_library(
+    finished: tuple[Path, dict[str, str]],
+) -> None:
+    """It is then known from files alone: importing these takes longer than all else."""
+    config, _ = finished
+    code = "import sys; from logitfuse import main\ntry: main()\nfinally: print(*sys.modules)"
+    for stage in [*STAGES, ("status",)]:
+        words = [*stage, str(config)]
+        # Once to find what transformers says about the models' files, with an empty cache.
+        subprocess.run([sys.executable, "-m", "logitfuse", *words], check=True, capture_output=True)
+        again = subprocess.run([PYTHON, "-c", code, *words], capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        *said, loaded = again.stdout.splitlines()
+        assert stage == ("status",) or "nothing to do" in "".join(said), stage
+        modules = set(loaded.split())
+        assert {"logitfuse", "store_schema.config"} <= modules
+        assert not {"torch", "transformers", "accelerate", "vllm"} & modules, stage
 
 
 @pytest.mark.slow

@@ -280,6 +280,12 @@ def test_a_run_file_is_read_without_torch() -> None:
     assert not loaded & {"torch", "vllm", "transformers", "accelerate"}
 
 
+@pytest.mark.parametrize("stage", ["extract.run", "align.run", "fuse_train.run", "fuse_eval.run"])
+def test_a_stage_begins_without_torch(stage: str) -> None:
+    """It loads torch when there is something to do."""
+    assert not _loaded_by(f"import {stage}") & {"torch", "vllm", "transformers", "accelerate"}
+
+
 def test_help_is_quick_and_light() -> None:
     code = (
         "import sys; sys.argv = ['logitfuse', '--help']\n"
