@@ -62,7 +62,7 @@ def test_a_run_that_is_not_finished_has_no_figures(
 
 def test_a_process_is_timed_and_heard(tmp_path: Path) -> None:
     seconds, said = scale_start._timed(("-c", "print('hello')"), str(tmp_path))
-    assert 0 < seconds
+    assert seconds > 0
     assert said == "hello\n"
-    with pytest.raises(MissingError, match="the command failed.*no good"):
+    with pytest.raises(MissingError, match=r"the command failed.*no good"):
         scale_start._timed(("-c", "raise SystemExit('no good')"), str(tmp_path))

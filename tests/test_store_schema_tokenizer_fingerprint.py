@@ -30,7 +30,9 @@ TEXTS = [*WORLD, " a  b\n\n c</s><s><|endoftext|>", "def f(x):\n\treturn x<eos><
 
 
 def test_rows_of_texts_and_numbers_have_their_canonical_json() -> None:
-    rows = [[chr(i), i] for i in range(sys.maxunicode + 1) if i not in SURROGATES]
+    rows: list[list[str | int]] = [
+        [chr(i), i] for i in range(sys.maxunicode + 1) if i not in SURROGATES
+    ]
     assert canonical_rows(rows) == canonical_json(rows)
     assert canonical_rows([]) == canonical_json([])
 
