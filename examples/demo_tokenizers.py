@@ -107,11 +107,12 @@ def train_unigram(texts: Sequence[str], vocab_size: int, eos: str) -> PreTrained
     )
     ascii_texts = ("".join(c if c.isascii() else " " for c in text) for text in texts)
     draft.train_from_iterator(ascii_texts, trainer)
-    pieces = sorted(draft.get_vocab().items(), key=lambda item: item[1])
-    scores = _piece_scores(draft)
+    # Its sums of floats depend on the order of threads and hash maps, in the last digits.
+    scores = {piece: round(score, 5) for piece, score in _piece_scores(draft).items()}
+    pieces = sorted(scores, key=lambda piece: (-scores[piece], piece))
     lowest = min(scores.values()) - 10.0
     byte_pieces = [(f"<0x{value:02X}>", lowest) for value in range(256)]
-    learned = [(piece, scores[piece]) for piece, _ in pieces if piece != "<unk>"]
+    learned = [(piece, scores[piece]) for piece in pieces if piece != "<unk>"]
     never = lowest - 1000.0  # "</s>" that stands in a text is spelled out, not an end
     vocabulary = [("<unk>", never), (eos, never), *byte_pieces, *learned]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
