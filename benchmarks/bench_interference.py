@@ -11,8 +11,9 @@ each is measured at the one that is best on valid text, document by document on 
     python -m benchmarks.bench_interference --quick      # one seed, three steps a training
 
 Data, scores and figures of every training are kept in --out, its weights are not; a stopped run goes
-on. The few kilobytes that are left of a training lie in --kept too, from where a machine that has not
-trained it takes them: all of it is days of work. A training is known by its setting and its `train`
+on. The few kilobytes that are left of a training lie in --kept too, with the blocks of its test text,
+from where a machine that has not trained it takes them: all of it is days of work. A setting that is
+whole there needs neither models nor stores. A training is known by its setting and its `train`
 section, not by the code: take another --out and --kept for another version. The last line is one JSON
 object.
 """
@@ -25,7 +26,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import yaml
@@ -43,75 +44,31 @@ from benchmarks.interference_settings import (
     all_settings,
 )
 from benchmarks.interference_steps import step_ratios
+from benchmarks.interference_text import SCORES_FILE, TEXT_FILE, TestText
 from fuse_eval import bpb
-from fuse_eval.interference.blocks import block_sizes, text_blocks
 from fuse_eval.summary import POOL_FILE, read_json, report_location
 from fuse_train.config import TrainSection
 from fuse_train.machine.precision import choose_precision
-from launch.signals import StopFlag
 from store_schema.config import load_run
-from store_schema.disk.location import open_location
 from store_schema.errors import LogitfuseError
 from store_schema.fingerprint import fingerprint
 from store_schema.model.class_config import transformers_config
-from store_schema.plan.run_plan import open_plan
 
-SCORES_FILE = "test.json"
 KEPT_FILES = ("recipe.json", "valid.json", SCORES_FILE)
 """What is left of a training."""
+KEPT_OF_POOL = ("forecast", "alone_bpb")
 STAGES = (("corpus", "build"), ("extract", "plan"), ("extract", "run"), ("align", "run"))
 
 
-class TestText:
-    """The test split of a data set, scored the same for all trainings on it."""
-
-    __test__ = False  # no test class, whatever its name begins with
-
-    def __init__(self, data: Data) -> None:
-        self.run = load_run(data.run_file)
-        plan = open_plan(self.run)
-        self._tokenizers = bpb.run_tokenizers(self.run, plan)
-        self.text = bpb.scored_text(bpb.split_segments(plan, "test"), self._tokenizers)
-        # What is scored beside the model, which is not kept.
-        self._request = bpb.score_request(self.run.target, plan, "test", self._tokenizers)
-
-    def score(self, folder: Path) -> None:
-        """Score the model in `folder`/final and keep the NLL of its blocks."""
-        values = bpb.score_model(
-            bpb.checkpoint_ref(folder / "final", self.run.target),
-            self.text,
-            self._tokenizers["target"],
-            name=folder.name,
-            batch_tokens=8192,
-            device=bpb.device_of(None),
-            stop=StopFlag(),
-        )
-        score = bpb.ModelScore(
-            model=folder.name,
-            request_fingerprint=self._request,
-            nats=tuple(float(nats) for segment in values for nats in segment),
-            num_bytes=tuple(block_sizes(self.text.block_ends).tolist()),
-            seconds=0,
-        )
-        bpb.save_score(open_location(str(folder)), SCORES_FILE, score)
-
-    def nats(self, folder: Path) -> tuple[float, ...]:
-        """What `score` kept.
-
-        Raises:
-            ClickException: It was of other text.
-        """
-        score = bpb.load_score(open_location(str(folder)), SCORES_FILE, self._request)
-        if score is None:
-            raise click.ClickException(f"{folder} is of other text: take another --out")
-        return score.nats
+def write_run_files(setting: Setting, data: Data) -> None:
+    """Write the run file of all sources and the setting's own."""
+    data.work.mkdir(parents=True, exist_ok=True)
+    for path, content in ((data.run_file, data.run), (setting.run_file(data), setting.run(data))):
+        path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
 
 
 def prepare(setting: Setting, data: Data) -> None:
     """Make inputs, corpus, plan and stores, and estimate the pools; what is there is left."""
-    data.work.mkdir(parents=True, exist_ok=True)
-    for path, content in ((data.run_file, data.run), (setting.run_file(data), setting.run(data))):
-        path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
     for command in data.commands:
         subprocess.run(command, check=True, stdout=sys.stderr)
     for stage in STAGES if data.commands else ():
@@ -143,44 +100,73 @@ def resolve_precision(data: Data, kept: Path) -> str:
     return path.read_text()
 
 
-def train(
-    setting: Setting, data: Data, text: TestText, recipe: Recipe, *, quick: bool, kept: Path
-) -> tuple[float, Path]:
-    """Train and score one recipe, unless that was done: mean valid bits per byte, and its folder.
+class Place(NamedTuple):
+    """Where a training goes.
 
-    Settings on one data set share their control, which no source shapes.
+    Args:
+        folder: Of its data, logs and figures.
+        kept: Of what is left of it.
+        overrides: What it sets over the run file.
     """
+
+    folder: Path
+    kept: Path
+    overrides: tuple[str, ...]
+
+
+def place_of(setting: Setting, data: Data, recipe: Recipe, *, quick: bool, kept: Path) -> Place:
+    """Of one recipe; settings on one data set share their control, which no source shapes."""
     precision = f"train.precision={resolve_precision(data, kept)}"
     overrides = (*recipe.overrides, precision, *(QUICK if quick else ()))
-    file = setting.run_file(data)
-    section = load_run(file, overrides).section("train", TrainSection)
+    section = load_run(setting.run_file(data), overrides).section("train", TrainSection)
     out = data.work / "trainings" / (CONTROL if recipe.method == CONTROL else setting.name)
-    name = f"{recipe} {fingerprint(section.content())[:8]}"
-    folder = recipes.folder_of(out, name)
-    elsewhere = kept / folder.relative_to(data.work.parent)
-    copy_kept(elsewhere, folder)
-    evaluations = recipes.trained(str(file), data.folder, out, name, overrides, text.score)
-    copy_kept(folder, elsewhere)
-    return recipes.mean(recipes.best_evaluation(evaluations)[1]), folder
+    folder = recipes.folder_of(out, f"{recipe} {fingerprint(section.content())[:8]}")
+    return Place(folder, kept / folder.relative_to(data.work.parent), overrides)
+
+
+def train(setting: Setting, data: Data, text: TestText, recipe: Recipe, place: Place) -> float:
+    """Train and score one recipe, unless that was done: mean valid bits per byte."""
+    copy_kept(place.kept, place.folder)
+    name = place.folder.name
+    evaluations = recipes.trained(
+        str(setting.run_file(data)),
+        data.folder,
+        place.folder.parent,
+        name,
+        place.overrides,
+        text.score,
+    )
+    copy_kept(place.folder, place.kept)
+    return recipes.mean(recipes.best_evaluation(evaluations)[1])
 
 
 def see(setting: Setting, data: Data, kept: Path, *, quick: bool = False) -> Seen:
     """Everything of a setting at one seed, made or read."""
-    prepare(setting, data)
-    text = TestText(data)
+    write_run_files(setting, data)
+    places = {r: place_of(setting, data, r, quick=quick, kept=kept) for r in setting.recipes()}
+    own = kept / data.work.name
+    pool_file = own / "pools" / f"{setting.name}.json"
+    known = [own / TEXT_FILE, pool_file]
+    known += [place.kept / name for place in places.values() for name in KEPT_FILES]
+    if not all(path.is_file() for path in known):
+        prepare(setting, data)
+    text = TestText(data, kept)
     valid: dict[Recipe, float] = {}
     nats: dict[str, tuple[float, ...]] = {}
-    for recipe in setting.recipes():
-        valid[recipe], folder = train(setting, data, text, recipe, quick=quick, kept=kept)
-        nats[str(recipe)] = text.nats(folder)
+    for recipe, place in places.items():
+        valid[recipe] = train(setting, data, text, recipe, place)
+        nats[str(recipe)] = text.nats(place.folder)
         click.echo(
             f"{setting.name}, seed {data.seed}, {recipe}: {valid[recipe]:.4f} bits per byte (valid)",
             err=True,
         )
-    pool = read_json(report_location(load_run(setting.run_file(data))), POOL_FILE) or {}
-    blocks = text_blocks(text.text.segments, text.text.block_ends, nats)
+    if not pool_file.is_file():
+        pool = read_json(report_location(load_run(setting.run_file(data))), POOL_FILE) or {}
+        pool_file.parent.mkdir(parents=True, exist_ok=True)
+        pool_file.write_text(json.dumps({name: pool[name] for name in KEPT_OF_POOL}) + "\n")
+    pool = json.loads(pool_file.read_text())
     forecast = {domain: found["gain"] for domain, found in pool["forecast"].items()}
-    return Seen(valid, blocks, pool["alone_bpb"], forecast)
+    return Seen(valid, text.record.blocks(nats), pool["alone_bpb"], forecast)
 
 
 def measure(

@@ -22,7 +22,7 @@ from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch, SourceBatch, to_device
 from fuse_train.divergences.divergence import Divergence
 from fuse_train.loop.objective import FusionObjective, StepTotals, importance
-from fuse_train.losses.head_pass import ChunkSources, losses_to_gradient
+from fuse_train.losses.head_pass import ChunkSources, Coefficients, losses_to_gradient
 from fuse_train.losses.losses import SourceRows, head_loss, row_coefficients
 from fuse_train.model.heads import Head, default_chunk_rows
 from fuse_train.selector_fit.selector_training import new_selector
@@ -155,15 +155,17 @@ def loss_ways(size: Size, device: torch.device) -> dict[str, Way]:
 
     def fused() -> None:
         clm_R, fusion_RM = row_coefficients(weights_RM, covered_RM, CLM_WEIGHT)
-        entries = (rows.entry_ids_RMK, rows.entry_probs_RMK, rows.tail_RM, fusion_RM)
+        entries = (rows.entry_ids_RMK, rows.entry_probs_RMK, rows.tail_RM)
         sources = ChunkSources(*(tensor.to(device) for tensor in entries))
-        clm_R = clm_R.to(device)
+        coefficients = Coefficients(clm_R.to(device), fusion_RM.to(device))
         with torch.no_grad():
             buffer_CV = torch.empty(chunk, size.vocab_size, device=device)
             for start in range(0, size.num_rows, chunk):
                 at = slice(start, min(start + chunk, size.num_rows))
                 part_CV = buffer_CV[: at.stop - start].copy_(logits_RV[at])
-                losses_to_gradient(part_CV, labels_R[at], clm_R[at], sources[at], Divergence())
+                losses_to_gradient(
+                    part_CV, labels_R[at], coefficients[at], sources[at], Divergence()
+                )
 
     def dense() -> None:
         targets = [t.to(device) for t in dense_fusion.collate(stored, size.vocab_size)]

@@ -17,7 +17,8 @@ One exception is inherited from SentencePiece: a literal U+2581 in the text come
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 
 from tokenizers import (
     Regex,
@@ -84,9 +85,11 @@ def train_byte_level_bpe(
 def train_unigram(texts: Sequence[str], vocab_size: int, eos: str) -> PreTrainedTokenizerFast:
     """Unigram with word marks and byte fallback, laid out as SentencePiece models are converted.
 
-    Characters outside ASCII are kept from the trainer, which must give each one it sees a place in
-    the vocabulary; they are spelled with the 256 byte tokens instead.
+    SentencePiece learns the pieces; the Unigram trainer of tokenizers gives others each time.
+    Characters outside ASCII are kept from it; they are spelled with the 256 byte tokens instead.
     """
+    import sentencepiece
+
     word_marks = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     split = pre_tokenizers.Sequence(
         [
@@ -95,25 +98,29 @@ def train_unigram(texts: Sequence[str], vocab_size: int, eos: str) -> PreTrained
             pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never"),
         ]
     )
-    draft = Tokenizer(models.Unigram())
-    draft.normalizer, draft.pre_tokenizer = word_marks, split
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size - 256 - 1,
-        special_tokens=["<unk>"],
-        unk_token="<unk>",
-        initial_alphabet=[*map(chr, range(32, 127)), "\n", "▁"],
-        max_piece_length=12,
-        show_progress=False,
+    learned_model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=_ascii_lines(texts),
+        model_writer=learned_model,
+        model_type="unigram",
+        vocab_size=vocab_size - 256 - 2,  # bytes, end of text, end of line
+        max_sentencepiece_length=12,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        required_chars="".join(map(chr, range(33, 127))),
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=1,  # with more, the sums of floats have no fixed order
+        minloglevel=2,
     )
-    ascii_texts = ("".join(c if c.isascii() else " " for c in text) for text in texts)
-    draft.train_from_iterator(ascii_texts, trainer)
-    pieces = sorted(draft.get_vocab().items(), key=lambda item: item[1])
-    scores = _piece_scores(draft)
+    model = sentencepiece.SentencePieceProcessor(model_proto=learned_model.getvalue())
+    scores = {model.id_to_piece(i): model.get_score(i) for i in range(1, model.vocab_size())}
+    scores["\n"] = max(scores.values())  # stands alone, so that any score will do
     lowest = min(scores.values()) - 10.0
     byte_pieces = [(f"<0x{value:02X}>", lowest) for value in range(256)]
-    learned = [(piece, scores[piece]) for piece, _ in pieces if piece != "<unk>"]
     never = lowest - 1000.0  # "</s>" that stands in a text is spelled out, not an end
-    vocabulary = [("<unk>", never), (eos, never), *byte_pieces, *learned]
+    vocabulary = [("<unk>", never), (eos, never), *byte_pieces, *scores.items()]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     tokenizer.normalizer, tokenizer.pre_tokenizer = word_marks, split
     tokenizer.decoder = decoders.Sequence(
@@ -134,9 +141,8 @@ def train_unigram(texts: Sequence[str], vocab_size: int, eos: str) -> PreTrained
     )
 
 
-def _piece_scores(tokenizer: Tokenizer) -> dict[str, float]:
-    import json
-
-    return {
-        piece: float(score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]
-    }
+def _ascii_lines(texts: Sequence[str]) -> Iterator[str]:
+    for text in texts:
+        for line in "".join(c if c.isascii() else " " for c in text).split("\n"):
+            if line:
+                yield line

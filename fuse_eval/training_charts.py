@@ -129,13 +129,19 @@ def fusion_panels(steps: Steps) -> Panels:
     logged = [line for line in steps.get("fused", ()) if line.get("fusion_weights")]
     if not logged:
         return []
-    domains = sorted(logged[0]["fusion_weights"])
+    domains = sorted({domain for line in logged for domain in line["fusion_weights"]})
     colours = colours_of(domains)
     lines = [
         Line(
             domain,
             colours[domain],
-            thinned([(float(x["step"]), float(x["fusion_weights"][domain])) for x in logged]),
+            thinned(
+                [
+                    (float(line["step"]), float(line["fusion_weights"][domain]))
+                    for line in logged
+                    if domain in line["fusion_weights"]
+                ]
+            ),
         )
         for domain in domains
     ]

@@ -241,8 +241,7 @@ class TrainSection(SelectorOptions):
     def splits_needed(self) -> dict[str, str]:
         """Splits that must exist, by the option that names them."""
         needed = {"train.train_split": self.train_split}
-        gated = self.fusion_gate.kind == "held_out"
-        if self.keep_best or gated or self.early_stopping_patience is not None:
+        if self.keep_best or self.fusion_gate.measures or self.early_stopping_patience is not None:
             needed["train.valid_split"] = self.valid_split
         return needed
 

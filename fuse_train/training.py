@@ -146,7 +146,7 @@ def _train_and_publish(
     log_name = "train_steps.jsonl" if label == "fused" else "control_steps.jsonl"
     log = StepLog(logs_folder(run) / log_name if accelerator.is_main_process else None)
     held_out = None
-    if label == "fused" and section.fusion_gate.kind == "held_out":
+    if label == "fused" and section.fusion_gate.measures:
         held_out = _held_out(inputs, section, valid)
     loop_inputs = LoopInputs(
         label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log, held_out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from benchmarks.interference_figures import (
 )
 from benchmarks.interference_settings import CONTROL, METHODS, OURS, TODAY, Data, Recipe, Setting
 from benchmarks.interference_steps import median_step
+from benchmarks.interference_text import TestText
 from fuse_eval.interference.blocks import Blocks
 from fuse_train.cli import train
 from fuse_train.config import TrainSection
@@ -372,9 +372,14 @@ def test_toy_pass_and_resume(
     assert again == first | timed
 
     calls.clear()
-    shutil.rmtree(tmp_path / "work" / "trainings")  # another machine
-    (tmp_path / "work" / "precision.txt").unlink()
+    for folder in (tmp_path / "work", Path(run.folder)):  # another machine
+        folder.rename(folder.with_name(f"{folder.name}-gone"))
     elsewhere = bench.measure([setting], kept, quick=True, with_steps=False)
-    assert [words[0] for words in calls] == ["logitfuse"]
+    assert not calls, "what is whole in --kept needs neither models nor stores"
     assert elsewhere == first | timed
+    Path(run.folder).with_name(f"{Path(run.folder).name}-gone").rename(run.folder)
+    record = kept / data.work.name / "text.json"
+    record.write_text(record.read_text().replace('"plan_fingerprint":"', '"plan_fingerprint":"0'))
+    with pytest.raises(click.ClickException, match=r"text\.json is of another plan than .*--kept"):
+        TestText(data, kept).score(tmp_path)
     assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 50_000

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from demo_facts import fact_documents
 from demo_text import Document, SplitSizes, library_documents
+from demo_tokenizers import train_unigram
 
 EXAMPLES = str(Path(__file__).parents[1] / "examples")
 
@@ -66,3 +67,9 @@ def test_another_process_deals_alike() -> None:
         for _ in range(2)
     ]
     assert runs[0] == runs[1] == f"{[(d.id, d.split) for d in documents('facts')[:500]]}\n"
+
+
+def test_a_unigram_trained_again_is_the_same() -> None:
+    texts = [d.text for d in documents("code") if len(d.text) < 20_000][:40]
+    made = {train_unigram(texts, 2304, "</s>")._tokenizer.to_str() for _ in range(3)}
+    assert len(made) == 1

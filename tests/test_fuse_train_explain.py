@@ -93,6 +93,7 @@ def selector_of(name: str, section: TrainSection, sources: tuple[str, ...]):
 
 
 def objective_of(run, name: str, **options: object) -> tuple[FusionObjective, AlignedSamples]:
+    options = {"fusion_gate": {"kind": "held_out"}} | options
     section = TrainSection.model_validate({"selector": name, "clm_weight": 0.25, **options})
     inputs = open_inputs(run, section)
     model = AutoModelForCausalLM.from_pretrained(run.target.model).eval()
@@ -373,7 +374,7 @@ def test_one_json_object_with_arrays(trained) -> None:
     assert set(shown) == {
         *("segment", "document", "row", "shard", "domain", "split", "text", "model"),
         *("model_folder", "selector", "hindsight", "clm_weight", "fusion_share"),
-        *("fusion_share_from", "sources", "positions"),
+        *("fusion_share_from", "first_reading", "sources", "positions"),
     }
     assert (shown["segment"], shown["document"], shown["row"]) == ("facts-2#0", "facts-2", 2)
     assert shown["sources"] == ["code", "prose", "facts"]

@@ -159,7 +159,9 @@ def test_the_share_of_a_domain_moves_its_rows_to_ground_truth(run) -> None:
     opened = open_inputs(run, run.sections["train"])
     options = StreamOptions(0, 6, 6, shuffle_shards=1, cache_gib=1.0)
     (batch,) = SampleStream(opened.samples, options, opened.domains).step_batches(0)
-    section = TrainSection(selector="uniform", clm_weight=0.25)
+    section = TrainSection.model_validate(
+        {"selector": "uniform", "clm_weight": 0.25, "fusion_gate": {"kind": "held_out"}}
+    )
     model = AutoModelForCausalLM.from_pretrained(run.target.model, dtype=torch.float64)
     objective = FusionObjective(model, build_selector(section, list(run.sources)), section)
     totals = StepTotals(batch.num_labels, 1)
@@ -175,9 +177,9 @@ def test_the_share_of_a_domain_moves_its_rows_to_ground_truth(run) -> None:
 
     every = dict.fromkeys(batch.domains, 1.0)
     assert loss({})[0] == loss(every)[0]
-    # A share of 0.4 for all is lambda = 0.25 + 0.75 * 0.6.
-    value, grad = loss(dict.fromkeys(batch.domains, 0.4))
-    same_value, same_grad = loss({}, clm_weight=0.7)
+    # A share of 0.5 for all is lambda = 0.25 + 0.75 * 0.5, exact in float32.
+    value, grad = loss(dict.fromkeys(batch.domains, 0.5))
+    same_value, same_grad = loss({}, clm_weight=0.625)
     assert value == pytest.approx(same_value, rel=1e-12)
     torch.testing.assert_close(grad, same_grad, rtol=1e-9, atol=1e-14)
     # Linear in each domain's share, and the domains add up.

@@ -104,19 +104,23 @@ def explain_sample(
     sources, at = sources_of(batch), batch.label_rows()
     weights_RM = select(objective.selector, sources.view)[1][at]
     logprobs_RM = sources.label_logprobs_BTM[at].clamp(min=PROBABILITY_FLOOR)
-    clm_G = weights_RM.new_tensor(objective.clm_weights(batch.domains))
     _, fusion_RM = row_coefficients(
-        weights_RM, sources.covered_BTM[at], clm_G[batch.domains_B[at[0]]]
+        weights_RM, sources.covered_BTM[at], objective.weights.clm_weight
     )
     hidden_RH = hidden_states(model, batch.input_ids_BL)[batch.predicted_from(at)]
     head = head_of(model, where=str(model.config.name_or_path))
     chunk = objective.section.head_chunk_rows
+    nll_R = label_nats(hidden_RH, head, batch.labels_BT[at], chunk)
+    fusion_R = fusion_RM.double().sum(-1)
+    gate = objective.row_gate(batch, at, weights_RM, logprobs_RM)
+    if gate is not None:
+        fusion_R *= gate.kept(nll_R)
     columns = zip(
         at[1].tolist(),
-        label_nats(hidden_RH, head, batch.labels_BT[at], chunk).tolist(),
+        nll_R.tolist(),
         label_reference(weights_RM, logprobs_RM, None).tolist(),
         weights_RM.tolist(),
-        fusion_RM.sum(-1).tolist(),
+        fusion_R.tolist(),
         _target_top(hidden_RH, head, chunk),
         pool_top(sources.rows(at), weights_RM, SHOWN),
         strict=True,

@@ -19,6 +19,7 @@ from fuse_train.data.samples import Sample
 from fuse_train.data.stream import SampleStream, training_order
 from fuse_train.explain.model import ChosenModel, choose_model, load_chosen
 from fuse_train.explain.positions import Position, explain_sample
+from fuse_train.gate.first_reading import FirstReadings
 from fuse_train.gate.held_out import HeldOutText
 from fuse_train.inputs import (
     Inputs,
@@ -28,7 +29,11 @@ from fuse_train.inputs import (
     output_folder,
     stream_options,
 )
-from fuse_train.loop.checkpoint import TrainState, latest_checkpoint
+from fuse_train.loop.checkpoint import (
+    PREVIOUS_CHECKPOINT_HINT,
+    TrainState,
+    latest_checkpoint,
+)
 from fuse_train.loop.likelihood import row_nats
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.loop.schedule import progress_at, steps_in_all
@@ -55,8 +60,11 @@ class Explained:
         selector: Which selector, in words.
         hindsight: Whether its weights saw the labels.
         clm_weight: lambda without the fusion gate.
-        fusion_share: Share of its weight that the fusion loss keeps in the segment's domain.
-        share_from: Where that share is from, in words.
+        fusion_share: The pool's weight in its best mixture with the target in the segment's domain,
+            which the fusion gate takes as share or as prior; 1 without a gate.
+        share_from: Where it is from, in words.
+        first_reading: Whether the posterior gate has the target's first reading of the segment; else
+            what the model that is shown predicts takes its place.
         sources: Names, in the order of weights.
         positions: All positions of the segment.
     """
@@ -70,6 +78,7 @@ class Explained:
     clm_weight: float
     fusion_share: float
     share_from: str
+    first_reading: bool
     sources: tuple[str, ...]
     positions: tuple[Position, ...]
 
@@ -117,6 +126,10 @@ def explain_segment(
     objective.at_progress(progress_at(step, num_steps), order.stage_at(step))
     shares, share_from = _fusion_shares(inputs, checkpoint, chosen, objective, processes)
     objective.fusion_shares = shares
+    if checkpoint is not None and section.fusion_gate.kind == "posterior":
+        objective.readings = FirstReadings.load(
+            checkpoint[0] / "trainer", hint=PREVIOUS_CHECKPOINT_HINT
+        )
     positions = explain_sample(objective, sample, inputs.domains, inputs.tokenizer.vocabulary)
     return Explained(
         segment=chosen_segment,
@@ -128,6 +141,8 @@ def explain_segment(
         clm_weight=objective.weights.clm_weight,
         fusion_share=shares.get(chosen_segment.domain, 1.0),
         share_from=share_from,
+        first_reading=objective.readings is not None
+        and chosen_segment.segment_id in objective.readings,
         sources=inputs.samples.sources,
         positions=positions,
     )

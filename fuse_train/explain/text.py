@@ -37,6 +37,7 @@ def as_json(explained: Explained) -> dict[str, Any]:
         "clm_weight": explained.clm_weight,
         "fusion_share": explained.fusion_share,
         "fusion_share_from": explained.share_from,
+        "first_reading": explained.first_reading,
         "sources": list(explained.sources),
         "positions": {
             "token_ids": [p.token_id for p in rows],
@@ -110,16 +111,16 @@ def _heading(explained: Explained) -> list[str]:
     size = len(segment.text.encode())
     known = [p for p in explained.positions if p.fused and p.ahead_nats is not None]
     hindsight = ", whose weights saw the labels (hindsight)" if explained.hindsight else ""
-    weight = (1 - explained.clm_weight) * explained.fusion_share
+    weights = [p.fusion_weight for p in explained.positions if p.fused]
     lines = [
         f"segment {visible(segment.segment_id)} (row {segment.index}, shard {explained.shard}, domain "
         f"{visible(segment.domain)}, split {visible(segment.split)}): {size:,} bytes, "
         f"{len(explained.positions):,} positions, {sum(p.fused for p in explained.positions):,} fused",
         f"target: {visible(explained.model)}",
         f"pool: selector {visible(explained.selector)}{hindsight}, over {', '.join(explained.sources)}",
-        f"fusion loss: weight {weight:.3f} = (1 - {explained.clm_weight:g}) * "
-        f"{explained.fusion_share:.3f}, the gate's share of domain {visible(segment.domain)} "
-        f"({visible(explained.share_from)})",
+        f"fusion loss: mean weight {math.fsum(weights) / max(len(weights), 1):.3f} of at most "
+        f"{1 - explained.clm_weight:g}; pool's weight in domain {visible(segment.domain)}: "
+        f"{explained.fusion_share:.3f} ({visible(explained.share_from)})",
     ]
     if known:
         target, pool = (

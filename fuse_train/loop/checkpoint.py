@@ -6,6 +6,7 @@
         trainer/state.json              sealed: step, stream position, best so far, fingerprint
         trainer/optimizer.safetensors   state by parameter number
         trainer/selector.safetensors    where the selector has weights
+        trainer/first_readings.parquet  where the posterior gate will need them in a later pass
         files.json                      sealed: size and CRC-32C of every file above
     checkpoints/best-000150/            weights of the best evaluation so far, with files.json
 
@@ -24,6 +25,7 @@ from pydantic import Field
 
 from fuse_train.disk.checksums import check_files, with_checksums
 from fuse_train.disk.folders import discard_folder, publish_folder
+from fuse_train.gate.first_reading import FirstReadings
 from fuse_train.loop.optimizer import save_optimizer
 from fuse_train.selectors.selectors import Selector
 from store_schema import SCHEMA_VERSION
@@ -131,6 +133,7 @@ def save_checkpoint(
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
     selector: Selector | None,
+    readings: FirstReadings | None = None,
     *,
     limit: int,
 ) -> Path:
@@ -149,6 +152,8 @@ def save_checkpoint(
         save_optimizer(inner, optimizer)
         if selector is not None and selector.learns:
             selector.save(inner)
+        if readings is not None:
+            readings.save(inner)
         (folder / STATE_FILE).write_bytes(seal(state))
 
     publish_folder(path, with_checksums(write))

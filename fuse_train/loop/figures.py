@@ -80,6 +80,7 @@ def step_figures(
         "weights_by_domain": by_domain(sums["weights_GM"]),
         "load_by_domain": by_domain(sums["load_GM"]),
         "entropy_by_domain": by_domain(sums["entropy_G"]),
+        "fusion_weights": by_domain(sums["fusion_weight_G"]),
     }
 
 

@@ -45,3 +45,10 @@ class LoopInputs:
         """Optimizer steps of the whole run."""
         stream = self.stream
         return steps_in_all(self.section, stream.num_samples, stream.order.num_steps)
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether the posterior gate meets rows that the target has read before."""
+        gated = self.section.fusion_gate.kind == "posterior"
+        drawn = self.num_steps * self.section.batch_segments
+        return gated and (bool(self.section.stages) or drawn > self.stream.num_samples)

@@ -23,9 +23,11 @@ from torch import nn
 
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch
+from fuse_train.gate.first_reading import FirstReadings
 from fuse_train.losses.loss_schedule import weights_at
 from fuse_train.losses.losses import (
     HeadLoss,
+    RowGate,
     head_loss,
     importance_cv2,
     row_coefficients,
@@ -87,7 +89,9 @@ class FusionObjective(nn.Module):
         self._reference = reference_index(section, sources)
         self.weights = weights_at(section, 0.0)
         self.fusion_shares: dict[str, float] = {}
-        """Share of its weight that the fusion loss keeps, by domain; 1 for domains not named."""
+        """The pool's weight in its best mixture with the target, by domain; 1 for domains not named."""
+        self.readings: FirstReadings | None = None
+        """The target's first reading of each row; None where each row is read once."""
 
     def at_progress(self, progress: float, stage: StageSection | None = None) -> None:
         """Set the scheduled weights and temperatures before a step.
@@ -160,10 +164,30 @@ class FusionObjective(nn.Module):
         shares = by_domain(weights_RM.detach(), covered_RM, domain_R, len(batch.domains))
         return loss, detached({"loss": target} | of_target | of_sources | shares)
 
-    def clm_weights(self, domains: Sequence[str]) -> list[float]:
-        """lambda in each domain: what the gate takes from the fusion loss goes to ground truth."""
-        least = self.weights.clm_weight
-        return [least + (1.0 - least) * (1.0 - self.fusion_shares.get(d, 1.0)) for d in domains]
+    def row_gate(
+        self, batch: Batch, at: At, weights_RM: torch.Tensor, logprobs_RM: torch.Tensor
+    ) -> RowGate | None:
+        """How much of the fusion loss each row keeps; None keeps all of it.
+
+        Args:
+            batch: With sources.
+            at: The rows.
+            weights_RM: Of the sources.
+            logprobs_RM: Of the labels under the sources, nats, NaN where not known.
+        """
+        kind = self.section.fusion_gate.kind
+        if kind == "none":
+            return None
+        shares = [self.fusion_shares.get(domain, 1.0) for domain in batch.domains]
+        prior_G = torch.logit(torch.tensor(shares, dtype=torch.float64))
+        prior_R = prior_G.to(weights_RM.device)[batch.domains_B[at[0]]]
+        if kind == "held_out":
+            same_R = torch.zeros_like(prior_R)
+            return RowGate(prior_R, same_R, same_R)
+        pool_R = label_reference(weights_RM.detach(), logprobs_RM, None)
+        if self.readings is None:
+            return RowGate(prior_R, pool_R, torch.full_like(pool_R, torch.nan))
+        return RowGate(prior_R, pool_R, self.readings.of(batch, at).to(pool_R))
 
     def _target_loss(
         self,
@@ -180,8 +204,11 @@ class FusionObjective(nn.Module):
             raise TypeError("a fused batch needs sources")
         rows = with_tail_policy(sources.rows(at), self.section.tail)
         rows = with_temperature(rows, options.source_temperature)
-        clm_G = weights_RM.new_tensor(self.clm_weights(batch.domains))
-        clm_R, fusion_RM = row_coefficients(weights_RM, covered_RM, clm_G[batch.domains_B[at[0]]])
+        clm_R, fusion_RM = row_coefficients(weights_RM, covered_RM, self.weights.clm_weight)
+        gate, weight_R = (
+            self.row_gate(batch, at, weights_RM, logprobs_RM),
+            fusion_RM.detach().sum(-1),
+        )
         if batch.weights_B is not None:
             counts_R = batch.weights_B[at[0]]
             clm_R, fusion_RM = clm_R * counts_R, fusion_RM * counts_R[:, None]
@@ -204,11 +231,22 @@ class FusionObjective(nn.Module):
                 span_offset = options.span_weight * (value - (slope_R * nll_R).sum())
                 sums["spans"] = value
         loss = self._head_loss(
-            hidden_RH, batch, at, clm_R, rows, fusion_RM, divergence=self.weights.divergence
+            hidden_RH,
+            batch,
+            at,
+            clm_R,
+            rows,
+            fusion_RM,
+            divergence=self.weights.divergence,
+            gate=gate,
         )
         if loss.ce_RM is None:
             raise TypeError("head_loss returned no divergences of the sources")
+        if self.readings is not None:
+            self.readings.note(batch, at, loss.nll_R)
         sums |= {"clm": loss.nll_R.sum(), "fusion": (weights_RM.detach() * loss.ce_RM).sum()}
+        domain_R = batch.domains_B[at[0]]
+        sums["fusion_weight_G"] = summed(weight_R * loss.kept_R, domain_R, len(batch.domains))
         return loss.total + span_offset, sums
 
 
@@ -275,10 +313,12 @@ def by_domain(
         "entropy_G": entropy_R,
         "covered_G": covered_RM.any(-1).to(dtype),
     }
-    return {
-        name: values.new_zeros((count, *values.shape[1:])).index_add_(0, domain_R, values)
-        for name, values in columns.items()
-    }
+    return {name: summed(values, domain_R, count) for name, values in columns.items()}
+
+
+def summed(values_R: torch.Tensor, domain_R: torch.Tensor, count: int) -> torch.Tensor:
+    """Sums of rows (of [R] or [R, M]) by domain."""
+    return values_R.new_zeros((count, *values_R.shape[1:])).index_add_(0, domain_R, values_R)
 
 
 def detached(sums: Sums) -> Sums:

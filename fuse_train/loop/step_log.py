@@ -9,7 +9,7 @@ Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the C
      "weights": {source: mean weight}, "weights_by_domain": {domain: {source: mean weight}},
      "load_by_domain": {domain: {source: share of rows where it has weight}},
      "entropy_by_domain": {domain: mean entropy of the weights, nats},
-     "fusion_weights": {domain: weight of the fusion loss, 1 - lambda there},
+     "fusion_weights": {domain: mean weight of the fusion loss over covered rows},
      "valid_bpb": {domain: bits per byte},
      "fusion_shares": {domain: weight of the pool in its best mixture with the target}}
 

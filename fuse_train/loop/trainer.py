@@ -16,7 +16,14 @@ import torch
 from fuse_train.data.batch import Batch, to_device
 from fuse_train.disk.checksums import with_checksums
 from fuse_train.disk.folders import publish_folder
-from fuse_train.loop.checkpoint import BestRecord, TrainState, best_folder, save_checkpoint
+from fuse_train.gate.first_reading import FirstReadings
+from fuse_train.loop.checkpoint import (
+    PREVIOUS_CHECKPOINT_HINT,
+    BestRecord,
+    TrainState,
+    best_folder,
+    save_checkpoint,
+)
 from fuse_train.loop.figures import CollapseWatch, readable, step_figures
 from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.objective import FusionObjective, StepTotals, Sums, importance
@@ -73,8 +80,14 @@ class TrainingLoop:
         self._watch = CollapseWatch()
         self._saved_every = steps_between_checkpoints(inputs.section, inputs.num_steps)
         self._rate = rate_schedule(inputs.section, inputs.num_steps)
+        if selector is not None and inputs.reads_again:
+            self._plain_objective.readings = FirstReadings()
         if resume_from is not None:
             load_optimizer(resume_from / "trainer", self._optimizer)
+            if self._plain_objective.readings is not None:
+                self._plain_objective.readings = FirstReadings.load(
+                    resume_from / "trainer", hint=PREVIOUS_CHECKPOINT_HINT
+                )
 
     @property
     def over(self) -> bool:
@@ -179,14 +192,12 @@ class TrainingLoop:
         ):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._plain_objective.readings is not None:
+            self._plain_objective.readings.share(accelerator)
         seconds = time.monotonic() - requested
         done = step + 1
         self._set(step=done, next_sample=done * section.batch_segments)
         line = {"step": done, "num_steps": self.inputs.num_steps} | self._figures(sums, totals)
-        if "fusion" in line:
-            clm_weights = self._plain_objective.clm_weights(self.inputs.stream.domains)
-            named = zip(self.inputs.stream.domains, clm_weights, strict=True)
-            line["fusion_weights"] = {domain: 1.0 - weight for domain, weight in named}
         return line | {
             "lr": section.lr * factor,
             "tokens_per_s": totals.labels / seconds,
@@ -344,6 +355,7 @@ class TrainingLoop:
                 self.inputs.tokenizer,
                 self._optimizer,
                 self.selector,
+                self._plain_objective.readings,
                 limit=self.inputs.section.save_total_limit,
             )
         self._accelerator.wait_for_everyone()

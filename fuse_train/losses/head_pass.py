@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -28,17 +28,77 @@ MIN_TAIL = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ChunkSources:
-    """The sources' distributions of the rows of a chunk, and their fusion coefficients."""
+    """The sources' distributions of the rows of a chunk."""
 
     ids_CMK: torch.Tensor
     probs_CMK: torch.Tensor
     tail_CM: torch.Tensor
-    fusion_CM: torch.Tensor
 
     def __getitem__(self, rows: slice) -> ChunkSources:
-        return ChunkSources(
-            self.ids_CMK[rows], self.probs_CMK[rows], self.tail_CM[rows], self.fusion_CM[rows]
+        return ChunkSources(self.ids_CMK[rows], self.probs_CMK[rows], self.tail_CM[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class RowGate:
+    """How much of its fusion coefficients each row keeps; the rest moves to its label.
+
+    It keeps the posterior probability that the label is the pool's and not the target's, given the
+    prior weight w of the pool in a mixture of the two: sigmoid(logit w + target's NLL - pool's NLL).
+
+    Args:
+        prior_logit_R: logit w.
+        pool_nll_R: NLL of the label under the pool, nats; NaN where not known, which keeps nothing.
+        first_nll_R: NLL of the label under the target when it first read the row, nats; NaN where it
+            reads it now.
+    """
+
+    prior_logit_R: torch.Tensor
+    pool_nll_R: torch.Tensor
+    first_nll_R: torch.Tensor
+
+    def __getitem__(self, rows: slice) -> RowGate:
+        return RowGate(self.prior_logit_R[rows], self.pool_nll_R[rows], self.first_nll_R[rows])
+
+    def kept(self, nll_R: torch.Tensor) -> torch.Tensor:
+        """Shares [R], float64, of the coefficients that stay.
+
+        Args:
+            nll_R: NLL of the label under the target now.
+        """
+        target_R = torch.where(self.first_nll_R.isnan(), nll_R, self.first_nll_R).double()
+        kept_R = torch.sigmoid(self.prior_logit_R.double() + target_R - self.pool_nll_R.double())
+        return torch.where(self.pool_nll_R.isnan(), 0.0, kept_R)
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """Of the losses of some rows.
+
+    Args:
+        clm_C: Of the label's NLL.
+        fusion_CM: Of the sources' divergences; None without sources.
+        gate: Moves some of `fusion_CM` to `clm_C`; None leaves them.
+    """
+
+    clm_C: torch.Tensor
+    fusion_CM: torch.Tensor | None = None
+    gate: RowGate | None = None
+
+    def __getitem__(self, rows: slice) -> Coefficients:
+        return Coefficients(
+            self.clm_C[rows],
+            None if self.fusion_CM is None else self.fusion_CM[rows],
+            None if self.gate is None else self.gate[rows],
         )
+
+    def gated(self, nll_C: torch.Tensor) -> tuple[Coefficients, torch.Tensor | None]:
+        """The coefficients at these NLLs of the labels, and the shares [C] that the gate kept."""
+        if self.gate is None or self.fusion_CM is None:
+            return self, None
+        kept_C = self.gate.kept(nll_C)
+        fusion_CM = self.fusion_CM.double()
+        moved_C = (1.0 - kept_C) * fusion_CM.sum(-1)
+        return Coefficients(self.clm_C.double() + moved_C, fusion_CM * kept_C[:, None]), kept_C
 
 
 class HeadPass(torch.autograd.Function):
@@ -58,7 +118,8 @@ class HeadPass(torch.autograd.Function):
         labels_R: torch.Tensor,
         entries: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
         options: tuple[float, float | None, Divergence, int],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        gate: RowGate | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         scale, softcap, divergence, chunk_rows = options
         ctx.dtypes = [t if t is None else t.dtype for t in (hidden_RH, weight_VH, bias_V)]
         hidden_RH = hidden_RH.to(product_dtype(hidden_RH))
@@ -66,10 +127,13 @@ class HeadPass(torch.autograd.Function):
         wide = torch.promote_types(hidden_RH.dtype, torch.float32)
         sources = None
         if entries is not None and fusion_RM is not None:
-            sources = ChunkSources(*entries, fusion_RM)
+            sources = ChunkSources(*entries)
+        coefficients = Coefficients(clm_R, fusion_RM, gate)
         num_rows, num_sources = len(hidden_RH), 0 if sources is None else sources.tail_CM.shape[1]
         nll_R = hidden_RH.new_empty(num_rows, dtype=wide)
         ce_RM = hidden_RH.new_empty((num_rows, num_sources), dtype=wide)
+        kept_R = torch.ones_like(nll_R)
+        total = hidden_RH.new_zeros((), dtype=torch.float64)
         grads = _Gradients(hidden_RH, weight_VH, bias_V, ctx.needs_input_grad[:3])
         buffer_CV = hidden_RH.new_empty((min(chunk_rows, num_rows), len(weight_VH)), dtype=wide)
         with torch.autocast(hidden_RH.device.type, enabled=False):
@@ -78,22 +142,23 @@ class HeadPass(torch.autograd.Function):
                 logits_CV = buffer_CV[: rows.stop - start]
                 slope_CV = _write_logits(head, hidden_RH[rows], logits_CV)
                 part = None if sources is None else sources[rows]
-                nll_R[rows], ce_CM = losses_to_gradient(
-                    logits_CV, labels_R[rows], clm_R[rows], part, divergence
+                found = losses_to_gradient(
+                    logits_CV, labels_R[rows], coefficients[rows], part, divergence
                 )
-                if ce_CM is not None:
-                    ce_RM[rows] = ce_CM
+                nll_R[rows] = found.nll_C
+                total += found.total
+                if found.ce_CM is not None:
+                    ce_RM[rows] = found.ce_CM
+                if found.kept_C is not None:
+                    kept_R[rows] = found.kept_C.to(wide)
                 if any(ctx.needs_input_grad[:3]):
                     if slope_CV is not None:
                         logits_CV.mul_(slope_CV)
                     grads.add(logits_CV, rows, head)
-        total = (clm_R.to(wide) * nll_R).sum()
-        if sources is not None:
-            total = total + (sources.fusion_CM.to(wide) * ce_RM).sum()
         ctx.made = [grads.hidden_RH, grads.weight_VH, grads.bias_V]
-        ctx.save_for_backward(ce_RM)
-        ctx.mark_non_differentiable(nll_R, ce_RM)
-        return total, nll_R, ce_RM
+        ctx.save_for_backward(ce_RM * kept_R[:, None])
+        ctx.mark_non_differentiable(nll_R, ce_RM, kept_R)
+        return total.to(wide), nll_R, ce_RM, kept_R
 
     @staticmethod
     @once_differentiable
@@ -105,8 +170,9 @@ class HeadPass(torch.autograd.Function):
             None if grad is None else grad.mul_(grad_total.to(grad.dtype)).to(dtype)
             for grad, dtype in zip(made, ctx.dtypes, strict=True)
         ]
-        (ce_RM,) = ctx.saved_tensors
-        return (*scaled, ce_RM * grad_total if ctx.needs_input_grad[3] else None, *(None,) * 4)
+        (kept_ce_RM,) = ctx.saved_tensors
+        of_fusion_RM = kept_ce_RM * grad_total if ctx.needs_input_grad[3] else None
+        return (*scaled, of_fusion_RM, *(None,) * 5)
 
 
 def product_dtype(hidden_RH: torch.Tensor) -> torch.dtype:
@@ -183,35 +249,57 @@ def _write_logits(head: Head, hidden_CH: torch.Tensor, out_CV: torch.Tensor) -> 
     return slope_CV
 
 
+class ChunkLosses(NamedTuple):
+    """Of the rows of a chunk.
+
+    Args:
+        total: sum(clm * nll) + sum(fusion * ce), after the gate.
+        nll_C: NLL of the labels, nats.
+        ce_CM: Divergences of the sources, nats; None without sources.
+        kept_C: Share of its fusion coefficients that each row kept; None without a gate.
+    """
+
+    total: torch.Tensor
+    nll_C: torch.Tensor
+    ce_CM: torch.Tensor | None = None
+    kept_C: torch.Tensor | None = None
+
+
 def losses_to_gradient(
     logits_CV: torch.Tensor,
     labels_C: torch.Tensor,
-    clm_C: torch.Tensor,
+    coefficients: Coefficients,
     part: ChunkSources | None,
     divergence: Divergence,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses of a chunk: nll_C and ce_CM, nats (None without sources).
-
-    Overwrites `logits_CV` with the gradient of sum(clm * nll) + sum(fusion * ce).
-    """
+) -> ChunkLosses:
+    """Losses of a chunk. Overwrites `logits_CV` with the gradient of their total; coefficients that
+    the gate moves are constants there."""
     temperature = divergence.target_temperature
     if part is None or temperature == 1.0:
-        return _at_one_temperature(logits_CV, labels_C, clm_C, part, divergence)
+        return _at_one_temperature(logits_CV, labels_C, coefficients, part, divergence)
     soft_CV = logits_CV / temperature
-    nll_C, _ = _at_one_temperature(logits_CV, labels_C, clm_C, None, divergence)
-    _, ce_CM = _at_one_temperature(soft_CV, labels_C, torch.zeros_like(clm_C), part, divergence)
+    of_labels = _at_one_temperature(logits_CV, labels_C, coefficients, None, divergence)
+    fusion_CM = coefficients.gated(of_labels.nll_C)[0].fusion_CM
+    alone = Coefficients(torch.zeros_like(coefficients.clm_C), fusion_CM)
+    of_sources = _at_one_temperature(soft_CV, labels_C, alone, part, divergence)
     # d(T^2 D(z / T)) / dz = T * D'
     logits_CV.add_(soft_CV, alpha=temperature)
-    return nll_C, None if ce_CM is None else ce_CM * temperature**2
+    square = temperature**2
+    return ChunkLosses(
+        of_labels.total + of_sources.total * square,
+        of_labels.nll_C,
+        None if of_sources.ce_CM is None else of_sources.ce_CM * square,
+        of_labels.kept_C,
+    )
 
 
 def _at_one_temperature(
     logits_CV: torch.Tensor,
     labels_C: torch.Tensor,
-    clm_C: torch.Tensor,
+    coefficients: Coefficients,
     part: ChunkSources | None,
     divergence: Divergence,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> ChunkLosses:
     wide = logits_CV.dtype
     logits_CV.sub_(logits_CV.amax(1, keepdim=True))
     index_CJ, present_CMK = labels_C[:, None], None
@@ -227,8 +315,11 @@ def _at_one_temperature(
     slots = _take_slots(logits_CV.exp_(), index_CJ)
     logq_CJ = logits_CJ - slots.sum_C1.log()
     q_CJ = slots.exp_CJ / slots.sum_C1
-    slope_CJ, ce_CM = -clm_C[:, None].double(), None
-    if part is not None and present_CMK is not None:
+    nll_C, ce_CM = -logq_CJ[:, 0], None
+    coefficients, kept_C = coefficients.gated(nll_C)
+    clm_C, fusion_CM = coefficients.clm_C.double(), coefficients.fusion_CM
+    slope_CJ, total = -clm_C[:, None], (clm_C * nll_C).sum()
+    if part is not None and present_CMK is not None and fusion_CM is not None:
         mass_CM = (slots.exp_CJ[:, 1:].view(present_CMK.shape) * present_CMK).sum(-1)
         classes = Classes(
             _sorted(part.probs_CMK.double()) if divergence.sorts else part.probs_CMK.double(),
@@ -238,13 +329,15 @@ def _at_one_temperature(
             ((slots.sum_C1 - mass_CM) / slots.sum_C1).clamp(min=MIN_TAIL),
         )
         ce_CM, slope_CMK = divergence.value_and_slope(classes)
-        slope_CMK = slope_CMK * part.fusion_CM.double()[..., None]
+        slope_CMK = slope_CMK * fusion_CM.double()[..., None]
+        total = total + (fusion_CM.double() * ce_CM).sum()
         slope_CJ = torch.cat([slope_CJ, slope_CMK.flatten(1)], 1)
     # d / d z_j = [j is a slot] * slope - q_j * sum of slopes
     factor_C1 = -slope_CJ.sum(1, keepdim=True)
     logits_CV.mul_((factor_C1 / slots.sum_C1).to(wide))
     slots.put_back(logits_CV, index_CJ, slope_CJ + factor_C1 * q_CJ * slots.first_CJ)
-    return -logq_CJ[:, 0].to(wide), None if ce_CM is None else ce_CM.to(wide)
+    ce_CM = None if ce_CM is None else ce_CM.to(wide)
+    return ChunkLosses(total, nll_C.to(wide), ce_CM, kept_C)
 
 
 def _sorted(probs_CMK: torch.Tensor) -> torch.Tensor:

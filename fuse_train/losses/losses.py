@@ -28,6 +28,7 @@ import torch
 from fuse_train.divergences.divergence import Divergence
 from fuse_train.losses.head_pass import MIN_TAIL as MIN_TAIL
 from fuse_train.losses.head_pass import HeadPass
+from fuse_train.losses.head_pass import RowGate as RowGate
 from fuse_train.model.heads import Head, default_chunk_rows
 from store_schema.presets import TailPolicy
 
@@ -55,11 +56,13 @@ class HeadLoss:
         total: Scalar with gradient to hidden states, head and fusion coefficients.
         nll_R: Cross-entropy of the label, nats, no gradient.
         ce_RM: CE(P_m, Q) or the divergence in its place, nats, no gradient; None without sources.
+        kept_R: Share of its coefficients of the sources that the gate left each row; 1 without one.
     """
 
     total: torch.Tensor
     nll_R: torch.Tensor
     ce_RM: torch.Tensor | None
+    kept_R: torch.Tensor
 
 
 def with_tail_policy(rows: SourceRows, policy: TailPolicy) -> SourceRows:
@@ -138,6 +141,7 @@ def head_loss(
     *,
     divergence: Divergence | None = None,
     chunk_rows: int | None = None,
+    gate: RowGate | None = None,
 ) -> HeadLoss:
     """The sums that the module's docstring defines, with logits of `chunk_rows` rows at a time.
 
@@ -154,6 +158,7 @@ def head_loss(
         fusion_RM: Coefficients b of the sources; may need a gradient.
         divergence: None is cross-entropy.
         chunk_rows: Rows whose logits are in memory at one time; None chooses.
+        gate: Moves coefficients of the sources to the ground truth, row by row.
 
     Returns:
         Sums and rows; `ce_RM` holds `divergence`.
@@ -165,7 +170,7 @@ def head_loss(
         sources = fusion_RM = None
     entries = sources and (sources.entry_ids_RMK, sources.entry_probs_RMK, sources.tail_RM)
     chunk = chunk_rows or default_chunk_rows(len(head.weight_VH), hidden_RH.device)
-    total, nll_R, ce_RM = HeadPass.apply(  # type: ignore[no-untyped-call]
+    total, nll_R, ce_RM, kept_R = HeadPass.apply(  # type: ignore[no-untyped-call]
         hidden_RH,
         head.weight_VH,
         head.bias_V,
@@ -174,5 +179,6 @@ def head_loss(
         labels_R,
         entries,
         (head.scale, head.softcap, divergence or Divergence(), chunk),
+        gate,
     )
-    return HeadLoss(total, nll_R, ce_RM if sources is not None else None)
+    return HeadLoss(total, nll_R, ce_RM if sources is not None else None, kept_R)
