@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from operator import attrgetter
 
 from tokenizers import Tokenizer
 
@@ -38,9 +36,7 @@ def _of_same_model(backend: Tokenizer) -> Tokenizer:
     other.normalizer = backend.normalizer
     other.pre_tokenizer = backend.pre_tokenizer
     other.decoder = backend.decoder
-    added = [token for _, token in sorted(backend.get_added_tokens_decoder().items())]
-    for special, tokens in itertools.groupby(added, attrgetter("special")):
-        (other.add_special_tokens if special else other.add_tokens)(list(tokens))
+    other.add_tokens([token for _, token in sorted(backend.get_added_tokens_decoder().items())])
     return other
 
 
