@@ -92,7 +92,7 @@ def open_engine(chosen: argparse.Namespace, folder: Path) -> TransformersEngine:
         fp32_head=True,
         device=chosen.device,
         logit_rows=lambda *, on_cpu: chosen.head_rows,
-        batch_tokens=chosen.batch_tokens,
+        scored_tokens=lambda *, on_cpu: chosen.batch_tokens,
         threads=None,
     )
     told = {"trust_remote_code": False, "revision": None}

@@ -74,7 +74,7 @@ def extract_ratios(
     found: dict[str, dict[str, Any]] = {}
     for name, folder in models.items():
         with tempfile.TemporaryDirectory() as place:
-            run_file = _write_run(name, folder, texts, tokens, dict(extract or {}), Path(place))
+            run_file = write_run(name, folder, texts, tokens, dict(extract or {}), Path(place))
             command = [
                 sys.executable,
                 "-m",
@@ -90,7 +90,7 @@ def extract_ratios(
     return found
 
 
-def _write_run(
+def write_run(
     name: str,
     folder: Path,
     texts: Sequence[Path],

@@ -18,6 +18,8 @@ CPU_STEP_TOKENS, GPU_STEP_TOKENS = 256, 2_048
 """Defaults of tokens in one step of vLLM."""
 CPU_HEAD_ROWS, GPU_HEAD_ROWS = 256, 1_024
 """Defaults of logit rows at a time in the transformers engine."""
+CPU_BATCH_TOKENS, BATCH_TOKENS = 1_024, 4_096
+"""Defaults of tokens in one forward pass of it, to score on a CPU and else."""
 LEAST_TEMPERATURE = 0.01
 """Lowest sampling temperature; below it sampling is the same as taking the most probable token."""
 
@@ -230,8 +232,9 @@ class ExtractSection(EngineOptions):
     head_rows: int | None = Field(default=None, ge=1)
     """transformers: rows of logits in memory at a time. A row takes 8 bytes per id, 16 if it is
     sampled. None: 256 on a CPU, 1,024 on a GPU."""
-    batch_tokens: int = Field(default=4096, ge=1)
-    """transformers: tokens of one forward pass, with padding."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """transformers: tokens of one forward pass, with padding. None: 4,096; 1,024 to score on a CPU,
+    where what is computed between two layers then stays in its cache."""
     tap: bool = True
     """vllm: take prompt log-probabilities as arrays from inside vLLM, if its internals are as expected;
     otherwise, or if false, as the lists of its public interface. The values are identical."""
@@ -307,6 +310,15 @@ class ExtractSection(EngineOptions):
     def logit_rows(self, *, on_cpu: bool) -> int:
         """transformers: rows of logits at a time, at most."""
         return self.head_rows or (CPU_HEAD_ROWS if on_cpu else GPU_HEAD_ROWS)
+
+    def scored_tokens(self, *, on_cpu: bool) -> int:
+        """transformers: tokens of one forward pass that scores, at most."""
+        return self.batch_tokens or (CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS)
+
+    @property
+    def answered_tokens(self) -> int:
+        """transformers: tokens of prompts that are answered together, at most."""
+        return self.batch_tokens or BATCH_TOKENS
 
     @property
     def max_entries(self) -> int:

@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import config, njit
+from numba import config, njit, types
+from numba.core.codegen import get_host_cpu_features
+from numba.extending import intrinsic
 
 from store_schema.fingerprint import sources_digest
 
@@ -38,6 +40,44 @@ def bare(function: Callable[..., Any]) -> Any:
 def compiled_fast(function: Callable[..., Any]) -> Any:
     """As `compiled`, where the compiler may change the order of sums."""
     return _compile(function, fastmath={"reassoc", "contract"})
+
+
+def emitted(result: str | None, *parameters: str) -> Callable[[Callable[..., Any]], Any]:
+    """For compiled code: a function whose instructions a Python function writes.
+
+    Args:
+        result: Numba's name of the result's type ("float32"); None for no result.
+        parameters: Names of the arguments' types; arguments are converted to them.
+
+    Returns:
+        Decorator of the function that writes: it takes llvmlite's builder and a value for each argument,
+        and returns the value of the result.
+    """
+    signature = getattr(types, result or "void")(*(getattr(types, name) for name in parameters))
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            value = emit(builder, *arguments)
+            return context.get_dummy_value() if result is None else value
+
+        def typed(*_: Any) -> Any:
+            return signature, generate
+
+        # Numba reads the names of the arguments from it; the first is its own.
+        setattr(typed, "__signature__", inspect.signature(emit))
+        return intrinsic(typed)
+
+    return decorate
+
+
+def cpu_features() -> frozenset[str]:
+    """What the CPU has, by LLVM's names ("avx512bf16"), as far as compiled code uses it; empty where
+    the environment switches compiling off."""
+    if config.DISABLE_JIT:
+        return frozenset()
+    told = config.CPU_FEATURES
+    named = (get_host_cpu_features() if told is None else told).split(",")
+    return frozenset(name[1:] for name in named if name.startswith("+"))
 
 
 def _compile(function: Callable[..., Any], **flags: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from extract.engines import head
-from extract.engines.head import OutputHead, bf16_units, product_into
+from extract.head import output_head
+from extract.head.output_head import OutputHead, bf16_units, product_into
 
 DEVICES = [
     "cpu",
@@ -42,7 +42,7 @@ def exact_logits(layer: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
 def test_half_precision_gives_float32_logits(
     dtype: torch.dtype, bias: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "SLICE_BYTES", 4 * 256 * 300)
+    monkeypatch.setattr(output_head, "SLICE_BYTES", 4 * 256 * 300)
     layer = layer_of(dtype, bias=bias, device=device)
     hidden = torch.randn(33, 256).to(device, dtype)
     logits = OutputHead(layer, fp32=True).logits(hidden)
@@ -67,7 +67,7 @@ def test_no_float32_copy_of_the_weight_exists(monkeypatch: pytest.MonkeyPatch) -
 
     layer = layer_of(torch.bfloat16)
     output = OutputHead(layer, fp32=True)
-    monkeypatch.setattr(head, "SLICE_BYTES", 4 * 256 * 100)
+    monkeypatch.setattr(output_head, "SLICE_BYTES", 4 * 256 * 100)
     monkeypatch.setattr(torch, "mm", watched)
     output.logits(torch.randn(3, 256).bfloat16())
     assert widths == [100 * 256] * 10
@@ -77,7 +77,7 @@ def test_no_float32_copy_of_the_weight_exists(monkeypatch: pytest.MonkeyPatch) -
 def test_slices_that_do_not_divide_the_vocabulary(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "SLICE_BYTES", 4 * 256 * 7)
+    monkeypatch.setattr(output_head, "SLICE_BYTES", 4 * 256 * 7)
     layer = layer_of(dtype)
     hidden = torch.randn(2, 256).to(dtype)
     logits = torch.full((2, 1000), torch.nan)
@@ -125,7 +125,7 @@ def test_only_bf16_is_given_to_units_for_bf16(monkeypatch: pytest.MonkeyPatch) -
         asked.append(wanted)
         yield
 
-    monkeypatch.setattr(head, "bf16_units", watched)
+    monkeypatch.setattr(output_head, "bf16_units", watched)
     for hidden_type, weight_type in [("bfloat16", "bfloat16"), ("float16", "float16")]:
         hidden = torch.randn(2, 256).to(getattr(torch, hidden_type))
         product_into(torch.empty(2, 1000), hidden, layer_of(getattr(torch, weight_type)).weight)

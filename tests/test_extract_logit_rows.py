@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.engines import logit_rows
-from extract.engines.logit_rows import BLOCK, best, block_sums, row_sums
+from extract.head import logit_rows
+from extract.head.logit_rows import BLOCK, best, block_sums, row_sums
 
 
 def logits_of(num_rows: int, size: int, *, scale: float = 3.0, seed: int = 0) -> torch.Tensor:

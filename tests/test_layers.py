@@ -53,7 +53,7 @@ ORDER = {
             "chat",
             "corpus",
         ),
-        *("engines", "plan", "scoring", "generation", "report", "judging"),
+        *("head", "engines", "plan", "scoring", "generation", "report", "judging"),
         *("tune", "run", "cli", "__main__"),
     ),
     "align": (

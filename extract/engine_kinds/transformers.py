@@ -42,7 +42,7 @@ class Transformers(EngineKind):
         from store_schema.model.models import model_config
 
         config, section = model_config(spec.folder), spec.section
-        tokens = max(section.batch_tokens, spec.longest)
+        tokens = max(section.answered_tokens, spec.longest)  # the larger of the two
         weights = memory.weight_bytes(spec.folder, config, spec.dtype)
         sizes: dict[str, Any] = {
             "tokens": tokens,

@@ -1,8 +1,9 @@
 """Engine transformers: a plain forward pass, for any architecture on a CPU or a GPU.
 
 The base model runs on a padded batch. The output head then runs on `head_rows` rows at a time, and
-their entries are taken from the logits in one pass (`extract.engines.logit_rows`), so logits [R, V] of
-a whole batch are never in memory. Models that change their logits after the head (scale, soft cap) are
+their entries are taken from the logits in one pass (`extract.head.logit_rows`), so logits [R, V] of
+a whole batch are never in memory. On CPUs with bf16 units both are one compiled pass, without logits of
+whole rows (`extract.head.fused_head`). Models that change their logits after the head (scale, soft cap) are
 recognised by a test on the first text, and their own logits are used.
 """
 
@@ -19,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from extract.engines.head import OutputHead
-from extract.engines.logit_rows import best, row_sums
+from extract.engines.freed_memory import give_back_freed_memory, keep_freed_memory
 from extract.engines.pieces import Pieces
 from extract.engines.protocol import (
     Answer,
@@ -32,6 +32,8 @@ from extract.engines.protocol import (
 )
 from extract.engines.sampling import sampled_rows, segment_uniforms, systematic_points
 from extract.engines.scored_batch import ScoredBatch, Tensors, no_rows
+from extract.head.logit_rows import row_entries, row_sums
+from extract.head.output_head import OutputHead
 from store_schema.errors import ConfigError, ModelError
 from store_schema.model.causal_head import head_error, scale_and_cap
 from store_schema.model.causal_model import load_causal_model
@@ -41,6 +43,7 @@ from store_schema.text.prefixes import prefix_groups
 
 if TYPE_CHECKING:
     from extract.engines.ending import AnswerRules
+    from extract.head.fused_head import FusedHead
     from store_schema.text.tokenizer import EncodedSegment
 
 logger = logging.getLogger(__name__)
@@ -68,18 +71,21 @@ class TransformersEngine:
             torch.set_num_threads(spec.section.threads)
         self._spec = spec
         self._device = chosen_device(spec.section.device, where="extract.device")
+        on_cpu = self._device.type == "cpu"
+        if on_cpu:
+            keep_freed_memory()
         self._model = _load(spec, self._device)
-        if self._device.type == "cpu" and not has_fast_products(spec.dtype):
+        if on_cpu and not has_fast_products(spec.dtype):
             logger.warning(
                 "%s: this CPU has no units for %s and is slow with it; `dtype: float32` under "
                 "sources.%s is faster, with twice the memory",
                 spec.source, spec.dtype, spec.source,
             )  # fmt: skip
         self._head: OutputHead | None = None
+        self._fused: FusedHead | None = None
         self._probed = False
         self._pieces = Pieces(
-            spec.section.batch_tokens,
-            spec.section.logit_rows(on_cpu=self._device.type == "cpu"),
+            spec.section.scored_tokens(on_cpu=on_cpu), spec.section.logit_rows(on_cpu=on_cpu)
         )
 
     @property
@@ -89,7 +95,8 @@ class TransformersEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        del self._model, self._head
+        del self._model, self._head, self._fused
+        give_back_freed_memory()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -208,8 +215,11 @@ class TransformersEngine:
         for start in range(0, len(place_R), size):
             part = slice(start, start + size)
             rows = states.index_select(0, place_R[part])
-            logits_RV = rows.float() if self._head is None else self._head.logits(rows)
-            parts.append(self._kept(logits_RV, label_R[part], uniform_R[part]))
+            kept = None if self._fused is None else self._fused.entries(rows, label_R[part])
+            if kept is None:
+                logits_RV = rows.float() if self._head is None else self._head.logits(rows)
+                kept = self._kept(logits_RV, label_R[part], uniform_R[part])
+            parts.append(kept)
         ids, logprobs, of_labels = zip(*parts, strict=True)
         return torch.cat(ids), torch.cat(logprobs), torch.cat(of_labels)
 
@@ -217,19 +227,15 @@ class TransformersEngine:
         self, logits_RV: torch.Tensor, labels_R: torch.Tensor, uniforms_R: torch.Tensor
     ) -> Tensors:
         section = self._spec.section
-        sums = row_sums(logits_RV)
-        total_R1 = sums.log_total_R[:, None]
-        label_R1 = logits_RV.gather(1, labels_R[:, None]) - total_R1
-        if section.estimator == "sampled":
-            ids_RK, logprobs_RK = sampled_rows(
-                logits_RV[:, : self._spec.vocab_size],
-                systematic_points(uniforms_R, section.draws),
-                head=section.sampled_head,
-            )
-        else:
-            values_RK, ids_RK = best(logits_RV, sums.peaks_RC, section.top_k)
-            logprobs_RK = values_RK - total_R1
-        return ids_RK.int(), logprobs_RK.float(), label_R1[:, 0].float()
+        if section.estimator == "topk":
+            return row_entries(logits_RV, labels_R, section.top_k)
+        ids_RK, logprobs_RK = sampled_rows(
+            logits_RV[:, : self._spec.vocab_size],
+            systematic_points(uniforms_R, section.draws),
+            head=section.sampled_head,
+        )
+        label_R = logits_RV.gather(1, labels_R[:, None])[:, 0] - row_sums(logits_RV).log_total_R
+        return ids_RK.int(), logprobs_RK.float(), label_R.float()
 
     def _uniforms(self, item: Input) -> npt.NDArray[np.float64]:
         """[R] random offset of each row's draws; empty for estimator topk."""
@@ -268,6 +274,9 @@ class TransformersEngine:
             logger.info("using the model's own logits: it changes the output of its head")
             return
         self._head = OutputHead(layer, fp32=self._spec.fp32_head)
+        section = self._spec.section
+        if self._spec.fp32_head and section.estimator == "topk" and self._device.type == "cpu":
+            self._fused = _fused_head(layer, section.top_k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +335,15 @@ def has_fast_products(dtype: str) -> bool:
     names = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
     is_supported = getattr(torch.ops.mkldnn, names[dtype], None) if dtype in names else None
     return is_supported is None or bool(is_supported())
+
+
+def _fused_head(layer: torch.nn.Module, top_k: int) -> FusedHead | None:
+    """The faster way to entries, where there is one."""
+    try:
+        from extract.head.fused_head import FusedHead
+    except ImportError:  # Numba is not installed
+        return None
+    return FusedHead.of(layer, top_k)
 
 
 def _load(spec: EngineSpec, device: torch.device) -> Any:

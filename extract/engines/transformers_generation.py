@@ -64,7 +64,7 @@ def transformers_answers(
     """
     lengths = [len(prompt.input_ids) + rules.section.max_tokens for prompt in prompts]
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batch_tokens = spec.section.batch_tokens
+    batch_tokens = spec.section.answered_tokens
     while order:
         batch = order[: max(batch_tokens // lengths[order[0]], 1)]
         answers = None

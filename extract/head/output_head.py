@@ -37,7 +37,7 @@ class OutputHead:
             fp32: Whether logits are computed in float32 for a model in another dtype.
         """
         self._layer = layer
-        self._linear = layer if _is_plain(layer) and (fp32 or _is_float32(layer)) else None
+        self._linear = layer if is_plain(layer) and (fp32 or _is_float32(layer)) else None
         self._wide = self._linear is not None and _gives_float32(self._linear.weight)
         self._buffer = torch.empty(0)
 
@@ -106,7 +106,7 @@ def bf16_units(wanted: bool) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def _is_plain(layer: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+def is_plain(layer: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     """Whether the layer is a linear layer with nothing else in its forward."""
     return isinstance(layer, torch.nn.Linear) and type(layer).forward is torch.nn.Linear.forward
 

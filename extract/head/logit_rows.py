@@ -30,6 +30,10 @@ CACHE_BYTES = 4 << 20
 
 Sums = tuple[torch.Tensor, torch.Tensor]
 
+Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""ids [R, K] int32, most probable first; their log-probabilities [R, K] and those of the labels [R]
+float32, in nats."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowSums:
@@ -108,6 +112,21 @@ def best(
     blocks = torch.cat([blocks_RK, blocks_RK.new_full((len(blocks_RK), 1), num_full)], dim=1)
     ids_RK = blocks.gather(1, top.indices // BLOCK) * BLOCK + top.indices % BLOCK
     return top.values, ids_RK
+
+
+def row_entries(logits_RV: torch.Tensor, labels_R: torch.Tensor, top_k: int) -> Entries:
+    """The most probable ids of each row, and what it says of its label.
+
+    Args:
+        logits_RV: float32.
+        labels_R: int64 ids.
+        top_k: K, at most V.
+    """
+    sums = row_sums(logits_RV)
+    total_R1 = sums.log_total_R[:, None]
+    values_RK, ids_RK = best(logits_RV, sums.peaks_RC, top_k)
+    label_R1 = logits_RV.gather(1, labels_R[:, None]) - total_R1
+    return ids_RK.int(), (values_RK - total_R1).float(), label_R1[:, 0].float()
 
 
 def _finite(peaks: torch.Tensor) -> torch.Tensor:
