@@ -15,14 +15,15 @@ from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec
 from extract.engines.registry import open_engine
 from extract.scoring.bos_probe import probe_bos
 from extract.scoring.causality import require_causal
-from extract.scoring.children import SMALLER_STEPS, check_stop_fd, run_children
+from extract.scoring.children import check_stop_fd, run_children
 from extract.scoring.pipeline import Pipeline
 from extract.scoring.sources import CheckedSource, check_source, model_folder
 from extract.scoring.stage import Job, Stage
 from launch.progress import Progress
 from launch.quantities import size_text
-from launch.signals import stop_on_signals
-from launch.work import Part, ShardQueue, work_line
+from launch.shard_queue import shard_queue
+from launch.signals import SMALLER_STEPS, stop_on_signals
+from launch.work import Part, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig
 from store_schema.errors import Stopped
@@ -119,7 +120,7 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
     with stop_on_signals() as flag:
         run_children(run, stage.child, parts, flag)
         # Its own shards of all sources came first.
-        others = {s.name: part for s in sources if ShardQueue(part, plan.shards, s.open_store())}
+        others = {s.name: part for s in sources if shard_queue(part, plan.shards, s.open_store())}
         run_children(run, stage.child, others, flag)
     return list(parts | others)
 
@@ -174,7 +175,7 @@ def run_source(
         plan = open_plan(run)
         source = stage.check(run, name, plan)
         writer = source.open_store()
-        queue = ShardQueue(part, plan.shards, writer)
+        queue = shard_queue(part, plan.shards, writer)
         if not queue:
             return
         spec = halved(source.spec, halvings)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from launch.command import SOURCE_OPTION, StageGroup, run_options
-from launch.slurm import Job, Place, dependency_options, script_text
-from launch.slurm_options import STAGES, Stage, options_of, parse_options, parse_workers
+from launch.slurm.options import STAGES, Stage, options_of, parse_options, parse_workers
+from launch.slurm.script import Job, Place, dependency_options, script_text
 from launch.visible import table
 from launch.work import chosen_sources, range_text, shard_ranges
 from store_schema.config import RunConfig
 
 if TYPE_CHECKING:  # the command line is answered before a store's packages are loaded
-    from launch.submit import Submitted
+    from launch.slurm.submit import Submitted
 
 
 @click.command("submit")
@@ -36,6 +37,27 @@ if TYPE_CHECKING:  # the command line is answered before a store's packages are 
     metavar="[STAGE:]N",
     help="Workers (tasks of a job array) for each source, in all stages or in one.  [default: 1]",
 )
+@click.option(
+    "--ray",
+    "ray",
+    metavar="ADDRESS",
+    help="Run extraction and alignment on a Ray cluster instead of Slurm, and wait for them: auto, or "
+    "host:port of the head node. --workers is then the number of workers of a stage.",
+)
+@click.option(
+    "--gpus-per-worker",
+    "gpus",
+    type=click.FloatRange(min=0),
+    help="With --ray.  [default: 1 if the cluster has GPUs, else 0]",
+)
+@click.option(
+    "--cpus-per-worker",
+    "cpus",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="With --ray: CPUs that Ray sets aside for each worker.",
+)
 @click.option("--only", is_flag=True, help="Submit just STAGE, not those that follow.")
 @click.option("--print", "show", is_flag=True, help="Write and print the scripts, submit nothing.")
 @click.option(
@@ -49,20 +71,36 @@ def submit(
     names: tuple[str, ...],
     slurm: tuple[str, ...],
     workers: tuple[str, ...],
+    ray: str | None,
+    gpus: float | None,
+    cpus: float,
     only: bool,
     show: bool,
     force: bool,
 ) -> None:
-    """Submit STAGE and the stages after it to Slurm.
+    """Submit STAGE and the stages after it to Slurm, or to a Ray cluster.
 
     One job array for the extraction of each source, one for its alignment that starts when it is
     extracted, and a training job that starts when all are aligned. Finished work is left out.
     """
     from launch.config import LaunchSection
-    from launch.jobs import Request, needed_jobs, stages_from, unaligned
-    from launch.submit import array_limits, find_pending, require_free, submit_jobs, write_scripts
+    from launch.slurm.jobs import Request, needed_jobs, stages_from, unaligned
+    from launch.slurm.submit import (
+        array_limits,
+        find_pending,
+        require_free,
+        submit_jobs,
+        write_scripts,
+    )
 
     section, command_line = run.section("launch", LaunchSection), parse_options(slurm)
+    if ray is not None:
+        from launch.ray_driver import RayRequest, run_on_ray
+
+        counts = {**section.workers, **parse_workers(workers)}
+        asked = RayRequest(ray, counts, gpus, cpus, section.python or (sys.executable,))
+        run_on_ray(run, stages_from(stage, only=only), chosen_sources(run, names), asked)
+        return
     request = Request(
         stages=stages_from(stage, only=only),
         sources=chosen_sources(run, names),

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from launch.slurm_options import ArrayStage, OptionValue, Scope, checked_options
+from launch.slurm.options import ArrayStage, OptionValue, Scope, checked_options
 from store_schema.config import SectionModel
 
 

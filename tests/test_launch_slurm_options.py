@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from launch.config import LaunchSection
-from launch.slurm_options import (
+from launch.slurm.options import (
     gpus_of,
     options_of,
     parse_options,

@@ -17,13 +17,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from launch.signals import StopFlag
+from launch.signals import SMALLER_STEPS, StopFlag
 from launch.work import Part
 from store_schema.config import RunConfig
 from store_schema.errors import ModelError, Stopped, StoppedMidway
-
-SMALLER_STEPS = 76
-"""Exit code of a child whose memory ran out and whose batches can be halved."""
 
 _QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 """Libraries read these when they are loaded, so they must be in the child's environment."""

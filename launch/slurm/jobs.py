@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from launch.slurm import ArrayLimits, ArrayPart, Job, array_parts
-from launch.slurm_options import STAGES, ArrayStage, Stage
+from launch.slurm.options import STAGES, ArrayStage, Stage
+from launch.slurm.script import ArrayLimits, ArrayPart, Job, array_parts
 from store_schema.errors import MissingError
 
 

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.config import LaunchSection
-from launch.jobs import Pending
 from launch.json_lines import append_line
-from launch.slurm import ArrayLimits, Job, Place, sbatch_command, script_text
+from launch.slurm.jobs import Pending
+from launch.slurm.script import ArrayLimits, Job, Place, sbatch_command, script_text
 from launch.summary import logs_folder, pair_folders
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location

@@ -1,0 +1,141 @@
+"""The shards that a worker does, one after the other, each chosen when it is needed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from launch.work import Part
+
+if TYPE_CHECKING:
+    from store_schema.plan.plan import ShardRecord
+    from store_schema.store.writer import StoreWriter
+
+ASK_EVERY_S = 5.0
+"""How often a worker asks whether others have committed the shard that it works on."""
+
+
+class ShardQueue:
+    """The shards that a worker does, one after the other: its own, then what others have left.
+
+    Commits alone say what is left, so workers need not know of each other. Two that do the same shard
+    do no harm: whoever is later finds a commit and leaves its own out.
+
+    Args:
+        part: Of this worker.
+        shards: All shards of the plan.
+        store: Of the stage.
+        available: Indices of shards that can be done; others are not taken from other workers. None
+            for all.
+
+    Attributes:
+        pending: This worker's own shards that were not finished when it began.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        shards: Sequence[ShardRecord],
+        store: StoreWriter,
+        available: Collection[int] | None = None,
+    ) -> None:
+        committed = store.committed(shards)
+        self.pending = part.pending(shards, committed)
+        self._others = [
+            shard
+            for shard in part.others(shards)
+            if shard.index not in committed and (available is None or shard.index in available)
+        ]
+        self._worker, self._store = part.worker, store
+        self._done_elsewhere: set[int] = set()
+        self._asked = time.monotonic()
+
+    def __bool__(self) -> bool:
+        return bool(self.pending or self._others)
+
+    def __iter__(self) -> Iterator[ShardRecord]:
+        """Each shard when it is needed; none that others have finished meanwhile."""
+        for shard in self.pending:
+            if not self.done_elsewhere(shard.index, wait_s=0):
+                yield shard
+        while self._others:
+            done = self._store.committed_now()
+            self._others = [shard for shard in self._others if shard.index not in done]
+            if self._others:
+                taken = self._next_of_others()
+                self._others.remove(taken)
+                yield taken
+
+    def _next_of_others(self) -> ShardRecord:
+        """One of the last shards, another one for each worker; last of all those that may be under way.
+
+        A worker does its shards in order, so the first one that is left of it may be under way.
+        """
+        count = self._worker.count
+        first = {s.index % count: s.index for s in reversed(self._others)}.values()
+        waiting = [s for s in self._others if s.index not in first] or self._others
+        return waiting[-1 - self._worker.index % min(count, len(waiting))]
+
+    def done_elsewhere(self, shard: int, *, wait_s: float = ASK_EVERY_S) -> bool:
+        """Whether another worker has committed a shard that this one has not.
+
+        Args:
+            shard: Its index.
+            wait_s: Seconds since the store was last asked, before it is asked again.
+        """
+        if self._worker.count > 1 and time.monotonic() - self._asked >= wait_s:
+            self._asked = time.monotonic()
+            if self._store.is_committed(shard):
+                self._done_elsewhere.add(shard)
+        return shard in self._done_elsewhere
+
+
+class AskedShards(ShardQueue):
+    """Shards that a scheduler in another process names, over a pair of pipes.
+
+    For each shard the worker writes a line and reads one: an index, or nothing when there are no more.
+    A scheduler that has died closes the pipes, which ends the queue too.
+    """
+
+    def __init__(
+        self, part: Part, shards: Sequence[ShardRecord], store: StoreWriter, fds: tuple[int, int]
+    ) -> None:
+        super().__init__(part.without_stealing(), shards, store)
+        self.pending = []
+        self._shards = shards
+        self._read_fd, self._write_fd = fds
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[ShardRecord]:
+        while (index := self._ask()) is not None:
+            if not self._store.is_committed(index):
+                yield self._shards[index]
+
+    def _ask(self) -> int | None:
+        try:
+            os.write(self._write_fd, b"next\n")
+        except BrokenPipeError:
+            return None
+        line = b""
+        while not line.endswith(b"\n"):
+            read = os.read(self._read_fd, 1)
+            if not read:
+                return None
+            line += read
+        return int(line) if line.strip() else None
+
+
+def shard_queue(
+    part: Part,
+    shards: Sequence[ShardRecord],
+    store: StoreWriter,
+    available: Collection[int] | None = None,
+) -> ShardQueue:
+    """The queue of a worker: see `ShardQueue`; a scheduler's where the part has one."""
+    if part.scheduler is not None:
+        return AskedShards(part, shards, store, part.scheduler)
+    return ShardQueue(part, shards, store, available)
