@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from store_schema.store.reader import listed_commits
 
 LOSSES = 20
 """Workers that may be lost one after the other without a shard being finished."""
+CONNECT_S = 10.0
+"""How long the head node may take to answer."""
 STOP_S = 120.0
 """How long workers may take to stop when asked to."""
 
@@ -73,6 +77,7 @@ def run_on_ray(
         MissingError: There is no plan, or an alignment's source is not extracted.
         ModelError, Stopped, SystemExit: See `RayRun.work`.
     """
+    connected(request.address)  # Ray sets handlers of signals of its own
     with stop_on_signals() as stop:
         for stage in stages:
             if stage == "train":
@@ -83,7 +88,16 @@ def run_on_ray(
             if not left:
                 click.echo(f"{stage}: nothing to do")
                 continue
-            RayRun(run, stage, request).work(left, stop)
+            on_ray = RayRun(run, stage, request)
+            try:
+                on_ray.work(left, stop)
+            except on_ray.ray.exceptions.RayError as error:
+                raise ConfigError(
+                    "the Ray cluster failed",
+                    where=request.address,
+                    got=" ".join(str(error).split())[:300],
+                    hint="what is finished is kept: run the same command again",
+                ) from error
             shards = sum(map(len, left.values()))
             click.echo(f"{stage}: {shards:,} shards of {', '.join(left)} done")
 
@@ -98,9 +112,9 @@ class RayRun:
     """
 
     def __init__(self, run: RunConfig, stage: ArrayStage, request: RayRequest) -> None:
-        self._ray = connected(request.address)
+        self.ray = connected(request.address)
         self._run, self._stage, self._python = run, stage, request.python
-        total = self._ray.cluster_resources()
+        total = self.ray.cluster_resources()
         gpus = request.gpus
         if gpus is None:
             gpus = 1.0 if total.get("GPU", 0) >= 1 else 0.0
@@ -112,7 +126,7 @@ class RayRun:
                 got=f"{total.get('GPU', 0):g}",
                 hint="start a node with GPUs, or give --gpus-per-worker 0",
             )
-        nodes = sum(node["Alive"] for node in self._ray.nodes())
+        nodes = sum(node["Alive"] for node in self.ray.nodes())
         room = int(total.get("GPU", 0) // gpus) if gpus else nodes
         self._count = max(request.workers.get(stage, room), 1)
         self._options = {
@@ -138,8 +152,11 @@ class RayRun:
         total = sum(map(len, left.values()))
         if not total:
             return
-        ray = self._ray
-        self._shards = ray.remote(num_cpus=0)(Shards).remote(left)
+        ray = self.ray
+        here = ray.get_runtime_context().get_node_id()  # it lives as long as this driver
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        remote = ray.remote(num_cpus=0, scheduling_strategy=strategy)(Shards)
+        self._shards = remote.remote(left)
         marker = _marker(self._run)
         self._actors: dict[int, Any] = {}
         self._running: dict[Any, int] = {}
@@ -163,7 +180,7 @@ class RayRun:
                         losses += self._ended(reference, marker, losses)
         finally:
             for actor in self._actors.values():
-                ray.kill(actor)
+                ray_kill(ray, actor)
             if marker is not None:
                 marker.unlink(missing_ok=True)
 
@@ -173,7 +190,7 @@ class RayRun:
 
     def _start(self, index: int, marker: Path | None) -> None:
         self._actors[index] = (
-            self._ray.remote(RayWorker)
+            self.ray.remote(RayWorker)
             .options(**self._options)
             .remote(
                 self._shards,
@@ -187,9 +204,9 @@ class RayRun:
 
     def _assign(self, index: int) -> None:
         """Give a worker the next source with shards left; without one its resources are freed."""
-        source = self._ray.get(self._shards.source_for.remote(index))
+        source = self.ray.get(self._shards.source_for.remote(index))
         if source is None:
-            self._ray.kill(self._actors.pop(index))
+            ray_kill(self.ray, self._actors.pop(index))
         else:
             self._running[self._actors[index].run.remote(self._stage, source)] = index
 
@@ -197,14 +214,15 @@ class RayRun:
         """Go on after a worker's process or actor has ended; returns 1 if it was lost."""
         index = self._running.pop(reference)
         try:
-            ended = Ended(*self._ray.get(reference))
-        except self._ray.exceptions.RayActorError as error:
-            ended = Ended(-1, " ".join(str(error).split())[:200], "a lost node")
+            ended = Ended(*self.ray.get(reference))
+        except self.ray.exceptions.RayActorError as error:
+            ended = Ended(-signal.SIGKILL, " ".join(str(error).split())[:200], "a lost node")
+            ray_kill(self.ray, self._actors[index])
             self._start(index, marker)
         if ended.code == 0:
             self._assign(index)
             return 0
-        self._ray.get(self._shards.lost.remote(index))
+        self.ray.get(self._shards.lost.remote(index))
         if ended.code > 0 and ended.code not in (Stopped.exit_code, StoppedMidway.exit_code):
             self._stop_all()
             print(f"{ended.error or f'exit code {ended.code}'} (on {ended.host})", file=sys.stderr)
@@ -221,7 +239,7 @@ class RayRun:
         return 1
 
     def _stop_all(self) -> None:
-        ray = self._ray
+        ray = self.ray
         for index in self._running.values():
             self._actors[index].stop.remote()
         ray.wait(list(self._running), num_returns=len(self._running), timeout=STOP_S)
@@ -245,8 +263,11 @@ def connected(address: str) -> Any:
     if ray.is_initialized():
         return ray
     try:
+        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        if colon:  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), CONNECT_S).close()
         ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             "no Ray cluster answers",
             where=f"--ray {address}",
@@ -254,6 +275,12 @@ def connected(address: str) -> Any:
             hint="start one with `ray start --head`, or give the address of its head node",
         ) from error
     return ray
+
+
+def ray_kill(ray: Any, actor: Any) -> None:
+    """End an actor that may be lost already."""
+    with suppress(ray.exceptions.RayError):
+        ray.kill(actor)
 
 
 def _marker(run: RunConfig) -> Path | None:

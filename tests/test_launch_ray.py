@@ -43,7 +43,7 @@ def cluster() -> Iterator[Any]:
         made.shutdown()
 
 
-def planned(folder: Path, models: dict[str, Path], repeat: int = 8) -> Path:
+def planned(folder: Path, models: dict[str, Path], repeat: int = 4) -> Path:
     folder.mkdir()
     write_jsonl(folder / "docs.jsonl", sample_documents(repeat))
     chosen = {name: models[name] for name in ("code", "prose", "target")}
