@@ -126,7 +126,10 @@ class RayRun:
                 got=f"{total.get('GPU', 0):g}",
                 hint="start a node with GPUs, or give --gpus-per-worker 0",
             )
-        nodes = sum(node["Alive"] for node in self.ray.nodes())
+        nodes = sum(
+            node["Alive"] and node["Resources"].get("CPU", 0) >= request.cpus
+            for node in self.ray.nodes()
+        )
         room = int(total.get("GPU", 0) // gpus) if gpus else nodes
         self._count = max(request.workers.get(stage, room), 1)
         self._options = {
@@ -239,10 +242,13 @@ class RayRun:
         return 1
 
     def _stop_all(self) -> None:
-        ray = self.ray
-        for index in self._running.values():
-            self._actors[index].stop.remote()
-        ray.wait(list(self._running), num_returns=len(self._running), timeout=STOP_S)
+        """Stop the workers that have begun, and wait until they have ended."""
+        begun = self.ray.get(self._shards.holders.remote())
+        waited = [reference for reference, index in self._running.items() if index in begun]
+        for reference in waited:
+            self._actors[self._running[reference]].stop.remote()
+        if waited:
+            self.ray.wait(waited, num_returns=len(waited), timeout=STOP_S)
 
 
 _URLS: dict[ArrayStage, str] = {"extract": "store_url", "align": "aligned_url"}

@@ -64,6 +64,10 @@ class Shards:
         sources = [source for source, shards in self.left.items() if shards]
         return sources[worker % len(sources)] if sources else None
 
+    def holders(self) -> list[int]:
+        """Workers that have been given a shard of the source that they are at."""
+        return list(self.held)
+
     def lost(self, worker: int) -> None:
         """Hand out again what a worker held; what it had finished is left out by whoever gets it."""
         for source, shard in reversed(self.held.pop(worker, [])):
