@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -19,16 +20,19 @@ from launch.progress import Progress
 from launch.quantities import size_text
 from launch.shard_queue import ShardQueue, shard_queue
 from launch.signals import StopFlag
-from launch.work import Part, work_line
+from launch.work import Part, others_line, work_line
 from launch.worklog import Session, WorkLog
 from store_schema.config import RunConfig
 from store_schema.encoding.selection import select_entries
+from store_schema.errors import LogitfuseError, StorageError
 from store_schema.layout import Arrays
 from store_schema.manifest import Commit
 from store_schema.plan.plan import ShardRecord
 from store_schema.presets import Encoding
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +111,11 @@ def dry_run(run: RunConfig, source: str, part: Part) -> str:
         MismatchError: Plan, store, tokenizer or settings changed since the store was begun.
     """
     checked = check_alignment(run, source, keep=False)
-    pending = part.pending(checked.plan.shards, checked.committed())
+    shards, committed = checked.plan.shards, checked.committed()
+    pending = part.pending(shards, committed)
     checked.reader.require_shards(pending)
-    return work_line(f"align {source}", pending, "target")
+    line = work_line(f"align {source}", pending, "target")
+    return line + others_line(part, shards, committed)
 
 
 def align_shards(
@@ -133,7 +139,13 @@ def align_shards(
             stop.check()
             log.begun(shard.index)
             begun = time.monotonic()
-            arrays, figures = align_shard(checked, shard, aligner, writer.encoding)
+            try:
+                arrays, figures = align_shard(checked, shard, aligner, writer.encoding)
+            except LogitfuseError as error:
+                if isinstance(error, StorageError) or not queue.own_are_done():
+                    raise
+                logger.warning("left to the worker whose shard it is: %s", error.line())
+                continue
             if queue.done_elsewhere(shard.index, wait_s=0):
                 continue
             commit = writer.write(shard, arrays, figures)

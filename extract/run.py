@@ -23,10 +23,10 @@ from launch.progress import Progress
 from launch.quantities import size_text
 from launch.shard_queue import shard_queue
 from launch.signals import SMALLER_STEPS, stop_on_signals
-from launch.work import Part, work_line
+from launch.work import Part, others_line, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig
-from store_schema.errors import Stopped
+from store_schema.errors import ModelError, Stopped, TokenizerError
 from store_schema.plan.plan import ShardRecord
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import MANIFEST_FILE
@@ -74,6 +74,9 @@ def score(engine: Engine, job: Job) -> None:
         except Stopped:
             job.check()  # a shard may have been committed on the way out
             raise
+        except (ModelError, TokenizerError) as error:
+            if not job.leaves(error):
+                raise
         progress.add(0, f"{size_text(job.written)} written")
 
 
@@ -119,8 +122,14 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
         parts[list(parts)[-1]] = part  # the model is loaded: it goes on with what others have left
     with stop_on_signals() as flag:
         run_children(run, stage.child, parts, flag)
-        # Its own shards of all sources came first.
-        others = {s.name: part for s in sources if shard_queue(part, plan.shards, s.open_store())}
+        # Its own shards of all sources came first; the last one's process went on with others'.
+        shards = [shard.index for shard in part.shards_of_others(plan.shards)]
+        others = {
+            s.name: part
+            for s in sources
+            if s.name not in list(parts)[-1:]
+            and not s.open_store().committed_now().issuperset(shards)
+        }
         run_children(run, stage.child, others, flag)
     return list(parts | others)
 
@@ -140,8 +149,10 @@ def dry_run(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) -> l
     lines = []
     for name in names:
         source = stage.check(run, name, plan)
-        pending = part.pending(plan.shards, source.committed())
-        lines.append(stage.outlook(source, pending))
+        committed = source.committed()
+        pending = part.pending(plan.shards, committed)
+        others = others_line(part, plan.shards, committed)
+        lines.append(stage.outlook(source, pending) + others)
         if pending:
             lines.append(f"  {check_memory(source.spec)}")
     return lines
@@ -202,7 +213,10 @@ def _require_causal(
 ) -> None:
     if not spec.generates:
         segments = source.plan.segments(shard)[:PROBED_SEGMENTS]
-        require_causal(engine, spec, source.tokenizer.encode(segments))
+        encoded = source.tokenizer.encode(segments)
+        # Longer ones are recorded as unscored (`extract.on_bad`).
+        fitting = [part for part in encoded if len(part.input_ids) <= spec.longest]
+        require_causal(engine, spec, fitting)
 
 
 def halved(spec: EngineSpec, times: int) -> EngineSpec:

@@ -45,7 +45,7 @@ class ShardQueue:
         self.pending = part.pending(shards, committed)
         self._others = [
             shard
-            for shard in part.others(shards)
+            for shard in part.shards_of_others(shards)
             if shard.index not in committed and (available is None or shard.index in available)
         ]
         self._worker, self._store = part.worker, store
@@ -78,6 +78,10 @@ class ShardQueue:
         waiting = [s for s in self._others if s.index not in first] or self._others
         return waiting[-1 - self._worker.index % min(count, len(waiting))]
 
+    def own_are_done(self) -> bool:
+        """Whether its own shards are committed, by whomever: what it does now is others'."""
+        return all(self._store.is_committed(shard.index) for shard in self.pending)
+
     def done_elsewhere(self, shard: int, *, wait_s: float = ASK_EVERY_S) -> bool:
         """Whether another worker has committed a shard that this one has not.
 
@@ -109,6 +113,10 @@ class AskedShards(ShardQueue):
 
     def __bool__(self) -> bool:
         return True
+
+    def own_are_done(self) -> bool:
+        """Never: every shard that it is given is its own."""
+        return False
 
     def __iter__(self) -> Iterator[ShardRecord]:
         while (index := self._ask()) is not None:

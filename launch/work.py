@@ -62,7 +62,7 @@ class Part:
         """
         return [shard for shard in self._named(shards) if self._is_mine(shard.index)]
 
-    def others(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
+    def shards_of_others(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
         """Shards of the plan that belong to other workers and that this one may go on with."""
         if not self.steal or self.limit is not None:
             return []
@@ -264,6 +264,12 @@ def chosen_sources(run: RunConfig, names: Collection[str]) -> tuple[str, ...]:
             got=", ".join(unknown),
         )
     return tuple(dict.fromkeys(names)) or tuple(run.sources)
+
+
+def others_line(part: Part, shards: Iterable[ShardRecord], committed: Collection[int]) -> str:
+    """What `--dry-run` adds to a source's line: how many shards other workers may leave to this one."""
+    left = sum(shard.index not in committed for shard in part.shards_of_others(shards))
+    return f"; then what other workers leave of {left:,} shards" if left else ""
 
 
 def work_line(what: str, pending: Collection[ShardRecord], model: str) -> str:

@@ -69,11 +69,16 @@ class Registry(Generic[K]):
         Raises:
             KeyError: No such name.
         """
-        module, _, attribute = self.table[name].partition(":")
-        kind = getattr(import_module(module), attribute)(name)
-        if not isinstance(kind, self._base):
-            raise TypeError(f"{self.what} {name} is no {self._base.__name__}")
-        return kind
+        place = self.table[name]
+        module, _, attribute = place.partition(":")
+        try:
+            found = getattr(import_module(module), attribute)
+        except Exception as error:
+            error.add_note(f"{self.what} {name} is listed as {place}")
+            raise
+        if not (isinstance(found, type) and issubclass(found, self._base)):
+            raise TypeError(f"{self.what} {name} is no {self._base.__name__}: {place}")
+        return found(name)
 
     def names(self) -> tuple[str, ...]:
         """All names, in the table's order."""
@@ -104,6 +109,11 @@ class Registry(Generic[K]):
         added: dict[str, Any] = {}
         for kind in self:
             if kind.section is not None:
+                if kind.field in base.model_fields:
+                    raise TypeError(
+                        f"{self.what} {kind.name}: its options would be {kind.field}, which is an "
+                        "option of the section already; give it another name or field"
+                    )
                 added.setdefault(kind.field, (kind.section, kind.default_options()))
         made = create_model(f"{base.__name__}WithOptions", __base__=base, **added)
         return made

@@ -27,7 +27,7 @@ def validation_line(
     """
     lines = []
     for item in error.errors(include_url=False, include_context=False):
-        key = within + ".".join(str(part) for part in item["loc"])
+        key = (within + ".".join(str(part) for part in item["loc"])).rstrip(".")
         value = repr(item["input"])
         shown = value if len(value) <= 60 else value[:57] + "..."
         message = item["msg"].removeprefix("Value error, ")

@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
@@ -69,7 +74,7 @@ def test_a_segment_with_nan_is_recorded_and_all_goes_on(
 ) -> None:
     path = planned(tmp_path, models)
     said = ok("extract", "run", path, *RECORD)
-    assert "prose: segments left unscored: 1 (extract.on_bad)" in said
+    assert "segments left unscored (extract.on_bad)" in said
     ok("store", "verify", path)
     run = load_run(path)
     found = rows(run.store_url("prose"), path)
@@ -117,7 +122,55 @@ def test_longer_than_the_model_can_read(tmp_path: Path, tiny_models: dict[str, P
     }
     assert unscored == {name for name, length in lengths.items() if length > 48}
     assert 0 < len(unscored) < len(lengths)
-    assert f"prose: segments left unscored: {len(unscored)} (extract.on_bad)" in said
+    assert (
+        f"prose: {len(unscored)} of {len(lengths)} segments left unscored (extract.on_bad)" in said
+    )
+
+
+def test_a_context_longer_than_positions_that_the_model_has_learned(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    folder = tmp_path / "gpt2"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["prose"])
+    shape = {"n_positions": 48, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    words = "a question of many words that has no end "
+    chats = [
+        {"prompt": words * (4 if i == 0 else 1), "response": "yes, it is so", "split": "train"}
+        for i in range(6)
+    ]
+    write_jsonl(tmp_path / "docs.jsonl", chats)
+    columns = {"prompt": "prompt", "response": "response"}
+    entry = {"path": str(tmp_path / "docs.jsonl"), "domain": "chat", "columns": columns}
+    models = {"prose": folder, "target": tiny_models["target"]}
+    sections = {
+        "plan": {"max_tokens": 256, "shard_tokens": 256},
+        "corpus": {"inputs": [entry]},
+        "extract": {"engine": "transformers", "top_k": 8, "on_bad": "record"},
+    }
+    path = plan_run(write_run(tmp_path, models, **sections))
+    said = ok("extract", "run", path)
+    assert "prose: 1 of 6 segments left unscored" in said
+    ok("store", "verify", path)
+
+
+def test_a_bad_shard_of_another_worker_is_left_to_it(
+    tmp_path: Path, models: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = planned(tmp_path, models)
+    plan = open_plan(load_run(path))
+    (bad,) = (
+        shard.index
+        for shard in plan.shards
+        if "bad#0" in {segment.segment_id for segment in plan.segments(shard)}
+    )
+    command = ("extract", "run-source", path, "--source", "prose")
+    ok(*command, "--worker", f"{(bad + 1) % 2}/2")
+    assert "left to the worker whose shard it is: NaN from the model" in caplog.text
+    done = set(StoreReader.open(open_location(load_run(path).store_url("prose"))).commits)
+    assert done >= {s.index for s in plan.shards if s.index % 2 != bad % 2}
+    assert "NaN from the model in segment bad#0" in refused(*command, "--worker", f"{bad % 2}/2")
 
 
 def rows_of(path: Path) -> dict[str, tuple[Arrays, slice]]:

@@ -166,6 +166,14 @@ def test_two_workers_share_the_shards(tmp_path: Path, two_models: dict[str, Path
     assert contents(path, "prose") == both
 
 
+def test_a_limit_is_of_the_whole_run(tmp_path: Path, two_models: dict[str, Path]) -> None:
+    path = planned(tmp_path, two_models)
+    ok("extract", "run", path, "--limit", 1)
+    assert len(contents(path, "prose")) == 1
+    ok("extract", "run", path, "--limit", 1, "--worker", "0/2")
+    assert len(contents(path, "prose")) == 2
+
+
 @pytest.mark.slow
 def test_kill_and_rerun_equals_an_uninterrupted_run(
     tmp_path: Path, two_models: dict[str, Path]

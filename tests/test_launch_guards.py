@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from align import run as align_run
+from launch.shard_queue import ShardQueue
 from launch.signals import StopFlag
 from launch.work import Part
 from store_schema.errors import ConfigError, Stopped, StoppedMidway
@@ -58,6 +59,9 @@ class Written:
     def __init__(self) -> None:
         self.shards: list[int] = []
 
+    def committed(self, shards):
+        return set()
+
     def write(self, shard, arrays, figures):
         self.shards.append(shard.index)
         counts = SimpleNamespace(positions=1, segments=1, entries=1)
@@ -83,12 +87,13 @@ def test_alignment_stops_between_commits(monkeypatch, asked_in, committed, kind)
     monkeypatch.setattr(align_run, "align_shard", align_shard)
     monkeypatch.setattr(align_run, "make_aligner", lambda checked, stop: Nothing())
     monkeypatch.setattr(align_run, "Progress", lambda *args, **kwargs: Nothing())
-    pending = [store_factory.shard_record(index) for index in range(3)]
-    for shard in pending:
+    shards = [store_factory.shard_record(index) for index in range(3)]
+    for shard in shards:
         shard.num_tokens["target"] = 1
+    queue = ShardQueue(Part(), shards, writer)
     with pytest.raises(kind) as ended:
         align_run.align_shards(
-            SimpleNamespace(reader=Nothing(), source="s"), writer, pending, stop, Nothing()
+            SimpleNamespace(reader=Nothing(), source="s"), writer, queue, stop, Nothing()
         )
     assert type(ended.value) is kind
     assert writer.shards == begun == committed

@@ -17,6 +17,7 @@ from launch.work import (
     Ranges,
     Worker,
     chosen_sources,
+    others_line,
     parse_shards,
     parse_worker,
     range_text,
@@ -298,6 +299,14 @@ def test_nothing_is_taken_from_others_where_that_was_not_asked_for() -> None:
     assert sorted(left(Part(Worker(0, 2)), available={1, 7, 0})) == [0, 1, 2, 4, 6, 7]
     store.commits = set(range(8))
     assert not _queue(Part(Worker(0, 2)), plan, store)
+
+
+def test_a_dry_run_says_what_others_may_leave() -> None:
+    plan = _plan(8)
+    said = "; then what other workers leave of 3 shards"
+    assert others_line(Part(Worker(0, 2)), plan, {0, 1}) == said
+    assert others_line(Part(Worker(0, 2), steal=False), plan, {0, 1}) == ""
+    assert others_line(Part(), plan, {0, 1}) == ""
 
 
 def test_a_store_is_asked_now_and_then_about_the_shard_under_way(

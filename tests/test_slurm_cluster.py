@@ -218,12 +218,14 @@ def test_a_requeued_and_a_killed_worker_lose_the_shard_in_hand_at_most(
     cluster.wait_until_idle()
     left = contents(path, "stores", "code")
     whole = contents(planned / "run.yaml", "stores", "code")
-    assert {index for index in whole if index % 3 != 2} <= set(left), logs(path, "extract-code")
-    assert set(left) < set(whole)
+    # The others went on with what the killed one had left.
+    assert set(left) == set(whole), logs(path, "extract-code")
+    assert len(killed) < len(whole)
     assert killed.items() <= left.items()
     assert contents(path, "aligned", "code") == {}  # it never started
     out = submit("extract", path, "--source", "code", "--workers", 3)
-    assert "2 of 3" in out.splitlines()[1]
+    assert "extract-code" not in out
+    assert "align-code" in out
     cluster.wait_until_idle()
     assert everything(path, ("code",)) == everything(planned / "run.yaml", ("code",))
 

@@ -74,6 +74,10 @@ def test_what_is_not_there_is_told_with_what_is(plan: Plan) -> None:
     assert "nearest" not in line
 
 
+def test_many_longer_names_that_begin_alike_hide_none() -> None:
+    assert nearest_name("0000x", [f"{i:012d}zzzzzzzz" for i in range(700)] + ["0000"]) == "0000"
+
+
 @given(st.text("ab#01", min_size=4, max_size=12), st.data())
 def test_a_name_with_a_letter_too_many_is_found(name: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(name)))

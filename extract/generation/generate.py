@@ -27,7 +27,7 @@ from launch.progress import Progress
 from launch.quantities import size_text
 from launch.work import range_text, shard_ranges
 from store_schema.config import RunConfig
-from store_schema.errors import ConfigError, InputError, TokenizerError
+from store_schema.errors import ConfigError, InputError, ModelError, TokenizerError
 from store_schema.layout import Arrays
 from store_schema.model.models import max_positions, model_config
 from store_schema.plan.plan import Plan, Segment, ShardRecord
@@ -105,7 +105,12 @@ def generate(engine: Engine, job: Job) -> None:
 
         for shard in job.queue:
             job.session.begun(shard.index)
-            arrays, stats = answer_shard(engine, source, rules, shard, on_answer=on_answer)
+            try:
+                arrays, stats = answer_shard(engine, source, rules, shard, on_answer=on_answer)
+            except (ModelError, TokenizerError) as error:
+                if not job.leaves(error):
+                    raise
+                continue
             job.check()
             job.commit(shard, arrays, stats)
             progress.add(0, f"{size_text(job.written)} written")

@@ -159,7 +159,8 @@ def _templates(run: RunConfig) -> dict[str, Any]:
 def _require_models(run: RunConfig, section: PlanSection) -> None:
     """Before anything is tokenised, refuse models that cannot be used and segments that are longer
     than a model can read. Weights may be absent, but not damaged."""
-    loader = run.section("extract", ExtractSection).loader
+    extract = run.section("extract", ExtractSection)
+    loader = extract.loader
     for name, ref in {**run.sources, TARGET: run.target}.items():
         folder = resolve_model(ref)
         absent = absent_weights(folder)
@@ -170,7 +171,8 @@ def _require_models(run: RunConfig, section: PlanSection) -> None:
         if absent is not None:
             _log.warning("%s can be planned for, not run yet: %s", name, absent.line())
         longest = max_positions(model_config(folder))
-        if longest is not None and section.max_tokens > longest:
+        records = name != TARGET and extract.on_bad == "record"
+        if longest is not None and section.max_tokens > longest and not records:
             raise ConfigError(
                 f"segments are longer than {name} can read",
                 where="plan.max_tokens",

@@ -148,7 +148,8 @@ class SourceFigures:
         bpb: Bits per byte by split and domain, over the bytes that have a probability.
         size_bytes: On disk.
         bos: Figures with and without BOS if they were measured; see `extract.scoring.bos_probe`.
-        unscored: Segments without a distribution (`extract.on_bad: record`).
+        segments: Segments of the finished shards.
+        unscored: Those of them without a distribution (`extract.on_bad: record`).
     """
 
     name: str
@@ -159,6 +160,7 @@ class SourceFigures:
     bpb: dict[tuple[str, str], float]
     size_bytes: int
     bos: BosFigures | None = None
+    segments: int = 0
     unscored: int = 0
 
     @classmethod
@@ -183,6 +185,7 @@ class SourceFigures:
             total["seconds"] += commit.stats["seconds"]  # type: ignore[assignment]
             total["size"] += sum(file.size for file in commit.files.values())
             total["tokens"] += commit.counts.positions
+            total["segments"] += commit.counts.segments
             total[UNSCORED] += int(commit.stats.get(UNSCORED, 0))
             tail += commit.stats["tail_mass_mean"] * commit.counts.positions
         tokens = total["tokens"]
@@ -197,6 +200,7 @@ class SourceFigures:
             },
             size_bytes=total["size"],
             bos=read_figures(run, name, model.tokenizer_fingerprint),
+            segments=total["segments"],
             unscored=total[UNSCORED],
         )
 
@@ -238,7 +242,8 @@ def source_report(sources: Sequence[SourceFigures]) -> str:
                 if source.bos is not None
             ),
             *(
-                f"{source.name}: segments left unscored: {source.unscored:,} (extract.on_bad)"
+                f"{source.name}: {source.unscored:,} of {source.segments:,} segments left unscored "
+                "(extract.on_bad)"
                 for source in sources
                 if source.unscored
             ),

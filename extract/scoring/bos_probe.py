@@ -113,7 +113,11 @@ def probe_bos(engine: Engine, job: Job) -> BosFigures | None:
         return None
     longest = min(PROBE_TOKENS, source.spec.longest)
     chosen = probe_segments(source.plan.segments(source.plan.shards[0]))
-    encoded = [part for part in tokenizer.encode(chosen) if len(part.token_ids) >= LEAST_TOKENS]
+    encoded = [
+        part
+        for part in tokenizer.encode(chosen)
+        if len(part.token_ids) >= LEAST_TOKENS and len(part.input_ids) <= source.spec.longest
+    ]
     if not encoded or longest < LEAST_TOKENS + len(bos_ids):
         return None
     job.check()

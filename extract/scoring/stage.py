@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from extract.engines.protocol import Engine
+from extract.engines.protocol import Engine, EngineMemoryError
 from extract.scoring.children import check_stop_fd
 from extract.scoring.sources import CheckedSource
 from launch.shard_queue import ShardQueue
@@ -13,9 +14,12 @@ from launch.signals import StopFlag
 from launch.work import Part
 from launch.worklog import Session
 from store_schema.config import RunConfig
+from store_schema.errors import LogitfuseError
 from store_schema.layout import Arrays
 from store_schema.plan.plan import Plan, ShardRecord
 from store_schema.store.writer import StoreWriter
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -49,6 +53,13 @@ class Job:
             Stopped: Asked to stop; committed shards stay.
         """
         check_stop_fd(self.flag, self.stop_fd)
+
+    def leaves(self, error: LogitfuseError) -> bool:
+        """Whether an error is of another worker's shard, which is then left to that worker."""
+        if isinstance(error, EngineMemoryError) or not self.queue.own_are_done():
+            return False
+        logger.warning("left to the worker whose shard it is: %s", error.line())
+        return True
 
     def commit(self, shard: ShardRecord, arrays: Arrays, stats: dict[str, float]) -> None:
         """Encode, write and commit a shard, and log it; one that others have committed is left out."""

@@ -126,7 +126,10 @@ def nearest_name(wanted: str, names: Iterable[str]) -> str | None:
     def likeness(name: str) -> tuple[float, int]:
         return SequenceMatcher(None, name, wanted).ratio(), shared_ends(name)
 
-    likely = nlargest(_COMPARED, (name for name in names if len(name) <= _LONGEST), shared_ends)
+    def promise(name: str) -> tuple[int, int]:
+        return shared_ends(name), -abs(len(name) - len(wanted))
+
+    likely = nlargest(_COMPARED, (name for name in names if len(name) <= _LONGEST), promise)
     best = max(likely, key=likeness, default=None)
     return None if best is None or likeness(best)[0] < _ALIKE else best
 
