@@ -199,7 +199,7 @@ def test_arrays_from_extraction_to_training_equal_one_process(
     assert submit("extract", path) == "nothing to do, nothing submitted\n"
 
 
-def test_a_requeued_and_a_killed_worker_lose_the_shard_in_hand_at_most(
+def test_what_a_requeued_and_a_killed_worker_leave_is_done_by_others(
     tmp_path: Path, planned: Path, tiny_models: dict[str, Path], cluster: Cluster
 ) -> None:
     launch, slow = slowed(tmp_path / "slow", 0.5)
