@@ -19,10 +19,11 @@ from extract.scoring.children import check_stop_fd, run_children
 from extract.scoring.pipeline import Pipeline
 from extract.scoring.sources import CheckedSource, check_source, model_folder
 from extract.scoring.stage import Job, Stage
+from launch.process import SMALLER_STEPS
 from launch.progress import Progress
 from launch.quantities import size_text
 from launch.shard_queue import shard_queue
-from launch.signals import SMALLER_STEPS, stop_on_signals
+from launch.signals import stop_on_signals
 from launch.work import Part, others_line, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from store_schema.plan.plan import ShardRecord
     from store_schema.store.writer import StoreWriter
 
+REQUEST = b"next\n"
+"""What a worker writes to its scheduler for each shard."""
+
 ASK_EVERY_S = 5.0
 """How often a worker asks whether others have committed the shard that it works on."""
 
@@ -96,44 +99,47 @@ class ShardQueue:
         return shard in self._done_elsewhere
 
 
-class AskedShards(ShardQueue):
-    """Shards that a scheduler in another process names, over a pair of pipes.
+class ScheduledQueue(ShardQueue):
+    """Shards that a scheduler in another process assigns, over a pair of pipes.
 
-    For each shard the worker writes a line and reads one: an index, or nothing when there are no more.
-    A scheduler that has died closes the pipes, which ends the queue too.
+    For each shard the worker writes `REQUEST` and reads a line: an index, or nothing if there are no
+    more. The queue ends too when the scheduler has closed the pipes, because it died.
+
+    Args:
+        part: Of this worker, with the scheduler's file descriptors.
+        shards: All shards of the plan.
+        store: Of the stage.
     """
 
-    def __init__(
-        self, part: Part, shards: Sequence[ShardRecord], store: StoreWriter, fds: tuple[int, int]
-    ) -> None:
-        super().__init__(part.without_stealing(), shards, store)
-        self.pending = []
+    def __init__(self, part: Part, shards: Sequence[ShardRecord], store: StoreWriter) -> None:
+        assert part.scheduler_fds is not None
+        super().__init__(part, shards, store)
         self._shards = shards
-        self._read_fd, self._write_fd = fds
+        self._read_fd, self._write_fd = part.scheduler_fds
 
     def __bool__(self) -> bool:
         return True
 
     def own_are_done(self) -> bool:
-        """Never: every shard that it is given is its own."""
+        """Never: every shard that it is assigned is its own."""
         return False
 
     def __iter__(self) -> Iterator[ShardRecord]:
-        while (index := self._ask()) is not None:
+        while (index := self._assigned()) is not None:
             if not self._store.is_committed(index):
                 yield self._shards[index]
 
-    def _ask(self) -> int | None:
+    def _assigned(self) -> int | None:
         try:
-            os.write(self._write_fd, b"next\n")
+            os.write(self._write_fd, REQUEST)
         except BrokenPipeError:
             return None
         line = b""
         while not line.endswith(b"\n"):
-            read = os.read(self._read_fd, 1)
-            if not read:
+            byte = os.read(self._read_fd, 1)
+            if not byte:
                 return None
-            line += read
+            line += byte
         return int(line) if line.strip() else None
 
 
@@ -143,7 +149,7 @@ def shard_queue(
     store: StoreWriter,
     available: Collection[int] | None = None,
 ) -> ShardQueue:
-    """The queue of a worker: see `ShardQueue`; a scheduler's where the part has one."""
-    if part.scheduler is not None:
-        return AskedShards(part, shards, store, part.scheduler)
+    """The queue of a worker: a scheduler's if the part has one, else by the commits (`ShardQueue`)."""
+    if part.scheduler_fds is not None:
+        return ScheduledQueue(part, shards, store)
     return ShardQueue(part, shards, store, available)

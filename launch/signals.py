@@ -17,10 +17,6 @@ from store_schema.errors import Stopped, StoppedMidway
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-SMALLER_STEPS = 76
-"""Exit code of a process whose memory ran out and whose batches can be halved."""
-
-
 class StopFlag:
     """Records that a stop was requested, and whether any work was finished before.
 

@@ -44,15 +44,16 @@ class Part:
         shards: Only these shards; None for all.
         limit: Most shards of each source in this run; None for no limit.
         steal: Whether to go on with other workers' shards when its own are finished.
-        scheduler: File descriptors of a scheduler that names one shard after the other
-            (`launch.shard_queue.AskedShards`); None without one.
+        scheduler_fds: File descriptors, to read and to write, of a scheduler that assigns one shard
+            after the other (`launch.shard_queue.ScheduledQueue`), so that none is this part's
+            beforehand; None without one.
     """
 
     worker: Worker = Worker()
     shards: Ranges | None = None
     limit: int | None = None
     steal: bool = True
-    scheduler: tuple[int, int] | None = None
+    scheduler_fds: tuple[int, int] | None = None
 
     def mine(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
         """Shards of the plan that belong to this part, finished or not; ignores the limit.
@@ -107,8 +108,8 @@ class Part:
         return shard % self.worker.count == self.worker.index
 
     def _named(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
-        """Those of the plan's shards that --shards names."""
-        planned, ranges = list(shards), self.shards
+        """Those of the plan's shards that --shards names; none where a scheduler assigns them."""
+        planned, ranges = list(shards), () if self.scheduler_fds else self.shards
         if ranges is None:
             return planned
         if ranges and ranges[-1][1] >= len(planned):
