@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.ray import cluster, workers
+from launch.ray import cluster, driver, workers
 from launch.ray.workers import PendingShards, WorkerActor, WorkerSpec
 from launch.shard_queue import REQUEST, shard_queue
 from launch.work import Part, Worker
@@ -168,6 +168,17 @@ def test_a_worker_refuses_a_node_without_the_folder_or_python(
 )
 def test_room_on_a_node(worker: dict[str, float], room: int) -> None:
     assert cluster.node_room({"CPU": 8.0, "GPU": 2.0, "memory": 1e9}, worker) == room
+
+
+def test_errors_of_ray_are_one_line() -> None:
+    died = "The actor died.\nTraceback:\n  x\nModuleNotFoundError: No module named 'launch.ray'\nx"
+    line = driver._failure(RuntimeError(died), "head:6379").line()
+    assert line == (
+        "a node of the Ray cluster cannot import logitfuse in head:6379: got ModuleNotFoundError: No "
+        "module named 'launch.ray'; install this version of it for the Python that Ray runs there"
+    )
+    line = driver._failure(RuntimeError("GCS is\ngone"), "head:6379").line()
+    assert line.startswith("the Ray cluster failed in head:6379: got GCS is gone; what is finished")
 
 
 def test_what_auto_stands_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ same command goes on.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 import time
@@ -45,6 +46,10 @@ WAIT_S = 1.0
 """How often the driver looks whether it was asked to stop,"""
 COUNT_S = 5.0
 """and how often it counts commits."""
+
+
+_IMPORT_ERROR = re.compile(r"(?:ModuleNotFound|Import)Error: .*")
+"""In Ray's error for an actor whose module a node does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +114,7 @@ def run_on_ray(
             try:
                 StageDriver(ray, run, stage, request, stop).work(left)
             except ray.exceptions.RayError as error:
-                raise ConfigError(
-                    "the Ray cluster failed",
-                    where=request.address,
-                    got=" ".join(str(error).split())[:300],
-                    hint="what is finished is kept: run the same command again",
-                ) from error
+                raise _failure(error, request.address) from error
             missing = sum(map(len, _pending(run, stage, sources).values()))
             if missing:
                 raise StorageError(
@@ -125,6 +125,24 @@ def run_on_ray(
                     hint="use a file system that all nodes share, or run_dir: s3://...",
                 )
             click.echo(f"{stage}: {num_shards:,} shards of {', '.join(left)} done")
+
+
+def _failure(error: Exception, address: str) -> ConfigError:
+    """An error of Ray's, in one line."""
+    not_there = _IMPORT_ERROR.search(str(error))
+    if not_there:
+        return ConfigError(
+            "a node of the Ray cluster cannot import logitfuse",
+            where=address,
+            got=not_there[0],
+            hint="install this version of it for the Python that Ray runs there",
+        )
+    return ConfigError(
+        "the Ray cluster failed",
+        where=address,
+        got=" ".join(str(error).split())[:300],
+        hint="what is finished is kept: run the same command again",
+    )
 
 
 def _pending(run: RunConfig, stage: ShardedStage, sources: Sequence[str]) -> dict[str, list[int]]:
@@ -286,9 +304,10 @@ class StageDriver:
         ray, index = self._ray, self._running.pop(reference)
         try:
             end: ProcessEnd = ray.get(reference)
-        except ray.exceptions.RayTaskError:
-            raise
-        except ray.exceptions.RayError as error:  # its actor is gone, or the node
+        except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.RayTaskError) or _IMPORT_ERROR.search(str(error)):
+                raise
+            # Its actor is gone, or the node.
             reason = " ".join(str(error).split())[:200]
             self._kill(self._actors[index])
             self._start(index)
