@@ -39,11 +39,12 @@ class RayCluster:
 
     def __init__(self, cluster: Any) -> None:
         self._cluster = cluster
+        self._nodes: list[Any] = []
         self.address: str = cluster.address
 
-    def add_node(self, num_cpus: int = 1, num_gpus: int = 0) -> Any:
+    def add_node(self, num_cpus: int = 1, num_gpus: int = 0) -> None:
         """Start a node, whatever the machine has, and wait until it has joined."""
-        return self._cluster.add_node(**_node(num_cpus, num_gpus))
+        self._nodes.append(self._cluster.add_node(**_node(num_cpus, num_gpus)))
 
     @contextmanager
     def node_without(self, folder: Path) -> Iterator[None]:
@@ -61,9 +62,14 @@ class RayCluster:
             node.terminate()
             node.wait(timeout=60)
 
-    def remove_node(self, node: Any, *, graceful: bool = True) -> None:
-        """Stop a node's processes, or kill them all at once."""
-        self._cluster.remove_node(node, allow_graceful=graceful)
+    def kill_node(self) -> None:
+        """Kill all processes of the node that was added last."""
+        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+
+    def remove_nodes(self) -> None:
+        """Stop all nodes that were added."""
+        while self._nodes:
+            self._cluster.remove_node(self._nodes.pop())
 
 
 def _node(num_cpus: int, num_gpus: int) -> dict[str, Any]:

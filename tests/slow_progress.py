@@ -11,22 +11,23 @@ from launch.progress import Progress
 
 plain = Progress.add
 
-def add(self, *arguments, **options):
-    time.sleep(float(Path(os.environ["SLOW_FILE"]).read_text()))
-    plain(self, *arguments, **options)
+def add(self, units, note=""):
+    time.sleep(float(Path(os.environ["SLOW_FILE"]).read_text()) * {factor})
+    plain(self, units, note)
 
 Progress.add = add
 """
 
 
-def slow_hook(folder: Path, seconds: float) -> tuple[Path, Path]:
+def slow_hook(folder: Path, seconds: float, *, per_unit: bool = False) -> tuple[Path, Path]:
     """A folder for a worker's PYTHONPATH, and the file that its SLOW_FILE must name.
 
-    Each report of progress then takes as many seconds as the file says at the moment.
+    Each report of progress, or each unit that it reports, then takes as many seconds as the file says
+    at the moment.
     """
     hook = folder / "hook"
     hook.mkdir(parents=True)
-    (hook / "sitecustomize.py").write_text(_HOOK)
+    (hook / "sitecustomize.py").write_text(_HOOK.format(factor="units" if per_unit else "1"))
     slow = folder / "seconds"
     slow.write_text(str(seconds))
     return hook, slow

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from launch.worklog import SessionRecord, read_sessions
+from launch.worklog import read_sessions
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.plan.run_plan import open_plan
@@ -22,15 +18,14 @@ from store_schema.store.reader import StoreReader
 from tests.command import ok
 from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
 from tests.ray_cluster import RayCluster, can_hide, running_cluster
-from tests.slow_progress import slow_hook
+from tests.ray_runs import RayRun, contents, wait_until
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.usefixtures("quick_processes"),
+    pytest.mark.usefixtures("cluster", "quick_processes"),
 ]
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = ("code", "prose")
 REQUIRED = "LOGITFUSE_REQUIRE_RAY"
 """Environment variable: tests that need a cluster fail where none starts, instead of skipping."""
@@ -66,126 +61,56 @@ def planned(
     return path
 
 
-class Run:
-    """A planned run without stores, on a cluster, whose workers are as slow as a file says."""
-
-    def __init__(self, folder: Path, planned: Path, models: dict[str, Path]) -> None:
-        for part in ("corpus", "plan"):
-            shutil.copytree(planned.parent / "run" / part, folder / "run" / part)
-        shutil.copy(planned.parent / "docs.jsonl", folder)
-        hook, self.slow = slow_hook(folder, 0)
-        path = os.pathsep.join([str(hook), str(REPOSITORY)])
-        python = ["env", f"PYTHONPATH={path}", f"SLOW_FILE={self.slow}", sys.executable]
-        chosen = {name: models[name] for name in (*SOURCES, "target")}
-        self.path = write_run(folder, chosen, launch={"python": python})
-
-    def submit(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "logitfuse", "submit", "extract", str(self.path)]
-        command += ["--ray", "auto", *words]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def refused(self, *words: str) -> str:
-        """The one error line of a command that ends with exit code 2."""
-        process = self.submit(*words)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 2, err
-        [line] = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert err.splitlines()[-1] == line
-        return line
-
-    def num_commits(self) -> int:
-        return len(list((self.path.parent / "run").glob("*/*/commits/*.json")))
-
-    def processes(self) -> list[int]:
-        """Processes that do shards of this run."""
-        found = []
-        for place in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                words = (place / "cmdline").read_bytes()
-                environment = (place / "environ").read_bytes()
-                if b"--scheduler-fds" in words and bytes(self.slow) in environment:
-                    found.append(int(place.name))
-        return sorted(found)
-
-    def sessions_in_a_shard(self) -> list[SessionRecord]:
-        """Sessions of the extraction that are in the middle of a shard, or were when killed."""
-        run = load_run(self.path)
-        sessions = [s for name in SOURCES for s in read_sessions(run, "extract", name)]
-        open_ = [session for session in sessions if session.reason is None]
-        return [s for s in open_ if set(s.taken) - {shard.shard for shard in s.finished}]
-
-    def contents(self) -> dict[str, dict[int, str]]:
-        return contents(self.path)
-
-
-def contents(path: Path) -> dict[str, dict[int, str]]:
-    """Digests of all shards of all stores."""
-    run, found = load_run(path), {}
-    for source in run.sources:
-        for url in (run.store_url(source), run.aligned_url(source)):
-            commits = StoreReader.open(open_location(url)).commits
-            found[url.removeprefix(run.folder)] = {i: c.content_sha256 for i, c in commits.items()}
-    return found
-
-
 @pytest.fixture
-def run(tmp_path: Path, planned: Path, tiny_models: dict[str, Path], cluster: RayCluster) -> Run:
-    return Run(tmp_path, planned, tiny_models)
+def run(tmp_path: Path, planned: Path, cluster: RayCluster) -> Iterator[RayRun]:
+    """A run; at the end its drivers and all nodes are gone."""
+    made = RayRun(tmp_path, planned)
+    yield made
+    made.kill_drivers()
+    cluster.remove_nodes()
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def refused(run: RayRun, *words: str) -> str:
+    """The one error line of a driver that ends with exit code 2."""
+    driver = run.submit(*words)
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 2, err
+    lines = err.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    return str(lines[-1])
 
 
 def test_nodes_actors_and_processes_die_and_stores_are_those_of_one_process(
-    run: Run, planned: Path, cluster: RayCluster
+    run: RayRun, planned: Path, cluster: RayCluster
 ) -> None:
-    nodes = [cluster.add_node() for _ in range(3)]
-    run.slow.write_text("0.5")
+    for _ in range(3):
+        cluster.add_node()
     driver = run.submit("--workers", "3")
-    wait_until(lambda: run.num_commits() >= 3, driver)
-    run.slow.write_text("5")
-    wait_until(lambda: len(run.sessions_in_a_shard()) == len(run.processes()) == 3, driver)
-    cluster.remove_node(nodes.pop(), graceful=False)
-    wait_until(lambda: len(run.processes()) == 2, driver)
-    process, other = run.processes()
-    os.kill(process, signal.SIGKILL)  # as the machine does when memory is short
-    os.kill(parent(other), signal.SIGKILL)
-    run.slow.write_text("0")
+    run.kill_in_a_shard(cluster, driver)
     out, err = driver.communicate(timeout=240)
     assert driver.returncode == 0, err
     assert err.count("was lost, its shards go to others") >= 3
-    assert run.contents() == contents(planned)
+    assert contents(run.path) == contents(planned)
     ok("store", "verify", run.path)
     assert "next: `logitfuse train run`" in out
     assert len(run.sessions_in_a_shard()) == 3
     status = [line.split() for line in ok("status", run.path).splitlines()]
-    shards = f"{len(run.contents()['/stores/code'])} of"
+    shards = f"{len(contents(run.path)['/stores/code'])} of"
     assert [" ".join(w[2:4]) for w in status if w[:2] == ["extract", "code"]] == [shards]
     again = run.submit()
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert out.count("nothing to do") == 2
-    for node in nodes:
-        cluster.remove_node(node)
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_driver_waits_for_a_node_is_killed_and_stopped_and_nothing_is_lost(
-    run: Run, planned: Path, cluster: RayCluster
+    run: RayRun, cluster: RayCluster
 ) -> None:
     run.slow.write_text("0.2")
     first = run.submit("--only", "--node-timeout", "100")
     assert first.stderr is not None
     assert "waiting 100 s for a node with 1 CPU" in first.stderr.readline()
-    node = cluster.add_node(num_cpus=2)
+    cluster.add_node(num_cpus=2)
     wait_until(lambda: run.num_commits() >= 1, first)
     first.kill()
     first.communicate()
@@ -207,34 +132,31 @@ def test_a_driver_waits_for_a_node_is_killed_and_stopped_and_nothing_is_lost(
     config = load_run(run.path)
     for source in SOURCES:
         reader = StoreReader.open(open_location(config.store_url(source)))
-        assert reader.committed(open_plan(config).shards) == set(range(len(reader.commits)))
+        shards = open_plan(config).shards
+        assert reader.committed(shards) == {shard.index for shard in shards}
         sessions = read_sessions(config, "extract", source)
         finished = [shard.shard for session in sessions for shard in session.finished]
         assert len(finished) == len(set(finished))  # none was done twice
-    cluster.remove_node(node)
 
 
-def test_what_a_worker_refuses_is_the_drivers_error(
-    run: Run, planned: Path, cluster: RayCluster
-) -> None:
-    line = run.refused("--gpus-per-worker", "1")
+def test_what_a_worker_refuses_is_the_drivers_error(run: RayRun, cluster: RayCluster) -> None:
+    line = refused(run, "--gpus-per-worker", "1")
     assert "no node of the Ray cluster has room for a worker" in line
     assert "expected a node with 1 CPU, 1 GPU, got nodes with 0 CPU and 0 GPU" in line
-    node = cluster.add_node(num_gpus=1)
-    line = run.refused()
+    cluster.add_node(num_gpus=1)
+    line = refused(run)
     assert "a worker does not see its GPUs in --gpus-per-worker: expected 1, got 0" in line
-    line = run.refused("--gpus-per-worker", "0", "--set", "extract.top_k=100000")
+    line = refused(run, "--gpus-per-worker", "0", "--set", "extract.top_k=100000")
     assert "top_k is larger than the vocabulary" in line
     assert line.endswith(f"(on {os.uname().nodename})")
-    cluster.remove_node(node)
 
 
-def test_a_folder_that_only_the_driver_sees_is_refused(run: Run, cluster: RayCluster) -> None:
+def test_a_folder_that_only_the_driver_sees_is_refused(run: RayRun, cluster: RayCluster) -> None:
     folder = run.path.parent
     if not can_hide(folder):
         pytest.skip("folders cannot be hidden from a process here")
     with cluster.node_without(folder):
-        line = run.refused("--node-timeout", "60")
+        line = refused(run, "--node-timeout", "60")
     assert "a node does not see the folder of the stores" in line
     assert f"expected {folder}/run" in line
     assert not list((folder / "run").glob(".ray-*"))

@@ -53,7 +53,7 @@ def connect(address: str) -> Any:
         if found is not None:  # Ray itself tries for minutes
             host, _, port = found.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        ray.init(address=found or address, log_to_driver=False, configure_logging=False)
     except Exception as error:  # Ray raises all kinds
         raise ConfigError(
             "no Ray cluster answers",
