@@ -29,7 +29,8 @@ def ray_options(function: Callable[..., None]) -> Callable[..., None]:
             "--ray",
             metavar="ADDRESS",
             help="Run extraction and alignment on a Ray cluster instead, and wait for them: auto, or "
-            "host:port of its head node. --workers is then the number of workers of a stage.",
+            "host:port of its head node. --workers is then the number of workers of a stage, by "
+            "default as many as there is room for.",
         ),
         click.option(
             "--gpus-per-worker",

@@ -112,7 +112,7 @@ def run_on_ray(
                 click.echo(f"{stage}: nothing to do")
                 continue
             try:
-                StageDriver(ray, run, stage, request, stop).work(left)
+                StageDriver(ray, run, stage, request, left, stop).work()
             except ray.exceptions.RayError as error:
                 raise _failure(error, request.address) from error
             missing = sum(map(len, _pending(run, stage, sources).values()))
@@ -159,45 +159,44 @@ class StageDriver:
         run: The run.
         stage: Which stage.
         request: What is asked of the cluster.
+        pending: Indices of the shards to do, at least one, by source.
         stop: Checked while waiting.
     """
 
     def __init__(
-        self, ray: Any, run: RunConfig, stage: ShardedStage, request: RayRequest, stop: StopFlag
+        self,
+        ray: Any,
+        run: RunConfig,
+        stage: ShardedStage,
+        request: RayRequest,
+        pending: Mapping[str, Sequence[int]],
+        stop: StopFlag,
     ) -> None:
-        self._ray, self._run, self._stage, self._stop = ray, run, stage, stop
-        self._request = request
-        gpus = request.gpus
-        if stage == "align":
-            gpus = 0.0
-        elif gpus is None:
-            gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in alive_nodes(ray)) else 0.0
-        self._resources: Resources = {"CPU": request.cpus, "GPU": gpus}
+        self._ray, self._run, self._stage, self._request = ray, run, stage, request
+        self._pending, self._stop = pending, stop
+        self._resources = self._worker_resources()
+        self._total = sum(map(len, pending.values()))
+        self._count = min(request.workers.get(stage, max(self._room(), 1)), self._total)
+        self._before = self._finished = self._num_commits()
+        self._queue = self._start_queue()
         self._actors: dict[int, Any] = {}
         self._running: dict[Any, int] = {}
         self._losses = 0
         self._had_room = False
         self._deadline: float | None = None
 
-    def work(self, pending: Mapping[str, Sequence[int]]) -> None:
-        """Do all pending shards, at least one.
-
-        Args:
-            pending: Indices of shards, by source.
+    def work(self) -> None:
+        """Do all pending shards.
 
         Raises:
             ConfigError: No node has room for a worker.
             ModelError, Stopped, SystemExit: See `run_on_ray`.
         """
-        total = sum(map(len, pending.values()))
-        self._count = min(self._request.workers.get(self._stage, max(self._room(), 1)), total)
-        self._queue = self._start_queue(pending)
-        self._sources, self._before = tuple(pending), 0
-        self._before = self._finished = self._num_commits()
+        folder = self._run.data_folder if self._stage == "extract" else self._run.folder
         try:
             with (
-                _probe_file(self._folder()) as probe,
-                Progress(f"{self._stage} on Ray", total, unit="shard") as progress,
+                _probe_file(folder) as probe,
+                Progress(f"{self._stage} on Ray", self._total, unit="shard") as progress,
             ):
                 self._spec = WorkerSpec(
                     stage=self._stage,
@@ -212,9 +211,16 @@ class StageDriver:
                     self._assign(index)
                 self._wait(progress)
         finally:
-            for actor in self._actors.values():
+            for actor in (*self._actors.values(), self._queue):
                 self._kill(actor)
-            self._kill(self._queue)
+
+    def _worker_resources(self) -> Resources:
+        gpus = self._request.gpus
+        if self._stage == "align":
+            gpus = 0.0
+        elif gpus is None:
+            gpus = float(any(node.get("GPU", 0) >= 1 for node in alive_nodes(self._ray)))
+        return {"CPU": self._request.cpus, "GPU": gpus}
 
     def _room(self) -> int:
         """Workers that the cluster has room for: extraction without GPUs takes one a node."""
@@ -223,13 +229,13 @@ class StageDriver:
             rooms = [min(room, 1) for room in rooms]
         return sum(rooms)
 
-    def _start_queue(self, pending: Mapping[str, Sequence[int]]) -> Any:
+    def _start_queue(self) -> Any:
         """The actor `PendingShards`, on this node, so that it lives as long as this driver."""
         ray = self._ray
         here = ray.get_runtime_context().get_node_id()
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         remote = ray.remote(num_cpus=0, scheduling_strategy=strategy)(PendingShards)
-        return remote.remote({source: deque(shards) for source, shards in pending.items()})
+        return remote.remote({source: deque(shards) for source, shards in self._pending.items()})
 
     def _start(self, index: int) -> None:
         remote = self._ray.remote(
@@ -289,7 +295,7 @@ class StageDriver:
 
     def _num_commits(self) -> int:
         url = self._run.store_url if self._stage == "extract" else self._run.aligned_url
-        return sum(len(listed_commits(open_location(url(source)))) for source in self._sources)
+        return sum(len(listed_commits(open_location(url(source)))) for source in self._pending)
 
     def _count_commits(self, progress: Progress) -> None:
         finished = self._num_commits()
@@ -357,10 +363,6 @@ class StageDriver:
             self._actors[self._running[reference]].stop.remote()
         if waited:
             self._ray.wait(waited, num_returns=len(waited), timeout=STOP_S)
-
-    def _folder(self) -> str:
-        """Folder or URL that the stage writes to."""
-        return self._run.data_folder if self._stage == "extract" else self._run.folder
 
     def _kill(self, actor: Any) -> None:
         with suppress(self._ray.exceptions.RayError):  # it is lost already
