@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-house fuzz-store clean help
+.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -284,6 +284,11 @@ bench-select: $(READY)
 # The fused step beside a plain step on ground truth alone and beside the dense way.
 bench-train: $(READY)
 	$(BIN)/python -m benchmarks.bench_train
+
+# Workers on Ray beside workers started by hand, Ray's stores after kills, what going on with others' shards gains
+# (PARTS=ray_overhead,ray_equal,steal_gain takes some alone; all of them half an hour).
+bench-scale: $(TOOLS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_scale $(if $(PARTS),--parts $(PARTS))
 
 # A million damaged and hostile files against every decoder.
 fuzz-store: $(READY)

@@ -6,12 +6,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from launch.slurm_options import ArrayStage, OptionValue, Scope, checked_options
+from launch.slurm.options import OptionValue, checked_options
+from launch.stages import Scope, ShardedStage
 from store_schema.config import SectionModel
 
 
 class LaunchSection(SectionModel):
-    """How `logitfuse submit` submits stages to Slurm."""
+    """How `logitfuse submit` submits stages to Slurm; on Ray `workers` and `python` count."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {"slurm", "workers", "setup", "python", "max_requeues"}
@@ -20,13 +21,14 @@ class LaunchSection(SectionModel):
     slurm: dict[Scope, dict[str, OptionValue]] = Field(default={})
     """Long options of sbatch by name, for `all` stages; those for `extract`, `align` or `train`
     override them. true is an option without a value; null removes one. Times need quotes."""
-    workers: dict[ArrayStage, Annotated[int, Field(ge=1)]] = Field(default={})
-    """Array tasks of a source, by stage. A stage that is not named has one."""
+    workers: dict[ShardedStage, Annotated[int, Field(ge=1)]] = Field(default={})
+    """Array tasks of a source, by stage. A stage that is not named has one, on Ray as many as there is
+    room for."""
     setup: tuple[str, ...] = ()
     """Lines of shell before the command: module load, activate, export HF_HOME."""
     python: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Words that start Python on a node, such as [apptainer, exec, --nv, fuse.sif, python]. None
-    takes the interpreter that ran `submit`."""
+    takes the interpreter that ran `submit`, on Ray that of the node."""
     max_requeues: int = Field(default=50, ge=0)
     """A job that was restarted this many times does not requeue itself at its time limit."""
 

@@ -146,7 +146,7 @@ def _daemons(folder: Path) -> Iterator[Cluster]:
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
     host = socket.gethostname().partition(".")[0]
-    ports = _free_ports(2)
+    ports = free_ports(2)
     configuration = _CONFIGURATION.format(
         host=host,
         folder=folder,
@@ -205,7 +205,7 @@ def _stop(pid_file: Path) -> None:
             time.sleep(0.1)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

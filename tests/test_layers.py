@@ -87,6 +87,7 @@ ONLY_IN = {
     "accelerate": {"fuse_train", "fuse_eval"},
     "numba": {"store_schema/compiled.py"},
     "jinja2": {"launch/pages/page.py"},
+    "ray": {"launch/ray/cluster.py", "launch/ray/workers.py"},
 }
 """Libraries that only these packages or files may import."""
 
