@@ -18,8 +18,9 @@ from align.prepare.checked import CheckedAlignment, check_alignment
 from align.prepare.prepare import make_aligner
 from launch.progress import Progress
 from launch.quantities import size_text
+from launch.shard_queue import ShardQueue, shard_queue
 from launch.signals import StopFlag
-from launch.work import Part, ShardQueue, others_line, work_line
+from launch.work import Part, others_line, work_line
 from launch.worklog import Session, WorkLog
 from store_schema.config import RunConfig
 from store_schema.encoding.selection import select_entries
@@ -89,7 +90,7 @@ def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> Ali
     """
     checked = check_alignment(run, source)
     writer = checked.open_store()
-    queue = ShardQueue(part, checked.plan.shards, writer, set(checked.reader.commits))
+    queue = shard_queue(part, checked.plan.shards, writer, set(checked.reader.commits))
     work: list[tuple[int, float]] = []
     if queue:
         with WorkLog(run, "align", source, part.worker).session(queue.pending, "target") as log:

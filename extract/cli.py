@@ -144,17 +144,21 @@ def _run_stage(
 @run_options
 @work_options
 @child_options
+@click.option("--require-gpus", type=int, default=0, help="GPUs that the process must see.")
 def run_one(
     run: RunConfig,
     sources: tuple[str, ...],
     part: Part,
     stop_fd: int | None,
     halvings: int,
+    require_gpus: int,
     **_: Any,
 ) -> None:
-    """The process that `run` starts for each source."""
+    """The process that `run`, or a scheduler's worker, starts for each source."""
+    from extract.engines.memory import check_gpus
     from extract.run import run_source
 
+    check_gpus(require_gpus)
     for name in sources:
         run_source(run, name, part, stop_fd=stop_fd, halvings=halvings)
 

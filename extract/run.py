@@ -15,14 +15,16 @@ from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec
 from extract.engines.registry import open_engine
 from extract.scoring.bos_probe import probe_bos
 from extract.scoring.causality import require_causal
-from extract.scoring.children import SMALLER_STEPS, check_stop_fd, run_children
+from extract.scoring.children import check_stop_fd, run_children
 from extract.scoring.pipeline import Pipeline
 from extract.scoring.sources import CheckedSource, check_source, model_folder
 from extract.scoring.stage import Job, Stage
+from launch.process import SMALLER_STEPS
 from launch.progress import Progress
 from launch.quantities import size_text
+from launch.shard_queue import shard_queue
 from launch.signals import stop_on_signals
-from launch.work import Part, ShardQueue, others_line, work_line
+from launch.work import Part, others_line, work_line
 from launch.worklog import WorkLog
 from store_schema.config import RunConfig
 from store_schema.errors import ModelError, Stopped, TokenizerError
@@ -185,7 +187,7 @@ def run_source(
         plan = open_plan(run)
         source = stage.check(run, name, plan)
         writer = source.open_store()
-        queue = ShardQueue(part, plan.shards, writer)
+        queue = shard_queue(part, plan.shards, writer)
         if not queue:
             return
         spec = halved(source.spec, halvings)

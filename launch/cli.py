@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from launch.command import SOURCE_OPTION, StageGroup, run_options
-from launch.slurm import Job, Place, dependency_options, script_text
-from launch.slurm_options import STAGES, Stage, options_of, parse_options, parse_workers
+from launch.slurm.options import options_of, parse_options
+from launch.slurm.script import Job, Place, dependency_options, script_text
+from launch.stages import STAGES, Stage, parse_workers, stages_from
 from launch.visible import table
 from launch.work import chosen_sources, range_text, shard_ranges
 from store_schema.config import RunConfig
+from store_schema.errors import ConfigError
 
 if TYPE_CHECKING:  # the command line is answered before a store's packages are loaded
-    from launch.submit import Submitted
+    from launch.slurm.submit import Submitted
+
+
+def ray_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: add --ray and what goes with it; the command gets `ray`, the address, and the others,
+    None where not given."""
+    amount = click.FloatRange(min=0)
+    options = (
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Run extraction and alignment on a Ray cluster instead, and wait for them: auto, or "
+            "host:port of its head node. --workers is then the number of workers of a stage.",
+        ),
+        click.option(
+            "--gpus-per-worker",
+            "gpus",
+            type=amount,
+            help="With --ray: GPUs of each worker of an extraction.  [default: 1 if there are any]",
+        ),
+        click.option(
+            "--cpus-per-worker",
+            "cpus",
+            type=amount,
+            help="With --ray: CPUs of each worker.  [default: 1]",
+        ),
+        click.option(
+            "--node-timeout",
+            "node_timeout_s",
+            type=amount,
+            metavar="SECONDS",
+            help="With --ray: how long to wait for a first node that has room for a worker, where an "
+            "autoscaler starts nodes.  [default: 0]",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @click.command("submit")
@@ -43,6 +82,7 @@ if TYPE_CHECKING:  # the command line is answered before a store's packages are 
     is_flag=True,
     help="Submit even if jobs of this run that do the same work are queued or running.",
 )
+@ray_options
 def submit(
     run: RunConfig,
     stage: Stage,
@@ -52,22 +92,39 @@ def submit(
     only: bool,
     show: bool,
     force: bool,
+    ray: str | None,
+    **of_worker: float | None,
 ) -> None:
-    """Submit STAGE and the stages after it to Slurm.
+    """Submit STAGE and the stages after it to Slurm, or to a Ray cluster.
 
     One job array for the extraction of each source, one for its alignment that starts when it is
     extracted, and a training job that starts when all are aligned. Finished work is left out.
     """
     from launch.config import LaunchSection
-    from launch.jobs import Request, needed_jobs, stages_from, unaligned
-    from launch.submit import array_limits, find_pending, require_free, submit_jobs, write_scripts
+    from launch.pending import find_pending
+    from launch.slurm.jobs import Request, needed_jobs, unaligned
+    from launch.slurm.submit import array_limits, require_free, submit_jobs, write_scripts
 
     section, command_line = run.section("launch", LaunchSection), parse_options(slurm)
+    stages, sources = stages_from(stage, only=only), chosen_sources(run, names)
+    counts = {**section.workers, **parse_workers(workers)}
+    given = {name: value for name, value in of_worker.items() if value is not None}
+    if ray is not None:
+        from launch.ray.driver import RayRequest, run_on_ray
+
+        _require_one_scheduler(
+            bool(slurm or show or force), "--slurm, --print and --force", "Slurm"
+        )
+        run_on_ray(run, stages, sources, RayRequest(ray, counts, section.python, **given))
+        return
+    _require_one_scheduler(
+        bool(given), "--gpus-per-worker, --cpus-per-worker, --node-timeout", "Ray"
+    )
     request = Request(
-        stages=stages_from(stage, only=only),
-        sources=chosen_sources(run, names),
+        stages=stages,
+        sources=sources,
         options={name: options_of(name, section.slurm, command_line) for name in STAGES},
-        workers={**section.workers, **parse_workers(workers)},
+        workers=counts,
         limits=array_limits(needs_slurm=not show),
     )
     pending = find_pending(run)
@@ -85,6 +142,16 @@ def submit(
     waiting = unaligned(request, pending)
     if waiting:
         click.echo(f"no training job: these would still not be aligned: {', '.join(waiting)}")
+
+
+def _require_one_scheduler(has_others: bool, options: str, scheduler: str) -> None:
+    if has_others:
+        raise ConfigError(
+            f"options of {scheduler} given to another scheduler",
+            where="submit",
+            got=f"one of {options}",
+            hint="--ray ADDRESS takes Ray, without it Slurm is taken",
+        )
 
 
 def scripts_shown(jobs: Sequence[Job], place: Place) -> str:

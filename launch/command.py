@@ -131,6 +131,7 @@ def work_options(function: Callable[..., None]) -> Callable[..., None]:
         help="Keep to this worker's own shards. Default: once they are finished, go on with those that "
         "other workers have left, the last ones first.",
     )
+    @click.option("--scheduler-fds", type=(int, int), hidden=True)
     @click.option("--dry-run", is_flag=True, help="Only check, and say what would be done.")
     def command(
         run: RunConfig,
@@ -139,10 +140,11 @@ def work_options(function: Callable[..., None]) -> Callable[..., None]:
         shards: str | None,
         limit: int | None,
         no_steal: bool,
+        scheduler_fds: tuple[int, int] | None,
         **options: Any,
     ) -> None:
         named = None if shards is None else parse_shards(shards)
-        part = Part(parse_worker(worker), named, limit, steal=not no_steal)
+        part = Part(parse_worker(worker), named, limit, not no_steal, scheduler_fds)
         if worker is None and (step := step_task()).count > 1:
             click.echo(
                 f"task {step.index} of {step.count} that srun started: worker {part.worker} of the "

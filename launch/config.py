@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from launch.slurm_options import ArrayStage, OptionValue, Scope, checked_options
+from launch.slurm.options import OptionValue, checked_options
+from launch.stages import Scope, ShardedStage
 from store_schema.config import SectionModel
 
 
@@ -20,7 +21,7 @@ class LaunchSection(SectionModel):
     slurm: dict[Scope, dict[str, OptionValue]] = Field(default={})
     """Long options of sbatch by name, for `all` stages; those for `extract`, `align` or `train`
     override them. true is an option without a value; null removes one. Times need quotes."""
-    workers: dict[ArrayStage, Annotated[int, Field(ge=1)]] = Field(default={})
+    workers: dict[ShardedStage, Annotated[int, Field(ge=1)]] = Field(default={})
     """Array tasks of a source, by stage. A stage that is not named has one."""
     setup: tuple[str, ...] = ()
     """Lines of shell before the command: module load, activate, export HF_HOME."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,16 +13,12 @@ from store_schema.errors import ConfigError
 if TYPE_CHECKING:  # the command line is answered before the plan's packages are loaded
     from store_schema.config import RunConfig
     from store_schema.plan.plan import ShardRecord
-    from store_schema.store.writer import StoreWriter
 
 Ranges = tuple[tuple[int, int], ...]
 """Shards as inclusive ranges, sorted, neither overlapping nor adjacent."""
 
 SHOWN_RANGES = 10
 """Most ranges in messages and tables."""
-
-ASK_EVERY_S = 5.0
-"""How often a worker asks whether others have committed the shard that it works on."""
 
 MAX_SHARD = 1_000_000
 """Larger than any plan's shard numbers."""
@@ -49,12 +44,16 @@ class Part:
         shards: Only these shards; None for all.
         limit: Most shards of each source in this run; None for no limit.
         steal: Whether to go on with other workers' shards when its own are finished.
+        scheduler_fds: File descriptors, to read and to write, of a scheduler that assigns one shard
+            after the other (`launch.shard_queue.ScheduledQueue`), so that none is this part's
+            beforehand; None without one.
     """
 
     worker: Worker = Worker()
     shards: Ranges | None = None
     limit: int | None = None
     steal: bool = True
+    scheduler_fds: tuple[int, int] | None = None
 
     def mine(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
         """Shards of the plan that belong to this part, finished or not; ignores the limit.
@@ -109,8 +108,8 @@ class Part:
         return shard % self.worker.count == self.worker.index
 
     def _named(self, shards: Iterable[ShardRecord]) -> list[ShardRecord]:
-        """Those of the plan's shards that --shards names."""
-        planned, ranges = list(shards), self.shards
+        """Those of the plan's shards that --shards names; none where a scheduler assigns them."""
+        planned, ranges = list(shards), () if self.scheduler_fds else self.shards
         if ranges is None:
             return planned
         if ranges and ranges[-1][1] >= len(planned):
@@ -121,85 +120,6 @@ class Part:
                 got=range_text(ranges),
             )
         return [s for s in planned if any(first <= s.index <= last for first, last in ranges)]
-
-
-class ShardQueue:
-    """The shards that a worker does, one after the other: its own, then what others have left.
-
-    Commits alone say what is left, so workers need not know of each other. Two that do the same shard
-    do no harm: whoever is later finds a commit and leaves its own out.
-
-    Args:
-        part: Of this worker.
-        shards: All shards of the plan.
-        store: Of the stage.
-        available: Indices of shards that can be done; others are not taken from other workers. None
-            for all.
-
-    Attributes:
-        pending: This worker's own shards that were not finished when it began.
-    """
-
-    def __init__(
-        self,
-        part: Part,
-        shards: Sequence[ShardRecord],
-        store: StoreWriter,
-        available: Collection[int] | None = None,
-    ) -> None:
-        committed = store.committed(shards)
-        self.pending = part.pending(shards, committed)
-        self._others = [
-            shard
-            for shard in part.shards_of_others(shards)
-            if shard.index not in committed and (available is None or shard.index in available)
-        ]
-        self._worker, self._store = part.worker, store
-        self._done_elsewhere: set[int] = set()
-        self._asked = time.monotonic()
-
-    def __bool__(self) -> bool:
-        return bool(self.pending or self._others)
-
-    def __iter__(self) -> Iterator[ShardRecord]:
-        """Each shard when it is needed; none that others have finished meanwhile."""
-        for shard in self.pending:
-            if not self.done_elsewhere(shard.index, wait_s=0):
-                yield shard
-        while self._others:
-            done = self._store.committed_now()
-            self._others = [shard for shard in self._others if shard.index not in done]
-            if self._others:
-                taken = self._next_of_others()
-                self._others.remove(taken)
-                yield taken
-
-    def _next_of_others(self) -> ShardRecord:
-        """One of the last shards, another one for each worker; last of all those that may be under way.
-
-        A worker does its shards in order, so the first one that is left of it may be under way.
-        """
-        count = self._worker.count
-        first = {s.index % count: s.index for s in reversed(self._others)}.values()
-        waiting = [s for s in self._others if s.index not in first] or self._others
-        return waiting[-1 - self._worker.index % min(count, len(waiting))]
-
-    def own_are_done(self) -> bool:
-        """Whether its own shards are committed, by whomever: what it does now is others'."""
-        return all(self._store.is_committed(shard.index) for shard in self.pending)
-
-    def done_elsewhere(self, shard: int, *, wait_s: float = ASK_EVERY_S) -> bool:
-        """Whether another worker has committed a shard that this one has not.
-
-        Args:
-            shard: Its index.
-            wait_s: Seconds since the store was last asked, before it is asked again.
-        """
-        if self._worker.count > 1 and time.monotonic() - self._asked >= wait_s:
-            self._asked = time.monotonic()
-            if self._store.is_committed(shard):
-                self._done_elsewhere.add(shard)
-        return shard in self._done_elsewhere
 
 
 def parse_shards(text: str) -> Ranges:

@@ -64,7 +64,10 @@ AT_LOADING = (
     "TOKENIZERS_",
 )
 """Environment variables that are read when a library is loaded begin like this."""
-FREE = ("PYTHONPATH", "PYTHON_EXEC", "PYTHONSAFEPATH", "PYTHONUNBUFFERED")
+FREE = (
+    *("PYTHONPATH", "PYTHON_EXEC", "PYTHONSAFEPATH", "PYTHONUNBUFFERED"),
+    "PYTHONBREAKPOINT",  # set by Ray
+)
 """Those of them that a fork can still take up."""
 
 _PROGRAM = """\

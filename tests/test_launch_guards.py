@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from align import run as align_run
+from launch.shard_queue import ShardQueue
 from launch.signals import StopFlag
-from launch.work import Part, ShardQueue
+from launch.work import Part
 from store_schema.errors import ConfigError, Stopped, StoppedMidway
 from tests import store_factory
 

@@ -17,14 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.config import LaunchSection
-from launch.jobs import Pending, Request, needed_jobs
-from launch.slurm import ArrayLimits, ArrayPart, Job, Place, array_parts, script_text
-from launch.slurm_options import (
-    STAGES,
-    Stage,
-    options_of,
-    parse_options,
-)
+from launch.pending import Pending
+from launch.slurm.jobs import Request, needed_jobs
+from launch.slurm.options import options_of, parse_options
+from launch.slurm.script import ArrayLimits, ArrayPart, Job, Place, array_parts, script_text
+from launch.stages import STAGES, Stage
 from store_schema.config import load_run
 from store_schema.errors import ConfigError
 from tests.fake_slurm import calls, fake_tools

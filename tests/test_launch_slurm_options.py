@@ -9,12 +9,8 @@ import pytest
 import yaml
 
 from launch.config import LaunchSection
-from launch.slurm_options import (
-    gpus_of,
-    options_of,
-    parse_options,
-    parse_workers,
-)
+from launch.slurm.options import gpus_of, options_of, parse_options
+from launch.stages import parse_workers
 from store_schema.config import load_run
 from store_schema.errors import ConfigError
 from tests import planned_store

@@ -18,12 +18,10 @@ import yaml
 import logitfuse
 from fuse_train.publish.final import DONE_FILE
 from fuse_train.run import final_folder
-from launch.jobs import Pending, Request, needed_jobs, stages_from, unaligned
-from launch.slurm import ArrayLimits, ArrayPart, Job, Place, script_text
-from launch.slurm_options import (
-    STAGES,
-    Stage,
-)
+from launch.pending import Pending
+from launch.slurm.jobs import Request, needed_jobs, unaligned
+from launch.slurm.script import ArrayLimits, ArrayPart, Job, Place, script_text
+from launch.stages import STAGES, Stage, stages_from
 from launch.work import Worker, parse_worker
 from store_schema.config import load_run
 from store_schema.errors import LogitfuseError, MissingError

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.shard_queue import ASK_EVERY_S, ShardQueue
 from launch.work import (
-    ASK_EVERY_S,
     Part,
     Ranges,
-    ShardQueue,
     Worker,
     chosen_sources,
     others_line,
@@ -314,7 +313,7 @@ def test_a_store_is_asked_now_and_then_about_the_shard_under_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("launch.work.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("launch.shard_queue.time", SimpleNamespace(monotonic=lambda: now))
     store = _Store()
     queue = _queue(Part(Worker(0, 2)), _plan(4), store)
     store.commits.add(0)

@@ -18,6 +18,7 @@ from store_schema.disk.location import open_location
 from store_schema.errors import MissingError
 from store_schema.store.reader import StoreReader
 from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
+from tests.slow_progress import slow_hook
 from tests.slurm_cluster import REQUIRED, Cluster, running_cluster, unavailable
 
 pytestmark = [
@@ -29,22 +30,6 @@ pytestmark = [
 
 SOURCES = ("code", "prose")
 QUIET = ["export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive"]
-
-SLOW_START = """\
-import os, time
-from pathlib import Path
-from launch.progress import Progress
-
-plain = Progress.add
-
-def add(self, *arguments, **options):
-    time.sleep(float(Path(os.environ["SLOW_FILE"]).read_text()))
-    plain(self, *arguments, **options)
-
-Progress.add = add
-"""
-"""A sitecustomize: each report of progress takes as many seconds as a file says at the moment."""
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
@@ -96,11 +81,7 @@ def new_run(
 
 def slowed(folder: Path, seconds: float) -> tuple[dict[str, Any], Path]:
     """A launch section whose workers are slow, and the file that says how slow."""
-    hook = folder / "hook"
-    hook.mkdir(parents=True)
-    (hook / "sitecustomize.py").write_text(SLOW_START)
-    slow = folder / "seconds"
-    slow.write_text(str(seconds))
+    hook, slow = slow_hook(folder, seconds)
     lines = [f"export PYTHONPATH='{hook}':$PYTHONPATH SLOW_FILE='{slow}'"]
     lines.append(f"export TMPDIR='{folder}'")  # what a killed worker leaves
     return {"setup": QUIET + lines}, slow

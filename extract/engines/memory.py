@@ -178,6 +178,27 @@ def free_memory(spec: EngineSpec, on_cpu: bool) -> tuple[int, str]:
     return _kind_of(spec).free_memory(spec)
 
 
+def check_gpus(count: int) -> None:
+    """Refuse a process that was given GPUs by a scheduler but does not see them.
+
+    Raises:
+        ConfigError: It sees fewer than `count`.
+    """
+    if count == 0:
+        return
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen < count:
+        raise ConfigError(
+            "a worker does not see its GPUs",
+            where="--gpus-per-worker",
+            expected=count,
+            got=seen,
+            hint="check the driver (nvidia-smi) and torch's build on its node, or ask for no GPUs",
+        )
+
+
 def gpu_bytes(device: int) -> tuple[int, int]:
     """Free and total memory of a GPU, in bytes."""
     import torch

@@ -17,16 +17,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from launch.process import SMALLER_STEPS, child_environment
 from launch.signals import StopFlag
 from launch.work import Part
 from store_schema.config import RunConfig
 from store_schema.errors import ModelError, Stopped, StoppedMidway
-
-SMALLER_STEPS = 76
-"""Exit code of a child whose memory ran out and whose batches can be halved."""
-
-_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-"""Libraries read these when they are loaded, so they must be in the child's environment."""
 
 
 def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: StopFlag) -> None:
@@ -75,19 +70,10 @@ def _run_child(
             words = [sys.executable, "-P", "-m", "extract", command, str(config)]
             words += ["--source", name, *part.arguments()]
             words += ["--stop-fd", str(stop_read_fd), "--halvings", str(halvings)]
-            child = subprocess.Popen(
-                words,
-                pass_fds=[stop_read_fd],
-                env=_QUIET | os.environ | {"PYTHONPATH": _python_path()},
-            )
+            child = subprocess.Popen(words, pass_fds=[stop_read_fd], env=child_environment())
             return _wait(child, flag, stop_write_fd)
         finally:
             os.close(stop_read_fd)
-
-
-def _python_path() -> str:
-    root = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 
 
 def _wait(child: subprocess.Popen[bytes], flag: StopFlag, stop_write_fd: int) -> int:

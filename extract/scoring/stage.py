@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from extract.engines.protocol import Engine, EngineMemoryError
 from extract.scoring.children import check_stop_fd
 from extract.scoring.sources import CheckedSource
+from launch.shard_queue import ShardQueue
 from launch.signals import StopFlag
-from launch.work import Part, ShardQueue
+from launch.work import Part
 from launch.worklog import Session
 from store_schema.config import RunConfig
 from store_schema.errors import LogitfuseError

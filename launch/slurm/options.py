@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
 
+from launch.stages import Scope, Stage, split_scope
 from store_schema.errors import ConfigError
-
-ArrayStage = Literal["extract", "align"]
-"""Stages whose shards several workers share."""
-Stage = Literal[ArrayStage, "train"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-"""Stages that can be submitted, in the order of a run."""
-Scope = Literal["all", Stage]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 OptionValue = bool | int | str | None
 """True: an option without a value. None and False: not given."""
@@ -87,7 +79,7 @@ def parse_options(texts: Sequence[str]) -> dict[Scope, Options]:
     """
     by_scope: dict[Scope, Options] = {}
     for text in texts:
-        scope, rest = _scoped(text)
+        scope, rest = split_scope(text)
         options: Options = {}
         for part in _NEXT_OPTION.split(rest):
             name, equals, value = part.partition("=")
@@ -97,37 +89,6 @@ def parse_options(texts: Sequence[str]) -> dict[Scope, Options]:
         except ValueError as error:
             raise ConfigError("option refused", where=f"--slurm {text}", got=str(error)) from error
     return by_scope
-
-
-def parse_workers(texts: Sequence[str]) -> dict[ArrayStage, int]:
-    """Worker counts from the command line, "[STAGE:]N" each, by stage.
-
-    Raises:
-        ConfigError: Not of this form.
-    """
-    common: dict[ArrayStage, int] = {}
-    special: dict[ArrayStage, int] = {}
-    for text in texts:
-        scope, rest = _scoped(text)
-        if not re.fullmatch(r"[1-9][0-9]{0,6}", rest) or scope == "train":
-            raise ConfigError(
-                "worker count refused",
-                where="--workers",
-                expected="N, extract:N or align:N with N from 1",
-                got=text,
-            )
-        if scope == "all":
-            common = {"extract": int(rest), "align": int(rest)}
-        else:
-            special[scope] = int(rest)
-    return common | special
-
-
-def _scoped(text: str) -> tuple[Scope, str]:
-    for scope in SCOPES:
-        if text.startswith(f"{scope}:"):
-            return scope, text.removeprefix(f"{scope}:")
-    return "all", text
 
 
 def options_of(

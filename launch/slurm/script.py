@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.slurm_options import Stage, gpus_of
+from launch.slurm.options import gpus_of
+from launch.stages import Stage
 from launch.work import range_text, shard_ranges
 from store_schema.errors import ConfigError, StoppedMidway
 

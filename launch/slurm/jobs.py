@@ -5,26 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from launch.slurm import ArrayLimits, ArrayPart, Job, array_parts
-from launch.slurm_options import STAGES, ArrayStage, Stage
+from launch.pending import Pending
+from launch.slurm.script import ArrayLimits, ArrayPart, Job, array_parts
+from launch.stages import ShardedStage, Stage
 from store_schema.errors import MissingError
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """Work of a run that is not finished.
-
-    Args:
-        extract: Shards not extracted, by source.
-        align: Shards not aligned, by source.
-        train: Whether there is something to train.
-        pairs: With pairwise training, sources whose pair is not trained.
-    """
-
-    extract: Mapping[str, Collection[int]]
-    align: Mapping[str, Collection[int]]
-    train: bool
-    pairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +26,8 @@ class Request:
     stages: tuple[Stage, ...]
     sources: tuple[str, ...]
     options: Mapping[Stage, Mapping[str, str]]
-    workers: Mapping[ArrayStage, int]
+    workers: Mapping[ShardedStage, int]
     limits: ArrayLimits
-
-
-def stages_from(stage: Stage, *, only: bool) -> tuple[Stage, ...]:
-    """`stage` and those that follow, or `stage` alone."""
-    first = STAGES.index(stage)
-    return STAGES[first : first + 1] if only else STAGES[first:]
 
 
 def needed_jobs(request: Request, pending: Pending) -> list[Job]:
@@ -62,7 +40,7 @@ def needed_jobs(request: Request, pending: Pending) -> list[Job]:
     Raises:
         MissingError: Input of a requested stage is neither there nor requested.
     """
-    _require_extracted(request, pending)
+    pending.require_extracted(request.stages, request.sources)
     jobs: list[Job] = []
     alignments: list[str] = []
     for source in request.sources:
@@ -100,21 +78,8 @@ def unaligned(request: Request, pending: Pending) -> list[str]:
     return [source for source, shards in pending.align.items() if shards and source not in coming]
 
 
-def _require_extracted(request: Request, pending: Pending) -> None:
-    if "align" not in request.stages or "extract" in request.stages:
-        return
-    for source in request.sources:
-        if pending.extract[source] and pending.align[source]:
-            raise MissingError(
-                "a source is not extracted",
-                where=source,
-                got=f"{len(pending.extract[source])} shards pending",
-                hint="`logitfuse submit extract` submits its extraction and what follows",
-            )
-
-
 def _arrays(
-    stage: ArrayStage,
+    stage: ShardedStage,
     source: str,
     request: Request,
     pending: Collection[int],

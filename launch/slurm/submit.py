@@ -12,23 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.config import LaunchSection
-from launch.jobs import Pending
 from launch.json_lines import append_line
-from launch.slurm import ArrayLimits, Job, Place, sbatch_command, script_text
-from launch.summary import logs_folder, pair_folders
+from launch.slurm.script import ArrayLimits, Job, Place, sbatch_command, script_text
+from launch.summary import logs_folder
 from store_schema.config import RunConfig
-from store_schema.disk.location import open_location
-from store_schema.errors import ConfigError, MissingError, StorageError
-from store_schema.plan.plan import Plan
-from store_schema.plan.run_plan import open_plan
-from store_schema.store.reader import StoreReader
+from store_schema.errors import ConfigError, StorageError
 
 _DEADLINE_S = 300.0
 """Timeout of Slurm's commands, which themselves give up earlier."""
 _PATIENCE_S = 10.0
 """Timeout if the answer is optional; without a cluster the commands would try for a minute."""
-_DONE_FILE = "done.json"
-"""File of a finished training in its final folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,48 +30,6 @@ class Submitted:
 
     job: Job
     job_id: str
-
-
-# ---- what is pending -------------------------------------------------------------------------------
-
-
-def find_pending(run: RunConfig) -> Pending:
-    """The work that is left, by the run's plan, commits and final folders.
-
-    Raises:
-        MissingError: There is no plan.
-        MismatchError: A store was made from another plan.
-        CorruptionError: A commit is damaged.
-    """
-    plan = open_plan(run)
-    return Pending(
-        extract={source: _pending(plan, run.store_url(source)) for source in run.sources},
-        align={source: _pending(plan, run.aligned_url(source)) for source in run.sources},
-        train=not _trained(run),
-        pairs=tuple(
-            name
-            for name, folder in pair_folders(run).items()
-            if not (folder / "final" / _DONE_FILE).exists()
-        ),
-    )
-
-
-def _pending(plan: Plan, url: str) -> tuple[int, ...]:
-    try:
-        reader = StoreReader.open(open_location(url))
-    except MissingError:
-        return tuple(shard.index for shard in plan.shards)
-    reader.require_plan(plan)
-    committed = reader.committed(plan.shards)
-    return tuple(shard.index for shard in plan.shards if shard.index not in committed)
-
-
-def _trained(run: RunConfig) -> bool:
-    folder = logs_folder(run).parent
-    finals = [folder / "final"]
-    if getattr(run.sections.get("train"), "control", True):
-        finals.append(folder / "control" / "final")
-    return all((final / _DONE_FILE).exists() for final in finals)
 
 
 # ---- what the cluster reports ------------------------------------------------------------------------
