@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from align.methods.method import Aligner
 from align.methods.shard_arrays import statistics
@@ -20,6 +24,7 @@ from launch.progress import Progress
 from launch.quantities import size_text
 from launch.shard_queue import ShardQueue, shard_queue
 from launch.signals import StopFlag
+from launch.threads import quick_switches
 from launch.work import Part, others_line, work_line
 from launch.worklog import Session, WorkLog
 from store_schema.config import RunConfig
@@ -27,10 +32,11 @@ from store_schema.encoding.selection import select_entries
 from store_schema.errors import LogitfuseError, StorageError
 from store_schema.layout import Arrays
 from store_schema.manifest import Commit
-from store_schema.plan.plan import ShardRecord
+from store_schema.plan.plan import Segment, ShardRecord
 from store_schema.presets import Encoding
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
+from store_schema.text.encoded import EncodedSegment
 
 logger = logging.getLogger(__name__)
 
@@ -127,47 +133,98 @@ def align_shards(
 ) -> list[tuple[int, float]]:
     """Align and commit shards, one after the other.
 
+    While one is aligned, the next is read and the one before it is written, each in a thread of its
+    own: three are in memory, and a kill loses the work of two.
+
     Returns:
-        Target tokens and seconds of each shard.
+        Target tokens and seconds of each shard; seconds are those since the commit before it.
     """
     checked.reader.require_shards(queue.pending)
     aligner = make_aligner(checked, stop)
     total, written = sum(shard.num_tokens["target"] for shard in queue.pending), 0
     work: list[tuple[int, float]] = []
-    with Progress(f"align {checked.source}", total, unit="tok") as progress:
-        for shard in queue:
-            stop.check()
-            log.begun(shard.index)
-            begun = time.monotonic()
-            try:
-                arrays, figures = align_shard(checked, shard, aligner, writer.encoding)
-            except LogitfuseError as error:
-                if isinstance(error, StorageError) or not queue.own_are_done():
-                    raise
-                logger.warning("left to the worker whose shard it is: %s", error.line())
+    being_written: deque[tuple[ShardRecord, Future[Commit | None]]] = deque()
+    begun = time.monotonic()
+
+    def commit(shard: ShardRecord, arrays: Arrays, figures: dict[str, float]) -> Commit | None:
+        if queue.done_elsewhere(shard.index, wait_s=0):
+            return None
+        return writer.write(shard, arrays, figures)
+
+    def finish_writing() -> None:
+        nonlocal begun, written
+        while being_written:
+            shard, future = being_written.popleft()
+            done = future.result()
+            if done is None:
                 continue
-            if queue.done_elsewhere(shard.index, wait_s=0):
-                continue
-            commit = writer.write(shard, arrays, figures)
             stop.progressed = True
-            size_bytes = sum(file.size for file in commit.files.values())
+            size_bytes = sum(file.size for file in done.files.values())
             written += size_bytes
-            tokens, seconds = commit.counts.positions, time.monotonic() - begun
+            now = time.monotonic()
+            tokens, seconds, begun = done.counts.positions, now - begun, now
             work.append((tokens, seconds))
             log.shard(shard.index, tokens=tokens, seconds=seconds, size_bytes=size_bytes)
             progress.add(shard.num_tokens["target"], f"{size_text(written)} written")
+
+    with (
+        Progress(f"align {checked.source}", total, unit="tok") as progress,
+        quick_switches(),
+        ThreadPoolExecutor(1, "read") as reading,
+        ThreadPoolExecutor(1, "write") as writing,
+    ):
+        try:
+            for shard, loaded in read_ahead(queue, partial(load_shard, checked), reading):
+                if stop.asked:
+                    finish_writing()
+                stop.check()
+                log.begun(shard.index)
+                try:
+                    arrays, figures = align_shard(checked, loaded, aligner, writer.encoding)
+                except LogitfuseError as error:
+                    if isinstance(error, StorageError) or queue.is_own(shard.index):
+                        raise
+                    logger.warning("left to the worker whose shard it is: %s", error.line())
+                    continue
+                finish_writing()
+                being_written.append((shard, writing.submit(commit, shard, arrays, figures)))
+        finally:
+            finish_writing()
     return work
 
 
+Loaded = tuple[Arrays, list[Segment], list[EncodedSegment]]
+"""Arrays of a source's shard, its segments, and these as the target reads them."""
+
+
+def read_ahead(
+    queue: Iterable[ShardRecord], load: Callable[[ShardRecord], Loaded], pool: Executor
+) -> Iterator[tuple[ShardRecord, Future[Loaded]]]:
+    """Each shard while the one after it is being read."""
+    waiting: tuple[ShardRecord, Future[Loaded]] | None = None
+    for shard in queue:
+        following = shard, pool.submit(load, shard)
+        if waiting is not None:
+            yield waiting
+        waiting = following
+    if waiting is not None:
+        yield waiting
+
+
+def load_shard(checked: CheckedAlignment, shard: ShardRecord) -> Loaded:
+    """What alignment reads of a shard."""
+    segments = checked.plan.segments(shard)
+    return checked.reader.read(shard.index), segments, checked.target.encode(segments)
+
+
 def align_shard(
-    checked: CheckedAlignment, shard: ShardRecord, aligner: Aligner, encoding: Encoding
+    checked: CheckedAlignment, loaded: Future[Loaded], aligner: Aligner, encoding: Encoding
 ) -> tuple[Arrays, dict[str, float]]:
     """Aligned arrays of one shard, with the entries that `encoding` keeps, and their statistics."""
-    whole = checked.reader.read(shard.index)
-    segments = checked.plan.segments(shard)
+    whole, segments, target = loaded.result()
     texts = [segment.text.encode() for segment in segments]
     rows_D = turn_end_rows(whole, segments, checked.reader.vocabulary.special)
-    source, target = without_turn_ends(whole, rows_D), checked.target.encode(segments)
+    source = without_turn_ends(whole, rows_D)
     arrays = aligner.align(source, texts, [part.text_only for part in target])
     arrays = select_entries(arrays, encoding)
     figures = statistics(arrays, source)

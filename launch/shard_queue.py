@@ -81,6 +81,10 @@ class ShardQueue:
         waiting = [s for s in self._others if s.index not in first] or self._others
         return waiting[-1 - self._worker.index % min(count, len(waiting))]
 
+    def is_own(self, shard: int) -> bool:
+        """Whether a shard is this worker's, and not one that it took from another."""
+        return any(own.index == shard for own in self.pending)
+
     def own_are_done(self) -> bool:
         """Whether its own shards are committed, by whomever: what it does now is others'."""
         return all(self._store.is_committed(shard.index) for shard in self.pending)
@@ -118,6 +122,10 @@ class ScheduledQueue(ShardQueue):
         self._read_fd, self._write_fd = part.scheduler_fds
 
     def __bool__(self) -> bool:
+        return True
+
+    def is_own(self, shard: int) -> bool:
+        """Always."""
         return True
 
     def own_are_done(self) -> bool:

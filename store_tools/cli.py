@@ -86,8 +86,16 @@ JOBS = click.option(
     is_flag=True,
     help="Missing shards are no error, for a store that is still being written; damage still is.",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Check commits against the plan, and that their files are there in the right size; read no "
+    "data.",
+)
 @store_options
-def verify_command(places: list[StorePlace], jobs: int | None, allow_missing: bool) -> None:
+def verify_command(
+    places: list[StorePlace], jobs: int | None, allow_missing: bool, quick: bool
+) -> None:
     """Check every byte: checksums, the layout's invariants, segments equal to the plan.
 
     Exit code 2 if anything is damaged or missing.
@@ -95,7 +103,7 @@ def verify_command(places: list[StorePlace], jobs: int | None, allow_missing: bo
     sound = True
     with stop_on_signals() as stop:
         for place in places:
-            report = verify_store(place, jobs=jobs, stop=stop)
+            report = verify_store(place, jobs=jobs, stop=stop, quick=quick)
             click.echo(verify_lines(report))
             sound &= report.is_whole and (allow_missing or not report.missing)
     if not sound:
@@ -115,6 +123,8 @@ def verify_lines(report: StoreReport) -> str:
     counts = [f"{len(report.sound)} shards sound", f"{len(report.damaged)} damaged"]
     unknown = "how many are missing is not known"
     counts.append(unknown if report.missing is None else f"{len(report.missing)} missing")
+    if report.quick:
+        counts.append("data not read (--quick)")
     if report.broken:
         counts.append("and the store as a whole has faults")
     return "\n".join([*lines, f"{report.name}: {', '.join(counts)}"])

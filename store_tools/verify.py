@@ -4,7 +4,7 @@ A shard is sound when its files are those that its commit names, every chunk mat
 decoded arrays satisfy every invariant of the layout and the commit's digest, and, if the plan is known,
 its segments are the plan's: rows, fingerprint, and tokens whose bytes are the text (in a generated
 store: answers to each of its prompts, with byte ends that fit the tokens). A damaged shard does not
-stop the check of the others.
+stop the check of the others. `--quick` reads commits and one listing, and no data.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from launch.progress import Progress
 from launch.signals import StopFlag
+from store_schema.encoding.encoding import stored_specs
 from store_schema.errors import (
     CorruptionError,
     LogitfuseError,
@@ -23,11 +24,11 @@ from store_schema.errors import (
 from store_schema.manifest import Commit
 from store_schema.plan.plan import Plan
 from store_schema.store.answers import TEXT_ARRAYS
-from store_schema.store.guards import RESTORE
+from store_schema.store.guards import REPAIR, RESTORE, check_commit
 from store_schema.store.reader import MANIFEST_FILE
 from store_tools.against_plan import COMPARED, FlatVocabulary, compare_with_plan
 from store_tools.answers import ANSWERS_SETTING, compare_answers
-from store_tools.leftovers import Leftover, find_leftovers
+from store_tools.leftovers import Leftover, find_leftovers, list_files
 from store_tools.places import StorePlace, TolerantReader, planned_shard
 from store_tools.shard_work import for_each_shard
 
@@ -45,6 +46,7 @@ class StoreReport:
         compared: Whether shards were compared with a plan.
         leftovers: Data of attempts without a commit, and temporary files.
         reader: The store as it was when it was opened; None if it cannot be opened.
+        quick: Whether no data was read.
     """
 
     name: str
@@ -55,6 +57,7 @@ class StoreReport:
     compared: bool = False
     leftovers: list[Leftover] = field(default_factory=list)
     reader: TolerantReader | None = None
+    quick: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -63,14 +66,19 @@ class StoreReport:
 
 
 def verify_store(
-    place: StorePlace, *, jobs: int | None = None, stop: StopFlag | None = None
+    place: StorePlace,
+    *,
+    jobs: int | None = None,
+    stop: StopFlag | None = None,
+    quick: bool = False,
 ) -> StoreReport:
-    """Check every byte of a store.
+    """Check every byte of a store, or quickly its commits and the sizes of its files.
 
     Args:
         place: The store.
         jobs: Shards at a time; None takes one for each processor.
         stop: Checked between shards.
+        quick: Read no data: one listing says which files are there, and how large they are.
 
     Raises:
         StorageError: Disk or object store cannot be read, which is not damage.
@@ -87,8 +95,12 @@ def verify_store(
     report.reader = reader
     plan = _plan_of(place, reader, report)
     _sort_faults(reader, report)
+    report.quick = quick
     if _open_tables(reader, report):
-        _check_shards(reader, plan, report, jobs, stop)
+        if quick:
+            _check_sizes(reader, plan, report)
+        else:
+            _check_shards(reader, plan, report, jobs, stop)
     report.missing = _missing(reader, plan, report)
     report.leftovers = find_leftovers(reader)
     return report
@@ -192,6 +204,42 @@ def _check_shards(
             progress.add(sizes[shard], note=f"{len(report.damaged)} damaged")
     report.sound.sort()
     report.broken += [plan_faults[shard] for shard in sorted(plan_faults)]
+
+
+def _check_sizes(reader: TolerantReader, plan: Plan | None, report: StoreReport) -> None:
+    """Check commits against layout and plan, and their files against a listing."""
+    shard_at = {commit.path: shard for shard, commit in reader.commits.items()}
+    found = dict.fromkeys(reader.commits, 0)
+    for entry in list_files(reader.location):
+        path = "/".join(entry.key.split("/", 2)[:2])
+        shard = shard_at.get(path)
+        if shard is None:
+            continue
+        record = reader.commits[shard].files.get(entry.key.removeprefix(f"{path}/"))
+        if record is not None:
+            found[shard] += 1
+            if record.size != entry.size:
+                where = f"{reader.location.url}/{entry.key}"
+                report.damaged[shard] = _size_fault(where, f"{record.size:,} bytes", entry.size)
+    specs = stored_specs(reader.manifest.kind, reader.manifest.encoding)
+    for shard, commit in reader.commits.items():
+        where = f"{reader.location.url}, shard {shard}"
+        try:
+            check_commit(commit, reader.manifest, specs, where)
+            if plan is not None:
+                reader.require_shards([planned_shard(plan, shard, where)])
+        except LogitfuseError as error:
+            report.damaged.setdefault(shard, error)
+        if found[shard] != len(commit.files):
+            fault = _size_fault(where, f"{len(commit.files)} files", found[shard])
+            report.damaged.setdefault(shard, fault)
+    report.sound += sorted(reader.commits.keys() - report.damaged.keys())
+
+
+def _size_fault(where: str, expected: str, got: int) -> CorruptionError:
+    return CorruptionError(
+        "files are not those of the commit", where=where, expected=expected, got=got, hint=REPAIR
+    )
 
 
 def stored_bytes(commit: Commit) -> int:

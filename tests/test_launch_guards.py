@@ -76,14 +76,16 @@ def test_alignment_stops_between_commits(monkeypatch, asked_in, committed, kind)
     """The current shard is finished and committed, the next one is not begun."""
     stop, writer, begun = StopFlag(), Written(), []
 
-    def align_shard(checked, shard, *rest):
-        begun.append(shard.index)
-        if shard.index == asked_in:
+    def align_shard(checked, loaded, *rest):
+        index = loaded.result()
+        begun.append(index)
+        if index == asked_in:
             stop.ask(signal.SIGTERM)
         return {}, {}
 
     if asked_in is None:
         stop.ask(signal.SIGTERM)
+    monkeypatch.setattr(align_run, "load_shard", lambda checked, shard: shard.index)
     monkeypatch.setattr(align_run, "align_shard", align_shard)
     monkeypatch.setattr(align_run, "make_aligner", lambda checked, stop: Nothing())
     monkeypatch.setattr(align_run, "Progress", lambda *args, **kwargs: Nothing())

@@ -31,6 +31,7 @@ pytestmark = [
 SOURCES = ("code", "prose")
 QUIET = ["export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive"]
 
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     reason = unavailable()

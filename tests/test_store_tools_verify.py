@@ -90,6 +90,36 @@ def test_every_file_of_the_data_is_looked_at(tmp_path: Path) -> None:
     assert verify_store(place).is_whole
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_quick_finds_lost_and_cut_files_without_reading_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    run_file = make_run(tmp_path, kinds=[kind])
+    monkeypatch.setattr("store_schema.store.reader.CommittedShard.read", None)
+    name = ok("verify", run_file, "--quick").split(":")[0]
+    folder = store_folder(tmp_path, kind)
+    commits = reader_of(tmp_path, kind).commits
+    lost, cut = (sorted((folder / commits[shard].path).rglob("c/0")) for shard in (0, 2))
+    lost[-1].unlink()
+    cut[0].write_bytes(cut[0].read_bytes()[:-1])
+    lines = found_wrong("verify", run_file, "--quick").splitlines()
+    assert "shard 0" in lines[0]
+    assert f"{len(commits[0].files)} files, got {len(commits[0].files) - 1}" in lines[0]
+    assert str(cut[0].relative_to(folder)) in lines[1]
+    assert lines[2] == f"{name}: 1 shards sound, 2 damaged, 0 missing, data not read (--quick)"
+
+
+def test_quick_compares_commits_with_the_plan(tmp_path: Path) -> None:
+    run_file = make_run(tmp_path)
+    folder = store_folder(tmp_path)
+    commit = json.loads((folder / "commits/00001.json").read_text())
+    (folder / "commits/00001.json").write_text(json.dumps(commit | {"first_segment": 0}))
+    assert "commits/00001.json" in found_wrong("verify", run_file, "--quick")
+    assert "missing shards: 0-1" in found_wrong(
+        "verify", make_run(tmp_path / "b", leave_out=[0, 1]), "--quick"
+    )
+
+
 def test_a_damaged_commit_does_not_hide_the_others(tmp_path: Path) -> None:
     run_file = make_run(tmp_path)
     (store_folder(tmp_path) / "commits/00001.json").write_text("{not json")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +26,7 @@ from typing import Self
 from extract.engines.protocol import CHECK_WEIGHTS, DenseRows, Engine
 from extract.scoring.rows import ScoredSegment, scored_segment, unscored_segment
 from extract.scoring.score import UNSCORED, shard_arrays, shard_stats
+from launch.threads import quick_switches
 from store_schema.errors import MismatchError, ModelError
 from store_schema.layout import Arrays
 from store_schema.plan.plan import Plan, Segment, ShardRecord
@@ -36,11 +36,6 @@ logger = logging.getLogger(__name__)
 
 OPEN_SHARDS = 2
 """Maximal number of shards that are begun and not committed, whose work a kill would lose."""
-
-SWITCH_S = 0.0005
-"""Seconds for `sys.setswitchinterval` while the threads run. With Python's default of 5 ms the engine's
-thread waits that long after an operation whenever another thread runs Python code; with 4,096 ids and
-16 entries all of extraction was 5 % faster this way."""
 
 Write = Callable[[ShardRecord, Arrays, dict[str, float]], object]
 """Encodes, writes and commits one shard; called in a thread of its own, one shard at a time."""
@@ -188,10 +183,10 @@ class Pipeline:
         self._rows = Backlog("entries", queue_bytes)
         self._shards = Backlog("write", 1)
         self._open_shards = threading.Semaphore(OPEN_SHARDS)
-        self._switch_before = sys.getswitchinterval()
+        self._switches = quick_switches()
 
     def __enter__(self) -> Self:
-        sys.setswitchinterval(SWITCH_S)
+        self._switches.__enter__()
         return self
 
     def __exit__(
@@ -204,7 +199,7 @@ class Pipeline:
         try:
             self._finish_threads(succeeded=error is None)
         finally:
-            sys.setswitchinterval(self._switch_before)
+            self._switches.__exit__(None, None, None)
 
     def _finish_threads(self, *, succeeded: bool) -> None:
         try:
