@@ -214,7 +214,11 @@ def _errors(engine: TransformersEngine, inputs: list[Input]) -> dict[str, Any]:
 @click.option("--tokens", type=click.IntRange(min=64), default=4_096, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Not torch's default.")
 def main(
-    models: tuple[str, ...], patterns: tuple[str, ...], rounds: int, tokens: int, threads: int | None
+    models: tuple[str, ...],
+    patterns: tuple[str, ...],
+    rounds: int,
+    tokens: int,
+    threads: int | None,
 ) -> None:
     """Measure, print a table, and one JSON object as the last line."""
     named = {name: Path(folder) for name, _, folder in (model.partition("=") for model in models)}
