@@ -20,11 +20,11 @@ from align.methods.turn_ends import (
 )
 from align.prepare.checked import CheckedAlignment, check_alignment
 from align.prepare.prepare import make_aligner
+from launch.process import quick_switches
 from launch.progress import Progress
 from launch.quantities import size_text
 from launch.shard_queue import ShardQueue, shard_queue
 from launch.signals import StopFlag
-from launch.threads import quick_switches
 from launch.work import Part, others_line, work_line
 from launch.worklog import Session, WorkLog
 from store_schema.config import RunConfig

@@ -26,7 +26,7 @@ from typing import Self
 from extract.engines.protocol import CHECK_WEIGHTS, DenseRows, Engine
 from extract.scoring.rows import ScoredSegment, scored_segment, unscored_segment
 from extract.scoring.score import UNSCORED, shard_arrays, shard_stats
-from launch.threads import quick_switches
+from launch.process import quick_switches
 from store_schema.errors import MismatchError, ModelError
 from store_schema.layout import Arrays
 from store_schema.plan.plan import Plan, Segment, ShardRecord
