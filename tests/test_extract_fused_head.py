@@ -108,9 +108,7 @@ def test_any_shape(
 
 @needs_units
 @settings(deadline=None, max_examples=50)
-@given(
-    levels=st.sampled_from([1, 2, 3]), top_k=st.integers(1, 40), seed=st.integers(0, 1000)
-)
+@given(levels=st.sampled_from([1, 2, 3]), top_k=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_ties(levels: int, top_k: int, seed: int) -> None:
     """Whole numbers are exact: where many logits are equal, the values are topk's all the same."""
     generator = torch.Generator().manual_seed(seed)
@@ -226,7 +224,6 @@ def test_a_cpu_without_units_or_with_matrix_units_takes_the_simple_way(
         ({"avx512f"}, False), ({"avx512bf16"}, True), ({"avx512bf16", "amx-bf16"}, False),
     ]:  # fmt: skip
         monkeypatch.setattr(bf16_dot, "cpu_features", lambda found=features: frozenset(found))
-        monkeypatch.setattr(fused_head, "has_bf16_dot", has_bf16_dot)
         assert (FusedHead.of(case(20, 8, 3)[0], 4) is not None) == possible
 
 
@@ -284,7 +281,9 @@ def test_nan_is_found_in_the_row_that_has_it(tiny_models: dict[str, Path]) -> No
     engine._fused = FusedHead.of(layer, 4)
     engine._head = OutputHead(layer, fp32=True)
     item = transformers_engine.Input(
-        None, np.concatenate([[0], labels.numpy()]), 1  # type: ignore[arg-type]
+        None,
+        np.concatenate([[0], labels.numpy()]),
+        1,  # type: ignore[arg-type]
     )
     _, _, of_labels = engine._kept_rows(hidden, [(0, item)], 6)
     assert of_labels.isnan().tolist() == [False, False, True, False, False]

@@ -58,7 +58,14 @@ class Buffers(NamedTuple):
 
 @compiled
 def add_ids(
-    first: int, stop: int, weight: Any, bias: Any, panels: Any, label_ids: Any, rows: Any, buffers: Any
+    first: int,
+    stop: int,
+    weight: Any,
+    bias: Any,
+    panels: Any,
+    label_ids: Any,
+    rows: Any,
+    buffers: Any,
 ) -> None:
     """Take ids `first` to `stop` - 1 into account.
 
@@ -92,9 +99,7 @@ def add_ids(
 
 
 @compiled
-def _tile_logits(
-    weight: Any, bias: Any, start: int, num_ids: int, panel: Any, logits: Any
-) -> None:
+def _tile_logits(weight: Any, bias: Any, start: int, num_ids: int, panel: Any, logits: Any) -> None:
     """[num_ids, WIDTH] logits of a panel; rows of the tile beyond `num_ids` mean nothing."""
     for i in range(TILE):
         known = bias[start + i] if i < num_ids and len(bias) else np.float32(0)
