@@ -9,9 +9,9 @@ a plain float32 head (a float32 copy of the weight, log-softmax in float64) on t
     python -m benchmarks.scale_score                        # the sources of make real, after it
     python -m benchmarks.scale_score NAME=FOLDER... --text 'GLOB'
 
-The last line is one JSON object. `score_ratio` is tokens/s over those before (goal: 2.5, of one model of
-0.2 to 0.6B with 150,000 ids or more); `score_ratio_cpu_time` the same in CPU time, which other processes
-disturb less; `score_body_share` the model without its head, of the CPU time now.
+The last line is one JSON object. `score_ratio` is tokens/s over those before (goal: 2.5, of one model
+of 0.2 to 0.6B with 150,000 ids or more); `score_ratio_cpu_time` the same in CPU time, which other
+processes disturb less; `score_body_share` the model without its head, of the CPU time now.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Side:
     def ask(self, what: str) -> dict[str, Any]:
         """The answer to one request."""
         print(what, file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
+        line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             raise RuntimeError(f"the process ended with code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
@@ -147,8 +147,8 @@ class Side:
 def answer_requests(run_file: Path, name: str, way: str) -> None:
     """In the child: one line for each line of standard input."""
     if way == "before":
-        transformers_engine.keep_freed_memory = lambda: None
-        transformers_engine._fused_head = lambda *_: None
+        for name_of_new in ("keep_freed_memory", "_fused_head"):
+            setattr(transformers_engine, name_of_new, lambda *_: None)
     run = load_run(str(run_file))
     source = check_source(run, name, open_plan(run))
     segments = source.plan.segments(source.plan.shards[0])

@@ -4,10 +4,10 @@
 # Best guess beforehand: yes, torch.backends.mkldnn.matmul.fp32_precision = "bf16" (torch 2.9 and later) asks oneDNN
 # for it, and a product then takes about half the time.
 # Seen with torch 2.13.0 (oneDNN 3.12.0) on a CPU with AVX-512 BF16 and without AMX (AMD EPYC, Zen 4): the setting
-# arrives (ONEDNN_VERBOSE shows attr-fpmath:bf16), and the same float32 kernel runs (brg_matmul:avx512_core), at the
-# same speed, without a warning. The kernel for bf16 (brg_matmul:avx512_core_bf16) runs only where both factors and the
-# result are bf16, and then the result is rounded to bf16; torch.mm(..., out_dtype=torch.float32), which is what is
-# wanted, is refused on CPUs.
+# arrives (ONEDNN_VERBOSE shows attr-fpmath:bf16), but oneDNN's float32 kernel runs (brg_matmul:avx512_core), without
+# a warning, and takes twice the time of the one for bf16. That one (brg_matmul:avx512_core_bf16) runs only where both
+# factors and the result are bf16, and the result is then rounded to bf16; torch.mm(..., out_dtype=torch.float32),
+# which is what is wanted, is refused on CPUs.
 # Exits non-zero when this is no longer so. On a CPU with AMX, or without AVX-512 BF16, it says so and proves nothing.
 set -euo pipefail
 flags=$(grep -m1 '^flags' /proc/cpuinfo 2>/dev/null || true)
@@ -44,6 +44,7 @@ print(f"took {1e3 * min(took):.0f} ms at best")
 PY
 multiply() { ONEDNN_VERBOSE=1 "$work/venv/bin/python" "$work/multiply.py" "$@"; }
 kernel() { grep ',exec,cpu,matmul,' | tail -1 | cut -d, -f7; }
+"$work/venv/bin/python" -c "import torch; print('torch', torch.__version__)"
 plain=$(multiply float32 ieee)
 asked=$(multiply float32 bf16)
 native=$(multiply bf16)

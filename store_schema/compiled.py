@@ -50,8 +50,8 @@ def emitted(result: str | None, *parameters: str) -> Callable[[Callable[..., Any
         parameters: Names of the arguments' types; arguments are converted to them.
 
     Returns:
-        Decorator of the function that writes: it takes llvmlite's builder and a value for each argument,
-        and returns the value of the result.
+        Decorator of the function that writes: it takes llvmlite's builder and a value for each
+        argument, and returns the value of the result.
     """
     signature = getattr(types, result or "void")(*(getattr(types, name) for name in parameters))
 
@@ -64,7 +64,7 @@ def emitted(result: str | None, *parameters: str) -> Callable[[Callable[..., Any
             return signature, generate
 
         # Numba reads the names of the arguments from it; the first is its own.
-        setattr(typed, "__signature__", inspect.signature(emit))
+        typed.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]
         return intrinsic(typed)
 
     return decorate

@@ -124,6 +124,15 @@ def test_the_engine_that_serves(
     assert settled.settled(on_cpu=not on_cpu, fp32_head=not fp32_head) == settled
 
 
+def test_tokens_of_a_forward_pass() -> None:
+    section = ExtractSection()
+    assert [section.scored_tokens(on_cpu=on_cpu) for on_cpu in (True, False)] == [1024, 4096]
+    assert section.answered_tokens == 4096
+    told = ExtractSection(batch_tokens=7)
+    assert told.scored_tokens(on_cpu=True) == told.scored_tokens(on_cpu=False) == 7
+    assert told.answered_tokens == 7
+
+
 @pytest.mark.parametrize(
     ("values", "loader"),
     [

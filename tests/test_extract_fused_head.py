@@ -224,7 +224,6 @@ def test_a_cpu_without_units_or_with_matrix_units_takes_the_simple_way(
         ({"avx512f"}, False), ({"avx512bf16"}, True), ({"avx512bf16", "amx-bf16"}, False),
     ]:  # fmt: skip
         monkeypatch.setattr(bf16_dot, "cpu_features", lambda found=features: frozenset(found))
-        monkeypatch.setattr(fused_head, "has_bf16_dot", has_bf16_dot)
         assert (FusedHead.of(case(20, 8, 3)[0], 4) is not None) == possible
 
 

@@ -86,6 +86,7 @@ ONLY_IN = {
     "vllm": {"extract/engines/vllm_engine.py"},
     "accelerate": {"fuse_train", "fuse_eval"},
     "numba": {"store_schema/compiled.py"},
+    "llvmlite": {"extract/head/bf16_dot.py"},
     "jinja2": {"launch/pages/page.py"},
     "ray": {"launch/ray/cluster.py", "launch/ray/workers.py"},
 }

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from numba import config
 
+from store_schema.compiled import cpu_features
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CALLEE = (
     "from store_schema.compiled import compiled\n@compiled\ndef number(x):\n    return x + {}\n"
@@ -93,3 +95,53 @@ def test_other_users_of_numba_keep_their_own_place() -> None:
     import store_schema.compiled  # noqa: F401
 
     assert "compiled-" not in config.CACHE_DIR
+
+
+EMITTED = """
+from store_schema.compiled import bare, emitted
+
+@emitted("int64", "int64", "int64")
+def difference(builder, first, second):
+    return builder.sub(first, second)
+
+@bare
+def twice(x):
+    return difference(5, x) + difference(3, x)
+"""
+
+
+def test_emitted_instructions_are_called_and_kept(package: Path) -> None:
+    (package / "emitting.py").write_text(EMITTED)
+    assert call(package, "package.emitting") == (6, 0)
+    assert call(package, "package.emitting") == (6, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "features"),
+    [
+        ({"NUMBA_CPU_FEATURES": "+one,-two,+three-four"}, ["one", "three-four"]),
+        ({"NUMBA_DISABLE_JIT": "1"}, []),
+        ({"NUMBA_CPU_NAME": "generic"}, []),
+    ],
+)
+def test_features_of_the_cpu_are_those_that_are_compiled_for(
+    more: dict[str, str], features: list[str]
+) -> None:
+    script = "from store_schema.compiled import cpu_features; print(*sorted(cpu_features()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | more,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == features
+
+
+def test_features_of_this_cpu() -> None:
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or " avx2 " not in flags.read_text():
+        pytest.skip("needs Linux and AVX2")
+    assert "avx2" in cpu_features()
+    assert ("avx512bf16" in cpu_features()) == (" avx512_bf16 " in flags.read_text())

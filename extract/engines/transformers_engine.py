@@ -2,9 +2,9 @@
 
 The base model runs on a padded batch. The output head then runs on `head_rows` rows at a time, and
 their entries are taken from the logits in one pass (`extract.head.logit_rows`), so logits [R, V] of
-a whole batch are never in memory. On CPUs with bf16 units both are one compiled pass, without logits of
-whole rows (`extract.head.fused_head`). Models that change their logits after the head (scale, soft cap) are
-recognised by a test on the first text, and their own logits are used.
+a whole batch are never in memory. On CPUs with bf16 units both are one compiled pass, without logits
+of whole rows (`extract.head.fused_head`). Models that change their logits after the head (scale, soft
+cap) are recognised by a test on the first text, and their own logits are used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Products of bf16 matrices with float32 sums on a CPU: the innermost loop, written as instructions.
 
-AVX-512 BF16 multiplies 32 pairs of bf16 numbers in one instruction (VDPBF16PS) and adds them in float32,
-twice as many as a float32 product does. oneDNN gives such a product only rounded to bf16, in which
-logits tie; here the sums stay as they are. IDS rows of the weight and LANES x 16 rows of hidden states
-have their sums in registers (24 of 32), so that each number that is loaded is used several times.
+AVX-512 BF16 multiplies 32 pairs of bf16 numbers in one instruction (VDPBF16PS) and adds them in
+float32, twice as many as a float32 product does. oneDNN gives such a product only rounded to bf16, in
+which logits tie; here the sums stay as they are. IDS rows of the weight and LANES x 16 rows of hidden
+states have their sums in registers (24 of 32), so each number that is loaded is used several times.
 
 Shapes: IDS rows of the weight at a time, WIDTH rows of hidden states (a panel), H hidden.
 """

@@ -39,7 +39,7 @@ class FusedHead:
 
     @classmethod
     def of(cls, layer: torch.nn.Module, top_k: int) -> Self | None:
-        """For a model's output layer; None where it, the CPU or the number of entries does not allow it.
+        """For a model's output layer; None where it, the CPU or the number of entries forbids it.
 
         Args:
             layer: From `get_output_embeddings`.

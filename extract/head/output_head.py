@@ -25,6 +25,9 @@ class OutputHead:
     requested in float32. Where the device does not support that, slices of the weights are converted
     one after the other. There is never a float32 copy of the whole weight.
 
+    For scoring on a CPU `extract.head.fused_head` is faster, where it is possible; this is its
+    reference.
+
     On a CPU all logits are written to the same buffer: allocating new memory of this size took a
     quarter of the product's time.
     """
@@ -91,8 +94,9 @@ def product_into(logits_RV: torch.Tensor, hidden_RH: torch.Tensor, weight_VH: to
 def bf16_units(wanted: bool) -> Iterator[None]:
     """Allow a CPU to round float32 factors of matrix products to bf16; sums stay in float32.
 
-    Factors that were converted from bf16 do not change by it, and bf16 units (AVX-512 BF16, AMX)
-    multiply them more than three times as fast. It has no effect on a CPU without such units.
+    Factors that were converted from bf16 do not change by it. oneDNN then multiplies them on matrix
+    units (AMX) if the CPU has them. On all others its float32 kernel runs, also with AVX-512 BF16
+    (findings/torch_cpu_fp32_precision_bf16.sh): `FusedHead` uses those units.
     """
     settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if not wanted or not hasattr(settings, "fp32_precision"):  # torch before 2.9
