@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,8 @@ class RayCluster:
 
     def add_node(self, num_cpus: int = 1, num_gpus: int = 0) -> None:
         """Start a node, whatever the machine has, and wait until it has joined."""
-        self._nodes.append(self._cluster.add_node(**_node(num_cpus, num_gpus)))
+        with _signal_handlers_stay():
+            self._nodes.append(self._cluster.add_node(**_node(num_cpus, num_gpus)))
 
     @contextmanager
     def node_without(self, folder: Path) -> Iterator[None]:
@@ -77,6 +79,16 @@ def _node(num_cpus: int, num_gpus: int) -> dict[str, Any]:
     return {"num_cpus": num_cpus, "num_gpus": num_gpus, "object_store_memory": _MEMORY, **ports}
 
 
+@contextmanager
+def _signal_handlers_stay() -> Iterator[None]:
+    """Undo what Ray does to this process, whose death ends the nodes without a handler too."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def can_hide(folder: Path) -> bool:
     """Whether processes can be started here that see a folder empty (as root, mostly)."""
     done = subprocess.run([*_HIDE, str(folder), "true"], capture_output=True, check=False)
@@ -95,7 +107,8 @@ def running_cluster() -> Iterator[RayCluster]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         environment = {"RAY_TMPDIR": folder, "RAY_worker_niceness": "0"}  # not starved by others
         with mock.patch.dict(os.environ, environment):
-            cluster = Cluster(initialize_head=True, head_node_args=_node(0, 0))
+            with _signal_handlers_stay():
+                cluster = Cluster(initialize_head=True, head_node_args=_node(0, 0))
             try:
                 yield RayCluster(cluster)
             finally:

@@ -20,6 +20,7 @@ from extract.config import ExtractSection
 from extract.engines import memory
 from extract.engines.memory import (
     Need,
+    check_gpus,
     check_memory,
     free_host_bytes,
     free_memory,
@@ -427,3 +428,11 @@ def test_a_model_that_has_no_room_is_no_damaged_model(
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(EngineMemoryError, match=r"cannot be loaded.*; load a smaller dtype"):
         TransformersEngine(spec)
+
+
+def test_a_process_that_does_not_see_its_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    check_gpus(0)
+    check_gpus(1)
+    with pytest.raises(ConfigError, match="does not see its GPUs.*expected 2, got 1"):
+        check_gpus(2)
