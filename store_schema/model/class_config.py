@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from store_schema.disk.cache import Fact, kept_fact
 from store_schema.errors import ModelError
 from store_schema.fingerprint import bytes_digest
 from store_schema.model.models import config_folder, local_ref, model_config
 
 if TYPE_CHECKING:
     from store_schema.config import ModelRef
+    from store_schema.disk.cache import Fact
 
 
 def config_fact(ref: ModelRef, what: str, find: Callable[[], Fact]) -> Fact:
@@ -31,6 +31,8 @@ def config_fact(ref: ModelRef, what: str, find: Callable[[], Fact]) -> Fact:
     folder = None if ref.trust_remote_code else config_folder(ref)
     if folder is None:
         return find()
+    from store_schema.disk.cache import kept_fact  # here, since an engine runs without pydantic
+
     return kept_fact(what, bytes_digest((folder / "config.json").read_bytes()), find)
 
 
