@@ -434,5 +434,5 @@ def test_a_process_that_does_not_see_its_gpus_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     check_gpus(0)
     check_gpus(1)
-    with pytest.raises(ConfigError, match="does not see its GPUs.*expected 2, got 1"):
+    with pytest.raises(ConfigError, match=r"does not see its GPUs.*expected 2, got 1"):
         check_gpus(2)
