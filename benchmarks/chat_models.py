@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from store_schema.config import ModelRef, TemplateSettings, load_run
-from store_schema.disk.cache import cache_folder
+from store_schema.disk.cache_folder import cache_folder
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.chat_templates import TEMPLATES, UNSOUND
 from tests.published_tokenizers import PACKAGES, tokenizer_folder

@@ -21,7 +21,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from store_schema.disk.cache import cache_folder
+from store_schema.disk.cache_folder import cache_folder
 
 VERSION = "0.1.5"
 SECONDS = 900

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.progress import Progress
-from store_schema.disk.cache import cache_folder
+from store_schema.disk.cache_folder import cache_folder
 
 
 class PackageUnavailableError(Exception):

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from fuse_train.model.identity import own_dtype_name
 from store_schema.config import ModelRef
 from store_schema.disk import cache
-from store_schema.disk.cache import cache_folder, kept_fact
+from store_schema.disk.cache import kept_fact
+from store_schema.disk.cache_folder import cache_folder
 from store_schema.errors import ModelError
 from store_schema.model import class_config, model_check
 from store_schema.model.class_config import model_rows

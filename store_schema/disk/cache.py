@@ -12,7 +12,6 @@ deleted at any time.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import uuid
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 
 from store_schema import SCHEMA_VERSION
 from store_schema.config import StrictModel
+from store_schema.disk.cache_folder import cache_folder
 from store_schema.disk.sealed import seal, unseal
 from store_schema.errors import StoreError
 from store_schema.fingerprint import fingerprint, sources_digest
@@ -39,14 +39,6 @@ class KeptFact(StrictModel):
     found_by: str
     """Fingerprint of the code and the libraries that found it; others find it again."""
     fact: Any
-
-
-def cache_folder() -> Path:
-    """The cache folder of logitfuse."""
-    own = os.environ.get("LOGITFUSE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "logitfuse"
 
 
 def kept_fact(what: str, content: Any, find: Callable[[], Fact]) -> Fact:

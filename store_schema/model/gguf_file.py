@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from store_schema.disk.cache import cache_folder
+from store_schema.disk.cache_folder import cache_folder
 from store_schema.dtypes import DTYPES
 from store_schema.errors import ConfigError, ModelError, StorageError
 from store_schema.model.gguf_tokenizer import adds_bos, as_trained
