@@ -1,9 +1,13 @@
-"""`make bench-scale`: what several workers cost and gain.
+"""`make bench-scale`: what several workers and processes cost and gain, and what the slow places take.
 
-All workers run on this machine. So that they scale on few cores, the time of the model is waited for
-rather than computed: the model is tiny, and a worker that has scored so many tokens sleeps for as long
-as a GPU would have taken for them (`TOKENS_PER_S`). All else is as always, processes, engine, store and
-commits, and takes a few percent of a core for each worker.
+Parts that have a module of their own are told about there: `align` (`scale_align`), `start`
+(`scale_start`), `score` (`scale_score`), `fsdp` (`scale_fsdp`), `plan` (`scale_plan`). `align` and
+`start` take the run of `make demo`, `start` and `score` the models of `make real`.
+
+Workers of the others all run on this machine. So that they scale on few cores, the time of the model is
+waited for rather than computed: the model is tiny, and a worker that has scored so many tokens sleeps
+for as long as a GPU would have taken for them (`TOKENS_PER_S`). All else is as always, processes,
+engine, store and commits, and takes a few percent of a core for each worker.
 
 * `ray_overhead`: time of `submit extract --ray` over that of as many workers started by hand, from the
   command to its end, both with two minutes of scoring (median of rounds; goal: at most 1.05). What Ray
@@ -14,7 +18,9 @@ commits, and takes a few percent of a core for each worker.
 * `steal_gain`: time of 4 workers of which one is four times slower than the others, over the time that
   they take with `--no-steal` (goal: at most 0.6).
 
-    python -m benchmarks.bench_scale --parts ray_equal,steal_gain
+    python -m benchmarks.bench_scale --parts align,ray_equal,steal_gain
+
+The last line is one JSON object with the figures of all parts.
 """
 
 from __future__ import annotations
@@ -34,6 +40,10 @@ import click
 import yaml
 from demo_text import SplitSizes, library_documents
 
+from benchmarks.scale_align import align_figures
+from benchmarks.scale_plan import plan_figures
+from benchmarks.scale_score import score_figures
+from benchmarks.scale_start import start_figures
 from tests.ray_cluster import running_cluster
 from tests.ray_runs import RayRun, contents, wait_until
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -183,6 +193,10 @@ def steal_gain(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    "align": lambda folder, rounds: align_figures(rounds=rounds),
+    "start": lambda folder, rounds: start_figures(repeats=rounds),
+    "score": lambda folder, rounds: score_figures(rounds=rounds),
+    "plan": lambda folder, rounds: {"plan_1e9": plan_figures(out=folder)},
     "ray_overhead": ray_overhead,
     "ray_equal": ray_equal,
     "steal_gain": steal_gain,
@@ -196,6 +210,7 @@ def main(parts: str, rounds: int) -> None:
     """Measure, and print one JSON object as the last line."""
     found: dict[str, Any] = {}
     for part in parts.split(","):
+        print(f"-- {part}", flush=True)
         with tempfile.TemporaryDirectory() as name:
             found |= PARTS[part](Path(name), rounds)
     print(json.dumps(found))
