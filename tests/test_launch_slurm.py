@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -70,8 +71,8 @@ def test_only_training_has_a_process_for_each_gpu(tmp_path: Path) -> None:
     """An engine shares a model between the GPUs of its one process."""
     text = script_text(extraction(options={"gpus": "4"}), place(tmp_path))
     assert "python -m logitfuse extract run" in text
-    assert "accelerate" not in text
-    assert "pkill" not in text
+    assert "torchrun" not in text
+    assert "--nodes" not in text
 
 
 def test_the_script_shown_is_the_one_that_is_written() -> None:
@@ -115,6 +116,7 @@ def directives_of(text: str) -> list[str]:
         Job("align", "coder", {}, 4, ArrayPart(0, (0,))),
         Job("train", None, {"gpus": "1"}),
         Job("train", None, {"gpus": "4"}),
+        Job("train", None, {"nodes": "2", "gpus-per-node": "4", "ntasks-per-node": "1"}),
     ],
 )
 def test_scripts_are_bash_with_directives_first(tmp_path: Path, job: Job) -> None:
@@ -137,13 +139,50 @@ def test_tasks_are_the_workers_that_have_something_to_do(tmp_path: Path) -> None
     assert '--worker "$((SLURM_ARRAY_TASK_ID + 1000))/2500" &' in text
 
 
-def test_training_takes_a_process_for_each_gpu(tmp_path: Path) -> None:
-    one = script_text(Job("train", None, {"gpus": "1"}), place(tmp_path))
-    assert f"python -m logitfuse train run {tmp_path}/run.yaml &" in one
-    four = script_text(Job("train", None, {"gres": "gpu:a100:4"}), place(tmp_path))
-    launched = "python -m accelerate.commands.launch --num_processes 4 -m fuse_train run"
-    assert f"{launched} {tmp_path}/run.yaml &" in four
-    assert 'pkill -USR1 --parent "$pid"' in four  # the launcher itself would just die
+def test_one_process_is_started_as_it_is(tmp_path: Path) -> None:
+    for options in ({}, {"gpus": "1"}, {"nodes": "1", "gpus-per-node": "a100:1"}):
+        text = script_text(Job("train", None, options), place(tmp_path))
+        assert f"\npython -m logitfuse train run {tmp_path}/run.yaml &\npid=$!\n" in text
+        assert "srun" not in text
+        assert "kill -TERM" in text
+
+
+SEVERAL = """\
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((10000 + SLURM_JOB_ID % 20000))  # jobs that meet on a node have different ones
+srun --nodes={nodes} --ntasks-per-node=1{cpus} --cpu-bind=none --kill-on-bad-exit=1 \\
+    python -m fuse_train.machine.torchrun \\
+    --nnodes={nodes} --nproc-per-node={count} --max-restarts=0 --rdzv-backend=c10d \
+--rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$host:$port" \\
+    -m fuse_train run {folder}/run.yaml{pair} &
+pid=$!
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "per_node", "nodes", "count"),
+    [
+        ({"nodes": "2", "gpus-per-node": "4"}, None, 2, 4),
+        ({"nodes": "3", "gres": "gpu:a100:2"}, 2, 3, 2),
+        ({"nodes": "2", "gpus-per-task": "8"}, None, 2, 8),
+        ({"nodes": "2"}, None, 2, 1),
+        ({"nodes": "2", "cpus-per-task": "8"}, 4, 2, 4),
+        ({"gpus": "h100:4"}, None, 1, 4),
+        ({}, 3, 1, 3),
+    ],
+)
+def test_several_processes_have_a_torchrun_on_each_node(
+    tmp_path: Path, options: dict[str, str], per_node: int | None, nodes: int, count: int
+) -> None:
+    for source in (None, "coder"):
+        job = Job("train", source, options, processes_per_node=per_node)
+        text = script_text(job, place(tmp_path))
+        pair = f" --pair {source}" if source else ""
+        cpus = " --cpus-per-task=8" if "cpus-per-task" in options else ""
+        assert (
+            SEVERAL.format(folder=tmp_path, nodes=nodes, count=count, cpus=cpus, pair=pair) in text
+        )
+        assert {f"--nodes={nodes}", "--ntasks-per-node=1"} <= set(directives_of(text))
 
 
 @pytest.mark.parametrize("name", ["a b", "it's $(touch owned) `touch owned` & ;", "100%", "ü"])
@@ -285,17 +324,69 @@ def test_requeues_come_to_an_end(stopped: Stopping) -> None:
     assert done.returncode == 75
 
 
-def test_processes_of_accelerate_are_told_and_their_training_is_requeued(tmp_path: Path) -> None:
-    """The launcher is neither signalled, which would end it before them, nor asked for their code."""
-    tools = fake_tools(tmp_path / "tools", scontrol="")
+# ---- several processes -------------------------------------------------------------------------------
+
+SEVERAL_GPUS = Job("train", None, {"nodes": "2", "gpus-per-node": "2"})
+SRUN = """\
+import os, signal, subprocess, sys
+if "torchrun" not in " ".join(sys.argv): sys.exit("not a torchrun")
+print(" ".join(word for word in sys.argv if word.startswith("--rdzv-")), file=sys.stderr)
+os.execv(sys.executable, [sys.executable, os.environ["WORKER"]])
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the script of a job of two nodes, with an `srun` that is WORKER itself."""
+    hostnames = 'case "$*" in "show hostnames n[1-2]") printf "n1\\nn2\\n";; esac'
+    tools = fake_tools(tmp_path / "tools", scontrol=hostnames)
     (tmp_path / "worker.py").write_text(WORKER)
-    launcher = tmp_path / "launcher"
-    launcher.write_text(f"#!/bin/bash\n{sys.executable} {tmp_path}/worker.py || exit 1\n")
-    launcher.chmod(0o755)
-    where = place(tmp_path, (str(launcher),))
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "CODE": "75", "SLURM_JOB_ID": "44"}
-    text = script_text(Job("train", None, {"gpus": "2"}), where)
-    done = run_script(tmp_path, text, environment, signal.SIGUSR1)
+    (tmp_path / "srun.py").write_text(SRUN)
+    (tools / "bash").symlink_to("/bin/bash")
+
+    def run(number: signal.Signals | None, code: int, *, has_srun: bool = True) -> Any:
+        if has_srun:
+            srun = tools / "srun"
+            srun.write_text(f'#!/bin/bash\nexec {sys.executable} {tmp_path}/srun.py "$@"\n')
+            srun.chmod(0o755)
+        environment = {
+            "PATH": f"{tools}:{os.environ['PATH']}" if has_srun else str(tools),
+            "WORKER": str(tmp_path / "worker.py"),
+            "CODE": str(code),
+            "SLEEP": "60" if number else "0",
+            "SLURM_JOB_ID": "40044",
+            "SLURM_JOB_NODELIST": "n[1-2]",
+        }
+        done = run_script(tmp_path, script_text(SEVERAL_GPUS, place(tmp_path)), environment, number)
+        done.args = [line for line in calls(tools) if "requeue" in line]
+        return done
+
+    return run
+
+
+def test_several_processes_meet_on_the_first_node_at_the_port_of_the_job(started: Stopping) -> None:
+    done = started(None, 0)
+    assert done.returncode == 0
+    assert "--rdzv-id=40044 --rdzv-endpoint=n1:10044" in done.stderr
+
+
+def test_several_processes_are_warned_and_requeued_as_one_is(started: Stopping) -> None:
+    done = started(signal.SIGUSR1, 75)
     assert "stopped by SIGUSR1" in done.stdout
-    assert done.returncode == 1
-    assert calls(tools) == ["scontrol requeue 44"]
+    assert (done.returncode, done.args) == (75, ["scontrol requeue 40044"])
+    done = started(signal.SIGUSR1, 2)
+    assert (done.returncode, len(done.args)) == (2, 1)
+
+
+def test_srun_is_not_told_to_end(started: Stopping) -> None:
+    """It would kill its tasks, which Slurm itself has told."""
+    done = started(signal.SIGTERM, 75)
+    assert "stopped by SIGUSR1" in done.stdout
+    assert (done.returncode, done.args) == (75, [])
+
+
+def test_a_node_without_srun_says_so(started: Stopping) -> None:
+    done = started(None, 0, has_srun=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no srun on ")
+    assert done.stderr.count("\n") == 1
