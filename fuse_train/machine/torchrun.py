@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = signal.Signals(-failure.exitcode).name
             _tell(f"process {rank} of the training was ended by {name}")
         if options.nnodes != "1":
-            _wait_for_others()
+            _wait_for_others(code)
         return code
     except SignalException as error:
         return 128 + error.sigval
@@ -79,9 +79,15 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
 
 
-def _wait_for_others() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
+def _wait_for_others(code: int) -> None:
+    """Wait for the grace period, or until srun ends this task: the code stays the same."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(code)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     time.sleep(_GRACE_S)
 
 
