@@ -185,6 +185,20 @@ def test_several_processes_have_a_torchrun_on_each_node(
         assert {f"--nodes={nodes}", "--ntasks-per-node=1"} <= set(directives_of(text))
 
 
+def test_the_training_shown_is_the_one_that_is_written() -> None:
+    run = load_run(REPOSITORY / "examples/slurm/run.yaml")
+    where = Place(
+        run.name,
+        Path(f"{run.folder}/logs/slurm/20260102T030405Z"),
+        Path("/shared/work"),
+        ("python",),
+    )
+    options = {"nodes": "2", "gpus-per-node": "4", "cpus-per-task": "32"}
+    text = script_text(Job("train", None, options), where)
+    shown = text[text.index("host=") : text.index("pid=$!")]
+    assert f"```bash\n{shown}```" in (REPOSITORY / "docs/cluster.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["a b", "it's $(touch owned) `touch owned` & ;", "100%", "ü"])
 def test_odd_folders_are_quoted(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
