@@ -116,14 +116,15 @@ def test_a_warned_training_saves_is_requeued_and_goes_on(
     same_weights(tmp_path, alone)
 
 
-def test_an_error_of_one_process_ends_all_with_its_exit_code(
-    tmp_path: Path, cluster: Cluster
+@pytest.mark.parametrize("arrays", ["*", "[!t]*"])
+def test_an_error_is_told_once_and_ends_all_with_its_exit_code(
+    tmp_path: Path, cluster: Cluster, arrays: str
 ) -> None:
-    """A shard that only the process of the second node reads is damaged."""
-    shuffled = SETTINGS | {"shuffle_shards": 1}
-    made = make_run(tmp_path, train=shuffled, segments_per_shard=4)
+    """Of a shard whose numbers of tokens (`token_counts`) all processes read before they know one
+    another, and whose entries one process reads."""
+    made = make_run(tmp_path, train=SETTINGS | {"shuffle_shards": 1}, segments_per_shard=4)
     for name in made.sources:
-        for path in (tmp_path / f"run/aligned/{name}/data").glob("00002-*/*/c/*"):
+        for path in (tmp_path / f"run/aligned/{name}/data").glob(f"00002-*/{arrays}/c/*"):
             path.write_bytes(b"cut")
     submit(two_nodes(tmp_path))
     ((job, *_),) = cluster.queue()

@@ -83,7 +83,7 @@ def _wait_for_others(code: int) -> None:
     """Wait for the grace period, or until srun ends this task: the code stays the same."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(code)
+        os._exit(code)  # perhaps while the interpreter ends, where nothing may be raised
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
