@@ -26,14 +26,16 @@ from typing import Any
 
 import click
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.bench_train import _resident
 from benchmarks.real_train import LEARNING_RATE, NUM_SOURCES, Turns
-from benchmarks.train_steps import GPU, Size, make_batch, make_model
+from benchmarks.train_steps import GPU, Size, llama_config, make_batch, make_model
 from fuse_train.config import TrainSection
 from fuse_train.loop.checkpoint import TrainState
+from fuse_train.loop.layout import Layout, WholeLayout
 from fuse_train.loop.loop_inputs import LoopInputs
+from fuse_train.loop.sharded_layout import ShardedLayout
 from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trainer import TrainingLoop
 from fuse_train.machine.precision import choose_precision
@@ -41,6 +43,8 @@ from fuse_train.model.target import Target
 from fuse_train.selector_fit.selector_training import new_selector
 from fuse_train.selectors.by_name import learner
 from fuse_train.selectors.kinds.asn import AsnSection
+from fuse_train.sharding.root import fill, spread
+from fuse_train.sharding.shard_files import part_of
 from launch.signals import StopFlag
 
 SHAPES = {
@@ -98,6 +102,7 @@ class Measured:
     Args:
         step_s: Median seconds of a step.
         peak_bytes: Most memory of one process.
+        held_parameters: Parameters of the model that one process has, at most, between steps.
         tokens_per_s: Over all processes.
         precision: dtype of matrix products.
         device_name: As torch calls it.
@@ -105,6 +110,7 @@ class Measured:
 
     step_s: float
     peak_bytes: int
+    held_parameters: int
     tokens_per_s: float
     precision: str
     device_name: str
@@ -175,14 +181,13 @@ def measure_process(setting: Setting, way: str) -> Measured | None:
         with suppress(StopIteration):  # the turns are over before the steps are
             loop.run(StopFlag())
     seconds = statistics.median(wall for _, wall in turns.seconds)
-    own = (seconds, _resident(accelerator.device, peak=True))
-    everywhere = gather_object([own])
+    held = sum(part_of(p).rows.numel() for p in loop.target.model.parameters())
+    everywhere = gather_object([(seconds, _resident(accelerator.device, peak=True), held)])
     if not accelerator.is_main_process:
         return None
-    step_s = max(seconds for seconds, _ in everywhere)
+    step_s, peak, held = (max(values) for values in zip(*everywhere, strict=True))
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    peak = max(peak for _, peak in everywhere)
-    return Measured(step_s, peak, setting.tokens / step_s, precision, name)
+    return Measured(step_s, peak, held, setting.tokens / step_s, precision, name)
 
 
 def _section(setting: Setting, precision: str) -> TrainSection:
@@ -195,15 +200,42 @@ def _section(setting: Setting, precision: str) -> TrainSection:
 
 
 def _loop(inputs: Any, selector: Any, accelerator: Any, setting: Setting) -> TrainingLoop:
-    """The product's loop over a model of random weights, which `train.parallel` lays out."""
-    state = TrainState(fingerprint="-", step=0, next_sample=0)
-    if setting.parallel != "ddp":
-        # TODO(fsdp2): a sharded layout of random weights, as soon as fuse_train.sharding is there.
-        raise NotImplementedError(setting.parallel)
-    model = make_model(replace(setting.size, dtype="float32"), accelerator.device).train()
+    """The product's loop over a model of random weights in the layout of `train.parallel`."""
+    layout: Layout
+    if setting.parallel == "ddp" or setting.processes == 1:  # as in a training
+        layout = WholeLayout(accelerator, inputs.section)
+        model = make_model(replace(setting.size, dtype="float32"), accelerator.device)
+    else:
+        layout = RandomShards(accelerator, inputs.section)
+        model = layout.made(setting.size)
+    model.train()
     if setting.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return TrainingLoop(inputs, Target(model), selector, state, accelerator, None)
+    state = TrainState(fingerprint="-", step=0, next_sample=0)
+    return TrainingLoop(inputs, Target(model), selector, state, layout, None)
+
+
+class RandomShards(ShardedLayout):
+    """The product's layout over a model of random weights, which no process ever has as a whole."""
+
+    def made(self, size: Size) -> Any:
+        """The model, spread over the processes."""
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=False):
+            model: Any = LlamaForCausalLM(llama_config(size)).float()
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        device = self.accelerator.device
+
+        def rows(names: list[str], start: int, stop: int) -> torch.Tensor:
+            shape = (stop - start, *shapes[names[0]][1:])
+            if len(shape) == 1:  # a norm's
+                return torch.ones(shape, device=device)
+            return model.config.initializer_range * torch.randn(shape, device=device)
+
+        self._root = spread(model, self._mesh, narrow=self._section.precision == "bfloat16")
+        fill(self._root, rows, device)
+        return model
 
 
 # ---- the command -------------------------------------------------------------------------------------

@@ -62,8 +62,8 @@ def test_peaks_by_name(name: str, peak: float | None) -> None:
 
 def test_ratios_are_fused_over_control() -> None:
     found = {
-        "control": Measured(2.0, 100, 10.0, "bfloat16", "NVIDIA H200"),
-        "fused": Measured(2.5, 110, 8.0, "bfloat16", "NVIDIA H200"),
+        "control": Measured(2.0, 100, 50, 10.0, "bfloat16", "NVIDIA H200"),
+        "fused": Measured(2.5, 110, 50, 8.0, "bfloat16", "NVIDIA H200"),
     }
     figures = gpu_train.summary(TINY, found, 989.0)
     assert (figures["step_ratio_clm"], figures["memory_ratio_clm"]) == (1.25, 1.1)
@@ -87,7 +87,7 @@ def test_the_processes_get_the_command_line_again() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 @pytest.mark.usefixtures("quick_processes")
 def test_two_processes_on_a_cpu(tmp_path: Path, parallel: str) -> None:
     words = ["--shape", "tiny", "--processes", "2", "--steps", "2", "--device", "cpu"]
@@ -105,5 +105,7 @@ def test_two_processes_on_a_cpu(tmp_path: Path, parallel: str) -> None:
     for way in ("fused", "control"):
         assert figures[way]["step_s"] > 0
         assert figures[way]["peak_bytes"] > 100e6
+        share = figures[way]["held_parameters"] / figures["parameters"]
+        assert share == pytest.approx(0.5 if parallel == "fsdp2" else 1.0, abs=0.01)
     ratio = figures["fused"]["step_s"] / figures["control"]["step_s"]
     assert figures["step_ratio_clm"] == pytest.approx(ratio)

@@ -82,10 +82,11 @@ def same_weights(folder: Path, alone: Path) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_two_nodes_train_what_one_process_trains(
-    tmp_path: Path, cluster: Cluster, alone: Path
+    tmp_path: Path, cluster: Cluster, alone: Path, parallel: str
 ) -> None:
-    make_run(tmp_path, train=SETTINGS)
+    make_run(tmp_path, train=SETTINGS | {"parallel": parallel})
     names = 'echo "on $SLURM_JOB_NUM_NODES nodes: $(scontrol show hostnames | xargs)"'
     submit(two_nodes(tmp_path, names))
     cluster.wait_until_idle()
