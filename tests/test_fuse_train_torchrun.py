@@ -20,13 +20,15 @@ pytestmark = pytest.mark.usefixtures("quick_processes")
 PROGRAM = """\
 import os, signal, sys, time
 rank, code = int(os.environ["RANK"]), int(sys.argv[1])
+def say(line):
+    os.write(1, line.encode() + b"\\n")  # at once: lines of both processes go into one pipe
 def stop(number, frame):
-    print(f"process {rank}: {signal.Signals(number).name}", flush=True)
+    say(f"process {rank}: {signal.Signals(number).name}")
     time.sleep(0.3 * rank)  # one takes longer
     sys.exit(code)
 signal.signal(signal.SIGUSR1, stop)
 signal.signal(signal.SIGTERM, lambda *_: None)
-print("ready", flush=True)
+say("ready")
 if code < 0 and rank == 1:
     os.kill(os.getpid(), -code)
 if code in (0, 2):

@@ -71,9 +71,10 @@ def _store_of_torchruns() -> Any:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise ValueError("torchrun has no store")
-    from torch.distributed import TCPStore
+    import torch.distributed
 
-    return TCPStore(
+    library: Any = torch.distributed
+    return library.TCPStore(
         os.environ.get("MASTER_ADDR", ""),
         _number("MASTER_PORT", 0),
         is_master=False,

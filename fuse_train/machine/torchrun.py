@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -38,19 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; the exit code of the process that failed first, 128 + N if signal N ended it; 2 if the nodes
         found no way together.
     """
-    from torch.distributed import run
+    import torch.distributed.run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    options = run.parse_args(arguments)
+    torchrun: Any = torch.distributed.run
+    options = torchrun.parse_args(arguments)
     first = os.environ.get("SLURM_NODEID", "0") == "0"
     settings = f"is_host={int(first)},read_timeout={_JOIN_S}"
     options.rdzv_conf = ",".join(filter(None, (settings, options.rdzv_conf)))
     signal.signal(signal.SIGUSR1, _pass_on)
     try:
-        run.run(options)
+        torchrun.run(options)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
@@ -76,7 +78,8 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     if not children:
         raise SystemExit(128 + number)
     for child in children:
-        child.send_signal(number)
+        with suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
 
 
 def _wait_for_others(code: int) -> None:
