@@ -34,6 +34,7 @@ from benchmarks.train_steps import SOURCES, Size, make_batch
 from fuse_train.config import TrainSection
 from fuse_train.data.batch import Batch
 from fuse_train.loop.checkpoint import TrainState
+from fuse_train.loop.layout import WholeLayout
 from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trainer import TrainingLoop
@@ -172,7 +173,8 @@ def run_fused(model: Any, setting: Setting, turns: Turns, place: Path) -> None:
         StepLog(None),  # type: ignore[arg-type]
     )
     state = TrainState(fingerprint="-", step=0, next_sample=0)
-    loop = TrainingLoop(inputs, Target(model), selector, state, accelerator, None)
+    layout = WholeLayout(accelerator, setting.section)
+    loop = TrainingLoop(inputs, Target(model), selector, state, layout, None)
     with suppress(StopIteration):  # the turns are over before the steps are
         loop.run(StopFlag())
 

@@ -61,10 +61,9 @@ GPU = Size(128_256, 2_048, 8_192, 16, 32, 8, 1, 2_048, dtype="bfloat16")
 SOURCES = [f"s{m}" for m in range(CPU.num_sources)]
 
 
-def make_model(size: Size, device: torch.device) -> Any:
-    """A Llama with random weights."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
+def llama_config(size: Size) -> LlamaConfig:
+    """Of a Llama of that size, with a head of its own."""
+    return LlamaConfig(
         vocab_size=size.vocab_size,
         hidden_size=size.hidden_size,
         intermediate_size=size.intermediate_size,
@@ -74,7 +73,12 @@ def make_model(size: Size, device: torch.device) -> Any:
         max_position_embeddings=4_096,
         pad_token_id=None,
     )
-    return LlamaForCausalLM(config).to(device, getattr(torch, size.dtype))
+
+
+def make_model(size: Size, device: torch.device) -> Any:
+    """A Llama with random weights."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(llama_config(size)).to(device, getattr(torch, size.dtype))
 
 
 def make_batch(size: Size, *, seed: int = 0) -> Batch:

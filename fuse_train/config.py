@@ -75,6 +75,7 @@ class TrainSection(SelectorOptions):
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
         {
+            "parallel",
             "micro_batch_segments",
             "head_chunk_rows",
             "gradient_checkpointing",
@@ -144,6 +145,9 @@ class TrainSection(SelectorOptions):
     """Segments of one optimizer step, over all processes."""
     micro_batch_segments: int = Field(default=32, gt=0)
     """Segments one process holds on its device at a time."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """What the processes of a training share: with ddp each has the whole model, with fsdp2 a part of
+    its weights, gradients and optimizer state (torch's `fully_shard`)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """dtype of matrix products; weights and sums are float32 either way. auto measures once for all
     trainings of the run (`precision.json`), and takes bfloat16 if the device is faster in it."""

@@ -13,7 +13,7 @@ from fuse_train.loop.objective import reference_index
 from fuse_train.loop.optimizer import build_optimizer
 from fuse_train.loop.schedule import rate_schedule
 from fuse_train.loop.trackers import tracker_names
-from fuse_train.machine.launchers import check_launcher
+from fuse_train.machine.launchers import check_launcher, check_parallel
 from fuse_train.model.adapters import check_lora
 from fuse_train.model.models import own_dtype
 from fuse_train.model.target import load_target
@@ -37,6 +37,7 @@ def check_recipe(run: RunConfig) -> None:
     """
     section = run.section("train", TrainSection)
     check_launcher()
+    check_parallel(section)
     tracker_names(section)
     if section.lora is not None:
         check_lora(section.lora)

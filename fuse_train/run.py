@@ -24,7 +24,7 @@ from fuse_train.inputs import (
 )
 from fuse_train.loop.trackers import tracker_names
 from fuse_train.machine.allocator import keep_freed_memory
-from fuse_train.machine.launchers import check_launcher
+from fuse_train.machine.launchers import as_launched, check_launcher, check_parallel
 from fuse_train.machine.processes import is_main, process_count, quiet_unless_main
 from fuse_train.pairs import merge_pairs, pair_runs
 from fuse_train.publish.done import DoneRecord, read_done
@@ -90,6 +90,9 @@ def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
     quiet_unless_main()
     keep_freed_memory()
     check_launcher()
+    section = as_launched(section)
+    check_parallel(section)
+    run = run.model_copy(update={"sections": run.sections | {"train": section}})
     tracker_names(section)
     if section.lora is not None:
         from fuse_train.model.adapters import check_lora

@@ -20,6 +20,7 @@ from fuse_train.inputs import (
     stream_options,
 )
 from fuse_train.loop.checkpoint import TrainState, latest_checkpoint
+from fuse_train.loop.layout import Layout, WholeLayout
 from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.step_log import StepLog
 from fuse_train.loop.trackers import start_trackers, stop_trackers, tracker_folder, tracker_names
@@ -29,7 +30,7 @@ from fuse_train.machine.launchers import check_accelerator
 from fuse_train.machine.memory_fit import free_memory
 from fuse_train.machine.precision import resolve_precision
 from fuse_train.model.models import own_dtype
-from fuse_train.model.target import Target, load_target
+from fuse_train.model.target import Target
 from fuse_train.publish.done import DoneRecord, read_done
 from fuse_train.publish.dry_save import dry_save
 from fuse_train.publish.final import FinalChoice, FinalFiles, final_choice, publish_trained
@@ -107,6 +108,14 @@ def _accelerator(run: RunConfig, label: str, section: TrainSection) -> Any:
     )
 
 
+def _layout(accelerator: Any, section: TrainSection) -> Layout:
+    if section.parallel == "ddp" or accelerator.num_processes == 1:
+        return WholeLayout(accelerator, section)
+    from fuse_train.loop.sharded_layout import ShardedLayout
+
+    return ShardedLayout(accelerator, section)
+
+
 def _train_and_publish(
     inputs: Inputs,
     label: str,
@@ -115,18 +124,12 @@ def _train_and_publish(
     accelerator: Any,
     job: str,
 ) -> None:
+    layout = _layout(accelerator, section)
     run, root = inputs.run, final_folder(inputs.run, label).parent
     checkpoints = root / "checkpoints"
     latest = latest_checkpoint(checkpoints, job)
     path, state = latest or (None, TrainState(fingerprint=job, step=0, next_sample=0))
-    target = load_target(
-        run.target,
-        inputs.tokenizer,
-        section,
-        checkpoint=path,
-        seed=run.seed,
-        device=accelerator.device,
-    )
+    target = layout.load(run.target, inputs.tokenizer, checkpoint=path, seed=run.seed)
     valid = _valid(inputs, section)
     if valid is not None:
         check_valid(target.model, valid)
@@ -151,8 +154,8 @@ def _train_and_publish(
     loop_inputs = LoopInputs(
         label, section, run.seed, stream, valid, inputs.tokenizer, checkpoints, log, held_out
     )
-    loop = TrainingLoop(loop_inputs, target, selector, state, accelerator, path)
-    del target, selector  # else they would stay in memory when the loop is deleted below
+    loop = TrainingLoop(loop_inputs, target, selector, state, layout, path)
+    del target, selector, layout  # else they would stay in memory when the loop is deleted below
     start_trackers(accelerator, run.name, label, job, step=state.step)
     try:
         loop.run(stop)

@@ -104,6 +104,7 @@ def submit(
     from launch.config import LaunchSection
     from launch.pending import find_pending
     from launch.slurm.jobs import Request, needed_jobs, unaligned
+    from launch.slurm.processes import require_segments
     from launch.slurm.submit import array_limits, require_free, submit_jobs, write_scripts
 
     section, command_line = run.section("launch", LaunchSection), parse_options(slurm)
@@ -127,9 +128,12 @@ def submit(
         options={name: options_of(name, section.slurm, command_line) for name in STAGES},
         workers=counts,
         limits=array_limits(needs_slurm=not show),
+        processes_per_node=section.processes_per_node.get("train"),
     )
     pending = find_pending(run)
     jobs = needed_jobs(request, pending)
+    for job in jobs:
+        require_segments(run, job.processes)
     if not jobs:
         click.echo("nothing to do, nothing submitted")
     elif show:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -15,7 +15,7 @@ class LaunchSection(SectionModel):
     """How `logitfuse submit` submits stages to Slurm; on Ray `workers` and `python` count."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
-        {"slurm", "workers", "setup", "python", "max_requeues"}
+        {"slurm", "workers", "processes_per_node", "setup", "python", "max_requeues"}
     )
 
     slurm: dict[Scope, dict[str, OptionValue]] = Field(default={})
@@ -24,6 +24,9 @@ class LaunchSection(SectionModel):
     workers: dict[ShardedStage, Annotated[int, Field(ge=1)]] = Field(default={})
     """Array tasks of a source, by stage. A stage that is not named has one, on Ray as many as there is
     room for."""
+    processes_per_node: dict[Literal["train"], Annotated[int, Field(ge=1)]] = Field(default={})
+    """Processes of a training on each node of its Slurm job, where that has no GPUs; with GPUs there is
+    one for each."""
     setup: tuple[str, ...] = ()
     """Lines of shell before the command: module load, activate, export HF_HOME."""
     python: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -35,4 +38,4 @@ class LaunchSection(SectionModel):
     @field_validator("slurm")
     @classmethod
     def _options(cls, slurm: dict[Scope, dict[str, OptionValue]]) -> dict[Scope, object]:
-        return {scope: checked_options(options) for scope, options in slurm.items()}
+        return {scope: checked_options(options, scope) for scope, options in slurm.items()}

@@ -1,4 +1,7 @@
-"""A real Slurm of one node on loopback: munged, slurmctld and slurmd in a folder of their own."""
+"""A real Slurm on loopback: munged, slurmctld and two slurmd in a folder of their own.
+
+Jobs get the first node, those of partition `both` may have two.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,22 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PROGRAMS = (*DAEMONS, "sbatch", "sinfo", "squeue", "scontrol", "scancel")
 REQUIRED = "LOGITFUSE_REQUIRE_SLURM"
 """Environment variable: tests that need a cluster fail where there is none, instead of skipping."""
 SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 MAX_ARRAY_SIZE = 4
+_HOST = socket.gethostname().partition(".")[0]
+NODES = (_HOST, f"{_HOST}-2")
+"""The first one's name has an address, as node names of a cluster have."""
 
 _CONFIGURATION = """\
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={first}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=cred_expire=5,socket={folder}/munge.socket
@@ -45,12 +52,14 @@ KillWait=5
 MaxArraySize={max_array_size}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdPidFile={folder}/slurmd.pid
-SlurmdLogFile={folder}/slurmd.log
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdLogFile={folder}/slurmd-%n.log
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
-NodeName={host} NodeAddr=127.0.0.1 CPUs=5 RealMemory=4096 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES State=UP
+SlurmdSpoolDir={folder}/spool-%n
+NodeName={first} NodeHostname={first} NodeAddr=127.0.0.1 Port={first_port} CPUs=5 RealMemory=4096
+NodeName={second} NodeHostname={first} NodeAddr=127.0.0.1 Port={second_port} CPUs=2 RealMemory=4096
+PartitionName=main Nodes={first} Default=YES State=UP
+PartitionName=both Nodes={first},{second} State=UP
 """
 
 
@@ -60,6 +69,15 @@ def unavailable() -> str | None:
     if missing:
         return f"not installed: {', '.join(missing)}"
     return None if os.geteuid() == 0 else "Slurm's daemons are started as root"
+
+
+def wanted() -> None:
+    """Skip the test where no cluster can be started, or fail it where one is required."""
+    reason = unavailable()
+    if reason and os.environ.get(REQUIRED):
+        pytest.fail(f"no Slurm: {reason}")
+    if reason:
+        pytest.skip(f"no Slurm: {reason}")
 
 
 class Cluster:
@@ -114,6 +132,12 @@ class Cluster:
         """Wait for the end of all jobs."""
         self.wait_until(lambda: not self.queue(), "an empty queue", seconds)
 
+    def exit_code(self, job: str) -> str:
+        """Exit code and signal of an ended job, "2:0"."""
+        text = _output("scontrol", "show", "job", job, "--oneliner")
+        (code,) = [word.partition("=")[2] for word in text.split() if word.startswith("ExitCode=")]
+        return code
+
     def states(self) -> dict[str, set[str]]:
         """Last states of all jobs that Slurm remembers, by script's stem."""
         found: dict[str, set[str]] = {}
@@ -139,19 +163,20 @@ def running_cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def _daemons(folder: Path) -> Iterator[Cluster]:
-    for name in ("state", "spool"):
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()
     folder.chmod(0o755)  # munge's socket must be in everybody's reach
     key = folder / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
-    host = socket.gethostname().partition(".")[0]
-    ports = free_ports(2)
+    ports = free_ports(3)
     configuration = _CONFIGURATION.format(
-        host=host,
         folder=folder,
         controller_port=ports[0],
-        node_port=ports[1],
+        first=NODES[0],
+        first_port=ports[1],
+        second=NODES[1],
+        second_port=ports[2],
         max_array_size=MAX_ARRAY_SIZE,
     )
     (folder / "slurm.conf").write_text(configuration)
@@ -162,12 +187,13 @@ def _daemons(folder: Path) -> Iterator[Cluster]:
         munge = [f"--{name}={folder}/munge.{end}" for name, end in _MUNGE_FILES.items()]
         _start("munged", *munge, f"--pid-file={folder}/munged.pid")
         _start("slurmctld")
-        _start("slurmd")
-        cluster.wait_until(_node_is_idle, "an idle node", 60)
+        for node in NODES:
+            _start("slurmd", "-N", node)
+        cluster.wait_until(_nodes_are_idle, "idle nodes", 60)
         yield cluster
     finally:
         _output("scancel", "--user=root", "--signal=KILL", "--full")
-        for name in reversed(DAEMONS):
+        for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"):
             _stop(folder / f"{name}.pid")
         if before is None:
             del os.environ["SLURM_CONF"]
@@ -175,8 +201,8 @@ def _daemons(folder: Path) -> Iterator[Cluster]:
             os.environ["SLURM_CONF"] = before
 
 
-def _node_is_idle() -> bool:
-    return _output("sinfo", "--noheader", "--format=%T").strip() == "idle"
+def _nodes_are_idle() -> bool:
+    return set(_output("sinfo", "--noheader", "--Node", "--format=%T").split()) == {"idle"}
 
 
 _MUNGE_FILES = {"key-file": "key", "socket": "socket", "log-file": "log", "seed-file": "seed"}

@@ -22,7 +22,7 @@ from fuse_train.loop.checkpoint import (
     save_checkpoint,
     step_folders,
 )
-from fuse_train.loop.optimizer import build_optimizer, load_optimizer
+from fuse_train.loop.optimizer import build_optimizer, load_optimizer, save_optimizer
 from fuse_train.loop.step_log import StepLog
 from store_schema.errors import CorruptionError, MismatchError, StorageError
 
@@ -48,7 +48,12 @@ def stepped(model) -> torch.optim.AdamW:
 
 def save(folder, model, optimizer, step, best=None, limit=2) -> None:
     state = TrainState(fingerprint="f", step=step, next_sample=8 * step, best=best)
-    save_checkpoint(folder, state, model.save_pretrained, Saved(), optimizer, None, limit=limit)
+
+    def write(place) -> None:
+        model.save_pretrained(place)
+        save_optimizer(place / "trainer", optimizer)
+
+    save_checkpoint(folder, state, write, Saved(), None, limit=limit)
 
 
 def test_checkpoint_round_trip(tmp_path, model) -> None:

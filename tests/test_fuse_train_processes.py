@@ -194,3 +194,23 @@ def test_who_tells_before_processes_know_each_other(monkeypatch) -> None:
     assert isinstance(progress_stream(), io.StringIO)
     monkeypatch.setenv("RANK", "many")
     assert processes.process_index() == 0
+
+
+def test_of_several_machines_one_tells_through_the_store_of_torchrun(monkeypatch) -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    machines = {
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "0",
+        "GROUP_WORLD_SIZE": "2",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+    }
+    for name, value in machines.items():
+        monkeypatch.setenv(name, value)
+    assert [first_to_report(line) for line in ("x", "x", "y", "x")] == [True, False, True, False]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not first_to_report("z")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert first_to_report("x")  # rather twice than never

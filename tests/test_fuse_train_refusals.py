@@ -278,7 +278,7 @@ def test_probing_for_a_size_halves_and_passes_other_errors_on() -> None:
     ("variable", "name"),
     [
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
-        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_FSDP", "FSDP version 1"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism config"),
     ],

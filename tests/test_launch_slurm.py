@@ -70,8 +70,8 @@ def test_only_training_has_a_process_for_each_gpu(tmp_path: Path) -> None:
     """An engine shares a model between the GPUs of its one process."""
     text = script_text(extraction(options={"gpus": "4"}), place(tmp_path))
     assert "python -m logitfuse extract run" in text
-    assert "accelerate" not in text
-    assert "pkill" not in text
+    assert "torchrun" not in text
+    assert "--nodes" not in text
 
 
 def test_the_script_shown_is_the_one_that_is_written() -> None:
@@ -115,6 +115,7 @@ def directives_of(text: str) -> list[str]:
         Job("align", "coder", {}, 4, ArrayPart(0, (0,))),
         Job("train", None, {"gpus": "1"}),
         Job("train", None, {"gpus": "4"}),
+        Job("train", None, {"nodes": "2", "gpus-per-node": "4", "ntasks-per-node": "1"}),
     ],
 )
 def test_scripts_are_bash_with_directives_first(tmp_path: Path, job: Job) -> None:
@@ -137,13 +138,64 @@ def test_tasks_are_the_workers_that_have_something_to_do(tmp_path: Path) -> None
     assert '--worker "$((SLURM_ARRAY_TASK_ID + 1000))/2500" &' in text
 
 
-def test_training_takes_a_process_for_each_gpu(tmp_path: Path) -> None:
-    one = script_text(Job("train", None, {"gpus": "1"}), place(tmp_path))
-    assert f"python -m logitfuse train run {tmp_path}/run.yaml &" in one
-    four = script_text(Job("train", None, {"gres": "gpu:a100:4"}), place(tmp_path))
-    launched = "python -m accelerate.commands.launch --num_processes 4 -m fuse_train run"
-    assert f"{launched} {tmp_path}/run.yaml &" in four
-    assert 'pkill -USR1 --parent "$pid"' in four  # the launcher itself would just die
+def test_one_process_is_started_as_it_is(tmp_path: Path) -> None:
+    for options in ({}, {"gpus": "1"}, {"nodes": "1", "gpus-per-node": "a100:1"}):
+        text = script_text(Job("train", None, options), place(tmp_path))
+        assert f"\npython -m logitfuse train run {tmp_path}/run.yaml &\npid=$!\n" in text
+        assert "srun" not in text
+        assert "kill -TERM" in text
+
+
+SEVERAL = """\
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((10000 + SLURM_JOB_ID % 20000))  # jobs that meet on a node have different ones
+srun --nodes={nodes} --ntasks-per-node=1{cpus} --cpu-bind=none --kill-on-bad-exit=1 \\
+    python -m fuse_train.machine.torchrun \\
+    --nnodes={nodes} --nproc-per-node={count} --max-restarts=0 --rdzv-backend=c10d \
+--rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$host:$port" \\
+    -m fuse_train run {folder}/run.yaml{pair} &
+pid=$!
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "per_node", "nodes", "count"),
+    [
+        ({"nodes": "2", "gpus-per-node": "4"}, None, 2, 4),
+        ({"nodes": "3", "gres": "gpu:a100:2"}, 2, 3, 2),
+        ({"nodes": "2", "gpus-per-task": "8"}, None, 2, 8),
+        ({"nodes": "2"}, None, 2, 1),
+        ({"nodes": "2", "cpus-per-task": "8"}, 4, 2, 4),
+        ({"gpus": "h100:4"}, None, 1, 4),
+        ({}, 3, 1, 3),
+    ],
+)
+def test_several_processes_have_a_torchrun_on_each_node(
+    tmp_path: Path, options: dict[str, str], per_node: int | None, nodes: int, count: int
+) -> None:
+    for source in (None, "coder"):
+        job = Job("train", source, options, processes_per_node=per_node)
+        text = script_text(job, place(tmp_path))
+        pair = f" --pair {source}" if source else ""
+        cpus = " --cpus-per-task=8" if "cpus-per-task" in options else ""
+        assert (
+            SEVERAL.format(folder=tmp_path, nodes=nodes, count=count, cpus=cpus, pair=pair) in text
+        )
+        assert {f"--nodes={nodes}", "--ntasks-per-node=1"} <= set(directives_of(text))
+
+
+def test_the_training_shown_is_the_one_that_is_written() -> None:
+    run = load_run(REPOSITORY / "examples/slurm/run.yaml")
+    where = Place(
+        run.name,
+        Path(f"{run.folder}/logs/slurm/20260102T030405Z"),
+        Path("/shared/work"),
+        ("python",),
+    )
+    options = {"nodes": "2", "gpus-per-node": "4", "cpus-per-task": "32"}
+    text = script_text(Job("train", None, options), where)
+    shown = text[text.index("host=") : text.index("pid=$!")]
+    assert f"```bash\n{shown}```" in (REPOSITORY / "docs/cluster.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["a b", "it's $(touch owned) `touch owned` & ;", "100%", "ü"])
@@ -283,19 +335,3 @@ def test_requeues_come_to_an_end(stopped: Stopping) -> None:
     assert len(done.args) == 1
     assert "started again 3 times or more, not requeued" in done.stderr
     assert done.returncode == 75
-
-
-def test_processes_of_accelerate_are_told_and_their_training_is_requeued(tmp_path: Path) -> None:
-    """The launcher is neither signalled, which would end it before them, nor asked for their code."""
-    tools = fake_tools(tmp_path / "tools", scontrol="")
-    (tmp_path / "worker.py").write_text(WORKER)
-    launcher = tmp_path / "launcher"
-    launcher.write_text(f"#!/bin/bash\n{sys.executable} {tmp_path}/worker.py || exit 1\n")
-    launcher.chmod(0o755)
-    where = place(tmp_path, (str(launcher),))
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "CODE": "75", "SLURM_JOB_ID": "44"}
-    text = script_text(Job("train", None, {"gpus": "2"}), where)
-    done = run_script(tmp_path, text, environment, signal.SIGUSR1)
-    assert "stopped by SIGUSR1" in done.stdout
-    assert done.returncode == 1
-    assert calls(tools) == ["scontrol requeue 44"]

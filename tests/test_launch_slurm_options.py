@@ -10,6 +10,7 @@ import yaml
 
 from launch.config import LaunchSection
 from launch.slurm.options import gpus_of, options_of, parse_options
+from launch.slurm.processes import training_processes
 from launch.stages import parse_workers
 from store_schema.config import load_run
 from store_schema.errors import ConfigError
@@ -56,6 +57,11 @@ def test_options_of_the_command_line(texts: list[str], expected: Mapping[str, ob
         ("no-requeue", "set by submit"),
         ("nodes=2", "can only be 1"),
         ("ntasks=4", "can only be 1"),
+        ("extract:nodes=2", "can only be 1: a worker is one process"),
+        ("train:ntasks=2", "can only be 1: one torchrun on each node"),
+        ("train:ntasks-per-node=4", "can only be 1: one torchrun on each node"),
+        ("train:nodes=2-4", "nodes can only be one number"),
+        ("train:nodes=0", "nodes can only be one number"),
         ("signal=USR1@60", "B:USR1@SECONDS"),
         ("signal=B:TERM@60", "B:USR1@SECONDS"),
     ],
@@ -104,6 +110,43 @@ def test_gpus_of_a_job(options: Mapping[str, str], gpus: int) -> None:
     assert gpus_of(options) == gpus
 
 
+@pytest.mark.parametrize(
+    ("options", "per_node", "nodes", "count"),
+    [
+        ({}, None, 1, 1),
+        ({"gpus": "1"}, None, 1, 1),
+        ({"gpus": "a100:4"}, None, 1, 4),
+        ({"nodes": "1", "gpus": "2"}, 2, 1, 2),
+        ({"nodes": "2", "gpus-per-node": "4"}, None, 2, 8),
+        ({"nodes": "2", "gres": "gpu:4", "gpus-per-node": "4"}, None, 2, 8),
+        ({"nodes": "2"}, 3, 2, 6),
+        ({"nodes": "2", "gpus-per-node": "0"}, 3, 2, 6),
+    ],
+)
+def test_processes_of_a_training(
+    options: Mapping[str, str], per_node: int | None, nodes: int, count: int
+) -> None:
+    processes = training_processes(options, per_node)
+    assert (processes.nodes, processes.count) == (nodes, count)
+
+
+@pytest.mark.parametrize(
+    ("options", "per_node", "words"),
+    [
+        ({"nodes": "2", "gpus": "8"}, None, ("gpus=8 with nodes=2", "gpus-per-node=N")),
+        ({"gpus": "4", "gpus-per-node": "2"}, None, ("gpus=4, gpus-per-node=2", "gpus=")),
+        ({"nodes": "2", "ntasks": "1"}, None, ("ntasks=1 with nodes=2", "ntasks=")),
+        ({"gpus": "4"}, 2, ("processes_per_node.train 2 with 4 GPUs",)),
+    ],
+)
+def test_options_of_a_training_that_conflict(
+    options: Mapping[str, str], per_node: int | None, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="options of the training job conflict") as caught:
+        training_processes(options, per_node)
+    assert all(word in caught.value.line() for word in words)
+
+
 def test_worker_counts() -> None:
     assert parse_workers([]) == {}
     assert parse_workers(["16"]) == {"extract": 16, "align": 16}
@@ -123,6 +166,10 @@ def test_worker_counts() -> None:
         ({"slurm": {"all": {"gpus": 1.5}}}, "gpus"),
         ({"workers": {"extract": 0}}, "greater than or equal to 1"),
         ({"workers": {"train": 2}}, "workers.train"),
+        ({"processes_per_node": {"extract": 2}}, "processes_per_node.extract"),
+        ({"processes_per_node": {"train": 0}}, "greater than or equal to 1"),
+        ({"slurm": {"all": {"nodes": 2}}}, "train:nodes=N"),
+        ({"slurm": {"train": {"nodes": "2-3"}}}, "nodes can only be one number"),
         ({"python": []}, "at least 1"),
         ({"max_requeues": -1}, "greater than or equal to 0"),
         ({"partition": "gpu"}, "unknown key"),

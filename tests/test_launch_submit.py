@@ -314,6 +314,28 @@ def test_bad_requests_are_one_line(tmp_path: Path, slurm: Path) -> None:
     assert not (tmp_path / "run/logs").exists()
 
 
+def test_a_training_on_two_nodes(tmp_path: Path, slurm: Path) -> None:
+    run_file = planned_store.make_run(tmp_path, kinds=("source", "aligned"))
+    options = ("--slurm", "train:nodes=2,gpus-per-node=4")
+    accepted("train", run_file, *options)
+    text = (scripts_of(run_file) / "train.sh").read_text()
+    assert "--nnodes=2 --nproc-per-node=4" in text
+    accepted("train", run_file, "--force", "--set", "launch.processes_per_node.train=3")
+    newest = max(path.parent for path in (tmp_path / "run/logs/slurm").glob("2*/train.sh"))
+    assert "--nnodes=1 --nproc-per-node=3" in (newest / "train.sh").read_text()
+
+
+def test_more_processes_than_segments_of_a_step_are_refused(tmp_path: Path, slurm: Path) -> None:
+    run_file = planned_store.make_run(tmp_path, kinds=("source", "aligned"))
+    options = ("--set", "train.batch_segments=7", "--slurm", "train:nodes=2,gpus-per-node=4")
+    line = refused("train", run_file, *options)
+    assert "more processes than segments in a step in train.batch_segments" in line
+    assert "at least 8 (2 nodes of 4 processes), got 7" in line
+    assert "conflict" in refused("train", run_file, "--slurm", "train:nodes=2,gpus=8")
+    assert submissions(slurm) == []
+    assert not (tmp_path / "run/logs/slurm").exists()
+
+
 def test_a_store_of_another_plan_is_refused(tmp_path: Path, slurm: Path) -> None:
     plan = planned_store.make_plan(tmp_path / "run/plan")
     others = {s.index: s.model_copy(update={"fingerprint": "d" * 32}) for s in plan.shards}

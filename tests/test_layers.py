@@ -72,6 +72,7 @@ ORDER = {
             "pairwise_config",
             "config",
             "machine",
+            "sharding",
             "model",
         ),
         *("losses", "data", "gate", "loop", "selector_fit", "publish", "inputs", "pairs", "recipe"),

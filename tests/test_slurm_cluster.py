@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from store_schema.errors import MissingError
 from store_schema.store.reader import StoreReader
 from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
 from tests.slow_progress import slow_hook
-from tests.slurm_cluster import REQUIRED, Cluster, running_cluster, unavailable
+from tests.slurm_cluster import Cluster, running_cluster, wanted
 
 pytestmark = [
     pytest.mark.slurm,
@@ -34,11 +33,7 @@ QUIET = ["export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive"]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    reason = unavailable()
-    if reason and os.environ.get(REQUIRED):
-        pytest.fail(f"no Slurm: {reason}")
-    if reason:
-        pytest.skip(f"no Slurm: {reason}")
+    wanted()
     with running_cluster() as running:
         yield running
 

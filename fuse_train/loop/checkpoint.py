@@ -5,6 +5,8 @@
         tokenizer files
         trainer/state.json              sealed: step, stream position, best so far, fingerprint
         trainer/optimizer.safetensors   state by parameter number
+        shards/                         instead of weights and optimizer, where they are spread over
+                                        processes (fuse_train/sharding/shard_files.py)
         trainer/selector.safetensors    where the selector has weights
         trainer/first_readings.parquet  where the posterior gate will need them in a later pass
         files.json                      sealed: size and CRC-32C of every file above
@@ -20,13 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from fuse_train.disk.checksums import check_files, with_checksums
 from fuse_train.disk.folders import discard_folder, publish_folder
 from fuse_train.gate.first_reading import FirstReadings
-from fuse_train.loop.optimizer import save_optimizer
 from fuse_train.selectors.selectors import Selector
 from store_schema import SCHEMA_VERSION
 from store_schema.config import StrictModel
@@ -129,9 +129,8 @@ def latest_checkpoint(checkpoints: Path, fingerprint: str) -> tuple[Path, TrainS
 def save_checkpoint(
     checkpoints: Path,
     state: TrainState,
-    save_weights: Callable[[Path], object],
+    save_tensors: Callable[[Path], object],
     tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
     selector: Selector | None,
     readings: FirstReadings | None = None,
     *,
@@ -139,17 +138,25 @@ def save_checkpoint(
 ) -> Path:
     """Publish a checkpoint, then delete the oldest beyond `limit` and their best weights.
 
+    Args:
+        checkpoints: Folder of the checkpoints.
+        state: trainer/state.json.
+        save_tensors: Writes weights and optimizer into a folder, which has a folder `trainer`.
+        tokenizer: The target's.
+        selector: None for ground truth alone.
+        readings: None where each row is read once.
+        limit: Checkpoints to keep.
+
     Raises:
         StorageError: A file cannot be written; earlier checkpoints are kept.
     """
     path = step_folder(checkpoints, state.step)
 
     def write(folder: Path) -> None:
-        save_weights(folder)
-        tokenizer.save_pretrained(folder)
         inner = folder / "trainer"
         inner.mkdir()
-        save_optimizer(inner, optimizer)
+        save_tensors(folder)
+        tokenizer.save_pretrained(folder)
         if selector is not None and selector.learns:
             selector.save(inner)
         if readings is not None:

@@ -66,6 +66,7 @@ def row_nats(
     batch_segments: int = 16,
     head_chunk_rows: int | None = None,
     on_scored: Callable[[int], None] | None = None,
+    most: Callable[[int], int] | None = None,
 ) -> list[npt.NDArray[np.float64]]:
     """NLL of each row of each segment.
 
@@ -75,6 +76,8 @@ def row_nats(
         batch_segments: Segments per forward pass; those that are a prefix of one are not counted.
         head_chunk_rows: Rows whose logits are in memory at one time; None chooses.
         on_scored: Called after each batch with its number of segments.
+        most: From the number of batches to how often the model must be used, where all processes have
+            to use it equally often.
 
     Returns:
         For each segment [N] float64 nats, NaN for a first token that nothing predicts.
@@ -102,6 +105,9 @@ def row_nats(
                 nats_by_segment[i] = nats_T
             if on_scored is not None:
                 on_scored(len(chosen))
+        made = -(-len(groups) // batch_segments)
+        for _ in range(made, made if most is None else most(made)):
+            hidden_states(model, torch.zeros((1, 1), dtype=torch.int64, device=model.device))
     finally:
         model.train(was_training)
     return nats_by_segment

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fuse_train.config import TrainSection
+from fuse_train.sharding.root import like_spread
+from fuse_train.sharding.shard_files import StateTensor, StoredShards, num_rows
 from store_schema.errors import ConfigError, CorruptionError
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -98,6 +102,102 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
                 plain[f"{index}.{name}"] = value
     record = json.dumps({"shapes": _shapes(optimizer), "plain": plain}, sort_keys=True)
     save_file(tensors, folder / OPTIMIZER_FILE, {_RECORD: record})
+
+
+def parameter_names(objective: Any) -> dict[int, str]:
+    """Names of the parameters of a `FusionObjective`, by `id`."""
+    names = {id(p): name for name, p in objective.model.named_parameters()}
+    if objective.selector is not None:
+        names |= {id(p): f"selector.{name}" for name, p in objective.selector.named_parameters()}
+    return names
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, objective: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """State of every parameter as `PARAMETER/KEY`: tensors, and values that are none."""
+    names = parameter_names(objective)
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for parameter, entry in optimizer.state.items():
+        for key, value in entry.items():
+            kind = tensors if isinstance(value, torch.Tensor) else plain
+            kind[f"{names[id(parameter)]}/{key}"] = value
+    return tensors, plain
+
+
+def load_spread(
+    optimizer: torch.optim.Optimizer, objective: Any, stored: StoredShards | NumberedState
+) -> None:
+    """Put saved state into an optimizer whose parameters, or whose saved state, are spread over
+    processes; each reads its own rows.
+
+    Raises:
+        CorruptionError: A file is damaged.
+    """
+    names = parameter_names(objective)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {}
+    for number, parameter in enumerate(parameters):
+        found = stored.state_of(names[id(parameter)], number)
+        if found:
+            state[number] = {key: _own_part(parameter, value) for key, value in found.items()}
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def _own_part(parameter: torch.Tensor, stored: StateTensor | Any) -> Any:
+    if not isinstance(stored, StateTensor):
+        return stored
+    if tuple(parameter.shape) == stored.shape:
+        return like_spread(parameter, stored.read)
+    return stored.read(0, num_rows(stored.shape))
+
+
+class NumberedState:
+    """What `save_optimizer` wrote, read by rows. A context manager, which closes the file.
+
+    Args:
+        folder: Folder of the checkpoint.
+
+    Raises:
+        CorruptionError: The file is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        where = folder / "trainer" / OPTIMIZER_FILE
+        self._open = ExitStack()
+        try:
+            self._file = self._open.enter_context(safe_open(where, framework="pt"))
+            self._plain = json.loads((self._file.metadata() or {})[_RECORD])["plain"]
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+            raise CorruptionError("optimizer unreadable", where=where, got=error) from error
+        self._names: list[str] = list(self._file.keys())
+
+    def __enter__(self) -> NumberedState:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self._open.close()
+
+    def state_of(self, parameter: str, number: int) -> dict[str, StateTensor | Any]:
+        """As of `StoredShards`, by the number alone."""
+        head = f"{number}."
+        found = {n.removeprefix(head): v for n, v in self._plain.items() if n.startswith(head)}
+        for name in self._names:
+            if name.startswith(head):
+                shape = tuple(self._file.get_slice(name).get_shape())
+                found[name.removeprefix(head)] = StateTensor(shape, partial(self._rows, name))
+        return found
+
+    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        stored = self._file.get_slice(name)
+        if not stored.get_shape():
+            whole: torch.Tensor = self._file.get_tensor(name)
+            return whole
+        rows: torch.Tensor = stored[start:stop]
+        return rows
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:

@@ -6,7 +6,7 @@ Shape suffixes: M sources.
 from __future__ import annotations
 
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ import numpy as np
 import torch
 
 from fuse_train.data.batch import Batch, to_device
-from fuse_train.disk.checksums import with_checksums
-from fuse_train.disk.folders import publish_folder
 from fuse_train.gate.first_reading import FirstReadings
 from fuse_train.loop.checkpoint import (
     PREVIOUS_CHECKPOINT_HINT,
@@ -25,9 +23,10 @@ from fuse_train.loop.checkpoint import (
     save_checkpoint,
 )
 from fuse_train.loop.figures import CollapseWatch, readable, step_figures
+from fuse_train.loop.layout import Layout
 from fuse_train.loop.loop_inputs import LoopInputs
 from fuse_train.loop.objective import FusionObjective, StepTotals, Sums, importance
-from fuse_train.loop.optimizer import build_optimizer, load_optimizer
+from fuse_train.loop.optimizer import build_optimizer
 from fuse_train.loop.schedule import (
     progress_at,
     rate_schedule,
@@ -54,7 +53,7 @@ class TrainingLoop:
         target: The model to train.
         selector: None for ground truth alone.
         state: State to begin with.
-        accelerator: An accelerate.Accelerator.
+        layout: Where model and optimizer are.
         resume_from: Checkpoint to load the optimizer from, None at the start.
     """
 
@@ -64,30 +63,28 @@ class TrainingLoop:
         target: Target,
         selector: Selector | None,
         state: TrainState,
-        accelerator: Any,
+        layout: Layout,
         resume_from: Path | None,
     ) -> None:
         self.inputs, self.target, self.selector = inputs, target, selector
-        self.state, self._accelerator = state, accelerator
+        self.state, self._layout, self._accelerator = state, layout, layout.accelerator
         self._model = target.model
         learned = list(selector.parameters()) if selector is not None else []
         self._plain_objective = FusionObjective(
             self._model, selector, inputs.section, inputs.stream.samples.sources
         )
         optimizer = build_optimizer(self._model, learned, inputs.section)
-        self._objective, self._optimizer = accelerator.prepare(self._plain_objective, optimizer)
+        self._optimizer = layout.prepare(self._plain_objective, optimizer, resume_from)
         self._learned = learned
         self._watch = CollapseWatch()
         self._saved_every = steps_between_checkpoints(inputs.section, inputs.num_steps)
         self._rate = rate_schedule(inputs.section, inputs.num_steps)
         if selector is not None and inputs.reads_again:
             self._plain_objective.readings = FirstReadings()
-        if resume_from is not None:
-            load_optimizer(resume_from / "trainer", self._optimizer)
-            if self._plain_objective.readings is not None:
-                self._plain_objective.readings = FirstReadings.load(
-                    resume_from / "trainer", hint=PREVIOUS_CHECKPOINT_HINT
-                )
+        if resume_from is not None and self._plain_objective.readings is not None:
+            self._plain_objective.readings = FirstReadings.load(
+                resume_from / "trainer", hint=PREVIOUS_CHECKPOINT_HINT
+            )
 
     @property
     def over(self) -> bool:
@@ -176,11 +173,11 @@ class TrainingLoop:
                 if not bool(torch.isfinite(part["loss"]))
             ]
             raise self._not_finite(sums["loss"], "loss", step, faulty)
-        norm = accelerator.clip_grad_norm_(self._model.parameters(), section.max_grad_norm)
+        norm = self._layout.clip(list(self._model.parameters()), section.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             raise self._not_finite(norm, "gradient", step, batches)
         if self._learned:
-            of_selector = accelerator.clip_grad_norm_(self._learned, section.max_grad_norm)
+            of_selector = self._layout.clip(self._learned, section.max_grad_norm)
             if not bool(torch.isfinite(of_selector)):
                 raise self._not_finite(of_selector, "selector's gradient", step, batches)
         factor = self._rate(step)
@@ -209,15 +206,7 @@ class TrainingLoop:
     def _gradients(self, step: int, batches: list[Batch], totals: StepTotals) -> list[Sums]:
         """Sums of each micro-batch; gradients are added up in the parameters."""
         try:
-            parts = []
-            for number, batch in enumerate(batches, start=1):
-                last = number == len(batches)
-                with nullcontext() if last else self._accelerator.no_sync(self._objective):
-                    loss, part = self._objective(batch, totals)
-                    # DDP averages over processes what is a sum here.
-                    self._accelerator.backward(loss * self._accelerator.num_processes)
-                parts.append(part)
-            return parts
+            return self._layout.gradients(batches, totals)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -238,9 +227,10 @@ class TrainingLoop:
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
 
-        size = fitting_size(failed, attempt)
+        size = fitting_size(failed, attempt) if self._layout.can_probe else failed // 2
         free_memory()
-        hint = f"set train.micro_batch_segments to {size}, which fits"
+        fits = "which fits" if self._layout.can_probe else "or less"
+        hint = f"set train.micro_batch_segments to {size}, {fits}"
         if size == 0:
             hint = (
                 "not even one segment fits: set train.gradient_checkpointing, a smaller "
@@ -321,13 +311,16 @@ class TrainingLoop:
             where=f"train {self.inputs.label}, step {line['step']}",
             hint=f"set train.micro_batch_segments to {max(size // 2, 1)} or less",
         ):
-            scores = valid_scores(
-                self._model,
-                valid,
-                self._accelerator,
-                batch_segments=size,
-                head_chunk_rows=section.head_chunk_rows,
-                label=None if line["step"] else f"evaluate {self.inputs.label} untrained",
+            scores = self._layout.scored(
+                lambda: valid_scores(
+                    self._model,
+                    valid,
+                    self._accelerator,
+                    batch_segments=size,
+                    head_chunk_rows=section.head_chunk_rows,
+                    label=None if line["step"] else f"evaluate {inputs.label} untrained",
+                    most=self._layout.most,
+                )
             )
         line["valid_bpb"] = scores.bpb
         if inputs.held_out is not None and self.selector is not None:
@@ -341,24 +334,22 @@ class TrainingLoop:
             self._set(stale=self.state.stale + 1)
             return
         self._set(best=here, stale=0)
-        if section.keep_best and here.step and self._accelerator.is_main_process:
-            place = best_folder(self.inputs.checkpoints, here.step)
-            publish_folder(place, with_checksums(self.target.save))
-        self._accelerator.wait_for_everyone()
+        if section.keep_best and here.step:
+            self._layout.save_best(best_folder(self.inputs.checkpoints, here.step), self.target)
 
     def _save(self) -> None:
-        if self._accelerator.is_main_process:
-            save_checkpoint(
+        self._layout.save(
+            lambda save_tensors: save_checkpoint(
                 self.inputs.checkpoints,
                 self.state,
-                self.target.save,
+                save_tensors,
                 self.inputs.tokenizer,
-                self._optimizer,
                 self.selector,
                 self._plain_objective.readings,
                 limit=self.inputs.section.save_total_limit,
-            )
-        self._accelerator.wait_for_everyone()
+            ),
+            self.target,
+        )
 
     def _set(self, **changes: Any) -> None:
         self.state = self.state.model_copy(update=changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -82,8 +82,11 @@ def valid_scores(
     batch_segments: int,
     head_chunk_rows: int | None,
     label: str | None = None,
+    most: Callable[[int], int] | None = None,
 ) -> ValidScores:
     """Scores by domain; each process scores its share, with a progress bar if `label` names one.
+
+    `most` is as of `row_nats`.
 
     A first token without context counts in neither nats nor bytes.
 
@@ -103,6 +106,7 @@ def valid_scores(
             batch_segments=batch_segments,
             head_chunk_rows=head_chunk_rows,
             on_scored=None if bar is None else bar.add,
+            most=most,
         )
     sums = torch.zeros((len(names), 2), dtype=torch.float64)
     scored = zip(valid.domains[share], segments, rows, strict=True)

@@ -9,11 +9,18 @@ from fuse_train.config import TrainSection
 from launch.work import step_task
 from store_schema.errors import ConfigError
 
-_SHARDING = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+_FSDP = "ACCELERATE_USE_FSDP"
+_REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": (
+        "DeepSpeed",
+        "it takes the optimizer's step and writes the checkpoints itself, and would not leave the head "
+        "whole for the loss",
+    ),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "it replaces the model's own layers"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        "a parallelism config",
+        "it would cut the head or the text that the loss needs whole",
+    ),
 }
 """Variables by which `accelerate launch` passes its config to the processes."""
 
@@ -23,11 +30,10 @@ _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")
 def check_launcher() -> None:
     """Refuse launchers that the trainer does not work under, before accelerate sets anything up.
 
-    The loss needs the head's whole weight, and checkpoints hold whole tensors. On a CPU accelerate
-    would ignore an FSDP config and train with plain data parallelism instead.
+    FSDP version 2 is no launcher's doing here: see `as_launched`.
 
     Raises:
-        ConfigError: DeepSpeed (ZeRO), FSDP or the like is asked for, or srun started several
+        ConfigError: DeepSpeed (ZeRO), FSDP version 1 or the like is asked for, or srun started several
             processes that were not told their ranks.
     """
     tasks = step_task().count
@@ -39,9 +45,59 @@ def check_launcher() -> None:
             got=tasks,
             hint="`srun -n 1 logitfuse train run ...`, or on each node one `accelerate launch`",
         )
-    for variable, name in _SHARDING.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
-            raise _refusal(name)
+    for variable, (name, reason) in _REFUSED.items():
+        if _is_on(variable):
+            raise _refusal(name, reason)
+    version = os.environ.get("FSDP_VERSION", "1")
+    if _is_on(_FSDP) and version != "2":
+        raise _refusal(f"FSDP version {version}", "it would not leave the head whole for the loss")
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")
+
+
+def as_launched(section: TrainSection) -> TrainSection:
+    """The section with `parallel: fsdp2` if accelerate's config asks for FSDP version 2.
+
+    The variable is then removed: transformers and accelerate would follow it too, and on a CPU
+    accelerate (1.15) would train with plain data parallelism instead.
+    """
+    if not _is_on(_FSDP):
+        return section
+    os.environ.pop(_FSDP)
+    return section.model_copy(update={"parallel": "fsdp2"})
+
+
+def check_parallel(section: TrainSection) -> None:
+    """Refuse options that `parallel: fsdp2` cannot have.
+
+    Raises:
+        ConfigError: Such an option.
+    """
+    if section.parallel != "fsdp2":
+        return
+    unfit = {
+        "train.optim": (
+            section.optim == "adafactor",
+            "it needs whole matrices",
+        ),
+        "train.torch_compile": (
+            section.torch_compile is not None,
+            "blocks are gathered one by one",
+        ),
+        "train.lora.four_bit": (
+            section.lora is not None and section.lora.four_bit,
+            "rows of weights in 4 bits cannot be spread",
+        ),
+    }
+    for where, (given, reason) in unfit.items():
+        if given:
+            raise ConfigError(
+                f"does not go with train.parallel: fsdp2, since {reason}",
+                where=where,
+                hint="change it, or set train.parallel to ddp",
+            )
 
 
 def check_accelerator(accelerator: Any, section: TrainSection) -> None:
@@ -53,7 +109,7 @@ def check_accelerator(accelerator: Any, section: TrainSection) -> None:
     """
     kind = str(accelerator.distributed_type.value)
     if kind not in _PLAIN:
-        raise _refusal(kind)
+        raise _refusal(kind, "the trainer spreads the model itself")
     if section.batch_segments < accelerator.num_processes:
         raise ConfigError(
             "fewer segments in a batch than processes",
@@ -80,12 +136,11 @@ def check_accelerator(accelerator: Any, section: TrainSection) -> None:
         )
 
 
-def _refusal(name: str) -> ConfigError:
+def _refusal(name: str, reason: str) -> ConfigError:
     return ConfigError(
-        "launcher shards the model or its optimizer, which this trainer does not support",
+        f"launcher shards the model or its optimizer, which this trainer does not support: {reason}",
         where="accelerate config",
-        expected="one process or plain data parallelism (distributed_type NO, MULTI_GPU or MULTI_CPU)",
+        expected="distributed_type NO, MULTI_GPU or MULTI_CPU, or FSDP version 2",
         got=name,
-        hint="train.lora, train.gradient_checkpointing and a smaller train.micro_batch_segments save "
-        "memory",
+        hint="train.parallel: fsdp2 spreads weights, gradients and optimizer over processes",
     )

@@ -10,9 +10,12 @@ import io
 import logging
 import os
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TextIO
 
 _STORE_PREFIX = "logitfuse/errors/"
+_STORE_S = 10
 
 
 def process_index() -> int:
@@ -44,20 +47,46 @@ def quiet_unless_main() -> None:
 def first_to_report(line: str) -> bool:
     """Whether this process should print an error message.
 
-    Before the processes are connected, the first of each machine prints it; afterwards the first
-    process that calls this with the same message.
+    Before the processes are connected, the first of each machine prints it, or of all machines whose
+    torchruns are connected; afterwards the first process that calls this with the same message.
     """
     if process_count() == 1:
         return True
     torch_distributed = sys.modules.get("torch.distributed")
     if torch_distributed is None or not torch_distributed.is_initialized():
-        return _number("LOCAL_RANK", 0) == 0
+        if _number("LOCAL_RANK", 0) != 0 or _number("GROUP_WORLD_SIZE", 1) == 1:
+            return _number("LOCAL_RANK", 0) == 0
+        return _first_in(_store_of_torchruns, line)
     from torch.distributed.distributed_c10d import _get_default_store
 
+    return _first_in(_get_default_store, line)
+
+
+def _store_of_torchruns() -> Any:
+    """The store that torchrun has for its processes to find one another.
+
+    Raises:
+        ValueError: They were started by something else.
+        RuntimeError: It does not answer.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise ValueError("torchrun has no store")
+    import torch.distributed
+
+    library: Any = torch.distributed
+    return library.TCPStore(
+        os.environ.get("MASTER_ADDR", ""),
+        _number("MASTER_PORT", 0),
+        is_master=False,
+        timeout=timedelta(seconds=_STORE_S),
+    )
+
+
+def _first_in(store: Callable[[], Any], line: str) -> bool:
     from store_schema.fingerprint import fingerprint
 
     try:
-        return int(_get_default_store().add(_STORE_PREFIX + fingerprint(line), 1)) == 1
+        return int(store().add(_STORE_PREFIX + fingerprint(line), 1)) == 1
     except (RuntimeError, ValueError):  # the store's process is gone: rather print twice than never
         return True
 

@@ -70,7 +70,7 @@ def write_weights(
         }
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return {
-        name: _write_file(folder / name, part, content)
+        name: write_file(folder / name, part, content)
         for name, part in zip(names, parts, strict=True)
     }
 
@@ -87,11 +87,21 @@ def _parts(tensors: Sequence[NewTensor], max_file_bytes: int) -> list[list[NewTe
     return parts
 
 
-def _write_file(
+def write_file(
     path: Path,
     tensors: Sequence[NewTensor],
     content: Callable[[str], Iterable[bytes | bytearray | memoryview]],
 ) -> FileRecord:
+    """Write one file of weights.
+
+    Args:
+        path: Path of the file.
+        tensors: Its tensors, in order.
+        content: As in `write_weights`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     checksum, size = google_crc32c.Checksum(), 0
     with path.open("wb", buffering=0) as file:
 

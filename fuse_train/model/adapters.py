@@ -131,6 +131,14 @@ def load_adapters(model: Any, folder: Path, *, trainable: bool) -> Any:
         raise CorruptionError("adapters unreadable", where=folder, got=str(error)[:200]) from error
 
 
+def new_adapters(model: Any, folder: Path, *, trainable: bool) -> Any:
+    """Put adapters into a model as the config in a folder says; their weights are to be filled in."""
+    peft: Any = import_module("peft")
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    return peft.get_peft_model(model, config)
+
+
 def copy_adapters(source: Path, folder: Path) -> None:
     """Copy the adapters of a checkpoint into an existing folder."""
     for name in ADAPTER_FILES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from launch.pending import Pending
 from launch.slurm.script import ArrayLimits, ArrayPart, Job, array_parts
@@ -21,6 +22,7 @@ class Request:
         options: sbatch's options by stage.
         workers: Workers of each source, by stage.
         limits: The cluster's limits.
+        processes_per_node: Processes of a training on each node without GPUs; None for one.
     """
 
     stages: tuple[Stage, ...]
@@ -28,6 +30,7 @@ class Request:
     options: Mapping[Stage, Mapping[str, str]]
     workers: Mapping[ShardedStage, int]
     limits: ArrayLimits
+    processes_per_node: int | None = None
 
 
 def needed_jobs(request: Request, pending: Pending) -> list[Job]:
@@ -62,11 +65,12 @@ def needed_jobs(request: Request, pending: Pending) -> list[Job]:
         )
     if "train" in request.stages and pending.train and not missing:
         options, after = request.options["train"], tuple(alignments)
+        training = partial(Job, "train", processes_per_node=request.processes_per_node)
         # Two pairs or more: one alone is trained by the job that merges.
         pairs = pending.pairs if len(pending.pairs) > 1 else ()
-        of_pairs = [Job("train", source, options, after=after) for source in pairs]
+        of_pairs = [training(source, options, after=after) for source in pairs]
         jobs += of_pairs
-        jobs.append(Job("train", None, options, after=(*after, *(job.stem for job in of_pairs))))
+        jobs.append(training(None, options, after=(*after, *(job.stem for job in of_pairs))))
     return jobs
 
 

@@ -37,14 +37,23 @@ _OURS = frozenset(
 )
 """Options that `submit` sets itself."""
 _ONE = frozenset({"nodes", "ntasks", "ntasks-per-node"})
+_GPUS = ("gpus", "gpus-per-node", "gpus-per-task")
+_WHY_ONE = {
+    False: "a worker is one process, take more workers (training: train:nodes=N)",
+    True: "one torchrun on each node starts its processes",
+}
 _TIMES = frozenset({"time", "time-min"})
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:;@%/+=*&|!()\[\]{}<>~^-]+")
 _NEXT_OPTION = re.compile(r",(?=[a-z][a-z0-9-]*=)")
 
 
-def checked_options(options: Mapping[str, OptionValue]) -> Options:
+def checked_options(options: Mapping[str, OptionValue], scope: Scope = "all") -> Options:
     """The same options, checked; whether sbatch knows a name is left to sbatch.
+
+    Args:
+        options: Values by long name.
+        scope: Stages that they are for. Only training may have several nodes.
 
     Raises:
         ValueError: An option that `submit` sets itself, or a value that a script cannot contain.
@@ -60,8 +69,11 @@ def checked_options(options: Mapping[str, OptionValue]) -> Options:
             raise ValueError(f"{name} needs quotes: YAML reads 4:00:00 as 14400")
         if not _VALUE.fullmatch(str(value)):
             raise ValueError(f"{name} has a character that a script cannot contain: {value!r}")
-        if name in _ONE and str(value) != "1":
-            raise ValueError(f"{name} can only be 1: a worker is one process, take more workers")
+        if name == "nodes" and scope == "train":
+            if not re.fullmatch(r"[1-9][0-9]{0,5}", str(value)):
+                raise ValueError(f"nodes can only be one number from 1: {value!r}")
+        elif name in _ONE and str(value) != "1":
+            raise ValueError(f"{name} can only be 1: {_WHY_ONE[scope == 'train']}")
         if name == "signal" and not re.fullmatch(r"B:USR1@\d+", str(value)):
             raise ValueError("signal can only be B:USR1@SECONDS")
     return dict(options)
@@ -85,7 +97,7 @@ def parse_options(texts: Sequence[str]) -> dict[Scope, Options]:
             name, equals, value = part.partition("=")
             options[name] = (value or None) if equals else True
         try:
-            by_scope[scope] = by_scope.get(scope, {}) | checked_options(options)
+            by_scope[scope] = by_scope.get(scope, {}) | checked_options(options, scope)
         except ValueError as error:
             raise ConfigError("option refused", where=f"--slurm {text}", got=str(error)) from error
     return by_scope
@@ -117,12 +129,20 @@ def options_of(
 
 def gpus_of(options: Mapping[str, str]) -> int:
     """GPUs of one job, from its options gpus, gpus-per-node, gpus-per-task or gres, else 0."""
-    for name in ("gpus", "gpus-per-node", "gpus-per-task"):
+    return next(iter(gpu_counts(options).values()), 0)
+
+
+def gpu_counts(options: Mapping[str, str]) -> dict[str, int]:
+    """GPUs by the option that asks for them: gpus for a job, the others for each node of a job that
+    has one task on a node."""
+    counts: dict[str, int] = {}
+    for name in _GPUS:
         if name in options:
             last = options[name].rpartition(":")[2]
-            return int(last) if last.isdecimal() else 1
+            counts[name] = int(last) if last.isdecimal() else 1
     for part in options.get("gres", "").split(","):
         kind, *rest = part.split(":")
         if kind.removeprefix("gres/") == "gpu":
-            return int(rest[-1]) if rest and rest[-1].isdecimal() else 1
-    return 0
+            counts["gres"] = int(rest[-1]) if rest and rest[-1].isdecimal() else 1
+            break
+    return counts

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.slurm.options import gpus_of
+from launch.slurm.processes import Processes, training_processes
 from launch.stages import Stage
 from launch.work import range_text, shard_ranges
 from store_schema.errors import ConfigError, StoppedMidway
@@ -47,6 +47,7 @@ class Job:
         part: The array; None for training, which is one job.
         number: Number, from 1, of the part of an array that had to be split; 0 if it was not.
         after: Stems of the jobs that must succeed before this one starts.
+        processes_per_node: Processes of a training on each node, where there are no GPUs.
     """
 
     stage: Stage
@@ -56,6 +57,18 @@ class Job:
     part: ArrayPart | None = None
     number: int = 0
     after: tuple[str, ...] = ()
+    processes_per_node: int | None = None
+
+    @property
+    def processes(self) -> Processes:
+        """Of its command: a worker is one, training has one for each GPU.
+
+        Raises:
+            ConfigError: Options that contradict each other.
+        """
+        if self.stage != "train":
+            return Processes()
+        return training_processes(self.options, self.processes_per_node)
 
     @property
     def stem(self) -> str:
@@ -112,6 +125,8 @@ def directives(job: Job, place: Place) -> list[str]:
     options = {"job-name": f"{place.run_name}-{job.stem}"}
     if job.part is not None:
         options["array"] = range_text(shard_ranges(job.part.tasks))
+    if job.processes.count > 1:
+        options |= {"nodes": "1", "ntasks-per-node": "1"}
     options |= job.options
     number = "%j" if job.part is None else "%A_%a"
     options |= {
@@ -173,13 +188,13 @@ pid=$!
 # Slurm tells this shell when the time limit is near (USR1) and when the job is to end (TERM). Pass
 # it on, and wait until the command has really ended: what it has finished is kept.
 warned=
-trap 'warned=yes; {pass_on}' USR1
-trap 'kill -TERM "$pid" 2>/dev/null' TERM
+trap 'warned=yes; kill -USR1 "$pid" 2>/dev/null' USR1
+trap 'kill -{term} "$pid" 2>/dev/null' TERM
 while wait "$pid"; kill -0 "$pid" 2>/dev/null; do :; done
 wait "$pid"
 code=$?
 
-if [ "$warned" ] && {resumable}; then
+if [ "$warned" ] && [ "$code" -eq {resumable} ]; then
     if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
         echo "{stage}: the time limit is near, requeued to go on" >&2
         scontrol requeue "{task}"
@@ -194,39 +209,71 @@ exit "$code\""""
 
 def _tail(job: Job, place: Place) -> str:
     """The script's lines after the start of the command."""
-    several = _processes(job) > 1
     array = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     return _TAIL.format(
         stage=job.stage,
-        # accelerate's launcher would exit before its processes, and hides their exit codes.
-        pass_on='pkill -USR1 --parent "$pid"' if several else 'kill -USR1 "$pid" 2>/dev/null',
-        resumable=f'[ "$code" {"-ne 0" if several else f"-eq {StoppedMidway.exit_code}"} ]',
+        # srun would kill its tasks on TERM; those that Slurm tells to end have TERM from Slurm.
+        term="USR1" if job.processes.count > 1 else "TERM",
+        resumable=StoppedMidway.exit_code,
         task="$SLURM_JOB_ID" if job.part is None else array,
         most=place.max_requeues,
         too_short=_TOO_SHORT[job.stage],
     )
 
 
-def _processes(job: Job) -> int:
-    """Number of processes of the command: training has one for each GPU."""
-    return max(gpus_of(job.options), 1) if job.stage == "train" else 1
+_RENDEZVOUS = f"""\
+if ! command -v srun > /dev/null; then
+    echo "error: no srun on $HOSTNAME, which starts the processes of a training: \
+install Slurm's client commands on the nodes, or train on one GPU" >&2
+    exit {ConfigError.exit_code}
+fi
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((10000 + SLURM_JOB_ID % 20000))  # jobs that meet on a node have different ones\
+"""
+"""Linux gives clients ports from 32768."""
 
 
 def _start(job: Job, place: Place) -> list[str]:
     """The lines that start the command in the background."""
+    if job.processes.count > 1:
+        return _start_several(job, place)
     program = ["-m", "logitfuse", job.stage, "run"]
-    if _processes(job) > 1:
-        program = ["-m", "accelerate.commands.launch", "--num_processes", str(_processes(job))]
-        program += ["-m", "fuse_train", "run"]
     words = [shlex.quote(word) for word in (*place.python, *program, str(place.run_file))]
     if job.part is None:
-        pair = ["--pair", shlex.quote(job.source)] if job.source is not None else []
-        return [f"{' '.join([*words, *pair])} &"]
+        return [f"{' '.join([*words, *_pair(job)])} &"]
     index = "$SLURM_ARRAY_TASK_ID"
     if job.part.offset:
         index = f"$((SLURM_ARRAY_TASK_ID + {job.part.offset}))"
     words += ["--source", str(job.source), "--worker", f'"{index}/{job.workers}"']
     return [f"{' '.join(words)} &"]
+
+
+def _start_several(job: Job, place: Place) -> list[str]:
+    """The lines that start one torchrun on each node, and through it the processes."""
+    count = job.processes
+    srun = ["srun", f"--nodes={count.nodes}", "--ntasks-per-node=1"]
+    if "cpus-per-task" in job.options:  # srun does not take it from the job
+        srun.append(f"--cpus-per-task={shlex.quote(job.options['cpus-per-task'])}")
+    # The processes of a node share its CPUs; a process that fails ends those of other nodes.
+    srun += ["--cpu-bind=none", "--kill-on-bad-exit=1"]
+    torchrun = [
+        "-m fuse_train.machine.torchrun",
+        f"--nnodes={count.nodes}",
+        f"--nproc-per-node={count.per_node}",
+        "--max-restarts=0",
+        "--rdzv-backend=c10d",
+        '--rdzv-id="$SLURM_JOB_ID"',
+        '--rdzv-endpoint="$host:$port"',
+    ]
+    python = [shlex.quote(word) for word in place.python]
+    program = ["-m fuse_train run", shlex.quote(str(place.run_file)), *_pair(job)]
+    lines = [" ".join(part) for part in (srun, [*python, torchrun[0]], torchrun[1:], program)]
+    return [_RENDEZVOUS, " \\\n    ".join(lines) + " &"]
+
+
+def _pair(job: Job) -> list[str]:
+    """Options of a training of one pair."""
+    return [] if job.source is None else ["--pair", shlex.quote(job.source)]
 
 
 def _pattern(folder: Path) -> str:

@@ -1,0 +1,119 @@
+"""torchrun on one node of a Slurm job: `python -m fuse_train.machine.torchrun`, options of torchrun.
+
+What it does otherwise than torchrun itself:
+
+* SIGUSR1 goes to the training's processes, which save a checkpoint and end by themselves.
+* The exit code is that of the process that failed first; torchrun's own is 1 whatever went wrong.
+* A failure is one line, and none where the process itself has said what was wrong.
+* The job's first node (SLURM_NODEID 0) has the rendezvous, whatever names its addresses have.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+from store_schema.errors import ConfigError, LogitfuseError
+
+_GRACE_S = 15.0
+"""Seconds between a failure and the end of this node's torchrun, which ends those of other nodes
+(`srun --kill-on-bad-exit`): a stop is a failure, too, and they may be about to end by themselves."""
+_JOIN_S = 600
+"""Seconds in which all nodes must have begun, torchrun's own limit for all but the first contact."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run torchrun to its end.
+
+    Args:
+        arguments: Of torchrun; None takes those of the command line.
+
+    Returns:
+        0; the exit code of the process that failed first, 128 + N if signal N ended it; 2 if the nodes
+        found no way together.
+    """
+    import torch.distributed.run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    torchrun: Any = torch.distributed.run
+    options = torchrun.parse_args(arguments)
+    first = os.environ.get("SLURM_NODEID", "0") == "0"
+    settings = f"is_host={int(first)},read_timeout={_JOIN_S}"
+    options.rdzv_conf = ",".join(filter(None, (settings, options.rdzv_conf)))
+    signal.signal(signal.SIGUSR1, _pass_on)
+    try:
+        torchrun.run(options)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            _tell(f"process {rank} of the training was ended by {name}")
+        if options.nnodes != "1":
+            _wait_for_others(code)
+        return code
+    except SignalException as error:
+        return 128 + error.sigval
+    except RendezvousError as error:
+        _tell(_no_rendezvous(options.rdzv_endpoint, first=first, error=error).line())
+        return LogitfuseError.exit_code
+    return 0
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """Signal handler. Before there are processes, nothing can be kept: end at once."""
+    import psutil
+
+    children = psutil.Process().children()
+    if not children:
+        raise SystemExit(128 + number)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
+
+
+def _wait_for_others(code: int) -> None:
+    """Wait for the grace period, or until srun ends this task: the code stays the same."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(code)  # perhaps while the interpreter ends, where nothing may be raised
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    time.sleep(_GRACE_S)
+
+
+def _no_rendezvous(endpoint: str, *, first: bool, error: Any) -> ConfigError:
+    """Why the nodes' torchruns do not meet."""
+    cause = str(error.__cause__ or error).partition("\n")[0][:160]
+    if first and "EADDRINUSE" in cause:
+        return ConfigError(
+            "port of the rendezvous is in use",
+            where=endpoint,
+            hint="submit again: each job has a port of its own number",
+        )
+    return ConfigError(
+        "the nodes of the training do not meet",
+        where=endpoint,
+        expected="that every node reaches this port of the first one",
+        got=cause or type(error).__name__,
+    )
+
+
+def _tell(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
