@@ -40,6 +40,9 @@ from store_schema.text.encoded import EncodedSegment
 
 logger = logging.getLogger(__name__)
 
+WRITERS = 2
+"""Shards that are written at a time: one waits for the disk while the other is encoded."""
+
 
 @dataclass(frozen=True, slots=True)
 class AlignSummary:
@@ -133,8 +136,8 @@ def align_shards(
 ) -> list[tuple[int, float]]:
     """Align and commit shards, one after the other.
 
-    While one is aligned, the next is read and the one before it is written, each in a thread of its
-    own: three are in memory, and a kill loses the work of two.
+    While one is aligned, the next is read and the two before it are written, each in a thread of its
+    own: four are in memory, and a kill loses the work of three.
 
     Returns:
         Target tokens and seconds of each shard; seconds are those since the commit before it.
@@ -151,9 +154,10 @@ def align_shards(
             return None
         return writer.write(shard, arrays, figures)
 
-    def finish_writing() -> None:
+    def finish_writing(most: int = 0) -> None:
+        """Wait until no more than so many shards are being written."""
         nonlocal begun, written
-        while being_written:
+        while len(being_written) > most:
             shard, future = being_written.popleft()
             done = future.result()
             if done is None:
@@ -171,7 +175,7 @@ def align_shards(
         Progress(f"align {checked.source}", total, unit="tok") as progress,
         quick_switches(),
         ThreadPoolExecutor(1, "read") as reading,
-        ThreadPoolExecutor(1, "write") as writing,
+        ThreadPoolExecutor(WRITERS, "write") as writing,
     ):
         try:
             for shard, loaded in read_ahead(queue, partial(load_shard, checked), reading):
@@ -186,7 +190,7 @@ def align_shards(
                         raise
                     logger.warning("left to the worker whose shard it is: %s", error.line())
                     continue
-                finish_writing()
+                finish_writing(WRITERS - 1)
                 being_written.append((shard, writing.submit(commit, shard, arrays, figures)))
         finally:
             finish_writing()

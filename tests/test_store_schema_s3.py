@@ -11,7 +11,6 @@ import pytest
 
 from store_schema.disk import remote
 from store_schema.disk.location import Location, open_location
-from store_schema.disk.storage_errors import NamedStore
 from store_schema.errors import CorruptionError, MissingError, StorageError
 from store_schema.layout import Arrays
 from store_schema.store.reader import StoreReader, commit_key
@@ -187,18 +186,6 @@ def test_a_server_that_is_gone(store: Location, monkeypatch: pytest.MonkeyPatch)
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StorageError, match="Could not connect"):
         StoreReader.open(store)
-
-
-def test_zarr_has_the_same_patience(store: Location) -> None:
-    wrapped = store.zarr_store("data", read_only=True)
-    assert isinstance(wrapped, NamedStore)
-    zarrs = wrapped._store.fs  # type: ignore[attr-defined]
-    ours, _ = remote.open_filesystem(store.url)
-    assert zarrs.asynchronous
-    assert zarrs.config_kwargs == ours.config_kwargs
-    assert zarrs.config_kwargs["retries"]["total_max_attempts"] == remote.REQUEST_ATTEMPTS
-    assert zarrs.retries == ours.retries == remote.BODY_ATTEMPTS
-    assert not zarrs.dircache.use_listings_cache
 
 
 def test_a_fault_while_reading_is_no_damage(s3: S3, store: Location) -> None:

@@ -149,12 +149,19 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_failed_write_removes_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = _writer(tmp_path)
 
-    def refuse(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    fsync, files = os.fsync, 0
 
-    monkeypatch.setattr("store_schema.encoding.shard_io.google_crc32c.value", refuse)
+    def refuse(descriptor: int) -> None:
+        nonlocal files
+        files += Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_file()
+        if files > 5:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match="free space"):
         writer.write(store_factory.shard_record(), store_factory.arrays())
+    assert files > 5
     assert writer.committed() == set()
     assert not list((tmp_path / "data").iterdir())
 

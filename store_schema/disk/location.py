@@ -12,17 +12,14 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from zarr.abc.store import Store
-from zarr.storage import LocalStore
-
 from store_schema.disk.remote_location import RemoteLocation
-from store_schema.disk.storage_errors import NamedStore, storage_errors
+from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, MissingError
 
 _SYNC_THREADS = 16
@@ -52,6 +49,15 @@ class Location(Protocol):
         ...
 
     def write_atomic(self, key: str, data: bytes) -> None: ...
+
+    def write_files(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Write new files below `key`, by name; afterwards they would survive a power cut. Not atomic:
+        for files that count only once a later record names them.
+
+        Raises:
+            StorageError: One could not be written; others may have been, and none still is.
+        """
+        ...
 
     def open_write(self, key: str) -> BinaryIO:
         """A file to stream into. Not atomic: for files that count only once a later record names
@@ -86,8 +92,6 @@ class Location(Protocol):
         ...
 
     def child(self, key: str) -> Location: ...
-
-    def zarr_store(self, key: str, *, read_only: bool) -> Store: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,26 @@ class LocalLocation:
                 self._sync_folders(final.parent)  # makes the rename durable
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def write_files(self, key: str, files: Mapping[str, bytes]) -> None:
+        top = self.path / key
+        places = {top / name: data for name, data in files.items()}
+        folders = {
+            folder
+            for place in places
+            for folder in place.parents
+            if folder == top or top in folder.parents
+        }
+        with storage_errors(str(top), writing=True):
+            for folder in sorted(folders):
+                folder.mkdir(parents=True, exist_ok=True)
+            # In parallel, so that the file system writes its journal once for many files.
+            with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+                for done in [pool.submit(_write_synced, *item) for item in places.items()]:
+                    done.result()
+                for _ in pool.map(sync, folders):
+                    pass
+            self._sync_folders(top.parent)
 
     def open_write(self, key: str) -> BinaryIO:
         with storage_errors(str(self.path / key), writing=True):
@@ -182,9 +206,6 @@ class LocalLocation:
     def child(self, key: str) -> Location:
         return LocalLocation(str(self.path / key))
 
-    def zarr_store(self, key: str, *, read_only: bool) -> Store:
-        return NamedStore(LocalStore(self.path / key, read_only=read_only), str(self.path / key))
-
 
 def _make_folders(folder: Path) -> None:
     """Make a folder and its missing parents, and sync each new one's entry in its parent."""
@@ -195,6 +216,13 @@ def _make_folders(folder: Path) -> None:
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         sync(path.parent)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with storage_errors(str(path), writing=True), path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:

@@ -15,8 +15,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from zarr.storage import FsspecStore
-
 from store_schema.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -81,20 +79,6 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return filesystem, path.rstrip("/")
 
 
-def open_zarr_store(url: str, *, read_only: bool) -> FsspecStore:
-    """A zarr store of `url`; zarr needs a file system on its own event loop.
-
-    Raises:
-        ConfigError: No driver is installed for it.
-    """
-    try:
-        store = FsspecStore.from_url(url, storage_options=_options(url), read_only=read_only)
-    except (ImportError, ValueError) as error:
-        raise _no_driver(url, error) from error
-    store.fs.retries = BODY_ATTEMPTS
-    return store
-
-
 def call(filesystem: Any, method: str, *args: Any, **options: Any) -> Any:
     """Call a method of the file system, with a timeout of `CALL_DEADLINE_S` if the driver supports
     it."""
@@ -103,22 +87,33 @@ def call(filesystem: Any, method: str, *args: Any, **options: Any) -> Any:
     return getattr(filesystem, method)(*args, **options)
 
 
-def call_each(filesystem: Any, method: str, paths: Sequence[str]) -> list[Any]:
-    """What `method` returns or raises for each path; concurrently if the driver supports it."""
+def call_each(
+    filesystem: Any, method: str, paths: Sequence[str], values: Sequence[Any] | None = None
+) -> list[Any]:
+    """What `method` returns or raises for each path; concurrently if the driver supports it.
+
+    Args:
+        filesystem: From `open_filesystem`.
+        method: Of the file system.
+        paths: Its first arguments.
+        values: Its second ones, where it takes two; each may take `CALL_DEADLINE_S`.
+    """
     from fsspec.asyn import sync
 
+    calls = [(path,) for path in paths] if values is None else list(zip(paths, values, strict=True))
     if not filesystem.async_impl:
-        return [_outcome(getattr(filesystem, method), path) for path in paths]
+        return [_outcome(getattr(filesystem, method), call) for call in calls]
 
     async def gathered() -> list[Any]:
-        calls = (getattr(filesystem, f"_{method}")(path) for path in paths)
-        return await asyncio.gather(*calls, return_exceptions=True)
+        pending = (getattr(filesystem, f"_{method}")(*call) for call in calls)
+        return await asyncio.gather(*pending, return_exceptions=True)
 
-    return list(sync(filesystem.loop, gathered, timeout=CALL_DEADLINE_S))
+    deadline = CALL_DEADLINE_S * (1 if values is None else max(len(calls), 1))
+    return list(sync(filesystem.loop, gathered, timeout=deadline))
 
 
-def _outcome(function: Any, path: str) -> Any:
+def _outcome(function: Any, arguments: Sequence[Any]) -> Any:
     try:
-        return function(path)
+        return function(*arguments)
     except Exception as error:  # returned, as `gather` does; the caller raises it
         return error

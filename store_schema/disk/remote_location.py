@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, ClassVar, cast
 
-from zarr.abc.store import Store
-
 from store_schema.disk import remote
-from store_schema.disk.storage_errors import NamedStore, storage_errors
+from store_schema.disk.storage_errors import storage_errors
 
 _KEYS_AT_ONCE = 1024
 """Keys that `read_many` reads concurrently: limits memory, and what has to fit one deadline."""
@@ -53,6 +51,16 @@ class RemoteLocation:
         filesystem, root = remote.open_filesystem(self.url)
         with storage_errors(f"{self.url}/{key}", writing=True):
             remote.call(filesystem, "pipe_file", f"{root}/{key}", data)
+
+    def write_files(self, key: str, files: Mapping[str, bytes]) -> None:
+        filesystem, root = remote.open_filesystem(self.url)
+        paths = [f"{root}/{key}/{name}" for name in files]
+        with storage_errors(f"{self.url}/{key}", writing=True):
+            answers = remote.call_each(filesystem, "pipe_file", paths, list(files.values()))
+        for name, answer in zip(files, answers, strict=True):
+            if isinstance(answer, BaseException):
+                with storage_errors(f"{self.url}/{key}/{name}", writing=True):
+                    raise answer
 
     def open_write(self, key: str) -> BinaryIO:
         filesystem, root = remote.open_filesystem(self.url)
@@ -111,8 +119,3 @@ class RemoteLocation:
 
     def child(self, key: str) -> RemoteLocation:
         return RemoteLocation(f"{self.url.rstrip('/')}/{key}")
-
-    def zarr_store(self, key: str, *, read_only: bool) -> Store:
-        url = f"{self.url.rstrip('/')}/{key}"
-        store = remote.open_zarr_store(url, read_only=read_only)
-        return NamedStore(store, url, remote.CALL_DEADLINE_S)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore
 
 from store_schema.errors import MissingError, StorageError
 
@@ -65,32 +60,3 @@ def storage_errors(where: str, *, writing: bool = False) -> Iterator[None]:
             got=f"{type(error).__name__}: {error}",
             hint="check its address and the credentials in the environment, then rerun",
         ) from error
-
-
-class NamedStore(WrapperStore[Store]):
-    """A Zarr store whose faults are StorageErrors, so that they are never mistaken for damaged data."""
-
-    def __init__(self, store: Store, where: str, deadline_s: float | None = None) -> None:
-        super().__init__(store)
-        self._where = where
-        self._deadline_s = deadline_s
-
-    def _with_store(self, store: Store) -> NamedStore:
-        return NamedStore(store, self._where, self._deadline_s)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        with storage_errors(f"{self._where}/{key}"):
-            async with asyncio.timeout(self._deadline_s):
-                return await self._store.get(key, prototype, byte_range)
-
-    async def set(self, key: str, value: Buffer) -> None:
-        with storage_errors(f"{self._where}/{key}", writing=True):
-            async with asyncio.timeout(self._deadline_s):
-                await self._store.set(key, value)
-
-    async def exists(self, key: str) -> bool:
-        with storage_errors(f"{self._where}/{key}"):
-            async with asyncio.timeout(self._deadline_s):
-                return await self._store.exists(key)

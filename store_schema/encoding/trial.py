@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from zarr.storage import MemoryStore
 
 from store_schema.encoding.encoding import decode, encode, stored_specs
 from store_schema.encoding.fidelity import StoredRows
 from store_schema.encoding.frequency import Ranking
 from store_schema.encoding.group import Coder
 from store_schema.encoding.selection import select_entries
-from store_schema.encoding.shard_io import write_arrays
+from store_schema.encoding.shard_io import shard_files
 from store_schema.layout import Arrays
 from store_schema.presets import Encoding
 
@@ -121,11 +120,11 @@ def try_encoding(arrays: Arrays, encoding: Encoding, ranking: Ranking) -> Trial:
     """
     coder = Coder(encoding, ranking, "trial")
     stored = encode("source", select_entries(arrays, encoding), coder)
-    files = write_arrays(MemoryStore(), stored, stored_specs("source", encoding))
+    files = shard_files(stored, stored_specs("source", encoding))
     sizes: Counter[str] = Counter()
-    for key, record in files.items():
+    for key, data in files.items():
         name = "metadata" if key.endswith("zarr.json") else key.partition("/")[0]
-        sizes[name] += record.size
+        sizes[name] += len(data)
     names = ("entry_ids", "entry_logprobs", "entry_offsets", "tail_mass")
     decoded: dict[str, npt.NDArray[Any]] = decode("source", stored, coder, names)
     return Trial(StoredRows(*(decoded[name] for name in names)), dict(sizes))

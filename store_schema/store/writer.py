@@ -12,12 +12,11 @@ import numpy.typing as npt
 
 from store_schema.disk.location import Location
 from store_schema.disk.sealed import seal
-from store_schema.disk.storage_errors import storage_errors
 from store_schema.encoding.encoding import decode, encode, stored_specs
 from store_schema.encoding.frequency import ids_by_rank, ranking_bytes, ranking_fingerprint
 from store_schema.encoding.group import Coder, StoredSpec
 from store_schema.encoding.selection import select_entries
-from store_schema.encoding.shard_io import write_arrays
+from store_schema.encoding.shard_io import file_records, shard_files
 from store_schema.errors import LogitfuseError, MismatchError
 from store_schema.fingerprint import arrays_digest
 from store_schema.layout import Arrays, axis_lengths
@@ -169,16 +168,14 @@ class StoreWriter:
         self, path: str, stored: Arrays, specs: Iterable[StoredSpec]
     ) -> dict[str, FileRecord]:
         """Write the data of a shard into a new folder, which is deleted if that fails."""
+        files = shard_files(stored, specs)
         try:
-            with storage_errors(f"{self.location.url}/{path}", writing=True):
-                store = self.location.zarr_store(path, read_only=False)
-                files = write_arrays(store, stored, specs)
-            self.location.make_durable(path)
+            self.location.write_files(path, files)
         except BaseException:
             with contextlib.suppress(LogitfuseError):  # the first error is raised
                 self.location.delete(path)
             raise
-        return files
+        return file_records(files)
 
 
 def _tail_mean(arrays: Arrays) -> dict[str, float]:
