@@ -106,10 +106,14 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, own)
 
 
+def plain_name(name: str) -> str:
+    """Name of a weight as in a model without adapters."""
+    return name.replace(_BASE, ".")
+
+
 def stored_name(stored: StoredWeights, names: list[str]) -> str | None:
     """The first of a parameter's names that a folder has a tensor for."""
-    plain = [name.replace(_BASE, ".") for name in names]
-    return next((name for name in plain if name in stored.tensors), None)
+    return next((name for name in map(plain_name, names) if name in stored.tensors), None)
 
 
 def stored_rows(
@@ -129,16 +133,16 @@ def stored_rows(
             got=f"{list(tensor.shape)} in {tensor.dtype}",
             hint="config.json and weights must be of one model: fetch both again",
         )
-    row = tensor.num_elements // max(shape[0], 1)
+    row = tensor.num_elements // max(shape[0], 1) if shape else 1
     values = stored.read(name, start * row, (stop - start) * row)
-    return values.view(stop - start, *shape[1:])
+    return values.view(stop - start, *shape[1:]) if shape else values.view(())
 
 
 @torch.no_grad()
 def fill_buffers(model: nn.Module, stored: StoredWeights) -> None:
     """Give buffers that are saved with a model their stored values."""
     for name, buffer in saved_buffers(model).items():
-        plain = name.replace(_BASE, ".")
+        plain = plain_name(name)
         tensor = stored.tensors.get(plain)
         if tensor is None or tensor.shape != tuple(buffer.shape):
             continue
