@@ -39,7 +39,7 @@ from fuse_train.publish.streamed import publish_streamed
 from fuse_train.selector_fit.selector_start import SelectorStart
 from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors.selectors import Selector
-from fuse_train.sharding.shard_files import is_sharded
+from fuse_train.sharding.part_files import in_parts
 from launch.signals import StopFlag
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
@@ -263,7 +263,7 @@ def _finish(
     choice = final_choice(state, root / "checkpoints", keep_best=section.keep_best)
     files = _final_files(inputs, label, section, state, choice)
     trained = choice.folder
-    streams = is_sharded(trained) if trained is not None else section.parallel == "fsdp2"
+    streams = in_parts(trained) if trained is not None else section.parallel == "fsdp2"
     publish = publish_streamed if streams else publish_trained
     publish(root, choice, inputs.run.target, files, adapters=section.lora is not None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import signal
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from fuse_train.run import train_run
 from tests.aligned_factory import make_run
-from tests.test_fuse_train_processes import launch, noted
+from tests.test_fuse_train_processes import launch
 from tests.test_fuse_train_run import lines_of, same, timeless, weights
 
 pytestmark = pytest.mark.usefixtures("quick_processes")
@@ -49,6 +50,16 @@ def worst_loss(ours: Path, theirs: Path) -> float:
         assert all(math.isfinite(x) for x, _ in pairs)
         worst = max([worst, *(abs(x - y) / abs(y) for x, y in pairs)])
     return worst
+
+
+def texts(folder: Path) -> dict[int, set[str]]:
+    """Segments of each step over all processes; a step that was taken again had the same."""
+    found: dict[int, set[str]] = {}
+    for path in (folder / "notes").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            step, names = json.loads(line)
+            found.setdefault(step, set()).update(names)
+    return found
 
 
 def trained(folder: Path, count: int, train: dict, launcher: str = "torchrun", **environment):
@@ -92,11 +103,12 @@ def two(tmp_path_factory):
 def test_two_processes_with_a_part_each_equal_one(one, two) -> None:
     assert worst_loss(two, one) < 1e-5
     assert worst_weight(two / "run/final", one / "run/final") < 1e-5
-    assert noted(two / "notes") == noted(one / "notes")
+    assert texts(two) == texts(one)
     checkpoint = two / "run/checkpoints/step-000020"
     assert not list(checkpoint.glob("*.safetensors"))
-    sizes = [path.stat().st_size for path in checkpoint.glob("shards/*.safetensors")]
+    sizes = [path.stat().st_size for path in checkpoint.glob("parts/*.safetensors")]
     assert len(sizes) == 2
+    assert {step: len(names) for step, names in texts(two).items()} == dict.fromkeys(range(20), 7)
     assert max(sizes) < 1.1 * min(sizes)
 
 
@@ -117,8 +129,8 @@ def test_killed_and_resumed_in_the_same_layout_gives_the_same_bits(tmp_path, two
     assert second.returncode == 0, second.stderr[-3000:]
     assert same(weights(tmp_path / "run/final"), weights(two / "run/final"))
     assert timeless(lines_of(tmp_path, "train")) == timeless(lines_of(two, "train"))
-    for path in (two / "run/checkpoints/step-000020/shards").glob("*.safetensors"):
-        ours = tmp_path / "run/checkpoints/step-000020/shards" / path.name
+    for path in (two / "run/checkpoints/step-000020/parts").glob("*.safetensors"):
+        ours = tmp_path / "run/checkpoints/step-000020/parts" / path.name
         assert ours.read_bytes() == path.read_bytes()
 
 
@@ -132,7 +144,7 @@ def test_resumed_in_another_number_of_processes(tmp_path, one, counts) -> None:
     assert second.returncode == 0, second.stderr[-3000:]
     assert worst_loss(tmp_path, one) < 1e-5
     assert worst_weight(tmp_path / "run/final", one / "run/final") < 1e-5
-    assert noted(tmp_path / "notes") == noted(one / "notes")
+    assert texts(tmp_path) == texts(one)
 
 
 @pytest.mark.slow
@@ -140,7 +152,7 @@ def test_resumed_with_the_whole_in_every_process(tmp_path, one) -> None:
     """Stopped with parts, resumed as DDP."""
     first = trained(tmp_path, 2, SPREAD, TRAIN_DRIVER_SIGNAL=f"9 1 {signal.SIGTERM:d}")
     assert first.stderr.count("error: stopped by SIGTERM") == 1, first.stderr[-3000:]
-    assert (tmp_path / "run/checkpoints/step-000010/shards").is_dir()
+    assert (tmp_path / "run/checkpoints/step-000010/parts").is_dir()
     text = (tmp_path / "run.yaml").read_text()
     (tmp_path / "run.yaml").write_text(text.replace("parallel: fsdp2", "parallel: ddp"))
     second = trained(tmp_path, 2, SETTINGS)
@@ -197,14 +209,14 @@ def test_bfloat16_products_of_float32_parts(tmp_path, one) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["changed", "gone", "index"])
-def test_a_broken_shard_is_named_and_nothing_is_trained(tmp_path, two, damage) -> None:
+def test_a_broken_part_is_named_and_nothing_is_trained(tmp_path, two, damage) -> None:
     shutil.copytree(two, tmp_path / "run", symlinks=True)
     place = tmp_path / "run"
     text = (place / "run.yaml").read_text().replace(str(two), str(place))
     (place / "run.yaml").write_text(text)
     shutil.rmtree(place / "run/final")
-    shards = place / "run/checkpoints/step-000020/shards"
-    broken = shards / ("shards.json" if damage == "index" else "00001-of-00002.safetensors")
+    parts = place / "run/checkpoints/step-000020/parts"
+    broken = parts / ("parts.json" if damage == "index" else "00001-of-00002.safetensors")
     if damage == "gone":
         broken.unlink()
     else:
@@ -241,6 +253,6 @@ def test_config_of_accelerate_for_version_2(tmp_path, one) -> None:
     environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     done = trained(tmp_path, 2, SETTINGS | {"max_steps": 4}, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "run/checkpoints/step-000004/shards").is_dir()
+    assert (tmp_path / "run/checkpoints/step-000004/parts").is_dir()
     line, expected = lines_of(tmp_path, "train")[1], lines_of(one, "train")[1]
     assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)

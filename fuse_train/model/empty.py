@@ -6,7 +6,7 @@ never holds the whole: it reads the rows of its part (`fuse_train.sharding`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,34 @@ def plain_name(name: str) -> str:
     return name.replace(_BASE, ".")
 
 
-def stored_name(stored: StoredWeights, names: list[str]) -> str | None:
-    """The first of a parameter's names that a folder has a tensor for."""
-    return next((name for name in map(plain_name, names) if name in stored.tensors), None)
+def saved_names(model: Any) -> dict[str, str]:
+    """Names under which transformers saves a model's weights, by their names in the model.
+
+    Weights that it saves in another form (experts of a layer one by one) are left out.
+
+    Args:
+        model: From `empty_model`, without adapters.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | saved_buffers(model)
+    saved = {id(t): name for name, t in revert_weight_conversion(model, dict(tensors)).items()}
+    return {name: saved[id(t)] for name, t in tensors.items() if id(t) in saved}
+
+
+def stored_name(
+    stored: StoredWeights, names: Iterable[str], saved: Mapping[str, str]
+) -> str | None:
+    """The first of a parameter's names that a folder has a tensor for.
+
+    Args:
+        stored: Weights of the folder.
+        names: The parameter's names in the model.
+        saved: From `saved_names`.
+    """
+    plain = [plain_name(name) for name in names]
+    tried = [*plain, *(saved[name] for name in plain if name in saved)]
+    return next((name for name in tried if name in stored.tensors), None)
 
 
 def stored_rows(

@@ -6,7 +6,7 @@ One tensor at a time is read from the files, merged with its adapter if there is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fuse_train.model.empty import (
     empty_model,
     plain_name,
     saved_buffers,
+    saved_names,
     stand_ins,
     stored_name,
     stored_rows,
@@ -31,8 +32,8 @@ from fuse_train.model.generation_config import correct_generation_config, name_t
 from fuse_train.model.models import own_dtype
 from fuse_train.model.target import fill_whole
 from fuse_train.publish.final import TRAIN_AGAIN, FinalChoice, FinalFiles
+from fuse_train.sharding.part_files import DTYPE_NAMES, StoredParts, num_rows, pieces
 from fuse_train.sharding.root import named_places
-from fuse_train.sharding.shard_files import DTYPE_NAMES, StoredShards, num_rows, pieces
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 
@@ -53,15 +54,15 @@ def publish_streamed(
     name_turn_end(plain, files.tokenizer)
     with ExitStack() as opened:
         stored = opened.enter_context(StoredWeights(folder, name="target"))
-        shards, model = None, empty_model(target, folder, where="target")
+        parts, model = None, empty_model(target, folder, where="target")
         if choice.folder is not None:
-            shards = opened.enter_context(StoredShards(choice.folder, hint=TRAIN_AGAIN))
-        if adapters and shards is not None and choice.folder is not None:
+            parts = opened.enter_context(StoredParts(choice.folder, hint=TRAIN_AGAIN))
+        if adapters and parts is not None and choice.folder is not None:
             with stand_ins(model):
                 peft = new_adapters(model, choice.folder, trainable=False)
-            fill_whole(model, shards)
+            fill_whole(model, parts)
             publish_folder(root / "adapter", lambda place: save_adapters(peft, place))
-        weights = _Weights(model, stored, shards, dtype)
+        weights = _Weights(model, stored, parts, dtype, saved_names(plain))
 
         def write(place: Path) -> None:
             plain.to(dtype).save_pretrained(place, state_dict={})
@@ -76,26 +77,28 @@ class _Weights:
     Args:
         model: Without weights, but with those of adapters.
         stored: The target before training.
-        shards: What was trained; None for nothing.
+        parts: What was trained; None for nothing.
         dtype: Of the final weights.
+        saved: From `saved_names`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         stored: StoredWeights,
-        shards: StoredShards | None,
+        parts: StoredParts | None,
         dtype: torch.dtype,
+        saved: Mapping[str, str],
     ) -> None:
-        self._stored, self._shards, self._dtype = stored, shards, dtype
+        self._stored, self._parts, self._dtype, self._saved = stored, parts, dtype, saved
         self._tensors: dict[str, tuple[list[str], torch.Tensor]] = {}
         for names, ((module, own), *_) in named_places(model).items():
             if ".lora_" not in names[0]:
-                self._tensors[plain_name(names[0])] = ([*names], module.get_parameter(own))
+                self._tensors[self._final_name(names[0])] = ([*names], module.get_parameter(own))
         for name, buffer in saved_buffers(model).items():
-            self._tensors[plain_name(name)] = ([name], buffer)
+            self._tensors[self._final_name(name)] = ([name], buffer)
         self._adapted: dict[str, Any] = {
-            f"{name}.weight": module
+            self._final_name(f"{name}.weight"): module
             for name, module in model.named_modules()
             if hasattr(module, "get_delta_weight")
         }
@@ -119,12 +122,16 @@ class _Weights:
             value = value.float() + layer.get_delta_weight("default")
         yield from pieces(value.to(self._dtype) if value.is_floating_point() else value)
 
+    def _final_name(self, name: str) -> str:
+        plain = plain_name(name)
+        return self._saved.get(plain, plain)
+
     def _value(self, names: list[str], like: torch.Tensor) -> torch.Tensor:
-        if self._shards is not None:
-            own = next((name for name in names if name in self._shards.record.tensors), None)
+        if self._parts is not None:
+            own = next((name for name in names if name in self._parts.record.tensors), None)
             if own is not None:
-                return self._shards.read(own)
-        name = stored_name(self._stored, names)
+                return self._parts.read(own)
+        name = stored_name(self._stored, names, self._saved)
         if name is not None and like.is_floating_point():
             count = num_rows(tuple(like.shape))
             return stored_rows(self._stored, name, 0, count, like.shape)

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from fuse_train.sharding.shard_files import row_bounds
+from fuse_train.sharding.part_files import row_bounds
 
 ReadRows = Callable[[list[str], int, int], torch.Tensor | None]
 """From a parameter's names (several where it is tied) and its rows to their values; None keeps them."""
