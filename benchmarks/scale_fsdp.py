@@ -26,13 +26,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from store_schema.errors import ConfigError
 from tests.aligned_factory import make_run
-from tests.forked_python import LIBRARIES, forked_python
+
+forked: Any = import_module("tests.forked_python")
 
 TOLERANCE = 1e-5
 STEPS, KILLED_AT, MEASURED_AT = 20, 9, 3
@@ -70,7 +72,8 @@ def measure(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: A training failed.
     """
-    with forked_python(folder, (*LIBRARIES, "fuse_train.loop.sharded_layout")) as python:
+    libraries = (*forked.LIBRARIES, "fuse_train.loop.sharded_layout")
+    with forked.forked_python(folder, libraries) as python:
         one = _trained(folder / "one", python, (1, "ddp"))
         equal = {}
         for count in (2, 4):
@@ -184,13 +187,12 @@ def _state_bytes(folder: Path) -> list[tuple[int, int]]:
 
 def _train(words: Sequence[str]) -> None:
     """A training as of `tests.train_driver`, which notes the size of its state after a step."""
-    from tests import train_driver
-
     place = os.environ.get("FSDP_STATE_NOTES")
     if place:
         _note_state(Path(place))
     sys.argv = [sys.argv[0], *words]
-    train_driver.main()
+    driver: Any = import_module("tests.train_driver")
+    driver.main()
 
 
 def _note_state(place: Path) -> None:

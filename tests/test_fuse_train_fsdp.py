@@ -12,7 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from fuse_train.model.target import load_trained
 from fuse_train.run import train_run
+from store_schema.config import ModelRef
 from tests.aligned_factory import make_run
 from tests.test_fuse_train_processes import launch
 from tests.test_fuse_train_run import lines_of, same, timeless, weights
@@ -110,6 +112,16 @@ def test_two_processes_with_a_part_each_equal_one(one, two) -> None:
     assert len(sizes) == 2
     assert {step: len(names) for step, names in texts(two).items()} == dict.fromkeys(range(20), 7)
     assert max(sizes) < 1.1 * min(sizes)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_parts_can_be_shown(two) -> None:
+    """As `train explain` loads it: here of the last step, which is also the best."""
+    checkpoint = two / "run/checkpoints/step-000020"
+    ref = ModelRef(model=str(two / "target"))
+    model = load_trained(ref, checkpoint, adapters=False, dtype=torch.float32)
+    final = weights(two / "run/final")
+    assert all(torch.equal(p, final[name]) for name, p in model.named_parameters())
 
 
 @pytest.mark.slow

@@ -52,7 +52,9 @@ def empty_model(ref: ModelRef, folder: Path, *, where: str) -> Any:
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = transformers_config(with_folder(ref, folder), of=where)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(

@@ -54,13 +54,15 @@ def spread(model: nn.Module, mesh: DeviceMesh, *, narrow: bool) -> WholeAround:
         The root, through which every use of the model must go.
     """
     root = WholeAround(model)
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if narrow else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=narrow,
-    )
+    dtype = torch.bfloat16 if narrow else None
     for block in blocks_of(model):
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         fully_shard(block, mesh=mesh, mp_policy=policy)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # a batch holds log-probabilities, which stay as they are
+    )
     fully_shard(root, mesh=mesh, mp_policy=policy)
     return root
 
