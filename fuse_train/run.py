@@ -90,9 +90,10 @@ def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
     quiet_unless_main()
     keep_freed_memory()
     check_launcher()
-    section = as_launched(section)
+    launched = as_launched(section)
+    if launched is not section:
+        section, run = launched, _with_section(run, launched)
     check_parallel(section)
-    run = run.model_copy(update={"sections": run.sections | {"train": section}})
     tracker_names(section)
     if section.lora is not None:
         from fuse_train.model.adapters import check_lora
@@ -109,6 +110,10 @@ def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
         if section.control and only is None:
             outcomes.append(_train_one(inputs, "control", section.control_section(), stop))
     return outcomes
+
+
+def _with_section(run: RunConfig, section: TrainSection) -> RunConfig:
+    return run.model_copy(update={"sections": run.sections | {"train": section}})
 
 
 def _train_pairs(

@@ -35,9 +35,11 @@ from fuse_train.publish.done import DoneRecord, read_done
 from fuse_train.publish.dry_save import dry_save
 from fuse_train.publish.final import FinalChoice, FinalFiles, final_choice, publish_trained
 from fuse_train.publish.model_card import CardFacts
+from fuse_train.publish.streamed import publish_streamed
 from fuse_train.selector_fit.selector_start import SelectorStart
 from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors.selectors import Selector
+from fuse_train.sharding.part_files import in_parts
 from launch.signals import StopFlag
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
@@ -260,7 +262,10 @@ def _finish(
     """Publish what was trained, read back from its checkpoint."""
     choice = final_choice(state, root / "checkpoints", keep_best=section.keep_best)
     files = _final_files(inputs, label, section, state, choice)
-    publish_trained(root, choice, inputs.run.target, files, adapters=section.lora is not None)
+    trained = choice.folder
+    streams = in_parts(trained) if trained is not None else section.parallel == "fsdp2"
+    publish = publish_streamed if streams else publish_trained
+    publish(root, choice, inputs.run.target, files, adapters=section.lora is not None)
 
 
 def _final_files(

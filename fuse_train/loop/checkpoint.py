@@ -5,8 +5,8 @@
         tokenizer files
         trainer/state.json              sealed: step, stream position, best so far, fingerprint
         trainer/optimizer.safetensors   state by parameter number
-        shards/                         instead of weights and optimizer, where they are spread over
-                                        processes (fuse_train/sharding/shard_files.py)
+        parts/                          instead of weights and optimizer, where they are spread over
+                                        processes (fuse_train/sharding/part_files.py)
         trainer/selector.safetensors    where the selector has weights
         trainer/first_readings.parquet  where the posterior gate will need them in a later pass
         files.json                      sealed: size and CRC-32C of every file above

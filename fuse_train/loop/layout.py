@@ -19,7 +19,7 @@ from fuse_train.disk.folders import publish_folder
 from fuse_train.loop.objective import FusionObjective, StepTotals, Sums
 from fuse_train.loop.optimizer import load_optimizer, load_spread, save_optimizer
 from fuse_train.model.target import Target, load_target
-from fuse_train.sharding.shard_files import StoredShards, is_sharded
+from fuse_train.sharding.part_files import StoredParts, in_parts
 from store_schema.config import ModelRef
 from store_schema.text.tokenizer import SegmentTokenizer
 
@@ -91,8 +91,8 @@ class WholeLayout:
         self, objective: FusionObjective, optimizer: torch.optim.Optimizer, resume: Path | None
     ) -> torch.optim.Optimizer:
         self._objective, self._optimizer = self.accelerator.prepare(objective, optimizer)
-        if resume is not None and is_sharded(resume):
-            with StoredShards(resume) as stored:
+        if resume is not None and in_parts(resume):
+            with StoredParts(resume) as stored:
                 load_spread(self._optimizer, objective, stored)
         elif resume is not None:
             load_optimizer(resume / "trainer", self._optimizer)

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fuse_train.config import TrainSection
+from fuse_train.sharding.part_files import StateTensor, StoredParts, num_rows
 from fuse_train.sharding.root import like_spread
-from fuse_train.sharding.shard_files import StateTensor, StoredShards, num_rows
 from store_schema.errors import ConfigError, CorruptionError
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -127,7 +127,7 @@ def optimizer_state(
 
 
 def load_spread(
-    optimizer: torch.optim.Optimizer, objective: Any, stored: StoredShards | NumberedState
+    optimizer: torch.optim.Optimizer, objective: Any, stored: StoredParts | NumberedState
 ) -> None:
     """Put saved state into an optimizer whose parameters, or whose saved state, are spread over
     processes; each reads its own rows.
@@ -182,7 +182,7 @@ class NumberedState:
         self._open.close()
 
     def state_of(self, parameter: str, number: int) -> dict[str, StateTensor | Any]:
-        """As of `StoredShards`, by the number alone."""
+        """As of `StoredParts`, by the number alone."""
         head = f"{number}."
         found = {n.removeprefix(head): v for n, v in self._plain.items() if n.startswith(head)}
         for name in self._names:

@@ -25,6 +25,7 @@ from fuse_train.merge.stored_weights import StoredWeights
 from fuse_train.model.empty import (
     empty_model,
     fill_buffers,
+    saved_names,
     stand_ins,
     stored_name,
     stored_rows,
@@ -32,16 +33,16 @@ from fuse_train.model.empty import (
 )
 from fuse_train.model.generation_config import correct_generation_config
 from fuse_train.model.target import Target, check_forward, check_rows, set_up, with_adapters
-from fuse_train.sharding.root import ReadRows, WholeAround, fill, run_whole, spread, whole_norm
-from fuse_train.sharding.shard_files import (
-    SHARDS_FOLDER,
-    ShardsRecord,
-    StoredShards,
-    is_sharded,
+from fuse_train.sharding.part_files import (
+    PARTS_FOLDER,
+    PartsRecord,
+    StoredParts,
+    in_parts,
     part_of,
     write_index,
-    write_shard,
+    write_part,
 )
+from fuse_train.sharding.root import ReadRows, WholeAround, fill, run_whole, spread, whole_norm
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError, StorageError
 from store_schema.model.models import with_folder
@@ -81,28 +82,29 @@ class ShardedLayout:
     ) -> Target:
         """As `load_target`; no process ever holds more than its part and one tensor."""
         section, device = self._section, self.accelerator.device
-        parts = checkpoint if checkpoint is not None and is_sharded(checkpoint) else None
+        parts = checkpoint if checkpoint is not None and in_parts(checkpoint) else None
         whole = None if parts is not None else checkpoint
         own = ref if whole is None or section.lora is not None else with_folder(ref, whole)
         folder = weights_folder(own, where="target")
         model = empty_model(own, folder, where="target")
         correct_generation_config(model, where=ref.model)
         check_rows(model, tokenizer, ref)
+        saved = saved_names(model)
         with stand_ins(model):
             target = with_adapters(model, section, whole, seed)
         set_up(target, section, ref)
         with ExitStack() as files:
             stored = files.enter_context(StoredWeights(folder, name="target"))
-            shards = None if parts is None else files.enter_context(StoredShards(parts))
+            trained = None if parts is None else files.enter_context(StoredParts(parts))
             fill_buffers(model, stored)
             self._root = spread(model, self._mesh, narrow=section.precision == "bfloat16")
-            lacking = fill(self._root, _reader(model, stored, shards), device)
+            lacking = fill(self._root, _reader(model, stored, trained, saved), device)
         if lacking:
             raise ModelError(
                 f"model of target lacks {len(lacking)} weights under the names of its own layers",
                 where=folder,
                 got=", ".join(lacking[:3]),
-                hint="give a complete checkpoint, as save_pretrained writes it, or set "
+                hint="give a complete checkpoint; or, if its weights are stored in another form, set "
                 "train.parallel to ddp",
             )
         self.scored(lambda: check_forward(model, section, ref))
@@ -115,7 +117,7 @@ class ShardedLayout:
         if objective.selector is not None:
             objective.selector.to(self.accelerator.device)
         if resume is not None:
-            kind = StoredShards if is_sharded(resume) else NumberedState
+            kind = StoredParts if in_parts(resume) else NumberedState
             with kind(resume) as stored:
                 load_spread(optimizer, objective, stored)
         return optimizer
@@ -189,7 +191,7 @@ class ShardedLayout:
         """Each process writes its part into the folder that the main one is about to publish."""
 
         def write(folder: Path) -> None:
-            (folder / SHARDS_FOLDER).mkdir()
+            (folder / PARTS_FOLDER).mkdir()
             target.save_config(folder)
             self._write(folder, tensors, plain)
 
@@ -208,28 +210,30 @@ class ShardedLayout:
         (place,) = broadcast_object_list([None if folder is None else str(folder)])
         faults, spread_tensors = [], {}
         try:
-            parts = {name: part_of(tensor) for name, tensor in tensors.items()}
-            spread_tensors = write_shard(Path(place), parts, process, count)
+            parts = {name: part_of(tensors[name]) for name in sorted(tensors)}
+            spread_tensors = write_part(Path(place), parts, process, count)
         except OSError as error:
             faults = [f"process {process}: {error}"]
         faults = gather_object(faults)
         if faults:
             raise StorageError("cannot write a part of a checkpoint", where=place, got=faults[0])
         if folder is not None:
-            record = ShardsRecord(num_processes=count, tensors=spread_tensors, plain=plain)
+            record = PartsRecord(num_processes=count, tensors=spread_tensors, plain=plain)
             write_index(folder, record)
 
 
-def _reader(model: Any, stored: StoredWeights, shards: StoredShards | None) -> ReadRows:
-    """Rows of a parameter from a checkpoint's shards, else from the folder of the model."""
+def _reader(
+    model: Any, stored: StoredWeights, trained: StoredParts | None, saved: Mapping[str, str]
+) -> ReadRows:
+    """Rows of a parameter from a checkpoint's parts, else from the folder of the model."""
     shapes = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
 
     def read(names: list[str], start: int, stop: int) -> torch.Tensor | None:
-        if shards is not None:
-            own = next((name for name in names if name in shards.record.tensors), None)
+        if trained is not None:
+            own = next((name for name in names if name in trained.record.tensors), None)
             if own is not None:
-                return shards.read(own, start, stop)
-        name = stored_name(stored, names)
+                return trained.read(own, start, stop)
+        name = stored_name(stored, names, saved)
         return None if name is None else stored_rows(stored, name, start, stop, shapes[names[0]])
 
     return read

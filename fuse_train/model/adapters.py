@@ -139,6 +139,12 @@ def new_adapters(model: Any, folder: Path, *, trainable: bool) -> Any:
     return peft.get_peft_model(model, config)
 
 
+def save_adapters(peft_model: Any, folder: Path) -> None:
+    """Write the files of `copy_adapters` into an existing folder."""
+    peft_model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
 def copy_adapters(source: Path, folder: Path) -> None:
     """Copy the adapters of a checkpoint into an existing folder."""
     for name in ADAPTER_FILES:

@@ -6,7 +6,7 @@ never holds the whole: it reads the rows of its part (`fuse_train.sharding`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ def empty_model(ref: ModelRef, folder: Path, *, where: str) -> Any:
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = transformers_config(with_folder(ref, folder), of=where)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
@@ -106,10 +108,39 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, own)
 
 
-def stored_name(stored: StoredWeights, names: list[str]) -> str | None:
-    """The first of a parameter's names that a folder has a tensor for."""
-    plain = [name.replace(_BASE, ".") for name in names]
-    return next((name for name in plain if name in stored.tensors), None)
+def plain_name(name: str) -> str:
+    """Name of a weight as in a model without adapters."""
+    return name.replace(_BASE, ".")
+
+
+def saved_names(model: Any) -> dict[str, str]:
+    """Names under which transformers saves a model's weights, by their names in the model.
+
+    Weights that it saves in another form (experts of a layer one by one) are left out.
+
+    Args:
+        model: From `empty_model`, without adapters.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | saved_buffers(model)
+    saved = {id(t): name for name, t in revert_weight_conversion(model, dict(tensors)).items()}
+    return {name: saved[id(t)] for name, t in tensors.items() if id(t) in saved}
+
+
+def stored_name(
+    stored: StoredWeights, names: Iterable[str], saved: Mapping[str, str]
+) -> str | None:
+    """The first of a parameter's names that a folder has a tensor for.
+
+    Args:
+        stored: Weights of the folder.
+        names: The parameter's names in the model.
+        saved: From `saved_names`.
+    """
+    plain = [plain_name(name) for name in names]
+    tried = [*plain, *(saved[name] for name in plain if name in saved)]
+    return next((name for name in tried if name in stored.tensors), None)
 
 
 def stored_rows(
@@ -129,16 +160,16 @@ def stored_rows(
             got=f"{list(tensor.shape)} in {tensor.dtype}",
             hint="config.json and weights must be of one model: fetch both again",
         )
-    row = tensor.num_elements // max(shape[0], 1)
+    row = tensor.num_elements // max(shape[0], 1) if shape else 1
     values = stored.read(name, start * row, (stop - start) * row)
-    return values.view(stop - start, *shape[1:])
+    return values.view(stop - start, *shape[1:]) if shape else values.view(())
 
 
 @torch.no_grad()
 def fill_buffers(model: nn.Module, stored: StoredWeights) -> None:
     """Give buffers that are saved with a model their stored values."""
     for name, buffer in saved_buffers(model).items():
-        plain = name.replace(_BASE, ".")
+        plain = plain_name(name)
         tensor = stored.tensors.get(plain)
         if tensor is None or tensor.shape != tuple(buffer.shape):
             continue

@@ -21,7 +21,7 @@ from fuse_train.model.generation_config import correct_generation_config
 from fuse_train.model.heads import check_head
 from fuse_train.model.models import load_model
 from fuse_train.model.packing import check_packing
-from fuse_train.sharding.shard_files import StoredShards, is_sharded
+from fuse_train.sharding.part_files import StoredParts, in_parts
 from store_schema.config import ModelRef
 from store_schema.errors import ModelError
 from store_schema.model.models import with_folder
@@ -83,7 +83,7 @@ def load_target(
         ConfigError: Adapters, packing or compiling that the model does not support.
     """
     lora = section.lora
-    parts = checkpoint if checkpoint is not None and is_sharded(checkpoint) else None
+    parts = checkpoint if checkpoint is not None and in_parts(checkpoint) else None
     whole = None if parts is not None else checkpoint
     if whole is not None and lora is None:
         ref = with_folder(ref, whole)
@@ -101,7 +101,7 @@ def load_target(
     check_forward(model, section, ref)
     target = with_adapters(model, section, whole, seed)
     if parts is not None:
-        with StoredShards(parts) as stored:
+        with StoredParts(parts) as stored:
             fill_whole(model, stored)
     set_up(target, section, ref)
     if section.torch_compile is not None:
@@ -143,7 +143,7 @@ def set_up(target: Target, section: TrainSection, ref: ModelRef) -> None:
 
 
 @torch.no_grad()
-def fill_whole(model: Any, stored: StoredShards) -> None:
+def fill_whole(model: Any, stored: StoredParts) -> None:
     """Give a model, which is whole, the tensors of a checkpoint that is in parts."""
     buffers = dict(model.named_buffers())
     for name, tensor in (*model.named_parameters(), *buffers.items()):
@@ -160,7 +160,7 @@ def load_trained(ref: ModelRef, folder: Path, *, adapters: bool, dtype: torch.dt
         adapters: Whether it holds adapters alone.
         dtype: dtype to load it in; with adapters it is float32.
     """
-    parts = is_sharded(folder)
+    parts = in_parts(folder)
     if not adapters and not parts:
         return load_model(with_folder(ref, folder), where=f"checkpoint {folder.name}", dtype=dtype)
     base = load_model(ref, where="target", dtype=torch.float32 if adapters else dtype)
@@ -168,7 +168,7 @@ def load_trained(ref: ModelRef, folder: Path, *, adapters: bool, dtype: torch.dt
     if adapters:
         trained = (new_adapters if parts else load_adapters)(base, folder, trainable=False)
     if parts:
-        with StoredShards(folder) as stored:
+        with StoredParts(folder) as stored:
             fill_whole(base, stored)
     return merged(trained) if adapters else base
 

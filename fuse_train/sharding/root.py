@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from fuse_train.sharding.shard_files import row_bounds
+from fuse_train.sharding.part_files import row_bounds
 
 ReadRows = Callable[[list[str], int, int], torch.Tensor | None]
 """From a parameter's names (several where it is tied) and its rows to their values; None keeps them."""
@@ -54,13 +54,15 @@ def spread(model: nn.Module, mesh: DeviceMesh, *, narrow: bool) -> WholeAround:
         The root, through which every use of the model must go.
     """
     root = WholeAround(model)
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if narrow else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=narrow,
-    )
+    dtype = torch.bfloat16 if narrow else None
     for block in blocks_of(model):
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         fully_shard(block, mesh=mesh, mp_policy=policy)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # a batch holds log-probabilities, which stay as they are
+    )
     fully_shard(root, mesh=mesh, mp_policy=policy)
     return root
 

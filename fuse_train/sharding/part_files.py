@@ -1,7 +1,7 @@
 """Tensors whose rows are spread over processes, written by each process into a file of its own.
 
-    shards/00000-of-00004.safetensors   rows of process 0: `NAME`, `NAME/STATE` for the optimizer's
-    shards/shards.json                  sealed: shape, dtype and row boundaries of every tensor
+    parts/00000-of-00004.safetensors   rows of process 0: `NAME`, `NAME/STATE` for the optimizer's
+    parts/parts.json                   sealed: shape, dtype and row boundaries of every tensor
 
 Why not torch.distributed.checkpoint: its `.metadata` is a pickle, and its safetensors writer does not
 hold the optimizer's plain values. Rows are enough here, since `fully_shard` cuts the first axis alone:
@@ -34,8 +34,8 @@ from store_schema.config import StrictModel
 from store_schema.disk.sealed import seal, unseal
 from store_schema.errors import CorruptionError
 
-SHARDS_FOLDER = "shards"
-INDEX_FILE = "shards.json"
+PARTS_FOLDER = "parts"
+INDEX_FILE = "parts.json"
 _PIECE_BYTES = 16 << 20
 _DTYPES = {
     "F64": torch.float64,
@@ -54,7 +54,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class SpreadTensor(StrictModel):
-    """A tensor of shards.json."""
+    """A tensor of parts.json."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -62,8 +62,8 @@ class SpreadTensor(StrictModel):
     """Process r has rows bounds[r] to bounds[r + 1]."""
 
 
-class ShardsRecord(StrictModel):
-    """shards.json."""
+class PartsRecord(StrictModel):
+    """parts.json."""
 
     schema_version: int = SCHEMA_VERSION
     num_processes: int = Field(gt=0)
@@ -120,23 +120,23 @@ def part_of(tensor: torch.Tensor) -> Part:
     return Part(rows if shape else rows.reshape(1), shape, spread=local is not None)
 
 
-def shard_file(process: int, num_processes: int) -> str:
+def part_file(process: int, num_processes: int) -> str:
     """Name of a process's file."""
     return f"{process:05d}-of-{num_processes:05d}.safetensors"
 
 
-def is_sharded(folder: Path) -> bool:
-    """Whether a folder of weights holds shards."""
-    return (folder / SHARDS_FOLDER).is_dir()
+def in_parts(folder: Path) -> bool:
+    """Whether a folder of weights is in parts."""
+    return (folder / PARTS_FOLDER).is_dir()
 
 
-def write_shard(
+def write_part(
     folder: Path, parts: Mapping[str, Part], process: int, num_processes: int
 ) -> dict[str, SpreadTensor]:
-    """Write this process's file into `folder`/shards, which must exist, a tensor at a time.
+    """Write this process's file into `folder`/parts, which must exist, a tensor at a time.
 
     Returns:
-        The tensors for `ShardsRecord`, the same in all processes.
+        The tensors for `PartsRecord`, the same in all processes.
 
     Raises:
         OSError: The file cannot be written.
@@ -152,7 +152,7 @@ def write_shard(
         num_bytes = math.prod(size) * part.rows.element_size()
         own.append(NewTensor(name, dtype, size, num_bytes))
     sizes = {tensor.name: tensor.num_bytes for tensor in own}
-    path = folder / SHARDS_FOLDER / shard_file(process, num_processes)
+    path = folder / PARTS_FOLDER / part_file(process, num_processes)
     write_file(path, own, lambda name: pieces(parts[name].rows) if sizes[name] else ())
     return tensors
 
@@ -164,16 +164,16 @@ def pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
         yield flat[start : start + _PIECE_BYTES]
 
 
-def write_index(folder: Path, record: ShardsRecord) -> None:
-    """Write shards.json."""
-    (folder / SHARDS_FOLDER / INDEX_FILE).write_bytes(seal(record))
+def write_index(folder: Path, record: PartsRecord) -> None:
+    """Write parts.json."""
+    (folder / PARTS_FOLDER / INDEX_FILE).write_bytes(seal(record))
 
 
-class StoredShards:
-    """Tensors that `write_shard` wrote, read by rows. A context manager, which closes the files.
+class StoredParts:
+    """Tensors that `write_part` wrote, read by rows. A context manager, which closes the files.
 
     Args:
-        folder: Folder that has `shards/`.
+        folder: Folder that has `parts/`.
         hint: What to do when it is damaged.
 
     Raises:
@@ -181,11 +181,11 @@ class StoredShards:
     """
 
     def __init__(self, folder: Path, *, hint: str = "delete the folder") -> None:
-        self._folder, self._hint = folder / SHARDS_FOLDER, hint
+        self._folder, self._hint = folder / PARTS_FOLDER, hint
         path = self._folder / INDEX_FILE
         if not path.is_file():
-            raise CorruptionError("shards without an index", where=path, hint=hint)
-        self.record = unseal(ShardsRecord, path.read_bytes(), where=str(path), hint=hint)
+            raise CorruptionError("parts without an index", where=path, hint=hint)
+        self.record = unseal(PartsRecord, path.read_bytes(), where=str(path), hint=hint)
         self._open, self._files = ExitStack(), dict[int, Any]()
         self._state = _by_parameter(self.record.tensors)
         self._plain = _by_parameter(self.record.plain)
@@ -220,7 +220,7 @@ class StoredShards:
         return rows if tensor.shape else rows.reshape(())
 
     def _rows(self, process: int, name: str, start: int, stop: int) -> torch.Tensor:
-        path = self._folder / shard_file(process, self.record.num_processes)
+        path = self._folder / part_file(process, self.record.num_processes)
         try:
             if process not in self._files:
                 opened = safe_open(path, framework="pt")
@@ -228,7 +228,7 @@ class StoredShards:
             rows: torch.Tensor = self._files[process].get_slice(name)[start:stop]
         except (SafetensorError, OSError, LookupError, ValueError) as error:
             raise CorruptionError(
-                "shard unreadable", where=path, got=f"{name}: {error}", hint=self._hint
+                "part unreadable", where=path, got=f"{name}: {error}", hint=self._hint
             ) from error
         return rows
 
