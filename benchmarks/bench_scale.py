@@ -40,6 +40,7 @@ import click
 import yaml
 from demo_text import SplitSizes, library_documents
 
+from benchmarks import scale_fsdp
 from benchmarks.scale_align import align_figures
 from benchmarks.scale_plan import plan_figures
 from benchmarks.scale_score import score_figures
@@ -196,6 +197,7 @@ PARTS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
     "align": lambda folder, rounds: align_figures(rounds=rounds),
     "start": lambda folder, rounds: start_figures(repeats=rounds),
     "score": lambda folder, rounds: score_figures(rounds=rounds),
+    "fsdp": lambda folder, rounds: scale_fsdp.measure(folder),
     "plan": lambda folder, rounds: {"plan_1e9": plan_figures(out=folder)},
     "ray_overhead": ray_overhead,
     "ray_equal": ray_equal,
