@@ -63,6 +63,8 @@ def checked_options(options: Mapping[str, OptionValue], scope: Scope = "all") ->
             raise ValueError(f"{name!r} is not a long option of sbatch, such as cpus-per-task")
         if name in _OURS:
             raise ValueError(f"{name} is set by submit")
+        if value is True and name in _ONE | {"signal"}:
+            raise ValueError(f"{name} needs a value")
         if value is None or isinstance(value, bool):
             continue
         if name in _TIMES and isinstance(value, int):
@@ -134,15 +136,15 @@ def gpus_of(options: Mapping[str, str]) -> int:
 
 def gpu_counts(options: Mapping[str, str]) -> dict[str, int]:
     """GPUs by the option that asks for them: gpus for a job, the others for each node of a job that
-    has one task on a node."""
-    counts: dict[str, int] = {}
-    for name in _GPUS:
-        if name in options:
-            last = options[name].rpartition(":")[2]
-            counts[name] = int(last) if last.isdecimal() else 1
-    for part in options.get("gres", "").split(","):
-        kind, *rest = part.split(":")
-        if kind.removeprefix("gres/") == "gpu":
-            counts["gres"] = int(rest[-1]) if rest and rest[-1].isdecimal() else 1
-            break
+    has one task on a node. Several types are added up (`a100:2,v100:2`)."""
+    counts = {name: sum(map(_count, options[name].split(","))) for name in _GPUS if name in options}
+    resources = [part.removeprefix("gres/") for part in options.get("gres", "").split(",")]
+    if gpus := [part for part in resources if part.partition(":")[0] == "gpu"]:
+        counts["gres"] = sum(map(_count, gpus))
     return counts
+
+
+def _count(part: str) -> int:
+    """N of `TYPE:N` or `N`; without a number it is 1."""
+    last = part.rpartition(":")[2]
+    return int(last) if last.isdecimal() else 1
