@@ -72,6 +72,27 @@ def test_files(location: Location) -> None:
     assert location.names("a") == []
 
 
+def test_new_files_are_written_together(location: Location) -> None:
+    files = {"zarr.json": b"{}", "ids/zarr.json": b"", "ids/c/0": b"x" * 100_000, "mass/c/0": b"y"}
+    location.write_files("data/00000-a", files)
+    for name, content in files.items():
+        assert location.read_bytes(f"data/00000-a/{name}") == content
+    assert location.names("data/00000-a") == ["ids", "mass", "zarr.json"]
+    location.write_files("data/00000-b", {})
+    location.write_files("data/00000-b", {"a": b"1"})
+    location.delete("data/00000-a")
+    assert location.names("data") == ["00000-b"]
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"")
+    with pytest.raises(StorageError, match="data/00000-a: got Not a directory"):
+        open_location(tmp_path).write_files("data/00000-a", {"ids/c/0": b"1"})
+    (tmp_path / "whole/00000-a/ids/c/0").mkdir(parents=True)
+    with pytest.raises(StorageError, match="00000-a/ids/c/0: got Is a directory"):
+        open_location(tmp_path).write_files("whole/00000-a", {"ids/c/0": b"1", "b": b"2"})
+
+
 def test_a_file_takes_the_place_of_another(location: Location) -> None:
     for replaced in (b"old", None):
         if replaced is not None:
