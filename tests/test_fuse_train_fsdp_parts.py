@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fuse_train.config import LoraSection, TrainSection
+from fuse_train.loop import sharded_layout
 from fuse_train.machine.launchers import as_launched, check_launcher, check_parallel
 from fuse_train.merge.stored_weights import StoredWeights
 from fuse_train.model.adapters import add_adapters
@@ -28,7 +31,7 @@ from fuse_train.sharding.part_files import (
 )
 from fuse_train.sharding.root import blocks_of, named_places
 from store_schema.config import ModelRef
-from store_schema.errors import ConfigError, CorruptionError, ModelError
+from store_schema.errors import ConfigError, CorruptionError, ModelError, StorageError
 from tests.tiny import tiny_model
 
 
@@ -101,6 +104,52 @@ def test_a_damaged_part_is_named(tmp_path) -> None:
     (tmp_path / PARTS_FOLDER / "parts.json").unlink()
     with pytest.raises(CorruptionError, match=r"parts\.json"):
         StoredParts(tmp_path)
+
+
+def test_parts_in_each_others_place_are_named(tmp_path) -> None:
+    """Also if their checksums were made anew: rows of another shape would be repeated silently."""
+    written(tmp_path, 2)
+    one, other = (tmp_path / PARTS_FOLDER / part_file(r, 2) for r in range(2))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    for name, rows in (
+        ("a.weight", "F32 [3, 3] for F32 [4, 3]"),
+        ("counts", "I64 [0] for I64 [3]"),
+    ):
+        with StoredParts(tmp_path) as stored, pytest.raises(CorruptionError) as raised:
+            stored.read(name)
+        assert f"{one}: got {name}: {rows}" in raised.value.line()
+
+
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free space, then rerun"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "see the same run folder, then rerun"),
+    ],
+)
+def test_a_part_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch, fault, hint) -> None:
+    def refuse(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(sharded_layout, "init_device_mesh", lambda *_: None)
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"),
+        process_index=0,
+        num_processes=1,
+        is_main_process=True,
+        wait_for_everyone=lambda: None,
+    )
+    layout = sharded_layout.ShardedLayout(accelerator, TrainSection(parallel="fsdp2"))
+    target = SimpleNamespace(tensors=lambda: WHOLE, save_config=lambda folder: None)
+    layout.save_best(tmp_path / "best-000001", target)
+    with StoredParts(tmp_path / "best-000001") as stored:
+        assert torch.equal(stored.read("a.weight"), WHOLE["a.weight"])
+    monkeypatch.setattr(sharded_layout, "write_part", refuse)
+    with pytest.raises(StorageError, match=f"{fault.strerror}; .*{hint}"):
+        layout.save_best(tmp_path / "best-000002", target)
+    assert [path.name for path in tmp_path.iterdir()] == ["best-000001"]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt_neox", "qwen2"])

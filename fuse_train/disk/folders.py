@@ -99,7 +99,8 @@ def sweep(folder: Path) -> None:
             else:
                 path.rename(final)
         for path in folder.glob(".*.tmp"):
-            shutil.rmtree(path)
+            if path.is_dir():  # a file is one that `write_atomic` was killed at
+                shutil.rmtree(path)
 
 
 def sweep_beside(final: Path) -> None:

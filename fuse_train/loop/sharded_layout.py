@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -213,10 +214,17 @@ class ShardedLayout:
             parts = {name: part_of(tensors[name]) for name in sorted(tensors)}
             spread_tensors = write_part(Path(place), parts, process, count)
         except OSError as error:
-            faults = [f"process {process}: {error}"]
+            faults = [(f"process {process}: {error}", error.errno in (ENOSPC, EDQUOT))]
         faults = gather_object(faults)
         if faults:
-            raise StorageError("cannot write a part of a checkpoint", where=place, got=faults[0])
+            got, full = faults[0]
+            hint = "check that all processes see the same run folder" if not full else "free space"
+            raise StorageError(
+                "cannot write a part of a checkpoint",
+                where=place,
+                got=got,
+                hint=f"{hint}, then rerun: earlier checkpoints are kept",
+            )
         if folder is not None:
             record = PartsRecord(num_processes=count, tensors=spread_tensors, plain=plain)
             write_index(folder, record)

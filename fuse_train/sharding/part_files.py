@@ -221,11 +221,17 @@ class StoredParts:
 
     def _rows(self, process: int, name: str, start: int, stop: int) -> torch.Tensor:
         path = self._folder / part_file(process, self.record.num_processes)
+        expected = self.record.tensors[name]
+        shape = (expected.bounds[process + 1] - expected.bounds[process], *expected.shape[1:])
         try:
             if process not in self._files:
                 opened = safe_open(path, framework="pt")
                 self._files[process] = self._open.enter_context(opened)
-            rows: torch.Tensor = self._files[process].get_slice(name)[start:stop]
+            stored = self._files[process].get_slice(name)
+            if tuple(stored.get_shape()) != shape or stored.get_dtype() != expected.dtype:
+                got = f"{stored.get_dtype()} {stored.get_shape()}"
+                raise ValueError(f"{got} for {expected.dtype} {list(shape)}")
+            rows: torch.Tensor = stored[start:stop]
         except (SafetensorError, OSError, LookupError, ValueError) as error:
             raise CorruptionError(
                 "part unreadable", where=path, got=f"{name}: {error}", hint=self._hint
