@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,10 +21,36 @@ if TYPE_CHECKING:  # the command line is answered before a store's packages are 
     from launch.slurm.submit import Submitted
 
 
+class Amount(click.FloatRange):
+    """A number of seconds or of a resource, as Ray takes them.
+
+    Args:
+        units: Whether it counts what is shared by fractions of one unit, but not across units.
+    """
+
+    def __init__(self, *, units: bool = False) -> None:
+        super().__init__(min=0)
+        self._units = units
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; a usage error if it is none."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number) or 0 < number < _LEAST:
+            self.fail(f"{value} is neither 0 nor a number from {_LEAST}.", param, ctx)
+        if self._units and number > 1 and not number.is_integer():
+            self.fail(f"{value} is neither a whole number nor a part of one.", param, ctx)
+        return number
+
+
+_LEAST = 0.0001
+"""Ray's precision of amounts."""
+
+
 def ray_options(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator: add --ray and what goes with it; the command gets `ray`, the address, and the others,
     None where not given."""
-    amount = click.FloatRange(min=0)
     options = (
         click.option(
             "--ray",
@@ -35,19 +62,19 @@ def ray_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--gpus-per-worker",
             "gpus",
-            type=amount,
+            type=Amount(units=True),
             help="With --ray: GPUs of each worker of an extraction.  [default: 1 if there are any]",
         ),
         click.option(
             "--cpus-per-worker",
             "cpus",
-            type=amount,
+            type=Amount(),
             help="With --ray: CPUs of each worker.  [default: 1]",
         ),
         click.option(
             "--node-timeout",
             "node_timeout_s",
-            type=amount,
+            type=Amount(),
             metavar="SECONDS",
             help="With --ray: how long to wait for a first node that has room for a worker, where an "
             "autoscaler starts nodes.  [default: 0]",

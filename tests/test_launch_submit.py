@@ -314,6 +314,23 @@ def test_bad_requests_are_one_line(tmp_path: Path, slurm: Path) -> None:
     assert not (tmp_path / "run/logs").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--gpus-per-worker", "1.5", "1.5 is neither a whole number nor a part of one"),
+        ("--gpus-per-worker", "nan", "nan is neither 0 nor a number from 0.0001"),
+        ("--cpus-per-worker", "0.00001", "0.00001 is neither 0"),
+        ("--node-timeout", "inf", "inf is neither 0"),
+        ("--gpus-per-worker", "-1", "-1.0 is not in the range"),
+    ],
+)
+def test_amounts_that_ray_does_not_take_are_refused_before_it_is_asked(
+    tmp_path: Path, option: str, value: str, words: str
+) -> None:
+    run_file = planned_store.make_run(tmp_path, kinds=())
+    assert words in refused("extract", run_file, "--ray", "nowhere:1", option, value)
+
+
 def test_a_training_on_two_nodes(tmp_path: Path, slurm: Path) -> None:
     run_file = planned_store.make_run(tmp_path, kinds=("source", "aligned"))
     options = ("--slurm", "train:nodes=2,gpus-per-node=4")
