@@ -27,7 +27,7 @@ SETTINGS = {
     "micro_batch_segments": 2,
     "checkpoint_every": 4,
     "eval_every": 10,
-    "eval_segments": 7,
+    "eval_segments": 9,  # and of evaluated batches
     "feedback_weight": 0.1,
     "control": False,
     "trackers": [],

@@ -176,3 +176,23 @@ def test_what_a_model_cannot_take_is_refused(tiny_models, sample_texts) -> None:
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
         segment_nll(model, encoded[:1])
+
+
+@pytest.mark.parametrize(("count", "passes"), [(0, 3), (2, 3), (4, 2)])
+def test_processes_agree_on_passes_before_the_first_one(
+    tiny_models, sample_texts, monkeypatch, count, passes
+) -> None:
+    """A collective between passes would meet the gathering of another process's next pass."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["target"])
+    monkeypatch.setattr(likelihood, "_head_known", lambda model: True)  # is found by passes, too
+    events: list[str] = []
+    model.model.register_forward_pre_hook(lambda *_: events.append("pass"))
+
+    def most(made: int) -> int:
+        events.append(f"{made} made")
+        return passes
+
+    encoded = encoded_by(tiny_models["target"], sample_texts)[:count]
+    rows = row_nats(model, encoded, batch_segments=2, most=most)
+    assert len(rows) == count
+    assert events == [f"{count // 2} made", *["pass"] * passes]

@@ -93,6 +93,8 @@ def row_nats(
     # Longest first: memory runs out at once or never. Neighbours of one length waste no padding.
     groups.sort(key=lambda group: -len(encoded[group[0]].token_ids))
     nats_by_segment: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(encoded)
+    made = -(-len(groups) // batch_segments)
+    passes = made if most is None else most(made)  # before any of them: all processes meet here
     was_training = model.training
     model.eval()
     try:
@@ -105,8 +107,7 @@ def row_nats(
                 nats_by_segment[i] = nats_T
             if on_scored is not None:
                 on_scored(len(chosen))
-        made = -(-len(groups) // batch_segments)
-        for _ in range(made, made if most is None else most(made)):
+        for _ in range(made, passes):
             hidden_states(model, torch.zeros((1, 1), dtype=torch.int64, device=model.device))
     finally:
         model.train(was_training)
