@@ -235,3 +235,26 @@ def test_version_2_of_accelerates_config_is_ours(monkeypatch) -> None:
     check_launcher()
     assert as_launched(section).parallel == "fsdp2"
     assert as_launched(section) is section  # neither accelerate nor transformers sees it any more
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params: expected false, got true"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "train.gradient_checkpointing does the same"),
+        ("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "true", "train.gradient_checkpointing"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision: expected no or bf16, got fp8"),
+    ],
+)
+def test_what_accelerates_config_asks_for_in_vain_is_refused(
+    monkeypatch, variable, value, words
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    for harmless in ("no", "bf16") if "MIXED" in variable else ("false", ""):
+        monkeypatch.setenv(variable, harmless)
+        check_launcher()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as raised:
+        check_launcher()
+    assert words in raised.value.line()

@@ -60,6 +60,11 @@ def _pointer_for_index(place: Path) -> None:
     (place / "model.safetensors.index.json").write_text(POINTER)
 
 
+def _in_parts(place: Path) -> None:
+    (place / "model.safetensors").unlink()
+    (place / "parts").mkdir()
+
+
 def _pointer_for_config(place: Path) -> None:
     (place / "config.json").write_text(POINTER)
 
@@ -86,7 +91,8 @@ def _other_bytes(place: Path) -> None:
     [
         (_adapter, "adapter, not a model"),
         (_pointer, "pointer of git-lfs"),
-        (_no_weights, "no weights"),
+        (_no_weights, "no weights.*git lfs pull"),
+        (_in_parts, "no weights.*parts/.*give `final/`"),
         (_missing_shard, "1 of 2 files of weights are missing.*model-00002-of-00002"),
         (_index_of_nothing, "index of weights is unreadable"),
         (_pointer_for_index, "pointer of git-lfs"),

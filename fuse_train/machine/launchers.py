@@ -24,6 +24,15 @@ _REFUSED = {
 }
 """Variables by which `accelerate launch` passes its config to the processes."""
 
+_FSDP_OPTIONS = {
+    "fsdp_offload_params": "set it to false; more processes or train.lora need less memory",
+    "fsdp_activation_checkpointing": "set it to false; train.gradient_checkpointing does the same",
+    "fsdp_activation_checkpointing_offload": "set it to false; train.gradient_checkpointing computes "
+    "activations again and keeps none",
+}
+"""Options of accelerate's FSDP config that would be left undone, which may then not fit in memory."""
+_PRECISIONS = ("no", "bf16")
+
 _PLAIN = ("NO", "MULTI_GPU", "MULTI_CPU")
 
 
@@ -33,8 +42,8 @@ def check_launcher() -> None:
     FSDP version 2 is no launcher's doing here: see `as_launched`.
 
     Raises:
-        ConfigError: DeepSpeed (ZeRO), FSDP version 1 or the like is asked for, or srun started several
-            processes that were not told their ranks.
+        ConfigError: DeepSpeed (ZeRO), FSDP version 1, an option or precision that is not supported or
+            the like is asked for, or srun started several processes that were not told their ranks.
     """
     tasks = step_task().count
     if tasks > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
@@ -51,6 +60,13 @@ def check_launcher() -> None:
     version = os.environ.get("FSDP_VERSION", "1")
     if _is_on(_FSDP) and version != "2":
         raise _refusal(f"FSDP version {version}", "it would not leave the head whole for the loss")
+    for option, hint in _FSDP_OPTIONS.items():
+        if _is_on(_FSDP) and _is_on(option.upper()):
+            raise _unsupported(option, "false", "true", hint)
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in _PRECISIONS:
+        hint = "set it to no; train.precision says what products are computed in"
+        raise _unsupported("mixed_precision", " or ".join(_PRECISIONS), precision, hint)
 
 
 def _is_on(variable: str) -> bool:
@@ -143,4 +159,14 @@ def _refusal(name: str, reason: str) -> ConfigError:
         expected="distributed_type NO, MULTI_GPU or MULTI_CPU, or FSDP version 2",
         got=name,
         hint="train.parallel: fsdp2 spreads weights, gradients and optimizer over processes",
+    )
+
+
+def _unsupported(option: str, expected: str, got: str, hint: str) -> ConfigError:
+    return ConfigError(
+        "launcher asks for what this trainer does not support",
+        where=f"accelerate config, {option}",
+        expected=expected,
+        got=got,
+        hint=hint,
     )

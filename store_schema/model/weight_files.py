@@ -15,6 +15,7 @@ from store_schema.model.lfs_pointer import FETCH, is_pointer, require_no_pointer
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt")
+_IN_PARTS = "its weights are in `parts/` (train.parallel: fsdp2): give `final/` of that run"
 _INDEX = "*.index.json"
 _ADAPTER = "adapter_config.json"
 _CONFIGS = ("config.json", "generation_config.json")
@@ -65,7 +66,7 @@ def absent_weights(folder: Path) -> ModelError | None:
         "model folder has no weights",
         where=folder,
         expected="model.safetensors, or shards with their index",
-        hint=FETCH,
+        hint=_IN_PARTS if (folder / "parts").is_dir() else FETCH,
     )
 
 
