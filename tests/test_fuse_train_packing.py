@@ -15,6 +15,8 @@ from fuse_train.data.batch import pack, padded_inputs
 from fuse_train.data.stream import SampleStream
 from fuse_train.inputs import open_inputs, stream_options
 from fuse_train.loop.objective import FusionObjective, StepTotals
+from fuse_train.model import packing
+from fuse_train.model.heads import hidden_states
 from fuse_train.model.packing import check_packing
 from store_schema.errors import ConfigError
 from tests.aligned_factory import make_run
@@ -134,6 +136,23 @@ def test_a_model_that_mixes_segments_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="keep packed segments apart"):
         check_packing(Model(), where="blind")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_rounding_to_bfloat16_is_no_leak(tmp_path, monkeypatch, arch) -> None:
+    """Weights that are gathered in bfloat16 (`parallel: fsdp2`) are tested in bfloat16."""
+    folder = tiny_model(tmp_path, arch)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="sdpa", dtype=torch.bfloat16
+    )
+    check_packing(model, where="model")
+
+    def leaking(model, ids, positions=None):
+        return hidden_states(model, ids)
+
+    monkeypatch.setattr(packing, "hidden_states", leaking)
+    with pytest.raises(ConfigError, match="keep packed segments apart"):
+        check_packing(model, where="model")
 
 
 def test_packed_training_is_the_same_training(tmp_path) -> None:
