@@ -43,8 +43,8 @@ from fuse_train.model.target import Target
 from fuse_train.selector_fit.selector_training import new_selector
 from fuse_train.selectors.by_name import learner
 from fuse_train.selectors.kinds.asn import AsnSection
+from fuse_train.sharding.part_files import part_of
 from fuse_train.sharding.root import fill, spread
-from fuse_train.sharding.shard_files import part_of
 from launch.signals import StopFlag
 
 SHAPES = {
