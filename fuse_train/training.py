@@ -29,6 +29,7 @@ from fuse_train.loop.validation import ValidSet, check_valid, load_valid
 from fuse_train.machine.launchers import check_accelerator
 from fuse_train.machine.memory_fit import free_memory
 from fuse_train.machine.precision import resolve_precision
+from fuse_train.machine.processes import connected_state
 from fuse_train.model.models import own_dtype
 from fuse_train.model.target import Target
 from fuse_train.publish.done import DoneRecord, read_done
@@ -88,12 +89,7 @@ def _with_precision(run: RunConfig, section: TrainSection) -> TrainSection:
     """The section with `precision: auto` resolved, alike for all processes and trainings."""
     if section.precision != "auto":
         return section
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    # A process's first PartialState serves all its accelerators, but ignores ACCELERATE_USE_CPU.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    folder = output_folder(run)
+    state, folder = connected_state(), output_folder(run)
     config = transformers_config(run.target, of="target")
     with state.main_process_first():
         record = resolve_precision(folder, config, state.device, writes=state.is_main_process)
@@ -103,6 +99,7 @@ def _with_precision(run: RunConfig, section: TrainSection) -> TrainSection:
 def _accelerator(run: RunConfig, label: str, section: TrainSection) -> Any:
     from accelerate import Accelerator
 
+    connected_state()
     return Accelerator(
         mixed_precision="bf16" if section.precision == "bfloat16" else "no",
         log_with=tracker_names(section) or None,

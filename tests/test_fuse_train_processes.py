@@ -181,6 +181,17 @@ def test_what_all_processes_find_wrong_is_told_once(tmp_path) -> None:
     assert done.stderr.count("error: no plan") == 1
 
 
+def test_processes_wait_longer_for_one_another_than_nccl_does(monkeypatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr("accelerate.PartialState", lambda **options: asked.append(options))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    processes.connected_state()
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    processes.connected_state()
+    assert [options["cpu"] for options in asked] == [True, False]
+    assert all(options["timeout"] == processes.PATIENCE for options in asked)
+
+
 def test_who_tells_before_processes_know_each_other(monkeypatch) -> None:
     assert is_main()
     assert first_to_report("x")

@@ -38,6 +38,7 @@ from fuse_train.loop.likelihood import row_nats
 from fuse_train.loop.objective import FusionObjective
 from fuse_train.loop.schedule import progress_at, steps_in_all
 from fuse_train.loop.validation import load_valid
+from fuse_train.machine.processes import connected_state
 from fuse_train.selector_fit.selector_start import SelectorStart
 from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors.selectors import Selector
@@ -113,7 +114,7 @@ def explain_segment(
     job = job_fingerprint(inputs, "fused", section)
     checkpoint = latest_checkpoint(output_folder(run) / "checkpoints", job)
     chosen = choose_model(inputs, section, model, checkpoint)
-    processes = _processes()
+    processes = connected_state()
     target = load_chosen(run, chosen, inputs.tokenizer, chosen_segment).to(processes.device).eval()
     with stop_on_signals() as stop:
         selector, selector_words = _selector(
@@ -191,15 +192,6 @@ def _sample(inputs: Inputs, section: TrainSection, record: ShardRecord, segment:
             hint="`logitfuse align view` shows the sources' distributions and where they were lost",
         )
     return sample
-
-
-def _processes() -> Any:
-    """This process and its device, as training would have them."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    # A process's first PartialState serves all its accelerators, but ignores ACCELERATE_USE_CPU.
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 # ------------------------------------------------------------------------ the state of the training

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TextIO
 
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one that reads, checks or writes files alone. NCCL's own ten minutes are
+too few for a large model on a slow disk. Of one that has died the launcher ends the others at once."""
 _STORE_PREFIX = "logitfuse/errors/"
 _STORE_S = 10
 
@@ -26,6 +29,17 @@ def process_index() -> int:
 def process_count() -> int:
     """Processes of the training."""
     return _number("WORLD_SIZE", 1)
+
+
+def connected_state() -> Any:
+    """accelerate's PartialState of this process, connected with the others of its training.
+
+    The first one in a process serves all its accelerators, but ignores ACCELERATE_USE_CPU by itself.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 
 def is_main() -> bool:
