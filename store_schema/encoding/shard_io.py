@@ -130,5 +130,6 @@ def _group_metadata() -> bytes:
 
 def _stored_metadata(store: Store) -> bytes:
     found = sync(store.get(_METADATA, default_buffer_prototype()))
-    assert found is not None
+    if found is None:
+        raise TypeError("zarr wrote no metadata")
     return found.to_bytes()
