@@ -5,8 +5,9 @@ prose: in that domain every source is worse than the trained control), `spoiled-
 a source of facts that has learned wrong ones), `real-large` (the models of `make real` on three times
 the text, by two recipes; only for the gain). In each, plain training (the control), ours, MinCE, AvgCE
 and Fusion-X as published, and in the demo ours without its gate, are trained: control and ours by the
-same three recipes, the others by the one that was best for all of them (`OTHERS_AT`). Each is measured
-at the recipe that is best on valid text, document by document on the test split.
+same three recipes, the others by these too, on the demo by the one that was best for all of them
+(`OTHERS_GRIDS`). Each is measured at the recipe that is best on valid text, document by document on the
+test split.
 
     python -m benchmarks.bench_interference --settings demo,spoiled-source
     python -m benchmarks.bench_interference --seeds 1    # one process for each seed: each is one thread

@@ -116,7 +116,8 @@ class ScheduledQueue(ShardQueue):
     """
 
     def __init__(self, part: Part, shards: Sequence[ShardRecord], store: StoreWriter) -> None:
-        assert part.scheduler_fds is not None
+        if part.scheduler_fds is None:
+            raise TypeError("no scheduler to ask")
         super().__init__(part, shards, store)
         self._shards = shards
         self._read_fd, self._write_fd = part.scheduler_fds

@@ -5,8 +5,8 @@ their distribution, few enough to locate damage. All chunks of an array form one
 is one object, since object stores charge and take time for each object. A shard of the plan is
 written by one writer into a folder of its own.
 
-The bytes are put together here, so that all objects can be written at once: a shard of some ten
-thousand positions takes zarr several times as long, most of it between its layers. They are the same as
+The bytes are put together here, so that all objects can be written at once: with a shard of some ten
+thousand positions zarr spends more time between its layers than in the codec. They are the same as
 zarr's, byte for byte (tested), and zarr itself writes the metadata that they are filled into.
 """
 
