@@ -70,10 +70,15 @@ def write_run_files(setting: Setting, data: Data) -> None:
         path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
 
 
-def prepare(setting: Setting, data: Data) -> None:
-    """Make inputs, corpus, plan and stores, and estimate the pools; what is there is left."""
+def make_inputs(data: Data) -> None:
+    """Make models and texts; what is there is left."""
     for command in data.commands:
         subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def prepare(setting: Setting, data: Data) -> None:
+    """Make inputs, corpus, plan and stores, and estimate the pools; what is there is left."""
+    make_inputs(data)
     for stage in STAGES if data.commands else ():
         recipes.run_module(["logitfuse", *stage, str(data.run_file)])
     recipes.run_module(["logitfuse", "eval", "pool", str(setting.run_file(data))])
@@ -93,10 +98,11 @@ def copy_kept(folder: Path, target: Path, names: Sequence[str] = KEPT_FILES) -> 
 
 
 def resolve_precision(data: Data, kept: Path) -> str:
-    """Precision of all trainings on the data, measured once."""
+    """Precision of all trainings on the data, measured once; the target is made first."""
     path, name = data.work / "precision.txt", data.work.name
     copy_kept(kept / name, data.work, [path.name])
     if not path.is_file():
+        make_inputs(data)
         config = transformers_config(load_run(data.run_file).target, of="target")
         path.write_text(choose_precision(config, bpb.device_of(None)).precision)
     copy_kept(data.work, kept / name, [path.name])
