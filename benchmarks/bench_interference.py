@@ -143,7 +143,7 @@ def train(setting: Setting, data: Data, text: TestText, recipe: Recipe, place: P
         place.folder.parent,
         name,
         place.overrides,
-        text.score,
+        text.score_final,
     )
     copy_kept(place.folder, place.kept)
     return recipes.mean(recipes.best_evaluation(evaluations)[1])

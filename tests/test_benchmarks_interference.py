@@ -351,7 +351,7 @@ def test_toy_pass_and_resume(
     for folder in trainings:
         assert {path.name for path in folder.iterdir()} >= {
             "recipe.json",
-            "test.json",
+            "scores.json",
             "valid.json",
         }
         assert not (folder / "final").exists()

@@ -35,6 +35,7 @@ ORDER = {
             "fingerprint",
             "paths",
             "validation",
+            "yaml_file",
             "compiled",
             "config",
             "registry",
