@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fuse_eval.study.config import load_study
-from fuse_eval.study.grid import cells_of
+from fuse_eval.study.grid import cells_of, place_of
 from fuse_eval.study.records import read_record
 from store_schema.errors import ConfigError
 from tests.command import ok, refused
@@ -27,6 +27,7 @@ def study_file(folder: Path, run: Path, **changed: Any) -> Path:
     content = {
         "name": "tiny",
         "study_dir": str(folder / "study"),
+        "results_dir": str(folder / "results"),
         "control": "control",
         "ours": "ours",
         "interference_against": "min_ce",
@@ -37,7 +38,8 @@ def study_file(folder: Path, run: Path, **changed: Any) -> Path:
                 "seeds": [0, 1],
                 "tune": [{"train.lr": 0.001}, {"train.lr": 0.003}],
                 "set": {"evaluate.pool_selectors": ["uniform"]},
-            }
+            },
+            "less": {"like": "toy", "sources": ["prose", "facts"], "rows": ["control", "ours"]},
         },
         "rows": {
             "target before": {"model": "target", "group": "as they are"},
@@ -71,7 +73,7 @@ def test_every_row_is_in_the_table_beside_the_control(studied: tuple[Path, str])
     file, said = studied
     for title in ("plain training", "ours", "min_ce", "without code", "target before"):
         assert title in said
-    record = json.loads((file.parent / "study/study.json").read_text())
+    record = json.loads((file.parent / "results/study.json").read_text())
     rows = record["settings"]["toy"]["rows"]
     assert set(rows) == set(load_study(file).rows)
     assert all(row["seeds"] == [0, 1] for row in rows.values())
@@ -87,9 +89,9 @@ def test_weights_are_gone_and_scores_are_kept(studied: tuple[Path, str]) -> None
     file, _ = studied
     study = load_study(file)
     for seed in (0, 1):
-        for cell in cells_of(study, "toy", seed):
+        for cell in cells_of(study, place_of(study, "toy", seed)):
             for recipe in cell.recipes:
-                assert read_record(recipe.folder) is not None
+                assert read_record(recipe.results) is not None
                 assert not (recipe.folder / "final").exists()
                 assert not (recipe.folder / "checkpoints").exists()
 
@@ -101,14 +103,39 @@ def test_seeds_share_data_where_nothing_names_the_seed(studied: tuple[Path, str]
 
 def test_a_row_that_is_tuned_as_another_takes_its_best_recipe(studied: tuple[Path, str]) -> None:
     file, _ = studied
-    rows = json.loads((file.parent / "study/study.json").read_text())["settings"]["toy"]["rows"]
+    rows = json.loads((file.parent / "results/study.json").read_text())["settings"]["toy"]["rows"]
     assert rows["without code"]["tuning"] == rows["ours"]["tuning"]
+
+
+def test_a_setting_like_another_has_its_data_and_its_plain_training(
+    studied: tuple[Path, str],
+) -> None:
+    file, _ = studied
+    record = json.loads((file.parent / "results/study.json").read_text())["settings"]
+    assert set(record["less"]["rows"]) == {"control", "ours"}
+    assert record["less"]["rows"]["control"]["bpb"] == record["toy"]["rows"]["control"]["bpb"]
+    assert record["less"]["rows"]["ours"]["bpb"] != record["toy"]["rows"]["ours"]["bpb"]
+    less, more = (record[name]["pools"]["uniform"] for name in ("less", "toy"))
+    assert less != more
+    assert not (file.parent / "study/less/data").exists()
+
+
+def test_results_alone_are_shown(studied: tuple[Path, str], tmp_path: Path) -> None:
+    file, said = studied
+    content = yaml.safe_load(file.read_text())
+    shutil.copytree(file.parent / "results", tmp_path / "results")
+    content |= {"study_dir": str(tmp_path / "study"), "results_dir": str(tmp_path / "results")}
+    other = tmp_path / "study.yaml"
+    other.write_text(yaml.safe_dump(content, sort_keys=False))
+    shown = ok("study", "run", other)  # all is done: nothing is made
+    assert shown.splitlines()[:-1] == said.splitlines()[:-1]
+    assert not list((tmp_path / "study").rglob("manifest.json"))
 
 
 def test_again_nothing_is_trained(studied: tuple[Path, str]) -> None:
     file, said = studied
     logs = {path: path.stat().st_mtime_ns for path in file.parent.rglob("train_steps.jsonl")}
-    assert len(logs) == 2 * (3 * 2 + 1)
+    assert len(logs) == 2 * (3 * 2 + 1 + 2)  # the control of `less` is that of `toy`
     assert ok("study", "run", file) == said
     assert {path: path.stat().st_mtime_ns for path in logs} == logs
     planned = ok("study", "plan", file)
@@ -118,10 +145,11 @@ def test_again_nothing_is_trained(studied: tuple[Path, str]) -> None:
 def test_what_is_lost_is_trained_again_to_the_same_scores(studied: tuple[Path, str]) -> None:
     file, _ = studied
     study = load_study(file)
-    cell = next(c for c in cells_of(study, "toy", 1) if c.name == "min_ce")
-    folder = cell.recipes[0].folder
+    cell = next(c for c in cells_of(study, place_of(study, "toy", 1)) if c.name == "min_ce")
+    folder = cell.recipes[0].results
     before = read_record(folder)
     shutil.rmtree(folder)
+    shutil.rmtree(cell.recipes[0].folder)
     assert "8 of 9" in ok("study", "plan", file)
     ok("study", "run", file, "--setting", "toy", "--seed", "1")
     after = read_record(folder)
@@ -132,7 +160,7 @@ def test_what_is_lost_is_trained_again_to_the_same_scores(studied: tuple[Path, s
 
 def test_the_page_loads_nothing_and_says_the_verdict_first(studied: tuple[Path, str]) -> None:
     file, _ = studied
-    page = (file.parent / "study/index.html").read_text()
+    page = (file.parent / "results/index.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert page.index("verdict") < page.index("<table")
     assert "plain training" in page
@@ -140,12 +168,10 @@ def test_the_page_loads_nothing_and_says_the_verdict_first(studied: tuple[Path, 
 
 def test_workers_share_the_trainings(tmp_path: Path, studied: tuple[Path, str]) -> None:
     file, _ = studied
-    content = yaml.safe_load(file.read_text()) | {"study_dir": str(tmp_path / "study")}
-    for kept in ("data", "text.json"):
-        place = tmp_path / "study/toy" / kept
-        place.parent.mkdir(parents=True, exist_ok=True)
-        source = file.parent / "study/toy" / kept
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, place)
+    content = yaml.safe_load(file.read_text())
+    content |= {"study_dir": str(tmp_path / "study"), "results_dir": None}
+    shutil.copytree(file.parent / "study/toy/data", tmp_path / "study/toy/data")
+    del content["settings"]["less"]
     content["settings"]["toy"]["seeds"] = [0]
     content["settings"]["toy"]["tune"] = [{}]
     other = tmp_path / "study.yaml"
@@ -172,6 +198,12 @@ def test_workers_share_the_trainings(tmp_path: Path, studied: tuple[Path, str]) 
         ),
         ({"split": 3}, "split"),
         ({"settings": {}}, "settings"),
+        ({"settings": {"a": {}}}, "either `run` or `like`"),
+        (
+            {"settings": {"a": {"run": "r"}, "b": {"like": "c"}}},
+            "'b' is like 'c', which has no run",
+        ),
+        ({"settings": {"a": {"run": "r"}, "b": {"like": "a", "seeds": [1]}}}, "seeds is that of"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(

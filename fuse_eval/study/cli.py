@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,39 +48,23 @@ def study_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-def _places(
-    loaded: StudyConfig, settings: Sequence[str], seeds: Sequence[int]
-) -> list[tuple[str, int]]:
-    """The seeds of settings that are asked for, with rows that are checked."""
-    from fuse_eval.study.grid import check_rows, settings_of
-
-    places = [
-        (name, seed)
-        for name, setting in settings_of(loaded, settings).items()
-        for seed in setting.seeds
-        if not seeds or seed in seeds
-    ]
-    for name, seed in places:
-        check_rows(loaded, name, seed)
-    return places
-
-
 @study.command("plan")
 @study_options
 def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -> None:
     """Check the study and its rows, and show what is done and left."""
     from fuse_eval.study.config import load_study
+    from fuse_eval.study.grid import checked_places
     from fuse_eval.study.results import progress_of
 
     loaded = load_study(file)
     rows, left_s, unknown = [], 0.0, False
-    for name, seed in _places(loaded, settings, seeds):
-        found = progress_of(loaded, name, seed)
+    for place in checked_places(loaded, settings, seeds):
+        found = progress_of(loaded, place)
         left = found.seconds_left
         unknown |= left is None
         left_s += left or 0.0
         shown = "?" if left is None else duration_text(left)
-        rows.append((name, seed, f"{found.done} of {found.total}", shown))
+        rows.append((place.setting, place.seed, f"{found.done} of {found.total}", shown))
     click.echo("\n".join(table(("setting", "seed", "done", "left"), rows)))
     if not unknown:
         click.echo(f"left: {duration_text(left_s)} of training, on one machine like the one so far")
@@ -109,30 +93,27 @@ def run_command(
     set_up_logging()
     part = parse_worker(worker)
     from fuse_eval.study.config import load_study
-    from fuse_eval.study.grid import data_of
+    from fuse_eval.study.grid import checked_places
     from fuse_eval.study.results import progress_of
-    from fuse_eval.study.work import make_data, run_seed
+    from fuse_eval.study.work import make_data, run_place
 
     loaded = load_study(file)
-    places = _places(loaded, settings, seeds)
+    places = checked_places(loaded, settings, seeds)
     with stop_on_signals() as stop:
-        made = set()
-        for name, seed in places:
-            data = data_of(loaded, name, seed)
-            if data.folder not in made:
-                click.echo(f"{name}, seed {seed}: data in {data.folder}", err=True)
-                make_data(loaded, data, stop)
-                made.add(data.folder)
-        for name, seed in () if data_only else places:
-            for done in run_seed(loaded, name, seed, part, stop):
+        for place in places:
+            title = f"{place.setting}, seed {place.seed}"
+            click.echo(f"{title}: data in {place.data.folder}", err=True)
+            make_data(loaded, place, stop)
+            for done in () if data_only else run_place(loaded, place, part, stop):
                 score = "" if done.bpb is None else f": {done.bpb:.4f} bits per byte (valid)"
                 spent = f", {duration_text(done.seconds)}" if done.seconds > 1 else ""
-                click.echo(f"{name}, seed {seed}, {done.title}{score}{spent}", err=True)
+                click.echo(f"{title}, {done.title}{score}{spent}", err=True)
     if data_only:
         return
-    left = [p.total - p.done for p in (progress_of(loaded, *place) for place in places)]
-    if sum(left):
-        click.echo(f"{sum(left)} trainings are other workers'; run again when they have ended")
+    progress = [progress_of(loaded, place) for place in places]
+    left = sum(found.total - found.done for found in progress)
+    if left:
+        click.echo(f"{left} trainings are other workers'; run again when they have ended")
     else:
         click.echo(_shown(loaded, as_json=False))
 
@@ -154,7 +135,7 @@ def _shown(loaded: StudyConfig, *, as_json: bool) -> str:
     from store_schema.disk.location import open_location
 
     record: dict[str, Any] = study_record(loaded)
-    location = open_location(str(loaded.folder))
+    location = open_location(str(loaded.results))
     content = json.dumps(record, ensure_ascii=False, allow_nan=False)
     location.write_atomic(RECORD_FILE, content.encode() + b"\n")
     location.write_atomic(MARKDOWN_FILE, markdown(loaded, record).encode())

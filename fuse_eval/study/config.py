@@ -59,8 +59,11 @@ class Row(StrictModel):
 class Setting(StrictModel):
     """Sources, target and text. Stores are made once and serve all rows."""
 
-    run: PathText
+    run: PathText | None = None
     """The run file that all rows start from."""
+    like: str | None = None
+    """Another setting whose run, data, seeds, recipes and rows it has, but for the sources, recipes and
+    rows given here. Rows that are the same in both are trained once."""
     prepare: tuple[tuple[str, ...], ...] = ()
     """Commands that make the run's inputs, as words; `python` is the running one. `{folder}` is the
     folder of the setting's data, `{seed}` the seed."""
@@ -76,6 +79,8 @@ class Setting(StrictModel):
     of domains on the validation split."""
     rows: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Rows that are trained here; None takes all."""
+    tuned_as: dict[str, str] = Field(default_factory=dict)
+    """Rows that here take the best recipe of another one, as with `tuned_as` of a row."""
 
     @field_validator("seeds")
     @classmethod
@@ -83,6 +88,15 @@ class Setting(StrictModel):
         if len(set(seeds)) != len(seeds) or min(seeds) < 0:
             raise ValueError("seeds are different numbers from 0")
         return seeds
+
+    @model_validator(mode="after")
+    def _one_run(self) -> Self:
+        if (self.run is None) == (self.like is None):
+            raise ValueError("either `run` or `like` is given")
+        given = self.model_fields_set & {"prepare", "set", "seeds"}
+        if self.like is not None and given:
+            raise ValueError(f"{sorted(given)[0]} is that of setting {self.like!r}")
+        return self
 
     @property
     def data_by_seed(self) -> bool:
@@ -97,6 +111,9 @@ class StudyConfig(StrictModel):
     """Name of the study and of its folder."""
     study_dir: PathText | None = None
     """Folder of everything that the study makes; None means runs/<name>."""
+    results_dir: PathText | None = None
+    """Folder of scores, records and tables, some 100 kB a training; None means study_dir. All that
+    `study show` reads is there."""
     split: str = Field(default="test", min_length=1)
     """Split that all rows are compared on."""
     settings: dict[str, Setting] = Field(min_length=1)
@@ -121,10 +138,31 @@ class StudyConfig(StrictModel):
         """Where everything goes."""
         return Path(self.study_dir or f"runs/{self.name}")
 
+    @property
+    def results(self) -> Path:
+        """Where what is kept goes."""
+        return self.folder if self.results_dir is None else Path(self.results_dir)
+
+    def data_name(self, setting: str) -> str:
+        """The setting whose data a setting has: itself, or the one that it is like."""
+        return self.settings[setting].like or setting
+
+    def setting(self, name: str) -> Setting:
+        """A setting with all that it has of another one."""
+        own = self.settings[name]
+        if own.like is None:
+            return own
+        given = {field: getattr(own, field) for field in own.model_fields_set - {"like"}}
+        return self.settings[own.like].model_copy(update=given)
+
     def rows_of(self, setting: str) -> dict[str, Row]:
         """Rows of one setting, in order."""
-        wanted = self.settings[setting].rows
-        return {name: row for name, row in self.rows.items() if wanted is None or name in wanted}
+        own = self.setting(setting)
+        return {
+            name: row.model_copy(update={"tuned_as": own.tuned_as.get(name, row.tuned_as)})
+            for name, row in self.rows.items()
+            if own.rows is None or name in own.rows
+        }
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
@@ -137,17 +175,19 @@ class StudyConfig(StrictModel):
         for name in filter(None, (self.control, self.ours)):
             if self.rows[name].model is not None:
                 raise ValueError(f"row {name!r} is compared with as a training, so it needs one")
-        for name in self.settings:
+        for name, own in self.settings.items():
+            if own.like is not None and getattr(self.settings.get(own.like), "run", None) is None:
+                raise ValueError(f"setting {name!r} is like {own.like!r}, which has no run file")
             rows = self.rows_of(name)
             if self.control not in rows:
                 raise ValueError(f"setting {name!r} lacks the control, row {self.control!r}")
-            tuned = {key for recipe in self.settings[name].tune for key in recipe}
+            tuned = {key for recipe in self.setting(name).tune for key in recipe}
             for row, content in rows.items():
                 both = sorted(tuned & content.set.keys())
                 if both:
                     raise ValueError(f"row {row!r} sets {both[0]}, which setting {name!r} tunes")
                 of = content.tuned_as
-                if of is not None and (of not in rows or not _is_tuned(self.rows[of])):
+                if of is not None and (of not in rows or not _is_tuned(rows[of])):
                     raise ValueError(
                         f"row {row!r} is tuned as {of!r}, which is no row of setting {name!r} that is "
                         "tuned itself"
@@ -167,6 +207,7 @@ def _rows_named(study: StudyConfig) -> Iterator[tuple[str, str]]:
             yield key, name
     for setting, content in study.settings.items():
         yield from ((f"settings.{setting}.rows", name) for name in content.rows or ())
+        yield from ((f"settings.{setting}.tuned_as", name) for name in content.tuned_as)
 
 
 def load_study(path: str | Path) -> StudyConfig:

@@ -301,12 +301,17 @@ def _add_gaps(study: StudyConfig, rows: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _pools(seeds: Sequence[SeedResult]) -> dict[str, dict[str, float]]:
-    """Pools of the aligned sources, mean of the seeds."""
+    """Pools of the aligned sources by selector, and the target before training, mean of the seeds.
+
+    They are of the rows that every source has a distribution for.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for seen in seeds:
-        for name, by_domain in seen.pools.items():
-            for domain, value in by_domain.items():
-                found.setdefault(name, {}).setdefault(domain, []).append(value)
+        if seen.pool:
+            pools = {**seen.pool["pool_bpb"], "target": seen.pool["target_bpb"]}
+            for name, by_domain in pools.items():
+                for domain, value in by_domain.items():
+                    found.setdefault(name, {}).setdefault(domain, []).append(value)
     return {
         name: {domain: float(np.mean(values)) for domain, values in by_domain.items()}
         for name, by_domain in found.items()

@@ -99,7 +99,7 @@ def read_record(folder: Path) -> TrainingRecord | None:
 
 def best_of(recipes: Iterable[Recipe]) -> tuple[Recipe, TrainingRecord] | None:
     """The recipe that is best on the validation split; None where one is not trained yet."""
-    found = [(recipe, read_record(recipe.folder)) for recipe in recipes]
+    found = [(recipe, read_record(recipe.results)) for recipe in recipes]
     done = [(recipe, record) for recipe, record in found if record is not None]
     if len(done) < len(found) or not done:
         return None

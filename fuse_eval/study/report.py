@@ -7,6 +7,7 @@ from typing import Any
 
 from fuse_eval.study.config import StudyConfig
 from fuse_eval.study.figures import setting_record
+from fuse_eval.study.grid import place_of
 from fuse_eval.study.results import seed_result
 from fuse_eval.study.tables import baselines_grid, markdown_table, settings_grid, text_table
 from fuse_eval.study.verdict import notes, verdict
@@ -21,8 +22,9 @@ def study_record(study: StudyConfig) -> dict[str, Any]:
         MissingError: The control is trained in no setting yet.
     """
     settings = {}
-    for name, setting in study.settings.items():
-        seen = [seed_result(study, name, seed) for seed in setting.seeds]
+    for name in study.settings:
+        places = [place_of(study, name, seed) for seed in study.setting(name).seeds]
+        seen = [seed_result(study, place) for place in places]
         there = [result for result in seen if result is not None]
         if there:
             settings[name] = setting_record(study, name, there)

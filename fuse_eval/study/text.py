@@ -10,8 +10,6 @@ import numpy as np
 
 from fuse_eval import bpb
 from fuse_eval.interference.blocks import Blocks, block_sizes
-from fuse_eval.study.config import StudyConfig
-from fuse_eval.study.grid import Data
 from launch.signals import StopFlag
 from store_schema.config import ModelRef, RunConfig, StrictModel
 from store_schema.disk.location import open_location
@@ -19,12 +17,12 @@ from store_schema.errors import MismatchError
 from store_schema.plan.run_plan import open_plan
 from store_schema.text.tokenizer import SegmentTokenizer
 
-SCORES_FILE, TEXT_FILE = "scores.json", "text.json"
+SCORES_FILE = "scores.json"
 _BATCH_TOKENS = 8192
 
 
 class TextRecord(StrictModel):
-    """text.json: the scored blocks of a split, the same for all rows."""
+    """The scored blocks of a split, the same for all rows."""
 
     request_fingerprint: str
     """Of what is scored beside the model, which is not kept."""
@@ -71,12 +69,6 @@ def made_record(run: RunConfig, split: str) -> TextRecord:
         starts=tuple(text.starts.tolist()),
         block_ends=tuple(tuple(ends.tolist()) for ends in text.block_ends),
     )
-
-
-def text_file(study: StudyConfig, data: Data) -> Path:
-    """Where the record of a setting's text is kept: what is shown later needs no models."""
-    name = TEXT_FILE if data.seed is None else f"seed-{data.seed}.{TEXT_FILE}"
-    return study.folder / data.setting / name
 
 
 class StudyText:

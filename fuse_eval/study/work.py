@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fuse_eval import bpb
 from fuse_eval.study.config import Row, StudyConfig
-from fuse_eval.study.grid import RUN_FILE, Cell, Data, Recipe, cells_of
+from fuse_eval.study.grid import RUN_FILE, Cell, Place, Recipe, cells_of, pool_run
 from fuse_eval.study.records import (
     TrainingRecord,
     cell_recipes,
@@ -18,56 +18,56 @@ from fuse_eval.study.records import (
     read_record,
     write_record,
 )
+from fuse_eval.study.results import progress_of
 from fuse_eval.study.stages import LOG_FILE, run_command
-from fuse_eval.study.text import SCORES_FILE, StudyText, text_file
+from fuse_eval.study.text import SCORES_FILE, StudyText
+from fuse_eval.summary import POOL_FILE, REPORT_FOLDER
 from launch.signals import StopFlag
 from launch.work import Worker
 from store_schema.config import ModelRef, RunConfig
 
-DATA_STAGES = (("corpus", "build"), ("extract", "plan"), ("extract", "run"), ("align", "run"))
-POOL_STAGE = ("eval", "pool")
+LOGITFUSE = ("python", "-m", "logitfuse")
+STAGES = (("corpus", "build"), ("extract", "plan"), ("extract", "run"), ("align", "run"))
 DROPPED = ("checkpoints", "final", "pairs", "control")
 """Folders of a training that are removed once it is scored: large, and of no use for the comparison."""
 
 
-def text_of(study: StudyConfig, data: Data) -> StudyText:
-    """The text that a setting's rows are scored on.
+def make_data(study: StudyConfig, place: Place, stop: StopFlag) -> None:
+    """Make inputs, corpus, plan and stores, and estimate the pools; what is there is left.
 
-    Raises:
-        MissingError: The setting's plan is not there.
+    Nothing is made where all that is read later is kept.
     """
-    return StudyText(data.run, study.split, text_file(study, data))
-
-
-def make_data(study: StudyConfig, data: Data, stop: StopFlag) -> None:
-    """Make inputs, corpus, plan and stores, and estimate the pools; what is there is left."""
+    data, kept = place.data, place.pool(study.results) / POOL_FILE
+    progress = progress_of(study, place)
+    if kept.is_file() and data.text_file.is_file() and progress.done == progress.total:
+        return
     run_file, log = data.write(), data.folder / LOG_FILE
     for command in data.commands:
         run_command(command, log, stop)
-    for stage in (*DATA_STAGES, POOL_STAGE):
-        run_command(["python", "-m", "logitfuse", *stage, str(run_file)], log, stop)
-    text_of(study, data)
-
-
-def align_own(recipe: Recipe, stop: StopFlag) -> None:
-    """Align the stores in the recipe's way, where the setting's alignment is another."""
-    if recipe.run.aligned_dir is not None:
-        words = ["python", "-m", "logitfuse", "align", "run", str(recipe.folder / RUN_FILE)]
-        run_command(words, recipe.folder / LOG_FILE, stop)
+    for stage in STAGES:
+        run_command([*LOGITFUSE, *stage, str(run_file)], log, stop)
+    StudyText(data.run, study.split, data.text_file)
+    if not kept.is_file():
+        run, folder = pool_run(study, place), place.pool(study.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN_FILE).write_text(run.resolved(), encoding="utf-8")
+        run_command([*LOGITFUSE, "eval", "pool", str(folder / RUN_FILE)], log, stop)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / REPORT_FOLDER / POOL_FILE, kept)
 
 
 def train(study: StudyConfig, recipe: Recipe, text: StudyText, stop: StopFlag) -> TrainingRecord:
     """Train and score one recipe, unless that was done."""
-    found = read_record(recipe.folder)
+    found = read_record(recipe.results)
     if found is None:
-        path = recipe.write()
-        align_own(recipe, stop)
-        words = [*study.train_with, "train", "run", str(path)]
-        run_command(words, recipe.folder / LOG_FILE, stop)
+        path, log = recipe.write(), recipe.folder / LOG_FILE
+        if recipe.run.aligned_dir is not None:
+            run_command([*LOGITFUSE, "align", "run", str(path)], log, stop)
+        run_command([*study.train_with, "train", "run", str(path)], log, stop)
         ref = bpb.checkpoint_ref(recipe.folder / "final", recipe.run.target)
-        text.score(ref, recipe.folder, stop)
+        text.score(ref, recipe.results, stop)
         found = made_record(recipe)
-        write_record(recipe.folder, found)
+        write_record(recipe.results, found)
     for name in DROPPED:
         shutil.rmtree(recipe.folder / name, ignore_errors=True)
     return found
@@ -81,6 +81,13 @@ def model_of(run: RunConfig, row: Row) -> tuple[ModelRef, str]:
     if row.model in run.sources:
         return run.sources[row.model], row.model
     return bpb.checkpoint_ref(Path(row.model), run.target), "target"
+
+
+def score_model(cell: Cell, text: StudyText, stop: StopFlag) -> None:
+    """Score a model that is there already, unless that was done."""
+    if not (cell.model_results / SCORES_FILE).is_file():
+        ref, tokenizer = model_of(cell.place.data.run, cell.row)
+        text.score(ref, cell.model_results, stop, tokenizer=tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +105,7 @@ class Done:
     seconds: float
 
 
-def run_seed(
-    study: StudyConfig, setting: str, seed: int, worker: Worker, stop: StopFlag
-) -> Iterator[Done]:
+def run_place(study: StudyConfig, place: Place, worker: Worker, stop: StopFlag) -> Iterator[Done]:
     """Do this worker's part of one seed of a setting, row by row.
 
     Rows that are tuned as others come last. Those whose recipe other workers have not found yet are
@@ -111,9 +116,9 @@ def run_seed(
         CommandError: A training failed.
         Stopped: On a signal; what is scored stays.
     """
-    cells = cells_of(study, setting, seed)
+    cells = cells_of(study, place)
     by_name = {cell.name: cell for cell in cells}
-    data, text = cells[0].data, text_of(study, cells[0].data)
+    text = StudyText(place.data.run, study.split, place.data.text_file)
     number = 0
     for cell in cells:
         # Asked when it is its turn: the row that it is tuned as is done by then, or another's.
@@ -128,13 +133,6 @@ def run_seed(
                 title = " ".join(filter(None, (cell.name, recipe.title)))
                 yield Done(title, record.best, time.monotonic() - started)
             elif cell.row.model is not None:
-                score_model(cell, data, text, stop)
+                score_model(cell, text, stop)
                 yield Done(cell.name, None, time.monotonic() - started)
             stop.progressed = True
-
-
-def score_model(cell: Cell, data: Data, text: StudyText, stop: StopFlag) -> None:
-    """Score a model that is there already, unless that was done."""
-    if not (cell.model_folder / SCORES_FILE).is_file():
-        ref, tokenizer = model_of(data.run, cell.row)
-        text.score(ref, cell.model_folder, stop, tokenizer=tokenizer)
