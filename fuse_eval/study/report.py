@@ -36,7 +36,7 @@ def study_record(study: StudyConfig) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "by": __version__,
         "settings": settings,
-        "study": study.model_dump(mode="json"),
+        "study": study.model_dump(mode="json", exclude_unset=True),
     }
 
 
