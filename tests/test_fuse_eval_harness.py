@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.environments import UnavailableError, environment, packages_of
 from fuse_eval.harness.figures import example_scores, metrics_of, paired_difference
 from tests import eval_run
 from tests.command import ok, refused
 
-pytest.importorskip("lm_eval")
+VERSION = "0.4.13"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and its datasets
 
 QUESTIONS = [(f"def f{i}(a): return ", i % 2) for i in range(10)]
 CHOICES = ("a", "None")
+
+
+@pytest.fixture(scope="module")
+def package() -> Iterator[None]:
+    """lm-evaluation-harness behind our packages: what it needs would slow every other test's start."""
+    try:
+        python = environment("lm-eval", VERSION, "lm_eval")
+    except UnavailableError as error:
+        if os.environ.get("LOGITFUSE_REQUIRE_MERGEKIT"):
+            raise
+        pytest.skip(f"no lm-eval: {error}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(packages_of(python))])
+        yield
 
 
 def write_task(folder: Path, name: str, **changed: Any) -> None:
@@ -49,6 +67,7 @@ def write_task(folder: Path, name: str, **changed: Any) -> None:
 
 @pytest.fixture(scope="module")
 def evaluated(
+    package: None,
     tmp_path_factory: pytest.TempPathFactory,
     tiny_models: dict[str, Path],
     sample_texts: dict[str, list[str]],
@@ -166,12 +185,12 @@ def test_bad_input_is_one_line(
     chat = ("--set", "evaluate.harness.chat_template=true")
     told = refused("eval", "harness", file, "--tasks", "first", *chat)
     assert "target_before has no chat template" in told
-    from fuse_eval.harness import package
+    from fuse_eval.harness import package as harness
 
     def absent(name: str) -> str:
-        raise package.PackageNotFoundError(name)
+        raise harness.PackageNotFoundError(name)
 
-    monkeypatch.setattr(package, "version", absent)
+    monkeypatch.setattr(harness, "version", absent)
     told = refused("eval", "harness", file, "--tasks", "first")
     assert "pip install 'logitfuse[harness]'" in told
 
