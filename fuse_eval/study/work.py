@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fuse_eval import bpb
 from fuse_eval.study.config import Row, StudyConfig
-from fuse_eval.study.grid import RUN_FILE, Cell, Place, Recipe, cells_of, pool_run
+from fuse_eval.study.grid import RUN_FILE, Cell, Data, Place, Recipe, cells_of, pool_run
 from fuse_eval.study.records import (
     TrainingRecord,
     cell_recipes,
@@ -22,6 +22,7 @@ from fuse_eval.study.results import progress_of
 from fuse_eval.study.stages import LOG_FILE, run_command
 from fuse_eval.study.text import SCORES_FILE, StudyText
 from fuse_eval.summary import POOL_FILE, REPORT_FOLDER
+from fuse_train.machine.precision import PRECISION_FILE
 from launch.signals import StopFlag
 from launch.work import Worker
 from store_schema.config import ModelRef, RunConfig
@@ -56,14 +57,22 @@ def make_data(study: StudyConfig, place: Place, stop: StopFlag) -> None:
         shutil.copyfile(folder / REPORT_FOLDER / POOL_FILE, kept)
 
 
-def train(study: StudyConfig, recipe: Recipe, text: StudyText, stop: StopFlag) -> TrainingRecord:
+def train(
+    study: StudyConfig, data: Data, recipe: Recipe, text: StudyText, stop: StopFlag
+) -> TrainingRecord:
     """Train and score one recipe, unless that was done."""
     found = read_record(recipe.results)
     if found is None:
         path, log = recipe.write(), recipe.folder / LOG_FILE
+        # Measured once: trainings that are compared have one precision.
+        measured = data.text_file.with_suffix(f".{PRECISION_FILE}")
+        if measured.is_file():
+            shutil.copyfile(measured, recipe.folder / PRECISION_FILE)
         if recipe.run.aligned_dir is not None:
             run_command([*LOGITFUSE, "align", "run", str(path)], log, stop)
         run_command([*study.train_with, "train", "run", str(path)], log, stop)
+        if (recipe.folder / PRECISION_FILE).is_file() and not measured.is_file():
+            shutil.copyfile(recipe.folder / PRECISION_FILE, measured)
         ref = bpb.checkpoint_ref(recipe.folder / "final", recipe.run.target)
         text.score(ref, recipe.results, stop)
         found = made_record(recipe)
@@ -129,7 +138,7 @@ def run_place(study: StudyConfig, place: Place, worker: Worker, stop: StopFlag) 
             if not mine:
                 continue
             if recipe is not None:
-                record = train(study, recipe, text, stop)
+                record = train(study, place.data, recipe, text, stop)
                 title = " ".join(filter(None, (cell.name, recipe.title)))
                 yield Done(title, record.best, time.monotonic() - started)
             elif cell.row.model is not None:
