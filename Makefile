@@ -202,7 +202,7 @@ types: $(TOOLS)
 
 # The documentation as a site, in build/site; a link that leads nowhere is an error.
 docs: $(TOOLS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "docs: build/site/index.html"
 
 # Two processes of one thread each: small tensors gain nothing from more threads, and OpenMP threads

@@ -38,16 +38,34 @@ def _loaded(name: str) -> ModuleType:
 configuration = _loaded("configuration")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(folder: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    """As `make docs` builds, into a folder of its own. --quiet would hide warnings from --strict."""
     pytest.importorskip("material", reason="needs the extra `docs`")
-    folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder, *map(str, options)],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = built(folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.mark.parametrize("link", ["other.md", "index.md#no-such", "/index.html"])
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path, link: str) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"# Page\n\n[link]({link})\n")
+    config = tmp_path / "mkdocs.yml"
+    inherited = f"INHERIT: {REPOSITORY / 'mkdocs.yml'}\ndocs_dir: docs\nhooks: []\nextra_css: []\n"
+    config.write_text(inherited + "nav: [index.md]\nexclude_docs: ''\nnot_in_nav: ''\n")
+    done = built(tmp_path / "site", "--config-file", config)
+    assert done.returncode == 1
+    assert link.partition("#")[2] in done.stderr
+    assert "Aborted with 1 warnings in strict mode" in done.stderr
 
 
 def test_every_key_of_the_run_file_is_explained() -> None:
