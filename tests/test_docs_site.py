@@ -64,8 +64,9 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path, link: str) -> Non
     config.write_text(inherited + "nav: [index.md]\nexclude_docs: ''\nnot_in_nav: ''\n")
     done = built(tmp_path / "site", "--config-file", config)
     assert done.returncode == 1
-    assert link.partition("#")[2] in done.stderr
-    assert "Aborted with 1 warnings in strict mode" in done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1
+    assert f"'{link}'" in warnings[0]
 
 
 def test_every_key_of_the_run_file_is_explained() -> None:
