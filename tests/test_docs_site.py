@@ -16,6 +16,7 @@ from pydantic import Field
 from fuse_train.selectors import SELECTORS
 from logitfuse import STAGES
 from store_schema.paths import PathText
+from tests.browser import browse, needs_browser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUTSIDE = re.compile(
@@ -114,3 +115,11 @@ def test_who_reads_the_site_asks_nobody_else_for_anything(site: Path) -> None:
         assert not CSS_OUTSIDE.findall(sheet.read_text(encoding="utf-8")), sheet
     assert OUTSIDE.search('<link rel="stylesheet" href="https://fonts.example/x.css">')
     assert CSS_OUTSIDE.search("@import 'https://fonts.example/x.css'")
+
+
+@needs_browser
+def test_search_works_in_a_folder_without_a_server(site: Path, tmp_path: Path) -> None:
+    page = site / "reference/cli.html?q=hedge"
+    dom, errors = browse(tmp_path, page, "--virtual-time-budget=20000")
+    assert re.search(r"[1-9]\d* matching documents", dom), errors[-2000:]
+    assert "CONSOLE" not in errors, errors[-2000:]
