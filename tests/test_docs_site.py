@@ -100,6 +100,8 @@ def test_the_site_has_all_commands_and_keys(site: Path) -> None:
     assert {name.split()[0] for name in found} == set(STAGES)
     assert {"store tune", "eval pool", "train run"} <= found
     assert "Sentinel" not in commands
+    assert "Default: <code>4096</code>." in commands  # of store tune --positions
+    assert "<td><code>--help</code></td>" not in commands
     page = (site / "reference/configuration.html").read_text(encoding="utf-8")
     for place in configuration.documented_fields():
         assert f'id="{place}"' in page, place

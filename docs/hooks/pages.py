@@ -51,11 +51,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Tables of options without `--help` and without what mkdocs-click writes for "no default"."""
+    """Tables of options without `--help`, and a default, if there is one, behind the description."""
     if page.file.src_uri != "reference/cli.md":
         return html
     html = re.sub(r"<tr>\s*<td><code>--help</code></td>.*?</tr>\s*", "", html, flags=re.DOTALL)
-    html = html.replace("<code>Sentinel.UNSET</code>", "")
+    html = html.replace("<code>Sentinel.UNSET</code>", "").replace("<th>Default</th>", "")
+
+    def default(found: re.Match[str]) -> str:
+        return f" Default: {found[1]}.</td></tr>" if found[1] else "</td></tr>"
+
+    html = re.sub(r"</td>\s*<td>(<code>[^<]*</code>)?</td>\s*</tr>", default, html)
     empty = (
         r"<p><strong>Options:</strong></p>\s*<table>\s*<thead>(?:(?!</thead>).)*</thead>\s*"
         r"<tbody>\s*</tbody>\s*</table>"
