@@ -16,6 +16,7 @@ from pydantic import Field
 from fuse_train.selectors import SELECTORS
 from logitfuse import STAGES
 from store_schema.paths import PathText
+from tests import docs_blocks
 from tests.browser import browse, needs_browser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -76,6 +77,19 @@ def test_every_key_of_the_run_file_is_explained() -> None:
     assert not [place for place, text in texts.items() if not text.strip()]
     assert texts["train.lr"] == "Peak learning rate."
     assert "Exponential weights" in texts["train.hedge"]
+
+
+def test_keys_that_the_pages_name_exist() -> None:
+    keys = {re.sub(r"\[\]", "", place) for place in configuration.documented_fields()}
+    named = re.compile(rf"`((?:{'|'.join(configuration.SECTIONS)})\.[a-z_][\w.\[\]]*\w)[`:= ]")
+    found = [
+        (page.name, key)
+        for page in docs_blocks.PAGES
+        for key in named.findall(page.read_text(encoding="utf-8"))
+        if not key.endswith((".py", ".json", ".jsonl", ".html", ".yaml"))
+    ]
+    assert len(found) > 60
+    assert not [(page, key) for page, key in found if key.replace("[]", "") not in keys]
 
 
 @pytest.mark.parametrize(
