@@ -1,7 +1,7 @@
 """Command blocks of the README and of docs/; `python -m tests.docs_blocks` counts those a test runs.
 
 A block counts if it is YAML or Python, or if a line of it is a command. One that cannot be run here has
-a comment before it that a reader of the page does not see: `<!-- needs: several GPUs -->`.
+a comment before it that a reader of the page does not see: `<!-- needs: a Ray cluster -->`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ READ_BY = {
 }
 """Commands that read a section, in a run of its own where no `data_dir` is given."""
 ON_THE_FINISHED_RUN = {"judge", "evaluate"}
+LAUNCHERS = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}
 NOT_THERE = {"saved_dataset"}
 """Inputs that need a package which is not among those of the tests (datasets)."""
 
@@ -88,6 +90,8 @@ def test_commands_run(world: Path, block: Block, monkeypatch: pytest.MonkeyPatch
                 logitfuse(line, world, block, monkeypatch)
         elif words[0] == "pip":
             check_extras(words)
+        elif words[0] in LAUNCHERS:
+            launched(words)
         else:
             pytest.fail(f"{words[0]} is not run by this test: mark the block with what it needs")
 
@@ -109,6 +113,21 @@ def logitfuse(words: list[str], world: Path, block: Block, monkeypatch: pytest.M
         monkeypatch.undo()
         return
     ok(*named)
+
+
+def launched(words: list[str]) -> None:
+    """Run a command of a launcher, with two processes on this machine's CPUs."""
+    parse(["train", *words[words.index("fuse_train") + 1 :]])
+    count = next(i for i, word in enumerate(words) if word.isdigit())
+    options = ["2" if i == count else word for i, word in enumerate(words)]
+    options = [word for word in options[1:] if word != "launch"]
+    free_port = {"torchrun": ["--standalone"], "accelerate": ["--cpu", "--main_process_port", "0"]}
+    done = subprocess.run(
+        [sys.executable, "-m", LAUNCHERS[words[0]], *free_port[words[0]], *options],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "complete, nothing to do" in done.stdout
 
 
 def _interrupt(_: float) -> None:
@@ -265,7 +284,9 @@ def test_a_wrong_block_is_found() -> None:
 def test_blocks_are_told_from_other_text() -> None:
     page = docs_blocks.REPOSITORY / "docs/howto.md"
     marked = [block for block in docs_blocks.blocks() if block.page == "docs/howto.md"]
-    assert [b.needs for b in marked].count("several GPUs") == 1
+    assert {b.needs for b in marked} == {None}
+    needs = [b.needs for b in docs_blocks.blocks() if b.page == "docs/cluster.md"]
+    assert needs.count("a Ray cluster") == 1
     assert {b.kind for b in marked} == {"commands", "yaml", "python"}
     for block in marked:
         first = page.read_text().split("\n")[block.line - 1]
