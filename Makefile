@@ -155,7 +155,7 @@ example-profuser: $(READY)
 # ProFuser on four small chat models that are made on the spot: a few minutes.
 example-toy: $(READY)
 	$(BIN)/python examples/toy_chat_models.py --out runs/toy/inputs --scale $(TOY_SCALE)
-	$(BIN)/python examples/make_questions.py --out runs/toy/inputs --level easy --train 200 --valid 40 --test 150 --mistakes 0.25
+	$(BIN)/python examples/make_questions.py --out runs/toy/inputs --level easy --train 200 --valid 40 --test 150 --mistakes 0.1
 	$(call ASK,examples/toy-ask.yaml)
 	$(call TEACH,examples/toy.yaml)
 

@@ -16,6 +16,7 @@ STAGES = {
     "train": ("fuse_train.cli", "train", "Train the target on ground truth and the fused sources."),
     "merge": ("fuse_train.merge.cli", "merge", "Merge the weights of models of one shape."),
     "eval": ("fuse_eval.cli", "evaluate", "Score models and pools of sources in bits per byte."),
+    "study": ("fuse_eval.study.cli", "study", "Compare many trainings over shared stores."),
     "report": ("fuse_eval.cli", "report", "Write the report of a run."),
     "submit": ("launch.cli", "submit", "Run stages as Slurm jobs that wait for each other."),
     "status": ("launch.status_cli", "status", "Show how far a run is, and its workers."),

@@ -1,160 +1,62 @@
-"""Figures of `make bench-interference` from scores: pure functions, nothing is trained or read."""
+"""Figures of `make bench-interference` from what its study has seen: pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.interference_settings import (
-    CONTROL,
-    LARGE,
-    OURS,
-    REAL_RATES,
-    REAL_TOKENS,
-    RIVALS,
-    TODAY,
-    Recipe,
-)
-from fuse_eval.interference.blocks import Blocks
-from fuse_eval.interference.documents import document_differences
-from fuse_eval.intervals import resampled_bpb, units_by_domain
+from fuse_eval.study.config import StudyConfig
+from fuse_eval.study.figures import MEAN, Change, changes
+from fuse_eval.study.results import SeedResult
 
-SAMPLES, CONFIDENCE = 2000, 0.95
-MEAN = "mean"
-"""Key of the mean over domains, each with equal weight."""
+CONTROL, OURS, TODAY = "control", "ours", "ungated"
+RIVALS = ("min_ce", "avg_ce", "fusion_x")
+DEMO, REAL, LARGE = "demo", "real", "real-large"
+REAL_TOKENS = {REAL: 45_000, LARGE: 150_000}
+"""Training tokens of the target on published models."""
+SPOILED = {"spoiled-domain": "prose", "spoiled-source": "facts"}
+"""The domain in which no source should be better than the trained control."""
 
-ByDomain = dict[str, float]
+Settings = Mapping[str, Mapping[str, Any]]
+"""Figures of each setting, as in study.json."""
 
 
-class Change(NamedTuple):
-    """A relative change of bits per byte with its interval; negative is better."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What was seen of one setting at one seed.
-
-    Args:
-        valid: Mean bits per byte on the valid split of each recipe, at its best evaluation.
-        blocks: The test split, NLL by `str(recipe)`.
-        alone: Source to domain to bits per byte before training, on the test split.
-        forecast: Gain by domain as `eval pool` forecasts it; None where it does not.
-    """
-
-    valid: Mapping[Recipe, float]
-    blocks: Blocks
-    alone: Mapping[str, Mapping[str, float]]
-    forecast: Mapping[str, float] | None = None
-
-    def best(self, method: str, lr: float | None = None) -> Recipe:
-        """The method's recipe that is best on valid text, of all or of those at one rate."""
-        asked = [r for r in self.valid if r.method == method and lr in (None, r.lr)]
-        return min(asked, key=lambda recipe: (self.valid[recipe], recipe))
-
-    @property
-    def methods(self) -> list[str]:
-        """In the order of training."""
-        return list(dict.fromkeys(recipe.method for recipe in self.valid))
+def worst_domain(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """The domain that ours changes most for the worse."""
+    found = {d: c for d, c in setting["rows"][OURS]["against_control"].items() if d != MEAN}
+    domain = max(found, key=lambda name: found[name]["value"])
+    return {"domain": domain, **found[domain]}
 
 
-Pair = Callable[[Seen], tuple[Recipe, Recipe]]
-"""Which two recipes of a seed are compared."""
+def gain_kept(setting: Mapping[str, Any] | None) -> float | None:
+    """Mean gain over the control, ours over that without the gate; None without gain or trainings."""
+    rows = {} if setting is None else setting["rows"]
+    if not {OURS, TODAY} <= rows.keys():
+        return None
+    ours, today = (rows[row]["against_control"][MEAN]["value"] for row in (OURS, TODAY))
+    return ours / today if today < 0 else None
 
 
-def best_pair(method: str) -> Pair:
-    """The method at its best against the control at its best."""
-    return lambda seen: (seen.best(method), seen.best(CONTROL))
-
-
-def rate_pair(lr: float) -> Pair:
-    """Ours against the control, both at one rate, each at its best number of passes."""
-    return lambda seen: (seen.best(OURS, lr), seen.best(CONTROL, lr))
-
-
-def changes(seeds: Sequence[Seen], pair: Pair, *, samples: int = SAMPLES) -> dict[str, Change]:
-    """Relative change by domain and in the mean of domains, mean of the seeds.
-
-    Intervals are of a paired bootstrap over documents, drawn for each seed by itself: the noise of
-    the text. How far seeds lie apart is no part of it.
+def interference_ratios(settings: Iterable[Mapping[str, Any]], key: str) -> dict[str, float | None]:
+    """Summed excess of ours over each rival's, over all settings; None where a rival has none.
 
     Args:
-        seeds: The setting at each seed.
-        pair: What is compared.
-        samples: Resamples.
+        settings: Those that have all rivals.
+        key: `excess_nats` (documents worse beyond the noise) or `every_nats`.
     """
-    rng = np.random.default_rng(0)
-    points: dict[str, list[float]] = {}
-    draws: dict[str, list[np.ndarray]] = {}
-    for seen in seeds:
-        names = [str(recipe) for recipe in pair(seen)]
-        blocks = seen.blocks
-        nats = {name: blocks.nats[name] for name in names}
-        units = units_by_domain(
-            nats, blocks.num_bytes.astype(np.float64), blocks.domains, blocks.document_ids
-        )
-        point = {d: np.array([unit.bpb(name) for name in names]) for d, unit in units.items()}
-        drawn = {
-            d: resampled_bpb(np.stack([u.nats[n] for n in names]), u.num_bytes, samples, rng)
-            for d, u in units.items()
-        }
-        point[MEAN] = np.mean(list(point.values()), axis=0)
-        drawn[MEAN] = np.mean(list(drawn.values()), axis=0)
-        for key in point:
-            points.setdefault(key, []).append(float(point[key][0] / point[key][1] - 1))
-            draws.setdefault(key, []).append(drawn[key][:, 0] / drawn[key][:, 1] - 1)
-    ends = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-    return {
-        key: Change(
-            float(np.mean(points[key])),
-            *map(float, np.quantile(np.mean(draws[key], axis=0), ends)),
-        )
-        for key in points
-    }
-
-
-def worst(found: Mapping[str, Change]) -> tuple[str, Change]:
-    """The domain that fusing changes most for the worse."""
-    domain = max((key for key in found if key != MEAN), key=lambda key: found[key].value)
-    return domain, found[domain]
-
-
-class Excess(NamedTuple):
-    """NLL above the control's in nats, summed over documents."""
-
-    beyond_noise: float
-    """Over those that are worse beyond the noise."""
-    every: float
-    """Over all that score worse."""
-
-
-def excess(seen: Seen, method: str) -> Excess:
-    """What a method at its best makes worse."""
-    model, against = (str(recipe) for recipe in best_pair(method)(seen))
-    found = document_differences(seen.blocks, model, against)
-    nats = found.excess_nats
-    return Excess(float(nats[found.worse(CONFIDENCE)].sum()), float(nats.sum()))
-
-
-def total_excess(all_seen: Iterable[Seen], method: str) -> Excess:
-    """The same over settings and seeds."""
-    return Excess(*map(sum, zip(*(excess(seen, method) for seen in all_seen), strict=True)))
-
-
-def interference_ratios(all_seen: Sequence[Seen]) -> dict[str, dict[str, float | None]]:
-    """Total excess of ours over each rival's, both ways of summing; None where a rival has none."""
-    found: dict[str, dict[str, float | None]] = {key: {} for key in Excess._fields}
+    found: dict[str, float | None] = {}
     for rival in RIVALS:
-        if all_seen and all(rival in seen.methods for seen in all_seen):
-            ours, theirs = (total_excess(all_seen, method) for method in (OURS, rival))
-            for key, a, b in zip(Excess._fields, ours, theirs, strict=True):
-                found[key][rival] = a / b if b else None
+        pairs = [
+            [setting["rows"][row]["interference"][key] for row in (OURS, rival)]
+            for setting in settings
+            if rival in setting["rows"] and OURS in setting["rows"]
+        ]
+        ours, theirs = map(sum, zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+        if pairs:
+            found[rival] = ours / theirs if theirs else None
     return found
 
 
@@ -170,12 +72,13 @@ class Forecast(NamedTuple):
     came: float
 
 
-def checked_forecasts(seen: Seen) -> dict[str, Forecast] | None:
-    """Forecast and what came by domain; None where nothing was forecast."""
-    if seen.forecast is None:
-        return None
-    came = changes([seen], best_pair(OURS), samples=1)
-    return {d: Forecast(gain, -came[d].value) for d, gain in seen.forecast.items()}
+def checked_forecasts(seen: SeedResult, study: StudyConfig) -> dict[str, Forecast]:
+    """Forecast and what came by domain; {} where nothing was forecast."""
+    if not seen.pool.get("forecast") or OURS not in seen.blocks.nats:
+        return {}
+    came = changes([seen], OURS, study.control, study)
+    gains = {domain: found["gain"] for domain, found in seen.pool["forecast"].items()}
+    return {d: Forecast(gain, -came[d].value) for d, gain in gains.items()}
 
 
 def forecast_error(checked: Sequence[Mapping[str, Forecast]]) -> float | None:
@@ -191,87 +94,70 @@ def ranks_domains_right(checked: Mapping[str, Forecast]) -> bool:
     return forecast == sorted(checked, key=lambda domain: checked[domain].came)
 
 
-def best_source_over_control(seen: Seen, domain: str) -> float:
+def best_source_over_control(seen: SeedResult, domain: str) -> float:
     """How far the best source is above the control in a domain: above 0 where none can teach."""
-    control = seen.best(CONTROL)
     blocks, rows = seen.blocks, np.asarray(seen.blocks.domains) == domain
-    nats, num_bytes = blocks.nats[str(control)][rows].sum(), blocks.num_bytes[rows].sum()
-    best = min(by_domain[domain] for by_domain in seen.alone.values())
+    nats, num_bytes = blocks.nats[CONTROL][rows].sum(), blocks.num_bytes[rows].sum()
+    best = min(by_domain[domain] for by_domain in seen.pool["alone_bpb"].values())
     return float(best / (nats / np.log(2) / num_bytes) - 1)
 
 
 def all_figures(
-    found: Mapping[str, Sequence[Seen]],
-    spoiled: Mapping[str, str],
+    study: StudyConfig,
+    settings: Settings,
+    seeds: Mapping[str, Sequence[SeedResult]],
+    at_rates: Mapping[str, Mapping[str, Change]],
     ratios: tuple[float | None, float | None],
 ) -> dict[str, Any]:
     """What the last line says.
 
     Args:
-        found: What was seen by setting, one for each seed.
-        spoiled: Setting to the domain that is spoiled.
+        study: The study.
+        settings: Of each setting the figures.
+        seeds: Of each setting what was seen.
+        at_rates: Of settings on published models the change of the mean at each rate.
         ratios: Time over that without the gate: of a step, and of a training with evaluations.
     """
-    asked = {name: seeds for name, seeds in found.items() if name != LARGE}
-    ours = {name: changes(seeds, best_pair(OURS)) for name, seeds in asked.items()}
-    everything = [seen for seeds in asked.values() for seen in seeds]
-    ratios_of = interference_ratios(everything)
-    forecasts = {n: list(filter(None, map(checked_forecasts, s))) for n, s in asked.items()}
-    checked = [by_domain for seeds in forecasts.values() for by_domain in seeds]
+    whole = {name: s for name, s in settings.items() if name != LARGE and OURS in s["rows"]}
+    forecasts = {
+        name: [found for seen in seeds[name] if (found := checked_forecasts(seen, study))]
+        for name in whole
+    }
+    checked = [by_domain for found in forecasts.values() for by_domain in found]
     return {
-        "worst_domain": {
-            name: {"domain": worst(by)[0], **worst(by)[1]._asdict()} for name, by in ours.items()
-        },
-        "mean_gain_kept": gain_kept(found.get("demo", ())),
+        "worst_domain": {name: worst_domain(setting) for name, setting in whole.items()},
+        "mean_gain_kept": gain_kept(settings.get(DEMO)),
         "mean_gain_real": {
-            str(tokens): {
-                f"{lr:g}": changes(found[name], rate_pair(lr))[MEAN]._asdict() for lr in REAL_RATES
-            }
-            for name, tokens in REAL_TOKENS.items()
-            if name in found
-            and all(any(r.lr == lr for r in found[name][0].valid) for lr in REAL_RATES)
+            str(REAL_TOKENS[name]): {rate: asdict(change) for rate, change in rates.items()}
+            for name, rates in at_rates.items()
         },
-        "interference_ratio": ratios_of["beyond_noise"],
-        "interference_ratio_every": ratios_of["every"],
+        "interference_ratio": interference_ratios(whole.values(), "excess_nats"),
+        "interference_ratio_every": interference_ratios(whole.values(), "every_nats"),
         "forecast_error": forecast_error(checked),
         "forecast_ranks_right": [sum(map(ranks_domains_right, checked)), len(checked)],
         "step_ratio": ratios[0],
         "seconds_ratio": ratios[1],
-        "settings": {name: setting_record(seeds) for name, seeds in found.items()},
         "best_source_over_control": {
-            name: [best_source_over_control(seen, domain) for seen in found[name]]
-            for name, domain in spoiled.items()
-            if name in found
+            name: [best_source_over_control(seen, domain) for seen in seeds[name] if seen.pool]
+            for name, domain in SPOILED.items()
+            if name in settings
         },
         "forecasts": {
-            name: [{d: pair._asdict() for d, pair in by.items()} for by in seeds]
-            for name, seeds in forecasts.items()
+            name: [{d: pair._asdict() for d, pair in by.items()} for by in found]
+            for name, found in forecasts.items()
+        },
+        "settings": {
+            name: {
+                row: {key: found[key] for key in ("tuning", "against_control", "interference")}
+                for row, found in setting["rows"].items()
+                if "interference" in found
+            }
+            for name, setting in settings.items()
         },
     }
 
 
-def gain_kept(seeds: Sequence[Seen]) -> float | None:
-    """Mean gain over the control, ours over that without the gate; None without gain or trainings."""
-    if not seeds or not all(TODAY in seen.methods for seen in seeds):
-        return None
-    ours, today = (changes(seeds, best_pair(m))[MEAN].value for m in (OURS, TODAY))
-    return ours / today if today < 0 else None
-
-
-def setting_record(seeds: Sequence[Seen]) -> dict[str, Any]:
-    """Of each method the chosen recipes, and what it changes against the control."""
-    return {
-        method: {
-            "recipes": [str(seen.best(method)) for seen in seeds],
-            **(_against_control(seeds, method) if method != CONTROL else {}),
-        }
-        for method in seeds[0].methods
-    }
-
-
-def _against_control(seeds: Sequence[Seen], method: str) -> dict[str, Any]:
-    found = changes(seeds, best_pair(method))
-    return {
-        "changes": {key: change._asdict() for key, change in found.items()},
-        "excess_nats": total_excess(seeds, method)._asdict(),
-    }
+def at_rate(seen: SeedResult, ours: Sequence[float], control: Sequence[float]) -> SeedResult:
+    """A seed with the scores of ours and of the control at one rate in place of the best."""
+    nats = {OURS: np.asarray(ours), CONTROL: np.asarray(control)}
+    return replace(seen, blocks=replace(seen.blocks, nats=nats))

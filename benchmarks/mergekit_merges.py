@@ -1,19 +1,10 @@
-"""mergekit's own merges, from an environment of its own, to be held beside ours.
-
-The environment is made once, below the cache folder of unpacked GGUF files: mergekit and what it needs,
-in front of the packages of this environment, so that both merge with the same torch.
-"""
+"""mergekit's own merges, from an environment of its own, to be held beside ours."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import sysconfig
-import uuid
-import venv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +12,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from store_schema.disk.cache_folder import cache_folder
+from benchmarks.environments import environment, run_python
 
 VERSION = "0.1.5"
-SECONDS = 900
 _MERGE = """
 import json, sys, torch
 from mergekit.config import MergeConfiguration
@@ -36,10 +26,6 @@ for config, out in json.load(sys.stdin):
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
     run_merge(MergeConfiguration.model_validate(config), out, options)
 """
-
-
-class UnavailableError(Exception):
-    """mergekit cannot be had here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,51 +104,16 @@ CASES = {
 """What both must give alike; varm is not in mergekit."""
 
 
-def environment() -> Path:
-    """Python of the environment that has mergekit; made on the first call.
-
-    Raises:
-        UnavailableError: It cannot be made; says why.
-    """
-    folder = cache_folder() / f"mergekit-{VERSION}-py{sysconfig.get_python_version()}"
-    python = folder / "bin" / "python"
-    if python.is_file():
-        return python
-    making = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        venv.create(making, with_pip=True, symlinks=True)
-        own = Path(sysconfig.get_path("purelib", vars={"base": str(making)}))
-        (own / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-        words = ["-m", "pip", "install", "--quiet", "--retries", "1"]
-        _python(making / "bin" / "python", *words, f"mergekit=={VERSION}")
-        _python(making / "bin" / "python", "-c", "import mergekit.merge")
-        making.rename(folder)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        raise UnavailableError(said[-1] if said else type(error).__name__) from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-    return python
-
-
-def _python(python: Path, *words: str, given: str | None = None) -> None:
-    path = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run(
-        [str(python), *words], input=given, env=os.environ | path,
-        check=True, capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
-
-
 def merge_by_mergekit(configs: Sequence[tuple[dict[str, Any], Path]]) -> None:
     """Write each merge into its folder.
 
     Raises:
-        UnavailableError: As `environment`.
+        UnavailableError: mergekit cannot be had here.
         subprocess.CalledProcessError: mergekit refused one.
     """
     given = json.dumps([[config, str(out)] for config, out in configs])
     try:
-        _python(environment(), "-c", _MERGE, given=given)
+        run_python(environment("mergekit", VERSION, "mergekit.merge"), "-c", _MERGE, given=given)
     except subprocess.CalledProcessError as error:
         print(error.stderr, file=sys.stderr)
         raise

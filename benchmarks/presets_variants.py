@@ -147,7 +147,7 @@ def toy_world(out: Path, seed: int, *, scale: float = 1.0, steps: int = 240) -> 
     )
 
 
-_SIZES = ("--train", "200", "--valid", "40", "--test", "150", "--mistakes", "0.25")
+_SIZES = ("--train", "200", "--valid", "40", "--test", "150", "--mistakes", "0.1")
 
 
 def real_world(out: Path) -> World:

@@ -1,4 +1,4 @@
-"""Make four small chat models: three that know one topic of easy questions well, and a beginner.
+"""Make four small chat models: three that know one topic of easy questions, and a beginner.
 
     python examples/toy_chat_models.py --out runs/toy-chat/inputs --seed 0
 
@@ -8,7 +8,8 @@ Output::
     models/settings.json                     what shaped them
 
 Each source has an architecture, a tokenizer and a chat template of its own, and has seen a little of
-the other topics. The target has seen a little of all three. None has seen the questions of
+the other topics. They are stopped early, and answer about two thirds of their own topic's questions
+right. The target has seen a little of all three. None has seen the questions of
 make_questions.py at the same seed: those are drawn first.
 """
 
@@ -61,9 +62,9 @@ class ToyModel:
 
 
 MODELS = {
-    "numbers": ToyModel("mistral", "facts", 700, 350, LEARNED, 100, "Question\n", "\nReply\n"),
-    "times": ToyModel("gpt_neox", "prose", 700, 350, LEARNED, 100, "[ask]\n", "\n[say]\n"),
-    "romans": ToyModel("llama", "code", 700, 350, LEARNED, 100, "User\n", "\nBot\n"),
+    "numbers": ToyModel("mistral", "facts", 700, 245, LEARNED, 100, "Question\n", "\nReply\n"),
+    "times": ToyModel("gpt_neox", "prose", 700, 245, LEARNED, 100, "[ask]\n", "\n[say]\n"),
+    "romans": ToyModel("llama", "code", 700, 245, LEARNED, 100, "User\n", "\nBot\n"),
     "target": ToyModel("llama", "target", 800, 200, 300, 300, "### Ask\n", "\n### Answer\n"),
 }
 

@@ -120,6 +120,38 @@ def answers_command(run: RunConfig, as_json: bool) -> None:
         click.echo("eval answers: complete, nothing to do")
 
 
+@evaluate.command("harness")
+@click.option("--tasks", metavar="NAME,...", help="Tasks and groups, instead of the run file's.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Most examples of a task, instead of the run file's.",
+)
+@JSON_OPTION
+@run_options
+def harness_command(run: RunConfig, tasks: str | None, limit: int | None, as_json: bool) -> None:
+    """Run tasks of lm-evaluation-harness on all models of the run."""
+    from fuse_eval.config import EvaluateSection
+    from fuse_eval.harness.report import harness_table
+    from fuse_eval.harness.run import run_harness
+
+    section = run.section("evaluate", EvaluateSection).harness
+    if tasks is not None:
+        named = tuple(name.strip() for name in tasks.split(",") if name.strip())
+        section = section.model_copy(update={"tasks": named})
+    if limit is not None:
+        section = section.model_copy(update={"limit": limit})
+    with timed_stage(run, "harness") as figures, stop_on_signals() as stop:
+        result = run_harness(run, section, stop)
+        figures["fresh"] = result.fresh
+    if as_json:
+        click.echo(as_json_text(result.content))
+        return
+    click.echo(harness_table(result.content))
+    if not result.fresh:
+        click.echo("eval harness: complete, nothing to do")
+
+
 @click.command()
 @run_options
 def report(run: RunConfig) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from fuse_eval.answers.config import AnswersSection
+from fuse_eval.harness.config import HarnessSection
 from fuse_train.selectors import SELECTORS
 from store_schema.config import SectionModel
 
@@ -16,7 +17,9 @@ PoolSelector = Annotated[str, SELECTORS.choice]
 class EvaluateSection(SectionModel):
     """What is measured, on which text, and the level of the intervals."""
 
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "device", "answers"})
+    runtime_fields: ClassVar[frozenset[str]] = frozenset(
+        {"batch_tokens", "device", "answers", "harness"}
+    )
 
     split: str = Field(default="test", min_length=1)
     """Split of the plan whose segments are scored. No earlier stage has trained on it."""
@@ -40,6 +43,8 @@ class EvaluateSection(SectionModel):
 
     answers: AnswersSection = AnswersSection()
     """How right answers are counted; no part of `eval run`."""
+    harness: HarnessSection = HarnessSection()
+    """Tasks of lm-evaluation-harness; no part of `eval run`."""
 
     def splits_needed(self) -> dict[str, str]:
         """Splits that must exist, by the option that names them."""

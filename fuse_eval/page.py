@@ -22,6 +22,7 @@ from fuse_eval.findings import (
     specialist_lines,
     title_of,
 )
+from fuse_eval.harness.report import harness_section
 from fuse_eval.interference.section import interference_section
 from fuse_eval.page_parts import Panels, Section, figure_table
 from fuse_eval.palette import colours_of
@@ -74,6 +75,7 @@ def render_page(
             *training_sections(summary, steps),
             _pool_section(summary["pool"]),
             *([answer_section(summary["answers"])] if summary.get("answers") else []),
+            *([harness_section(summary["harness"])] if summary.get("harness") else []),
             *([advantage_section(summary["advantage"])] if summary.get("advantage") else []),
             _alignment_section(summary["alignment"]),
             _cost_section(summary),

@@ -24,6 +24,7 @@ EVALUATION_FILE = "evaluation.json"
 POOL_FILE = "pool.json"
 ADVANTAGE_FILE = "advantage.json"
 ANSWERS_FILE = "answers.json"
+HARNESS_FILE = "harness.json"
 SUMMARY_FILE = "summary.json"
 PAGE_FILE = "index.html"
 STAGES = ("corpus", "plan", "extract", "align", "pool", "train", "evaluate", "report")
@@ -70,8 +71,8 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
         `bpb` {model: {domain: bits per byte}}, `mean_bpb` {model: value}, `interference` as in
         evaluation.json, `pool_bpb` {selector: {domain: value}}, `coverage` {source: share of
         positions with a distribution}, `seconds` {stage: value over all its runs},
-        `peak_rss_bytes` of the largest stage, `evaluation`, `pool`, `advantage`, `answers` and
-        `alignment` in full, `fingerprints`, `versions` and `settings`.
+        `peak_rss_bytes` of the largest stage, `evaluation`, `pool`, `advantage`, `answers`, `harness`
+        and `alignment` in full, `fingerprints`, `versions` and `settings`.
 
     Raises:
         MismatchError: A store is of another model than the run file's source.
@@ -99,6 +100,7 @@ def build_summary(run: RunConfig) -> dict[str, Any]:
         "pool": pool,
         "advantage": read_json(report, ADVANTAGE_FILE) or {},
         "answers": read_json(report, ANSWERS_FILE) or {},
+        "harness": read_json(report, HARNESS_FILE) or {},
         "alignment": alignment,
         "fingerprints": _fingerprints(run),
         "versions": _versions(),

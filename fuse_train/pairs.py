@@ -42,6 +42,9 @@ def pair_runs(run: RunConfig, section: TrainSection) -> dict[str, RunConfig]:
             got=pairwise.pivot,
             hint="name the source that is the target itself, such as `base: target` under sources",
         )
+    # A pair's folder has no stores: those of the run are used, wherever they are.
+    folders = {run.aligned_url(name).rpartition("/")[0] for name in run.sources}
+    aligned_folder = folders.pop() if len(folders) == 1 else None
     own = section.model_copy(update={"pairwise": None, "control": False, "push_to_hub": None})
     return {
         name: run.model_copy(
@@ -49,6 +52,7 @@ def pair_runs(run: RunConfig, section: TrainSection) -> dict[str, RunConfig]:
                 "name": f"{run.name}-{name}",
                 "run_dir": f"{run.folder}/pairs/{name}",
                 "data_dir": run.data_folder,
+                "aligned_dir": aligned_folder,
                 "sources": {kept: run.sources[kept] for kept in (pairwise.pivot, name)},
                 "sections": run.sections | {"train": own},
             }

@@ -29,6 +29,7 @@ from store_schema.errors import ConfigError
 from store_schema.papers import preset_text
 from store_schema.paths import PathText
 from store_schema.validation import validation_line
+from store_schema.yaml_file import apply_override, read_yaml
 
 BosRule = Literal["auto", "always", "never"]
 
@@ -173,6 +174,9 @@ class RunConfig(StrictModel):
     data_dir: PathText | None = None
     """Folder or URL whose corpus, plan and stores are used; None means the run's own. One
     extraction serves any number of targets, alignments and trainings."""
+    aligned_dir: PathText | None = None
+    """Folder or URL of the aligned stores, one folder for each source. None means `aligned/` of the
+    run, or of `data_dir` if that run aligns in the same way."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of shuffles and initialisations."""
     sources: dict[str, ModelRef] = Field(min_length=1)
@@ -225,7 +229,9 @@ class RunConfig(StrictModel):
 
     def aligned_url(self, source: str) -> str:
         """URL of the aligned store of `source`, see `aligned_place`. Reads the disk if `data_dir` is
-        another run's."""
+        another run's and `aligned_dir` is not given."""
+        if self.aligned_dir is not None:
+            return f"{self.aligned_dir.rstrip('/')}/{source}"
         if self.folder == self.data_folder:
             return f"{self.folder}/aligned/{source}"
         from store_schema.store.aligned_place import (
@@ -258,16 +264,29 @@ def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     Raises:
         ConfigError: The file is missing, is not YAML, or any key or value is wrong.
     """
-    raw = _read_yaml(Path(path))
+    raw = read_yaml(Path(path), "run file")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
+    return parse_run(raw, where=path)
+
+
+def parse_run(raw: dict[str, Any], *, where: object) -> RunConfig:
+    """Check the content of a run file.
+
+    Args:
+        raw: Keys and values.
+        where: The file, for messages.
+
+    Raises:
+        ConfigError: Any key or value is wrong.
+    """
     raw = _with_preset(raw)
     if isinstance(raw.get("sources"), dict):
         raw["sources"] = {n: _source(ref, raw.get("target")) for n, ref in raw["sources"].items()}
     models = section_models()
     head = {key: value for key, value in raw.items() if key not in models}
     if "sections" in head:
-        raise ConfigError("unknown key", where=path, got="sections")
+        raise ConfigError("unknown key", where=where, got="sections")
     wrong: list[str] = []
     parsed = _parse(RunConfig, head, wrong, more=models)
     sections = {
@@ -275,7 +294,7 @@ def load_run(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
         for name, model in models.items()
     }
     if parsed is None or wrong:
-        raise ConfigError(f"run file refused in {path}: {'; '.join(wrong)}")
+        raise ConfigError(f"run file refused in {where}: {'; '.join(wrong)}")
     return parsed.model_copy(update={"sections": sections})
 
 
@@ -305,54 +324,6 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _source(ref: Any, target: Any) -> Any:
     """A source of the file, with the target's model in place of the word `target`."""
     return target if ref == "target" else ref
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key that is written twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = (key_node.tag, key_node.value) if isinstance(key_node.value, str) else None
-            if key is not None and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} is written twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = _OnceLoader(path.read_text(encoding="utf-8")).get_single_data()
-    except FileNotFoundError as error:
-        raise ConfigError("run file not found", where=path) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError("run file cannot be read", where=path, got=str(error)) from error
-    if not isinstance(raw, dict):
-        raise ConfigError("run file is not a mapping", where=path, got=type(raw).__name__)
-    return raw
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(
-            "override refused", where="--set", expected="key.path=value", got=override
-        )
-    *parents, last = key.split(".")
-    node = raw
-    for parent in parents:
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError("override goes through a value", where="--set", got=override)
-        node = child
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError("override is not YAML", where="--set", got=override) from error
 
 
 Parsed = TypeVar("Parsed", bound=StrictModel)

@@ -56,7 +56,8 @@ SECTIONS: dict[str, Any] = {
 STAND_INS = (
     (r"\bcoder-and-writer\b|(?<=runs/)(?:x|base|real|NAME|answers|ask)\b", "demo"),
     (r"\bcoder\b|\bNAME\b", "code"),
-    (r"\bwriter\b", "prose"),
+    (r"\bwriter\b|\bchat(?=, math\])", "prose"),
+    (r"\bmath(?=\])", "base"),
     (r"\b(?:RUN\.yaml|TARGET)\b", "run.yaml"),
     (r"\bRUN(?=/)", "runs/demo"),
     (r"\bRUN\b", "run.yaml"),
@@ -109,8 +110,26 @@ def make_world(folder: Path) -> Path:
     pairwise = {"pivot": "base", "merge": {"method": "linear"}}
     train = SECTIONS["train"] | {"selector": "min_ce", "pairwise": pairwise}
     write(folder / "pairs.yaml", run | {"name": "pairs", "data_dir": "runs/demo", "train": train})
+    _write_study(folder)
     fake_tools(folder / "bin", sbatch="echo 4711", squeue="", scontrol="echo MaxArraySize = 1001")
     return folder
+
+
+def _write_study(folder: Path) -> None:
+    """Two trainings that take a moment."""
+    plain = {"train.selector": "uniform", "train.clm_weight": 1, "train.fusion_gate.kind": "none"}
+    few = {"train.eval_every": 1, "evaluate.pool_selectors": ["uniform"]}
+    setting = {"run": "run.yaml", "seeds": [0], "tune": [{"train.lr": 0.001}], "set": few}
+    study = {
+        "name": "small",
+        "control": "control",
+        "ours": "ours",
+        "bootstrap_samples": 200,
+        "settings": {"base": setting},
+        "rows": {"control": {"set": plain}, "ours": {}},
+    }
+    for name in ("examples/study", "study"):
+        write(folder / f"{name}.yaml", study)
 
 
 def finish(folder: Path) -> None:

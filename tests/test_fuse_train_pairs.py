@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_a_pair_is_the_same_as_a_run_of_these_two_sources(trained, tmp_path) -> 
     )
     train_run(alone)
     assert same(weights(tmp_path / "final"), weights(folder / "run/pairs/facts/final"))
+
+
+def test_pairs_have_the_run_s_own_alignment_of_another_run_s_data(trained, tmp_path) -> None:
+    folder, made, _ = trained
+    shutil.copytree(folder / "run/plan", tmp_path / "data/plan")
+    shutil.copytree(folder / "run/aligned", tmp_path / "own/aligned")
+    own = with_train(made, control=False).model_copy(
+        update={"run_dir": str(tmp_path / "own"), "data_dir": str(tmp_path / "data")}
+    )
+    train_run(own)
+    assert same(weights(tmp_path / "own/final"), weights(folder / "run/final"))
+    shutil.move(tmp_path / "own/aligned", tmp_path / "elsewhere")
+    named = own.model_copy(update={"aligned_dir": str(tmp_path / "elsewhere")})
+    assert not any(outcome.fresh for outcome in train_run(named))
 
 
 def test_status_and_submit_know_the_pairs(trained, tmp_path) -> None:

@@ -35,6 +35,7 @@ ORDER = {
             "fingerprint",
             "paths",
             "validation",
+            "yaml_file",
             "compiled",
             "config",
             "registry",
@@ -88,6 +89,7 @@ ONLY_IN = {
     "accelerate": {"fuse_train", "fuse_eval"},
     "numba": {"store_schema/compiled.py"},
     "llvmlite": {"extract/head/bf16_dot.py"},
+    "lm_eval": {"fuse_eval/harness/package.py"},
     "jinja2": {"launch/pages/page.py"},
     "ray": {"launch/ray/cluster.py", "launch/ray/workers.py"},
 }

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks import mergekit_merges as mergekit
+from benchmarks.environments import UnavailableError
 from fuse_train.merge import MERGES
 from tests.command import ok
 from tests.tiny import tiny_model
@@ -65,7 +66,7 @@ def theirs(
         configs.append((config, out))
     try:
         mergekit.merge_by_mergekit(configs)
-    except mergekit.UnavailableError as error:
+    except UnavailableError as error:
         if os.environ.get("LOGITFUSE_REQUIRE_MERGEKIT"):
             raise
         pytest.skip(f"no mergekit: {error}")

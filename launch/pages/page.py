@@ -22,12 +22,13 @@ _SEEN = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 """White space that is shown by a sign; newline and tab keep their effect, too."""
 
 
-def render(package: str, name: str, **values: Any) -> str:
+def render(package: str, name: str, *, style: str | None = None, **values: Any) -> str:
     """Render the template `name`.html of a package, which extends base.html of this one.
 
     Args:
         package: Dotted name of the package.
         name: Name of the template; `name`.css is appended to base.css, `name`.js runs if it exists.
+        style: Name of another page of the package, whose style sheet it has.
         values: Values of the template.
     """
     kit, own = files("launch.pages"), files(package)
@@ -40,7 +41,7 @@ def render(package: str, name: str, **values: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment.get_template("page.html").render(
         values,
-        css=Markup(_read(kit, "base.css") + _read(own, f"{name}.css")),
+        css=Markup(_read(kit, "base.css") + _read(own, f"{style or name}.css")),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -1,7 +1,8 @@
 """Location of the aligned store of a source, for a run that uses the data of another run.
 
-An alignment depends on target and method. A run that has the same of both uses the aligned stores of
-the run whose data it uses; any other keeps its aligned stores in its own folder.
+An alignment depends on target and method. `aligned_dir` names its folder. Without it, a run that has
+the same of both uses the aligned stores of the run whose data it uses; any other keeps its aligned
+stores in its own folder.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def aligned_store_url(run: RunConfig, source: str, manifest: Manifest | None = None) -> str:
-    """URL of the run's own aligned store if it exists, else of the other run's if it is what this run
-    needs, else of the run's own.
+    """URL of the store in `aligned_dir` if that is given; else of the run's own aligned store if it
+    exists, else of the other run's if it is what this run needs, else of the run's own.
 
     Args:
         run: The run file.
@@ -28,6 +29,8 @@ def aligned_store_url(run: RunConfig, source: str, manifest: Manifest | None = N
         manifest: Manifest of the store that the run needs. None, where the target's tokenizer is not
             loaded: only the settings of section `align` are compared.
     """
+    if run.aligned_dir is not None:
+        return run.aligned_url(source)
     own, shared = (f"{folder}/aligned/{source}" for folder in (run.folder, run.data_folder))
     if own == shared or open_location(own).exists(MANIFEST_FILE):
         return own

@@ -1,0 +1,143 @@
+"""`logitfuse study`: plan, make, train and show a grid of trainings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch.command import StageGroup, set_up_logging
+from launch.quantities import duration_text
+from launch.signals import stop_on_signals
+from launch.visible import table
+from launch.work import parse_worker
+
+if TYPE_CHECKING:  # the command line is answered before torch is loaded
+    from fuse_eval.study.config import StudyConfig
+
+RECORD_FILE, MARKDOWN_FILE, PAGE_FILE = "study.json", "study.md", "index.html"
+
+
+@click.group(cls=StageGroup)
+def study() -> None:
+    """Compare many trainings over shared stores: selectors, losses, baselines, seeds."""
+
+
+def study_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: add the study file, --setting and --seed."""
+    for option in (
+        click.option(
+            "--seed",
+            "seeds",
+            multiple=True,
+            type=click.IntRange(min=0),
+            help="Only this seed (may be repeated). Default: all of a setting.",
+        ),
+        click.option(
+            "--setting",
+            "settings",
+            multiple=True,
+            metavar="NAME",
+            help="Only this setting (may be repeated). Default: all.",
+        ),
+        click.argument("file", metavar="STUDY", type=click.Path(dir_okay=False)),
+    ):
+        function = option(function)
+    return function
+
+
+@study.command("plan")
+@study_options
+def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+    """Check the study and its rows, and show what is done and left."""
+    from fuse_eval.study.config import load_study
+    from fuse_eval.study.grid import checked_places
+    from fuse_eval.study.results import progress_of
+
+    loaded = load_study(file)
+    rows, left_s, unknown = [], 0.0, False
+    for place in checked_places(loaded, settings, seeds):
+        found = progress_of(loaded, place)
+        left = found.seconds_left
+        unknown |= left is None
+        left_s += left or 0.0
+        shown = "?" if left is None else duration_text(left)
+        rows.append((place.setting, place.seed, f"{found.done} of {found.total}", shown))
+    click.echo("\n".join(table(("setting", "seed", "done", "left"), rows)))
+    if not unknown:
+        click.echo(f"left: {duration_text(left_s)} of training, on one machine like the one so far")
+
+
+@study.command("run")
+@study_options
+@click.option(
+    "--worker",
+    metavar="I/N",
+    help="Every N-th training, beginning with the I-th (from 0). Default: Slurm's array task or an "
+    "indexed job; else all.",
+)
+@click.option("--data-only", is_flag=True, help="Only make inputs, corpus, plan and stores.")
+def run_command(
+    file: str,
+    settings: tuple[str, ...],
+    seeds: tuple[int, ...],
+    worker: str | None,
+    data_only: bool,
+) -> None:
+    """Make the stores, then do every training that is not done, and score it.
+
+    A stopped study goes on where it was: scores of what is trained are kept, weights are not.
+    """
+    set_up_logging()
+    part = parse_worker(worker)
+    from fuse_eval.study.config import load_study
+    from fuse_eval.study.grid import checked_places
+    from fuse_eval.study.results import progress_of
+    from fuse_eval.study.work import make_data, run_place
+
+    loaded = load_study(file)
+    places = checked_places(loaded, settings, seeds)
+    with stop_on_signals() as stop:
+        for place in places:
+            title = f"{place.setting}, seed {place.seed}"
+            click.echo(f"{title}: data in {place.data.folder}", err=True)
+            make_data(loaded, place, stop)
+            for done in () if data_only else run_place(loaded, place, part, stop):
+                score = "" if done.bpb is None else f": {done.bpb:.4f} bits per byte (valid)"
+                spent = f", {duration_text(done.seconds)}" if done.seconds > 1 else ""
+                click.echo(f"{title}, {done.title}{score}{spent}", err=True)
+    if data_only:
+        return
+    progress = [progress_of(loaded, place) for place in places]
+    left = sum(found.total - found.done for found in progress)
+    if left:
+        click.echo(f"{left} trainings are other workers'; run again when they have ended")
+    else:
+        click.echo(_shown(loaded, as_json=False))
+
+
+@study.command("show")
+@click.argument("file", metavar="STUDY", type=click.Path(dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
+def show_command(file: str, as_json: bool) -> None:
+    """Write the study's page, Markdown table and JSON from what is done, and show the table."""
+    from fuse_eval.study.config import load_study
+
+    click.echo(_shown(load_study(file), as_json=as_json))
+
+
+def _shown(loaded: StudyConfig, *, as_json: bool) -> str:
+    """Write the three files; the JSON object, or the tables with the place of the page."""
+    from fuse_eval.study.page import render_page
+    from fuse_eval.study.report import markdown, study_record, text
+    from store_schema.disk.location import open_location
+
+    record: dict[str, Any] = study_record(loaded)
+    location = open_location(str(loaded.results))
+    content = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    location.write_atomic(RECORD_FILE, content.encode() + b"\n")
+    location.write_atomic(MARKDOWN_FILE, markdown(loaded, record).encode())
+    location.write_atomic(PAGE_FILE, render_page(loaded, record).encode())
+    return content if as_json else f"{text(loaded, record)}\npage: {location.url}/{PAGE_FILE}"

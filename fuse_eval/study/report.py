@@ -1,0 +1,76 @@
+"""A study's record, and its text for terminals and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fuse_eval.study.config import StudyConfig
+from fuse_eval.study.figures import setting_record
+from fuse_eval.study.grid import place_of
+from fuse_eval.study.results import seed_result
+from fuse_eval.study.tables import baselines_grid, markdown_table, settings_grid, text_table
+from fuse_eval.study.verdict import notes, verdict
+from store_schema import SCHEMA_VERSION, __version__
+from store_schema.errors import MissingError
+
+
+def study_record(study: StudyConfig) -> dict[str, Any]:
+    """Content of study.json, from all that is done.
+
+    Raises:
+        MissingError: The control is trained in no setting yet.
+    """
+    settings = {}
+    for name in study.settings:
+        places = [place_of(study, name, seed) for seed in study.setting(name).seeds]
+        seen = [seed_result(study, place) for place in places]
+        there = [result for result in seen if result is not None]
+        if there:
+            settings[name] = setting_record(study, name, there)
+    if not settings:
+        raise MissingError(
+            "nothing to show yet", where=study.folder, hint="`logitfuse study run` trains the rows"
+        )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "by": __version__,
+        "settings": settings,
+        "study": study.model_dump(mode="json", exclude_unset=True),
+    }
+
+
+def text(study: StudyConfig, record: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    parts = []
+    for name, found in record["settings"].items():
+        parts.append(f"{name}: bits per byte ({_of_seeds(found)})")
+        parts.append(text_table(settings_grid(study, found)))
+        baselines = baselines_grid(study, found)
+        if baselines:
+            parts += ["", text_table(baselines)]
+        parts += ["", verdict(study, name, found), *notes(study, found), ""]
+    return _plain("\n".join(parts).rstrip("\n"))
+
+
+def markdown(study: StudyConfig, record: Mapping[str, Any]) -> str:
+    """For a document."""
+    parts = [f"# {study.name}", ""]
+    for name, found in record["settings"].items():
+        parts += [f"## {name}", "", verdict(study, name, found), ""]
+        parts += [f"Bits per byte, {_of_seeds(found)}.", ""]
+        parts.append(markdown_table(settings_grid(study, found)))
+        baselines = baselines_grid(study, found)
+        if baselines:
+            parts += ["", markdown_table(baselines)]
+        parts += ["", *(f"- {note}" for note in notes(study, found)), ""]
+    return _plain("\n".join(parts))
+
+
+def _plain(text: str) -> str:
+    return text.replace("\u202f", " ").replace("−", "-")
+
+
+def _of_seeds(found: Mapping[str, Any]) -> str:
+    count = len(found["seeds"])
+    return "one seed" if count == 1 else f"mean of {count} seeds"

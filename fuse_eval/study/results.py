@@ -1,0 +1,102 @@
+"""What a study has seen so far, read from what its trainings left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fuse_eval.interference.blocks import Blocks
+from fuse_eval.study.config import StudyConfig
+from fuse_eval.study.grid import Cell, Place, Recipe, cells_of
+from fuse_eval.study.records import TrainingRecord, best_of, cell_recipes, read_record
+from fuse_eval.study.text import SCORES_FILE, StudyText
+from fuse_eval.summary import POOL_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class SeedResult:
+    """One seed of a setting.
+
+    Args:
+        seed: The seed.
+        blocks: The scored split; NLL by the name of the row, each at its best recipe.
+        trainings: The record of each row's best recipe.
+        pool: What `eval pool` says of the setting's sources; {} where it is not there.
+    """
+
+    seed: int
+    blocks: Blocks
+    trainings: Mapping[str, TrainingRecord]
+    pool: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a seed of a setting is.
+
+    Args:
+        done: Trainings and scorings that are done.
+        total: Of all.
+        seconds: Of the trainings that are done, without evaluations.
+    """
+
+    done: int
+    total: int
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the trainings that are left, if they take as long as those that are done; None if none
+        is."""
+        if self.done == self.total:
+            return 0.0
+        return (self.total - self.done) * self.seconds / self.done if self.seconds else None
+
+
+def seed_result(study: StudyConfig, place: Place) -> SeedResult | None:
+    """Rows that are whole at one seed; None where not even the control is."""
+    file = place.data.text_file
+    if not file.is_file():
+        return None
+    text = StudyText(place.data.run, study.split, file)
+    by_name = {cell.name: cell for cell in cells_of(study, place)}
+    nats: dict[str, tuple[float, ...]] = {}
+    trainings: dict[str, TrainingRecord] = {}
+    for name in study.rows_of(place.setting):
+        cell = by_name[name]
+        if cell.row.model is not None:
+            if (cell.model_results / SCORES_FILE).is_file():
+                nats[name] = text.nats(cell.model_results)
+        else:
+            best = best_of(_recipes(cell, by_name))
+            if best is not None:
+                nats[name] = text.nats(best[0].results)
+                trainings[name] = best[1]
+    if study.control not in nats:
+        return None
+    pool = place.pool(study.results) / POOL_FILE
+    content = json.loads(pool.read_text(encoding="utf-8")) if pool.is_file() else {}
+    return SeedResult(place.seed, text.record.blocks(nats), trainings, content)
+
+
+def _recipes(cell: Cell, by_name: Mapping[str, Cell]) -> tuple[Recipe, ...]:
+    return cell_recipes(cell, by_name.get(cell.row.tuned_as or "")) or ()
+
+
+def progress_of(study: StudyConfig, place: Place) -> Progress:
+    """How much of a seed is done; reads only what trainings leave."""
+    cells = cells_of(study, place)
+    by_name = {cell.name: cell for cell in cells}
+    done, total, seconds = 0, 0, 0.0
+    for cell in cells:
+        if cell.row.model is not None:
+            total, done = total + 1, done + (cell.model_results / SCORES_FILE).is_file()
+            continue
+        recipes = _recipes(cell, by_name)
+        total += len(recipes) or 1
+        for record in (read_record(recipe.results) for recipe in recipes):
+            if record is not None:
+                done, seconds = done + 1, seconds + record.seconds
+    return Progress(done, total, seconds)

@@ -1,0 +1,117 @@
+"""Tables of a study for terminals and Markdown, from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fuse_eval.study.config import StudyConfig
+from fuse_eval.study.figures import MEAN
+from launch.pages.charts import percent, significant
+from launch.visible import table
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table: titles of the columns, and rows of cells in groups.
+
+    Args:
+        head: Titles.
+        groups: Name of each group, with its rows.
+    """
+
+    head: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[Sequence[str]]]]
+
+
+def title_of_row(study: StudyConfig, row: str) -> str:
+    """What a row is, in words."""
+    return study.rows[row].says or row
+
+
+def shown_change(change: Mapping[str, Any], digits: int = 1) -> str:
+    """A change with its interval."""
+    low, high = (percent(change[end], digits) for end in ("low", "high"))
+    return f"{percent(change['value'], digits)} ({low} to {high})"
+
+
+def settings_grid(study: StudyConfig, record: Record) -> Grid:
+    """All rows of a setting: bits per byte, change against the control, what is worse, the cost."""
+    rows = record["rows"]
+    domains = [key for key in rows[study.control]["bpb"] if key != MEAN]
+    head = [
+        *("", *domains, MEAN, "against control"),
+        *("worst domain", "worse documents", "gap closed", "tokens to control", "minutes"),
+    ]
+    groups: dict[str, list[list[str]]] = {"": []}  # rows without a group come first
+    for name, found in rows.items():
+        groups.setdefault(study.rows[name].group, []).append(
+            [
+                title_of_row(study, name),
+                *(significant(found["bpb"][key], 4) for key in [*domains, MEAN]),
+                *_comparison(found, domains),
+                f"{found['seconds'] / 60:.1f}" if "seconds" in found else "",
+            ]
+        )
+    return Grid(head, list(groups.items()))
+
+
+def _comparison(found: Record, domains: Sequence[str]) -> list[str]:
+    changes = found.get("against_control")
+    if changes is None:
+        return ["", "", "", _share(found.get("gap_closed")), ""]
+    worst = max(domains, key=lambda domain: changes[domain]["value"])
+    interference = found.get("interference")
+    return [
+        shown_change(changes[MEAN]),
+        f"{percent(changes[worst]['value'])} {worst}",
+        f"{interference['documents']} of {interference['of']}" if interference else "",
+        _share(found.get("gap_closed")),
+        _share(found.get("tokens_to_control")),
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def baselines_grid(study: StudyConfig, record: Record) -> Grid | None:
+    """The study's own row against each baseline; None without any."""
+    found = record.get("against_baselines")
+    if not found:
+        return None
+    rows = [
+        [title_of_row(study, name), shown_change(changes[MEAN])] for name, changes in found.items()
+    ]
+    return Grid(["against", "change of bits per byte"], [("", rows)])
+
+
+def text_table(grid: Grid) -> str:
+    """For a terminal."""
+    rows: list[Sequence[str]] = []
+    for name, cells in grid.groups:
+        if name:
+            rows.append([f"{name}:", *[""] * (len(grid.head) - 1)])
+        rows += [[f"  {first}" if name else first, *others] for first, *others in cells]
+    return "\n".join(_plain(line) for line in table(grid.head, rows))
+
+
+def markdown_table(grid: Grid) -> str:
+    """For a document."""
+    lines = [_row(grid.head), _row(["---", *["---:"] * (len(grid.head) - 1)])]
+    for name, cells in grid.groups:
+        if name:
+            lines.append(_row([f"**{name}**", *[""] * (len(grid.head) - 1)]))
+        lines += [_row(row) for row in cells]
+    return "\n".join(map(_plain, lines))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _plain(text: str) -> str:
+    return text.replace("\u202f", " ").replace("−", "-")

@@ -1,0 +1,138 @@
+"""Doing what a study has not done yet: the data of each setting, then every training, scored."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuse_eval import bpb
+from fuse_eval.study.config import Row, StudyConfig
+from fuse_eval.study.grid import RUN_FILE, Cell, Place, Recipe, cells_of, pool_run
+from fuse_eval.study.records import (
+    TrainingRecord,
+    cell_recipes,
+    made_record,
+    read_record,
+    write_record,
+)
+from fuse_eval.study.results import progress_of
+from fuse_eval.study.stages import LOG_FILE, run_command
+from fuse_eval.study.text import SCORES_FILE, StudyText
+from fuse_eval.summary import POOL_FILE, REPORT_FOLDER
+from launch.signals import StopFlag
+from launch.work import Worker
+from store_schema.config import ModelRef, RunConfig
+
+LOGITFUSE = ("python", "-m", "logitfuse")
+STAGES = (("corpus", "build"), ("extract", "plan"), ("extract", "run"), ("align", "run"))
+DROPPED = ("checkpoints", "final", "pairs", "control")
+"""Folders of a training that are removed once it is scored: large, and of no use for the comparison."""
+
+
+def make_data(study: StudyConfig, place: Place, stop: StopFlag) -> None:
+    """Make inputs, corpus, plan and stores, and estimate the pools; what is there is left.
+
+    Nothing is made where all that is read later is kept.
+    """
+    data, kept = place.data, place.pool(study.results) / POOL_FILE
+    progress = progress_of(study, place)
+    if kept.is_file() and data.text_file.is_file() and progress.done == progress.total:
+        return
+    run_file, log = data.write(), data.folder / LOG_FILE
+    for command in data.commands:
+        run_command(command, log, stop)
+    for stage in STAGES:
+        run_command([*LOGITFUSE, *stage, str(run_file)], log, stop)
+    StudyText(data.run, study.split, data.text_file)
+    if not kept.is_file():
+        run, folder = pool_run(study, place), place.pool(study.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN_FILE).write_text(run.resolved(), encoding="utf-8")
+        run_command([*LOGITFUSE, "eval", "pool", str(folder / RUN_FILE)], log, stop)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / REPORT_FOLDER / POOL_FILE, kept)
+
+
+def train(study: StudyConfig, recipe: Recipe, text: StudyText, stop: StopFlag) -> TrainingRecord:
+    """Train and score one recipe, unless that was done."""
+    found = read_record(recipe.results)
+    if found is None:
+        path, log = recipe.write(), recipe.folder / LOG_FILE
+        if recipe.run.aligned_dir is not None:
+            run_command([*LOGITFUSE, "align", "run", str(path)], log, stop)
+        run_command([*study.train_with, "train", "run", str(path)], log, stop)
+        ref = bpb.checkpoint_ref(recipe.folder / "final", recipe.run.target)
+        text.score(ref, recipe.results, stop)
+        found = made_record(recipe)
+        write_record(recipe.results, found)
+    for name in DROPPED:
+        shutil.rmtree(recipe.folder / name, ignore_errors=True)
+    return found
+
+
+def model_of(run: RunConfig, row: Row) -> tuple[ModelRef, str]:
+    """The model of a row that is not trained, and whose tokenizer it has."""
+    assert row.model is not None
+    if row.model == "target":
+        return run.target, "target"
+    if row.model in run.sources:
+        return run.sources[row.model], row.model
+    return bpb.checkpoint_ref(Path(row.model), run.target), "target"
+
+
+def score_model(cell: Cell, text: StudyText, stop: StopFlag) -> None:
+    """Score a model that is there already, unless that was done."""
+    if not (cell.model_results / SCORES_FILE).is_file():
+        ref, tokenizer = model_of(cell.place.data.run, cell.row)
+        text.score(ref, cell.model_results, stop, tokenizer=tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One thing that was done now or before.
+
+    Args:
+        title: Row and recipe.
+        bpb: Mean bits per byte on the validation split; None of a model that is not trained.
+        seconds: That it took now.
+    """
+
+    title: str
+    bpb: float | None
+    seconds: float
+
+
+def run_place(study: StudyConfig, place: Place, worker: Worker, stop: StopFlag) -> Iterator[Done]:
+    """Do this worker's part of one seed of a setting, row by row.
+
+    Rows that are tuned as others come last. Those whose recipe other workers have not found yet are
+    left to a later call.
+
+    Raises:
+        MissingError: The setting's data are not there.
+        CommandError: A training failed.
+        Stopped: On a signal; what is scored stays.
+    """
+    cells = cells_of(study, place)
+    by_name = {cell.name: cell for cell in cells}
+    text = StudyText(place.data.run, study.split, place.data.text_file)
+    number = 0
+    for cell in cells:
+        # Asked when it is its turn: the row that it is tuned as is done by then, or another's.
+        recipes = cell_recipes(cell, by_name.get(cell.row.tuned_as or ""))
+        for recipe in recipes or (None,):
+            mine, number = number % worker.count == worker.index, number + 1
+            started = time.monotonic()
+            if not mine:
+                continue
+            if recipe is not None:
+                record = train(study, recipe, text, stop)
+                title = " ".join(filter(None, (cell.name, recipe.title)))
+                yield Done(title, record.best, time.monotonic() - started)
+            elif cell.row.model is not None:
+                score_model(cell, text, stop)
+                yield Done(cell.name, None, time.monotonic() - started)
+            stop.progressed = True

@@ -1,0 +1,254 @@
+"""`logitfuse study` from a file to a page, on tiny models: data once, every row, gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fuse_eval.study.config import load_study
+from fuse_eval.study.grid import cells_of, place_of
+from fuse_eval.study.records import read_record
+from store_schema.errors import ConfigError
+from tests.command import ok, refused
+from tests.test_end_to_end import write_run
+
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
+PLAIN = {"train.selector": "uniform", "train.clm_weight": 1, "train.fusion_gate.kind": "none"}
+
+
+def study_file(folder: Path, run: Path, **changed: Any) -> Path:
+    """A study of four trained rows and two models as they are, on one seed."""
+    content = {
+        "name": "tiny",
+        "study_dir": str(folder / "study"),
+        "results_dir": str(folder / "results"),
+        "control": "control",
+        "ours": "ours",
+        "interference_against": "min_ce",
+        "bootstrap_samples": 200,
+        "settings": {
+            "toy": {
+                "run": str(run),
+                "seeds": [0, 1],
+                "tune": [{"train.lr": 0.001}, {"train.lr": 0.003}],
+                "set": {"evaluate.pool_selectors": ["uniform"]},
+            },
+            "less": {"like": "toy", "sources": ["prose", "facts"], "rows": ["control", "ours"]},
+        },
+        "rows": {
+            "target before": {"model": "target", "group": "as they are"},
+            "code": {"model": "code", "group": "as they are"},
+            "control": {"says": "plain training", "set": PLAIN},
+            "ours": {"set": {}},
+            "min_ce": {"set": {"train.selector": "min_ce"}, "baseline": True},
+            "without code": {"sources": ["prose", "facts"], "tuned_as": "ours"},
+        },
+    } | changed
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def studied(
+    tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
+) -> tuple[Path, str]:
+    """A finished study, and what `run` printed."""
+    folder = tmp_path_factory.mktemp("study")
+    run = write_run(folder, tiny_models)
+    content = yaml.safe_load(run.read_text())
+    content["train"] |= {"max_steps": 4, "eval_every": 2}
+    run.write_text(yaml.safe_dump(content))
+    file = study_file(folder, run)
+    return file, ok("study", "run", file)
+
+
+def test_every_row_is_in_the_table_beside_the_control(studied: tuple[Path, str]) -> None:
+    file, said = studied
+    for title in ("plain training", "ours", "min_ce", "without code", "target before"):
+        assert title in said
+    record = json.loads((file.parent / "results/study.json").read_text())
+    rows = record["settings"]["toy"]["rows"]
+    assert set(rows) == set(load_study(file).rows)
+    assert all(row["seeds"] == [0, 1] for row in rows.values())
+    assert rows["target before"]["bpb"]["mean"] > rows["control"]["bpb"]["mean"]
+    for name in ("ours", "min_ce", "without code"):
+        change = rows[name]["against_control"]["mean"]
+        assert change["low"] <= change["value"] <= change["high"]
+        assert change["value"] == pytest.approx(sum(change["seeds"]) / 2)
+    assert set(record["settings"]["toy"]["against_baselines"]) == {"min_ce"}
+
+
+def test_weights_are_gone_and_scores_are_kept(studied: tuple[Path, str]) -> None:
+    file, _ = studied
+    study = load_study(file)
+    for seed in (0, 1):
+        for cell in cells_of(study, place_of(study, "toy", seed)):
+            for recipe in cell.recipes:
+                assert read_record(recipe.results) is not None
+                assert not (recipe.folder / "final").exists()
+                assert not (recipe.folder / "checkpoints").exists()
+
+
+def test_seeds_share_data_where_nothing_names_the_seed(studied: tuple[Path, str]) -> None:
+    file, _ = studied
+    assert sorted(p.name for p in (file.parent / "study/toy").glob("data*")) == ["data"]
+
+
+def test_a_row_that_is_tuned_as_another_takes_its_best_recipe(studied: tuple[Path, str]) -> None:
+    file, _ = studied
+    rows = json.loads((file.parent / "results/study.json").read_text())["settings"]["toy"]["rows"]
+    assert rows["without code"]["tuning"] == rows["ours"]["tuning"]
+
+
+def test_a_setting_like_another_has_its_data_and_its_plain_training(
+    studied: tuple[Path, str],
+) -> None:
+    file, _ = studied
+    record = json.loads((file.parent / "results/study.json").read_text())["settings"]
+    assert set(record["less"]["rows"]) == {"control", "ours"}
+    assert record["less"]["rows"]["control"]["bpb"] == record["toy"]["rows"]["control"]["bpb"]
+    assert record["less"]["rows"]["ours"]["bpb"] != record["toy"]["rows"]["ours"]["bpb"]
+    less, more = (record[name]["pools"]["uniform"] for name in ("less", "toy"))
+    assert less != more
+    assert not (file.parent / "study/less/data").exists()
+
+
+def test_results_alone_are_shown(studied: tuple[Path, str], tmp_path: Path) -> None:
+    file, said = studied
+    content = yaml.safe_load(file.read_text())
+    shutil.copytree(file.parent / "results", tmp_path / "results")
+    content |= {"study_dir": str(tmp_path / "study"), "results_dir": str(tmp_path / "results")}
+    other = tmp_path / "study.yaml"
+    other.write_text(yaml.safe_dump(content, sort_keys=False))
+    shown = ok("study", "run", other)  # all is done: nothing is made
+    assert shown.splitlines()[:-1] == said.splitlines()[:-1]
+    assert not list((tmp_path / "study").rglob("manifest.json"))
+
+
+def test_again_nothing_is_trained(studied: tuple[Path, str]) -> None:
+    file, said = studied
+    logs = {path: path.stat().st_mtime_ns for path in file.parent.rglob("train_steps.jsonl")}
+    assert len(logs) == 2 * (3 * 2 + 1 + 2)  # the control of `less` is that of `toy`
+    assert ok("study", "run", file) == said
+    assert {path: path.stat().st_mtime_ns for path in logs} == logs
+    planned = ok("study", "plan", file)
+    assert "9 of 9" in planned
+
+
+def test_what_is_lost_is_trained_again_to_the_same_scores(studied: tuple[Path, str]) -> None:
+    file, _ = studied
+    study = load_study(file)
+    cell = next(c for c in cells_of(study, place_of(study, "toy", 1)) if c.name == "min_ce")
+    folder = cell.recipes[0].results
+    before = read_record(folder)
+    shutil.rmtree(folder)
+    shutil.rmtree(cell.recipes[0].folder)
+    assert "8 of 9" in ok("study", "plan", file)
+    ok("study", "run", file, "--setting", "toy", "--seed", "1")
+    after = read_record(folder)
+    assert before is not None
+    assert after is not None
+    assert after.valid == before.valid
+
+
+def test_the_page_loads_nothing_and_says_the_verdict_first(studied: tuple[Path, str]) -> None:
+    file, _ = studied
+    page = (file.parent / "results/index.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert page.index("verdict") < page.index("<table")
+    assert "plain training" in page
+
+
+def test_workers_share_the_trainings(tmp_path: Path, studied: tuple[Path, str]) -> None:
+    file, _ = studied
+    content = yaml.safe_load(file.read_text())
+    content |= {"study_dir": str(tmp_path / "study"), "results_dir": None}
+    shutil.copytree(file.parent / "study/toy/data", tmp_path / "study/toy/data")
+    del content["settings"]["less"]
+    content["settings"]["toy"]["seeds"] = [0]
+    content["settings"]["toy"]["tune"] = [{}]
+    other = tmp_path / "study.yaml"
+    other.write_text(yaml.safe_dump(content))
+    assert "other workers'" in ok("study", "run", other, "--worker", "0/2")
+    assert "plain training" in ok("study", "run", other, "--worker", "1/2")
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"control": "plain"}, "no row 'plain'"),
+        ({"ours": "our"}, "no row 'our'"),
+        ({"rows": {"control": {"set": {"corpus.seed": 3}}}}, "rows differ in preset, align and"),
+        ({"rows": {"control": {"model": "target"}}}, "so it needs one"),
+        ({"rows": {"control": {}, "x": {"tuned_as": "y"}}}, "tuned as 'y'"),
+        ({"rows": {"control": {}, "x": {"tuned_as": "z"}, "z": {"model": "code"}}}, "tuned as 'z'"),
+        (
+            {"rows": {"control": {"set": {"train.lr": 1}}}},
+            "sets train.lr, which setting 'toy' tunes",
+        ),
+        ({"split": 3}, "split"),
+        ({"settings": {}}, "settings"),
+        ({"settings": {"a": {}}}, "either `run` or `like`"),
+        (
+            {"settings": {"a": {"run": "r"}, "b": {"like": "c"}}},
+            "'b' is like 'c', which has no run",
+        ),
+        ({"settings": {"a": {"run": "r"}, "b": {"like": "a", "seeds": [1]}}}, "seeds is that of"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(
+    tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    more: dict[str, Any] = {"ours": None, "interference_against": None} | changed
+    file = study_file(tmp_path, tmp_path / "run.yaml", **more)
+    with pytest.raises(ConfigError, match="study file refused") as caught:
+        load_study(file)
+    assert told in caught.value.line()
+
+
+def test_a_source_or_value_that_is_not_there_is_told_before_training(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    run = write_run(tmp_path, tiny_models)
+    rows = {"control": {"set": PLAIN}, "x": {"sources": ["cod"]}}
+    more: dict[str, Any] = {"ours": None, "interference_against": None}
+    file = study_file(tmp_path, run, rows=rows, **more)
+    assert "expected one of code, prose, facts, got cod" in refused("study", "plan", file)
+    rows["x"] = {"set": {"train.selectr": "asn"}}
+    file = study_file(tmp_path, run, rows=rows, **more)
+    assert "did you mean selector?" in refused("study", "plan", file)
+    rows["x"] = {"set": {"train.weight_decay": -1}}
+    file = study_file(tmp_path, run, rows=rows, **more)
+    assert "weight_decay" in refused("study", "run", file)
+    assert "no such setting" in refused("study", "plan", file, "--setting", "tox")
+    assert "study file not found" in refused("study", "plan", tmp_path / "none.yaml")
+    assert "nothing to show yet" in refused(
+        "study", "show", study_file(tmp_path, run, rows={"control": {"set": PLAIN}}, **more)
+    )
+
+
+def test_a_command_that_fails_says_its_last_line_and_where_its_log_is(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    run = write_run(tmp_path, tiny_models)
+    settings = {
+        "toy": {
+            "run": str(run),
+            "prepare": [["python", "-c", "import sys; sys.exit('no inputs today, {seed}')"]],
+        }
+    }
+    more: dict[str, Any] = {"ours": None, "interference_against": None, "settings": settings}
+    file = study_file(tmp_path, run, rows={"control": {"set": PLAIN}}, **more)
+    told = refused("study", "run", file)
+    assert "got no inputs today, 0" in told
+    assert "log.txt has all it said" in told
