@@ -1,4 +1,4 @@
-# make demo: the whole pipeline on real models made on the spot.  make test: lint, types, tests.
+# make demo: the whole pipeline on real models made on the spot.  make test: lint, types, docs, tests.  make docs: the site.
 # make real: the whole pipeline on published models.  make real-smoke: a few minutes of it.
 # make example-chat: published chat models fused on chats; do the answers end?
 # make example-profuser, example-fusechat, example-fusellm: the papers' recipes on published chat models;
@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
+.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 $(TOOLS): $(READY)
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 # Every stage on a run file.
@@ -191,7 +191,7 @@ report: $(READY)
 
 test: check
 
-check: lint types tests
+check: lint types docs tests
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .
@@ -199,6 +199,11 @@ lint: $(TOOLS)
 
 types: $(TOOLS)
 	$(BIN)/mypy
+
+# The documentation as a site, in build/site; a link that leads nowhere is an error.
+docs: $(TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "docs: build/site/index.html"
 
 # Two processes of one thread each: small tensors gain nothing from more threads, and OpenMP threads
 # that spin on busy cores make small tests ten times slower.

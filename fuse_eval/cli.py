@@ -28,7 +28,7 @@ JSON_OPTION = click.option(
 )
 
 
-@click.group(cls=StageGroup)
+@click.group("eval", cls=StageGroup)
 def evaluate() -> None:
     """Score models and pools of sources in bits per byte."""
 

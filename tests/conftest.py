@@ -54,7 +54,7 @@ def pytest_collection_finish() -> None:
 LONGEST = (
     *("test_published_families.py", "test_slurm_cluster.py", "test_extract_generate_vllm.py"),
     *("test_extract_vllm_engine.py", "test_fuse_train_processes.py", "test_launch_ray.py"),
-    *("test_extract_run.py", "test_end_to_end.py", "test_fuse_train_run.py"),
+    *("test_docs_blocks.py", "test_extract_run.py", "test_end_to_end.py", "test_fuse_train_run.py"),
 )
 """Files that take minutes: begun first, so that two test processes end at about the same time."""
 
