@@ -16,6 +16,7 @@ from fuse_eval.study.records import read_record
 from store_schema.errors import ConfigError
 from tests.command import ok, refused
 from tests.test_end_to_end import write_run
+from tests.tiny import SAMPLE_TEXTS
 
 pytestmark = pytest.mark.usefixtures("quick_processes")
 
@@ -92,6 +93,10 @@ def test_every_row_is_in_the_table_beside_the_control(studied: tuple[Path, str])
         assert change["low"] <= change["value"] <= change["high"]
         assert change["value"] == pytest.approx(sum(change["seeds"]) / 2)
     assert set(record["settings"]["toy"]["against_baselines"]) == {"min_ce"}
+    worst = record["settings"]["toy"]["worst_documents"]
+    texts = {text for texts in SAMPLE_TEXTS.values() for text in texts}
+    assert worst
+    assert all(any(text.startswith(item["text"][:20]) for text in texts) for item in worst)
 
 
 def test_weights_are_gone_and_scores_are_kept(studied: tuple[Path, str]) -> None:

@@ -129,11 +129,12 @@ def _worst(documents: Sequence[Record]) -> Table:
                 Cell(str(item["seed"])),
                 Cell(percent(item["change"])),
                 Cell(significant(item["excess_nats"])),
+                Cell(item.get("text", ""), kind="words"),
             ],
         )
         for item in documents
     ]
-    head = head_of(["document", "domain", "seed", "change", "nats more"])
+    head = head_of(["document", "domain", "seed", "change", "nats more", "its text begins"])
     return Table("Documents that fusing makes worse by most", head, rows)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fuse_eval.study.config import StudyConfig
 from fuse_eval.study.figures import setting_record
-from fuse_eval.study.grid import place_of
+from fuse_eval.study.grid import Place, place_of
 from fuse_eval.study.results import seed_result
 from fuse_eval.study.tables import baselines_grid, markdown_table, settings_grid, text_table
 from fuse_eval.study.verdict import notes, verdict
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.errors import MissingError
+from store_schema.plan.run_plan import open_plan
+
+_TEXT_SHOWN = 300
+"""Characters of a document's text."""
 
 
 def study_record(study: StudyConfig) -> dict[str, Any]:
@@ -28,6 +33,7 @@ def study_record(study: StudyConfig) -> dict[str, Any]:
         there = [result for result in seen if result is not None]
         if there:
             settings[name] = setting_record(study, name, there)
+            _add_texts(settings[name].get("worst_documents", []), places, study.split)
     if not settings:
         raise MissingError(
             "nothing to show yet", where=study.folder, hint="`logitfuse study run` trains the rows"
@@ -38,6 +44,20 @@ def study_record(study: StudyConfig) -> dict[str, Any]:
         "settings": settings,
         "study": study.model_dump(mode="json", exclude_unset=True),
     }
+
+
+def _add_texts(documents: Sequence[dict[str, Any]], places: Sequence[Place], split: str) -> None:
+    """Put the beginning of each document's text beside its figures, where its plan is there."""
+    plans = {}
+    for place in places:
+        with contextlib.suppress(MissingError):
+            plans[place.seed] = open_plan(place.data.run)
+    for item in documents:
+        plan = plans.get(item["seed"])
+        if plan is not None:
+            segments = (s for shard in plan.splits()[split] for s in plan.segments(shard))
+            own = [s.text for s in segments if s.document_id == item["document_id"]]
+            item["text"] = "".join(own)[:_TEXT_SHOWN]
 
 
 def text(study: StudyConfig, record: Mapping[str, Any]) -> str:
