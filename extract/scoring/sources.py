@@ -126,7 +126,7 @@ def section_with_engine(section: ExtractSection, location: Location) -> ExtractS
     if section.engine != "auto" or not location.exists(MANIFEST_FILE):
         return section
     engine = str(StoreReader.open(location).manifest.settings.get("engine"))
-    if engine in ENGINES.table and (ENGINES[engine].whole_rows or not section.needs_all):
+    if engine in ENGINES.table and ENGINES[engine].can_serve(section):
         return section.model_copy(update={"engine": engine})
     return section
 
