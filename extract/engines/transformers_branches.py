@@ -112,7 +112,7 @@ class BranchStates:
         parts = []
         for start in range(0, len(branches.places_B), most_tokens):
             if start:
-                cache.crop(len(text))
+                cache.crop(-most_tokens)  # those of the part before
             part = slice(start, start + most_tokens)
             places = branches.places_B[part]
             sees = np.concatenate(
