@@ -303,14 +303,47 @@ class Reading:
         """Whether a longer token of the target begins with these bytes."""
         return known in self.tables.beginnings
 
-    def unsettled(self, branch: Branch, known: bytes) -> float:
-        """Share of a branch with which the target's token is still not determined."""
-        going = [self.tables.source.tokens[token] for token in branch.masses]
-        shares = zip(going, branch.masses.values(), strict=True)
-        return branch.tail + sum(p for more, p in shares if more and self.is_open(known + more))
+    def unsettled(self, branch: Branch, known: bytes, entry: int = TAIL) -> float:
+        """Share of a branch with which the target's token is not determined, nor counted."""
+        left = branch.tail
+        for following, p in branch.masses.items():
+            more = self.tables.source.tokens[following]
+            if more and self.is_open(known + more) and not self.counted(entry, known, more):
+                left += p
+        return left
+
+    def counted(self, entry: int, known: bytes, more: bytes) -> dict[int, float]:
+        """Shares of the target tokens that were counted where `entry` began and agree with its bytes
+        `known` and those after it; {} if there is none, or `entry` is not known to begin there."""
+        if entry < 0:
+            return {}
+        ends = self.stopped(entry, known, more)
+        found = {
+            goal: weight
+            for goal, weight in self.tables.continuations(entry)
+            if goal == ends
+            or (
+                len(self.tables.target.tokens[goal]) > len(known + more)
+                and self.tables.target.tokens[goal][len(known) :].startswith(more)
+            )
+        }
+        total = sum(found.values())
+        return {goal: weight / total for goal, weight in found.items()} if total else {}
+
+    def stopped(self, entry: int, known: bytes, more: bytes) -> int:
+        """The target's token if it ends with these bytes or before."""
+        goal = self.tables.longest(known + more)
+        return self.tables.middle(entry, 0) if goal == self.tables.longest(known) else goal
 
     def after(
-        self, branch: Branch, token: int, at: int, weight: float, known: bytes = b""
+        self,
+        branch: Branch,
+        token: int,
+        at: int,
+        weight: float,
+        known: bytes = b"",
+        *,
+        whole: bool = False,
     ) -> Iterator[Part]:
         """A token that goes on with its branch, as far as that settles the target's token.
 
@@ -320,6 +353,7 @@ class Reading:
             at: See `token`.
             weight: Of the token.
             known: Bytes of the target's token before.
+            whole: Whether the token and the target's token begin here.
         """
         tokens = self.tables.source.tokens
         ahead, begin = tokens[token][at:], self.begin + len(known) - self.lead
@@ -332,7 +366,14 @@ class Reading:
                 yield Part(own if ends else TAIL, weight * p)
                 continue
             if self.is_open(known + ahead + more):
-                continue
+                entry = token if whole else TAIL
+                shares = self.counted(entry, ahead, more)
+                if not shares:
+                    continue
+                ends = shares.pop(self.stopped(entry, ahead, more), 0.0)
+                for longer, share in shares.items():
+                    yield Part(longer, weight * p * share)
+                p *= ends
             goal = self.tables.longest(known + ahead + more)
             if goal == before:
                 yield Part(own, weight * p, self.read_on(token, at, begin, branch))
@@ -369,10 +410,13 @@ class Reading:
             then = self.read_on(token, at, self.begin, row.branches.get(token))
             yield Part(self.tables.start(token, at), mass, then)
         else:
-            yield from self.begun(token, at, mass, row.branches.get(token))
+            branch = row.branches.get(token)
+            yield from self.begun(token, at, mass, branch, settles=not row.lead)
 
-    def begun(self, token: int, at: int, mass: float, branch: Branch | None) -> Iterator[Part]:
-        """A token that begins here in running text."""
+    def begun(
+        self, token: int, at: int, mass: float, branch: Branch | None, *, settles: bool = True
+    ) -> Iterator[Part]:
+        """A token that begins here in running text; `settles`: whether its branch is asked now."""
         eos, target_eos = self.tables.mapping.eos
         written = self.tables.source.tokens[token][at:]
         if token == eos and target_eos >= 0:
@@ -380,9 +424,9 @@ class Reading:
         elif not written:
             yield Part(TAIL, mass)
         else:
-            if branch is not None and self.is_open(written):
-                yield from self.after(branch, token, at, mass)
-                mass, branch = mass * self.unsettled(branch, written), None
+            if branch is not None and settles and self.is_open(written):
+                yield from self.after(branch, token, at, mass, whole=True)
+                mass, branch = mass * self.unsettled(branch, written, token), None
             for n, (goal, weight) in enumerate(self.tables.continuations(token)):
                 if n == 0 or mass * weight >= LEAST_SPREAD:
                     then = self.read_on(token, at, self.begin, branch)

@@ -145,15 +145,15 @@ def hand_branches(
 
 
 def test_a_branch_settles_what_it_can_and_counts_the_rest() -> None:
-    """ "a" and then "c" or "a" is "a"; then "b" it may be "ab" or "abc": that part and the row's tail
-    go where "a" went in the corpus."""
+    """ "a" and then "c" or "a" is "a"; then "b" it may be "ab" or "abc", as they were counted there;
+    the row's tail goes where "a" went in the corpus."""
     tables = hand_tables(ABC, ABC, {A: {AB: 0.5, ABC_: 0.25}, C: {C: 1.0}})
     arrays = hand_arrays([C, C], [1, 2], [{C: 1.0}, {A: 0.4, C: 0.6}])
     arrays |= hand_branches({(1, A): [(B, 0.5), (C, 0.3), (A, 0.1)]})
     check_shard("branched", arrays, vocab_size=len(ABC), where="test")
     encoded = hand_segment([C, C], ABC)
     result = project(arrays, [b"cc"], [encoded], tables.mapping, max_entries=64)
-    expected = {C: 0.6, A: 0.4 * 0.4, AB: 0.4 * 0.6 * 0.5, ABC_: 0.4 * 0.6 * 0.25}
+    expected = {C: 0.6, A: 0.4 * 0.4, AB: 0.2 * 2 / 3 + 0.04 * 0.5, ABC_: 0.2 / 3 + 0.04 * 0.25}
     assert masses(result)[1] == pytest.approx(expected, abs=1e-6)
 
 

@@ -478,7 +478,7 @@ def test_the_same_tokenizer_gives_the_same_distributions(kind, chosen, seed, bos
 def one_segment(arrays: Arrays, d: int) -> Arrays:
     rows = slice(*arrays["token_offsets"][d : d + 2].tolist())
     entries = slice(*arrays["entry_offsets"][[rows.start, rows.stop]].tolist())
-    return {
+    found: Arrays = {
         "segment_ids": arrays["segment_ids"][d : d + 1],
         "token_offsets": arrays["token_offsets"][d : d + 2] - rows.start,
         "token_ids": arrays["token_ids"][rows],
@@ -488,6 +488,20 @@ def one_segment(arrays: Arrays, d: int) -> Arrays:
         "entry_logprobs": arrays["entry_logprobs"][entries],
         "tail_mass": arrays["tail_mass"][rows],
         "label_logprobs": arrays["label_logprobs"][rows],
+    }
+    if "branch_tokens" not in arrays:
+        return found
+    places = arrays["branch_positions"]
+    here = slice(*np.searchsorted(places, [rows.start, rows.stop]).tolist())
+    after = slice(*arrays["branch_entry_offsets"][[here.start, here.stop]].tolist())
+    return found | {
+        "branch_positions": (places[here] - rows.start).astype("<u4"),
+        "branch_tokens": arrays["branch_tokens"][here],
+        "branch_entry_offsets": arrays["branch_entry_offsets"][here.start : here.stop + 1]
+        - after.start,
+        "branch_entry_ids": arrays["branch_entry_ids"][after],
+        "branch_entry_logprobs": arrays["branch_entry_logprobs"][after],
+        "branch_tail_mass": arrays["branch_tail_mass"][here],
     }
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.chain.branch_rows import go_on
+from align.chain.branch_rows import Ahead, go_on
 from align.chain.places import (
     CLOSED,
     NEXT_CLOSED,
@@ -223,9 +223,8 @@ def _open_tokens(
             branch_begins(branch, part, label, source, mapping, carried)
             continue
         if branch >= 0:
-            part, branch = go_on(
-                branch, 0, at[i], length[i], part, step, label, source, mapping, carried
-            )
+            ahead = Ahead(branch, -1, 0, at[i], length[i], step)
+            part, branch = go_on(ahead, part, label, source, mapping, carried)
         goal = mapping.pieces.middle[at[i]]
         if goal >= 0:
             add_mass(goal, part, carried.target_mass)

@@ -48,6 +48,7 @@ def project(
         labels = np.exp(source["label_logprobs"].astype(np.float64))
     of_rows = (source["entry_offsets"], source["entry_ids"], probabilities, labels)
     source_ids, source_lengths = source["token_ids"], np.diff(mapping.pieces.offsets)
+    scales, tails = non_label_scale(source_ids, *of_rows)
     projected = project_segments(
         ShardText(
             *rows,
@@ -62,7 +63,8 @@ def project(
             source_ends,
             source_ids,
             *of_rows,
-            *non_label_scale(source_ids, *of_rows),
+            scales,
+            tails,
             BranchRows.of(source),
         ),
         mapping,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from align.chain.branch_rows import go_on
+from align.chain.branch_rows import Ahead, go_on
 from align.chain.places import (
     NEXT_CLOSED,
     NEXT_PARTIAL,
@@ -133,9 +133,8 @@ def _entries_inside(
                 add_mass(trie.longest[node], part, target_mass)  # the text ends here
             continue
         if in_trie and branch >= 0:
-            part, branch = go_on(
-                branch, node, base, length, part, need, label, source, mapping, carried
-            )
+            ahead = Ahead(branch, -1, node, base, length, need)
+            part, branch = go_on(ahead, part, label, source, mapping, carried)
         if in_trie:
             goal = token_of(trie, node, pieces.data, base, base + length)
         else:  # the label is not in the trie: a special token that is written out in the text

@@ -6,9 +6,9 @@ All functions read `label` (the target token of this position), `source` and `ma
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from align.chain.branch_rows import go_on
+from align.chain.branch_rows import Ahead, go_on
 from align.chain.places import (
     CLOSED,
     NEXT_CLOSED,
@@ -32,6 +32,20 @@ LEAST_SPREAD = 1e-5
 """A smaller part of an entry's mass goes to the tail, not to a second or later target token."""
 
 
+class Begun(NamedTuple):
+    """Entries that begin at a position.
+
+    Args:
+        ids: Source tokens.
+        probabilities: float64.
+        branches: int64 branch of each, -1 for none; empty if none has one.
+    """
+
+    ids: Any
+    probabilities: Any
+    branches: Any
+
+
 @bare
 def row_begins(
     lead: int, label: Label, source: SourceRows, mapping: VocabularyMap, carried: Carried
@@ -48,11 +62,14 @@ def row_begins(
         _spread_at_start(row, scale, lead, label, source, mapping, carried)
     else:
         first, last = source.entry_offsets[row], source.entry_offsets[row + 1]
-        rows = source.entry_ids[first:last], source.probabilities[first:last]
-        of_entry = source.branches.of_entry[first:last]
+        rows = Begun(
+            source.entry_ids[first:last],
+            source.probabilities[first:last],
+            source.branches.of_entry[first:last],
+        )
         masked = carried.number[PARTIAL] == 1
         weight = scale * source.scales[row]
-        _spread(rows, of_entry, source.ids[row], masked, weight, label, source, mapping, carried)
+        _spread(rows, source.ids[row], masked, weight, label, source, mapping, carried)
     targets_of, real = mapping.continuation.offsets, source.ids[row]
     several = targets_of[real + 1] - targets_of[real] != 1
     ambiguous = mapping.look_ahead and several and not label.at_start
@@ -71,15 +88,14 @@ def branch_begins(
     """Carry the row of a branch that begins at this position: its entry ended here."""
     branches = source.branches
     first, last = branches.offsets[branch], branches.offsets[branch + 1]
-    rows = branches.ids[first:last], branches.probabilities[first:last]
     none = branches.of_entry[:0]
-    _spread(rows, none, -1, False, mass, label, source, mapping, carried)
+    rows = Begun(branches.ids[first:last], branches.probabilities[first:last], none)
+    _spread(rows, -1, False, mass, label, source, mapping, carried)
 
 
 @bare
 def _spread(
-    rows: tuple[Any, Any],
-    of_entry: Any,
+    rows: Begun,
     real: int,
     masked: bool,
     scale: float,
@@ -91,13 +107,12 @@ def _spread(
     """Spread each entry's mass over its target tokens. Most of alignment's time is spent here.
 
     Args:
-        rows: Entries that begin here, and their probabilities.
-        of_entry: Branch of each of them, -1 for none; empty if none has one.
+        rows: Entries that begin here.
         real: The real token, which is left out.
         masked: Whether only entries of `carried.counts` are still possible.
         scale: Factor of each entry's probability.
     """
-    entry_ids, probabilities = rows
+    entry_ids, probabilities, of_entry = rows
     step, token_of_label, counts = label.end - label.begin, label.token, carried.counts
     first, targets, weights = mapping.continuation
     offsets, (source_eos, target_eos) = mapping.pieces.offsets, mapping.eos
@@ -119,9 +134,8 @@ def _spread(
         branch = of_entry[k] if branched else -1
         if branch >= 0:
             target_mass.number[0] = number
-            mass, branch = go_on(
-                branch, 0, base, stop - base, mass, step, label, source, mapping, carried
-            )
+            ahead = Ahead(branch, token, 0, base, stop - base, step)
+            mass, branch = go_on(ahead, mass, label, source, mapping, carried)
             number = target_mass.number[0]
         begin, end = first[token], first[token + 1]
         for c in range(begin, end):
