@@ -204,7 +204,7 @@ def test_killed_before_its_branches_a_shard_is_not_committed(
 
 
 def test_the_budget_and_not_the_target_makes_another_store(
-    tmp_path: Path, tiny_models: dict[str, Path]
+    tmp_path: Path, tiny_models: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = planned(tmp_path, tiny_models, per_position=0.3)
     run_source(load_run(path), "code", Part())
@@ -214,6 +214,9 @@ def test_the_budget_and_not_the_target_makes_another_store(
     path.write_text(content.replace(target, str(tiny_models["facts"])))
     ok("extract", "plan", path)
     ok("extract", "run", path)  # all is there
+    ok("align", "run", path)
+    assert "chosen for another target's tokenizer" in caplog.text
+    ok("store", "verify", path)
     path.write_text(path.read_text().replace("per_position: 0.3", "per_position: 0.4"))
     line = refused("extract", "run", path)
     assert "another settings.branches.per_position" in line

@@ -22,7 +22,6 @@ import numpy.typing as npt
 import torch
 
 from extract.engines.protocol import Branches, EngineMemoryError
-from store_schema.model.causal_head import head_error
 from store_schema.model.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -102,9 +101,9 @@ class BranchStates:
             ours = self._with_cache(probe, len(places))
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
             return False
-        # As far as two batches of a dtype differ.
-        tolerance = max(1e-3, 16 * torch.finfo(self._dtype).eps)
-        return head_error(own.float(), ours.float()) <= tolerance
+        # As far as two batches of a dtype differ in the mean; single values of bfloat16 differ by more.
+        error = (own.float() - ours.float()).abs().mean() / own.float().std().clamp(min=1e-6)
+        return bool(error <= max(1e-4, 4 * torch.finfo(self._dtype).eps))
 
     def _with_cache(self, branches: BranchInput, most_tokens: int) -> torch.Tensor:
         text = branches.ids_T[: int(branches.places_B.max())]
