@@ -31,7 +31,7 @@ from store_schema.config import RunConfig
 from store_schema.encoding.selection import select_entries
 from store_schema.errors import LogitfuseError, StorageError
 from store_schema.layout import Arrays
-from store_schema.manifest import Commit
+from store_schema.manifest import BRANCHES_SETTING, Commit
 from store_schema.plan.plan import Segment, ShardRecord
 from store_schema.presets import Encoding
 from store_schema.store.reader import StoreReader
@@ -98,6 +98,7 @@ def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> Ali
         Stopped: On a signal; committed shards stay.
     """
     checked = check_alignment(run, source)
+    tell_other_target(checked)
     writer = checked.open_store()
     queue = shard_queue(part, checked.plan.shards, writer, set(checked.reader.commits))
     work: list[tuple[int, float]] = []
@@ -107,6 +108,17 @@ def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> Ali
     reader = StoreReader.open(writer.location)
     finished = sorted(reader.committed(checked.plan.shards))
     return AlignSummary(source, tuple(reader.commits[index] for index in finished), tuple(work))
+
+
+def tell_other_target(checked: CheckedAlignment) -> None:
+    """Say so if the source's branches were chosen for another target's tokenizer."""
+    settings = checked.reader.manifest.settings.get(BRANCHES_SETTING)
+    chosen_for = settings.get("target") if isinstance(settings, dict) else None
+    if chosen_for is not None and chosen_for != checked.target.fingerprint:
+        logger.warning(
+            "%s: its branches were chosen for another target's tokenizer; they are used, but fit less "
+            "well", checked.source,
+        )  # fmt: skip
 
 
 def dry_run(run: RunConfig, source: str, part: Part) -> str:

@@ -39,6 +39,7 @@ from benchmarks.align_oracle import (
     truth_at,
 )
 from benchmarks.align_pairs import Pair, as_segments
+from benchmarks.oracle_branches import branched, chance_past_ends
 from benchmarks.oracle_pairs import (
     COUNTED_BYTES,
     DOMAINS,
@@ -51,12 +52,13 @@ from benchmarks.oracle_pairs import (
     segments_of,
     small_pair,
 )
+from extract.branch_config import BranchOptions
 from launch.progress import Progress
 from store_schema.layout import Arrays, Origin
 
 ROOT = Path(__file__).resolve().parent.parent
 
-OURS = "bytes"
+OURS, BRANCHED = "bytes", "bytes, branches"
 WORST_SHOWN, SHOWN_BEFORE = 10, 48
 FIRST_POSITION = 3
 """Before it neither side has read anything."""
@@ -203,13 +205,16 @@ def show(title: str, seen: Sequence[Seen], key: Callable[[Seen], str]) -> None:
         print(f"{method:<24}{cells}{kl:>10.4f} ({variation:.3f})")
 
 
-def look_at_pair(name: str, out: Path, *, positions: int, segments: int, seed: int) -> list[Seen]:
+def look_at_pair(
+    name: str, out: Path, *, positions: int, segments: int, seed: int, branches: BranchOptions
+) -> list[Seen]:
     """All positions of one pair."""
     if name in PUBLISHED:
         pair = published_pair(name, ROOT / "runs/real/inputs/models")
     else:
         pair = small_pair(name, out)
-    made = Pair(pair.source, pair.target, as_segments(mixed_texts(COUNTED_BYTES)))
+    counted = as_segments(mixed_texts(COUNTED_BYTES))
+    made, chance_V = Pair(pair.source, pair.target, counted), chance_past_ends(pair, counted)
     aligners = made.aligners()
     maps = Maps(pair.source, pair.target)
     found: list[Seen] = []
@@ -218,6 +223,8 @@ def look_at_pair(name: str, out: Path, *, positions: int, segments: int, seed: i
             domain = Domain.of(pair, domain_name, segments)
             for method, aligner in aligners.items():
                 domain.aligned[method] = aligner.align(domain.source, domain.texts, domain.read)
+            rows = branched(pair, domain.source, domain.own, chance_V, branches)
+            domain.aligned[BRANCHED] = aligners[OURS].align(rows, domain.texts, domain.read)
             for one in look(pair, domain, maps, positions, seed):
                 found.append(one)
                 progress.add(1)
@@ -240,7 +247,16 @@ def figures(seen: Mapping[str, Sequence[Seen]]) -> dict[str, Any]:
     baselines = {m: v for m, v in means.items() if m in BASELINES or m in ("mined", "stats")}
     best = min(baselines, key=baselines.__getitem__)
     every = [one for found in seen.values() for one in found]
+    domains = list(next(iter(kl.values()))[OURS])
+    by_domain = {
+        method: {name: mean([by[method][name] for by in kl.values()]) for name in domains}
+        for method in (OURS, BRANCHED)
+    }
     return {
+        "oracle_kl_ratio": means[BRANCHED] / means[OURS],
+        "oracle_kl_ratio_by_text": {
+            n: by_domain[BRANCHED][n] / by_domain[OURS][n] for n in domains
+        },
         "oracle_kl": kl,
         "oracle_kl_mean": means,
         "oracle_kl_vs_best_baseline": means[OURS] / baselines[best],
@@ -257,12 +273,22 @@ def figures(seen: Mapping[str, Sequence[Seen]]) -> dict[str, Any]:
 @click.option("--segments", default=12, show_default=True, help="Of each kind of text.")
 @click.option("--positions", default=4, show_default=True, help="Of each segment.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--per-position", default=0.3, show_default=True, help="Branches of a position.")
 @click.option("--quick", is_flag=True, help="One pair, a few positions.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default="runs/bench/oracle", show_default=True
 )
-def main(pairs: str, segments: int, positions: int, seed: int, quick: bool, out: Path) -> None:
+def main(
+    pairs: str,
+    segments: int,
+    positions: int,
+    seed: int,
+    per_position: float,
+    quick: bool,
+    out: Path,
+) -> None:
     """Ask, compare, print tables, and one JSON object as the last line."""
+    branches = BranchOptions(per_position=per_position)
     names = pairs.split(",")[:1] if quick else pairs.split(",")
     for name in names:
         if name not in RULES and name not in PUBLISHED:
@@ -272,7 +298,9 @@ def main(pairs: str, segments: int, positions: int, seed: int, quick: bool, out:
     seen: dict[str, list[Seen]] = {}
     for name in names:
         started = time.monotonic()
-        seen[name] = look_at_pair(name, out, positions=positions, segments=segments, seed=seed)
+        seen[name] = look_at_pair(
+            name, out, positions=positions, segments=segments, seed=seed, branches=branches
+        )
         seconds = time.monotonic() - started
         print(f"\n{name}: {len(seen[name])} positions, {seconds:.0f} s")
         show("by kind of text", seen[name], lambda one: one.domain)

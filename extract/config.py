@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from extract.branch_config import BranchOptions
 from extract.chat_config import ChatInput
 from extract.engine_kinds import ENGINES
 from extract.engine_kinds.kind import Device
@@ -221,6 +222,9 @@ class ExtractSection(EngineOptions):
     """sampled: draws at each position; equal draws are one entry."""
     sampled_head: int = Field(default=0, ge=0, le=1 << 17)
     """sampled: the most probable entries that are kept exactly; draws are then from the others."""
+    branches: BranchOptions | None = None
+    """Rows after entries that are not the real token, for alignment; needs the transformers engine.
+    None: none."""
     fp32_head: bool = True
     """Compute the logits of bf16 and fp16 models in float32: in bf16 about 30 logits of a row are
     equal."""
@@ -259,10 +263,17 @@ class ExtractSection(EngineOptions):
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
+        if self.branches is not None and self.estimator == "sampled":
+            raise ValueError("branches need the most probable entries, not estimator sampled")
+        if self.branches is not None and self.branches.per_position > self.top_k:
+            raise ValueError(
+                f"branches.per_position is {self.branches.per_position:g}, but a position has at "
+                f"most top_k: {self.top_k} entries"
+            )
         if self.engine != "auto":
             ENGINES[self.engine].check(self)
-        elif self.needs_all:
-            next(kind for kind in ENGINES if kind.whole_rows).check(self)
+        elif self.needs_one:
+            next(kind for kind in ENGINES if kind.can_serve(self)).check(self)
         return self
 
     def content(self) -> dict[str, Any]:
@@ -270,6 +281,8 @@ class ExtractSection(EngineOptions):
         fingerprints; in a run file this removed option is refused."""
         left_out = ENGINES.left_out(self.engine)
         kept = {name: value for name, value in super().content().items() if name not in left_out}
+        if self.branches is None:
+            del kept["branches"]  # as before there were any
         return kept | {"extras": []}
 
     @property
@@ -277,9 +290,14 @@ class ExtractSection(EngineOptions):
         """Whether whole distributions are needed, which only the transformers engine has."""
         return self.estimator == "sampled"
 
+    @property
+    def needs_one(self) -> bool:
+        """Whether the work needs something that not every engine has."""
+        return self.needs_all or self.branches is not None
+
     def answering(self) -> Self:
         """The same section for generating answers, where no entries are needed."""
-        return self.model_copy(update={"top_k": 1, "estimator": "topk"})
+        return self.model_copy(update={"top_k": 1, "estimator": "topk", "branches": None})
 
     def settled(self, *, on_cpu: bool, fp32_head: bool) -> Self:
         """The same section with `engine: auto` replaced by an engine.
@@ -298,8 +316,8 @@ class ExtractSection(EngineOptions):
         """What loads a model, by the run file alone; auto if it depends on the machine."""
         if self.engine != "auto":
             return ENGINES[self.engine].loader
-        if self.quantization is None and self.needs_all:
-            return next(kind for kind in ENGINES if kind.whole_rows).loader
+        if self.quantization is None and self.needs_one:
+            return next(kind for kind in ENGINES if kind.can_serve(self)).loader
         return "auto"
 
     def step_tokens(self, *, on_cpu: bool) -> int:

@@ -12,6 +12,7 @@ from extract.engines.memory import check_memory
 from extract.engines.protocol import Engine, EngineMemoryError, EngineSpec
 from extract.engines.registry import open_engine
 from extract.scoring.bos_probe import probe_bos
+from extract.scoring.brancher import Brancher
 from extract.scoring.causality import require_causal
 from extract.scoring.children import check_stop_fd, run_children
 from extract.scoring.pipeline import Pipeline
@@ -52,6 +53,11 @@ def score(engine: Engine, job: Job) -> None:
         progress.add(num_positions, f"{size_text(job.written)} written")
 
     section = job.source.spec.section
+    brancher = None
+    if section.branches is not None:
+        brancher = Brancher.of(
+            job.source.run, plan, job.source.tokenizer, section.branches, job.writer.encoding
+        )
     with Progress(name, total, unit="tok", done=total - left) as progress:
         try:
             with Pipeline(
@@ -61,6 +67,7 @@ def score(engine: Engine, job: Job) -> None:
                 queue_bytes=section.queue_mib << 20,
                 records_bad=section.on_bad == "record",
                 longest=job.source.spec.longest,
+                brancher=brancher,
             ) as pipeline:
                 job.check()
                 pipeline.score(

@@ -3,7 +3,8 @@
 Row i of every array of positions is the distribution of token i, given the tokens before it. Labels are
 shifted only once, in the trainer.
 
-Axes: D segments, N positions, E entries, S spans of one shard; an array of "D+1" has CSR offsets.
+Axes: D segments, N positions, E entries, S spans, B branches, F entries of branches of one shard; an
+array of "D+1" has CSR offsets.
 
 A position without a known distribution (a first token without context; in an aligned store also
 origin none) has no entries, tail mass 1 and label_logprobs NaN. NaN always means "not known".
@@ -30,7 +31,15 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 """source: distributions of the plan's text. generated: answers of a source. aligned: distributions
 converted to a target's tokens."""
 
+Form = Literal["source", "branched", "generated", "aligned"]
+FORMS: tuple[Form, ...] = get_args(Form)
+"""Which arrays a shard has: those of the store's kind, or, of a source store with branches, these too.
+A branch is the source's distribution after an entry that is not the real token."""
+
 Arrays = dict[str, npt.NDArray[Any]]
+
+BRANCH = "branch_"
+"""Before the names of entry arrays: those of branches."""
 
 TAIL_TOLERANCE = 1e-3
 """Largest |1 - sum(entries) - tail|, for float32 softmaxes over large vocabularies."""
@@ -71,7 +80,7 @@ class ArraySpec:
         axis: Its length: a letter of the module's docstring, with "+1" for offsets.
         unit: Unit or kind of the values.
         meaning: Description in one line.
-        kinds: Kinds of stores that have it.
+        forms: Forms of shards that have it.
     """
 
     name: str
@@ -79,12 +88,13 @@ class ArraySpec:
     axis: str
     unit: str
     meaning: str
-    kinds: tuple[Kind, ...] = KINDS
+    forms: tuple[Form, ...] = FORMS
 
 
-_SCORED: tuple[Kind, ...] = ("source", "aligned")
-_GENERATED: tuple[Kind, ...] = ("generated",)
-_ALIGNED: tuple[Kind, ...] = ("aligned",)
+_SCORED: tuple[Form, ...] = ("source", "branched", "aligned")
+_BRANCHED: tuple[Form, ...] = ("branched",)
+_GENERATED: tuple[Form, ...] = ("generated",)
+_ALIGNED: tuple[Form, ...] = ("aligned",)
 
 LAYOUT: tuple[ArraySpec, ...] = (
     ArraySpec("segment_ids", "<i8", "D", "index", "rows of the plan's segment table"),
@@ -98,6 +108,12 @@ LAYOUT: tuple[ArraySpec, ...] = (
     ArraySpec("entry_logprobs", "<f4", "E", "nats", "log-probabilities, <= 0", _SCORED),
     ArraySpec("tail_mass", "<f4", "N", "probability", "1 - sum of the entries, in [0, 1]", _SCORED),
     ArraySpec("label_logprobs", "<f4", "N", "nats", "log-probability of the token itself", _SCORED),
+    ArraySpec("branch_positions", "<u4", "B", "positions", "position of each branch", _BRANCHED),
+    ArraySpec("branch_tokens", "<u4", "B", "id", "entry of that position it follows", _BRANCHED),
+    ArraySpec("branch_entry_offsets", "<i8", "B+1", "entries", "entries of each branch", _BRANCHED),
+    ArraySpec("branch_entry_ids", "<u4", "F", "id", "as entry_ids, after the entry", _BRANCHED),
+    ArraySpec("branch_entry_logprobs", "<f4", "F", "nats", "as entry_logprobs", _BRANCHED),
+    ArraySpec("branch_tail_mass", "<f4", "B", "probability", "as tail_mass", _BRANCHED),
     ArraySpec("origin", "|u1", "N", "Origin", "where the distribution comes from", _ALIGNED),
     ArraySpec("span_offsets", "<i8", "D+1", "spans", "spans of each segment", _ALIGNED),
     ArraySpec("span_index", "<u4", "N", "spans", "span within the segment of each token", _ALIGNED),
@@ -108,29 +124,36 @@ LAYOUT: tuple[ArraySpec, ...] = (
 )
 
 
-def array_specs(kind: Kind) -> tuple[ArraySpec, ...]:
-    """The arrays of a store of `kind`, in layout order."""
-    return tuple(spec for spec in LAYOUT if kind in spec.kinds)
+def array_specs(form: Form) -> tuple[ArraySpec, ...]:
+    """The arrays of a shard of this form, in layout order."""
+    return tuple(spec for spec in LAYOUT if form in spec.forms)
 
 
-def array_names(kind: Kind) -> tuple[str, ...]:
+def array_names(form: Form) -> tuple[str, ...]:
     """Names of `array_specs`."""
-    return tuple(spec.name for spec in array_specs(kind))
+    return tuple(spec.name for spec in array_specs(form))
 
 
 def axis_lengths(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
     """Length of each axis, by letter, of those arrays that are there."""
-    defining = {"D": "segment_ids", "N": "token_ids", "E": "entry_ids", "S": "span_logprobs"}
+    defining = {
+        "D": "segment_ids",
+        "N": "token_ids",
+        "E": "entry_ids",
+        "S": "span_logprobs",
+        "B": "branch_tokens",
+        "F": "branch_entry_ids",
+    }
     return {axis: len(arrays[name]) for axis, name in defining.items() if name in arrays}
 
 
 def check_shard(
-    kind: Kind, arrays: Mapping[str, npt.NDArray[Any]], *, vocab_size: int, where: str
+    form: Form, arrays: Mapping[str, npt.NDArray[Any]], *, vocab_size: int, where: str
 ) -> None:
     """Check every invariant of the layout on the decoded arrays of one shard.
 
     Args:
-        kind: Kind of the store.
+        form: Which arrays the shard has.
         arrays: Decoded arrays by name.
         vocab_size: All ids must be below it.
         where: Store and shard, for the message.
@@ -145,28 +168,32 @@ def check_shard(
                 what, where=f"{where}, array {name}", expected=expected, hint="repair the shard"
             )
 
-    names = array_names(kind)
+    names = array_names(form)
     require(set(arrays) == set(names), "arrays are not those of the layout", "*", sorted(names))
     lengths = axis_lengths(arrays)
-    for spec in array_specs(kind):
+    for spec in array_specs(form):
         array = arrays[spec.name]
         require(array.dtype.str == spec.dtype, f"dtype {array.dtype.str}", spec.name, spec.dtype)
         length = lengths[spec.axis[0]] + (1 if spec.axis.endswith("+1") else 0)
         require(array.shape == (length,), f"shape {array.shape}", spec.name, (length,))
-    all_offsets = (("token_offsets", "N"), ("entry_offsets", "E"), ("span_offsets", "S"))
-    for name, axis in (pair for pair in all_offsets if pair[0] in arrays):
+    all_offsets = {"token_offsets": "N", "entry_offsets": "E", "span_offsets": "S"}
+    all_offsets |= {"branch_entry_offsets": "F"}
+    for name, axis in (pair for pair in all_offsets.items() if pair[0] in arrays):
         array = arrays[name]
         good = array[0] == 0 and array[-1] == lengths[axis] and bool((np.diff(array) >= 0).all())
         require(good, "offsets do not rise from 0 to the end", name, f"0..{lengths[axis]}")
-    for name in (name for name in ("token_ids", "entry_ids") if name in arrays):
+    all_ids = ("token_ids", "entry_ids", "branch_tokens", "branch_entry_ids")
+    for name in (name for name in all_ids if name in arrays):
         ids = arrays[name]
         require(not ids.size or ids.max() < vocab_size, "id out of range", name, f"< {vocab_size}")
     _check_bytes(arrays, require)
-    if kind == "generated":
+    if form == "generated":
         _check_answers(arrays, require)
         return
     _check_probabilities(arrays, require)
-    if kind == "aligned":
+    if form == "branched":
+        _check_branches(arrays, require)
+    if form == "aligned":
         _check_spans(arrays, require)
         origin = arrays["origin"]
         require(not origin.size or origin.max() <= max(Origin), "unknown origin", "origin")
@@ -177,22 +204,67 @@ def check_shard(
 
 
 def _check_probabilities(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
-    logprobs = arrays["entry_logprobs"]
-    require(bool((logprobs <= 0).all()), "log-probability above 0 or NaN", "entry_logprobs", "<= 0")
     labels = arrays["label_logprobs"]
     require(bool(((labels <= 0) | np.isnan(labels)).all()), "above 0", "label_logprobs", "<= 0")
-    tail = arrays["tail_mass"]
-    require(bool(((tail >= 0) & (tail <= 1)).all()), "outside [0, 1] or NaN", "tail_mass", "[0, 1]")
+    _check_rows(arrays, require)
+
+
+def _check_rows(arrays: Mapping[str, npt.NDArray[Any]], require: Any, of: str = "") -> None:
+    """Check entries and tails of positions, or with `of` those of branches."""
+    logprobs, tail = arrays[f"{of}entry_logprobs"], arrays[f"{of}tail_mass"]
+    name, of_tail = f"{of}entry_logprobs", f"{of}tail_mass"
+    require(bool((logprobs <= 0).all()), "log-probability above 0 or NaN", name, "<= 0")
+    require(bool(((tail >= 0) & (tail <= 1)).all()), "outside [0, 1] or NaN", of_tail, "[0, 1]")
     # float32 is precise enough for the tolerance, and several times faster.
-    mass, falling = row_masses(logprobs, np.exp(logprobs), arrays["entry_offsets"])
-    require(falling, "entries not sorted by falling probability", "entry_logprobs")
+    mass, falling = row_masses(logprobs, np.exp(logprobs), arrays[f"{of}entry_offsets"])
+    require(falling, "entries not sorted by falling probability", name)
     worst = float(np.abs(mass + tail - 1).max()) if len(tail) else 0.0
     require(
         worst <= TAIL_TOLERANCE,
         f"entries + tail differ from 1 by {worst:.2g}",
-        "tail_mass",
+        of_tail,
         f"at most {TAIL_TOLERANCE}",
     )
+
+
+def _check_branches(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:
+    positions, tokens = arrays["branch_positions"], arrays["branch_tokens"]
+    num_positions = len(arrays["token_ids"])
+    known = not positions.size or positions.max() < num_positions
+    require(known, "position that the shard does not have", "branch_positions", num_positions)
+    places = positions.astype(np.int64) << 32 | tokens
+    require(bool((np.diff(places) > 0).all()), "not sorted by position and token", "branch_tokens")
+    real = arrays["token_ids"][positions] == tokens
+    require(not real.any(), "branch after the text's own token", "branch_tokens")
+    there = branch_entries(arrays) >= 0
+    require(bool(there.all()), "branch after a token that is no entry", "branch_tokens")
+    _check_rows(arrays, require, BRANCH)
+
+
+def branch_entries(arrays: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """[B] index of the entry that each branch follows, -1 where there is none.
+
+    Args:
+        arrays: entry_offsets, entry_ids, branch_positions and branch_tokens of a shard.
+    """
+    found: npt.NDArray[np.int64] = _entries_of(
+        arrays["entry_offsets"],
+        arrays["entry_ids"],
+        arrays["branch_positions"],
+        arrays["branch_tokens"],
+    )
+    return found
+
+
+@compiled
+def _entries_of(offsets: Any, ids: Any, positions: Any, tokens: Any) -> Any:
+    entries_B = np.full(len(positions), -1, np.int64)
+    for b in range(len(positions)):
+        position = np.int64(positions[b])
+        for k in range(offsets[position], offsets[position + 1]):
+            if ids[k] == tokens[b]:
+                entries_B[b] = k
+    return entries_B
 
 
 def _check_answers(arrays: Mapping[str, npt.NDArray[Any]], require: Any) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import BosRule, StrictModel
 from store_schema.fingerprint import fingerprint
-from store_schema.layout import Arrays, Kind, check_shard
+from store_schema.layout import Arrays, Form, Kind, check_shard
 from store_schema.plan.plan import ShardRecord
 from store_schema.presets import Encoding
 
@@ -19,6 +20,10 @@ valid when the plan grows, or is made for other models too."""
 _ALWAYS_NULL = ("top_p", "logprob_codec")
 _AS_WRITTEN = ("name", "revision", "gguf_file", "bos", "by_offsets")
 """Fields of `ModelIdentity` copied from the run file: no part of a store's identity."""
+
+BRANCHES_SETTING = "branches"
+"""Key in a manifest's `settings` of a store with branches: how they were chosen, and for which
+target's tokenizer."""
 
 COMMIT_PATH = r"^data/\d{5,}-[0-9a-f]{16}$"
 """Data paths are relative and without '..', so a hostile commit cannot point outside the store."""
@@ -94,13 +99,20 @@ class Manifest(StrictModel):
         return (self.target or self.model).vocab_size
 
     @property
+    def form(self) -> Form:
+        """Which arrays its shards have."""
+        if self.kind == "source" and self.settings.get(BRANCHES_SETTING) is not None:
+            return "branched"
+        return self.kind
+
+    @property
     def max_entries(self) -> int:
         """Entries at a position, at most; 0 in a generated store."""
         return self.top_k or 0
 
     def check_shard(self, arrays: Arrays, *, where: str) -> None:
         """Check the decoded arrays of one of the store's shards: see `layout.check_shard`."""
-        check_shard(self.kind, arrays, vocab_size=self.vocab_size, where=where)
+        check_shard(self.form, arrays, vocab_size=self.vocab_size, where=where)
 
     def identity(self) -> dict[str, Any]:
         """The fields that two manifests of the same store have in common, as JSON-like values."""
@@ -128,6 +140,16 @@ class FileRecord(StrictModel):
     crc32c: int = Field(ge=0, lt=1 << 32)
 
 
+_COUNT_OF_AXIS = {
+    "D": "segments",
+    "N": "positions",
+    "E": "entries",
+    "S": "spans",
+    "B": "branches",
+    "F": "branch_entries",
+}
+
+
 class Counts(StrictModel):
     """Lengths of a shard's axes, which a reader checks before it allocates memory."""
 
@@ -135,16 +157,24 @@ class Counts(StrictModel):
     positions: int = Field(ge=0)
     entries: int = Field(ge=0)
     spans: int = Field(default=0, ge=0)
+    branches: int = Field(default=0, ge=0)
+    branch_entries: int = Field(default=0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _without_branches(self, handler: SerializerFunctionWrapHandler) -> dict[str, int]:
+        """Commits of stores without branches stay as they were."""
+        content: dict[str, int] = handler(self)
+        return {k: v for k, v in content.items() if v or not k.startswith("branch")}
+
+    @classmethod
+    def of(cls, lengths: Mapping[str, int]) -> Self:
+        """From the lengths of axes (`layout.axis_lengths`)."""
+        return cls(**{name: lengths.get(axis, 0) for axis, name in _COUNT_OF_AXIS.items()})
 
     def length(self, axis: str) -> int:
-        """Length of an axis of the layout ("D", "N", "E", "S", with "+1" for offsets)."""
-        by_letter = {
-            "D": self.segments,
-            "N": self.positions,
-            "E": self.entries,
-            "S": self.spans,
-        }
-        return by_letter[axis[0]] + (1 if axis.endswith("+1") else 0)
+        """Length of an axis of the layout (a letter, with "+1" for offsets)."""
+        count: int = getattr(self, _COUNT_OF_AXIS[axis[0]])
+        return count + (1 if axis.endswith("+1") else 0)
 
 
 class Commit(StrictModel):

@@ -89,6 +89,8 @@ def position_tables(arrays: Arrays, tokens: pa.Array) -> Iterator[pa.Table]:
             columns |= {name: arrays[name][here] for name in ("answer_index", "finish")}
         else:
             columns |= _distributions(arrays, part)
+        if "branch_tokens" in arrays:
+            columns |= _branches(arrays, part)
         if "origin" in arrays:
             columns |= {"origin": arrays["origin"][part], "span_index": arrays["span_index"][part]}
         yield pa.table(columns)
@@ -105,6 +107,27 @@ def _distributions(arrays: Arrays, part: slice) -> dict[str, Any]:
         "tail_mass": arrays["tail_mass"][part],
         "entry_ids": pa.ListArray.from_arrays(lists, arrays["entry_ids"][entries]),
         "entry_logprobs": pa.ListArray.from_arrays(lists, arrays["entry_logprobs"][entries]),
+    }
+
+
+def _branches(arrays: Arrays, part: slice) -> dict[str, Any]:
+    """Columns with the branches of some positions: lists of the entries that they follow, of their own
+    entries and of their tails."""
+    bounds = np.searchsorted(arrays["branch_positions"], np.arange(part.start, part.stop + 1))
+    here = slice(int(bounds[0]), int(bounds[-1]))
+    offsets = arrays["branch_entry_offsets"][here.start : here.stop + 1]
+    entries = slice(int(offsets[0]), int(offsets[-1]))
+    by_position, by_branch = pa.array(_rows(bounds)), pa.array(_rows(offsets))
+
+    def nested(name: str) -> pa.Array:
+        rows = pa.ListArray.from_arrays(by_branch, arrays[name][entries])
+        return pa.ListArray.from_arrays(by_position, rows)
+
+    return {
+        "branch_tokens": pa.ListArray.from_arrays(by_position, arrays["branch_tokens"][here]),
+        "branch_tail_mass": pa.ListArray.from_arrays(by_position, arrays["branch_tail_mass"][here]),
+        "branch_entry_ids": nested("branch_entry_ids"),
+        "branch_entry_logprobs": nested("branch_entry_logprobs"),
     }
 
 

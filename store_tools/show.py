@@ -6,6 +6,8 @@ import json
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from launch.visible import visible
 from store_schema.errors import ConfigError, MissingError
 from store_schema.layout import Arrays, Finish, Origin
@@ -35,6 +37,21 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """What the source would go on with after an entry that is not the text's own token.
+
+    Args:
+        written: The entry's bytes.
+        tail_mass: Probability outside the branch's entries.
+        best: The most probable tokens after it, best first.
+    """
+
+    written: bytes
+    tail_mass: float
+    best: tuple[Expected, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Position:
     """One token of the text.
 
@@ -47,6 +64,7 @@ class Position:
         best: The most probable tokens, best first.
         origin: Origin of the row, in an aligned store.
         name: Text of a token that has no bytes of the text, as of a special token; b"" for others.
+        branches: Its branches, in a source store that has some.
     """
 
     index: int
@@ -57,6 +75,7 @@ class Position:
     best: tuple[Expected, ...] = ()
     origin: Origin | None = None
     name: bytes = b""
+    branches: tuple[Branch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +285,7 @@ def positions_of(
     origins: list[Origin | None] = [None] * (stop - start)
     if "origin" in arrays:
         origins = [Origin(number) for number in arrays["origin"][start:stop].tolist()]
+    branches = _branches(arrays, start, stop, vocabulary, top)
     return tuple(
         Position(
             i,
@@ -275,9 +295,29 @@ def positions_of(
             row.tail_mass,
             tuple(Expected(e, spelling(e), logprob) for e, logprob in row.entries),
             origin,
+            branches=tuple(branches[i]),
         )
         for i, (row, origin) in enumerate(zip(rows_of(arrays, at, top=top), origins, strict=True))
     )
+
+
+def _branches(
+    arrays: Arrays, start: int, stop: int, vocabulary: Vocabulary, top: int
+) -> list[list[Branch]]:
+    """The branches of each position from `start` to `stop`."""
+    found: list[list[Branch]] = [[] for _ in range(start, stop)]
+    if "branch_tokens" not in arrays:
+        return found
+    spelling, offsets = vocabulary.spelling, arrays["branch_entry_offsets"]
+    for b in range(*np.searchsorted(arrays["branch_positions"], [start, stop]).tolist()):
+        entries = slice(int(offsets[b]), min(int(offsets[b + 1]), int(offsets[b]) + top))
+        ids = arrays["branch_entry_ids"][entries].tolist()
+        logprobs = arrays["branch_entry_logprobs"][entries].tolist()
+        best = tuple(Expected(e, spelling(e), p) for e, p in zip(ids, logprobs, strict=True))
+        written = spelling(int(arrays["branch_tokens"][b]))
+        branch = Branch(written, float(arrays["branch_tail_mass"][b]), best)
+        found[int(arrays["branch_positions"][b]) - start].append(branch)
+    return found
 
 
 def list_segments(place: StorePlace, count: int = LISTED) -> list[Listed]:

@@ -106,6 +106,12 @@ def _token(shown: ShownSegment, position: Position, text: str) -> dict[str, Any]
         facts += _probability(position)
     if position.origin is not None:
         facts.append(ORIGINS[position.origin])
+    facts += [
+        f"after {quoted(branch.written)}: {quoted(branch.best[0].written)} "
+        f"{share(branch.best[0].logprob)}"
+        for branch in position.branches
+        if branch.best
+    ]
     return {
         "level": level(position.logprob) if shown.answer is None else "k0",
         "seen": _INSIDE if inside else text_html(text, kept=KEPT, dots=False),

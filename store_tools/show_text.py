@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import click
@@ -10,7 +11,7 @@ import click
 from launch.quantities import share_text
 from launch.visible import cut, quoted, table, visible, width
 from store_schema.layout import Finish
-from store_tools.show import Listed, Position, ShownAnswer, ShownSegment
+from store_tools.show import Expected, Listed, Position, ShownAnswer, ShownSegment
 
 _TOKEN_COLUMNS = 20
 _GAP = "  "
@@ -80,12 +81,22 @@ def _figures(position: Position) -> list[str]:
 
 
 def _wrapped(position: Position, room: int) -> list[str]:
-    """The most probable tokens in lines of at most `room` columns."""
+    """The most probable tokens, and those after branches, in lines of at most `room` columns."""
     if not position.best:
         return ["nothing known"]
+    lines = _in_lines(position.best, position.token_id, room)
+    for branch in position.branches:
+        after = f"after {cut(quoted(branch.written), room // 2)}: "
+        best = _in_lines(branch.best, None, max(room - width(after), 16)) or ["nothing known"]
+        lines += [after + best[0], *(" " * width(after) + line for line in best[1:])]
+    return lines
+
+
+def _in_lines(best: Sequence[Expected], own: int | None, room: int) -> list[str]:
+    """Tokens and probabilities in lines of at most `room` columns; `own` is marked."""
     lines: list[str] = []
-    for item in position.best:
-        mark = "*" if item.token_id == position.token_id else ""
+    for item in best:
+        mark = "*" if item.token_id == own else ""
         text = f"{mark}{cut(quoted(item.written), room - 8)} {share(item.logprob)}"
         if lines and width(lines[-1]) + len(_GAP) + width(text) <= room:
             lines[-1] += _GAP + text

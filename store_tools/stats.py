@@ -131,10 +131,12 @@ def _sizes(reader: TolerantReader) -> dict[str, Any]:
     sizes = array_bytes(reader.commits)
     counts = [commit.counts for commit in reader.commits.values()]
     positions = sum(count.positions for count in counts)
+    branches = sum(count.branches for count in counts)
     return {
         "segments": sum(count.segments for count in counts),
         "positions": positions,
         "entries": sum(count.entries for count in counts),
+        **({"branches": branches} if reader.manifest.form == "branched" else {}),
         "size_bytes": sum(sizes.values()),
         "bytes_per_position": ratio(sum(sizes.values()), positions),
         "array_bytes": sizes,

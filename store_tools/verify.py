@@ -221,7 +221,7 @@ def _check_sizes(reader: TolerantReader, plan: Plan | None, report: StoreReport)
             if record.size != entry.size:
                 where = f"{reader.location.url}/{entry.key}"
                 report.damaged[shard] = _size_fault(where, f"{record.size:,} bytes", entry.size)
-    specs = stored_specs(reader.manifest.kind, reader.manifest.encoding)
+    specs = stored_specs(reader.manifest.form, reader.manifest.encoding)
     for shard, commit in reader.commits.items():
         where = f"{reader.location.url}, shard {shard}"
         try:

@@ -95,6 +95,19 @@ class Tables:
         return int(self.mapping.pieces.start[self.mapping.pieces.offsets[token] + at])
 
 
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """What the source says after an entry that is not the real token.
+
+    Args:
+        masses: Probability of each entry.
+        tail: What they leave.
+    """
+
+    masses: dict[int, float]
+    tail: float
+
+
 @dataclass(frozen=True)
 class Row:
     """A source position: the real token on bytes [start, end), what else it might have been.
@@ -106,6 +119,7 @@ class Row:
         real: Its probability, NaN where nothing is known.
         others: Probability of each other entry.
         lead: Whether a space at the beginning of the row's tokens takes no byte of the text.
+        branches: Branches of other entries.
     """
 
     token: int
@@ -114,6 +128,7 @@ class Row:
     real: float
     others: dict[int, float]
     lead: bool
+    branches: dict[int, Branch]
 
     @property
     def known(self) -> bool:
@@ -150,15 +165,16 @@ class Real:
 
 @dataclass(frozen=True)
 class Open:
-    """Another token: its bytes from `at` on lie ahead."""
+    """Another token: its bytes from `at` on lie ahead, and then its branch, if it has one."""
 
     token: int
     at: int
+    branch: Branch | None = None
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Another token that has ended: what the source says after it is in no store."""
+    """Another token that has ended, and its branch, if it had one, was used."""
 
 
 Place = Closed | Real | Open | Lost
@@ -208,7 +224,8 @@ def source_rows(arrays: Arrays, segment: int, source: Vocabulary) -> list[Row]:
         token, end = int(arrays["token_ids"][i]), int(arrays["byte_ends"][i])
         lead = not rows and len(source.tokens[token]) == end + 1
         real = math.exp(float(arrays["label_logprobs"][i]))
-        rows.append(Row(token, begin, end, real, others(arrays, i, token, real), lead))
+        beside = others(arrays, i, token, real)
+        rows.append(Row(token, begin, end, real, beside, lead, branches(arrays, i)))
         begin = end
     return rows
 
@@ -222,6 +239,22 @@ def others(arrays: Arrays, i: int, token: int, real: float) -> dict[int, float]:
     total = sum(found.values())
     if total > 1.0 - real:
         found = {v: p * (1.0 - real) / total for v, p in found.items()}
+    return found
+
+
+def branches(arrays: Arrays, i: int) -> dict[int, Branch]:
+    """Branches of the entries of row i, by entry; scaled down where they have more than 1."""
+    found: dict[int, Branch] = {}
+    for b, position in enumerate(arrays.get("branch_positions", np.empty(0)).tolist()):
+        if position == i:
+            entries = slice(*arrays["branch_entry_offsets"][b : b + 2].tolist())
+            mass = np.exp(arrays["branch_entry_logprobs"][entries].astype(float))
+            total = float(mass.sum())
+            shares = (mass / max(total, 1.0)).tolist()
+            ids = arrays["branch_entry_ids"][entries].tolist()
+            tail = max(1.0 - total, 0.0)
+            token = int(arrays["branch_tokens"][b])
+            found[token] = Branch(dict(zip(ids, shares, strict=True)), tail)
     return found
 
 
@@ -246,14 +279,108 @@ class Reading:
             elif isinstance(place, Real):
                 yield from self.path(place.row, weight)
             elif isinstance(place, Open):
-                yield self.open(place, weight)
+                yield from self.open(place, weight)
             else:
                 yield Part(TAIL, weight)
 
-    def open(self, place: Open, weight: float) -> Part:
-        """A token that is not the real one: the target begins with what it begins the rest with."""
+    def open(self, place: Open, weight: float) -> Iterator[Part]:
+        """A token that is not the real one: the target begins with what it begins the rest with, unless
+        its branch says more."""
+        ahead = self.tables.source.tokens[place.token][place.at :]
+        branch = place.branch
+        if branch is not None and not ahead:
+            for token, p in branch.masses.items():
+                yield from self.begun(token, 0, weight * p, None)
+            yield Part(TAIL, weight * branch.tail)
+            return
+        if branch is not None and self.is_open(ahead):
+            yield from self.after(branch, place.token, place.at, weight)
+            weight, branch = weight * self.unsettled(branch, ahead), None
         goal = self.tables.middle(place.token, place.at)
-        return Part(goal, weight, self.read_on(place.token, place.at, self.begin))
+        yield Part(goal, weight, self.read_on(place.token, place.at, self.begin, branch))
+
+    def is_open(self, known: bytes) -> bool:
+        """Whether a longer token of the target begins with these bytes."""
+        return known in self.tables.beginnings
+
+    def unsettled(self, branch: Branch, known: bytes, entry: int = TAIL) -> float:
+        """Share of a branch with which the target's token is not determined, nor counted."""
+        left = branch.tail
+        for following, p in branch.masses.items():
+            more = self.tables.source.tokens[following]
+            if more and self.is_open(known + more) and not self.counted(entry, known, more):
+                left += p
+        return left
+
+    def counted(self, entry: int, known: bytes, more: bytes) -> dict[int, float]:
+        """Shares of the target tokens that were counted where `entry` began and agree with its bytes
+        `known` and those after it; {} if there is none, or `entry` is not known to begin there."""
+        if entry < 0:
+            return {}
+        ends = self.stopped(entry, known, more)
+        found = {
+            goal: weight
+            for goal, weight in self.tables.continuations(entry)
+            if goal == ends
+            or (
+                len(self.tables.target.tokens[goal]) > len(known + more)
+                and self.tables.target.tokens[goal][len(known) :].startswith(more)
+            )
+        }
+        total = sum(found.values())
+        return {goal: weight / total for goal, weight in found.items()} if total else {}
+
+    def stopped(self, entry: int, known: bytes, more: bytes) -> int:
+        """The target's token if it ends with these bytes or before."""
+        goal = self.tables.longest(known + more)
+        return self.tables.middle(entry, 0) if goal == self.tables.longest(known) else goal
+
+    def after(
+        self,
+        branch: Branch,
+        token: int,
+        at: int,
+        weight: float,
+        known: bytes = b"",
+        *,
+        whole: bool = False,
+    ) -> Iterator[Part]:
+        """A token that goes on with its branch, as far as that settles the target's token.
+
+        Args:
+            branch: Of the token.
+            token: Its bytes from `at` on lie ahead.
+            at: See `token`.
+            weight: Of the token.
+            known: Bytes of the target's token before.
+            whole: Whether the token and the target's token begin here.
+        """
+        tokens = self.tables.source.tokens
+        ahead, begin = tokens[token][at:], self.begin + len(known) - self.lead
+        before = self.tables.longest(known + ahead)
+        own = before if known else self.tables.middle(token, at)
+        for following, p in branch.masses.items():
+            more = tokens[following]
+            if not more:
+                ends = following == self.tables.mapping.eos[0] and own >= 0
+                yield Part(own if ends else TAIL, weight * p)
+                continue
+            if self.is_open(known + ahead + more):
+                entry = token if whole else TAIL
+                shares = self.counted(entry, ahead, more)
+                if not shares:
+                    continue
+                ends = shares.pop(self.stopped(entry, ahead, more), 0.0)
+                for longer, share in shares.items():
+                    yield Part(longer, weight * p * share)
+                p *= ends
+            goal = self.tables.longest(known + ahead + more)
+            if goal == before:
+                yield Part(own, weight * p, self.read_on(token, at, begin, branch))
+            else:
+                read = self.end - begin - len(ahead)
+                then = Open(following, read) if read < len(more) else Lost()
+                yield Part(goal, weight * p, then)
 
     def closed(self, place: Closed, weight: float) -> Iterator[Part]:
         """The next row applies."""
@@ -280,11 +407,30 @@ class Reading:
         elif at == len(self.tables.source.tokens[token]):
             yield Part(TAIL, mass)
         elif self.first:
-            yield Part(self.tables.start(token, at), mass, self.read_on(token, at, self.begin))
+            then = self.read_on(token, at, self.begin, row.branches.get(token))
+            yield Part(self.tables.start(token, at), mass, then)
         else:
+            branch = row.branches.get(token)
+            yield from self.begun(token, at, mass, branch, settles=not row.lead)
+
+    def begun(
+        self, token: int, at: int, mass: float, branch: Branch | None, *, settles: bool = True
+    ) -> Iterator[Part]:
+        """A token that begins here in running text; `settles`: whether its branch is asked now."""
+        eos, target_eos = self.tables.mapping.eos
+        written = self.tables.source.tokens[token][at:]
+        if token == eos and target_eos >= 0:
+            yield Part(target_eos, mass)
+        elif not written:
+            yield Part(TAIL, mass)
+        else:
+            if branch is not None and settles and self.is_open(written):
+                yield from self.after(branch, token, at, mass, whole=True)
+                mass, branch = mass * self.unsettled(branch, written, token), None
             for n, (goal, weight) in enumerate(self.tables.continuations(token)):
                 if n == 0 or mass * weight >= LEAST_SPREAD:
-                    yield Part(goal, mass * weight, self.read_on(token, at, self.begin))
+                    then = self.read_on(token, at, self.begin, branch)
+                    yield Part(goal, mass * weight, then)
 
     def path(self, index: int, mass: float, *, ask: bool = False) -> Iterator[Part]:
         """The real tokens up to row `index` were written; `ask`: whether to look ahead."""
@@ -299,26 +445,33 @@ class Reading:
             yield Part(TAIL, mass)
         else:
             for token, p in after.others.items():
-                yield self.beside(after, token, mass * p)
+                yield from self.beside(after, token, mass * p)
             yield Part(TAIL, mass * after.tail)
             yield from self.path(index + 1, mass * after.real, ask=ask)
 
-    def beside(self, row: Row, token: int, mass: float) -> Part:
+    def beside(self, row: Row, token: int, mass: float) -> Iterator[Part]:
         """An entry of a later row on the real path, not the real token."""
-        written = self.tables.source.tokens[token]
+        written, branch = self.tables.source.tokens[token], row.branches.get(token)
         known, whole = self.known(row.start), self.known(self.end)
         if not written:
             # Where the text ends the target writes what it has.
             ends = token == self.tables.mapping.eos[0]
-            return Part(self.tables.longest(known) if ends else TAIL, mass)
+            yield Part(self.tables.longest(known) if ends else TAIL, mass)
+            return
         if whole not in self.tables.by_bytes:  # the label is a role, written in the text
             if written.startswith(self.text[row.start : self.end]):
-                return Part(self.label, mass, self.read_on(token, 0, row.start))
-            return Part(TAIL, mass)
+                yield Part(self.label, mass, self.read_on(token, 0, row.start, branch))
+            else:
+                yield Part(TAIL, mass)
+            return
+        if branch is not None and self.is_open(known + written):
+            yield from self.after(branch, token, 0, mass, known)
+            mass, branch = mass * self.unsettled(branch, known + written), None
         goal = self.tables.decided(known + written)
         if goal == self.tables.longest(whole):
-            return Part(self.label, mass, self.read_on(token, 0, row.start))
-        return Part(goal, mass)
+            yield Part(self.label, mass, self.read_on(token, 0, row.start, branch))
+        else:
+            yield Part(goal, mass)
 
     def ended(self, index: int, mass: float, longer: dict[int, int]) -> Iterator[Part]:
         """The label and the real token of row `index` end together.
@@ -362,11 +515,12 @@ class Reading:
         """Bytes of a token that are not of the text."""
         return int(row.lead and self.tables.source.tokens[token].startswith(b" "))
 
-    def read_on(self, token: int, at: int, begin: int) -> Place:
+    def read_on(self, token: int, at: int, begin: int, branch: Branch | None = None) -> Place:
         """Where a token whose bytes from `at` on lay at byte `begin` stands after the label."""
         read, ahead = self.text[begin : self.end], self.tables.source.tokens[token][at:]
-        if len(ahead) > len(read) and ahead.startswith(read):
-            return Open(token, at + len(read))
+        enough = len(ahead) > len(read) or (len(ahead) == len(read) and branch is not None)
+        if enough and ahead.startswith(read):
+            return Open(token, at + len(read), branch)
         return Lost()
 
 
@@ -383,8 +537,13 @@ def take_up(tables: Tables, rows: list[Row], text: bytes, end: int) -> Places:
     for token, p in row.others.items():
         at = int(row.lead and tables.source.tokens[token].startswith(b" "))
         if tables.source.tokens[token][at:].startswith(read):
-            ended = len(tables.source.tokens[token]) - at == len(read)
-            place = Lost() if ended else Open(token, at + len(read))
+            ended, branch = (
+                len(tables.source.tokens[token]) - at == len(read),
+                row.branches.get(token),
+            )
+            place: Place = Open(token, at + len(read), branch)
+            if ended and branch is None:
+                place = Lost()
             places[place] = places.get(place, 0.0) + p
     total = sum(places.values())
     return {place: weight / total for place, weight in places.items()}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from store_schema.disk.location import Location, open_location
-from store_schema.layout import Arrays, Finish, Kind
+from store_schema.layout import Arrays, Finish, Form
 from store_schema.plan.plan import Plan, Segment, ShardRecord, write_plan
 from store_schema.presets import PRESETS, Preset
 from store_schema.store.reader import StoreReader
@@ -91,7 +91,7 @@ def make_plan(folder: Path) -> Plan:
 def shard_arrays(
     plan: Plan,
     shard: int,
-    kind: Kind = "source",
+    kind: Form = "source",
     *,
     top_k: int = 8,
 ) -> Arrays:
@@ -102,7 +102,7 @@ def shard_arrays(
         return _answer_arrays(prompts, shard)
     texts = [segment.text.encode() for segment in segments]
     made = store_factory.arrays(
-        kind,
+        "source" if kind == "branched" else kind,
         [len(text) for text in texts],
         top_k=top_k,
         vocab_size=len(VOCABULARY),
@@ -112,6 +112,9 @@ def shard_arrays(
     made["token_ids"] = np.frombuffer(b"".join(texts), np.uint8).astype("<u4") + 1
     ends = [np.arange(1, len(text) + 1) for text in texts]
     made["byte_ends"] = np.concatenate(ends).astype("<u4")
+    if kind == "branched":
+        rng = np.random.default_rng(shard)
+        made |= store_factory.branches(made, top_k, len(VOCABULARY), rng)
     return made
 
 
@@ -139,19 +142,20 @@ def _answer_arrays(prompts: list[int], shard: int) -> Arrays:
 def make_writer(
     location: Location,
     plan: Plan,
-    kind: Kind = "source",
+    kind: Form = "source",
     *,
     preset: Preset = "exact",
     settings: Mapping[str, Any] = SETTINGS,
 ) -> StoreWriter:
     """A writer of a store of the plan."""
-    manifest = store_factory.manifest(
+    made = store_factory.manifest(
         kind, vocab_size=len(VOCABULARY), top_k=8, encoding=PRESETS[preset]
-    ).model_copy(
+    )
+    manifest = made.model_copy(
         update={
             "plan_fingerprint": plan.fingerprint,
             "num_shards": len(plan.shards),
-            "settings": dict(settings),
+            "settings": made.settings | settings,
             "vocabulary_fingerprint": VOCABULARY.fingerprint,
         }
     )
@@ -161,7 +165,7 @@ def make_writer(
 def make_run(
     folder: Path,
     *,
-    kinds: Collection[Kind] = ("source",),
+    kinds: Collection[Form] = ("source",),
     preset: Preset = "exact",
     settings: Mapping[str, Any] = SETTINGS,
     leave_out: Collection[int] = (),
@@ -195,18 +199,18 @@ def make_run(
     return write_run_file(folder, {"s": "made/s", "target": "made/target"})
 
 
-def store_folder(folder: Path, kind: Kind = "source") -> Path:
+def store_folder(folder: Path, kind: Form = "source") -> Path:
     """Where `make_run` puts a store."""
-    folders = {"source": "stores", "generated": "generated", "aligned": "aligned"}
-    return folder / "run" / folders[kind] / "s"
+    folders = {"generated": "generated", "aligned": "aligned"}
+    return folder / "run" / folders.get(kind, "stores") / "s"
 
 
-def reader_of(folder: Path, kind: Kind = "source") -> StoreReader:
+def reader_of(folder: Path, kind: Form = "source") -> StoreReader:
     """The store of a run, read afresh."""
     return StoreReader.open(open_location(store_folder(folder, kind)))
 
 
-def data_file(folder: Path, shard: int, array: str, kind: Kind = "source") -> Path:
+def data_file(folder: Path, shard: int, array: str, kind: Form = "source") -> Path:
     """The chunks of one array of a shard."""
     path = reader_of(folder, kind).commits[shard].path
     return store_folder(folder, kind) / path / array / "c/0"

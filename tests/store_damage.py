@@ -12,7 +12,7 @@ import numpy as np
 
 from store_schema.disk.location import open_location
 from store_schema.fingerprint import fingerprint
-from store_schema.layout import Arrays, Kind
+from store_schema.layout import Arrays, Form
 from store_schema.manifest import Manifest
 from store_schema.presets import PRESETS, Preset
 from store_schema.store.reader import StoreReader, commit_key
@@ -22,25 +22,25 @@ from tests import store_factory
 VOCAB_SIZE = 500
 
 
-def manifest(kind: Kind = "source", *, preset: Preset = "exact", top_k: int = 4) -> Manifest:
+def manifest(kind: Form = "source", *, preset: Preset = "exact", top_k: int = 4) -> Manifest:
     """Manifest of a store with a small vocabulary."""
     made = store_factory.manifest(kind, vocab_size=VOCAB_SIZE, top_k=top_k)
     return made.model_copy(update={"encoding": PRESETS[preset]})
 
 
-def writer(folder: Path, kind: Kind = "source", *, preset: Preset = "exact") -> StoreWriter:
+def writer(folder: Path, kind: Form = "source", *, preset: Preset = "exact") -> StoreWriter:
     """A writer of such a store."""
     return StoreWriter.open(
         open_location(folder), manifest(kind, preset=preset), store_factory.vocabulary()
     )
 
 
-def arrays(kind: Kind = "source", rows: Sequence[int] = (40, 0, 60), seed: int = 0) -> Arrays:
+def arrays(kind: Form = "source", rows: Sequence[int] = (40, 0, 60), seed: int = 0) -> Arrays:
     """Content of a shard of it."""
     return store_factory.arrays(kind, rows, vocab_size=VOCAB_SIZE, seed=seed)
 
 
-def make_store(folder: Path, kind: Kind = "source", *, preset: Preset = "exact") -> Path:
+def make_store(folder: Path, kind: Form = "source", *, preset: Preset = "exact") -> Path:
     """A store of one shard."""
     writer(folder, kind, preset=preset).write(store_factory.shard_record(), arrays(kind))
     return folder

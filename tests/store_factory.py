@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from store_schema.disk.location import Location
-from store_schema.layout import Arrays, Finish, Kind
+from store_schema.layout import Arrays, Finish, Form
 from store_schema.manifest import Manifest, ModelIdentity
 from store_schema.plan.plan import Plan, Segment, ShardRecord, write_plan
 from store_schema.presets import PRESETS, Encoding
@@ -20,7 +20,7 @@ TOKENIZER = "t" * 32
 
 
 def arrays(
-    kind: Kind = "source",
+    kind: Form = "source",
     rows: Sequence[int] = (3, 0, 5),
     *,
     top_k: int = 4,
@@ -70,6 +70,8 @@ def arrays(
         "tail_mass": tail.astype("<f4"),
         "label_logprobs": labels.astype("<f4"),
     }
+    if kind == "branched":
+        made |= branches(made, top_k, vocab_size, rng)
     if kind == "aligned":
         spans = [min(n, 2) for n in rows]
         made |= {
@@ -82,6 +84,25 @@ def arrays(
             "source_bytes": rng.integers(0, 50, len(rows)).astype("<i8"),
         }
     return made
+
+
+def branches(made: Arrays, top_k: int, vocab_size: int, rng: np.random.Generator) -> Arrays:
+    """Arrays of branches after every second entry that is not the text's own token."""
+    rows = np.repeat(np.arange(len(made["token_ids"])), np.diff(made["entry_offsets"]))
+    other = np.flatnonzero(made["entry_ids"] != made["token_ids"][rows])[::2]
+    places = sorted(zip(rows[other].tolist(), made["entry_ids"][other].tolist(), strict=True))
+    counts = rng.integers(0, top_k + 1, len(places))
+    parts = [np.sort(rng.dirichlet(np.ones(count + 1)))[::-1] for count in counts]
+    masses = np.concatenate([np.zeros(0), *(part[:-1] for part in parts)])
+    ids = [rng.choice(vocab_size, count, replace=False) for count in counts]
+    return {
+        "branch_positions": np.array([row for row, _ in places], "<u4"),
+        "branch_tokens": np.array([token for _, token in places], "<u4"),
+        "branch_entry_offsets": np.concatenate([[0], np.cumsum(counts)]).astype("<i8"),
+        "branch_entry_ids": np.concatenate([np.zeros(0), *ids]).astype("<u4"),
+        "branch_entry_logprobs": np.log(np.maximum(masses, 1e-30)).astype("<f4"),
+        "branch_tail_mass": np.array([part[-1] for part in parts], "<f4"),
+    }
 
 
 def answers(made: Arrays) -> Arrays:
@@ -107,7 +128,7 @@ def vocabulary() -> Vocabulary:
 
 
 def manifest(
-    kind: Kind = "source",
+    kind: Form = "source",
     *,
     vocab_size: int = BIG_VOCAB,
     top_k: int = 4,
@@ -118,7 +139,8 @@ def manifest(
         name="m", model_fingerprint="m" * 32, tokenizer_fingerprint=TOKENIZER, vocab_size=vocab_size
     )
     return Manifest(
-        kind=kind,
+        kind="source" if kind == "branched" else kind,
+        settings={"branches": {"per_position": 0.3}} if kind == "branched" else {},
         source="s",
         model=model,
         target=model if kind == "aligned" else None,

@@ -128,6 +128,49 @@ def test_entries_go_where_the_target_goes_on_and_what_is_left_is_tail() -> None:
     assert found == pytest.approx({b"c": 0.5, b"a": 0.2, b"ab": 0.2}, abs=1e-6)
 
 
+def hand_branches(
+    branches: Mapping[tuple[int, int], Sequence[tuple[int, float]]],
+) -> Arrays:
+    """Arrays of branches {(position, entry): what follows it}, in order."""
+    rows = list(branches.values())
+    entries = [entry for row in rows for entry in row]
+    return {
+        "branch_positions": np.array([position for position, _ in branches], "<u4"),
+        "branch_tokens": np.array([token for _, token in branches], "<u4"),
+        "branch_entry_offsets": np.cumsum([0, *map(len, rows)]).astype("<i8"),
+        "branch_entry_ids": np.array([token for token, _ in entries], "<u4"),
+        "branch_entry_logprobs": np.log([p for _, p in entries]).astype("<f4"),
+        "branch_tail_mass": np.array([1 - sum(p for _, p in row) for row in rows], "<f4"),
+    }
+
+
+def test_a_branch_settles_what_it_can_and_counts_the_rest() -> None:
+    """ "a" and then "c" or "a" is "a"; then "b" it may be "ab" or "abc", as they were counted there;
+    the row's tail goes where "a" went in the corpus."""
+    tables = hand_tables(ABC, ABC, {A: {AB: 0.5, ABC_: 0.25}, C: {C: 1.0}})
+    arrays = hand_arrays([C, C], [1, 2], [{C: 1.0}, {A: 0.4, C: 0.6}])
+    arrays |= hand_branches({(1, A): [(B, 0.5), (C, 0.3), (A, 0.1)]})
+    check_shard("branched", arrays, vocab_size=len(ABC), where="test")
+    encoded = hand_segment([C, C], ABC)
+    result = project(arrays, [b"cc"], [encoded], tables.mapping, max_entries=64)
+    expected = {C: 0.6, A: 0.4 * 0.4, AB: 0.2 * 2 / 3 + 0.04 * 0.5, ABC_: 0.2 / 3 + 0.04 * 0.25}
+    assert masses(result)[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_after_an_entry_that_the_text_goes_on_from_its_branch_is_the_next_row() -> None:
+    """The source reads "c" "bc", the target "c" "b" "c": the entry "b" is no longer lost."""
+    target = vocabulary(b"a", b"b", b"c")
+    tables = hand_tables(ABC, target)
+    arrays = hand_arrays([C, BC], [1, 3], [{C: 1.0}, {BC: 0.5, B: 0.25, A: 0.25}])
+    encoded = hand_segment([2, 1, 2], target)
+    alone = project(arrays, [b"cbc"], [encoded], tables.mapping, max_entries=64)
+    assert masses(alone)[2] == pytest.approx({2: 2 / 3}, abs=1e-6)
+    arrays |= hand_branches({(1, B): [(A, 0.6), (C, 0.4)]})
+    result = project(arrays, [b"cbc"], [encoded], tables.mapping, max_entries=64)
+    assert masses(result)[1] == masses(alone)[1] == pytest.approx({1: 0.75, 0: 0.25}, abs=1e-6)
+    assert masses(result)[2] == pytest.approx({2: 2 / 3 + 0.4 / 3, 0: 0.6 / 3}, abs=1e-6)
+
+
 def test_less_than_one_in_a_hundred_thousand_is_spread_no_further() -> None:
     tables = hand_tables(ABC, ABC, {A: {A: 0.99, AB: 1e-3, B: 5e-5}, C: {C: 1.0}})
     _, found = by_hand(tables, b"cc", [C, C], [{C: 1.0}, {A: 0.1, C: 0.9}], [C, C])

@@ -169,6 +169,48 @@ def agreeing_rows(
     }
 
 
+def with_branches(
+    arrays: Arrays, source: Vocabulary, contents: Sequence[bytes], seed: int
+) -> Arrays:
+    """The arrays with branches after half of the other entries, whose rows may agree with the text."""
+    rng = np.random.default_rng(seed)
+    index = by_first_byte(source.tokens)
+    starts, offsets = arrays["token_offsets"].tolist(), arrays["entry_offsets"].tolist()
+    special = np.flatnonzero(source.lengths == 0)
+    places: list[tuple[int, int]] = []
+    rows: list[list[tuple[int, float]]] = []
+    for d, text in enumerate(contents):
+        begin = 0
+        for i in range(starts[d], starts[d + 1]):
+            label = int(arrays["token_ids"][i])
+            for token in sorted(arrays["entry_ids"][offsets[i] : offsets[i + 1]].tolist()):
+                if token == label or rng.random() < 0.5:
+                    continue
+                after = begin + len(source.tokens[token])
+                near = [*index.get(text[after], ())] if after < len(text) else []
+                chosen = {int(v) for v in rng.integers(len(source), size=3)}
+                chosen |= set(rng.choice(near, min(len(near), 6), replace=False)) if near else set()
+                chosen |= {v for v in near if text.startswith(source.tokens[v], after)}
+                chosen |= {int(rng.choice(special))} if len(special) else set()
+                mass = np.sort(rng.dirichlet(np.full(len(chosen) + 1, 0.4)).clip(1e-7))[::-1]
+                mass /= mass.sum()
+                places.append((i, token))
+                ids = rng.permutation(sorted(chosen)).tolist()
+                rows.append(list(zip(ids, mass.tolist(), strict=False)))
+            begin = int(arrays["byte_ends"][i])
+    entries = [entry for row in rows for entry in row]
+    return arrays | {
+        "branch_positions": np.array([position for position, _ in places], "<u4"),
+        "branch_tokens": np.array([token for _, token in places], "<u4"),
+        "branch_entry_offsets": np.cumsum([0, *map(len, rows)]).astype("<i8"),
+        "branch_entry_ids": np.array([token for token, _ in entries], "<u4"),
+        "branch_entry_logprobs": np.log([p for _, p in entries] or [1.0])[: len(entries)].astype(
+            "<f4"
+        ),
+        "branch_tail_mass": np.array([1.0 - sum(p for _, p in row) for row in rows], "<f4"),
+    }
+
+
 @dataclass(frozen=True, repr=False)
 class Case:
     """A shard in both tokenizers."""
@@ -210,13 +252,16 @@ class Case:
 
 def make_case(
     source: tuple[str, int], target: tuple[str, int], chosen: Sequence[str], seed: int,
-    *, bos: bool = True, unknown: float = 0.0, look_ahead: bool = True,
+    *, bos: bool = True, unknown: float = 0.0, look_ahead: bool = True, branched: bool = False,
 ) -> Case:  # fmt: skip
     a, b = tokenizer(*source), tokenizer(*target)
     contents = [text.encode() for text in chosen]
     arrays = agreeing_rows(
         a.encode(segments(list(chosen))), a.vocabulary, contents, seed, bos=bos, unknown=unknown
     )
+    if branched:
+        arrays = with_branches(arrays, a.vocabulary, contents, seed)
+        check_shard("branched", arrays, vocab_size=len(a.vocabulary), where="test")
     tables = pair(source, target, look_ahead=look_ahead)
     return Case(tables, arrays, contents, b.encode(segments(list(chosen))))
 
@@ -231,6 +276,7 @@ cases = st.builds(
     bos=st.booleans(),
     unknown=st.sampled_from([0.0, 0.0, 0.05]),
     look_ahead=st.booleans(),
+    branched=st.booleans(),
 )
 
 
@@ -432,7 +478,7 @@ def test_the_same_tokenizer_gives_the_same_distributions(kind, chosen, seed, bos
 def one_segment(arrays: Arrays, d: int) -> Arrays:
     rows = slice(*arrays["token_offsets"][d : d + 2].tolist())
     entries = slice(*arrays["entry_offsets"][[rows.start, rows.stop]].tolist())
-    return {
+    found: Arrays = {
         "segment_ids": arrays["segment_ids"][d : d + 1],
         "token_offsets": arrays["token_offsets"][d : d + 2] - rows.start,
         "token_ids": arrays["token_ids"][rows],
@@ -442,6 +488,20 @@ def one_segment(arrays: Arrays, d: int) -> Arrays:
         "entry_logprobs": arrays["entry_logprobs"][entries],
         "tail_mass": arrays["tail_mass"][rows],
         "label_logprobs": arrays["label_logprobs"][rows],
+    }
+    if "branch_tokens" not in arrays:
+        return found
+    places = arrays["branch_positions"]
+    here = slice(*np.searchsorted(places, [rows.start, rows.stop]).tolist())
+    after = slice(*arrays["branch_entry_offsets"][[here.start, here.stop]].tolist())
+    return found | {
+        "branch_positions": (places[here] - rows.start).astype("<u4"),
+        "branch_tokens": arrays["branch_tokens"][here],
+        "branch_entry_offsets": arrays["branch_entry_offsets"][here.start : here.stop + 1]
+        - after.start,
+        "branch_entry_ids": arrays["branch_entry_ids"][after],
+        "branch_entry_logprobs": arrays["branch_entry_logprobs"][after],
+        "branch_tail_mass": arrays["branch_tail_mass"][here],
     }
 
 

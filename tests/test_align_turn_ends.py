@@ -19,11 +19,12 @@ from fuse_train.model.generation_config import name_turn_end
 from launch.work import Part
 from store_schema.config import RunConfig, load_run
 from store_schema.disk.location import open_location
-from store_schema.layout import Arrays, Origin
+from store_schema.layout import Arrays, Origin, check_shard
 from store_schema.plan.plan import Segment
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
+from tests import store_factory
 from tests.chat_shapes import MESSAGES, A, Q, said
 from tests.command import ok
 from tests.extract_runs import write_jsonl, write_run
@@ -227,6 +228,31 @@ def test_rows_that_end_turns_are_taken_out() -> None:
     for name, array in expected.items():
         np.testing.assert_array_equal(left[name], array, err_msg=name)
     assert without_turn_ends(arrays, np.array([-1, -1])) is arrays
+
+
+def test_branches_move_with_their_positions() -> None:
+    arrays = store_factory.arrays("branched", (4, 6, 3), vocab_size=500, top_k=6, seed=2)
+    gone = np.array([3, -1, 12])
+    kept = without_turn_ends(arrays, gone)
+    check_shard("branched", kept, vocab_size=500, where="kept")
+    stays = [i for i in range(13) if i not in (3, 12)]
+    before = _branches(arrays)
+    assert {stays[p]: rows for p, rows in _branches(kept).items()} == {
+        p: rows for p, rows in before.items() if p in stays
+    }
+    assert 3 in before
+    assert 12 in before
+
+
+def _branches(arrays: Arrays) -> dict[int, list[Any]]:
+    """Token, tail and entries of the branches at each position."""
+    found: dict[int, list[Any]] = {}
+    offsets = arrays["branch_entry_offsets"].tolist()
+    for b, position in enumerate(arrays["branch_positions"].tolist()):
+        ids = arrays["branch_entry_ids"][offsets[b] : offsets[b + 1]].tolist()
+        tail = float(arrays["branch_tail_mass"][b])
+        found.setdefault(position, []).append((int(arrays["branch_tokens"][b]), tail, ids))
+    return found
 
 
 @pytest.mark.parametrize("entries", [True, False])

@@ -40,6 +40,10 @@ def test_from_the_command_to_the_last_line(
     assert 0 < found["positions"]["demo"] <= 4
     assert set(found["oracle_kl_mean"]) >= {"bytes", "mined", "stats", *bench.BASELINES}
     assert all(math.isfinite(kl) and kl >= -1e-6 for kl in found["oracle_kl_mean"].values())
+    assert found["oracle_kl_ratio"] == pytest.approx(
+        found["oracle_kl_mean"][bench.BRANCHED] / found["oracle_kl_mean"]["bytes"]
+    )
+    assert found["oracle_kl_ratio_by_text"] == {"prose": pytest.approx(found["oracle_kl_ratio"])}
     best = found["oracle_kl_mean"][found["best_baseline"]]
     assert found["oracle_kl_vs_best_baseline"] == pytest.approx(
         found["oracle_kl_mean"]["bytes"] / best

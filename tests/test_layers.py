@@ -48,13 +48,14 @@ ORDER = {
         *(
             "engine_kinds",
             "judge_kinds",
+            "branch_config",
             "chat_config",
             "config",
             "document_error",
             "chat",
             "corpus",
         ),
-        *("head", "engines", "plan", "scoring", "generation", "report", "judging"),
+        *("head", "engines", "plan", "branching", "scoring", "generation", "report", "judging"),
         *("tune", "run", "cli", "__main__"),
     ),
     "align": (

@@ -16,7 +16,7 @@ from store_schema.encoding.frequency import ids_by_rank
 from store_schema.encoding.group import Coder
 from store_schema.encoding.selection import select_entries
 from store_schema.errors import CorruptionError
-from store_schema.layout import KINDS, Arrays, Kind, array_names, check_shard
+from store_schema.layout import BRANCH, FORMS, Arrays, Form, array_names, check_shard
 from store_schema.presets import PRESETS, Encoding, Preset, Selection, Steps, StoreSection
 from tests import store_factory
 
@@ -31,11 +31,11 @@ def _coder(encoding: Encoding, seed: int = 0) -> Coder:
     return Coder(encoding, _ranking(seed), "store s, shard 0")
 
 
-def _check(kind: Kind, arrays: Arrays) -> None:
+def _check(kind: Form, arrays: Arrays) -> None:
     check_shard(kind, arrays, vocab_size=VOCAB, where="made")
 
 
-def _arrays(kind: Kind, seed: int, *, top_k: int = 40, sharpness: float = 1.0) -> Arrays:
+def _arrays(kind: Form, seed: int, *, top_k: int = 40, sharpness: float = 1.0) -> Arrays:
     """Rows from sure to flat, with exact ties, empty rows and rows that hold all the mass; answers
     have none."""
     rng = np.random.default_rng(seed)
@@ -64,13 +64,13 @@ def _arrays(kind: Kind, seed: int, *, top_k: int = 40, sharpness: float = 1.0) -
     return arrays
 
 
-def _rows(arrays: Arrays) -> list[dict[int, float]]:
-    offsets = arrays["entry_offsets"]
+def _rows(arrays: Arrays, of: str = "") -> list[dict[int, float]]:
+    offsets = arrays[f"{of}entry_offsets"]
     return [
         dict(
             zip(
-                arrays["entry_ids"][a:b].tolist(),
-                arrays["entry_logprobs"][a:b].astype(np.float64).tolist(),
+                arrays[f"{of}entry_ids"][a:b].tolist(),
+                arrays[f"{of}entry_logprobs"][a:b].astype(np.float64).tolist(),
                 strict=True,
             )
         )
@@ -86,11 +86,11 @@ STEPS = st.builds(
 )
 
 
-@pytest.mark.parametrize("kind", ["source", "aligned"])
+@pytest.mark.parametrize("kind", ["source", "branched", "aligned"])
 @settings(max_examples=60)
 @given(steps=STEPS, seed=st.integers(0, 2**31), sharpness=st.sampled_from([0.1, 1.0, 4.0]))
 def test_every_entry_stays_within_one_step(
-    kind: Kind, steps: Steps, seed: int, sharpness: float
+    kind: Form, steps: Steps, seed: int, sharpness: float
 ) -> None:
     encoding = Encoding(steps=steps)
     given_arrays = select_entries(_arrays(kind, seed, sharpness=sharpness), encoding)
@@ -99,7 +99,10 @@ def test_every_entry_stays_within_one_step(
     _check(kind, back)
     assert set(back) == set(array_names(kind))
     in_steps = {"label_logprobs", "span_logprobs"}
-    for name in set(back) - {"entry_ids", "entry_logprobs", "tail_mass"} - in_steps:
+    coded = {
+        of + name for of in ("", BRANCH) for name in ("entry_ids", "entry_logprobs", "tail_mass")
+    }
+    for name in set(back) - coded - in_steps:
         np.testing.assert_array_equal(back[name], given_arrays[name], err_msg=name)
         assert back[name].dtype == given_arrays[name].dtype, name
     for name in in_steps & set(back):
@@ -107,14 +110,15 @@ def test_every_entry_stays_within_one_step(
         limit = steps.label_step / 2 + 1e-5 * np.abs(np.nan_to_num(true))
         np.testing.assert_array_equal(np.isnan(found), np.isnan(true))
         assert (np.nan_to_num(np.abs(found - true)) <= limit).all(), name
-    for before, after in zip(_rows(given_arrays), _rows(back), strict=True):
-        assert before.keys() == after.keys()
-        for token, true in before.items():
-            limit = codes.bound(steps, np.maximum(-true, -after[token]))
-            assert abs(after[token] - true) <= limit * (1 + 1e-5) + 1e-6
-    # Mass is conserved exactly, to float32.
-    mass = np.array([sum(np.exp(list(row.values()))) for row in _rows(back)])
-    np.testing.assert_allclose(mass + back["tail_mass"], 1, atol=5e-6)
+    for of in ("", BRANCH)[: 2 if kind == "branched" else 1]:
+        for before, after in zip(_rows(given_arrays, of), _rows(back, of), strict=True):
+            assert before.keys() == after.keys()
+            for token, true in before.items():
+                limit = codes.bound(steps, np.maximum(-true, -after[token]))
+                assert abs(after[token] - true) <= limit * (1 + 1e-5) + 1e-6
+        # Mass is conserved exactly, to float32.
+        mass = np.array([sum(np.exp(list(row.values()))) for row in _rows(back, of)])
+        np.testing.assert_allclose(mass + back[f"{of}tail_mass"], 1, atol=5e-6)
 
 
 @pytest.mark.parametrize("sure", [0.5, 0.55, 0.6])
@@ -139,10 +143,10 @@ def test_where_rounding_all_one_way_would_move_a_sure_entry(sure: float) -> None
     assert moved > 10
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
-def test_exact_changes_no_bit(kind: Kind, seed: int) -> None:
+def test_exact_changes_no_bit(kind: Form, seed: int) -> None:
     arrays = _arrays(kind, seed)
     coder = _coder(PRESETS["exact"], seed)
     back = decode(kind, encode(kind, select_entries(arrays, coder.encoding), coder), coder)
@@ -248,12 +252,26 @@ def test_selection_against_plain(seed: int, top_p: float, least: int, floor: flo
     assert select_entries(arrays, Encoding()) is arrays
 
 
+def test_branches_go_with_their_entries() -> None:
+    arrays = _arrays("branched", 3)
+    kept = select_entries(arrays, Encoding(selection=Selection(top_p=0.0, min_entries=1)))
+    check_shard("branched", kept, vocab_size=VOCAB, where="kept")
+    places = set(
+        zip(kept["branch_positions"].tolist(), kept["branch_tokens"].tolist(), strict=True)
+    )
+    before = zip(arrays["branch_positions"].tolist(), arrays["branch_tokens"].tolist(), strict=True)
+    firsts = [next(iter(row), None) for row in _rows(arrays)]
+    assert places == {(p, token) for p, token in before if firsts[p] == token} != set()
+    assert np.diff(kept["branch_entry_offsets"]).max() == 1
+    assert len(kept["branch_tail_mass"]) == len(places)
+
+
 # ------------------------------------------------------------------------------- records on disk
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_array_of_the_layout_has_one_home(kind: Kind, preset: Preset) -> None:
+@pytest.mark.parametrize("kind", FORMS)
+def test_every_array_of_the_layout_has_one_home(kind: Form, preset: Preset) -> None:
     encoding = PRESETS[preset]
     names = [name for group in groups(kind, encoding) for name in group.names]
     assert sorted(names) == sorted(array_names(kind))
@@ -266,9 +284,9 @@ def test_every_array_of_the_layout_has_one_home(kind: Kind, preset: Preset) -> N
         assert made[spec.name].dtype.str == spec.dtype, spec.name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("preset", ["exact", "tiny"])
-def test_one_array_needs_only_its_own_files(kind: Kind, preset: Preset) -> None:
+def test_one_array_needs_only_its_own_files(kind: Form, preset: Preset) -> None:
     encoding = PRESETS[preset]
     coder, arrays = _coder(encoding), _arrays(kind, 2)
     if kind != "generated":

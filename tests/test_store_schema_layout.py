@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from store_schema.errors import CorruptionError
 from store_schema.layout import (
-    KINDS,
+    FORMS,
     LAYOUT,
     Arrays,
     Finish,
-    Kind,
+    Form,
     array_names,
     axis_lengths,
     check_shard,
@@ -26,25 +26,26 @@ from tests import store_factory
 VOCAB = store_factory.BIG_VOCAB
 
 
-def _check(kind: Kind, arrays: Arrays) -> None:
+def _check(kind: Form, arrays: Arrays) -> None:
     check_shard(kind, arrays, vocab_size=VOCAB, where="store X, shard 7")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("rows", [(3, 0, 5), (), (0, 0), (1,), (1, 1, 1)])
-def test_made_up_shards_are_sound(kind: Kind, rows: tuple[int, ...]) -> None:
+def test_made_up_shards_are_sound(kind: Form, rows: tuple[int, ...]) -> None:
     arrays = store_factory.arrays(kind, rows)
     _check(kind, arrays)
     assert axis_lengths(arrays)["N"] == sum(rows)
 
 
 def test_answers_are_text_and_aligned_stores_have_what_source_stores_have() -> None:
-    source, generated, aligned = (set(array_names(kind)) for kind in KINDS)
+    source, branched, generated, aligned = (set(array_names(form)) for form in FORMS)
     text = {"segment_ids", "token_offsets", "token_ids", "byte_ends"}
     assert generated == text | {"answer_index", "finish"}
     assert source & generated == text
     assert source < aligned
-    assert source | generated | aligned == {spec.name for spec in LAYOUT}
+    assert source == {name for name in branched if not name.startswith("branch_")} < branched
+    assert branched | generated | aligned == {spec.name for spec in LAYOUT}
 
 
 def _set(name: str, index: int, value: float) -> Callable[[Arrays], None]:
@@ -140,6 +141,38 @@ def test_each_broken_invariant_of_answers_is_found_and_named(case: str) -> None:
     assert f"store X, shard 7, array {name}" in caught.value.line()
 
 
+BROKEN_BRANCHES: dict[str, tuple[Callable[[Arrays], None], str]] = {
+    "position out of range": (_set("branch_positions", -1, 10), "branch_positions"),
+    "positions fall": (_replace("branch_positions", np.flip), "branch_tokens"),
+    "after no entry": (_set("branch_tokens", 0, VOCAB - 1), "branch_tokens"),
+    "token id range": (_set("branch_tokens", -1, VOCAB), "branch_tokens"),
+    "entry id range": (_set("branch_entry_ids", 0, VOCAB), "branch_entry_ids"),
+    "offsets end": (_set("branch_entry_offsets", -1, 999), "branch_entry_offsets"),
+    "above 0": (_set("branch_entry_logprobs", 0, 0.5), "branch_entry_logprobs"),
+    "tail above 1": (_set("branch_tail_mass", 0, 1.5), "branch_tail_mass"),
+    "mass not conserved": (_set("branch_tail_mass", 0, 0.999), "branch_tail_mass"),
+    "row left out": (_replace("branch_tail_mass", lambda x: x[:-1]), "branch_tail_mass"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_BRANCHES)
+def test_each_broken_invariant_of_branches_is_found_and_named(case: str) -> None:
+    change, name = BROKEN_BRANCHES[case]
+    arrays = store_factory.arrays("branched", (4, 6))
+    assert len(arrays["branch_tokens"]) > 3
+    change(arrays)
+    with pytest.raises(CorruptionError) as caught:
+        _check("branched", arrays)
+    assert f"store X, shard 7, array {name}" in caught.value.line()
+
+
+def test_a_branch_after_the_texts_own_token_is_none() -> None:
+    arrays = store_factory.arrays("branched", (4, 6))
+    arrays["token_ids"][arrays["branch_positions"][0]] = arrays["branch_tokens"][0]
+    with pytest.raises(CorruptionError, match="the text's own token"):
+        _check("branched", arrays)
+
+
 def test_an_answer_may_be_cut_before_its_first_byte_or_end_without_a_token() -> None:
     arrays = store_factory.arrays("generated", (1, 0, 0))
     arrays["byte_ends"][:] = 0
@@ -164,5 +197,5 @@ def test_row_sums_equal_the_plain_loop(rows: list[list[float]]) -> None:
 
 @given(st.lists(st.integers(0, 6), max_size=5), st.integers(0, 2**31))
 def test_random_shards_are_sound(rows: list[int], seed: int) -> None:
-    for kind in ("generated", "aligned"):
+    for kind in ("branched", "generated", "aligned"):
         _check(kind, store_factory.arrays(kind, rows, seed=seed))

@@ -22,7 +22,7 @@ from store_schema.errors import (
     StorageError,
 )
 from store_schema.fingerprint import fingerprint
-from store_schema.layout import KINDS, Kind
+from store_schema.layout import FORMS, Form
 from store_schema.presets import PRESETS
 from store_schema.store.reader import StoreReader, commit_key
 from store_schema.store.writer import StoreWriter
@@ -30,7 +30,7 @@ from tests import store_factory
 from tests.store_damage import files_of, read_everything, reseal, same
 
 
-def _writer(url: str | Path, kind: Kind = "source", top_k: int = 4) -> StoreWriter:
+def _writer(url: str | Path, kind: Form = "source", top_k: int = 4) -> StoreWriter:
     manifest = store_factory.manifest(kind, top_k=top_k)
     return StoreWriter.open(open_location(url), manifest, store_factory.vocabulary())
 
@@ -38,11 +38,11 @@ def _writer(url: str | Path, kind: Kind = "source", top_k: int = 4) -> StoreWrit
 # ------------------------------------------------------------------------------- round trip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 @settings(max_examples=15)
 @given(rows=st.lists(st.integers(0, 7), max_size=5), seed=st.integers(0, 2**31))
 def test_arrays_come_back_as_they_were(
-    tmp_path_factory: pytest.TempPathFactory, kind: Kind, rows: list[int], seed: int
+    tmp_path_factory: pytest.TempPathFactory, kind: Form, rows: list[int], seed: int
 ) -> None:
     folder = tmp_path_factory.mktemp("store")
     arrays = store_factory.arrays(kind, rows, seed=seed)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from launch.command import StageGroup
 from store_schema.disk.location import open_location
 from store_schema.errors import MissingError
-from store_schema.layout import KINDS, Arrays, Kind
+from store_schema.layout import FORMS, Arrays, Form
 from store_schema.store.reader import StoreReader
 from store_schema.store.writer import StoreWriter
 from store_tools import export
@@ -26,7 +26,7 @@ VOCAB = 3
 ROWS = {0: (40, 0, 60), 2: (7,), 5: ()}
 
 
-def _store(folder: Path, kind: Kind) -> StoreReader:
+def _store(folder: Path, kind: Form) -> StoreReader:
     location = open_location(folder)
     manifest = store_factory.manifest(kind, vocab_size=VOCAB, top_k=2)
     writer = StoreWriter.open(location, manifest, store_factory.vocabulary())
@@ -36,7 +36,7 @@ def _store(folder: Path, kind: Kind) -> StoreReader:
     return StoreReader.open(location)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=FORMS)
 def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
     return _store(tmp_path_factory.mktemp("store"), request.param)
 
@@ -83,6 +83,8 @@ def test_parquet_rows_are_the_positions(
             assert (name in table.column_names) == (reader.manifest.kind == "aligned")
             if name in table.column_names:
                 _same(table[name], arrays[name], name)
+        if reader.manifest.form == "branched":
+            _check_branches(table, arrays)
         metadata = table.schema.metadata
         assert json.loads(metadata[b"logitfuse.manifest"])["source"] == "s"
         assert metadata[b"logitfuse.shard"] == str(shard).encode()
@@ -100,6 +102,28 @@ def _check_distributions(table: pa.Table, arrays: Arrays) -> None:
         _same(lists.flatten(), arrays[name], name)
     assert table.schema.field("entry_ids").type == pa.list_(pa.uint32())
     assert table.schema.field("entry_logprobs").type == pa.list_(pa.float32())
+
+
+def _check_branches(table: pa.Table, arrays: Arrays) -> None:
+    """Every branch once, in the row of its position."""
+    columns = ("branch_tokens", "branch_tail_mass", "branch_entry_ids", "branch_entry_logprobs")
+    found = []
+    for position, row in enumerate(
+        zip(*(table[name].to_pylist() for name in columns), strict=True)
+    ):
+        found += [(position, *branch) for branch in zip(*row, strict=True)]
+    offsets = arrays["branch_entry_offsets"].tolist()
+    expected = [
+        (
+            int(arrays["branch_positions"][b]),
+            int(arrays["branch_tokens"][b]),
+            float(arrays["branch_tail_mass"][b]),
+            arrays["branch_entry_ids"][offsets[b] : offsets[b + 1]].tolist(),
+            arrays["branch_entry_logprobs"][offsets[b] : offsets[b + 1]].tolist(),
+        )
+        for b in range(len(offsets) - 1)
+    ]
+    assert found == expected
 
 
 def test_safetensors_are_the_arrays(reader: StoreReader, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from launch.visible import cut, quoted, table, visible, width
 from store_schema.disk.location import open_location
-from store_schema.layout import Kind
+from store_schema.layout import Form
 from store_schema.plan.plan import Plan, Segment
 from store_schema.text.vocabulary import Vocabulary
 from store_tools.places import find_places
 from store_tools.show import (
+    Branch,
     Expected,
     Position,
     ShownSegment,
@@ -40,13 +42,13 @@ HOSTILE = "d4#0"
 """The segment with a script, bidi controls and line separators; d3#0 has NUL and escapes."""
 
 
-def shown_of(folder: Path, segment: str, kind: Kind = "source", top: int = 5) -> ShownSegment:
+def shown_of(folder: Path, segment: str, kind: Form = "source", top: int = 5) -> ShownSegment:
     (place,) = find_places(str(store_folder(folder, kind)))
     return read_segment(place, segment, top=top)
 
 
 @pytest.mark.parametrize("kind", ["source", "aligned"])
-def test_positions_are_those_of_the_store(tmp_path: Path, kind: Kind) -> None:
+def test_positions_are_those_of_the_store(tmp_path: Path, kind: Form) -> None:
     make_run(tmp_path, kinds=[kind])
     arrays = reader_of(tmp_path, kind).read(1)
     for place, text in enumerate(TEXTS[1]):
@@ -65,6 +67,40 @@ def test_positions_are_those_of_the_store(tmp_path: Path, kind: Kind) -> None:
             label = arrays["label_logprobs"][i]
             assert position.logprob == (None if np.isnan(label) else label)
             assert position.origin == (arrays["origin"][i] if kind == "aligned" else None)
+
+
+def test_branches_stand_at_their_positions(tmp_path: Path) -> None:
+    make_run(tmp_path, kinds=["branched"])
+    arrays = reader_of(tmp_path, "branched").read(1)
+    offsets = arrays["branch_entry_offsets"].tolist()
+    expected = [
+        (
+            int(arrays["branch_positions"][b]),
+            VOCABULARY.written[arrays["branch_tokens"][b]],
+            float(arrays["branch_tail_mass"][b]),
+            arrays["branch_entry_ids"][offsets[b] : min(offsets[b] + 2, offsets[b + 1])].tolist(),
+        )
+        for b in range(len(offsets) - 1)
+    ]
+    found = [
+        (int(arrays["token_offsets"][place]) + position.index, branch.written, branch.tail_mass,
+         [item.token_id for item in branch.best])
+        for place in range(len(TEXTS[1]))
+        for position in shown_of(tmp_path, f"d{3 + place}#0", "branched", top=2).positions
+        for branch in position.branches
+    ]  # fmt: skip
+    assert found == expected
+    assert len(found) > 10
+
+
+def test_a_branch_is_shown_below_its_position() -> None:
+    best = (Expected(7, b" a", -0.5), Expected(8, b"\n", -2.0))
+    branches = (Branch(b" a", 0.1, (Expected(8, b"\n", -0.1),)), Branch(b"x", 1.0, ()))
+    position = Position(0, b"\n", 8, -2.0, 0.25, best, None, branches=branches)
+    shown = ShownSegment("s", "source", "s", 0, 0, None, (position,))
+    rows = [line.strip() for line in segment_text(shown, 120).splitlines()[-2:]]
+    assert rows == ['after " a": "\\n" 90.5%', 'after "x": nothing known']
+    assert 'after " a": "\\n" 90.5%' in unescape(page(shown))
 
 
 def test_by_row_or_by_id(tmp_path: Path) -> None:
@@ -106,8 +142,8 @@ def test_without_a_segment_the_first_ones_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])
-@pytest.mark.parametrize("kind", ["source", "aligned"])
-def test_the_table_fits_and_hides_nothing(tmp_path: Path, kind: Kind, columns: int) -> None:
+@pytest.mark.parametrize("kind", ["source", "branched", "aligned"])
+def test_the_table_fits_and_hides_nothing(tmp_path: Path, kind: Form, columns: int) -> None:
     run_file = make_run(tmp_path, kinds=[kind])
     for segment in range(7):
         output = ok("show", run_file, "--segment", segment, env={"COLUMNS": str(columns)})
@@ -182,7 +218,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("kind", ["source", "aligned"])
-def test_the_page_holds_the_text_and_loads_nothing(tmp_path: Path, kind: Kind) -> None:
+def test_the_page_holds_the_text_and_loads_nothing(tmp_path: Path, kind: Form) -> None:
     run_file = make_run(tmp_path, kinds=[kind])
     for row, text in enumerate(text for texts in TEXTS for text in texts):
         path = tmp_path / "page.html"

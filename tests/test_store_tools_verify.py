@@ -16,7 +16,7 @@ from launch.signals import StopFlag
 from store_schema.disk.location import LocalLocation
 from store_schema.errors import CorruptionError, Stopped, StorageError
 from store_schema.fingerprint import fingerprint
-from store_schema.layout import KINDS, Arrays, Kind
+from store_schema.layout import FORMS, KINDS, Arrays, Form, Kind
 from store_schema.plan.plan import Plan
 from store_schema.presets import Preset
 from store_schema.text.vocabulary import Vocabulary
@@ -44,8 +44,8 @@ SPELT = ("token_ids", "byte_ends", "token_offsets")
 
 
 @pytest.mark.parametrize("preset", ["exact", "compact"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_sound_store_passes(tmp_path: Path, kind: Kind, preset: Preset) -> None:
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_sound_store_passes(tmp_path: Path, kind: Form, preset: Preset) -> None:
     make_run(tmp_path, kinds=[kind], preset=preset)
     folder = store_folder(tmp_path, kind)
     assert ok("verify", folder, "--jobs", 3) == f"{folder}: 3 shards sound, 0 damaged, 0 missing\n"
@@ -73,12 +73,13 @@ def test_every_damage_is_told_with_its_place(tmp_path: Path) -> None:
     assert lines[-1] == "stores/s: 1 shards sound, 2 damaged, 0 missing"
 
 
-def test_every_file_of_the_data_is_looked_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["branched", "aligned"])
+def test_every_file_of_the_data_is_looked_at(tmp_path: Path, kind: Form) -> None:
     """One flip in each file of a shard, all in one run: the others never hide one."""
-    make_run(tmp_path, kinds=["aligned"])
-    folder = store_folder(tmp_path, "aligned")
-    files = sorted(reader_of(tmp_path, "aligned").commits[1].files)
-    top = folder / reader_of(tmp_path, "aligned").commits[1].path
+    make_run(tmp_path, kinds=[kind])
+    folder = store_folder(tmp_path, kind)
+    files = sorted(reader_of(tmp_path, kind).commits[1].files)
+    top = folder / reader_of(tmp_path, kind).commits[1].path
     (place,) = find_places(str(folder))
     found = 0
     for name in files:

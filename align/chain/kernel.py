@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from align.chain.branch_rows import Ahead, go_on
 from align.chain.places import (
     CLOSED,
     NEXT_CLOSED,
@@ -39,7 +40,7 @@ from align.chain.places import (
     open_next,
 )
 from align.chain.real_path import follow
-from align.chain.row_entries import resync, row_begins
+from align.chain.row_entries import branch_begins, resync, row_begins
 from align.chain.rows import SourceRows, longest_label
 from align.chain.target_mass import (
     Scratch,
@@ -125,6 +126,9 @@ def project_segments(
     lengths = np.diff(mapping.pieces.offsets)
     longest = max(lengths.max(), 1) if len(lengths) else 1
     room = widest * (longest + longest_label(shard.target_ends) + 2)
+    branches = source.branches.offsets
+    if len(branches) > 1:  # each of a row's entries may open those of its branch
+        room *= 1 + np.diff(branches).max()
     vocab_size = len(mapping.target_lengths)
     carried = Carried(
         np.zeros(NUM_NUMBERS, np.int64),
@@ -176,7 +180,7 @@ def _segment(
         number[NEXT_OPEN], number[NEXT_PARTIAL] = 0, 0
         number[NEXT_REAL], number[NEXT_CLOSED] = -1, -1
         begins_here = number[CLOSED] >= 0
-        _open_tokens(label, mapping, carried)
+        _open_tokens(label, source, mapping, carried)
         if number[REAL] >= 0:
             follow(number[REAL], weight[W_REAL], False, label, source, mapping, carried)
         if begins_here:
@@ -206,13 +210,23 @@ def _segment(
 
 
 @bare
-def _open_tokens(label: Label, mapping: VocabularyMap, carried: Carried) -> None:
-    """Add the mass of each open source token to the first target token of its remaining bytes."""
-    at, length, mass = carried.opened
+def _open_tokens(
+    label: Label, source: SourceRows, mapping: VocabularyMap, carried: Carried
+) -> None:
+    """Add the mass of each open source token to the first target token of its remaining bytes, or where
+    its branch leads."""
+    at, length, mass, branches = carried.opened
     step = label.end - label.begin
     for i in range(carried.number[OPEN]):
+        part, branch = mass[i], branches[i]
+        if branch >= 0 and length[i] == 0:
+            branch_begins(branch, part, label, source, mapping, carried)
+            continue
+        if branch >= 0:
+            ahead = Ahead(branch, -1, 0, at[i], length[i], step)
+            part, branch = go_on(ahead, part, label, source, mapping, carried)
         goal = mapping.pieces.middle[at[i]]
         if goal >= 0:
-            add_mass(goal, mass[i], carried.target_mass)
+            add_mass(goal, part, carried.target_mass)
         if goal == label.token:
-            open_next(at[i] + step, length[i] - step, mass[i], carried)
+            open_next(at[i] + step, length[i] - step, part, branch, carried)

@@ -35,11 +35,14 @@ class OpenTokens(NamedTuple):
         at: int64, where the remaining bytes of each token begin in the piece table.
         length: int64, how many bytes remain.
         mass: float64 probability.
+        branch: int64 branch of each token, -1 for none. With a branch no bytes may remain: then the
+            branch's row begins.
     """
 
     at: Any
     length: Any
     mass: Any
+    branch: Any
 
 
 class Carried(NamedTuple):
@@ -91,18 +94,22 @@ class Label(NamedTuple):
 @compiled
 def allocate_open(size: int) -> OpenTokens:
     """Buffers for `size` open tokens."""
-    return OpenTokens(np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size))
+    at, length = np.empty(size, np.int64), np.empty(size, np.int64)
+    return OpenTokens(at, length, np.empty(size), np.empty(size, np.int64))
 
 
 @bare
-def open_next(at: int, length: int, mass: float, carried: Carried) -> None:
-    """Add a source token that reaches `length` bytes beyond the label to the next open tokens."""
+def open_next(at: int, length: int, mass: float, branch: int, carried: Carried) -> None:
+    """Add a source token that reaches `length` bytes beyond the label to the next open tokens, or, with
+    a branch, to its end."""
     opened, number = carried.next_opened, carried.number
     place = number[NEXT_OPEN]
-    if length > 0 and mass > 0.0 and place < len(opened.at):
+    further = length > 0 or (length == 0 and branch >= 0)
+    if further and mass > 0.0 and place < len(opened.at):
         opened.at[place] = at
         opened.length[place] = length
         opened.mass[place] = mass
+        opened.branch[place] = branch
         number[NEXT_OPEN] += 1
 
 

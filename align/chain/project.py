@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from align.chain.kernel import ShardText, project_segments
-from align.chain.rows import SourceRows, non_label_scale
+from align.chain.rows import BranchRows, SourceRows, non_label_scale
 from align.chain.vocabulary_map import VocabularyMap
 from align.methods.shard_arrays import join_segments, span_arrays
 from store_schema.layout import Arrays, row_sums
@@ -48,6 +48,7 @@ def project(
         labels = np.exp(source["label_logprobs"].astype(np.float64))
     of_rows = (source["entry_offsets"], source["entry_ids"], probabilities, labels)
     source_ids, source_lengths = source["token_ids"], np.diff(mapping.pieces.offsets)
+    scales, tails = non_label_scale(source_ids, *of_rows)
     projected = project_segments(
         ShardText(
             *rows,
@@ -58,7 +59,14 @@ def project(
             word_marks(rows[0], source_ids, source_ends, source_lengths),
             word_marks(rows[1], target_ids, target_ends, mapping.target_lengths),
         ),
-        SourceRows(source_ends, source_ids, *of_rows, *non_label_scale(source_ids, *of_rows)),
+        SourceRows(
+            source_ends,
+            source_ids,
+            *of_rows,
+            scales,
+            tails,
+            BranchRows.of(source),
+        ),
         mapping,
         max_entries,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from align.chain.branch_rows import Ahead, go_on
 from align.chain.places import (
     NEXT_CLOSED,
     NEXT_PARTIAL,
@@ -124,12 +125,16 @@ def _entries_inside(
         if token == source.ids[row]:
             continue
         part = mass * source.scales[row] * source.probabilities[k]
+        branch = source.branches.of_entry[k] if len(source.branches.of_entry) else -1
         base = pieces.offsets[token]
         length = pieces.offsets[token + 1] - base
         if length == 0:
             if token == mapping.eos[0] and node >= 0 and trie.longest[node] >= 0:
                 add_mass(trie.longest[node], part, target_mass)  # the text ends here
             continue
+        if in_trie and branch >= 0:
+            ahead = Ahead(branch, -1, node, base, length, need)
+            part, branch = go_on(ahead, part, label, source, mapping, carried)
         if in_trie:
             goal = token_of(trie, node, pieces.data, base, base + length)
         else:  # the label is not in the trie: a special token that is written out in the text
@@ -142,7 +147,7 @@ def _entries_inside(
             add_mass(goal, part, target_mass)
             continue
         add_mass(label.token, part, target_mass)
-        open_next(base + need, length - need, part, carried)
+        open_next(base + need, length - need, part, branch, carried)
 
 
 @bare

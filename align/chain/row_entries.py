@@ -6,6 +6,9 @@ All functions read `label` (the target token of this position), `source` and `ma
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+from align.chain.branch_rows import Ahead, go_on
 from align.chain.places import (
     CLOSED,
     NEXT_CLOSED,
@@ -29,6 +32,20 @@ LEAST_SPREAD = 1e-5
 """A smaller part of an entry's mass goes to the tail, not to a second or later target token."""
 
 
+class Begun(NamedTuple):
+    """Entries that begin at a position.
+
+    Args:
+        ids: Source tokens.
+        probabilities: float64.
+        branches: int64 branch of each, -1 for none; empty if none has one.
+    """
+
+    ids: Any
+    probabilities: Any
+    branches: Any
+
+
 @bare
 def row_begins(
     lead: int, label: Label, source: SourceRows, mapping: VocabularyMap, carried: Carried
@@ -44,7 +61,15 @@ def row_begins(
     if label.at_start or lead == 1:
         _spread_at_start(row, scale, lead, label, source, mapping, carried)
     else:
-        _spread(row, scale * source.scales[row], label, source, mapping, carried)
+        first, last = source.entry_offsets[row], source.entry_offsets[row + 1]
+        rows = Begun(
+            source.entry_ids[first:last],
+            source.probabilities[first:last],
+            source.branches.of_entry[first:last],
+        )
+        masked = carried.number[PARTIAL] == 1
+        weight = scale * source.scales[row]
+        _spread(rows, source.ids[row], masked, weight, label, source, mapping, carried)
     targets_of, real = mapping.continuation.offsets, source.ids[row]
     several = targets_of[real + 1] - targets_of[real] != 1
     ambiguous = mapping.look_ahead and several and not label.at_start
@@ -52,8 +77,27 @@ def row_begins(
 
 
 @bare
+def branch_begins(
+    branch: int,
+    mass: float,
+    label: Label,
+    source: SourceRows,
+    mapping: VocabularyMap,
+    carried: Carried,
+) -> None:
+    """Carry the row of a branch that begins at this position: its entry ended here."""
+    branches = source.branches
+    first, last = branches.offsets[branch], branches.offsets[branch + 1]
+    none = branches.of_entry[:0]
+    rows = Begun(branches.ids[first:last], branches.probabilities[first:last], none)
+    _spread(rows, -1, False, mass, label, source, mapping, carried)
+
+
+@bare
 def _spread(
-    row: int,
+    rows: Begun,
+    real: int,
+    masked: bool,
     scale: float,
     label: Label,
     source: SourceRows,
@@ -63,18 +107,18 @@ def _spread(
     """Spread each entry's mass over its target tokens. Most of alignment's time is spent here.
 
     Args:
-        row: The row that begins here.
+        rows: Entries that begin here.
+        real: The real token, which is left out.
+        masked: Whether only entries of `carried.counts` are still possible.
         scale: Factor of each entry's probability.
     """
-    entries = slice(source.entry_offsets[row], source.entry_offsets[row + 1])
-    entry_ids, probabilities = source.entry_ids[entries], source.probabilities[entries]
-    real, step, token_of_label = source.ids[row], label.end - label.begin, label.token
-    masked, counts = carried.number[PARTIAL] == 1, carried.counts
+    entry_ids, probabilities, of_entry = rows
+    step, token_of_label, counts = label.end - label.begin, label.token, carried.counts
     first, targets, weights = mapping.continuation
     offsets, (source_eos, target_eos) = mapping.pieces.offsets, mapping.eos
     target_mass = carried.target_mass
     tokens, masses = target_mass.tokens, target_mass.masses
-    number = target_mass.number[0]
+    number, branched = target_mass.number[0], len(of_entry) > 0
     for k in range(len(entry_ids)):
         token = entry_ids[k]
         if token == real or (masked and not counts[k]):
@@ -86,6 +130,13 @@ def _spread(
                 add_mass(target_eos, mass, target_mass)
                 number = target_mass.number[0]
             continue
+        base, stop = offsets[token], offsets[token + 1]
+        branch = of_entry[k] if branched else -1
+        if branch >= 0:
+            target_mass.number[0] = number
+            ahead = Ahead(branch, token, 0, base, stop - base, step)
+            mass, branch = go_on(ahead, mass, label, source, mapping, carried)
+            number = target_mass.number[0]
         begin, end = first[token], first[token + 1]
         for c in range(begin, end):
             part = mass * weights[c]
@@ -100,8 +151,7 @@ def _spread(
                 number += 1
             masses[goal] = before + part
             if goal == token_of_label:
-                base, stop = offsets[token], offsets[token + 1]
-                open_next(base + step, stop - base - step, part, carried)
+                open_next(base + step, stop - base - step, part, branch, carried)
     target_mass.number[0] = number
 
 
@@ -127,6 +177,7 @@ def _spread_at_start(
         if carried.number[PARTIAL] and not carried.counts[k - first_entry]:
             continue
         mass = scale * source.scales[row] * source.probabilities[k]
+        branch = source.branches.of_entry[k] if len(source.branches.of_entry) else -1
         base = pieces.offsets[token]
         length = pieces.offsets[token + 1] - base
         if length == 0:
@@ -142,11 +193,11 @@ def _spread_at_start(
             goal = pieces.start[base]
             if goal >= 0:
                 add_mass(goal, mass, target_mass)
-                if goal != label.token or length <= read:
+                if goal != label.token or length < read:
                     continue
                 # " The" and "The" after a word mark may begin with the same target token.
                 if agrees(pieces.data, base, label.text, text_at, text_at + read):
-                    open_next(base + read, length - read, mass, carried)
+                    open_next(base + read, length - read, mass, branch, carried)
             continue
         begin = continuation.offsets[token]
         for c in range(begin, continuation.offsets[token + 1]):
@@ -156,7 +207,7 @@ def _spread_at_start(
                 break
             add_mass(goal, part, target_mass)
             if goal == label.token:
-                open_next(base + read, length - read, part, carried)
+                open_next(base + read, length - read, part, branch, carried)
 
 
 @bare
@@ -196,7 +247,8 @@ def resync(
             continue
         if agrees(pieces.data, base, label.text, read, read + cut):
             part = source.scales[row] * source.probabilities[k]
-            open_next(base + cut, length - cut, part, carried)
+            branch = source.branches.of_entry[k] if len(source.branches.of_entry) else -1
+            open_next(base + cut, length - cut, part, branch, carried)
             total += part
     number[NEXT_REAL] = row
     weight[W_NEXT_REAL] = source.labels[row]

@@ -8,8 +8,47 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from store_schema.compiled import bare, compiled
+from store_schema.layout import Arrays, branch_entries, row_sums
 
 SPACE = 32
+
+
+class BranchRows(NamedTuple):
+    """B branches of a shard with F entries.
+
+    Args:
+        of_entry: [E] int64 branch of each entry, -1 for none; empty where the shard has none at all.
+        offsets: [B+1] int64, where each branch's entries begin.
+        ids: [F] source tokens.
+        probabilities: [F] float64; with the tail 1 in sum.
+        tails: [B] float64.
+    """
+
+    of_entry: Any
+    offsets: Any
+    ids: Any
+    probabilities: Any
+    tails: Any
+
+    @classmethod
+    def of(cls, source: Arrays) -> BranchRows:
+        """Those of a source store's shard; none if it has no branches."""
+        if not len(source.get("branch_tokens", ())):
+            none = np.empty(0, np.int64)
+            return cls(none, np.zeros(1, np.int64), np.empty(0, "<u4"), np.empty(0), np.empty(0))
+        of_entry = np.full(len(source["entry_ids"]), -1, np.int64)
+        of_entry[branch_entries(source)] = np.arange(len(source["branch_tokens"]))
+        offsets = source["branch_entry_offsets"]
+        probabilities = np.exp(source["branch_entry_logprobs"].astype(np.float64))
+        sums = row_sums(probabilities, offsets)
+        scales = 1.0 / np.maximum(sums, 1.0)
+        return cls(
+            of_entry,
+            offsets,
+            source["branch_entry_ids"],
+            probabilities * np.repeat(scales, np.diff(offsets)),
+            np.maximum(1.0 - sums, 0.0),
+        )
 
 
 class SourceRows(NamedTuple):
@@ -24,6 +63,7 @@ class SourceRows(NamedTuple):
         labels: [R] float64 probability of the real token, NaN where unknown.
         scales: [R] float64 factor of all entries but the real token's, see `non_label_scale`.
         tails: [R] float64 1 - the real token's probability - that of the scaled entries.
+        branches: What follows some of the entries.
     """
 
     ends: Any
@@ -34,6 +74,7 @@ class SourceRows(NamedTuple):
     labels: Any
     scales: Any
     tails: Any
+    branches: BranchRows
 
 
 @compiled

@@ -31,12 +31,16 @@ class TargetTrie(NamedTuple):
         last_byte: [nodes] uint8, the byte that leads to a node.
         longest: [nodes] int32, the longest token on the way to a node, itself included; -1 for none.
         is_token: [nodes] bool, whether a token ends at a node.
+        data: [bytes] uint8, the tokens end to end.
+        offsets: [V+1] int64, where each token begins in `data`.
     """
 
     first_child: npt.NDArray[np.int32]
     last_byte: npt.NDArray[np.uint8]
     longest: npt.NDArray[np.int32]
     is_token: npt.NDArray[np.bool_]
+    data: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> TargetTrie:
@@ -57,6 +61,8 @@ class TargetTrie(NamedTuple):
             last_byte=last_byte[order],
             longest=longest[order],
             is_token=own[order] >= 0,
+            data=data,
+            offsets=offsets,
         )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from store_schema.layout import Arrays, Origin
+from store_schema.encoding.selection import take_branches
+from store_schema.layout import BRANCH, Arrays, Origin
 from store_schema.plan.plan import Segment
 from store_schema.text.tokenizer import EncodedSegment
 
@@ -64,7 +65,7 @@ def without_turn_ends(source: Arrays, rows_D: npt.NDArray[np.int64]) -> Arrays:
     stays_N[gone] = False
     out: Arrays = {}
     for name, array in source.items():
-        if name not in (*_ENTRIES, *_OFFSETS):
+        if name not in (*_ENTRIES, *_OFFSETS) and not name.startswith(BRANCH):
             out[name] = array[stays_N]
     out["token_offsets"] = source["token_offsets"] - np.concatenate(([0], np.cumsum(rows_D >= 0)))
     if "segment_ids" in source:
@@ -74,6 +75,13 @@ def without_turn_ends(source: Arrays, rows_D: npt.NDArray[np.int64]) -> Arrays:
         out["entry_offsets"] = _offsets(counts_N[stays_N])
         kept_E = np.repeat(stays_N, counts_N)
         out |= {name: source[name][kept_E] for name in _ENTRIES}
+    if "branch_positions" in source:
+        positions = source["branch_positions"].astype(np.int64)
+        kept = take_branches(source, np.flatnonzero(stays_N[positions]))
+        out |= {name: array for name, array in kept.items() if name.startswith(BRANCH)}
+        gone_before = np.concatenate(([0], np.cumsum(~stays_N)))
+        positions = out["branch_positions"].astype(np.int64)
+        out["branch_positions"] = (positions - gone_before[positions]).astype("<u4")
     return out
 
 

@@ -19,6 +19,8 @@ class EngineKind(Kind):
 
     whole_rows: ClassVar[bool] = False
     """Whether it returns whole distributions, which sampled stores need."""
+    has_branches: ClassVar[bool] = False
+    """Whether it has `Engine.branch`, which `extract.branches` needs."""
     loader: ClassVar[Loader] = "auto"
     """The library that loads the model, which determines which models can be loaded."""
 
@@ -39,6 +41,14 @@ class EngineKind(Kind):
         """
         if section.needs_all and not self.whole_rows:
             raise ValueError(f"estimator sampled needs whole distributions, not engine {self.name}")
+        if section.branches is not None and not self.has_branches:
+            raise ValueError(f"branches need engine transformers; {self.name} has none")
+
+    def can_serve(self, section: Any) -> bool:
+        """Whether it has all that `section` needs of an engine."""
+        return (self.whole_rows or not section.needs_all) and (
+            self.has_branches or section.branches is None
+        )
 
     def serves(self, section: Any, *, on_cpu: bool, fp32_head: bool) -> bool:
         """Whether `engine: auto` may choose it.

@@ -11,6 +11,7 @@ class Transformers(EngineKind):
     """transformers, on a CPU or one GPU; gives whole distributions."""
 
     whole_rows = True
+    has_branches = True
     loader = "transformers"
 
     def open(self, spec: Any) -> Any:
@@ -27,7 +28,7 @@ class Transformers(EngineKind):
     def serves(self, section: Any, *, on_cpu: bool, fp32_head: bool) -> bool:
         """True where only this engine can do the work, and on a CPU with a float32 head, where vLLM
         converts the whole output weight twice in every step."""
-        needed = section.needs_all or section.device == "cpu" or (on_cpu and fp32_head)
+        needed = section.needs_one or section.device == "cpu" or (on_cpu and fp32_head)
         return needed and section.quantization is None
 
     def device(self, section: Any) -> str:

@@ -23,12 +23,13 @@ class Vllm(EngineKind):
         return VllmEngine(spec)
 
     def check(self, section: Any) -> None:
-        """Refuse `estimator: sampled`."""
+        """Refuse `estimator: sampled` and `branches`."""
         if section.estimator == "sampled":
             raise ValueError(
                 "estimator sampled needs engine transformers: vLLM returns whole distributions as "
                 "Python lists, which takes longer with every id of the vocabulary"
             )
+        super().check(section)
 
     def serves(self, section: Any, *, on_cpu: bool, fp32_head: bool) -> bool:
         """True: it is used for everything that no engine before it is chosen for."""

@@ -62,6 +62,21 @@ class DenseRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Branches:
+    """Where the model is asked to go on from entries that are not a segment's own tokens.
+
+    Args:
+        segment: Context and text.
+        positions: [B] int64 positions of the entries; there is a token before each.
+        token_ids: [B] int64 the entries.
+    """
+
+    segment: EncodedSegment
+    positions: npt.NDArray[np.int64]
+    token_ids: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt for one answer.
 
@@ -105,6 +120,18 @@ class Engine(Protocol):
 
         Yields:
             Index in `segments`, and its rows. The caller may stop between two of them.
+
+        Raises:
+            EngineMemoryError: Memory ran out; the engine may be unusable.
+        """
+        ...
+
+    def branch(self, segments: Sequence[Branches]) -> Iterator[tuple[int, DenseRows]]:
+        """The distributions after entries; only of engines whose kind `has_branches`.
+
+        Yields:
+            Index in `segments`, and a row for each of its branches: that of the token after the text
+            before the position and the entry. Label log-probabilities are 0, as there are no labels.
 
         Raises:
             EngineMemoryError: Memory ran out; the engine may be unusable.

@@ -24,6 +24,7 @@ from extract.engines.freed_memory import give_back_freed_memory, keep_freed_memo
 from extract.engines.pieces import Pieces
 from extract.engines.protocol import (
     Answer,
+    Branches,
     DenseRows,
     EngineMemoryError,
     EngineSpec,
@@ -32,6 +33,7 @@ from extract.engines.protocol import (
 )
 from extract.engines.sampling import sampled_rows, segment_uniforms, systematic_points
 from extract.engines.scored_batch import ScoredBatch, Tensors, no_rows
+from extract.engines.transformers_branches import BranchStates, memory_for
 from extract.head.logit_rows import row_entries, row_sums
 from extract.head.output_head import OutputHead
 from store_schema.errors import ConfigError, ModelError
@@ -84,6 +86,7 @@ class TransformersEngine:
         self._head: OutputHead | None = None
         self._fused: FusedHead | None = None
         self._probed = False
+        self._branch_states: BranchStates | None = None
         self._pieces = Pieces(
             spec.section.scored_tokens(on_cpu=on_cpu), spec.section.logit_rows(on_cpu=on_cpu)
         )
@@ -95,7 +98,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        del self._model, self._head, self._fused
+        del self._model, self._head, self._fused, self._branch_states
         give_back_freed_memory()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -120,6 +123,31 @@ class TransformersEngine:
                 yield from under_way.popleft().rows()
         for scored in under_way:
             yield from scored.rows()
+
+    @torch.inference_mode()
+    def branch(self, segments: Sequence[Branches]) -> Iterator[tuple[int, DenseRows]]:
+        """See `Engine.branch`."""
+        for i, branches in enumerate(segments):
+            if not self._probed:
+                self._probe(branches.segment.input_ids[:PROBE_TOKENS])
+            if self._branch_states is None:
+                self._branch_states = BranchStates(self._forward, self._model, self._spec.source)
+            with memory_for(branches, self._spec.source):
+                states = self._branch_states.of(branches, self._pieces.batch_tokens)
+                place_R = torch.arange(len(states), device=self._device)
+                ids, logprobs, _ = self._entries(
+                    states, place_R, torch.zeros_like(place_R), torch.empty(0)
+                )
+            no_labels = np.zeros(len(states), np.float32)
+            yield i, DenseRows(ids.cpu().numpy(), logprobs.cpu().numpy(), no_labels)
+
+    def _forward(self, **inputs: Any) -> tuple[torch.Tensor, Any]:
+        """Last hidden states, or the model's own logits, and its cache."""
+        if self._head is None:
+            own = self._model(**inputs)
+            return own.logits, getattr(own, "past_key_values", None)
+        output = self._model.base_model(**inputs)
+        return output.last_hidden_state, getattr(output, "past_key_values", None)
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Prompt], rules: AnswerRules) -> Iterator[tuple[int, Answer]]:
@@ -183,11 +211,7 @@ class TransformersEngine:
         for row, ids in zip(padded, run, strict=True):
             row[: len(ids)] = ids
         ids_BT = _sent(padded, self._device)
-        if self._head is None:
-            logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
-            return logits.flatten(0, 1)
-        output = self._model.base_model(input_ids=ids_BT, use_cache=False)
-        states: torch.Tensor = output.last_hidden_state
+        states, _ = self._forward(input_ids=ids_BT, use_cache=False)
         return states.flatten(0, 1)
 
     def _kept_rows(
@@ -210,6 +234,16 @@ class TransformersEngine:
         labels = [item.ids[item.first :] for item in inputs]
         label_R = _sent(np.concatenate(labels), self._device)
         uniform_R = torch.from_numpy(np.concatenate([self._uniforms(item) for item in inputs]))
+        return self._entries(states, place_R, label_R, uniform_R)
+
+    def _entries(
+        self,
+        states: torch.Tensor,
+        place_R: torch.Tensor,
+        label_R: torch.Tensor,
+        uniform_R: torch.Tensor,
+    ) -> Tensors:
+        """Entries and label log-probabilities of some rows of `states`, a piece at a time."""
         size = self._pieces.head_rows
         parts = []
         for start in range(0, len(place_R), size):

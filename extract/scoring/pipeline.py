@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from extract.engines.protocol import CHECK_WEIGHTS, DenseRows, Engine
+from extract.scoring.brancher import Brancher
 from extract.scoring.rows import ScoredSegment, scored_segment, unscored_segment
 from extract.scoring.score import UNSCORED, shard_arrays, shard_stats
 from launch.process import quick_switches
@@ -135,9 +136,13 @@ class PreparedShard:
     faulty: int = 0
     seconds: float = 0.0
     """Time in the engine, including waits for the threads after it."""
+    branched: Arrays | None = None
+    """All arrays, once its branches are computed."""
 
     def arrays(self) -> Arrays:
         """All arrays of the shard, in the plan's order."""
+        if self.branched is not None:
+            return self.branched
         return shard_arrays(self.segments, self.encoded, self._in_order())
 
     def stats(self) -> dict[str, float]:
@@ -166,6 +171,7 @@ class Pipeline:
         queue_bytes: int,
         records_bad: bool = False,
         longest: int | None = None,
+        brancher: Brancher | None = None,
     ) -> None:
         """Start the threads.
 
@@ -176,7 +182,9 @@ class Pipeline:
             queue_bytes: Maximal bytes of rows that wait to be converted to entries.
             records_bad: Whether a segment that cannot be scored is kept without a distribution.
             longest: Tokens, with the context, that the model can read; with `records_bad`. None: any.
+            brancher: Adds branches to each shard before it is written; None adds none.
         """
+        self._brancher = brancher
         self._records_bad, self._longest = records_bad, longest if records_bad else None
         self._tokenizer, self._plan, self._write = tokenizer, plan, write
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -263,6 +271,8 @@ class Pipeline:
                 if scored < len(shard.segments) and done_elsewhere(shard.record.index):
                     break
             if scored == len(shard.segments):
+                if self._brancher is not None:
+                    self._branch(engine, shard, self._brancher, on_scored)
                 continue
             if not done_elsewhere(shard.record.index):
                 raise ModelError(
@@ -272,6 +282,26 @@ class Pipeline:
                     got=scored,
                 )
             self._open_shards.release()  # its rows, which are not complete, are never written
+
+    def _branch(
+        self,
+        engine: Engine,
+        shard: PreparedShard,
+        brancher: Brancher,
+        on_scored: Callable[[int], object],
+    ) -> None:
+        """Compute the branches of a shard once its rows are converted, and hand it on."""
+        while len(shard.scored) < len(shard.segments):
+            self._rows.check()
+            on_scored(0)
+            time.sleep(0.002)
+        start = time.monotonic()
+        where = f"shard {shard.record.index}, source {self._tokenizer.name}"
+        shard.branched = brancher.with_branches(
+            engine, shard.encoded, shard.arrays(), where=where, on_segment=lambda: on_scored(0)
+        )
+        shard.seconds += time.monotonic() - start
+        self._shards.put(partial(self._finish, shard), 1)
 
     def _scored(
         self, engine: Engine, shard: PreparedShard
@@ -304,7 +334,7 @@ class Pipeline:
 
     def _convert(self, shard: PreparedShard, i: int, dense: DenseRows | None) -> None:
         shard.scored[i] = self._converted(shard, i, dense)
-        if len(shard.scored) == len(shard.segments):
+        if len(shard.scored) == len(shard.segments) and self._brancher is None:
             self._shards.put(partial(self._finish, shard), 1)
 
     def _converted(self, shard: PreparedShard, i: int, dense: DenseRows | None) -> ScoredSegment:

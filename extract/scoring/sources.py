@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from extract.branch_config import BranchOptions
 from extract.config import ExtractSection
 from extract.engine_kinds import ENGINES
 from extract.engines.protocol import EngineSpec, engine_spec
 from store_schema.config import ModelRef, RunConfig
 from store_schema.disk.location import Location, open_location
 from store_schema.errors import MismatchError
-from store_schema.manifest import Manifest
+from store_schema.manifest import BRANCHES_SETTING, Manifest
 from store_schema.model.model_check import require_language_model, require_packages
 from store_schema.model.models import resolve_model
 from store_schema.model.weight_files import require_weights
@@ -102,7 +103,7 @@ def check_source(
         estimator=section.estimator,
         top_k=None if generates else section.max_entries,
         encoding=encoding,
-        settings=shaping_settings(spec),
+        settings=shaping_settings(spec) | branch_settings(section.branches, plan, location),
         vocabulary_fingerprint=tokenizer.vocabulary.fingerprint,
     )
     return CheckedSource(
@@ -116,6 +117,28 @@ def check_source(
     )
 
 
+def branch_settings(
+    options: BranchOptions | None, plan: Plan, location: Location
+) -> dict[str, Any]:
+    """The settings of branches for a store's manifest; empty without branches.
+
+    The target of an existing store stays: branches that were chosen for another tokenizer may be used.
+
+    Args:
+        options: Of the run file.
+        plan: Has the target's tokenizer.
+        location: Of the store, which need not exist.
+    """
+    if options is None:
+        return {}
+    wanted = options.model_dump(mode="json")
+    if location.exists(MANIFEST_FILE):
+        kept = StoreReader.open(location).manifest.settings.get(BRANCHES_SETTING)
+        if isinstance(kept, dict) and wanted == {k: v for k, v in kept.items() if k != "target"}:
+            return {BRANCHES_SETTING: kept}
+    return {BRANCHES_SETTING: wanted | {"target": plan.record.tokenizers.get("target")}}
+
+
 def section_with_engine(section: ExtractSection, location: Location) -> ExtractSection:
     """The section, with `engine: auto` replaced by the engine that an existing store was made with.
 
@@ -126,7 +149,7 @@ def section_with_engine(section: ExtractSection, location: Location) -> ExtractS
     if section.engine != "auto" or not location.exists(MANIFEST_FILE):
         return section
     engine = str(StoreReader.open(location).manifest.settings.get("engine"))
-    if engine in ENGINES.table and (ENGINES[engine].whole_rows or not section.needs_all):
+    if engine in ENGINES.table and ENGINES[engine].can_serve(section):
         return section.model_copy(update={"engine": engine})
     return section
 

@@ -24,24 +24,24 @@ from store_schema.encoding.group import (
     plain,
     totals,
 )
-from store_schema.layout import Arrays, Kind
+from store_schema.layout import BRANCH, Arrays, Form
 from store_schema.presets import Encoding
 
 
-def stored_specs(kind: Kind, encoding: Encoding) -> tuple[StoredSpec, ...]:
-    """The arrays on disk of a shard of a store of `kind`."""
-    return tuple(spec for group in groups(kind, encoding) for spec in group.stored)
+def stored_specs(form: Form, encoding: Encoding) -> tuple[StoredSpec, ...]:
+    """The arrays on disk of a shard of this form."""
+    return tuple(spec for group in groups(form, encoding) for spec in group.stored)
 
 
-def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
-    """The groups of arrays of a store of `kind`."""
+def groups(form: Form, encoding: Encoding) -> tuple[Group, ...]:
+    """The groups of arrays of a shard of this form."""
     exact = encoding.steps is None
     chosen = [
         plain("segment_ids", StoredSpec("segment_ids", "<i8", "D", delta=True)),
         counted("token_offsets", _TOKEN_COUNTS),
         _TOKENS,
     ]
-    if kind == "generated":
+    if form == "generated":
         return (
             *chosen,
             plain("answer_index", StoredSpec("answer_index", "<u4", "D")),
@@ -53,7 +53,9 @@ def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
         if exact
         else coded_logs("label_logprobs", StoredSpec("label_codes", "<u4", "N")),
     ]
-    if kind == "aligned":
+    if form == "branched":
+        chosen += [_BRANCHES, _EXACT_BRANCH_ENTRIES if exact else _CODED_BRANCH_ENTRIES]
+    if form == "aligned":
         chosen += [
             plain("origin", StoredSpec("origin", "<u4", "N"), dtype="|u1"),
             counted("span_offsets", _SPAN_COUNTS),
@@ -67,32 +69,32 @@ def groups(kind: Kind, encoding: Encoding) -> tuple[Group, ...]:
     return tuple(chosen)
 
 
-def encode(kind: Kind, arrays: Arrays, coder: Coder) -> Arrays:
+def encode(form: Form, arrays: Arrays, coder: Coder) -> Arrays:
     """The arrays on disk for all arrays of the layout."""
     stored: Arrays = {}
-    for group in groups(kind, coder.encoding):
+    for group in groups(form, coder.encoding):
         stored |= group.encode(arrays, coder)
     return stored
 
 
 def needed_specs(
-    kind: Kind, encoding: Encoding, names: Iterable[str] | None = None
+    form: Form, encoding: Encoding, names: Iterable[str] | None = None
 ) -> tuple[StoredSpec, ...]:
     """The arrays on disk that are needed to decode some arrays of the layout; None means all."""
     return tuple(
         dict.fromkeys(
             spec
-            for group in _wanted(groups(kind, encoding), names)
+            for group in _wanted(groups(form, encoding), names)
             for spec in (*group.stored, *group.also)
         )
     )
 
 
-def decode(kind: Kind, stored: Arrays, coder: Coder, names: Iterable[str] | None = None) -> Arrays:
+def decode(form: Form, stored: Arrays, coder: Coder, names: Iterable[str] | None = None) -> Arrays:
     """Arrays of the layout from those on disk.
 
     Args:
-        kind: The store's kind.
+        form: Which arrays the shard has.
         stored: At least the arrays of `needed_specs` for these names.
         coder: The store's coder.
         names: Which arrays; None decodes all.
@@ -102,7 +104,7 @@ def decode(kind: Kind, stored: Arrays, coder: Coder, names: Iterable[str] | None
     """
     wanted = None if names is None else set(names)
     decoded: Arrays = {}
-    for group in _wanted(groups(kind, coder.encoding), wanted):
+    for group in _wanted(groups(form, coder.encoding), wanted):
         decoded |= group.decode(stored, coder)
     return {n: a for n, a in decoded.items() if wanted is None or n in wanted}
 
@@ -208,96 +210,133 @@ _SPANS = Group(
 # ------------------------------------------------------------------------------- entries
 
 _ENTRY_NAMES = ("entry_offsets", "entry_ids", "entry_logprobs", "tail_mass")
-_COUNTS = StoredSpec("entry_counts", "<u4", "N")
-_IDS = StoredSpec("entry_ids_coded", "<u4", "E")
 
 
-def _entry_offsets(stored: Arrays, num_entries: int, coder: Coder) -> npt.NDArray[np.int64]:
-    offsets = totals(stored["entry_counts"])
+def _exact_entries(of: str, rows: str, entries: str) -> Group:
+    """Entries and tails as they are.
+
+    Args:
+        of: Before all names: "" for entries of positions, `BRANCH` for those of branches.
+        rows: Axis of the rows.
+        entries: Axis of the entries.
+    """
+
+    def encode(arrays: Arrays, coder: Coder) -> Arrays:
+        offsets = arrays[f"{of}entry_offsets"]
+        return {
+            f"{of}entry_counts": np.diff(offsets).astype(np.uint32),
+            f"{of}entry_ids_coded": rank_by_id(coder.ranking)[arrays[f"{of}entry_ids"]],
+            f"{of}entry_logprobs": codes.to_place_major(arrays[f"{of}entry_logprobs"], offsets),
+            f"{of}tail_mass": arrays[f"{of}tail_mass"],
+        }
+
+    def decode(stored: Arrays, coder: Coder) -> Arrays:
+        logprobs, ranks = stored[f"{of}entry_logprobs"], stored[f"{of}entry_ids_coded"]
+        offsets = _entry_offsets(stored[f"{of}entry_counts"], len(logprobs), coder, of)
+        return {
+            f"{of}entry_offsets": offsets,
+            f"{of}entry_ids": _ids(ranks, coder, f"{of}entry_ids_coded"),
+            f"{of}entry_logprobs": codes.from_place_major(logprobs, offsets),
+            f"{of}tail_mass": stored[f"{of}tail_mass"],
+        }
+
+    stored = (
+        StoredSpec(f"{of}entry_counts", "<u4", rows),
+        StoredSpec(f"{of}entry_ids_coded", "<u4", entries),
+        StoredSpec(f"{of}entry_logprobs", "<f4", entries),
+        StoredSpec(f"{of}tail_mass", "<f4", rows),
+    )
+    return Group(tuple(of + name for name in _ENTRY_NAMES), stored, encode, decode)
+
+
+def _coded_entries(of: str, rows: str, entries: str) -> Group:
+    """Entries and tails as codes (`codes`); arguments are those of `_exact_entries`."""
+
+    def encode(arrays: Arrays, coder: Coder) -> Arrays:
+        offsets = arrays[f"{of}entry_offsets"]
+        entry_codes, tails = codes.encode_rows(
+            arrays[f"{of}entry_logprobs"], offsets, arrays[f"{of}tail_mass"], coder.steps
+        )
+        ranks = rank_by_id(coder.ranking)[arrays[f"{of}entry_ids"]]
+        ranks = codes.sort_ties(entry_codes, ranks, offsets)
+        rises, ids = codes.pack_ids(entry_codes, ranks, offsets)
+        return {
+            f"{of}entry_counts": np.diff(offsets).astype(np.uint32),
+            f"{of}entry_ids_coded": ids,
+            f"{of}entry_rises": rises,
+            f"{of}tail_codes": tails,
+        }
+
+    def decode(stored: Arrays, coder: Coder) -> Arrays:
+        rises = stored[f"{of}entry_rises"]
+        offsets = _entry_offsets(stored[f"{of}entry_counts"], len(rises), coder, of)
+        ids, logprobs, tail, wrong = codes.decode_rows(
+            rises,
+            stored[f"{of}entry_ids_coded"],
+            offsets,
+            stored[f"{of}tail_codes"],
+            coder.ranking,
+            coder.steps,
+        )
+        if wrong >= 0:
+            raise coder.fault(
+                f"invalid entries at {'branch' if of else 'position'} {wrong}",
+                f"{of}entry_rises, {of}entry_ids_coded or {of}tail_codes",
+            )
+        return {
+            f"{of}entry_offsets": offsets,
+            f"{of}entry_ids": ids,
+            f"{of}entry_logprobs": logprobs,
+            f"{of}tail_mass": tail,
+        }
+
+    stored = (
+        StoredSpec(f"{of}entry_counts", "<u4", rows),
+        StoredSpec(f"{of}entry_ids_coded", "<u4", entries),
+        StoredSpec(f"{of}entry_rises", "<u4", entries),
+        StoredSpec(f"{of}tail_codes", "<u4", rows),
+    )
+    return Group(tuple(of + name for name in _ENTRY_NAMES), stored, encode, decode)
+
+
+def _entry_offsets(
+    counts: npt.NDArray[Any], num_entries: int, coder: Coder, of: str
+) -> npt.NDArray[np.int64]:
+    offsets = totals(counts)
     if offsets[-1] != num_entries:
-        raise coder.fault("counts do not sum to the shard's entries", "entry_counts")
+        raise coder.fault("counts do not sum to the shard's entries", f"{of}entry_counts")
     return offsets
 
 
-def _encode_exact(arrays: Arrays, coder: Coder) -> Arrays:
-    offsets = arrays["entry_offsets"]
+_EXACT_ENTRIES = _exact_entries("", "N", "E")
+_CODED_ENTRIES = _coded_entries("", "N", "E")
+
+# ------------------------------------------------------------------------------- branches
+
+
+def _encode_branches(arrays: Arrays, coder: Coder) -> Arrays:
+    positions = arrays["branch_positions"].astype(np.int64)
     return {
-        "entry_counts": np.diff(offsets).astype(np.uint32),
-        "entry_ids_coded": rank_by_id(coder.ranking)[arrays["entry_ids"]],
-        "entry_logprobs": codes.to_place_major(arrays["entry_logprobs"], offsets),
-        "tail_mass": arrays["tail_mass"],
+        "branch_steps": np.diff(positions, prepend=0).astype(np.uint32),
+        "branch_ranks": rank_by_id(coder.ranking)[arrays["branch_tokens"]],
     }
 
 
-def _decode_exact(stored: Arrays, coder: Coder) -> Arrays:
-    offsets = _entry_offsets(stored, len(stored["entry_logprobs"]), coder)
+def _decode_branches(stored: Arrays, coder: Coder) -> Arrays:
+    positions = np.cumsum(stored["branch_steps"], dtype=np.int64)
+    if positions.size and positions[-1] > np.iinfo(np.uint32).max:
+        raise coder.fault("position out of range", "branch_steps")
     return {
-        "entry_offsets": offsets,
-        "entry_ids": _ids(stored["entry_ids_coded"], coder, "entry_ids_coded"),
-        "entry_logprobs": codes.from_place_major(stored["entry_logprobs"], offsets),
-        "tail_mass": stored["tail_mass"],
+        "branch_positions": positions.astype(np.uint32),
+        "branch_tokens": _ids(stored["branch_ranks"], coder, "branch_ranks"),
     }
 
 
-_EXACT_ENTRIES = Group(
-    _ENTRY_NAMES,
-    (
-        _COUNTS,
-        _IDS,
-        StoredSpec("entry_logprobs", "<f4", "E"),
-        StoredSpec("tail_mass", "<f4", "N"),
-    ),
-    _encode_exact,
-    _decode_exact,
+_BRANCHES = Group(
+    ("branch_positions", "branch_tokens"),
+    (StoredSpec("branch_steps", "<u4", "B"), StoredSpec("branch_ranks", "<u4", "B")),
+    _encode_branches,
+    _decode_branches,
 )
-
-
-def _encode_coded(arrays: Arrays, coder: Coder) -> Arrays:
-    offsets = arrays["entry_offsets"]
-    entry_codes, tails = codes.encode_rows(
-        arrays["entry_logprobs"], offsets, arrays["tail_mass"], coder.steps
-    )
-    ranks = rank_by_id(coder.ranking)[arrays["entry_ids"]]
-    rises, ids = codes.pack_ids(entry_codes, codes.sort_ties(entry_codes, ranks, offsets), offsets)
-    return {
-        "entry_counts": np.diff(offsets).astype(np.uint32),
-        "entry_ids_coded": ids,
-        "entry_rises": rises,
-        "tail_codes": tails,
-    }
-
-
-def _decode_coded(stored: Arrays, coder: Coder) -> Arrays:
-    offsets = _entry_offsets(stored, len(stored["entry_rises"]), coder)
-    ids, logprobs, tail, wrong = codes.decode_rows(
-        stored["entry_rises"],
-        stored["entry_ids_coded"],
-        offsets,
-        stored["tail_codes"],
-        coder.ranking,
-        coder.steps,
-    )
-    if wrong >= 0:
-        raise coder.fault(
-            f"invalid entries at position {wrong}",
-            "entry_rises, entry_ids_coded or tail_codes",
-        )
-    return {
-        "entry_offsets": offsets,
-        "entry_ids": ids,
-        "entry_logprobs": logprobs,
-        "tail_mass": tail,
-    }
-
-
-_CODED_ENTRIES = Group(
-    _ENTRY_NAMES,
-    (
-        _COUNTS,
-        _IDS,
-        StoredSpec("entry_rises", "<u4", "E"),
-        StoredSpec("tail_codes", "<u4", "N"),
-    ),
-    _encode_coded,
-    _decode_coded,
-)
+_EXACT_BRANCH_ENTRIES = _exact_entries(BRANCH, "B", "F")
+_CODED_BRANCH_ENTRIES = _coded_entries(BRANCH, "B", "F")

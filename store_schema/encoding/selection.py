@@ -9,12 +9,14 @@ import numpy.typing as npt
 
 from store_schema.compiled import compiled
 from store_schema.encoding.codes import LARGEST_NATS
-from store_schema.layout import Arrays
+from store_schema.layout import BRANCH, Arrays, branch_entries
 from store_schema.presets import Encoding
 
 
 def select_entries(arrays: Arrays, encoding: Encoding) -> Arrays:
     """Remove the entries that the rule does not keep; their mass is added to the tail.
+
+    A branch of an entry that is removed is removed too.
 
     Args:
         arrays: A shard's arrays. Entries fall within each position, so the first ones are kept.
@@ -23,27 +25,59 @@ def select_entries(arrays: Arrays, encoding: Encoding) -> Arrays:
     Returns:
         The arrays, with new entry arrays and tail mass if any entry was removed.
     """
+    kept = _selected(arrays, encoding, "")
+    if "branch_tokens" not in arrays:
+        return kept
+    if kept is not arrays:
+        kept = take_branches(kept, np.flatnonzero(branch_entries(kept) >= 0))
+    return _selected(kept, encoding, BRANCH)
+
+
+def take_branches(arrays: Arrays, branches: npt.NDArray[np.int64]) -> Arrays:
+    """A shard's arrays with some of its branches.
+
+    Args:
+        arrays: With branches.
+        branches: Indices of those that stay, rising.
+    """
+    offsets = arrays["branch_entry_offsets"]
+    counts_B = np.diff(offsets)
+    stays_B = np.zeros(len(counts_B), bool)
+    stays_B[branches] = True
+    if stays_B.all():
+        return arrays
+    stays_F = np.repeat(stays_B, counts_B)
+    taken = {
+        n: arrays[n][stays_B] for n in ("branch_positions", "branch_tokens", "branch_tail_mass")
+    }
+    taken |= {n: arrays[n][stays_F] for n in ("branch_entry_ids", "branch_entry_logprobs")}
+    ends = np.concatenate([[0], np.cumsum(counts_B[stays_B])]).astype(np.int64)
+    return arrays | taken | {"branch_entry_offsets": ends}
+
+
+def _selected(arrays: Arrays, encoding: Encoding, of: str) -> Arrays:
+    """The same for the entries of positions (`of` is "") or of branches."""
     selection = encoding.selection
     if selection.keeps_all and encoding.steps is None:
         return arrays
-    offsets = arrays["entry_offsets"]
+    offsets = arrays[f"{of}entry_offsets"]
     counts, dropped = _kept_counts(
-        arrays["entry_logprobs"],
+        arrays[f"{of}entry_logprobs"],
         offsets,
         2.0 if selection.keeps_all else selection.top_p,  # a rounded sum may reach 1 too early
         selection.min_entries,
         selection.floor,
         0.0 if encoding.steps is None else float(np.exp(-LARGEST_NATS)),
     )
-    if int(counts.sum()) == len(arrays["entry_ids"]):
+    if int(counts.sum()) == len(arrays[f"{of}entry_ids"]):
         return arrays
     keep = _prefixes(offsets, counts)
-    tail = np.minimum(arrays["tail_mass"].astype(np.float64) + dropped, 1.0)
+    tail = np.minimum(arrays[f"{of}tail_mass"].astype(np.float64) + dropped, 1.0)
     return arrays | {
-        "entry_offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "entry_ids": arrays["entry_ids"][keep],
-        "entry_logprobs": arrays["entry_logprobs"][keep],
-        "tail_mass": tail.astype(np.float32),
+        f"{of}entry_offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        f"{of}entry_ids": arrays[f"{of}entry_ids"][keep],
+        f"{of}entry_logprobs": arrays[f"{of}entry_logprobs"][keep],
+        f"{of}tail_mass": tail.astype(np.float32),
     }
 
 

@@ -117,6 +117,11 @@ def check_commit(
     most = counts.positions * manifest.max_entries
     if counts.entries > most:
         raise _fault("more entries than positions allow", where, f"at most {most}", counts.entries)
+    if counts.branches > counts.entries:
+        raise _fault("more branches than entries", where, f"at most {counts.entries}")
+    if counts.branch_entries > counts.branches * manifest.max_entries:
+        most = counts.branches * manifest.max_entries
+        raise _fault("more entries than branches allow", where, f"at most {most}")
     decoded, keys = 0, {"zarr.json"}
     for spec in specs:
         length = counts.length(spec.axis)

@@ -289,7 +289,7 @@ class StoreReader:
             ValueError: Stores of this kind have no such array.
         """
         wanted = None if names is None else tuple(names)
-        if unknown := set(wanted or ()).difference(array_names(self.manifest.kind)):
+        if unknown := set(wanted or ()).difference(array_names(self.manifest.form)):
             raise ValueError(f"no such arrays: {sorted(unknown)}")
         return self._decoded(shard, self._stored(shard, wanted), wanted)
 
@@ -315,7 +315,7 @@ class StoreReader:
 
     def _specs(self, names: Iterable[str] | None) -> tuple[StoredSpec, ...]:
         """The arrays on disk that some arrays of the layout are decoded from; None means all."""
-        return needed_specs(self.manifest.kind, self.manifest.encoding, names)
+        return needed_specs(self.manifest.form, self.manifest.encoding, names)
 
     def _files(self, shard: int) -> CommittedShard:
         """The files of a shard; its commit is checked."""
@@ -335,7 +335,7 @@ class StoreReader:
         """Arrays of the layout from those on disk; all invariants are checked if `names` is None."""
         where = f"{self.location.url}, shard {shard}"
         coder = Coder(self.manifest.encoding, self.ranking, where)
-        arrays = decode(self.manifest.kind, stored, coder, names)
+        arrays = decode(self.manifest.form, stored, coder, names)
         if names is None:
             self.manifest.check_shard(arrays, where=where)
         return arrays

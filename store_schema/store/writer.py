@@ -132,14 +132,13 @@ class StoreWriter:
         where = f"{self.location.url}, shard {shard.index}"
         manifest.check_shard(arrays, where=where)
         coder = Coder(self.encoding, self._ranking, where)
-        stored = encode(manifest.kind, select_entries(arrays, self.encoding), coder)
+        stored = encode(manifest.form, select_entries(arrays, self.encoding), coder)
         # Checked again as a reader will decode it.
-        arrays = decode(manifest.kind, stored, coder)
+        arrays = decode(manifest.form, stored, coder)
         manifest.check_shard(arrays, where=where)
-        specs = stored_specs(manifest.kind, self.encoding)
+        specs = stored_specs(manifest.form, self.encoding)
         path = f"data/{shard.index:05d}-{uuid.uuid4().hex[:16]}"
         files = self._write_data(path, stored, specs)
-        lengths = axis_lengths(arrays)
         commit = Commit(
             shard=shard.index,
             path=path,
@@ -148,12 +147,7 @@ class StoreWriter:
             first_segment=shard.start,
             content_sha256=arrays_digest(stored, [spec.name for spec in specs]),
             files=files,
-            counts=Counts(
-                segments=lengths["D"],
-                positions=lengths["N"],
-                entries=lengths.get("E", 0),
-                spans=lengths.get("S", 0),
-            ),
+            counts=Counts.of(axis_lengths(arrays)),
             stats={
                 **{name: float(np.float64(value)) for name, value in (stats or {}).items()},
                 **_tail_mean(arrays),
