@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fuse_train.machine.torchrun import EXIT_FILE, _first_code
 from tests.slurm_cluster import free_ports
 
 pytestmark = pytest.mark.usefixtures("quick_processes")
@@ -116,3 +117,22 @@ def test_a_node_that_does_not_find_the_first_says_so(
     assert done.returncode == 2
     assert "error: the nodes of the training do not meet in 127.0.0.1:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_first_node_s_exit_code_is_that_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(EXIT_FILE, raising=False)
+    assert _first_code(75) == 75
+    assert _first_code() is None
+    left = tmp_path / "train.exit-7-0"
+    monkeypatch.setenv(EXIT_FILE, str(left))
+    assert _first_code() is None  # none has failed yet
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    assert _first_code(75) == 75
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    assert _first_code(2) == 75
+    assert _first_code() == 75  # of a node that srun ends
+    assert [path.name for path in tmp_path.iterdir()] == [left.name]
+    monkeypatch.setenv(EXIT_FILE, str(tmp_path / "gone" / "file"))
+    assert _first_code(3) == 3

@@ -149,6 +149,7 @@ def test_one_process_is_started_as_it_is(tmp_path: Path) -> None:
 SEVERAL = """\
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((10000 + SLURM_JOB_ID % 20000))  # jobs that meet on a node have different ones
+export LOGITFUSE_EXIT_FILE={folder}/train{stem}.exit-"$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
 srun --nodes={nodes} --ntasks-per-node=1{cpus} --cpu-bind=none --kill-on-bad-exit=1 \\
     python -m fuse_train.machine.torchrun \\
     --nnodes={nodes} --nproc-per-node={count} --max-restarts=0 --rdzv-backend=c10d \
@@ -178,9 +179,11 @@ def test_several_processes_have_a_torchrun_on_each_node(
         text = script_text(job, place(tmp_path))
         pair = f" --pair {source}" if source else ""
         cpus = " --cpus-per-task=8" if "cpus-per-task" in options else ""
-        assert (
-            SEVERAL.format(folder=tmp_path, nodes=nodes, count=count, cpus=cpus, pair=pair) in text
+        stem = f"-{source}" if source else ""
+        expected = SEVERAL.format(
+            folder=tmp_path, nodes=nodes, count=count, cpus=cpus, pair=pair, stem=stem
         )
+        assert expected in text
         assert {f"--nodes={nodes}", "--ntasks-per-node=1"} <= set(directives_of(text))
 
 

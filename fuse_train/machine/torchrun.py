@@ -3,7 +3,9 @@
 What it does otherwise than torchrun itself:
 
 * SIGUSR1 goes to the training's processes, which save a checkpoint and end by themselves.
-* The exit code is that of the process that failed first; torchrun's own is 1 whatever went wrong.
+* The exit code is that of the process that failed first, on all nodes: it is left in the file that
+  LOGITFUSE_EXIT_FILE names. torchrun's own code is 1 whatever went wrong, and that of a node that
+  srun ends because another one failed would be 143.
 * A failure is one line, and none where the process itself has said what was wrong.
 * The job's first node (SLURM_NODEID 0) has the rendezvous, whatever names its addresses have.
 """
@@ -17,11 +19,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from store_schema.errors import ConfigError, LogitfuseError
 
+EXIT_FILE = "LOGITFUSE_EXIT_FILE"
+"""Variable with a file on a disk that all nodes see."""
 _GRACE_S = 15.0
 """Seconds between a failure and the end of this node's torchrun, which ends those of other nodes
 (`srun --kill-on-bad-exit`): a stop is a failure, too, and they may be about to end by themselves."""
@@ -60,10 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = signal.Signals(-failure.exitcode).name
             _tell(f"process {rank} of the training was ended by {name}")
         if options.nnodes != "1":
+            code = _first_code(code) or code
             _wait_for_others(code)
         return code
     except SignalException as error:
-        return 128 + error.sigval
+        return _first_code() or 128 + error.sigval
     except RendezvousError as error:
         _tell(_no_rendezvous(options.rdzv_endpoint, first=first, error=error).line())
         return LogitfuseError.exit_code
@@ -80,6 +86,26 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     for child in children:
         with suppress(psutil.NoSuchProcess):
             child.send_signal(number)
+
+
+def _first_code(own: int | None = None) -> int | None:
+    """The exit code that the first node to fail has left; `own` where none has, which is left then."""
+    name = os.environ.get(EXIT_FILE)
+    if not name:
+        return own
+    path = Path(name)
+    if own is not None:
+        # Linked when it is whole: another node never reads a part of it.
+        written = path.with_name(f"{path.name}.{os.environ.get('SLURM_NODEID', '0')}")
+        with suppress(OSError):  # another node was first, or the disk is full: the own code then
+            written.write_text(str(own))
+            os.link(written, path)
+        with suppress(OSError):
+            written.unlink()
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return own
 
 
 def _wait_for_others(code: int) -> None:

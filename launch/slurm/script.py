@@ -268,7 +268,10 @@ def _start_several(job: Job, place: Place) -> list[str]:
     python = [shlex.quote(word) for word in place.python]
     program = ["-m fuse_train run", shlex.quote(str(place.run_file)), *_pair(job)]
     lines = [" ".join(part) for part in (srun, [*python, torchrun[0]], torchrun[1:], program)]
-    return [_RENDEZVOUS, " \\\n    ".join(lines) + " &"]
+    # Where the first node that fails leaves its exit code, which the others end with, too.
+    stem = shlex.quote(f"{place.folder}/{job.stem}.exit-")
+    leave = f'export LOGITFUSE_EXIT_FILE={stem}"$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"'
+    return [_RENDEZVOUS, leave, " \\\n    ".join(lines) + " &"]
 
 
 def _pair(job: Job) -> list[str]:
