@@ -93,7 +93,7 @@ def tail_tokens(
     width = len(target_lengths)
     unseen = PRIOR * np.count_nonzero(source_lengths)
     shares = counts.astype(np.float64) / max(counts.sum() + unseen, 1.0)
-    of_source = np.bincount(source, shares, len(source_lengths))
+    of_source = np.bincount(source, shares, len(source_lengths)).astype(np.float64)
     longer = source_lengths[source] > target_lengths[target]
     source, target, shares = source[longer], target[longer], shares[longer]
     order = np.lexsort((source, -shares, target))
@@ -101,4 +101,4 @@ def tail_tokens(
     begins = np.searchsorted(target, np.arange(width))
     kept = np.arange(len(target)) - begins[target] < most
     offsets = np.concatenate(([0], np.cumsum(np.bincount(target[kept], minlength=width))))
-    return TailTokens(offsets, source[kept], shares[kept], of_source)
+    return TailTokens(offsets.astype(np.int64), source[kept], shares[kept], of_source)
