@@ -34,6 +34,10 @@ class AlignSection(MethodOptions):
     look_ahead: bool = True
     """Method bytes: where the target's tokenizer might have written a longer token than the text has,
     take its probability from the source's next row. Off, it is 0."""
+    tail_tokens: int = Field(default=0, ge=0, le=256)
+    """Method bytes: inside a source token, at most so many tokens that its row does not list take a
+    part of the row's tail: those that agree with the text and are most frequent in this corpus. With
+    0 all of the tail stays tail, and a listed token that alone agrees has all the mass."""
     statistics_tokens: int = Field(default=20_000_000, gt=0)
     """Target tokens of the split train that are counted, at most (`statistics`, method stats)."""
     max_entries: int = Field(default=64, gt=0)
@@ -41,7 +45,9 @@ class AlignSection(MethodOptions):
 
     def content(self) -> dict[str, Any]:
         """See `SectionModel.content`."""
-        left_out = METHODS.left_out(self.method)
+        left_out = {*METHODS.left_out(self.method)}
+        if not self.tail_tokens:
+            left_out.add("tail_tokens")  # keeps fingerprints from before this option existed
         return {name: value for name, value in super().content().items() if name not in left_out}
 
     def finished_shards(self, run: RunConfig, source: str) -> set[int]:

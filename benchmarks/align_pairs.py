@@ -35,6 +35,7 @@ from transformers import PreTrainedTokenizerFast
 from align.chain.continuation import PairCounts, first_tokens
 from align.chain.first_token import piece_table
 from align.chain.project import BytesAligner
+from align.chain.tail_tokens import tail_tokens
 from align.chain.trie import TargetTrie
 from align.chain.vocabulary_map import VocabularyMap
 from align.methods.method import Aligner
@@ -63,6 +64,7 @@ COUNTED_BYTES, QUICK_COUNTED_BYTES = 3_000_000, 500_000
 """Of text that continuations are counted on."""
 MAX_ENTRIES = 64
 PRIOR = 4.0
+TAIL_TOKENS = 0
 """`align.continuation_prior`'s default."""
 FREQUENT_CHARACTERS = 700
 """Characters that a Unigram vocabulary has pieces for; it must take in all that it is trained on."""
@@ -361,11 +363,13 @@ class Pair:
         for source, target in self._read():
             ends = source.byte_ends.astype(np.int64), target.byte_ends.astype(np.int64)
             counts.add(source.token_ids, ends[0], target.token_ids, ends[1])
+        own, lengths = self.source.vocabulary.lengths, self.target.vocabulary.lengths
         return VocabularyMap(
             pieces,
             counts.continuation(first_tokens(pieces), PRIOR),
             TargetTrie.of(self.target.vocabulary),
-            self.target.vocabulary.lengths,
+            lengths,
+            tail_tokens(counts.distinct, own, lengths, TAIL_TOKENS),
             self.eos,
         )
 

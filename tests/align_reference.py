@@ -19,6 +19,7 @@ import numpy as np
 
 from align.chain.continuation import Continuation
 from align.chain.first_token import PieceTable
+from align.chain.tail_tokens import TailTokens, no_tail_tokens
 from align.chain.trie import TargetTrie
 from align.chain.vocabulary_map import VocabularyMap
 from store_schema.layout import Arrays, Origin
@@ -29,6 +30,9 @@ TAIL = -1
 """In place of a target token: mass of which no token is known."""
 
 
+LEAST_LEFT, LEAST_OF_REAL = 1e-3, 1e-3
+"""A row that lists all but this share of the corpus's tokens has none in its tail; and none with less
+mass than this part of the real token's is taken."""
 LEAST_SPREAD = 1e-5
 """Less than this of an entry's mass goes to no further target token: it is tail."""
 
@@ -47,10 +51,12 @@ def vocabulary_map(
     *,
     eos: tuple[int, int] = (-1, -1),
     look_ahead: bool = True,
+    tail: TailTokens | None = None,
 ) -> VocabularyMap:
     """What `project` asks for: the one place in the tests that builds it."""
     trie = TargetTrie.of(target)
-    return VocabularyMap(pieces, continuation, trie, target.lengths, eos, look_ahead)
+    tail = tail or no_tail_tokens(len(pieces.offsets) - 1, len(target.lengths))
+    return VocabularyMap(pieces, continuation, trie, target.lengths, tail, eos, look_ahead)
 
 
 @dataclass(frozen=True)
@@ -393,10 +399,26 @@ class Reading:
             if token not in place.barred:
                 yield from self.entry(row, token, scale * p)
         left = sum(p for token, p in row.others.items() if token not in place.barred)
-        yield Part(TAIL, weight - scale * (left + row.real))
+        parts = [] if place.barred or self.first or row.lead else list(self.unlisted(row, scale))
+        yield from parts
+        yield Part(TAIL, weight - scale * (left + row.real) - sum(part.mass for part in parts))
         several = len(self.tables.continuations(row.token)) != 1
         ask = self.tables.mapping.look_ahead and several and not self.first
         yield from self.path(place.row, scale * row.real, ask=ask)
+
+    def unlisted(self, row: Row, scale: float) -> Iterator[Part]:
+        """Tokens that the row does not list and that begin with the label and reach beyond it: their
+        part of the row's tail, by how often the corpus has them with the label."""
+        tail = self.tables.mapping.tail
+        listed = {row.token, *row.others}
+        left = 1.0 - sum(float(tail.of_source[token]) for token in listed)
+        if left <= LEAST_LEFT:
+            return
+        for c in range(*tail.offsets[self.label : self.label + 2].tolist()):
+            token, share = int(tail.tokens[c]), float(tail.shares[c])
+            mass = scale * row.tail * share / left
+            if token not in listed and mass > LEAST_OF_REAL * scale * row.real:
+                yield Part(self.label, mass, self.read_on(token, 0, self.begin))
 
     def entry(self, row: Row, token: int, mass: float) -> Iterator[Part]:
         """An entry of the row that applies, not the real token."""

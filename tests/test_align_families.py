@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from align.chain.continuation import PairCounts, first_tokens
 from align.chain.first_token import piece_table
 from align.chain.project import project
+from align.chain.tail_tokens import tail_tokens
 from align.chain.trie import TargetTrie
 from align.chain.vocabulary_map import VocabularyMap
 from store_schema.errors import TokenizerError
@@ -124,7 +125,9 @@ def vocabulary_map(source: SegmentTokenizer, target: SegmentTokenizer) -> Vocabu
     going = counts.continuation(first_tokens(pieces), 1.0)
     lengths = target.vocabulary.lengths
     eos = tuple(-1 if t.eos_id is None else t.eos_id for t in (source, target))
-    return VocabularyMap(pieces, going, TargetTrie.of(target.vocabulary), lengths, eos)
+    own = source.vocabulary.lengths
+    tail = tail_tokens(counts.distinct, own, lengths, 16)
+    return VocabularyMap(pieces, going, TargetTrie.of(target.vocabulary), lengths, tail, eos)
 
 
 @cache

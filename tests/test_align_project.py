@@ -15,6 +15,7 @@ import pytest
 from align.chain.continuation import Continuation, PairCounts, first_tokens
 from align.chain.first_token import PieceTable, piece_table
 from align.chain.project import project
+from align.chain.tail_tokens import tail_tokens
 from store_schema.layout import Arrays, Origin, check_shard
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from store_schema.text.vocabulary import Vocabulary
@@ -390,7 +391,8 @@ def trained_tables(
         -1 if a.eos_id is None else a.eos_id,
         -1 if b.eos_id is None else b.eos_id,
     )
-    mapping = vocabulary_map(pieces, going, b.vocabulary, eos=eos, look_ahead=look_ahead)
+    tail = tail_tokens(counts.distinct, a.vocabulary.lengths, b.vocabulary.lengths, 5)
+    mapping = vocabulary_map(pieces, going, b.vocabulary, eos=eos, look_ahead=look_ahead, tail=tail)
     return Tables(a.vocabulary, b.vocabulary, mapping)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -19,6 +19,7 @@ import align.chain.project as projection
 from align.chain.continuation import PairCounts, first_tokens
 from align.chain.first_token import piece_table
 from align.chain.project import project
+from align.chain.tail_tokens import no_tail_tokens, tail_tokens
 from store_schema.layout import Arrays, Origin, check_shard, row_sums
 from store_schema.text.tokenizer import EncodedSegment, SegmentTokenizer
 from store_schema.text.vocabulary import Vocabulary
@@ -447,9 +448,11 @@ def test_the_same_tokenizer_gives_the_same_distributions(kind, chosen, seed, bos
     encoded = a.encode(segments(chosen))
     contents = [text.encode() for text in chosen]
     table = piece_table(a.vocabulary, a)
-    going = PairCounts(a.vocab_size, a.vocab_size).continuation(first_tokens(table), 1.0)
-    eos = (a.eos_id, a.eos_id)
-    mapping = vocabulary_map(table, going, a.vocabulary, eos=eos, look_ahead=ahead)
+    counts = PairCounts(a.vocab_size, a.vocab_size)
+    going = counts.continuation(first_tokens(table), 1.0)
+    eos, lengths = (a.eos_id, a.eos_id), a.vocabulary.lengths
+    tail = tail_tokens(counts.distinct, lengths, lengths, 5)
+    mapping = vocabulary_map(table, going, a.vocabulary, eos=eos, look_ahead=ahead, tail=tail)
     tables = Tables(a.vocabulary, a.vocabulary, mapping)
     written = {token for segment in encoded for token in segment.token_ids.tolist()}
     if any(tables.continuations(v) != [(v, 1.0)] for v in written):
@@ -600,16 +603,23 @@ def test_there_and_back_gives_what_survives() -> None:
     There an entry comes back through the product of the two continuation tables, apart from what goes
     to B's label, which comes back as A's label. So a token that is one token on both sides (all its
     weight goes to one B token other than the label, all of whose weight comes back) has its own mass
-    exactly where no other entry goes the same way, and at least that where one does.
+    exactly where no other entry goes the same way, and at least that where one does. The tail stays
+    tail here.
     """
+
+    def listed_only(tables: Tables) -> Tables:
+        none = no_tail_tokens(len(tables.source), len(tables.target))
+        return replace(tables, mapping=tables.mapping._replace(tail=none))
+
     alone = met = 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
         first, second = ((str(rng.choice(KINDS)), int(rng.integers(SEEDS))) for _ in range(2))
         chosen = SAMPLES[seed % 3 :: 3]
         case = make_case(first, second, chosen, seed, look_ahead=False)
+        case = replace(case, tables=listed_only(case.tables))
         target = tokenizer(*first).encode(segments(chosen))
-        tables = pair(second, first, look_ahead=False)
+        tables = listed_only(pair(second, first, look_ahead=False))
         found = there_and_back(case, Case(tables, case.aligned(), case.contents, target))
         alone, met = alone + found[0], met + found[1]
     assert alone > 50

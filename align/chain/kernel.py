@@ -125,7 +125,9 @@ def project_segments(
     # Open tokens begin within the last `longest` bytes, with one row's entries at each byte.
     lengths = np.diff(mapping.pieces.offsets)
     longest = max(lengths.max(), 1) if len(lengths) else 1
-    room = widest * (longest + longest_label(shard.target_ends) + 2)
+    of_tail = np.diff(mapping.tail.offsets)
+    most = widest + of_tail.max() if len(of_tail) else widest
+    room = most * (longest + longest_label(shard.target_ends) + 2)
     branches = source.branches.offsets
     if len(branches) > 1:  # each of a row's entries may open those of its branch
         room *= 1 + np.diff(branches).max()
@@ -142,8 +144,8 @@ def project_segments(
     scratch = allocate_scratch(vocab_size)
     written = 0
     for d in range(len(shard.source_offsets) - 1):
-        most = (shard.target_offsets[d + 1] - shard.target_offsets[d]) * max_entries
-        while written + most > len(out.ids):
+        needed = (shard.target_offsets[d + 1] - shard.target_offsets[d]) * max_entries
+        while written + needed > len(out.ids):
             ids, masses = grown(out.ids, written), grown(out.masses, written)
             out = Projected(out.offsets, ids, masses, out.origin, out.labels)
         written = _segment(d, written, max_entries, shard, source, mapping, (carried, scratch), out)

@@ -65,6 +65,7 @@ def project(
             *of_rows,
             scales,
             tails,
+            mapping.tail.scales(tails, source_ids, of_rows[0], of_rows[1]),
             BranchRows.of(source),
         ),
         mapping,

@@ -176,6 +176,7 @@ def _look_ahead(
     same = trie.longest[node]
     kept = 0.0
     total = 0.0
+    part_only = 0
     for k in range(first_entry, source.entry_offsets[row + 1]):
         carried.next_counts[k - first_entry] = True
         token = source.entry_ids[k]
@@ -189,12 +190,13 @@ def _look_ahead(
             kept += part
             continue
         carried.next_counts[k - first_entry] = False
+        part_only = 1
         if goal >= 0:
             add_mass(goal, mass * part, carried.target_mass)
     kept_tail = tail * kept / total if total > 0.0 else tail
     counts = source.labels[row] + kept + kept_tail
     add_mass(label.token, mass * counts, carried.target_mass)
     carried.number[NEXT_CLOSED] = row
-    carried.number[NEXT_PARTIAL] = 1
+    carried.number[NEXT_PARTIAL] = part_only
     carried.weight[W_NEXT_CLOSED] = mass * counts
     carried.weight[W_NEXT_COUNTS] = counts

@@ -32,6 +32,10 @@ LEAST_SPREAD = 1e-5
 """A smaller part of an entry's mass goes to the tail, not to a second or later target token."""
 
 
+LEAST_OF_REAL = 1e-3
+"""Tokens of the tail with less mass than this part of the real token's stay tail."""
+
+
 class Begun(NamedTuple):
     """Entries that begin at a position.
 
@@ -70,10 +74,46 @@ def row_begins(
         masked = carried.number[PARTIAL] == 1
         weight = scale * source.scales[row]
         _spread(rows, source.ids[row], masked, weight, label, source, mapping, carried)
+        if not masked:
+            _open_tail(row, scale, rows.ids, label, source, mapping, carried)
     targets_of, real = mapping.continuation.offsets, source.ids[row]
     several = targets_of[real + 1] - targets_of[real] != 1
     ambiguous = mapping.look_ahead and several and not label.at_start
     follow(row, scale * source.labels[row], ambiguous, label, source, mapping, carried)
+
+
+@bare
+def _open_tail(
+    row: int,
+    scale: float,
+    listed: Any,
+    label: Label,
+    source: SourceRows,
+    mapping: VocabularyMap,
+    carried: Carried,
+) -> None:
+    """Give the label its part of the row's tail: tokens that begin with it and reach beyond it.
+
+    Args:
+        row: The row that begins here.
+        scale: Its weight.
+        listed: Its entries, which have their own mass.
+    """
+    offsets, tokens, shares, _ = mapping.tail
+    pieces, step = mapping.pieces.offsets, label.end - label.begin
+    factor, least = scale * source.tail_scales[row], LEAST_OF_REAL * scale * source.labels[row]
+    for c in range(offsets[label.token], offsets[label.token + 1]):
+        part = factor * shares[c]
+        if part <= least:
+            break  # shares fall
+        token = tokens[c]
+        found = token == source.ids[row]
+        for k in range(len(listed)):
+            found |= listed[k] == token
+        if not found:
+            add_mass(label.token, part, carried.target_mass)
+            base = pieces[token]
+            open_next(base + step, pieces[token + 1] - base - step, part, -1, carried)
 
 
 @bare

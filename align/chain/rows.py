@@ -63,6 +63,8 @@ class SourceRows(NamedTuple):
         labels: [R] float64 probability of the real token, NaN where unknown.
         scales: [R] float64 factor of all entries but the real token's, see `non_label_scale`.
         tails: [R] float64 1 - the real token's probability - that of the scaled entries.
+        tail_scales: [R] float64 factor of the shares of tokens that only the tail can hold, see
+            `TailTokens.scales`.
         branches: What follows some of the entries.
     """
 
@@ -74,6 +76,7 @@ class SourceRows(NamedTuple):
     labels: Any
     scales: Any
     tails: Any
+    tail_scales: Any
     branches: BranchRows
 
 

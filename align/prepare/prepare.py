@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from align.chain.continuation import PairCounts, first_tokens
 from align.chain.first_token import piece_table
+from align.chain.tail_tokens import tail_tokens
 from align.chain.trie import TargetTrie
 from align.chain.vocabulary_map import VocabularyMap
 from align.methods import METHODS
@@ -79,11 +80,14 @@ def vocabulary_map(checked: CheckedAlignment, stop: StopFlag) -> VocabularyMap:
     continuation = counts.continuation(first_tokens(pieces), section.continuation_prior)
     if section.continuation == "tail":
         continuation = continuation.only_certain()
+    lengths, source_lengths = target.vocabulary.lengths, checked.reader.vocabulary.lengths
+    tail = tail_tokens(counts.distinct, source_lengths, lengths, section.tail_tokens)
     return VocabularyMap(
         pieces,
         continuation,
         TargetTrie.of(target.vocabulary),
-        target.vocabulary.lengths,
+        lengths,
+        tail,
         eos_ids(checked),
         section.look_ahead,
     )
