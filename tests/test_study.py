@@ -213,6 +213,7 @@ def test_workers_share_the_trainings(tmp_path: Path, studied: tuple[Path, str]) 
     [
         ({"control": "plain"}, "no row 'plain'"),
         ({"ours": "our"}, "no row 'our'"),
+        ({"ours": "control"}, "ours is the control itself"),
         ({"rows": {"control": {"set": {"corpus.seed": 3}}}}, "rows differ in preset, align and"),
         ({"rows": {"control": {"model": "target"}}}, "so it needs one"),
         ({"rows": {"control": {}, "x": {"tuned_as": "y"}}}, "tuned as 'y'"),
@@ -260,6 +261,20 @@ def test_a_source_or_value_that_is_not_there_is_told_before_training(
     assert "nothing to show yet" in refused(
         "study", "show", study_file(tmp_path, run, rows={"control": {"set": PLAIN}}, **more)
     )
+
+
+def test_another_model_as_it_is_has_another_place(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    run = write_run(tmp_path, tiny_models)
+    places = set()
+    for model in ("target", "code", "prose", str(tiny_models["code"])):
+        rows = {"control": {"set": PLAIN}, "x": {"model": model}}
+        file = study_file(tmp_path, run, rows=rows, ours=None, interference_against=None)
+        study = load_study(file)
+        cells = cells_of(study, place_of(study, "toy", 0))
+        places |= {cell.model_results for cell in cells if cell.name == "x"}
+    assert len(places) == 4
 
 
 def test_a_command_that_fails_says_its_last_line_and_where_its_log_is(

@@ -175,6 +175,8 @@ class StudyConfig(StrictModel):
         for name in filter(None, (self.control, self.ours)):
             if self.rows[name].model is not None:
                 raise ValueError(f"row {name!r} is compared with as a training, so it needs one")
+        if self.ours == self.control:
+            raise ValueError(f"ours is the control itself, row {self.control!r}")
         for name, own in self.settings.items():
             if own.like is not None and getattr(self.settings.get(own.like), "run", None) is None:
                 raise ValueError(f"setting {name!r} is like {own.like!r}, which has no run file")

@@ -227,8 +227,13 @@ class Cell:
 
     @property
     def model_results(self) -> Path:
-        """Where the scores of a model go that is not trained."""
-        return self.place.within(self.study.results) / folder_name(f"{self.name} as it is")
+        """Where the scores of a model go that is not trained; another model has another place."""
+        run = self.place.data.run
+        ref = {**run.sources, "target": run.target}.get(str(self.row.model))
+        known = None if ref is None else ref.model_dump(mode="json")
+        digest = fingerprint([self.row.model, known])[:8]
+        name = folder_name(f"{self.name} as it is {digest}")
+        return self.place.within(self.study.results) / name
 
 
 def cells_of(study: StudyConfig, place: Place) -> list[Cell]:

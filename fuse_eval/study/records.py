@@ -14,6 +14,7 @@ from store_schema import SCHEMA_VERSION
 from store_schema.config import StrictModel
 from store_schema.disk.location import open_location
 from store_schema.disk.sealed import seal, unseal
+from store_schema.errors import ConfigError
 
 RECORD_FILE = "training.json"
 _AGAIN = "delete it, and the training is done again"
@@ -53,7 +54,11 @@ class TrainingRecord(StrictModel):
 
 
 def made_record(recipe: Recipe) -> TrainingRecord:
-    """The record of a training that has just ended, from its step logs."""
+    """The record of a training that has just ended, from its step logs.
+
+    Raises:
+        ConfigError: It was never evaluated on the validation split, by which recipes are compared.
+    """
     logs = sorted(recipe.folder.rglob("logs/train_steps.jsonl"))
     lines = [line for log in logs for line in _steps(log)]
     valid = [
@@ -61,6 +66,13 @@ def made_record(recipe: Recipe) -> TrainingRecord:
         for line in lines
         if line.get("valid_bpb")
     ]
+    if not valid:
+        raise ConfigError(
+            "a training of the study was not evaluated",
+            where=recipe.folder,
+            expected="bits per byte on the validation split",
+            hint="a study needs text in train.valid_split",
+        )
     taken = [line for line in lines if line.get("seconds") and line.get("tokens_per_s")]
     return TrainingRecord(
         row=recipe.row,
