@@ -119,6 +119,27 @@ def test_a_node_that_does_not_find_the_first_says_so(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_a_node_never_ends_by_the_signal_that_ends_the_others(
+    number: signal.Signals | None,
+) -> None:
+    """While an interpreter ends, its signal handlers are gone: a second SIGTERM would be its end."""
+    lines = [
+        "import atexit, os, threading",
+        "from fuse_train.machine import torchrun",
+        "atexit.register(lambda: os.kill(os.getpid(), 15))",  # as srun does, in that moment
+        "torchrun._GRACE_S = 60 if {0} else 0",
+        "threading.Timer(0.2, lambda: {0} and os.kill(os.getpid(), {0})).start()",
+        "torchrun._wait_for_others(2)",
+        "torchrun._end(2)",
+    ]
+    program = "\n".join(lines).format(int(number or 0))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 2, done.stderr
+
+
 def test_the_first_node_s_exit_code_is_that_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

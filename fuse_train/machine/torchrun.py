@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from store_schema.errors import ConfigError, LogitfuseError
 
@@ -112,12 +112,21 @@ def _wait_for_others(code: int) -> None:
     """Wait for the grace period, or until srun ends this task: the code stays the same."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        os._exit(code)  # perhaps while the interpreter ends, where nothing may be raised
+        _end(code)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     time.sleep(_GRACE_S)
+
+
+def _end(code: int) -> NoReturn:
+    """End at once: while an interpreter ends, it has no signal handlers, and srun's SIGTERM to a node
+    that is about to end by itself would make its code 143."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, RuntimeError):  # nobody reads it, or it is being flushed
+            stream.flush()
+    os._exit(code)
 
 
 def _no_rendezvous(endpoint: str, *, first: bool, error: Any) -> ConfigError:
@@ -142,4 +151,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())
