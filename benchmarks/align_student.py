@@ -64,6 +64,10 @@ VARIANTS: dict[str, dict[str, str]] = {
     "bytes-no_look_ahead": {"method": "bytes", "look_ahead": "false"},
     "mined": {"method": "mined"},
     "stats": {"method": "stats"},
+    "gold": {"method": "gold"},
+    "h_kl": {"method": "h_kl"},
+    "p_kl": {"method": "p_kl"},
+    "byte_prefix": {"method": "byte_prefix"},
 }
 """Settings of the section `align`."""
 DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name.startswith("bytes"))

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from benchmarks.align_baselines import BASELINES, Maps, Row, places
+from align.papers.entry_maps import EntryMap, Vocabularies
+from align.papers.mapped import MappedAligner
 from benchmarks.align_oracle import (
     ModelRows,
     SourcePieces,
@@ -38,7 +39,7 @@ from benchmarks.align_oracle import (
     divergence,
     truth_at,
 )
-from benchmarks.align_pairs import Pair, as_segments
+from benchmarks.align_pairs import MAX_ENTRIES, Pair, as_segments
 from benchmarks.oracle_branches import branched, chance_past_ends
 from benchmarks.oracle_pairs import (
     COUNTED_BYTES,
@@ -58,7 +59,11 @@ from store_schema.layout import Arrays, Origin
 
 ROOT = Path(__file__).resolve().parent.parent
 
+Row = dict[int, float]
+"""Target token to probability; what is left of 1 is of no token."""
+
 OURS, BRANCHED = "bytes", "bytes, branches"
+BASELINES = ("mined", "stats", "gold", "h_kl", "p_kl", "byte_prefix")
 WORST_SHOWN, SHOWN_BEFORE = 10, 48
 FIRST_POSITION = 3
 """Before it neither side has read anything."""
@@ -124,13 +129,25 @@ def distance(truth: Truth, row: Row, num_ids: int) -> Distance:
     return Distance(*divergence(truth, ids, masses, num_ids))
 
 
-def look(pair: OraclePair, domain: Domain, maps: Maps, number: int, seed: int) -> Iterator[Seen]:
+def mapped_aligners(pair: OraclePair) -> dict[str, MappedAligner]:
+    """The methods of 2025 and 2026, as `align run` makes them."""
+    both = Vocabularies(pair.source, pair.target)
+    tables = {"gold": both.shared, "h_kl": both.hybrid, "p_kl": both.projection}
+    tables["byte_prefix"] = both.prefixes
+    return {
+        name: MappedAligner(
+            EntryMap.of(table, pair.source.vocab_size), both, MAX_ENTRIES, name == "byte_prefix"
+        )
+        for name, table in tables.items()
+    }
+
+
+def look(pair: OraclePair, domain: Domain, number: int, seed: int) -> Iterator[Seen]:
     """Some positions of each segment.
 
     Args:
         pair: Source and target.
         domain: Text, with aligned rows.
-        maps: For the baselines.
         number: Positions of a segment.
         seed: Of their choice.
     """
@@ -140,15 +157,12 @@ def look(pair: OraclePair, domain: Domain, maps: Maps, number: int, seed: int) -
     for d, (text, own, read) in enumerate(zip(domain.texts, domain.own, domain.read, strict=True)):
         rows = ModelRows(pair.model, own.context_ids, own.token_ids.tolist())
         there = np.arange(FIRST_POSITION, len(read.token_ids))
-        stand = list(places(own, read, text))
         for j in sorted(chance.permutation(there)[:number].tolist()):
             truth = truth_at(rows, pieces, TargetText(pair.target, text, read, j), text, own)
-            place, row = stand[j], int(offsets[d]) + j
-            if truth is None or not truth.mass or place is None:
+            row = int(offsets[d]) + j
+            if truth is None or not truth.mass:
                 continue
-            first_row = int(domain.source["token_offsets"][d])
             made = {name: row_of(arrays, row) for name, arrays in domain.aligned.items()}
-            made |= {n: f(maps, domain.source, first_row, place) for n, f in BASELINES.items()}
             found = {n: distance(truth, r, pair.target.vocab_size) for n, r in made.items()}
             kind = KINDS.get(Origin(int(domain.aligned[OURS]["origin"][row])), "nothing known")
             shown = _shown(pair, text, read, j, truth, made[OURS])
@@ -215,8 +229,7 @@ def look_at_pair(
         pair = small_pair(name, out)
     counted = as_segments(mixed_texts(COUNTED_BYTES))
     made, chance_V = Pair(pair.source, pair.target, counted), chance_past_ends(pair, counted)
-    aligners = made.aligners()
-    maps = Maps(pair.source, pair.target)
+    aligners = made.aligners() | mapped_aligners(pair)
     found: list[Seen] = []
     with Progress(f"ask {name}", len(DOMAINS) * segments * positions, unit="position") as progress:
         for domain_name in DOMAINS:
@@ -225,7 +238,7 @@ def look_at_pair(
                 domain.aligned[method] = aligner.align(domain.source, domain.texts, domain.read)
             rows = branched(pair, domain.source, domain.own, chance_V, branches)
             domain.aligned[BRANCHED] = aligners[OURS].align(rows, domain.texts, domain.read)
-            for one in look(pair, domain, maps, positions, seed):
+            for one in look(pair, domain, positions, seed):
                 found.append(one)
                 progress.add(1)
     return found
@@ -244,7 +257,7 @@ def figures(seen: Mapping[str, Sequence[Seen]]) -> dict[str, Any]:
         method: mean([mean(list(by[method].values())) for by in kl.values()])
         for method in next(iter(kl.values()))
     }
-    baselines = {m: v for m, v in means.items() if m in BASELINES or m in ("mined", "stats")}
+    baselines = {method: means[method] for method in BASELINES}
     best = min(baselines, key=baselines.__getitem__)
     every = [one for found in seen.values() for one in found]
     domains = list(next(iter(kl.values()))[OURS])

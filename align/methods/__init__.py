@@ -12,5 +12,9 @@ METHODS = Registry(
         "mined": "align.methods.kinds.mined:Mined",
         "stats": "align.methods.kinds.stats:Stats",
         "spans": "align.methods.kinds.spans:Spans",
+        "gold": "align.methods.kinds.gold:Gold",
+        "h_kl": "align.methods.kinds.h_kl:HybridKl",
+        "p_kl": "align.methods.kinds.p_kl:ProjectionKl",
+        "byte_prefix": "align.methods.kinds.byte_prefix:BytePrefix",
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from align.chain.vocabulary_map import VocabularyMap
 from align.methods import METHODS
 from align.methods.method import Aligner
 from align.papers.dtw import BAND_BYTES
+from align.papers.entry_maps import EntryMap, Table, Vocabularies
+from align.papers.mapped import MappedAligner
 from align.papers.mined_vocabulary import nearest_tokens, written_tokens
 from align.papers.stats import MatchCounts
 from align.prepare.checked import CheckedAlignment
@@ -32,6 +35,16 @@ def make_aligner(checked: CheckedAlignment, stop: StopFlag) -> Aligner:
         Stopped: On a signal, while text is counted.
     """
     return METHODS[checked.section.method].make(checked, stop)
+
+
+def mapped(
+    checked: CheckedAlignment, table: Callable[[Vocabularies], Table], *, inside: bool = False
+) -> MappedAligner:
+    """An aligner that maps entries by one of the tables of `Vocabularies`."""
+    source = SegmentTokenizer.load(checked.run.sources[checked.source], name=checked.source)
+    both = Vocabularies(source, checked.target)
+    entries = EntryMap.of(table(both), len(checked.reader.vocabulary))
+    return MappedAligner(entries, both, checked.section.max_entries, inside)
 
 
 def eos_ids(checked: CheckedAlignment) -> tuple[int, int]:
