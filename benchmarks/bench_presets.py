@@ -20,7 +20,6 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,8 @@ from benchmarks.presets_variants import (
     real_world,
     toy_world,
 )
-from extract.judge_kinds import JUDGES
-from extract.judge_kinds.kind import Answer, JudgeContext
-from extract.judging.questions import long_references, question_of
 from fuse_eval import bpb
-from fuse_eval.answers.asking import ask_model
-from fuse_eval.answers.run import held_out_prompts, most_tokens
+from fuse_eval.answers.held_out import HeldOutPrompts
 from fuse_eval.config import EvaluateSection
 from fuse_eval.interference.blocks import by_segment
 from fuse_train.machine.precision import choose_precision
@@ -79,26 +74,14 @@ class HeldOut:
         self.run = load_run(run_file)
         plan = open_plan(self.run)
         section = self.run.section("evaluate", EvaluateSection)
-        self._answers = section.answers
-        self._most_tokens = most_tokens(self.run, section)
-        self._prompts = held_out_prompts(plan, section)
-        references = long_references(plan)
-        self._questions = [question_of(segment, references) for segment in self._prompts]
+        self._prompts = HeldOutPrompts(self.run)
         self._tokenizers = bpb.run_tokenizers(self.run, plan)
         segments = [s for s in bpb.split_segments(plan, section.split) if s.author is None]
         self._text = bpb.scored_text(segments, self._tokenizers)
 
     def seen(self, name: str, ref: ModelRef, tokenizer: str = "target") -> dict[str, Any]:
         """Right answers, their domains, and bits per byte by domain of one model."""
-        said = ask_model(self.run, name, ref, self._prompts, self._most_tokens, StopFlag())
-        judge = self._answers.judge
-        context = JudgeContext(self.run, lambda: None)  # type: ignore[arg-type,return-value]
-        right = [0.0] * len(said)
-        with closing(JUDGES[judge.kind].open(judge, context)) as opened:
-            asked = [i for i, answer in enumerate(said) if answer.text.strip()]
-            answers = [Answer(self._questions[i], name, 0, said[i].text) for i in asked]
-            for place, score in opened.scores(answers):
-                right[asked[place]] = score.value or 0.0
+        right = self._prompts.right(name, ref, StopFlag())
         values = bpb.score_model(
             ref,
             self._text,
@@ -117,8 +100,8 @@ class HeldOut:
             nats[segment.domain] = nats.get(segment.domain, 0.0) + float(cost)
             sizes[segment.domain] = sizes.get(segment.domain, 0) + int(size)
         return {
-            "right": right,
-            "domains": [question.domain for question in self._questions],
+            "right": [score or 0.0 for score in right],
+            "domains": [question.domain for question in self._prompts.questions],
             "bpb": {d: nats[d] / 0.6931471805599453 / sizes[d] for d in sorted(nats)},
         }
 

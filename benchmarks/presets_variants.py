@@ -17,7 +17,8 @@ BASE = "base"
 CONTROL, CONTROL_ALL = "control", "control_all_text"
 PROGRESSIVE, REVERSED, BOTH = "progressive", "reversed", "both_at_once"
 INFERENCE, TRAINING = "inference_only", "training_only"
-MANY, PAIRS_SCE, PAIRS_LINEAR = "many_to_one", "pairwise_sce", "pairwise_linear"
+MANY, PAIRS_LINEAR = "many_to_one", "pairwise_linear"
+PAIRS_SCE, PAIRS_SCE_CODE = "pairwise_sce", "pairwise_sce_code"
 
 _ONE = {"best": 1.0, "given": 0.0}
 _TWO = {"best": 0.1, "given": 1.0}
@@ -50,8 +51,9 @@ class Variant:
         return {"stages": stages, "lr": lr, "control": False, **self.train}
 
 
-def _pairs(method: str) -> dict[str, Any]:
-    return _MIN_CE | {"pairwise": {"pivot": BASE, "merge": {"method": method}}}
+def _pairs(method: str, **options: Any) -> dict[str, Any]:
+    own = {method: options} if options else {}
+    return _MIN_CE | {"pairwise": {"pivot": BASE, "merge": {"method": method, **own}}}
 
 
 _GIVEN = (({"given": 1.0, "best": 0.0}, 1.0),)
@@ -66,6 +68,12 @@ VARIANTS: dict[str, Variant] = {
     BOTH: Variant("both at once", (({"best": 1.0, "given": 1.0}, 1.0),), {}),
     MANY: Variant("FuseLLM: MinCE among all sources and the target", _GIVEN, _MIN_CE, base=True),
     PAIRS_SCE: Variant("FuseChat: pairs, merged by SCE", _GIVEN, _pairs("sce"), base=True),
+    PAIRS_SCE_CODE: Variant(
+        "the same pairs, merged by SCE as its public code has it",
+        _GIVEN,
+        _pairs("sce", select_for="weights"),
+        base=True,
+    ),
     PAIRS_LINEAR: Variant(
         "the same pairs, merged to their mean", _GIVEN, _pairs("linear"), base=True
     ),

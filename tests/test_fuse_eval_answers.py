@@ -17,7 +17,7 @@ from extract.engines.ending import AnswerRules
 from extract.engines.protocol import Answer, EngineSpec, Prompt
 from fuse_eval.answers.config import AnswersSection
 from fuse_eval.answers.figures import difference, mean_scores
-from fuse_eval.answers.run import held_out_prompts
+from fuse_eval.answers.held_out import held_out_prompts
 from fuse_eval.config import EvaluateSection
 from store_schema.config import load_run
 from store_schema.layout import Finish

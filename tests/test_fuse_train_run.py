@@ -37,6 +37,7 @@ LOSS_KEYS = {"step", "num_steps", "loss", "clm", "lr", "grad_norm", *TIMED}
 FUSED_KEYS = LOSS_KEYS | {
     *("fusion", "feedback", "pool", "uncovered", "weights"),
     *("weights_by_domain", "load_by_domain", "entropy_by_domain", "fusion_weights"),
+    *("weight_spread", "weight_spread_by_domain"),
 }
 
 
@@ -89,6 +90,9 @@ def test_what_a_run_leaves(trained) -> None:
     for domain, load in fused["load_by_domain"].items():
         assert all(share >= fused["weights_by_domain"][domain][s] for s, share in load.items())
         assert 0 <= fused["entropy_by_domain"][domain] <= math.log(3) + 1e-6
+        for name, spread in fused["weight_spread_by_domain"][domain].items():
+            weight = fused["weights_by_domain"][domain][name]
+            assert 0 < spread <= math.sqrt(weight * (1 - weight)) + 1e-4  # of values from 0 to 1
     assert fused["loss"] == pytest.approx(
         0.3 * fused["clm"] + 0.7 * fused["fusion"] + 0.01 * fused["feedback"] + fused["pool"],
         rel=0.05,  # rows that no source covers are ground truth alone

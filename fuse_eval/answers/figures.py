@@ -45,20 +45,35 @@ def difference(
     Returns:
         `domains` {domain: {value, low, high}}, `mean` {value, low, high}.
     """
-    rng = np.random.default_rng(seed)
     ends = ((1 - confidence) / 2, (1 + confidence) / 2)
-    domain_P = np.asarray(domains)
-    points, drawn = {}, {}
-    for name in sorted(set(domains)):
-        apart = (scores_P - against_P)[domain_P == name]
-        points[name] = float(apart.mean())
-        chosen = rng.integers(0, len(apart), size=(samples, len(apart)))
-        drawn[name] = apart[chosen].mean(axis=1)
+    rng = np.random.default_rng(seed)
+    points, drawn = resampled_differences(scores_P - against_P, domains, samples, rng)
     mean_R = np.mean(list(drawn.values()), axis=0)
     return {
         "domains": {name: _change(points[name], drawn[name], ends) for name in points},
         "mean": _change(float(np.mean(list(points.values()))), mean_R, ends),
     }
+
+
+def resampled_differences(
+    apart_P: Floats, domains: Sequence[str], samples: int, rng: np.random.Generator
+) -> tuple[dict[str, float], dict[str, Floats]]:
+    """Mean difference by domain, and as many resamples of it, [R].
+
+    Args:
+        apart_P: Score of a model minus another's, [P].
+        domains: Domain of each prompt, [P].
+        samples: Number of resamples.
+        rng: Draws prompts with replacement within their domain.
+    """
+    domain_P = np.asarray(domains)
+    points, drawn = {}, {}
+    for name in sorted(set(domains)):
+        apart = apart_P[domain_P == name]
+        points[name] = float(apart.mean())
+        chosen = rng.integers(0, len(apart), size=(samples, len(apart)))
+        drawn[name] = apart[chosen].mean(axis=1)
+    return points, drawn
 
 
 def _change(value: float, drawn_R: Floats, ends: tuple[float, float]) -> dict[str, float]:

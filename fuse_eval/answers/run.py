@@ -6,18 +6,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from extract.config import ExtractSection, GenerateSection
 from extract.engines.ending import end_ids
 from extract.judge_kinds import JUDGES
-from extract.judge_kinds.kind import Answer, JudgeContext, JudgeOptions, Question, Score
+from extract.judge_kinds.kind import JudgeContext, Question, Score
 from extract.judging.questions import long_references, question_of
 from extract.scoring.sources import model_folder
 from fuse_eval.answers.asking import TOO_LONG, ModelAnswer, ask_model
 from fuse_eval.answers.figures import Floats, difference, mean_scores
+from fuse_eval.answers.held_out import (
+    UNANSWERED,
+    held_out_prompts,
+    judged,
+    most_tokens,
+    no_likelihoods,
+)
 from fuse_eval.config import EvaluateSection
 from fuse_eval.findings import BEFORE, CONTROL, FUSED
 from fuse_eval.run import StageResult, models_to_score
@@ -26,15 +33,12 @@ from fuse_train.model.identity import identity
 from launch.signals import StopFlag
 from store_schema import __version__
 from store_schema.config import ModelRef, RunConfig
-from store_schema.errors import ConfigError, MissingError, ModelError
+from store_schema.errors import ModelError
 from store_schema.fingerprint import fingerprint
 from store_schema.plan.plan import Plan, Segment
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.same_source import require_run_sources
 from store_schema.text.tokenizer import SegmentTokenizer
-
-UNANSWERED = Score(0.0)
-"""Score of a prompt without an answer: wrong, without asking the judge."""
 
 
 def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
@@ -49,7 +53,7 @@ def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
     section = run.section("evaluate", EvaluateSection)
     plan = open_plan(run)
     judge = section.answers.judge
-    context = JudgeContext(run, _no_likelihoods)
+    context = JudgeContext(run, no_likelihoods)
     models = models_to_score(run, section)
     require_run_sources(run, plan)
     requests = {name: _request(run, plan, name, ref, section) for name, (ref, _) in models.items()}
@@ -70,43 +74,13 @@ def count_right(run: RunConfig, stop: StopFlag) -> StageResult:
     }
     with closing(JUDGES[judge.kind].open(judge, context)) as opened:
         scores = {
-            name: _scores(opened, judge, name, questions, of_model, stop)
+            name: judged(opened, judge, name, questions, of_model, stop)
             for name, of_model in answers.items()
         }
     content = {"fingerprint": request, "split": section.split, "judge": judge.title}
     content |= figures(questions, answers, scores, section, run.seed)
     write_json(report, ANSWERS_FILE, content)
     return StageResult(content, fresh=True)
-
-
-def held_out_prompts(plan: Plan, section: EvaluateSection) -> list[Segment]:
-    """First segments of the split that have a prompt, at most `answers.limit` of a domain.
-
-    Answers that a source wrote (`author`) are no references and are left out.
-
-    Raises:
-        MissingError: There is no prompt.
-    """
-    prompts: dict[str, list[Segment]] = {}
-    for shard in plan.shards:
-        for segment in plan.segments(shard):
-            if segment.split == section.split and segment.has_prompt and segment.author is None:
-                prompts.setdefault(segment.domain, []).append(segment)
-    if not prompts:
-        raise MissingError(
-            f"no prompt in split {section.split}",
-            where=plan.location.url,
-            expected="texts with a prompt before them",
-            hint="inputs with prompt and response, or chats (docs/extraction.md)",
-        )
-    limit = section.answers.limit
-    return [s for name in sorted(prompts) for s in _spread(prompts[name], limit)]
-
-
-def _spread(segments: Sequence[Segment], limit: int | None) -> list[Segment]:
-    if limit is None or len(segments) <= limit:
-        return list(segments)
-    return [segments[i * len(segments) // limit] for i in range(limit)]
 
 
 def _request(run: RunConfig, plan: Plan, name: str, ref: ModelRef, section: EvaluateSection) -> str:
@@ -126,11 +100,6 @@ def _request(run: RunConfig, plan: Plan, name: str, ref: ModelRef, section: Eval
             run.section("extract", ExtractSection).engine,
         ]
     )
-
-
-def most_tokens(run: RunConfig, section: EvaluateSection) -> int:
-    """Most tokens of an answer."""
-    return section.answers.max_tokens or run.section("generate", GenerateSection).max_tokens
 
 
 def _answers(
@@ -155,36 +124,6 @@ def _answers(
     write_json(report, key, {"fingerprint": request, "model": name, "answers": records})
     stop.progressed = True
     return answers
-
-
-def _scores(
-    judge: Any,
-    options: JudgeOptions,
-    name: str,
-    questions: Sequence[Question],
-    answers: Sequence[ModelAnswer],
-    stop: StopFlag,
-) -> list[Score]:
-    """A score for each prompt; 0 for prompts without an answer.
-
-    Raises:
-        ModelError: A score is outside [0, 1].
-    """
-    scores = [UNANSWERED] * len(questions)
-    answered = [i for i, answer in enumerate(answers) if answer.text.strip()]
-    for place, score in judge.scores(
-        [Answer(questions[i], name, 0, answers[i].text) for i in answered]
-    ):
-        stop.check()
-        if score.value is not None and not 0 <= score.value <= 1:
-            raise ModelError(
-                f"judge {options.title} gives {score.value:g}",
-                where=f"evaluate.answers.judge, {questions[answered[place]].document_id}",
-                expected="a share from 0 (wrong) to 1 (right)",
-                hint="take a judge such as exact_answer, or a function that returns a share",
-            )
-        scores[answered[place]] = score
-    return scores
 
 
 def figures(
@@ -262,9 +201,9 @@ def _kept(
     """Prompts that count, and the number of prompts left out, by reason."""
     kept, left_out = [], Counter[str]()
     for i in range(num_prompts):
-        judged = [row[i] for row in scores.values() if row[i] is not UNANSWERED]
-        if judged and all(score.value is None for score in judged):
-            left_out[judged[0].failure or "no score"] += 1
+        asked = [row[i] for row in scores.values() if row[i] is not UNANSWERED]
+        if asked and all(score.value is None for score in asked):
+            left_out[asked[0].failure or "no score"] += 1
         else:
             kept.append(i)
     return kept, left_out
@@ -272,11 +211,3 @@ def _kept(
 
 def _failure(answer: ModelAnswer, score: Score) -> str | None:
     return answer.finish if answer.finish == TOO_LONG else score.failure
-
-
-def _no_likelihoods() -> NoReturn:
-    raise ConfigError(
-        "judge likelihood compares sources, and does not tell whether an answer is right",
-        where="evaluate.answers.judge",
-        expected=", ".join(name for name in JUDGES.names() if name != "likelihood"),
-    )

@@ -77,6 +77,9 @@ class Setting(StrictModel):
     tune: tuple[dict[str, Any], ...] = Field(default=({},), min_length=1)
     """Recipes such as {train.lr: 0.001, train.epochs: 3}: each row has the best of them, by the mean
     of domains on the validation split."""
+    answers: bool = False
+    """Whether every model also answers the prompts of `split`, judged as the run's `evaluate.answers`
+    says."""
     rows: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Rows that are trained here; None takes all."""
     tuned_as: dict[str, str] = Field(default_factory=dict)

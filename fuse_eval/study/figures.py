@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fuse_eval.answers.figures import mean_scores, resampled_differences
 from fuse_eval.interference.documents import DocumentDifferences, document_differences
 from fuse_eval.intervals import DomainUnits, resampled_bpb, units_by_domain
 from fuse_eval.study.config import StudyConfig
-from fuse_eval.study.records import TrainingRecord
+from fuse_eval.study.records import Gate, TrainingRecord
 from fuse_eval.study.results import SeedResult
 
 MEAN = "mean"
@@ -65,14 +66,7 @@ def changes(
         for key in point:
             points.setdefault(key, []).append(float(point[key][0] / point[key][1] - 1))
             drawn.setdefault(key, []).append(draws[key][:, 0] / draws[key][:, 1] - 1)
-    return {
-        key: Change(
-            float(np.mean(values)),
-            *_ends(over_seeds(np.stack(drawn[key]), rng), study.confidence),
-            tuple(values),
-        )
-        for key, values in points.items()
-    }
+    return {key: _change(values, drawn[key], rng, study) for key, values in points.items()}
 
 
 def over_seeds(draws_SR: Floats, rng: np.random.Generator) -> Floats:
@@ -90,6 +84,66 @@ def over_seeds(draws_SR: Floats, rng: np.random.Generator) -> Floats:
 def _ends(draws_R: Floats, confidence: float) -> tuple[float, float]:
     low, high = np.quantile(draws_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def right_answers(
+    seeds: Sequence[SeedResult], row: str, against: str | None, study: StudyConfig
+) -> dict[str, dict[str, Any]]:
+    """Share of right answers by domain and in the mean of domains, mean of the seeds, and against
+    another row as `changes` does, but in shares and not relative.
+
+    Args:
+        seeds: Those at which the rows were asked.
+        row: The row.
+        against: Another one; None leaves the comparison out.
+        study: For the resampling.
+
+    Returns:
+        "share" {domain: value}, and "against_control" {domain: `Change`}. A prompt without a score is
+        wrong, unless no row has one: then it is left out.
+    """
+    rng = np.random.default_rng(0)
+    shares: dict[str, list[float]] = {}
+    points: dict[str, list[float]] = {}
+    drawn: dict[str, list[Floats]] = {}
+    for seen in seeds:
+        by_row = {name: told.right for name, told in seen.answers.items()}
+        kept = [
+            any(value is not None for value in one) for one in zip(*by_row.values(), strict=True)
+        ]
+        domains = [d for d, keep in zip(seen.answers[row].domains, kept, strict=True) if keep]
+        scores = {
+            name: np.array([v or 0.0 for v, keep in zip(by_row[name], kept, strict=True) if keep])
+            for name in filter(None, (row, against))
+        }
+        own = mean_scores(scores[row], domains)
+        for key, value in (own | {MEAN: float(np.mean(list(own.values())))}).items():
+            shares.setdefault(key, []).append(value)
+        if against is None:
+            continue
+        apart = scores[row] - scores[against]
+        point, draws = resampled_differences(apart, domains, study.bootstrap_samples, rng)
+        point[MEAN] = float(np.mean(list(point.values())))
+        draws[MEAN] = np.mean(list(draws.values()), axis=0)
+        for key in point:
+            points.setdefault(key, []).append(point[key])
+            drawn.setdefault(key, []).append(draws[key])
+    found: dict[str, dict[str, Any]] = {
+        "share": {key: float(np.mean(values)) for key, values in shares.items()}
+    }
+    if against is not None:
+        found["against_control"] = {
+            key: asdict(_change(values, drawn[key], rng, study)) for key, values in points.items()
+        }
+    return found
+
+
+def _change(
+    values: Sequence[float], draws: Sequence[Floats], rng: np.random.Generator, study: StudyConfig
+) -> Change:
+    """From each seed's value and its resamples."""
+    ends = _ends(over_seeds(np.stack(draws), rng), study.confidence)
+    return Change(float(np.mean(values)), *ends, tuple(values))
 
 
 def _units(seen: SeedResult, rows: Sequence[str]) -> dict[str, DomainUnits]:
@@ -277,13 +331,33 @@ def _row_record(study: StudyConfig, row: str, seeds: Sequence[SeedResult]) -> di
         ]
         found["num_tokens"] = float(np.mean([record.num_tokens for record in records]))
         found["seconds"] = float(np.mean([record.seconds for record in records]))
-    if row == study.control:
+        gates = [record.gate for record in records if record.gate is not None]
+        if gates:
+            found["gate"] = mean_gate(gates)
+    control = None if row == study.control else study.control
+    asked = [seen for seen in seeds if {row, control} - {None} <= seen.answers.keys()]
+    if asked:
+        found["right"] = right_answers(asked, row, control, study)
+    if control is None:
         return found
     against = changes(seeds, row, study.control, study)
     found["against_control"] = {key: asdict(change) for key, change in against.items()}
     if trained:
         found["interference"] = asdict(interference(seeds, row, study, against))
         found["tokens_to_control"] = tokens_to_control(seeds, row, study.control)
+    return found
+
+
+def mean_gate(gates: Sequence[Gate]) -> dict[str, dict[str, float]]:
+    """Mean of seeds; of sources that all of them have."""
+    found = {}
+    for part in ("weight", "spread", "spread_within"):
+        values = [getattr(gate, part) for gate in gates]
+        found[part] = {
+            name: float(np.mean([one[name] for one in values]))
+            for name in values[0]
+            if all(name in one for one in values)
+        }
     return found
 
 

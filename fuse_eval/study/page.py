@@ -11,7 +11,14 @@ from markupsafe import Markup
 from fuse_eval.page_parts import Section
 from fuse_eval.study.config import StudyConfig
 from fuse_eval.study.figures import MEAN
-from fuse_eval.study.tables import Grid, baselines_grid, settings_grid, title_of_row
+from fuse_eval.study.tables import (
+    Grid,
+    answers_grid,
+    baselines_grid,
+    gates_grid,
+    settings_grid,
+    title_of_row,
+)
 from fuse_eval.study.verdict import notes, verdict
 from launch.pages.charts import (
     Bar,
@@ -93,6 +100,12 @@ def _sections(study: StudyConfig, name: str, found: Record) -> list[Section]:
     if baselines:
         title = title_of_row(study, study.ours or "")
         tables.append(_table(f"{title} against each baseline", baselines, study))
+    for caption, grid in (
+        (f"{name}: right answers to held-out prompts", answers_grid(study, found)),
+        (f"{name}: what selectors listen to", gates_grid(study, found)),
+    ):
+        if grid:
+            tables.append(_table(caption, grid, study))
     if found.get("worst_documents"):
         tables.append(_worst(found["worst_documents"]))
     panels = [

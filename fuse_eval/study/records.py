@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,17 @@ class ValidScore(StrictModel):
         return sum(self.bpb.values()) / len(self.bpb)
 
 
+class Gate(StrictModel):
+    """A selector's weights in the last quarter of a training, means of its steps, by source."""
+
+    weight: dict[str, float]
+    """Mean over positions."""
+    spread: dict[str, float]
+    """Standard deviation over positions."""
+    spread_within: dict[str, float]
+    """The same within a domain, mean of the domains."""
+
+
 class TrainingRecord(StrictModel):
     """training.json: one training, scored."""
 
@@ -46,6 +57,8 @@ class TrainingRecord(StrictModel):
     """Tokens of all steps."""
     seconds: float = Field(ge=0)
     """Of all steps, without evaluations."""
+    gate: Gate | None = None
+    """None of plain training, of pairs, and of records from before it was kept."""
 
     @property
     def best(self) -> float:
@@ -73,6 +86,7 @@ def made_record(recipe: Recipe) -> TrainingRecord:
             expected="bits per byte on the validation split",
             hint="a study needs text in train.valid_split",
         )
+    gate = made_gate(lines) if len(logs) == 1 else None
     taken = [line for line in lines if line.get("seconds") and line.get("tokens_per_s")]
     return TrainingRecord(
         row=recipe.row,
@@ -81,6 +95,30 @@ def made_record(recipe: Recipe) -> TrainingRecord:
         num_steps=max(line["step"] for line in lines),
         num_tokens=round(sum(line["tokens_per_s"] * line["seconds"] for line in taken)),
         seconds=sum(line["seconds"] for line in taken),
+        gate=gate,
+    )
+
+
+def made_gate(lines: Sequence[Mapping[str, Any]]) -> Gate | None:
+    """From a step log's lines; None where no step has weights."""
+    steps = [line for line in lines if "weight_spread" in line]
+    last = steps[3 * len(steps) // 4 :]
+    if not last:
+        return None
+    sources = list(last[-1]["weights"])
+
+    def mean(values: Iterable[float]) -> float:
+        found = list(values)
+        return sum(found) / len(found)
+
+    within = {
+        name: [[by[name] for by in line["weight_spread_by_domain"].values()] for line in last]
+        for name in sources
+    }
+    return Gate(
+        weight={name: mean(line["weights"][name] for line in last) for name in sources},
+        spread={name: mean(line["weight_spread"][name] for line in last) for name in sources},
+        spread_within={name: mean(map(mean, within[name])) for name in sources},
     )
 
 

@@ -10,7 +10,15 @@ from fuse_eval.study.config import StudyConfig
 from fuse_eval.study.figures import setting_record
 from fuse_eval.study.grid import Place, place_of
 from fuse_eval.study.results import seed_result
-from fuse_eval.study.tables import baselines_grid, markdown_table, settings_grid, text_table
+from fuse_eval.study.tables import (
+    Grid,
+    answers_grid,
+    baselines_grid,
+    gates_grid,
+    markdown_table,
+    settings_grid,
+    text_table,
+)
 from fuse_eval.study.verdict import notes, verdict
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.errors import MissingError
@@ -60,15 +68,20 @@ def _add_texts(documents: Sequence[dict[str, Any]], places: Sequence[Place], spl
             item["text"] = "".join(own)[:_TEXT_SHOWN]
 
 
+def further_grids(study: StudyConfig, found: Mapping[str, Any]) -> list[Grid]:
+    """The tables below a setting's first one, those that there is something for."""
+    grids = (make(study, found) for make in (baselines_grid, answers_grid, gates_grid))
+    return [grid for grid in grids if grid is not None]
+
+
 def text(study: StudyConfig, record: Mapping[str, Any]) -> str:
     """For a terminal."""
     parts = []
     for name, found in record["settings"].items():
         parts.append(f"{name}: bits per byte ({_of_seeds(found)})")
         parts.append(text_table(settings_grid(study, found)))
-        baselines = baselines_grid(study, found)
-        if baselines:
-            parts += ["", text_table(baselines)]
+        for grid in further_grids(study, found):
+            parts += ["", text_table(grid)]
         parts += ["", verdict(study, name, found), *notes(study, found), ""]
     return _plain("\n".join(parts).rstrip("\n"))
 
@@ -80,9 +93,8 @@ def markdown(study: StudyConfig, record: Mapping[str, Any]) -> str:
         parts += [f"## {name}", "", verdict(study, name, found), ""]
         parts += [f"Bits per byte, {_of_seeds(found)}.", ""]
         parts.append(markdown_table(settings_grid(study, found)))
-        baselines = baselines_grid(study, found)
-        if baselines:
-            parts += ["", markdown_table(baselines)]
+        for grid in further_grids(study, found):
+            parts += ["", markdown_table(grid)]
         parts += ["", *(f"- {note}" for note in notes(study, found)), ""]
     return _plain("\n".join(parts))
 

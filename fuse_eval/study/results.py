@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fuse_eval.interference.blocks import Blocks
+from fuse_eval.study.answers import AnswerRecord, read_answers
 from fuse_eval.study.config import StudyConfig
 from fuse_eval.study.grid import Cell, Place, Recipe, cells_of
 from fuse_eval.study.records import TrainingRecord, best_of, cell_recipes, read_record
@@ -24,12 +26,14 @@ class SeedResult:
         blocks: The scored split; NLL by the name of the row, each at its best recipe.
         trainings: The record of each row's best recipe.
         pool: What `eval pool` says of the setting's sources; {} where it is not there.
+        answers: By row; rows that were not asked are left out.
     """
 
     seed: int
     blocks: Blocks
     trainings: Mapping[str, TrainingRecord]
     pool: Mapping[str, Any]
+    answers: Mapping[str, AnswerRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +68,27 @@ def seed_result(study: StudyConfig, place: Place) -> SeedResult | None:
     by_name = {cell.name: cell for cell in cells_of(study, place)}
     nats: dict[str, tuple[float, ...]] = {}
     trainings: dict[str, TrainingRecord] = {}
+    folders: dict[str, Path] = {}
+    answers: dict[str, AnswerRecord] = {}
     for name in study.rows_of(place.setting):
         cell = by_name[name]
         if cell.row.model is not None:
             if (cell.model_results / SCORES_FILE).is_file():
-                nats[name] = text.nats(cell.model_results)
+                folders[name] = cell.model_results
         else:
             best = best_of(_recipes(cell, by_name))
             if best is not None:
-                nats[name] = text.nats(best[0].results)
-                trainings[name] = best[1]
+                folders[name], trainings[name] = best[0].results, best[1]
+        if name in folders:
+            nats[name] = text.nats(folders[name])
+            told = read_answers(folders[name])
+            if told is not None:
+                answers[name] = told
     if study.control not in nats:
         return None
     pool = place.pool(study.results) / POOL_FILE
     content = json.loads(pool.read_text(encoding="utf-8")) if pool.is_file() else {}
-    return SeedResult(place.seed, text.record.blocks(nats), trainings, content)
+    return SeedResult(place.seed, text.record.blocks(nats), trainings, content, answers)
 
 
 def _recipes(cell: Cell, by_name: Mapping[str, Cell]) -> tuple[Recipe, ...]:

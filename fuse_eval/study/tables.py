@@ -78,6 +78,49 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def answers_grid(study: StudyConfig, record: Record) -> Grid | None:
+    """Right answers of every row that was asked; None without any."""
+    asked = {name: found for name, found in record["rows"].items() if "right" in found}
+    if not asked:
+        return None
+    domains = [key for key in next(iter(asked.values()))["right"]["share"] if key != MEAN]
+    groups: dict[str, list[list[str]]] = {"": []}
+    for name, found in asked.items():
+        share, change = found["right"]["share"], found["right"].get("against_control")
+        shown = "" if change is None else _points(change[MEAN])
+        groups.setdefault(study.rows[name].group, []).append(
+            [
+                title_of_row(study, name),
+                *(f"{100 * share[key]:.1f}" for key in [*domains, MEAN]),
+                shown,
+            ]
+        )
+    head = ["right answers, %", *domains, MEAN, "points against control"]
+    return Grid(head, list(groups.items()))
+
+
+def _points(change: Mapping[str, Any]) -> str:
+    value, low, high = (f"{100 * change[key]:+.1f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def gates_grid(study: StudyConfig, record: Record) -> Grid | None:
+    """How much each row's selector listens to each source, and how much that varies."""
+    gated = {name: found["gate"] for name, found in record["rows"].items() if "gate" in found}
+    if not gated:
+        return None
+    rows = [
+        [
+            *(title_of_row(study, name), source, f"{gate['weight'][source]:.2f}"),
+            *(f"{gate[part][source]:.2f}" for part in ("spread", "spread_within")),
+        ]
+        for name, gate in gated.items()
+        for source in gate["weight"]
+    ]
+    head = ["weights at the end", "source", "mean", "spread over positions", "within a domain"]
+    return Grid(head, [("", rows)])
+
+
 def baselines_grid(study: StudyConfig, record: Record) -> Grid | None:
     """The study's own row against each baseline; None without any."""
     found = record.get("against_baselines")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuse_eval import bpb
+from fuse_eval.study.answers import StudyAnswers
 from fuse_eval.study.config import Row, StudyConfig
 from fuse_eval.study.grid import RUN_FILE, Cell, Data, Place, Recipe, cells_of, pool_run
 from fuse_eval.study.records import (
@@ -57,8 +58,36 @@ def make_data(study: StudyConfig, place: Place, stop: StopFlag) -> None:
         shutil.copyfile(folder / REPORT_FOLDER / POOL_FILE, kept)
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What all models of a data set are scored on.
+
+    Args:
+        text: Bits per byte of it.
+        answers: Prompts that are answered; None where the setting asks for none.
+    """
+
+    text: StudyText
+    answers: StudyAnswers | None
+
+    @classmethod
+    def of(cls, study: StudyConfig, place: Place) -> Scoring:
+        """Of a seed of a setting."""
+        run, split = place.data.run, study.split
+        asked = study.setting(place.setting).answers
+        text = StudyText(run, split, place.data.text_file)
+        return cls(text, StudyAnswers(run, split) if asked else None)
+
+    def score(self, ref: ModelRef, folder: Path, stop: StopFlag, tokenizer: str = "target") -> None:
+        """Score a model, and let it answer; what is kept in `folder` is not done again."""
+        if not (folder / SCORES_FILE).is_file():
+            self.text.score(ref, folder, stop, tokenizer=tokenizer)
+        if self.answers is not None:
+            self.answers.ask(ref, folder, stop)
+
+
 def train(
-    study: StudyConfig, data: Data, recipe: Recipe, text: StudyText, stop: StopFlag
+    study: StudyConfig, data: Data, recipe: Recipe, scoring: Scoring, stop: StopFlag
 ) -> TrainingRecord:
     """Train and score one recipe, unless that was done."""
     found = read_record(recipe.results)
@@ -74,7 +103,7 @@ def train(
         if (recipe.folder / PRECISION_FILE).is_file() and not measured.is_file():
             shutil.copyfile(recipe.folder / PRECISION_FILE, measured)
         ref = bpb.checkpoint_ref(recipe.folder / "final", recipe.run.target)
-        text.score(ref, recipe.results, stop)
+        scoring.score(ref, recipe.results, stop)
         found = made_record(recipe)
         write_record(recipe.results, found)
     for name in DROPPED:
@@ -92,11 +121,10 @@ def model_of(run: RunConfig, row: Row) -> tuple[ModelRef, str]:
     return bpb.checkpoint_ref(Path(row.model), run.target), "target"
 
 
-def score_model(cell: Cell, text: StudyText, stop: StopFlag) -> None:
+def score_model(cell: Cell, scoring: Scoring, stop: StopFlag) -> None:
     """Score a model that is there already, unless that was done."""
-    if not (cell.model_results / SCORES_FILE).is_file():
-        ref, tokenizer = model_of(cell.place.data.run, cell.row)
-        text.score(ref, cell.model_results, stop, tokenizer=tokenizer)
+    ref, tokenizer = model_of(cell.place.data.run, cell.row)
+    scoring.score(ref, cell.model_results, stop, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +155,7 @@ def run_place(study: StudyConfig, place: Place, worker: Worker, stop: StopFlag) 
     """
     cells = cells_of(study, place)
     by_name = {cell.name: cell for cell in cells}
-    text = StudyText(place.data.run, study.split, place.data.text_file)
+    scoring = Scoring.of(study, place)
     number = 0
     for cell in cells:
         # Asked when it is its turn: the row that it is tuned as is done by then, or another's.
@@ -138,10 +166,10 @@ def run_place(study: StudyConfig, place: Place, worker: Worker, stop: StopFlag) 
             if not mine:
                 continue
             if recipe is not None:
-                record = train(study, place.data, recipe, text, stop)
+                record = train(study, place.data, recipe, scoring, stop)
                 title = " ".join(filter(None, (cell.name, recipe.title)))
                 yield Done(title, record.best, time.monotonic() - started)
             elif cell.row.model is not None:
-                score_model(cell, text, stop)
+                score_model(cell, scoring, stop)
                 yield Done(cell.name, None, time.monotonic() - started)
             stop.progressed = True

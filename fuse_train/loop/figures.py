@@ -55,16 +55,25 @@ def step_figures(
     if learns:
         loss += section.feedback_weight * feedback
         loss += section.pool_weight * pool if pool_trains else 0.0
-    weights_M = (sums["weights_GM"].sum(0) / max(covered, 1.0)).tolist()
+    weights_M, squares_M = (
+        sums[name].sum(0) / max(covered, 1.0) for name in ("weights_GM", "squares_GM")
+    )
     covered_G = sums["covered_G"].clamp(min=1)
     rows_by_domain = sums["covered_G"].tolist()
 
+    def means(name: str) -> torch.Tensor:
+        """Over covered rows, by domain."""
+        values = sums[name]
+        return values / covered_G.view(-1, *(1,) * (values.ndim - 1))
+
+    def by_source(values_M: torch.Tensor) -> dict[str, Any]:
+        return dict(zip(sources, values_M.tolist(), strict=True))
+
     def by_domain(values: torch.Tensor) -> dict[str, Any]:
-        """Means over covered rows, for domains that have some; of [G, M] values by source too."""
-        means = (values / covered_G.view(-1, *(1,) * (values.ndim - 1))).tolist()
+        """Of domains that have covered rows; of [G, M] values by source too."""
         return {
-            domain: dict(zip(sources, mean, strict=True)) if values.ndim == 2 else mean
-            for domain, mean, rows in zip(domains, means, rows_by_domain, strict=True)
+            domain: by_source(value) if value.ndim else float(value)
+            for domain, value, rows in zip(domains, values, rows_by_domain, strict=True)
             if rows
         }
 
@@ -76,12 +85,19 @@ def step_figures(
         "feedback": feedback,
         "pool": pool,
         "uncovered": 1.0 - covered / labels,
-        "weights": dict(zip(sources, weights_M, strict=True)),
-        "weights_by_domain": by_domain(sums["weights_GM"]),
-        "load_by_domain": by_domain(sums["load_GM"]),
-        "entropy_by_domain": by_domain(sums["entropy_G"]),
-        "fusion_weights": by_domain(sums["fusion_weight_G"]),
+        "weights": by_source(weights_M),
+        "weights_by_domain": by_domain(means("weights_GM")),
+        "weight_spread": by_source(deviation(weights_M, squares_M)),
+        "weight_spread_by_domain": by_domain(deviation(means("weights_GM"), means("squares_GM"))),
+        "load_by_domain": by_domain(means("load_GM")),
+        "entropy_by_domain": by_domain(means("entropy_G")),
+        "fusion_weights": by_domain(means("fusion_weight_G")),
     }
+
+
+def deviation(mean: torch.Tensor, mean_square: torch.Tensor) -> torch.Tensor:
+    """Standard deviation from the mean of values and of their squares."""
+    return (mean_square - mean * mean).clamp(min=0).sqrt()
 
 
 def readable(line: dict[str, Any], total: int) -> str:

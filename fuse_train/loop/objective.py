@@ -304,11 +304,13 @@ def cv2_slope(importance_M: torch.Tensor) -> torch.Tensor:
 def by_domain(
     weights_RM: torch.Tensor, covered_RM: torch.Tensor, domain_R: torch.Tensor, count: int
 ) -> Sums:
-    """Sums over rows by domain, for the log: weights, sources with weight, entropy (nats), covered."""
+    """Sums over rows by domain, for the log: weights, their squares, sources with weight, entropy
+    (nats), covered."""
     dtype = weights_RM.dtype
     entropy_R = -torch.xlogy(weights_RM, weights_RM).sum(-1)
     columns = {
         "weights_GM": weights_RM,
+        "squares_GM": weights_RM * weights_RM,
         "load_GM": (weights_RM > 0).to(dtype),
         "entropy_G": entropy_R,
         "covered_G": covered_RM.any(-1).to(dtype),

@@ -7,6 +7,8 @@ Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the C
      "tokens_per_s": ..., "seconds": of this step without evaluation, "wait_seconds": of these,
      waiting for the batch, "grad_norm": ...,
      "weights": {source: mean weight}, "weights_by_domain": {domain: {source: mean weight}},
+     "weight_spread": {source: standard deviation of its weight over rows},
+     "weight_spread_by_domain": {domain: {source: the same within the domain}},
      "load_by_domain": {domain: {source: share of rows where it has weight}},
      "entropy_by_domain": {domain: mean entropy of the weights, nats},
      "fusion_weights": {domain: mean weight of the fusion loss over covered rows},
