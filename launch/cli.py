@@ -18,7 +18,7 @@ from store_schema.config import RunConfig
 from store_schema.errors import ConfigError
 
 if TYPE_CHECKING:  # the command line is answered before a store's packages are loaded
-    from launch.slurm.submit import Submitted
+    pass
 
 
 class Amount(click.FloatRange):
@@ -132,7 +132,12 @@ def submit(
     from launch.pending import find_pending
     from launch.slurm.jobs import Request, needed_jobs, unaligned
     from launch.slurm.processes import require_segments
-    from launch.slurm.submit import array_limits, require_free, submit_jobs, write_scripts
+    from launch.slurm.submit import (
+        array_limits,
+        require_free,
+        scripts_folder,
+        write_scripts,
+    )
 
     section, command_line = run.section("launch", LaunchSection), parse_options(slurm)
     stages, sources = stages_from(stage, only=only), chosen_sources(run, names)
@@ -163,14 +168,12 @@ def submit(
         require_segments(run, job.processes)
     if not jobs:
         click.echo("nothing to do, nothing submitted")
-    elif show:
-        click.echo(scripts_shown(jobs, write_scripts(run, jobs)))
     else:
-        if not force:
-            require_free(run, jobs)
-        place = write_scripts(run, jobs)
-        click.echo(submitted_table(submit_jobs(run, jobs, place)))
-        click.echo(f"scripts and their output: {place.folder}")
+        folder = scripts_folder(run)
+        if not (show or force):
+            require_free(folder, jobs)
+        place = write_scripts(run.name, run.resolved(), section, folder, jobs)
+        click.echo(scripts_shown(jobs, place) if show else submitted(jobs, place))
     waiting = unaligned(request, pending)
     if waiting:
         click.echo(f"no training job: these would still not be aligned: {', '.join(waiting)}")
@@ -196,17 +199,25 @@ def scripts_shown(jobs: Sequence[Job], place: Place) -> str:
     return "\n".join(parts)
 
 
-def submitted_table(submitted: Sequence[Submitted]) -> str:
-    """Table of job ids, tasks and what each job waits for."""
-    ids = {each.job.stem: each.job_id for each in submitted}
+def submitted(jobs: Sequence[Job], place: Place) -> str:
+    """Submit jobs; a table of their ids and tasks, what each waits for, and where their output goes.
+
+    Raises:
+        ConfigError: Slurm refused one; none is left in the queue.
+    """
+    from launch.slurm.submit import submit_jobs
+
+    accepted = submit_jobs(jobs, place)
+    ids = {each.job.stem: each.job_id for each in accepted}
     rows = []
-    for each in submitted:
+    for each in accepted:
         job, tasks = each.job, ""
         if job.part is not None:
             numbers = range_text(shard_ranges(job.part.offset + t for t in job.part.tasks))
             tasks = f"{numbers} of {job.workers}"
         rows.append((each.job_id, job.stem, ",".join(ids[s] for s in job.after) or "-", tasks))
-    return "\n".join(table(("id", "job", "waits for", "tasks"), rows, left=range(4)))
+    rows_shown = table(("id", "job", "waits for", "tasks"), rows, left=range(4))
+    return "\n".join([*rows_shown, f"scripts and their output: {place.folder}"])
 
 
 @click.group("preset", cls=StageGroup)

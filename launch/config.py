@@ -8,10 +8,22 @@ from pydantic import Field, field_validator
 
 from launch.slurm.options import OptionValue, checked_options
 from launch.stages import Scope, ShardedStage
-from store_schema.config import SectionModel
+from store_schema.config import SectionModel, StrictModel
 
 
-class LaunchSection(SectionModel):
+class NodeOptions(StrictModel):
+    """What runs before a command on a node, and how often Slurm starts it again."""
+
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the command: module load, activate, export HF_HOME."""
+    python: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Words that start Python on a node, such as [apptainer, exec, --nv, fuse.sif, python]. None
+    takes the interpreter that ran `submit`, on Ray that of the node."""
+    max_requeues: int = Field(default=50, ge=0)
+    """A job that was restarted this many times does not requeue itself at its time limit."""
+
+
+class LaunchSection(NodeOptions, SectionModel):
     """How `logitfuse submit` submits stages to Slurm; on Ray `workers` and `python` count."""
 
     runtime_fields: ClassVar[frozenset[str]] = frozenset(
@@ -27,13 +39,6 @@ class LaunchSection(SectionModel):
     processes_per_node: dict[Literal["train"], Annotated[int, Field(ge=1)]] = Field(default={})
     """Processes of a training on each node of its Slurm job, where that has no GPUs; with GPUs there is
     one for each."""
-    setup: tuple[str, ...] = ()
-    """Lines of shell before the command: module load, activate, export HF_HOME."""
-    python: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Words that start Python on a node, such as [apptainer, exec, --nv, fuse.sif, python]. None
-    takes the interpreter that ran `submit`, on Ray that of the node."""
-    max_requeues: int = Field(default=50, ge=0)
-    """A job that was restarted this many times does not requeue itself at its time limit."""
 
     @field_validator("slurm")
     @classmethod

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -116,6 +118,71 @@ def run_command(
         click.echo(f"{left} trainings are other workers'; run again when they have ended")
     else:
         click.echo(_shown(loaded, as_json=False))
+
+
+@study.command("submit")
+@study_options
+@click.option(
+    "--slurm",
+    "slurm",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="Long options of sbatch for all jobs, over those of the study file's `submit`.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Tasks of the arrays that train. Default: the study file's `submit.workers`.",
+)
+@click.option("--print", "show", is_flag=True, help="Write and print the scripts, submit nothing.")
+@click.option(
+    "--force", is_flag=True, help="Submit even if jobs of this study are queued or running."
+)
+def submit_command(
+    file: str,
+    settings: tuple[str, ...],
+    seeds: tuple[int, ...],
+    slurm: tuple[str, ...],
+    workers: int | None,
+    show: bool,
+    force: bool,
+) -> None:
+    """Submit the study to Slurm: data, then an array of trainings, then the page.
+
+    A job that nears its time limit is started again, and goes on where it was.
+    """
+    from fuse_eval.study.config import load_study
+    from fuse_eval.study.grid import cells_of, checked_places
+    from fuse_eval.study.jobs import study_jobs
+    from fuse_eval.study.results import progress_of
+    from launch.cli import scripts_shown, submitted
+    from launch.slurm.options import parse_options
+    from launch.slurm.submit import array_limits, require_free, write_scripts
+
+    loaded = load_study(file)
+    # Options of one stage (`train:time=...`) are none of a study's.
+    options = parse_options([f"all:{text}" for text in slurm]).get("all", {})
+    places = checked_places(loaded, settings, seeds)
+    progress = [progress_of(loaded, place) for place in places]
+    left = sum(found.total - found.done for found in progress)
+    if not left:
+        click.echo("nothing to do, nothing submitted")
+        return
+    chosen = [("--setting", name) for name in settings] + [("--seed", str(s)) for s in seeds]
+    jobs = study_jobs(
+        loaded.submit,
+        options,
+        array_limits(needs_slurm=not show),
+        workers=min(workers or loaded.submit.workers, left),
+        tuned=any(cell.row.tuned_as for place in places for cell in cells_of(loaded, place)),
+        words=tuple(word for pair in chosen for word in pair),
+    )
+    folder = Path(os.path.abspath(loaded.folder / "logs" / "slurm"))
+    if not (show or force):
+        require_free(folder, jobs)
+    content = Path(file).read_text(encoding="utf-8")
+    place = write_scripts(loaded.name, content, loaded.submit, folder, jobs, "study.yaml")
+    click.echo(scripts_shown(jobs, place) if show else submitted(jobs, place))
 
 
 @study.command("show")

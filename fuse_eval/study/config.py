@@ -10,6 +10,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fuse_eval.study.jobs import SubmitSection
 from store_schema.config import StrictModel
 from store_schema.errors import ConfigError
 from store_schema.paths import PathText
@@ -131,6 +132,8 @@ class StudyConfig(StrictModel):
     """A row whose interference the others' is divided by."""
     train_with: tuple[str, ...] = Field(default=("python", "-m", "logitfuse"), min_length=1)
     """How `logitfuse` is started for a training, such as [accelerate, launch, -m, logitfuse]."""
+    submit: SubmitSection = SubmitSection()
+    """What `logitfuse study submit` asks of Slurm."""
     bootstrap_samples: int = Field(default=2000, ge=200, le=100_000)
     """Resamples behind each interval."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.process import child_environment
 from launch.signals import StopFlag
-from store_schema.errors import ConfigError, LogitfuseError, Stopped, StoppedMidway
+from store_schema.errors import ConfigError, LogitfuseError, StoppedMidway
 
 LOG_FILE = "log.txt"
 _POLL_S = 0.1
@@ -46,8 +46,10 @@ def run_command(words: Sequence[str], log: Path, stop: StopFlag) -> None:
                 "a command of the study cannot be started", where=words[0], got=error.strerror
             ) from error
         code = _wait(child, stop)
-    if code in (Stopped.exit_code, StoppedMidway.exit_code):
-        stop.check()
+    if code == StoppedMidway.exit_code:
+        stop.progressed = True
+    if code != 0:
+        stop.check()  # a launcher of several processes ends with a code of its own
     if code != 0:
         with log.open("rb") as file:
             file.seek(started)

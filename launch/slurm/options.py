@@ -119,9 +119,17 @@ def options_of(
     Returns:
         Values by name, "" for an option without one.
     """
+    layers = (
+        options.get(scope, {}) for options in (file, command_line) for scope in ("all", stage)
+    )
+    return merged_options(*layers)
+
+
+def merged_options(*layers: Mapping[str, OptionValue]) -> dict[str, str]:
+    """Options of a job, "" for one without a value; later layers override earlier ones."""
     merged = dict(DEFAULTS)
-    for options in (file, command_line):
-        merged |= options.get("all", {}) | options.get(stage, {})
+    for options in layers:
+        merged |= options
     return {
         name: "" if value is True else str(value)
         for name, value in merged.items()

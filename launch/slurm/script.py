@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from launch.slurm.processes import Processes, training_processes
 from launch.stages import Stage
@@ -40,17 +41,19 @@ class Job:
     """One call of sbatch.
 
     Args:
-        stage: Stage that it runs.
-        source: Source to extract or align, or whose pair to train; None for all of training.
+        stage: Stage that it runs, or a study.
+        source: Source to extract or align, or whose pair to train; None for all of training. Of a
+            study: its part, which names the script.
         options: sbatch's options, values by long name.
         workers: Number of workers of the source, of which the array's tasks are some.
         part: The array; None for training, which is one job.
         number: Number, from 1, of the part of an array that had to be split; 0 if it was not.
         after: Stems of the jobs that must succeed before this one starts.
         processes_per_node: Processes of a training on each node, where there are no GPUs.
+        words: Further words of its command.
     """
 
-    stage: Stage
+    stage: Stage | Literal["study"]
     source: str | None
     options: Mapping[str, str]
     workers: int = 1
@@ -58,6 +61,7 @@ class Job:
     number: int = 0
     after: tuple[str, ...] = ()
     processes_per_node: int | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def processes(self) -> Processes:
@@ -88,6 +92,7 @@ class Place:
         python: Words that start Python.
         setup: Lines of shell before the command.
         max_requeues: A job that was restarted this many times does not requeue itself.
+        file_name: Of the run file or study file as it was submitted.
     """
 
     run_name: str
@@ -96,11 +101,12 @@ class Place:
     python: Sequence[str]
     setup: Sequence[str] = ()
     max_requeues: int = 50
+    file_name: str = "run.yaml"
 
     @property
     def run_file(self) -> Path:
-        """The run file as it was submitted, every default filled in."""
-        return self.folder / "run.yaml"
+        """The run file as it was submitted, every default filled in; of a study, the study file."""
+        return self.folder / self.file_name
 
     def script(self, job: Job) -> Path:
         """The script of a job."""
@@ -180,6 +186,7 @@ _TOO_SHORT = {
     "extract": "shard: raise it (--slurm extract:time=...), or plan smaller shards",
     "align": "shard: raise it (--slurm align:time=...), or plan smaller shards",
     "train": "step: raise it (--slurm train:time=...)",
+    "study": "step: raise it (--slurm time=...)",
 }
 
 _TAIL = """\
@@ -238,13 +245,15 @@ def _start(job: Job, place: Place) -> list[str]:
     if job.processes.count > 1:
         return _start_several(job, place)
     program = ["-m", "logitfuse", job.stage, "run"]
-    words = [shlex.quote(word) for word in (*place.python, *program, str(place.run_file))]
+    given = (*place.python, *program, str(place.run_file), *job.words)
+    words = [shlex.quote(word) for word in given]
     if job.part is None:
         return [f"{' '.join([*words, *_pair(job)])} &"]
     index = "$SLURM_ARRAY_TASK_ID"
     if job.part.offset:
         index = f"$((SLURM_ARRAY_TASK_ID + {job.part.offset}))"
-    words += ["--source", str(job.source), "--worker", f'"{index}/{job.workers}"']
+    of_source = [] if job.stage == "study" else ["--source", str(job.source)]
+    words += [*of_source, "--worker", f'"{index}/{job.workers}"']
     return [f"{' '.join(words)} &"]
 
 
@@ -276,7 +285,9 @@ def _start_several(job: Job, place: Place) -> list[str]:
 
 def _pair(job: Job) -> list[str]:
     """Options of a training of one pair."""
-    return [] if job.source is None else ["--pair", shlex.quote(job.source)]
+    if job.stage != "train" or job.source is None:
+        return []
+    return ["--pair", shlex.quote(job.source)]
 
 
 def _pattern(folder: Path) -> str:

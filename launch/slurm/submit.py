@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launch.config import LaunchSection
+from launch.config import NodeOptions
 from launch.json_lines import append_line
 from launch.slurm.script import ArrayLimits, Job, Place, sbatch_command, script_text
 from launch.summary import logs_folder
@@ -60,13 +60,12 @@ def array_limits(*, needs_slurm: bool) -> ArrayLimits:
     return ArrayLimits(size, min(size, tasks))
 
 
-def queued_scripts(run: RunConfig) -> dict[str, str]:
-    """Queued and running jobs of this run: stems of their scripts by job id.
+def queued_scripts(folder: Path) -> dict[str, str]:
+    """Queued and running jobs whose scripts are below a folder: stems of the scripts by job id.
 
     Raises:
         ConfigError: Slurm does not answer.
     """
-    folder = scripts_folder(run)
     states = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
     text = _slurm("squeue", "--noheader", f"--states={states}", "--format=%F %o")
     stems = {}
@@ -77,8 +76,8 @@ def queued_scripts(run: RunConfig) -> dict[str, str]:
     return stems
 
 
-def require_free(run: RunConfig, jobs: Sequence[Job]) -> None:
-    """Refuse jobs whose work earlier jobs of this run, queued or running, will do.
+def require_free(folder: Path, jobs: Sequence[Job]) -> None:
+    """Refuse jobs whose work earlier jobs with scripts below `folder`, queued or running, will do.
 
     Raises:
         ConfigError: The message names the earlier jobs.
@@ -87,13 +86,13 @@ def require_free(run: RunConfig, jobs: Sequence[Job]) -> None:
     stems = {"-".join(filter(None, pair)) for pair in wanted}
     busy = [
         f"{stem} (job {job_id})"
-        for job_id, stem in sorted(queued_scripts(run).items())
+        for job_id, stem in sorted(queued_scripts(folder).items())
         if stem.partition(".")[0] in stems
     ]
     if busy:
         raise ConfigError(
             "jobs of this run are still queued or running",
-            where=scripts_folder(run),
+            where=folder,
             got=", ".join(busy),
             hint="wait for them, scancel them, or give --force: two workers on a shard waste work",
         )
@@ -145,30 +144,43 @@ def scripts_folder(run: RunConfig) -> Path:
     return Path(os.path.abspath(logs_folder(run))) / "slurm"
 
 
-def write_scripts(run: RunConfig, jobs: Sequence[Job]) -> Place:
-    """Write the scripts into a folder of their own, with the run file they will read.
+def write_scripts(
+    name: str,
+    content: str,
+    options: NodeOptions,
+    folder: Path,
+    jobs: Sequence[Job],
+    file_name: str = "run.yaml",
+) -> Place:
+    """Write the scripts into a new folder below `folder`, with the file they will read.
+
+    Args:
+        name: Of the run or study, for the names of its jobs.
+        content: Of the run file or study file, as it is now.
+        options: What comes before a command.
+        folder: Of all submissions.
+        jobs: The jobs.
+        file_name: What that file is called there.
 
     Raises:
         ConfigError: sbatch cannot be given the folder.
         StorageError: A file cannot be written.
     """
-    section = run.section("launch", LaunchSection)
     try:
         place = Place(
-            run_name=run.name,
-            folder=_new_folder(scripts_folder(run)),
+            run_name=name,
+            folder=_new_folder(folder),
             directory=Path.cwd(),
-            python=section.python or (sys.executable,),
-            setup=section.setup,
-            max_requeues=section.max_requeues,
+            python=options.python or (sys.executable,),
+            setup=options.setup,
+            max_requeues=options.max_requeues,
+            file_name=file_name,
         )
-        place.run_file.write_text(run.resolved(), encoding="utf-8")
+        place.run_file.write_text(content, encoding="utf-8")
         for job in jobs:
             place.script(job).write_text(script_text(job, place), encoding="utf-8")
     except OSError as error:
-        raise StorageError(
-            "scripts cannot be written", where=scripts_folder(run), got=error.strerror
-        ) from error
+        raise StorageError("scripts cannot be written", where=folder, got=error.strerror) from error
     return place
 
 
@@ -184,7 +196,7 @@ def _new_folder(parent: Path) -> Path:
     raise FileExistsError(f"{parent}/{stamp}")
 
 
-def submit_jobs(run: RunConfig, jobs: Sequence[Job], place: Place) -> list[Submitted]:
+def submit_jobs(jobs: Sequence[Job], place: Place) -> list[Submitted]:
     """Submit all jobs, or none: if Slurm refuses one, those it accepted before are cancelled.
 
     Raises:
@@ -203,7 +215,7 @@ def submit_jobs(run: RunConfig, jobs: Sequence[Job], place: Place) -> list[Submi
                 hint=_cancel(list(ids.values())),
             ) from error
         ids[job.stem] = output.strip().partition(";")[0]
-        _record(run, job, ids[job.stem], after, place)
+        _record(job, ids[job.stem], after, place)
     return [Submitted(job, ids[job.stem]) for job in jobs]
 
 
@@ -216,7 +228,7 @@ def _cancel(ids: list[str]) -> str:
     return "nothing was left in the queue"
 
 
-def _record(run: RunConfig, job: Job, job_id: str, after: Sequence[str], place: Place) -> None:
+def _record(job: Job, job_id: str, after: Sequence[str], place: Place) -> None:
     """Append one line to submitted.jsonl."""
     line = {
         "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -228,7 +240,7 @@ def _record(run: RunConfig, job: Job, job_id: str, after: Sequence[str], place: 
         "after": list(after),
         "script": str(place.script(job)),
     }
-    path = scripts_folder(run) / "submitted.jsonl"
+    path = place.folder.parent / "submitted.jsonl"
     try:
         append_line(path, line)
     except OSError as error:
