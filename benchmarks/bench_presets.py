@@ -26,7 +26,7 @@ from typing import Any
 import click
 
 from benchmarks import recipes
-from benchmarks.presets_figures import Seen, world_figures
+from benchmarks.presets_figures import BySeed, Seen, mean_by_domain, world_figures
 from benchmarks.presets_variants import (
     VARIANTS,
     World,
@@ -205,11 +205,15 @@ def merges() -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def table(found: Mapping[str, Any], sources: Mapping[str, Seen]) -> str:
-    """Variants for people."""
-    lines = [f"{'':<48}{'right':>8}{'bits/byte':>11}   against plain training, points"]
-    for name, seen in sources.items():
-        lines.append(f"{name:<48}{seen.accuracy:>8.1%}{seen.mean_bpb:>11.4f}")
+def table(found: Mapping[str, Any], sources: BySeed) -> str:
+    """The models as they are and all variants, for people."""
+    as_they_are = {name: [seen[name] for seen in sources] for name in sources[0]}
+    domains = list(next(iter(as_they_are.values()))[0].by_domain)
+    heads = "".join(f"{domain:>9}" for domain in (*domains, "right"))
+    lines = [f"{'':<57}{heads}{'bits/byte':>11}   against plain training, points"]
+    for name, seen in as_they_are.items():
+        bpb = sum(one.mean_bpb for one in seen) / len(seen)
+        lines.append(f"{name:<57}{_shares(mean_by_domain(seen))}{bpb:>11.4f}")
     for name, record in found["variants"].items():
         change = record.get("minus_control")
         shown = (
@@ -217,9 +221,14 @@ def table(found: Mapping[str, Any], sources: Mapping[str, Seen]) -> str:
             if change
             else ""
         )
-        says = VARIANTS[name].says
-        lines.append(f"{says:<48}{record['accuracy']:>8.1%}{record['bpb']:>11.4f}{shown}")
+        shares = _shares(record["accuracy_by_domain"])
+        lines.append(f"{VARIANTS[name].says:<57}{shares}{record['bpb']:>11.4f}{shown}")
     return "\n".join(lines)
+
+
+def _shares(by_domain: Mapping[str, float]) -> str:
+    """Of each domain, and their mean."""
+    return "".join(f"{share:>9.1%}" for share in (*by_domain.values(), recipes.mean(by_domain)))
 
 
 @click.command()
@@ -249,22 +258,21 @@ def main(
     figures: dict[str, Any] = {}
     try:
         for kind in worlds.split(","):
-            by_seed, sources = [], {}
+            by_seed, sources = [], []
             for world in asked[kind]:
                 prepare(world)
                 held_out = HeldOut(world.folder / "teach.yaml")
-                sources = sources_seen(world, held_out, kept)
+                sources.append(sources_seen(world, held_out, kept))
                 by_seed.append(
                     {
                         name: train(world, name, held_out, kept, quick=quick)
                         for name in variants.split(",")
                     }
                 )
-                click.echo(
-                    f"{world.name}\n{table(world_figures([by_seed[-1]]), sources)}\n", err=True
-                )
+                of_world = table(world_figures(by_seed[-1:]), sources[-1:])
+                click.echo(f"{world.name}\n{of_world}\n", err=True)
             figures[kind] = world_figures(by_seed)
-            print(f"{kind}: mean of {len(by_seed)} seeds\n{table(figures[kind], {})}\n")
+            print(f"{kind}: mean of {len(by_seed)} seeds\n{table(figures[kind], sources)}\n")
     except LogitfuseError as error:
         click.echo(f"bench-presets: {error.line()}", err=True)
         sys.exit(error.exit_code)

@@ -35,9 +35,13 @@ class Seen:
     @property
     def accuracy(self) -> float:
         """Mean of the domains' shares of right answers."""
-        right = np.asarray(self.right)
-        domains = np.asarray(self.domains)
-        return float(np.mean([right[domains == name].mean() for name in sorted(set(domains))]))
+        return float(np.mean(list(self.by_domain.values())))
+
+    @property
+    def by_domain(self) -> dict[str, float]:
+        """Share of right answers of each domain."""
+        right, domains = np.asarray(self.right), np.asarray(self.domains)
+        return {name: float(right[domains == name].mean()) for name in sorted(set(domains))}
 
     @property
     def mean_bpb(self) -> float:
@@ -74,6 +78,14 @@ def points_apart(seeds: BySeed, variant: str, against: str) -> dict[str, float]:
     }  # fmt: skip
 
 
+def mean_by_domain(seen: Sequence[Seen]) -> dict[str, float]:
+    """Share of right answers of each domain, mean of the seeds."""
+    return {
+        domain: float(np.mean([one.by_domain[domain] for one in seen]))
+        for domain in seen[0].by_domain
+    }
+
+
 def world_figures(seeds: BySeed) -> dict[str, Any]:
     """What the last line says of one kind of models."""
     names = list(seeds[0])
@@ -81,6 +93,7 @@ def world_figures(seeds: BySeed) -> dict[str, Any]:
         "variants": {
             name: {
                 "accuracy": float(np.mean([seen[name].accuracy for seen in seeds])),
+                "accuracy_by_domain": mean_by_domain([seen[name] for seen in seeds]),
                 "bpb": float(np.mean([seen[name].mean_bpb for seen in seeds])),
                 "lr": [seen[name].lr for seen in seeds],
                 **(

@@ -1,4 +1,4 @@
-"""`logitfuse study submit` on a real Slurm: data, arrays of trainings, the page; stopped and requeued."""
+"""`logitfuse study submit` on a real Slurm: data, arrays of trainings, the page; warned and gone on."""
 
 from __future__ import annotations
 
