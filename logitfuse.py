@@ -9,6 +9,7 @@ import click
 from launch.command import StageGroup
 
 STAGES = {
+    "init": ("first_run.cli", "init", "Write a run file for your models and data, with its cost."),
     "corpus": ("extract.cli", "corpus", "Turn text into documents."),
     "extract": ("extract.cli", "extract", "Plan segments and score them with each source."),
     "judge": ("extract.judging.cli", "judge", "Score the sources' answers, and choose the best."),

@@ -19,6 +19,7 @@ from extract.chat.shapes import shape_of
 from extract.chat.turns import is_messages
 from extract.config import Columns, CorpusInput, CorpusSection
 from extract.corpus.collected import Collected, checked_documents
+from extract.corpus.corpus import iter_documents
 from extract.corpus.documents import columns_wanted
 from extract.corpus.inputs import (
     InputFile,
@@ -28,6 +29,7 @@ from extract.corpus.inputs import (
     read_rows,
     row_count,
 )
+from extract.corpus.normal_form import nfc_document
 from extract.document_error import DocumentError
 
 _TEXT_LIKE = (
@@ -243,7 +245,17 @@ def _mapped(files: Sequence[InputFile], entry: CorpusInput) -> tuple[CorpusInput
     return entry.model_copy(update={"columns": columns}), clause
 
 
-def joined(samples: Sequence[Sample]) -> pa.Table | None:
-    """The documents of several samples as one table; None where there are none."""
-    batches = [batch for sample in samples for batch in sample.collected.batches]
-    return pa.Table.from_batches(batches) if batches else None
+def first_documents(sample: Sample, limit: int, *, compose: bool) -> pa.Table:
+    """The first documents of a sample, as a table like the corpus's.
+
+    Args:
+        sample: The sample; it has at least one document.
+        limit: Documents, at most.
+        compose: Whether text is converted to NFC (`corpus.unicode`).
+    """
+    table = pa.Table.from_batches(sample.collected.batches).slice(0, limit)
+    if not compose:
+        return table
+    chosen = Collected()
+    chosen.add([nfc_document(document) for document in iter_documents(table)])
+    return pa.Table.from_batches(chosen.batches)
