@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import click
 
@@ -108,3 +109,29 @@ def _confirmed(question: str) -> bool:
         return click.confirm(question, default=True, err=True)
     except click.Abort as error:
         raise ConfigError("not answered, nothing was written", where="init") from error
+
+
+@click.command("doctor")
+@click.argument("run_file", metavar="[RUN_FILE]", required=False, type=click.Path(dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@click.pass_context
+def doctor(context: click.Context, run_file: str | None, as_json: bool) -> None:
+    """Look for what would stop a run: environment, GPUs, disk, and what RUN_FILE needs.
+
+    Each finding has a remedy. Exit code 0 with warnings, 2 with an error. Secrets are looked for by
+    name and never printed. A bucket of the run file gets a small object, which is deleted again.
+    """
+    set_up_logging()
+    from first_run.doctor.report import as_json as checks_json
+    from first_run.doctor.report import check_lines, summary
+    from first_run.doctor.run import examine
+
+    colour = False if os.environ.get("NO_COLOR") else None
+    checks = []
+    for check in examine(run_file):
+        checks.append(check)
+        if not as_json:
+            click.echo("\n".join(check_lines(check)), color=colour)
+    click.echo(checks_json(checks) if as_json else f"\n{summary(checks)}")
+    if any(check.state == "error" for check in checks):
+        context.exit(2)
