@@ -108,6 +108,7 @@ def _confirmed(question: str) -> bool:
     try:
         return click.confirm(question, default=True, err=True)
     except click.Abort as error:
+        click.echo(err=True)
         raise ConfigError("not answered, nothing was written", where="init") from error
 
 

@@ -43,6 +43,10 @@ _TEXT_LIKE = (
     "raw_content",
 )
 """Columns with the text in published data sets, where none is called "text"."""
+COUNTED_BYTES = 16 << 20
+"""Bytes of a file on disk whose lines are counted."""
+_PACKED_RATIO = 4
+"""Bytes of a compressed list, unpacked, over those on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,8 @@ class FirstRows:
             elif (counted := row_count(file)) is not None:
                 rows = counted
             elif index in self.rows:
-                exact, rows = False, len(self.rows[index]) / _share(file, self.rows[index])
+                rows, certain = _counted(file, self.rows[index])
+                exact = exact and certain
             else:
                 exact, unread_bytes = False, unread_bytes + size
                 continue
@@ -110,23 +115,30 @@ class FirstRows:
         return total + unread_bytes * known_rows / max(known_bytes, 1.0), exact
 
 
-def _share(file: InputFile, rows: Sequence[Row]) -> float:
-    """Share of a JSON file's bytes that its first rows take, above 0 and at most 1."""
-    size = max(file.path.stat().st_size, 1)
-    packed = packed_as(file.path)
+def _counted(file: InputFile, rows: Sequence[Row]) -> tuple[float, bool]:
+    """Rows of a JSON file of which the first rows were read, and whether that is exact.
+
+    Lines of its first `COUNTED_BYTES` are counted, compressed or not; a list goes by the bytes that its
+    first rows take.
+    """
+    size, packed = file.path.stat().st_size, packed_as(file.path)
+    number = 0
     with file.path.open("rb") as raw:
         stream: Any = raw
         if packed == "gzip":
             stream = gzip.GzipFile(fileobj=raw)
         elif packed == "zstd":
             stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"))
-        if stream.peek(1 << 12).lstrip()[:1] == b"[":  # one list: by what its rows take as JSON
-            texts = (json.dumps(r, ensure_ascii=False, default=str) for _, _, r in rows)
-            ratio = 1.0 if packed is None else 4.0
-            return min(sum(len(text.encode()) + 2 for text in texts) / (size * ratio), 1.0)
-        for _ in islice((line for line in stream if line.strip()), len(rows)):
-            pass
-        return max(raw.tell(), 1) / size
+        if stream.peek(1 << 12).lstrip()[:1] == b"[":
+            texts = (json.dumps(row, ensure_ascii=False, default=str) for _, _, row in rows)
+            taken = sum(len(text.encode()) + 2 for text in texts)
+            whole = size if packed is None else size * _PACKED_RATIO
+            return len(rows) * max(whole / taken, 1.0), False
+        for line in stream:
+            number += bool(line.strip())
+            if number > len(rows) and raw.tell() >= COUNTED_BYTES:
+                return number * size / min(raw.tell(), size), False
+    return float(number), True
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from store_schema.config import RunConfig
 
 NAMED = ("torch", "transformers", "zarr", "numpy", "pyarrow")
 """Packages with a line of their own; the others share one."""
+NEEDED = ("torch", "accelerate", "safetensors", "s3fs")
+"""Packages of extras without which a stage is refused; without others it has less."""
 SECRETS = (
     *("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"),
     *("AWS_ENDPOINT_URL", "WANDB_API_KEY"),
@@ -29,7 +31,7 @@ _IMPORTS = "from transformers import AutoModelForCausalLM, LlamaConfig; LlamaCon
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Package:
     """A package that logitfuse declares.
 
     Args:
@@ -47,7 +49,7 @@ class Wanted:
     fits: bool
 
 
-def declared(extras: Iterable[str], requirements: Iterable[str] | None = None) -> list[Wanted]:
+def declared(extras: Iterable[str], requirements: Iterable[str] | None = None) -> list[Package]:
     """The packages of logitfuse and of some of its extras, with what is installed of them.
 
     Args:
@@ -71,7 +73,7 @@ def declared(extras: Iterable[str], requirements: Iterable[str] | None = None) -
             installed = None
         fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
         versions = str(requirement.specifier) or "any"
-        found.append(Wanted(requirement.name, versions, extra, installed, fits))
+        found.append(Package(requirement.name, versions, extra, installed, fits))
     return found
 
 
@@ -111,12 +113,12 @@ def check_packages(run: RunConfig | None) -> Iterator[Check]:
     yield ok("packages", f"{len(others)} others are in their declared ranges")
 
 
-def _misfit(package: Wanted) -> Check:
+def _misfit(package: Package) -> Check:
     extra = "" if package.extra is None else f"[{package.extra}]"
     got = "not installed" if package.installed is None else package.installed
     spec = package.versions if package.versions != "any" else ""
     remedy = f"pip install '{package.name}{spec}', or pip install 'logitfuse{extra}'"
-    if package.extra == "judge":
+    if package.extra is not None and package.name not in NEEDED:
         return warning(package.name, f"{got} (wanted {package.versions})", remedy)
     return error(package.name, f"{got} (wanted {package.versions})", remedy)
 

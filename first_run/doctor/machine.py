@@ -35,7 +35,8 @@ def check_gpus(run: RunConfig | None) -> Iterator[Check]:
     for index in range(count):
         facts = torch.cuda.get_device_properties(index)
         capability = torch.cuda.get_device_capability(index)
-        found = f"{facts.name}, {size_text(facts.total_memory)}, capability {capability[0]}.{capability[1]}"
+        version = ".".join(map(str, capability))
+        found = f"{facts.name}, {size_text(facts.total_memory)}, capability {version}"
         if capability >= BF16_CAPABILITY:
             yield ok(f"GPU {index}", f"{found}, bf16")
         else:

@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from extract.config import CorpusSection, ExtractSection
@@ -41,7 +42,7 @@ def check_models(run: RunConfig) -> Iterator[Check]:
         except LogitfuseError as fault:
             yield refusal(title, fault, "correct the model in the run file")
             continue
-        yield from outcomes(title, lambda facts=facts, title=title: _model(run, facts, title))
+        yield from outcomes(title, partial(_model, run, facts, title))
 
 
 def _model(run: RunConfig, facts: ModelFacts, title: str) -> Iterator[Check]:
@@ -110,7 +111,7 @@ def check_data(run: RunConfig) -> Iterator[Check]:
             continue
         files += len(found)
     if files:
-        yield ok("data", f"{files:,} files of {len(inputs)} inputs")
+        yield ok("data", f"files: {files:,}, inputs: {len(inputs)}")
 
 
 def folders(run: RunConfig) -> list[str]:
@@ -124,7 +125,7 @@ def check_storage(run: RunConfig) -> Iterator[Check]:
     for place in folders(run):
         name = "bucket" if "://" in place else "folder"
         if "://" in place:
-            yield from outcomes(name, lambda place=place: _bucket(place))
+            yield from outcomes(name, partial(_bucket, place))
             continue
         there = existing(Path(place))
         if not there.is_dir() or not os.access(there, os.W_OK):

@@ -41,6 +41,8 @@ class DataFacts:
         documents: Documents that the rows looked at become.
         text_bytes: UTF-8 bytes of their text, without contexts.
         train_share: Share of these bytes in split train.
+        splits: Documents by split.
+        has_split: Whether every row names its split.
         left_out: Rows of other splits, by split.
         dropped: Rows that cannot be used, by reason.
         examples: The first error line of each reason.
@@ -63,6 +65,8 @@ class DataFacts:
     documents: int
     text_bytes: int
     train_share: float
+    splits: dict[str, int]
+    has_split: bool
     left_out: dict[str, int]
     dropped: dict[str, int]
     examples: dict[str, str]
@@ -141,6 +145,9 @@ def _inputs_of(path: str) -> list[str]:
 def _facts(sample: Sample, files: Sequence[InputFile]) -> DataFacts:
     collected, rows = sample.collected, sample.rows
     number, exact = rows.estimated()
+    documents: Counter[str] = Counter()
+    for (split, _), count in collected.documents.items():
+        documents[split] += count
     by_split: Counter[str] = Counter()
     for (split, _), size in collected.size_bytes.items():
         by_split[split] += size
@@ -167,6 +174,8 @@ def _facts(sample: Sample, files: Sequence[InputFile]) -> DataFacts:
         documents=sum(collected.documents.values()),
         text_bytes=by_split.total(),
         train_share=by_split["train"] / max(by_split.total(), 1),
+        splits=dict(documents.most_common()),
+        has_split=all(record.get("split") is not None for record in rows.records),
         left_out=dict(collected.left_out.most_common()),
         dropped=dict(collected.dropped.most_common()),
         examples=dict(collected.examples),

@@ -133,6 +133,13 @@ class Findings:
                 )
             for split, number in facts.left_out.items():
                 lines.append(f"{path}: {number:,} {seen} left out, split {split} (corpus.splits)")
+        splits = {split for facts in self.data for split in facts.splits}
+        missing = [split for split in ("train", "valid", "test") if split not in splits]
+        if missing and all(facts.has_split or facts.exact for facts in self.data):
+            lines.append(
+                f"no text of split {', '.join(missing)} in the rows looked at: training needs train "
+                "and valid, evaluation test; give more data, or `split:` to one of the inputs"
+            )
         for reason, number in self.tokens.dropped.items():
             lines.append(
                 f"{number:,} of {self.tokens.documents:,} documents dropped by the plan: {reason}"

@@ -15,7 +15,8 @@ from first_run.init.tokenizers import TARGET, TokenizerFacts
 from launch.quantities import count_text, size_text
 from launch.visible import cut, table, visible
 
-COLUMNS = 80
+COLUMNS = 78
+"""Of a line that is indented by two in a terminal of 80."""
 
 
 def report(found: Findings) -> str:
@@ -33,7 +34,7 @@ def report(found: Findings) -> str:
 
 
 def wrapped(text: str, indent: str = "  ") -> list[str]:
-    """A text in lines of 80 columns, those after the first indented; long words stay whole."""
+    """A text in lines of 78 columns, those after the first indented; long words stay whole."""
     return textwrap.wrap(
         text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
@@ -89,7 +90,7 @@ def _data(facts: DataFacts) -> list[str]:
     files = "" if facts.files == 1 else f"{facts.files:,} files, "
     about = "" if facts.exact else "about "
     lines = [
-        cut(visible(facts.entry.path), COLUMNS - 2),
+        cut(visible(facts.entry.path), COLUMNS),
         f"  {files}{size_text(facts.size_bytes)} of {facts.format}{packed}; {about}{facts.rows:,} rows",
     ]
     shapes = ", ".join(f"{number:,} as {name}" for name, number in facts.shapes.items())
@@ -186,11 +187,11 @@ def next_steps(found: Findings) -> list[str]:
         count = 1 << (found.costs.train.gpus or 1).bit_length()
         train = f"torchrun --nproc-per-node {min(count, 8)} -m fuse_train run {file}"
     return [
-        f"logitfuse doctor {file}        # what would stop it on this machine",
+        f"logitfuse doctor {file}  # what would stop it here",
         f"logitfuse corpus build {file}",
         f"logitfuse extract plan {file}  # exact tokens and bytes",
-        f"logitfuse store tune {file} --source {first}  # bytes and error of every preset",
-        f"logitfuse extract run {file}   # on Slurm or Ray: logitfuse submit extract {file}",
+        f"logitfuse store tune {file} --source {first}  # or keep the preset",
+        f"logitfuse extract run {file}  # or submit extract, on a cluster",
         f"logitfuse align run {file}",
         train,
     ]

@@ -13,7 +13,7 @@ from extract.config import ExtractSection
 from first_run.costs import MOST_TOKENS_PER_S
 from first_run.init.findings import Findings
 from first_run.init.models import ModelFacts
-from first_run.init.tokenizers import TokenizerFacts
+from first_run.init.tokenizers import TARGET, TokenizerFacts
 from launch.quantities import count_text
 from launch.visible import visible
 from store_schema.config import ModelRef, RunConfig, parse_run
@@ -42,20 +42,25 @@ def run_file_text(found: Findings) -> str:
         lines.append(f"run_dir: {_value(written_path(wanted.run_dir))}  # all outputs")
     lines += ["seed: 0", "", "sources:  # models whose distributions are fused"]
     for model in found.models[:-1]:
-        lines += _model(model, found.tokenizers[model.name], indent="  ")
-    lines += ["", *_model(found.target, found.tokenizers[found.target.name], indent="")]
+        word = wanted.sources[model.name] is wanted.target
+        lines += _model(model, found.tokenizers[model.name], is_target=word, indent="  ")
+    lines += ["", *_model(found.target, found.tokenizers[TARGET], indent="")]
     lines += ["", *_corpus(found), "", *_plan(found), "", *_stores(found), "", *_train(found)]
     lines += ["", "evaluate:", "  split: test  # bits per byte of target, control, fused, sources"]
     return "\n".join(lines) + "\n"
 
 
-def _model(model: ModelFacts, tokenizer: TokenizerFacts, *, indent: str) -> list[str]:
+def _model(
+    model: ModelFacts, tokenizer: TokenizerFacts, *, is_target: bool = False, indent: str
+) -> list[str]:
     shape = [model.architecture]
     if model.parameters is not None:
         shape.append(f"{count_text(model.parameters)} parameters")
     if model.context is not None:
         shape.append(f"context {model.context:,}")
     known = ", ".join(part for part in shape if part)
+    if is_target:
+        return [f"{indent}{model.name}: target  # as it is before training"]
     lines = [f"{indent}{model.name}:" + (f"  # {visible(known)}" if known else "")]
     values: dict[str, Any] = model.ref.model_dump(mode="json", include=set(_OWN_KEYS))
     default = ModelRef(model="x").model_dump(mode="json")

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -163,7 +164,7 @@ def complete(
 
 def _answer(question: str, option: str, asks: bool) -> str:
     """One answer, which must not be empty."""
-    return _asked(lambda: click.prompt(question, err=True), option, asks).strip()
+    return _asked(partial(click.prompt, question, err=True), option, asks).strip()
 
 
 def _answers(what: str, meaning: str, option: str, asks: bool) -> list[str]:
@@ -172,11 +173,8 @@ def _answers(what: str, meaning: str, option: str, asks: bool) -> list[str]:
     answers = [first]
     while True:
         question = f"{what} {len(answers) + 1} (empty: no more)"
-        more = _asked(
-            lambda text=question: click.prompt(text, default="", show_default=False, err=True),
-            option,
-            asks,
-        ).strip()
+        ask = partial(click.prompt, question, default="", show_default=False, err=True)
+        more = _asked(ask, option, asks).strip()
         if not more:
             return answers
         answers.append(more)
@@ -187,6 +185,7 @@ def _asked(ask: Callable[[], str], option: str, asks: bool) -> str:
         try:
             return ask()
         except click.Abort as error:
+            click.echo(err=True)  # the question's line has no end
             raise _missing(option) from error
     raise _missing(option)
 
