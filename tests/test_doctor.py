@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,15 @@ def test_vllm_is_needed_only_where_it_is_asked_for(
     broken = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: no libcudart\n")
     monkeypatch.setattr(environment, "_python", lambda code: broken)
     assert "cannot be imported: ImportError: no libcudart" in state(asked=True).found
-    [imports] = environment.check_transformers_imports()
-    assert "pip uninstall torchvision" in str(imports.remedy)
+
+
+def test_classes_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    [check] = environment.check_transformers_imports()
+    assert check.state == "ok"
+    monkeypatch.setattr(environment.importlib, "import_module", lambda name: object())
+    [check] = environment.check_transformers_imports()
+    assert check.state == "error"
+    assert "pip uninstall torchvision" in str(check.remedy)
 
 
 def test_secrets_are_never_shown(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,11 +228,11 @@ def test_secrets_are_never_shown(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    [imports] = environment.check_transformers_imports()
-    assert imports.state == "ok", imports
-    pytest.importorskip("vllm")
+    monkeypatch.setattr(environment, "_VLLM_S", 600.0)
+    if find_spec("vllm") is None:
+        pytest.skip("needs vLLM")
     [vllm] = environment.check_vllm(None)
     assert vllm.state == "ok", vllm
     assert vllm.found.endswith(("cpu", "cuda"))
