@@ -25,7 +25,9 @@ from extract.config import CorpusInput
 from extract.corpus.corpus import corpus_location, open_corpus
 from extract.corpus.inputs import input_files
 from extract.corpus.sample import FirstRows
-from first_run.costs import at_most_bytes, likely_bytes, source_cost, train_cost
+from first_run.cli import PRESETS as CHOICES
+from first_run.cli import init
+from first_run.costs import Assumed, at_most_bytes, likely_bytes, source_cost, train_cost
 from first_run.init.models import look_at_model
 from first_run.init.wanted import named_models
 from logitfuse import main
@@ -39,7 +41,6 @@ from tests.extract_runs import sample_documents, write_jsonl
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CHAT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me, and you."}]
-EXACT = "exact", "fine", "compact", "tiny"
 
 
 @pytest.fixture
@@ -568,6 +569,12 @@ def test_bad_input_is_one_line(here: Path, tiny_models: dict[str, Path]) -> None
     (here / "bert/config.json").write_text(json.dumps(bert))
     assert "code is no causal language model" in line(code=Path("bert"))
     assert "is taken by the report" in line(fused=tiny_models["code"])
+
+
+def test_defaults_are_those_of_the_estimate() -> None:
+    defaults = {option.name: option.default for option in init.params}
+    assert (defaults["tflops"], defaults["rate"]) == (Assumed().tflops, Assumed().rate)
+    assert set(CHOICES) == set(PRESETS)
 
 
 def test_options_are_checked(here: Path) -> None:

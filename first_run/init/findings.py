@@ -22,6 +22,7 @@ from first_run.init.models import ModelFacts, look_at_model
 from first_run.init.tokenizers import TARGET, TokenizerFacts, look_at_tokenizers, method_for
 from first_run.init.tokens import TokenEstimate, estimate_tokens
 from first_run.init.wanted import Wanted
+from launch.quantities import size_text
 from store_schema.presets import Preset
 
 LARGE = 1_000_000_000
@@ -116,9 +117,11 @@ class Findings:
         lines += self._drops()
         need, free = self.costs.disk_bytes, self.costs.disk_free_bytes
         if free is not None and need > free:
+            trains = self.costs.train.bytes > need / 2
+            less = "train.save_total_limit: 1" if trains else "a smaller --preset (compact, tiny)"
             lines.append(
-                f"the run needs about {need / 1e9:,.1f} GB on disk, {free / 1e9:,.1f} GB are free: "
-                "give another --run-dir, a smaller store.preset (compact, tiny), or free space"
+                f"the run needs about {size_text(need)} on disk, {size_text(free)} are free: give "
+                f"another --run-dir, {less}, or free space"
             )
         return lines
 
@@ -146,7 +149,8 @@ class Findings:
             )
         for name, kinds in self.tokens.unwritten.items():
             shown = ", ".join(f"{kind} {number:,}" for kind, number in kinds.items())
-            lines.append(f"the chat template of {name} leaves out: {shown}")
+            seen = f"in {self.tokens.documents:,} documents"
+            lines.append(f"the chat template of {name} leaves out, {seen}: {shown}")
         return lines
 
 

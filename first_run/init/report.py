@@ -171,7 +171,9 @@ def assumptions(found: Findings) -> list[str]:
 
 
 def _hours(hours: float | None) -> str:
-    return "?" if hours is None else f"{hours:,.2g}" if hours < 100 else f"{hours:,.0f}"
+    if hours is None:
+        return "?"
+    return f"{hours:.2g}" if hours < 0.1 else f"{hours:,.1f}"
 
 
 def _money(hours: float | None, rate: float) -> str:
