@@ -9,6 +9,8 @@ import click
 from launch.command import StageGroup
 
 STAGES = {
+    "init": ("first_run.cli", "init", "Write a run file for your models and data, with its cost."),
+    "doctor": ("first_run.cli", "doctor", "Look for what would stop a run, with remedies."),
     "corpus": ("extract.cli", "corpus", "Turn text into documents."),
     "extract": ("extract.cli", "extract", "Plan segments and score them with each source."),
     "judge": ("extract.judging.cli", "judge", "Score the sources' answers, and choose the best."),

@@ -24,7 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from extract.corpus.corpus import DOCUMENT_SCHEMA
+from extract.corpus.collected import DOCUMENT_SCHEMA
 from extract.plan.cutting import cut_corpus
 from store_schema.config import ModelRef
 from store_schema.text.tokenizer import SegmentTokenizer

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.real_plan import plan_speed, read_texts
-from extract.corpus.corpus import DOCUMENT_SCHEMA
+from extract.corpus.collected import DOCUMENT_SCHEMA
 from extract.corpus.documents import Document
 from extract.plan.cutting import cut_corpus, leads
 from store_schema.errors import TokenizerError

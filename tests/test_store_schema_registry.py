@@ -26,7 +26,16 @@ from store_schema.registry import Kind, Registry
 from tests.wrong_values import refuses
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("store_schema", "launch", "extract", "align", "fuse_train", "fuse_eval", "store_tools")
+PACKAGES = (
+    "store_schema",
+    "launch",
+    "extract",
+    "align",
+    "fuse_train",
+    "fuse_eval",
+    "store_tools",
+    "first_run",
+)
 REGISTRIES: dict[str, Registry[Any]] = {
     "align/methods": METHODS,
     "extract/engine_kinds": ENGINES,

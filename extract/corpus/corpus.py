@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,18 +17,16 @@ from pydantic import Field
 
 from extract.chat.form import Tally
 from extract.config import CorpusInput, CorpusSection, UnicodeForm
-from extract.corpus.documents import Document, columns_wanted, row_documents, row_id, row_split
-from extract.corpus.inputs import (
-    InputFile,
-    content_digest,
-    input_files,
-    packed_as,
-    read_rows,
-    unread_columns,
+from extract.corpus.collected import (
+    DOCUMENT_SCHEMA,
+    Collected,
+    checked_documents,
+    document_bytes,
 )
+from extract.corpus.documents import Document
+from extract.corpus.inputs import InputFile, content_digest, input_files, packed_as
 from extract.corpus.normal_form import NormalForm
 from extract.corpus.splits import require_splits
-from extract.document_error import DocumentError
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import RunConfig, StrictModel
 from store_schema.disk.location import Location, open_location
@@ -42,15 +39,13 @@ from store_schema.errors import (
     LogitfuseError,
     MissingError,
 )
-from store_schema.fingerprint import bytes_digest, canonical_json, fingerprint
+from store_schema.fingerprint import bytes_digest, fingerprint
 from store_schema.plan.plan import Plan
 from store_schema.plan.run_plan import plan_location
 
 CORPUS_FILE = "corpus.json"
 DOCUMENTS_FILE = "documents.parquet"
 BATCH_DOCUMENTS = 4096
-
-DOCUMENT_SCHEMA = pa.schema([(item.name, pa.string()) for item in fields(Document)])
 
 
 class InputRecord(StrictModel):
@@ -97,31 +92,6 @@ class CorpusRecord(StrictModel):
     """Models whose tokenizer normalises to NFC, if `corpus.unicode` was left open."""
     inputs: tuple[InputRecord, ...]
     created_by: str = f"logitfuse {__version__}"
-
-
-@dataclass
-class _Collected:
-    """Documents and counts while the inputs are read."""
-
-    batches: list[pa.RecordBatch] = field(default_factory=list)
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    documents: Counter[tuple[str, str]] = field(default_factory=Counter)
-    size_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    taken_as: Counter[tuple[str, str]] = field(default_factory=Counter)
-    by_file: Counter[int] = field(default_factory=Counter)
-    places: dict[str, str] = field(default_factory=dict)
-    tallies: dict[int, Tally] = field(default_factory=dict)
-
-    def add(self, documents: Sequence[Document]) -> None:
-        columns = list(zip(*map(astuple, documents), strict=True))
-        self.batches.append(pa.record_batch([list(c) for c in columns], schema=DOCUMENT_SCHEMA))
-        for document in documents:
-            self.digest.update(_document_bytes(document))
-            key = (document.split, document.domain)
-            self.documents[key] += 1
-            self.size_bytes[key] += len(document.text.encode())
 
 
 def later_splits(run: RunConfig, record: CorpusRecord) -> list[str]:
@@ -230,7 +200,7 @@ def read_documents(location: Location, record: CorpusRecord) -> pa.Table:
             table = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False).read()
         digest = hashlib.sha256()
         for document in iter_documents(table):
-            digest.update(_document_bytes(document))
+            digest.update(document_bytes(document))
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise CorruptionError("documents unreadable", where=where, got=str(error)[:200]) from error
     if digest.hexdigest()[:32] != record.corpus_fingerprint:
@@ -283,10 +253,10 @@ def _collect(
     files: Sequence[tuple[CorpusInput, InputFile]],
     seed: int,
     form: NormalForm,
-) -> _Collected:
-    collected = _Collected()
+) -> Collected:
+    collected = Collected()
     pending: list[Document] = []
-    for index, document in _checked(section, files, seed, collected):
+    for index, document in checked_documents(section, files, seed, collected):
         pending.append(form.of(document))
         collected.by_file[index] += 1
         if len(pending) == BATCH_DOCUMENTS:
@@ -302,68 +272,9 @@ def _collect(
     return collected
 
 
-def _checked(
-    section: CorpusSection,
-    files: Sequence[tuple[CorpusInput, InputFile]],
-    seed: int,
-    collected: _Collected,
-) -> Iterator[tuple[int, Document]]:
-    """Usable documents with the index of their file. A bad one is counted, or raises an error."""
-    for index, (entry, file) in enumerate(files):
-        wanted = columns_wanted(entry)
-        whole = collected.tallies[index] = Tally()
-        for place, automatic, row in read_rows(file, wanted):
-            tally = Tally()
-            try:
-                if isinstance(row, DocumentError):
-                    raise row
-                document_id = row_id(
-                    row, entry, automatic=automatic, file_name=file.name, place=place
-                )
-                named = row_split(row, entry, section, doc=document_id, seed=seed)
-                split = section.split_name(named)
-                if split not in section.wanted_splits:
-                    collected.left_out[split] += 1
-                    continue
-                documents = row_documents(
-                    row, entry, section, document_id=document_id, split=split, place=place,
-                    tally=tally,
-                )  # fmt: skip
-                _require_new_ids(documents, place, collected.places)
-                if split != named:
-                    collected.taken_as[split, named] += len(documents)
-            except DocumentError as error:
-                if section.on_bad == "error":
-                    raise
-                collected.dropped[error.reason] += 1
-                continue
-            whole.add(tally)
-            for document in documents:
-                yield index, document
-        whole.unread.update(unread_columns(file, wanted))
-
-
-def _require_new_ids(documents: Iterable[Document], place: str, places: dict[str, str]) -> None:
-    for document in documents:
-        if document.document_id in places:
-            raise DocumentError(
-                f"two documents with the id {document.document_id}",
-                reason="duplicate_id",
-                where=place,
-                got=f"the same id in {places[document.document_id]}",
-                hint="map another column under columns: id, or set `ids: file` for the inputs, which "
-                "puts the file's name before each id, or `ids: place`, which uses row numbers",
-            )
-    places.update((document.document_id, place) for document in documents)
-
-
-def _document_bytes(document: Document) -> bytes:
-    return canonical_json(document.values()) + b"\n"
-
-
 def document_digest(document: Document) -> str:
     """Digest of all fields of a document."""
-    return bytes_digest(_document_bytes(document))
+    return bytes_digest(document_bytes(document))
 
 
 def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:

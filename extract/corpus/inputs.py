@@ -202,6 +202,28 @@ def _has_records(path: Path) -> bool:
     )
 
 
+def row_count(file: InputFile) -> int | None:
+    """Number of rows of a file, where that is known without reading it; None for JSON."""
+    if file.format == "text":
+        return 1
+    if file.format == "parquet":
+        with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
+            return int(parquet.metadata.num_rows)
+    if file.format == "datasets":
+        return sum(len(dataset) for _, dataset in _dataset_parts(file))
+    return None
+
+
+def column_names(file: InputFile) -> list[str]:
+    """Columns of a file of tables; [] for formats whose rows are read with all columns."""
+    if file.format == "parquet":
+        with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
+            return list(parquet.schema_arrow.names)
+    if file.format == "datasets":
+        return list(dict.fromkeys(n for _, d in _dataset_parts(file) for n in d.column_names))
+    return []
+
+
 def unread_columns(file: InputFile, columns: Iterable[str]) -> dict[str, int]:
     """Columns that `read_rows` does not read, with their number of rows; {} for JSON lines and text."""
     if file.format == "parquet":

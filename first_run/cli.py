@@ -1,0 +1,138 @@
+"""`logitfuse init` and `logitfuse doctor`."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from launch.command import set_up_logging
+from store_schema.errors import ConfigError
+
+PRESETS = ("exact", "fine", "compact", "tiny")
+
+
+@click.command("init")
+@click.argument("place", metavar="FOLDER_OR_FILE")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="[NAME=]MODEL",
+    help="A model to fuse: a folder, a GGUF file, a hub name, or `target` (may be repeated).",
+)
+@click.option("--target", metavar="MODEL", help="The model to train.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="PATH",
+    help="A file, folder or glob of text or chats (may be repeated).",
+)
+@click.option(
+    "--run-dir",
+    metavar="PATH",
+    help="Folder or URL of all outputs. Default: FOLDER, or runs/ and the file's name.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default="fine",
+    show_default=True,
+    help="How much stores keep.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    metavar="MONEY",
+    help="Price of a GPU-hour.",
+)
+@click.option(
+    "--tflops",
+    type=click.FloatRange(min=0, min_open=True),
+    default=125.0,
+    show_default=True,
+    help="TFLOP/s that a GPU sustains; the default is 40 % of an A100's peak in bfloat16.",
+)
+@click.option("--yes", is_flag=True, help="Ask nothing; what is missing is then an error.")
+@click.option("--dry-run", is_flag=True, help="Only look, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
+def init(
+    place: str,
+    sources: tuple[str, ...],
+    target: str | None,
+    data: tuple[str, ...],
+    run_dir: str | None,
+    **options: object,
+) -> None:
+    """Write a run file for your models and data, and show what the run will cost.
+
+    Asks for what no option gives. Looks at the models' configs and tokenizers and at the first thousand
+    rows of the data; weights are neither loaded nor downloaded. Never replaces a file.
+    """
+    set_up_logging()
+    from first_run.costs import Assumed
+    from first_run.init.findings import find_out
+    from first_run.init.report import facts, next_steps, report
+    from first_run.init.run_file import parsed, run_file_text, write_run_file
+    from first_run.init.wanted import Place, complete
+
+    asks = not options["yes"]
+    where = Place.of(place, run_dir)
+    asked = asks and not (sources and target and data)
+    preset = str(options["preset"])
+    wanted = complete(where, sources, target, data, asks=asks, preset=preset)  # type: ignore[arg-type]
+    found = find_out(wanted, Assumed(float(str(options["tflops"])), float(str(options["rate"]))))
+    text = run_file_text(found)
+    parsed(text, wanted.file)
+    if not options["as_json"]:
+        click.echo(report(found))
+    writes = not options["dry_run"]
+    if writes and asked:
+        writes = _confirmed(f"write {wanted.file}?")
+    if writes:
+        write_run_file(text, wanted.file)
+    if options["as_json"]:
+        click.echo(json.dumps(facts(found, written=writes), ensure_ascii=False, default=str))
+        return
+    if not writes:
+        click.echo("\nnothing written")
+        return
+    click.echo(f"\nwrote {wanted.file}; next:")
+    click.echo("\n".join(f"  {step}" for step in next_steps(found)))
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, default=True, err=True)
+    except click.Abort as error:
+        click.echo(err=True)
+        raise ConfigError("not answered, nothing was written", where="init") from error
+
+
+@click.command("doctor")
+@click.argument("run_file", metavar="[RUN_FILE]", required=False, type=click.Path(dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@click.pass_context
+def doctor(context: click.Context, run_file: str | None, as_json: bool) -> None:
+    """Look for what would stop a run: environment, GPUs, disk, and what RUN_FILE needs.
+
+    Each finding has a remedy. Exit code 0 with warnings, 2 with an error. Secrets are looked for by
+    name and never printed. A bucket of the run file gets a small object, which is deleted again.
+    """
+    set_up_logging()
+    from first_run.doctor.report import as_json as checks_json
+    from first_run.doctor.report import check_lines, summary
+    from first_run.doctor.run import examine
+
+    colour = False if os.environ.get("NO_COLOR") else None
+    checks = []
+    for check in examine(run_file):
+        checks.append(check)
+        if not as_json:
+            click.echo("\n".join(check_lines(check)), color=colour)
+    click.echo(checks_json(checks) if as_json else f"\n{summary(checks)}")
+    if any(check.state == "error" for check in checks):
+        context.exit(2)

@@ -1,0 +1,1 @@
+"""`logitfuse doctor`: checks of the machine and of a run file, each with a remedy."""
