@@ -166,7 +166,7 @@ def test_the_store_is_what_the_capture_says(
         at += int(count)
     assert worst <= ERROR
     known = (~np.isnan(found["label_logprobs"])).mean()
-    assert 0.05 < known < 1
+    assert 0.01 < known < 1
     assert f"{known:.1%}" in said
     ok("store", "verify", run, "--source", source, "--kind", "source")
     assert "nothing to do" in ok("extract", "import", run, "--source", source, "--capture", capture)
@@ -181,14 +181,18 @@ def test_an_imported_store_is_aligned_like_any_other(scored: Path, tmp_path: Pat
     ok("align", "run", run)
     ok("store", "verify", run, "--kind", "aligned")
     ok("align", "run", scored)
-    both = [
-        StoreReader.open(open_location(load_run(path).aligned_url("b"))).read(0)
-        for path in (run, scored)
-    ]
-    assert both[0]["token_ids"].tolist() == both[1]["token_ids"].tolist()
-    # Tokens that begin where the source's do depend on no label's probability.
-    share = (np.diff(both[0]["entry_offsets"]) > 0).mean()
-    assert share > 0.3
+    found, there = (
+        StoreReader.open(open_location(load_run(path).aligned_url("b"))) for path in (run, scored)
+    )
+    covered = 0
+    for shard in sorted(there.commits):
+        imported, whole = found.read(shard), there.read(shard)
+        np.testing.assert_array_equal(imported["token_ids"], whole["token_ids"])
+        # Where the source's label is not known there is nothing; elsewhere there is what was.
+        here = np.diff(imported["entry_offsets"]) > 0
+        assert not (here & (np.diff(whole["entry_offsets"]) == 0)).any()
+        covered += int(here.sum())
+    assert covered > 0
 
 
 def test_packed_rows_are_told_apart(scored: Path, tmp_path: Path) -> None:
@@ -297,18 +301,18 @@ def test_other_compression_parameters(case: tuple[Path, Path]) -> None:
     _change(capture, k=K, exact_k=K, exact_dtype="float16")
     line = _line(run, capture)
     assert f"expected {2 * K} numbers a position, got {4 * K}" in line
-    _change(capture, exact_dtype="float32", delta_encoding=True)
-    assert "hint" not in _line(run, capture)
     (capture / "compression_config.yaml").unlink()
     assert "compression parameters are not known" in _line(run, capture)
 
 
-def test_same_bytes_read_in_another_way(case: tuple[Path, Path]) -> None:
-    """Values that are no probabilities are found by what they are."""
-    run, capture = case
-    _change(capture, exact_dtype="bfloat16", k=K, exact_k=K - 8, polynomial_terms=list(range(16)))
-    line = _line(run, capture)
-    assert "compression" in line
+def test_differences_that_are_read_as_values(scored: Path, tmp_path: Path) -> None:
+    """Parameters of as many bytes are found out where the numbers cannot be falling probabilities."""
+    config = _config(scored, "a", ALL | {"delta_encoding": True})
+    capture = captures.write_capture(tmp_path / "capture", _rows(scored, "a"), config)
+    _change(capture, delta_encoding=False)
+    line = _line(_fresh(scored, tmp_path / "run2", "a"), capture)
+    assert "exact log-probabilities do not fall" in line
+    assert "compression_config.yaml" in line
 
 
 def test_missing_columns(case: tuple[Path, Path]) -> None:
@@ -387,8 +391,14 @@ def test_a_curve_that_gives_a_little_too_much_is_brought_to_1(scored: Path, tmp_
 
 def test_segments_that_are_missing_can_be_recorded(scored: Path, tmp_path: Path) -> None:
     rows = _rows(scored, "a")
-    lost = len(rows[0][0])
-    capture = captures.write_capture(tmp_path / "capture", rows[1:], _config(scored, "a", ALL))
+    alone = [
+        i for i, (ids, _) in enumerate(rows)
+        if not any(other[: len(ids)] == ids for n, (other, _) in enumerate(rows) if n != i)
+    ]  # fmt: skip
+    gone = alone[0]
+    rest = [*rows[:gone], *rows[gone + 1 :]]
+    lost = slice(sum(len(ids) for ids, _ in rows[:gone]), sum(len(i) for i, _ in rows[: gone + 1]))
+    capture = captures.write_capture(tmp_path / "capture", rest, _config(scored, "a", ALL))
     run = _fresh(scored, tmp_path / "run2", "a")
     assert f"1 of {len(rows)} segments are not in the capture" in _line(run, capture)
     content = yaml.safe_load(run.read_text())
@@ -397,8 +407,8 @@ def test_segments_that_are_missing_can_be_recorded(scored: Path, tmp_path: Path)
     said = ok("extract", "import", run, "--source", "a", "--capture", capture)
     assert f"{len(rows) - 1} of {len(rows)} segments" in said
     found = _arrays(run, "a")
-    assert not found["counts"][:lost].any()
-    assert (found["tail_mass"][:lost] == 1).all()
+    assert not found["counts"][lost].any()
+    assert (found["tail_mass"][lost] == 1).all()
 
 
 def test_options_that_a_capture_cannot_serve(case: tuple[Path, Path], tmp_path: Path) -> None:

@@ -97,6 +97,10 @@ def matrices(
         packed = matrix("compressed_logprobs", params.logprob_bytes).astype(np.uint8)
         with np.errstate(invalid="ignore", over="ignore"):
             values = unpack_logprobs(packed, params)
+        if not params.delta_encoding:  # sums of falling differences fall by themselves
+            exact = values[:, : params.exact_k]
+            falls = ~(np.diff(exact, axis=1, prepend=np.inf) > 0)
+            _require(falls, "exact log-probabilities do not fall", part.start, where)
     elif isinstance(params, LegacyParams):
         ids, values = unpack_legacy(
             matrix("packed_indices", params.id_words),
