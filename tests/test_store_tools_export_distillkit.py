@@ -35,7 +35,7 @@ DOCUMENTS = [
     },
     {
         "id": "prompt",
-        "prompt": "Say it: ",
+        "prompt": "12345 67890, {x} \\n Wasn't it #7?\\t",
         "text": "it, then.",
         "domain": "prose",
         "split": "train",
