@@ -35,8 +35,8 @@ DOCUMENTS = [
     },
     {
         "id": "prompt",
-        "prompt": "12345 67890, {x} \\n Wasn't it #7?\\t",
-        "text": "it, then.",
+        "prompt": "12345 67890, {x} Was it #7? ",
+        "response": "it, then.",
         "domain": "prose",
         "split": "train",
     },

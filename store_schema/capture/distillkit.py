@@ -76,14 +76,15 @@ def _residuals(packed_RC: Packed, part: Bin) -> Floats:
     size = float_bytes(part.scale_dtype)
     scale_R1 = unpack_floats(packed_RC[:, :size], part.scale_dtype)
     codes = unpack_bits(packed_RC[:, size:], part.element_bits, part.num_elements)
-    return _multiples(codes, part.element_bits) * scale_R1
+    values: Floats = _multiples(codes, part.element_bits) * scale_R1
+    return values
 
 
 def _multiples(codes: npt.NDArray[np.int64], bits: int) -> Floats:
     """What codes stand for, in units of the scale: -1 and 1, or from -2^(bits - 1) on."""
     if bits == 1:
-        return codes * 2.0 - 1.0
-    return (codes - (1 << (bits - 1))).astype(np.float64)
+        return codes.astype(np.float64) * 2 - 1
+    return codes.astype(np.float64) - (1 << (bits - 1))
 
 
 def _curve(coefficients_RT: Floats, params: Params) -> Floats:

@@ -137,16 +137,11 @@ def read_params(path: Path) -> AnyParams:
     raw: Any = read_yaml(path, "compression parameters")
     found: Any = raw.get("teacher", raw)
     found = found if isinstance(found, dict) else {}
-    kind: type[AnyParams] = Params
-    for key, of_key in {
-        "logprob_compressor": Params,
-        "legacy_logit_compression": LegacyParams,
-    }.items():
-        if found.get(key) is not None:
-            found, kind = found[key], of_key
-            break
-    else:
-        kind = LegacyParams if "polynomial_degree" in found else Params
+    kind: type[AnyParams] = LegacyParams if "polynomial_degree" in found else Params
+    if found.get("logprob_compressor") is not None:
+        found, kind = found["logprob_compressor"], Params
+    elif found.get("legacy_logit_compression") is not None:
+        found, kind = found["legacy_logit_compression"], LegacyParams
     if not isinstance(found, dict) or not found.keys() & {"d", "vocab_size"}:
         raise ConfigError(
             "no compression parameters",
