@@ -64,7 +64,7 @@ def unpack_logprobs(packed_RC: Packed, params: Params) -> Floats:
     if terms and rest_RU.shape[1]:
         both = _wider(params.exact_dtype, params.term_dtype)
         rest_RU = rounded(_curve(coefficients_RT, params) + rest_RU, both)
-    values_RK = np.concatenate([exact_RK, rest_RU], axis=1)
+    values_RK: Floats = np.concatenate([exact_RK, rest_RU], axis=1)
     if params.delta_encoding:
         sums_RK = np.cumsum(values_RK.astype(np.float32), axis=1)
         values_RK = rounded(sums_RK, params.exact_dtype)
