@@ -124,9 +124,7 @@ def test_who_reads_what(package: str, stores: dict[str, Path]) -> None:
 
 def test_the_page_says_so() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    table = dict(
-        re.findall(r"^\| (zarr-python|zarrs|TensorStore) [^|]*\| (yes|no)\b", text, re.M)
-    )
+    table = dict(re.findall(r"^\| (zarr-python|zarrs|TensorStore) [^|]*\| (yes|no)\b", text, re.M))
     assert table == {"zarr-python": "yes", "zarrs": "yes", "TensorStore": "no"}
     for package, version in PACKAGES.items():
         assert version is None or version in text, package
