@@ -11,6 +11,7 @@ import click
 from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
 from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
+from store_schema.errors import ConfigError
 
 
 @click.group(cls=StageGroup)
@@ -161,6 +162,50 @@ def run_one(
     check_gpus(require_gpus)
     for name in sources:
         run_source(run, name, part, stop_fd=stop_fd, halvings=halvings)
+
+
+@extract.command("import")
+@click.option(
+    "--capture",
+    "path",
+    required=True,
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Folder of a DistillKit capture's Parquet files, or one of them.",
+)
+@click.option(
+    "--compression",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="YAML with the capture's compression parameters. Default: compression_config.yaml beside it.",
+)
+@run_options
+@work_options
+def import_one(
+    run: RunConfig,
+    sources: tuple[str, ...],
+    part: Part,
+    dry_run: bool,
+    path: Path,
+    compression: Path | None,
+) -> None:
+    """Fill the store of one source from distributions that DistillKit captured; resumes."""
+    from extract.captures.files import Capture
+    from extract.captures.importing import check_capture, import_capture, import_lines
+    from launch.signals import stop_on_signals
+
+    if len(sources) != 1:
+        raise ConfigError(
+            "a capture is of one model",
+            where="--source",
+            expected="one name",
+            got=", ".join(sources),
+        )
+    [name] = sources
+    with timed_stage(run, "extract"), stop_on_signals() as flag:
+        checked = check_capture(run, name, Capture.open(path, compression))
+        done = import_capture(checked, part, flag, dry=dry_run)
+    click.echo("\n".join(import_lines(name, done, dry=dry_run)))
 
 
 @extract.command("generate")

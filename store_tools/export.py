@@ -1,4 +1,4 @@
-"""Exports stores for other tools: one Parquet, safetensors or JSONL file for each shard.
+"""Exports stores for other tools: a Parquet, safetensors or JSONL file or a Zarr group for each shard.
 
 Parquet has one row per position; an unknown label's log-probability is null. safetensors has the arrays
 of docs/store.md as they are, with the manifest as metadata. Files are written atomically, and one that
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,14 +24,18 @@ from launch.command import set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
 from launch.work import parse_shards, shards_in
+from store_schema.capture.params import PARAMS_FILE
 from store_schema.disk.location import Location, open_location
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, MissingError
-from store_schema.layout import Arrays
+from store_schema.layout import KINDS, Arrays
 from store_schema.store.answers import read_answers
 from store_schema.store.reader import StoreReader
 from store_schema.text.vocabulary import Vocabulary
 from store_tools.copy import require_outside
+from store_tools.export_distillkit import CaptureWriter
+from store_tools.export_zarr import group_files, group_metadata, write_group
+from store_tools.places import find_places, one_place
 
 ROW_GROUP = 65_536
 """Positions of a Parquet row group, which readers hold in memory at once."""
@@ -225,15 +230,26 @@ FORMATS: dict[
     "safetensors": (safetensors_bytes, _safetensors_metadata),
     "jsonl": (jsonl_bytes, _no_metadata),
 }
+"""Formats of one file a shard: how it is written, and how its metadata are read if it is there."""
+
+GROUPS, CAPTURES = "zarr", "distillkit"
+PARAMS = "logitfuse.compression"
+"""Key of a capture's compression parameters in the metadata of its files."""
+
+
+def file_name(form: str, shard: int) -> str:
+    """Key of an exported shard."""
+    return f"data_{shard:05d}.parquet" if form == CAPTURES else f"{shard:05d}.{form}"
 
 
 def _is_there(location: Location, key: str, form: str, wanted: Metadata) -> bool:
     """Whether a file exists and was made from this shard, by its metadata."""
-    if not location.exists(key):
+    read = _parquet_metadata if form == CAPTURES else group_metadata
+    if not location.exists(f"{key}/zarr.json" if form == GROUPS else key):
         return False
     try:
         with storage_errors(f"{location.url}/{key}"):
-            return FORMATS[form][1](location, key) == wanted
+            return (FORMATS[form][1] if form in FORMATS else read)(location, key) == wanted
     except (ValueError, LookupError, AttributeError, TypeError):  # pa.ArrowInvalid is a ValueError
         return False  # not an exported file: it is overwritten
 
@@ -244,15 +260,17 @@ def export_store(
     form: str,
     shards: Iterable[int] | None = None,
     flag: StopFlag | None = None,
+    capture: CaptureWriter | None = None,
 ) -> tuple[int, int]:
     """Write the shards as files of another format.
 
     Args:
         reader: The store.
-        target: Folder or URL of the files, named 00012.parquet or 00012.safetensors.
-        form: A name in `FORMATS`.
+        target: Folder or URL of the files, named as in `file_name`.
+        form: A name in `FORMATS`, `GROUPS` or `CAPTURES`.
         shards: Shards to export; None exports all that are committed.
         flag: Checked between shards.
+        capture: Of the store, for the format `CAPTURES`.
 
     Returns:
         Number of files written, and of files that were there already.
@@ -272,15 +290,25 @@ def export_store(
         )
     vocabulary = reader.vocabulary
     written = 0
+    if capture is not None:
+        target.write_atomic(PARAMS_FILE, capture.params_yaml())
     positions = {shard: reader.commits[shard].counts.positions for shard in wanted}
     with Progress(f"export {form}", sum(positions.values()), unit="pos") as progress:
         for shard in wanted:
             if flag is not None:
                 flag.check()
-            key = f"{shard:05d}.{form}"
+            key = file_name(form, shard)
             metadata = file_metadata(reader, shard)
+            if capture is not None:
+                metadata[PARAMS] = capture.params.model_dump_json()
             if not _is_there(target, key, form, metadata):
-                target.write_atomic(key, FORMATS[form][0](reader.read(shard), vocabulary, metadata))
+                arrays = reader.read(shard)
+                if form == GROUPS:
+                    write_group(target, key, group_files(arrays, metadata))
+                elif capture is not None:
+                    target.write_atomic(key, capture.parquet_bytes(shard, arrays, metadata))
+                else:
+                    target.write_atomic(key, FORMATS[form][0](arrays, vocabulary, metadata))
                 written += 1
             progress.add(positions[shard])
     return written, len(wanted) - written
@@ -292,20 +320,47 @@ def export_store(
 @click.option(
     "--format",
     "form",
-    type=click.Choice(list(FORMATS)),
+    type=click.Choice([*FORMATS, GROUPS, CAPTURES]),
     default="parquet",
     show_default=True,
     help="Parquet: a row per position. safetensors: the arrays as they are. jsonl: a line per "
-    "answer of a generated store.",
+    "answer of a generated store. zarr: a group with the arrays, for any reader of Zarr v3. "
+    "distillkit: a capture for DistillKit.",
 )
+@click.option(
+    "--compression",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With distillkit: YAML with its compression parameters. Default: every entry as float32.",
+)
+@click.option(
+    "--source", "names", multiple=True, metavar="NAME", help="Store of a run: its source."
+)
+@click.option("--kind", type=click.Choice(KINDS), help="Store of a run: its kind.")
+@click.option("--plan", metavar="PATH", help="With distillkit: the plan. Default: as for `verify`.")
 @click.option("--shards", metavar="LIST", help="Only these shards, such as 3-7 or 0,3-7.")
-def export_command(source: str, out: str, form: str, shards: str | None) -> None:
-    """Write the store SOURCE to the folder or URL OUT, for other tools."""
+def export_command(
+    source: str,
+    out: str,
+    form: str,
+    shards: str | None,
+    compression: Path | None,
+    **chosen_store: Any,
+) -> None:
+    """Write the store SOURCE to the folder or URL OUT, for other tools.
+
+    SOURCE is a store's folder or URL, or a run file with --source and --kind that leave one.
+    """
     set_up_logging()
-    reader = StoreReader.open(open_location(source))
+    if compression is not None and form != CAPTURES:
+        raise ConfigError("goes with --format distillkit alone", where="--compression")
+    sources = chosen_store.pop("names")
+    place = one_place(find_places(source, sources=sources, **chosen_store))
+    reader = StoreReader.open(place.location)
+    capture = CaptureWriter(place, reader, compression) if form == CAPTURES else None
     chosen = None if shards is None else shards_in(parse_shards(shards))
     with stop_on_signals() as flag:
         target = open_location(out)
         require_outside(reader.location, target)
-        written, there = export_store(reader, target, form, chosen, flag)
+        written, there = export_store(reader, target, form, chosen, flag, capture)
     click.echo(f"{written} files written, {there} there already")

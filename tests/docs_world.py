@@ -105,6 +105,7 @@ def make_world(folder: Path) -> Path:
     answers = run | {"name": "answers", "corpus": {"inputs": [{"path": "answers.jsonl"}]}}
     write(folder / "answers.yaml", answers)
     write(folder / "new.yaml", run | {"name": "new"})
+    write(folder / "imported.yaml", run | {"name": "imported"})
     second = {"name": "other-target", "data_dir": "runs/demo", "target": {"model": "models/other"}}
     write(folder / "second.yaml", run | second)
     pairwise = {"pivot": "base", "merge": {"method": "linear"}}

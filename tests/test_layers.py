@@ -43,7 +43,7 @@ ORDER = {
             "presets",
             "layout",
         ),
-        *("disk", "plan", "manifest", "model", "text", "encoding", "store"),
+        *("disk", "capture", "plan", "manifest", "model", "text", "encoding", "store"),
     ),
     "extract": (
         *(
@@ -57,7 +57,7 @@ ORDER = {
             "corpus",
         ),
         *("head", "engines", "plan", "branching", "scoring", "generation", "report", "judging"),
-        *("tune", "run", "cli", "__main__"),
+        *("captures", "tune", "run", "cli", "__main__"),
     ),
     "align": (
         *("methods", "config", "counts", "chain", "papers", "prepare", "report"),

@@ -38,7 +38,7 @@ class CheckedSource(PlannedStore):
     spec: EngineSpec
 
 
-def _require_planned(plan: Plan, name: str, ref: ModelRef, tokenizer: SegmentTokenizer) -> None:
+def require_planned(plan: Plan, name: str, ref: ModelRef, tokenizer: SegmentTokenizer) -> None:
     """Refuse a tokenizer that the plan was not made with."""
     planned = plan.record.tokenizers.get(name)
     if planned != tokenizer.fingerprint:
@@ -79,7 +79,7 @@ def check_source(
     section = section_with_engine(section.answering() if generates else section, location)
     folder = model_folder(run, name)
     tokenizer = SegmentTokenizer.load(ref, name=name)
-    _require_planned(plan, name, ref, tokenizer)
+    require_planned(plan, name, ref, tokenizer)
     spec = engine_spec(
         name,
         folder,

@@ -1,0 +1,1 @@
+"""Formats in which other programs keep distributions: DistillKit's compressed captures."""
