@@ -2,8 +2,8 @@
 
     python examples/make_random_source.py --inputs runs/demo/inputs
 
-Output: models/random, beside what make_demo.py made there before. A study adds it to the sources, to see
-whether a selector leaves it out.
+Output: models/random, beside what make_demo.py made there before. A study adds it to the sources, to
+see whether a selector leaves it out.
 """
 
 from __future__ import annotations
