@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
+.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy study test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -241,6 +241,11 @@ bench-real-rates: $(READY)
 # (hours; goes on where it was stopped). WORLDS=real takes the published models.
 bench-presets: $(READY)
 	$(BIN)/python -m benchmarks.bench_presets $(if $(WORLDS),--worlds $(WORLDS))
+
+# Does fusing pay, against whom, and what carries it? Every row of examples/study.yaml (hours; goes on where it was
+# stopped). STUDY=mine.yaml takes another study.
+study: $(READY)
+	$(BIN)/python -m benchmarks.bench_study $(if $(STUDY),--study $(STUDY))
 
 # Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
 # and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.
