@@ -3,8 +3,8 @@
     python -m benchmarks.bench_study
     python -m benchmarks.bench_study --study mine.yaml --processes 4
 
-Runs the study, whose table and page say all, and prints its goals as one JSON object on the last line. A
-stopped study goes on; `study_seconds` is the time of all its calls.
+Runs the study, whose table and page say all, and prints its goals as one JSON object on the last line.
+A stopped study goes on; `study_seconds` is the time of all its calls.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def study_figures(record: Mapping[str, Any]) -> dict[str, Any]:
         record: Content of study.json.
 
     Returns:
-        `ours_minus_control` and `ours_minus_best_baseline` (relative, with intervals and seeds; the best
-        baseline is the one that ours is least better than), `interference_ratio_mince` and
+        `ours_minus_control` and `ours_minus_best_baseline` (relative, with intervals and seeds; the
+        best baseline is the one that ours is least better than), `interference_ratio_mince` and
         `tokens_to_control`; what a setting has no rows for is None.
     """
     ours = record["study"]["ours"]
