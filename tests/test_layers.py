@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "fuse_train": {"store_schema", "launch"},
     "fuse_eval": {"store_schema", "launch", "extract", "fuse_train"},
     "store_tools": {"store_schema", "launch"},
-    "first_run": {"store_schema", "launch", "extract", "align"},
+    "first_run": {"store_schema", "launch", "extract", "align", "fuse_train"},
 }
 
 ORDER = {
