@@ -55,9 +55,7 @@ def test_its_run_file_is_the_example(here: Path) -> None:
     assert demo.run_file_text(Path("runs/demo"), 0, "vllm") == example
 
 
-@pytest.mark.parametrize(
-    "place", ["elsewhere/my demo".replace(" ", "-"), "/tmp/x/.hidden", "runs/a"]
-)
+@pytest.mark.parametrize("place", ["elsewhere/my-demo", "/tmp/x/.hidden", "runs/a"])
 def test_another_folder_seed_and_engine_change_only_those(here: Path, place: str) -> None:
     text = demo.run_file_text(Path(place), 3, "transformers")
     found = yaml.safe_load(text)
