@@ -114,7 +114,8 @@ def engine_here() -> str:
     Raises:
         ConfigError: Packages that the demo trains with are missing.
     """
-    missing = [name for name in ("torch", "accelerate", "safetensors") if find_spec(name) is None]
+    needed = ("torch", "accelerate", "safetensors", "sentencepiece")
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ConfigError(
             "packages are missing",
