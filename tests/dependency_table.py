@@ -2,11 +2,13 @@
 
 What a package is for and what would replace it is written by hand; the licence is read from the
 metadata of the installed package, and stays as it is where the package is not installed.
+`python -m tests.dependency_table always,train` prints the pins of constraints.txt for what these need directly.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from dataclasses import dataclass
 from importlib import metadata
@@ -90,5 +92,24 @@ def written() -> tuple[str, str]:
     return before, ROW.sub(again, before)
 
 
-if __name__ == "__main__":
+def pins(extras: set[str], file: str = "constraints.txt") -> dict[str, str]:
+    """Version of each direct dependency of some extras, by its normal name, as a file pins it."""
+    direct = {normal(name) for name, where in declared().items() if where in extras}
+    lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
+    pinned = {normal(name): version for line in lines for name, version in [line.split("==")]}
+    return {name: version for name, version in pinned.items() if name in direct}
+
+
+def normal(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name.lower())
+
+
+if __name__ == "__main__" and len(sys.argv) > 1:
+    print(
+        "\n".join(
+            f"{name}=={version}" for name, version in pins(set(sys.argv[1].split(","))).items()
+        )
+    )
+elif __name__ == "__main__":
     PAGE.write_text(written()[1], encoding="utf-8")
