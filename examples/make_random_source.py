@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from make_demo import publish
+
+from first_run.demo.make import publish
 
 
 @click.command(help="Make a source that knows nothing.")
