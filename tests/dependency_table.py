@@ -2,7 +2,7 @@
 
 What a package is for and what would replace it is written by hand; the licence is read from the
 metadata of the installed package, and stays as it is where the package is not installed.
-`python -m tests.dependency_table always,train` prints the pins of constraints.txt for what these need directly.
+`python -m tests.dependency_table always,train` prints what constraints.txt pins of their direct ones.
 """
 
 from __future__ import annotations
