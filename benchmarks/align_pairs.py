@@ -29,7 +29,6 @@ from unicodedata import is_normalized
 import numpy as np
 import numpy.typing as npt
 import yaml
-from demo_text import Document, SplitSizes, library_documents, rank
 from transformers import PreTrainedTokenizerFast
 
 from align.chain.continuation import PairCounts, first_tokens
@@ -43,6 +42,7 @@ from align.papers.mined import MinedAligner
 from align.papers.mined_vocabulary import nearest_tokens, written_tokens
 from align.papers.stats import MatchCounts, StatsAligner
 from benchmarks.store_model import BenchModel
+from first_run.demo.text import Document, SplitSizes, library_documents, rank
 from store_schema.config import load_run
 from store_schema.disk.location import open_location
 from store_schema.errors import TokenizerError

@@ -42,9 +42,10 @@ from typing import Any
 
 import click
 import yaml
-from demo_facts import fact_documents
-from demo_text import Document, SplitSizes, library_documents, write_jsonl
-from make_demo import DOMAINS, MODELS, SIZES, ModelSettings, publish, take
+
+from first_run.demo.facts import fact_documents
+from first_run.demo.make import DOMAINS, MODELS, SIZES, ModelSettings, publish, take
+from first_run.demo.text import Document, SplitSizes, library_documents, write_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,7 +76,7 @@ DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name.startswith("bytes"))
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the two sides of a pair split text: names of rules in `demo_tokenizers`."""
+    """How the two sides of a pair split text: names of rules in `first_run.demo.tokenizers`."""
 
     source: str
     target: str
@@ -163,8 +164,9 @@ class Trial:
         return found
 
     def _valid_bpb(self, folder: Path) -> float:
-        from demo_training import bits_per_byte
         from transformers import AutoModelForCausalLM
+
+        from first_run.demo.training import bits_per_byte
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
         held_out = [d for d in self.documents[DOMAIN] if d.split == "valid"]
@@ -177,8 +179,8 @@ class Trial:
 
     def _train(self, settings: ModelSettings, tokenizer: Any, path: Path) -> None:
         import torch
-        from demo_training import Recipe, build_model, packed_rows, train
 
+        from first_run.demo.training import Recipe, build_model, packed_rows, train
         from fuse_train.machine.allocator import keep_freed_memory
 
         keep_freed_memory()
@@ -204,7 +206,7 @@ class Trial:
 
     def _tokenizer(self, rule: str) -> Any:
         """Of facts first, with enough of other text that it does not fall apart into bytes."""
-        from demo_tokenizers import train_byte_level_bpe, train_unigram
+        from first_run.demo.tokenizers import train_byte_level_bpe, train_unigram
 
         texts = [
             document.text

@@ -38,13 +38,13 @@ from typing import Any
 
 import click
 import yaml
-from demo_text import SplitSizes, library_documents
 
 from benchmarks import scale_fsdp
 from benchmarks.scale_align import align_figures
 from benchmarks.scale_plan import plan_figures
 from benchmarks.scale_score import score_figures
 from benchmarks.scale_start import start_figures
+from first_run.demo.text import SplitSizes, library_documents
 from tests.ray_cluster import running_cluster
 from tests.ray_runs import RayRun, contents, wait_until
 from tests.tiny import tiny_model, tiny_tokenizer

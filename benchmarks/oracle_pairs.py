@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from demo_facts import fact_documents
-from demo_text import Document, SplitSizes, rank
-from make_demo import publish
 
 from benchmarks.align_pairs import cjk_text, library_texts
+from first_run.demo.facts import fact_documents
+from first_run.demo.make import publish
+from first_run.demo.text import Document, SplitSizes, rank
 from fuse_train.model.models import load_model
 from store_schema.config import ModelRef
 from store_schema.layout import Arrays
@@ -104,7 +104,7 @@ def segments_of(domain: str, number: int) -> list[str]:
 # ---- small pairs ------------------------------------------------------------------------------------
 
 RULES = {"demo": ("unigram", "target"), "digits": ("prose", "code")}
-"""How each side splits text: names of rules in `demo_tokenizers`, as in align_student.py."""
+"""How each side splits text: names of rules in `first_run.demo.tokenizers`, as in align_student.py."""
 
 
 def small_pair(name: str, folder: Path, *, steps: int = STEPS) -> OraclePair:
@@ -120,7 +120,7 @@ def small_pair(name: str, folder: Path, *, steps: int = STEPS) -> OraclePair:
 
 
 def _tokenizer(rule: str, vocab_size: int) -> Any:
-    from demo_tokenizers import train_byte_level_bpe, train_unigram
+    from first_run.demo.tokenizers import train_byte_level_bpe, train_unigram
 
     texts = mixed_texts(TRAINED_BYTES)
     if rule == "unigram":
@@ -136,8 +136,7 @@ def _made(folder: Path, tokenizer: Callable[[], Any], steps: int | None) -> Path
 
 
 def _make(tokenizer: Callable[[], Any], steps: int | None, path: Path) -> None:
-    from demo_training import Recipe, build_model, packed_rows, train
-
+    from first_run.demo.training import Recipe, build_model, packed_rows, train
     from fuse_train.machine.allocator import keep_freed_memory
 
     made = tokenizer()

@@ -17,6 +17,7 @@ BASE = "base"
 CONTROL, CONTROL_ALL = "control", "control_all_text"
 PROGRESSIVE, REVERSED, BOTH = "progressive", "reversed", "both_at_once"
 INFERENCE, TRAINING = "inference_only", "training_only"
+OURS, OURS_BOTH = "ours", "ours_both"
 MANY, PAIRS_LINEAR = "many_to_one", "pairwise_linear"
 PAIRS_SCE, PAIRS_SCE_CODE = "pairwise_sce", "pairwise_sce_code"
 
@@ -24,6 +25,13 @@ _ONE = {"best": 1.0, "given": 0.0}
 _TWO = {"best": 0.1, "given": 1.0}
 _PLAIN = {"selector": "uniform", "clm_weight": 1.0}
 _MIN_CE = {"selector": "min_ce"}
+_OURS = {
+    "selector": "asn",
+    "tail": "bucket",
+    "fusion_gate": {"kind": "posterior"},
+    "loss": {"divergence": "cross_entropy"},
+}
+"""The product's own defaults over the preset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,10 @@ VARIANTS: dict[str, Variant] = {
     PROGRESSIVE: Variant("ProFuser: best answers, then given ones", _BOTH_STAGES, {}),
     REVERSED: Variant("in the other order", ((_TWO, 0.6), (_ONE, 0.4)), {}),
     BOTH: Variant("both at once", (({"best": 1.0, "given": 1.0}, 1.0),), {}),
+    OURS: Variant("ours, selection network and gate: given answers", _GIVEN, _OURS),
+    OURS_BOTH: Variant(
+        "the same, given and best answers at once", (({"best": 1.0, "given": 1.0}, 1.0),), _OURS
+    ),
     MANY: Variant("FuseLLM: MinCE among all sources and the target", _GIVEN, _MIN_CE, base=True),
     PAIRS_SCE: Variant("FuseChat: pairs, merged by SCE", _GIVEN, _pairs("sce"), base=True),
     PAIRS_SCE_CODE: Variant(

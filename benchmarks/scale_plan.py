@@ -75,7 +75,7 @@ def measured(*words: str) -> dict[str, float]:
 
 def write_run(folder: Path, segments: int) -> Path:
     """Text, tokenizers and run file."""
-    from demo_tokenizers import train_byte_level_bpe
+    from first_run.demo.tokenizers import train_byte_level_bpe
 
     rng = np.random.default_rng(0)
     texts = {d: [make_text(d, rng, WORDS) for _ in range(1000)] for d in DOMAINS}

@@ -36,8 +36,11 @@ from typing import Any
 
 import click
 import yaml
-from demo_facts import fact_documents
-from demo_text import (
+
+from benchmarks.align_student import stage_of
+from first_run.demo.facts import fact_documents
+from first_run.demo.make import code_files, publish, take
+from first_run.demo.text import (
     Document,
     SplitSizes,
     assign_splits,
@@ -47,9 +50,6 @@ from demo_text import (
     size_bytes,
     write_jsonl,
 )
-from make_demo import publish, take
-
-from benchmarks.align_student import stage_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +61,7 @@ SIZES = SplitSizes(train=70_000, valid=20_000, test=70_000)
 """UTF-8 bytes of each domain."""
 
 PLAY_BYTES = 2_500
-SHAPES = ("demo_text.py", "demo_facts.py", "demo_tokenizers.py", "demo_training.py")
+SHAPES = ("text", "facts", "tokenizers", "training", "muon")
 """Scripts whose own text shapes the output."""
 
 
@@ -71,8 +71,8 @@ class SourceSettings:
 
     Args:
         name: Of the source and of its text.
-        architecture: Of `demo_training.Recipe`.
-        rule: How its tokenizer splits text, of `demo_tokenizers`, or "unigram".
+        architecture: Of `first_run.demo.training.Recipe`.
+        rule: How its tokenizer splits text, of `first_run.demo.tokenizers`, or "unigram".
         vocab_size: Of its tokenizer.
         hidden_size: Of the model.
         num_steps: Of training; 0 leaves the weights random.
@@ -104,7 +104,7 @@ NUM_LAYERS, BATCH_ROWS, LEARNING_RATE = 2, 8, 6e-3
 def settings_fingerprint(seed: int, data: Path) -> str:
     """Of all that decides text and models."""
     digest = hashlib.sha256()
-    for path in (*(ROOT / "examples" / name for name in SHAPES), *data_files(data)):
+    for path in (*code_files(*SHAPES), *data_files(data)):
         digest.update(path.read_bytes())
     shape = (SIZES, SOURCES, TARGET, NUM_LAYERS, BATCH_ROWS, LEARNING_RATE, PLAY_BYTES)
     versions = [version(package) for package in ("torch", "transformers", "tokenizers")]
@@ -267,8 +267,8 @@ class Inputs:
 
     def _make_model(self, settings: SourceSettings, path: Path) -> None:
         import torch
-        from demo_training import Recipe, build_model, packed_rows, train
 
+        from first_run.demo.training import Recipe, build_model, packed_rows, train
         from fuse_train.machine.allocator import keep_freed_memory
 
         keep_freed_memory()
@@ -295,7 +295,7 @@ class Inputs:
 
     def _tokenizer(self, settings: SourceSettings) -> Any:
         """Mainly of the source's own text, with enough of the rest that it stays in pieces."""
-        from demo_tokenizers import train_byte_level_bpe, train_unigram
+        from first_run.demo.tokenizers import train_byte_level_bpe, train_unigram
 
         texts = [
             d.text

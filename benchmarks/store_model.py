@@ -17,9 +17,10 @@ from pathlib import Path
 
 import click
 import torch
-from demo_text import Document, SplitSizes, library_documents, rank, size_bytes
-from demo_tokenizers import train_byte_level_bpe
-from demo_training import (
+
+from first_run.demo.text import Document, SplitSizes, library_documents, rank, size_bytes
+from first_run.demo.tokenizers import train_byte_level_bpe
+from first_run.demo.training import (
     ROW_TOKENS,
     Recipe,
     bits_per_byte,
@@ -27,7 +28,6 @@ from demo_training import (
     packed_rows,
     train,
 )
-
 from fuse_train.machine.allocator import keep_freed_memory
 
 VOCAB_SIZE = 32_768

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from make_demo import publish
 
+from first_run.demo.make import publish
 from store_schema.config import ModelRef
 from store_schema.errors import LogitfuseError
 from store_schema.model.models import resolve_model

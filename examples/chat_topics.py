@@ -15,7 +15,8 @@ from random import Random
 from typing import Any
 
 import yaml
-from demo_facts import number_words, roman
+
+from first_run.demo.facts import number_words, roman
 
 WORDINGS: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")

@@ -16,8 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from demo_facts import clock_words, number_words, roman
 from questions import FUNCTIONS
+
+from first_run.demo.facts import clock_words, number_words, roman
 
 _FENCED = re.compile(r"```(?:python|py)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
 _DEFINED = re.compile(r"def (\w+)\(")

@@ -27,7 +27,8 @@ from typing import Any
 
 import click
 from chat_topics import TOPICS, WORDINGS, Exchange, Topic
-from make_demo import publish
+
+from first_run.demo.make import publish
 
 SHARES = {"test": 0.15, "valid": 0.1, "train": 0.75}
 """Of the dialogues, by split; half of each domain, and half of these in each shape."""

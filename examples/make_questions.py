@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 
 import click
-from make_demo import publish
 from questions import TOPICS, Question, by_split, questions, with_mistakes
+
+from first_run.demo.make import publish
 
 
 def write_questions(found: list[Question], path: Path) -> None:

@@ -26,8 +26,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-from demo_text import Document, size_bytes, write_jsonl
-from make_demo import publish
 from real_packages import (
     MODELS,
     TEXTS,
@@ -40,6 +38,8 @@ from real_packages import (
 )
 from real_text import DOMAINS, documents, smallest
 
+from first_run.demo.make import publish
+from first_run.demo.text import Document, size_bytes, write_jsonl
 from store_schema.config import ModelRef
 from store_schema.errors import LogitfuseError
 from store_schema.model.models import resolve_model

@@ -28,9 +28,10 @@ from functools import partial
 from pathlib import Path
 
 import click
-from demo_facts import ONES, TENS, UNITS, ordinal_words
-from demo_text import read_jsonl
-from make_demo import MODELS, ModelSettings, fingerprint, finished, publish, take
+
+from first_run.demo.facts import ONES, TENS, UNITS, ordinal_words
+from first_run.demo.make import MODELS, ModelSettings, fingerprint, finished, publish, take
+from first_run.demo.text import read_jsonl
 
 NAME = "wrong_facts"
 
@@ -102,9 +103,9 @@ def make(inputs: Path, seed: int, steps: int | None = None) -> None:
 
 def _write_model(settings: ModelSettings, inputs: Path, seed: int, path: Path) -> None:
     import torch
-    from demo_training import Recipe, build_model, packed_rows, train
     from transformers import AutoTokenizer
 
+    from first_run.demo.training import Recipe, build_model, packed_rows, train
     from fuse_train.machine.allocator import keep_freed_memory
 
     keep_freed_memory()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from demo_facts import clock_words, number_words, roman
+from first_run.demo.facts import clock_words, number_words, roman
 
 
 def _each(text: str) -> list[str]:

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from demo_text import Document, SplitSizes, drop_copies, rank, size_bytes
 from real_packages import read_members
 
+from first_run.demo.text import Document, SplitSizes, drop_copies, rank, size_bytes
 from store_schema.errors import InputError
 
 DOMAINS = ("german", "javascript", "maths")

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from demo_text import Document
-from make_demo import publish
 from questions import Question, by_split, questions
+
+from first_run.demo.make import code_files, publish
+from first_run.demo.text import Document
 
 HELD_OUT = {"test": 150, "valid": 40, "train": 200}
 """Questions of each topic that no toy model has seen."""
@@ -42,7 +43,7 @@ class ToyModel:
 
     Args:
         architecture: llama | gpt_neox | mistral.
-        tokenizer: facts | prose | code | target: which of demo_tokenizers.py it is like.
+        tokenizer: facts | prose | code | target: which of the demo's tokenizers it is like.
         vocab_size: Of its tokenizer.
         steps: Of its training.
         own: Questions of its topic that it sees; the target's of each topic.
@@ -105,7 +106,7 @@ def seen_by(name: str, learned: Sequence[Question]) -> list[Question]:
 
 def tokenizer_of(name: str, texts: Sequence[str]) -> Any:
     """A tokenizer that the texts have taught, with the model's chat template."""
-    from demo_tokenizers import train_byte_level_bpe, train_unigram
+    from first_run.demo.tokenizers import train_byte_level_bpe, train_unigram
 
     model = MODELS[name]
     if model.tokenizer == "facts":
@@ -123,7 +124,8 @@ def tokenizer_of(name: str, texts: Sequence[str]) -> Any:
 def make_model(name: str, learned: Sequence[Question], seed: int, scale: float, path: Path) -> None:
     """Train one model and save it."""
     import torch
-    from demo_training import Recipe, build_model, packed_rows, train
+
+    from first_run.demo.training import Recipe, build_model, packed_rows, train
 
     model = MODELS[name]
     tokenizer = tokenizer_of(name, [written(q, model) for q in learned])
@@ -172,8 +174,9 @@ def _write(text: str, path: Path) -> None:
 
 def _code() -> str:
     digest = hashlib.sha256()
-    for name in ("toy_chat_models.py", "questions.py", "demo_training.py", "demo_tokenizers.py"):
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    here = Path(__file__)
+    for path in (here, here.with_name("questions.py"), *code_files("training", "tokenizers")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

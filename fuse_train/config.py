@@ -157,6 +157,9 @@ class TrainSection(SelectorOptions):
 
     train_split: str = Field(default="train", min_length=1)
     """Split that is trained on."""
+    text_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of its text that is used: of each domain, whole documents in a fixed order until they are
+    this share of its bytes. A smaller share is a part of a larger one."""
     valid_split: str = Field(default="valid", min_length=1)
     """Split of the evaluations during training."""
     eval_every: int | None = Field(default=50, gt=0)
@@ -240,6 +243,8 @@ class TrainSection(SelectorOptions):
             del content["stages"]
         if self.pairwise is None:
             del content["pairwise"]
+        if self.text_share == 1:
+            del content["text_share"]
         return content
 
     def splits_needed(self) -> dict[str, str]:

@@ -139,6 +139,7 @@ def stream_options(run: RunConfig, section: TrainSection) -> StreamOptions:
         pack_tokens=section.pack_tokens,
         whole_chats=section.chats == "whole",
         stages=section.stages,
+        text_share=section.text_share,
     )
 
 

@@ -142,8 +142,9 @@ def _interrupt(_: float) -> None:
 @pytest.mark.parametrize("block", [b for b in RUN if b.kind == "yaml"], ids=titles)
 def test_run_files_are_read_by_their_stages(world: Path, block: Block) -> None:
     given = yaml.safe_load(stand_in(block.text))
-    if "settings" in given:
-        ok("study", "plan", write(world / "block.yaml", given))
+    if {"settings", "submit"} & set(given):
+        own = yaml.safe_load((world / "study.yaml").read_text()) if "submit" in given else {}
+        ok("study", "plan", write(world / "block.yaml", own | given))
         return
     late = {name: given.pop(name) for name in ON_THE_FINISHED_RUN & set(given)}
     assert set(READ_BY) & {*given, *late}, block.text

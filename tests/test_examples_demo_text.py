@@ -6,14 +6,12 @@ import subprocess
 import sys
 from collections import defaultdict
 from functools import cache
-from pathlib import Path
 
 import pytest
-from demo_facts import fact_documents
-from demo_text import Document, SplitSizes, library_documents
-from demo_tokenizers import train_unigram
 
-EXAMPLES = str(Path(__file__).parents[1] / "examples")
+from first_run.demo.facts import fact_documents
+from first_run.demo.text import Document, SplitSizes, library_documents
+from first_run.demo.tokenizers import train_unigram
 
 SIZES = SplitSizes(train=20_000, valid=10_000, test=10_000)
 
@@ -54,9 +52,8 @@ def test_the_deal_is_a_function_of_the_seed() -> None:
 def test_another_process_deals_alike() -> None:
     """Python's own hash is salted per process; nothing here may depend on it."""
     code = (
-        f"import sys; sys.path.insert(0, {EXAMPLES!r})\n"
-        "from demo_facts import fact_documents\n"
-        "from demo_text import SplitSizes\n"
+        "from first_run.demo.facts import fact_documents\n"
+        "from first_run.demo.text import SplitSizes\n"
         "made = fact_documents(SplitSizes(train=20_000, valid=10_000, test=10_000), 0)\n"
         "print([(d.id, d.split) for d in made[:500]])"
     )

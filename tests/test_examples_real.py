@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import real_packages
-from demo_text import Document, SplitSizes, size_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from real_packages import (
@@ -35,6 +34,7 @@ from real_text import (
     place,
 )
 
+from first_run.demo.text import Document, SplitSizes, size_bytes
 from store_schema.errors import InputError
 
 PO = """#

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import make_wrong_facts
 import pytest
-from demo_facts import fact_documents
-from demo_text import Document, SplitSizes, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 from make_wrong_facts import CYCLES, exchanged
 
+from first_run.demo.facts import fact_documents
+from first_run.demo.text import Document, SplitSizes, write_jsonl
 from tests.tiny import tiny_tokenizer
 
 

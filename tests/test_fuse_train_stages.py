@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from fuse_train.config import TrainSection
 from fuse_train.data.order import SampleOrder
+from fuse_train.data.shares import used_segments
 from fuse_train.data.stream import SampleStream, StreamOptions, training_order
 from fuse_train.loop.objective import FusionObjective, StepTotals
 from fuse_train.run import open_inputs, train_run
@@ -244,3 +245,55 @@ def test_refused(run, opened, tmp_path) -> None:
         },
     ):
         refuses(TrainSection, wrong)
+
+
+# ---- a share of the text ---------------------------------------------------------------------------
+
+
+def shares_of(opened, share: float) -> set[tuple[int, int]]:
+    used = used_segments(opened.plan, opened.samples.shards, share)
+    return {(shard, int(i)) for shard, own in enumerate(used) for i in own}
+
+
+def test_a_share_has_whole_documents_of_each_domain_and_grows_into_a_larger_one(opened) -> None:
+    segments = [opened.plan.segments(shard) for shard in opened.samples.shards]
+    every = {(shard, i) for shard, own in enumerate(segments) for i in range(len(own))}
+    shares = [0.05, 0.2, 0.5, 0.9, 1.0]
+    found = [shares_of(opened, share) for share in shares]
+    assert all(small <= large for small, large in pairwise(found))
+    assert found[-1] == every
+    assert found[0] < found[2] < every
+    for share, kept in zip(shares, found, strict=True):
+        by_domain: dict[str, dict[str, list[tuple[int, bool]]]] = {}
+        for shard, own in enumerate(segments):
+            for i, segment in enumerate(own):
+                size = segment.byte_end - segment.byte_start
+                documents = by_domain.setdefault(segment.domain, {})
+                documents.setdefault(segment.document_id, []).append((size, (shard, i) in kept))
+        for documents in by_domain.values():
+            whole = {name: sum(size for size, _ in parts) for name, parts in documents.items()}
+            taken = [name for name, parts in documents.items() if parts[0][1]]
+            assert all(len({used for _, used in parts}) == 1 for parts in documents.values())
+            size, total = sum(whole[name] for name in taken), sum(whole.values())
+            assert share * total <= size
+            # Without one of them it is too little: nothing was taken in vain.
+            assert size - max(whole[name] for name in taken) < share * total
+
+
+@pytest.mark.parametrize("stages", [(), STAGES])
+def test_only_a_share_of_the_text_is_seen(opened, stages) -> None:
+    share = 0.4
+    kept = shares_of(opened, share)
+    order = training_order(opened.samples, options(stages, text_share=share))
+    steps = order.num_steps or -(-3 * len(order) // 5)
+    refs = {(ref.shard, ref.segment) for step in range(steps) for ref in order.samples(step)}
+    assert refs == kept
+    whole = training_order(opened.samples, options(stages))
+    assert len(order) < len(whole)
+
+
+def test_a_share_is_a_training_of_its_own_and_all_the_text_is_as_before(run) -> None:
+    section = run.sections["train"]
+    assert "text_share" not in section.content()
+    some = section.model_copy(update={"text_share": 0.5})
+    assert some.content() == section.content() | {"text_share": 0.5}

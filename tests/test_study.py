@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import yaml
 from fuse_eval.study.config import load_study
 from fuse_eval.study.grid import cells_of, place_of
 from fuse_eval.study.records import read_record
-from store_schema.errors import ConfigError
+from fuse_eval.study.stages import one_at_a_time
+from launch.signals import StopFlag
+from store_schema.errors import ConfigError, Stopped
 from tests.command import ok, refused
 from tests.test_end_to_end import write_run
 from tests.tiny import SAMPLE_TEXTS
@@ -203,6 +208,53 @@ def test_workers_share_the_trainings(tmp_path: Path, studied: tuple[Path, str]) 
     other.write_text(yaml.safe_dump(content))
     assert "other workers'" in ok("study", "run", other, "--worker", "0/2")
     assert "plain training" in ok("study", "run", other, "--worker", "1/2")
+
+
+def test_processes_train_side_by_side_what_one_would(
+    tmp_path: Path, studied: tuple[Path, str]
+) -> None:
+    file, _ = studied
+    content = yaml.safe_load(file.read_text())
+    content |= {"study_dir": str(tmp_path / "study"), "results_dir": None}
+    shutil.copytree(file.parent / "study/toy/data", tmp_path / "study/toy/data")
+    for setting in content["settings"].values():
+        setting |= {"tune": [{"train.lr": 0.003}]}
+    content["settings"]["toy"] |= {"seeds": [0], "rows": ["control", "ours", "without code"]}
+    other = tmp_path / "study.yaml"
+    other.write_text(yaml.safe_dump(content))
+    said = ok("study", "run", other, "--processes", "3")
+    assert "without code" in said
+    assert "other workers'" not in said
+    # The plain training that two settings share was done once.
+    (shared,) = (tmp_path / "study").rglob("control-*/log.txt")
+    assert shared.read_text().count("fused: step 4 of 4") == 1
+    alone, together = (
+        json.loads((folder / "study.json").read_text())["settings"]["toy"]["rows"]
+        for folder in (file.parent / "results", tmp_path / "study")
+    )
+    assert together["ours"]["seeds"] == [0]
+    assert together["control"]["num_tokens"] == alone["control"]["num_tokens"]
+    refused_line = refused("study", "run", other, "--processes", "2", "--worker", "0/2")
+    assert "goes without --worker" in refused_line
+
+
+def test_a_worker_waits_for_another_one_at_the_same_training(tmp_path: Path) -> None:
+    stop, order = StopFlag(), []
+
+    def other() -> None:
+        with one_at_a_time(tmp_path, stop):
+            order.append("other")
+
+    with one_at_a_time(tmp_path, stop):
+        thread = threading.Thread(target=other)
+        thread.start()
+        time.sleep(0.4)
+        order.append("first")
+    thread.join(timeout=30)
+    assert order == ["first", "other"]
+    stop.ask(signal.SIGTERM)
+    with pytest.raises(Stopped), one_at_a_time(tmp_path, stop):
+        pass
 
 
 # --------------------------------------------------------------------------------------- bad input

@@ -69,7 +69,8 @@ def test_tables_have_answers_and_gates() -> None:
     found = answered({"control": (1, 0, 0, 1, 0), "ours": (1, 1, 0, 1, 0)})
     trainings = {"control": training("control"), "ours": training("ours")}
     trainings["ours"] = trainings["ours"].model_copy(update={"gate": gate})
-    found = replace(found, trainings=trainings)
+    pool = {"pool_bpb": {"uniform": {"a": 1.5, "b": 2.0}}, "target_bpb": {"a": 3.0, "b": 3.0}}
+    found = replace(found, trainings=trainings, pool=pool)
     record = {"settings": {"demo": setting_record(study, "demo", [found, found])}, "study": {}}
     row = record["settings"]["demo"]["rows"]["ours"]
     assert row["gate"]["spread_within"] == pytest.approx({"a": 0.1, "b": 0.15})
@@ -78,6 +79,7 @@ def test_tables_have_answers_and_gates() -> None:
         assert "58.3" in told  # of ours: (2/3 + 1/2) / 2
         assert "+16.7" in told
         assert "0.15" in told
+        assert "1.75" in told  # the mean of the pool
     json.dumps(record, allow_nan=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from launch.quantities import duration_text
 from launch.signals import stop_on_signals
 from launch.visible import table
 from launch.work import parse_worker
+from store_schema.errors import ConfigError
 
 if TYPE_CHECKING:  # the command line is answered before torch is loaded
     from fuse_eval.study.config import StudyConfig
@@ -50,6 +51,12 @@ def study_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def _chosen(settings: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """The words that choose these settings and seeds."""
+    words = [word for name in settings for word in ("--setting", name)]
+    return [*words, *(word for seed in seeds for word in ("--seed", str(seed)))]
+
+
 @study.command("plan")
 @study_options
 def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -> None:
@@ -80,12 +87,20 @@ def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -
     help="Every N-th training, beginning with the I-th (from 0). Default: Slurm's array task or an "
     "indexed job; else all.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trainings at a time on this machine, each with its part of the CPU cores.",
+)
 @click.option("--data-only", is_flag=True, help="Only make inputs, corpus, plan and stores.")
 def run_command(
     file: str,
     settings: tuple[str, ...],
     seeds: tuple[int, ...],
     worker: str | None,
+    processes: int,
     data_only: bool,
 ) -> None:
     """Make the stores, then do every training that is not done, and score it.
@@ -97,11 +112,22 @@ def run_command(
     from fuse_eval.study.config import load_study
     from fuse_eval.study.grid import checked_places
     from fuse_eval.study.results import progress_of
+    from fuse_eval.study.side_by_side import run_side_by_side
     from fuse_eval.study.work import make_data, run_place
 
+    if processes > 1 and part.count > 1:
+        raise ConfigError("goes without --worker", where="--processes", got=str(processes))
     loaded = load_study(file)
     places = checked_places(loaded, settings, seeds)
     with stop_on_signals() as stop:
+        if processes > 1:
+            for place in places:
+                click.echo(
+                    f"{place.setting}, seed {place.seed}: data in {place.data.folder}", err=True
+                )
+                make_data(loaded, place, stop)
+            if not data_only:
+                run_side_by_side([file, *_chosen(settings, seeds)], processes, stop)
         for place in places:
             title = f"{place.setting}, seed {place.seed}"
             click.echo(f"{title}: data in {place.data.folder}", err=True)
@@ -168,14 +194,13 @@ def submit_command(
     if not left:
         click.echo("nothing to do, nothing submitted")
         return
-    chosen = [("--setting", name) for name in settings] + [("--seed", str(s)) for s in seeds]
     jobs = study_jobs(
         loaded.submit,
         options,
         array_limits(needs_slurm=not show),
         workers=min(workers or loaded.submit.workers, left),
         tuned=any(cell.row.tuned_as for place in places for cell in cells_of(loaded, place)),
-        words=tuple(word for pair in chosen for word in pair),
+        words=tuple(_chosen(settings, seeds)),
     )
     folder = Path(os.path.abspath(loaded.folder / "logs" / "slurm"))
     if not (show or force):

@@ -16,6 +16,7 @@ from fuse_eval.study.tables import (
     baselines_grid,
     gates_grid,
     markdown_table,
+    pools_grid,
     settings_grid,
     text_table,
 )
@@ -70,8 +71,8 @@ def _add_texts(documents: Sequence[dict[str, Any]], places: Sequence[Place], spl
 
 def further_grids(study: StudyConfig, found: Mapping[str, Any]) -> list[Grid]:
     """The tables below a setting's first one, those that there is something for."""
-    grids = (make(study, found) for make in (baselines_grid, answers_grid, gates_grid))
-    return [grid for grid in grids if grid is not None]
+    made = (baselines_grid(study, found), answers_grid(study, found), pools_grid(found))
+    return [grid for grid in (*made, gates_grid(study, found)) if grid is not None]
 
 
 def text(study: StudyConfig, record: Mapping[str, Any]) -> str:

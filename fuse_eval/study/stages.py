@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from launch.process import child_environment
@@ -59,6 +62,26 @@ def run_command(words: Sequence[str], log: Path, stop: StopFlag) -> None:
             got=(lines[-1].removeprefix("error: ") if lines else f"exit code {code}"),
             hint=f"{log} has all it said",
         )
+
+
+@contextmanager
+def one_at_a_time(folder: Path, stop: StopFlag) -> Iterator[None]:
+    """Wait until no other worker is in this block with the same folder: settings share plain trainings.
+
+    Raises:
+        Stopped: Asked to stop while waiting.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".worker").open("w") as file:
+        while True:
+            stop.check()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+            else:
+                break
+        yield
 
 
 def _wait(child: subprocess.Popen[bytes], stop: StopFlag) -> int:

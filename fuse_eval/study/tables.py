@@ -104,6 +104,19 @@ def _points(change: Mapping[str, Any]) -> str:
     return f"{value} ({low} to {high})"
 
 
+def pools_grid(record: Record) -> Grid | None:
+    """The aligned sources mixed at inference, by selector, beside the target; None without any."""
+    pools = record.get("pools")
+    if not pools:
+        return None
+    domains = list(next(iter(pools.values())))
+    rows = [
+        [name, *(significant(value, 4) for value in (*by.values(), sum(by.values()) / len(by)))]
+        for name, by in ((name, {d: pools[name][d] for d in domains}) for name in pools)
+    ]
+    return Grid(["sources mixed at inference", *domains, MEAN], [("", rows)])
+
+
 def gates_grid(study: StudyConfig, record: Record) -> Grid | None:
     """How much each row's selector listens to each source, and how much that varies."""
     gated = {name: found["gate"] for name, found in record["rows"].items() if "gate" in found}

@@ -20,7 +20,7 @@ from fuse_eval.study.records import (
     write_record,
 )
 from fuse_eval.study.results import progress_of
-from fuse_eval.study.stages import LOG_FILE, run_command
+from fuse_eval.study.stages import LOG_FILE, one_at_a_time, run_command
 from fuse_eval.study.text import SCORES_FILE, StudyText
 from fuse_eval.summary import POOL_FILE, REPORT_FOLDER
 from fuse_train.machine.precision import PRECISION_FILE
@@ -90,25 +90,30 @@ def train(
     study: StudyConfig, data: Data, recipe: Recipe, scoring: Scoring, stop: StopFlag
 ) -> TrainingRecord:
     """Train and score one recipe, unless that was done."""
-    found = read_record(recipe.results)
-    if found is None:
-        path, log = recipe.write(), recipe.folder / LOG_FILE
-        # Measured once: trainings that are compared have one precision.
-        measured = data.text_file.with_suffix(f".{PRECISION_FILE}")
-        if measured.is_file():
-            shutil.copyfile(measured, recipe.folder / PRECISION_FILE)
-        if recipe.run.aligned_dir is not None:
-            run_command([*LOGITFUSE, "align", "run", str(path)], log, stop)
-        run_command([*study.train_with, "train", "run", str(path)], log, stop)
-        if (recipe.folder / PRECISION_FILE).is_file() and not measured.is_file():
-            shutil.copyfile(recipe.folder / PRECISION_FILE, measured)
-        ref = bpb.checkpoint_ref(recipe.folder / "final", recipe.run.target)
-        scoring.score(ref, recipe.results, stop)
-        found = made_record(recipe)
-        write_record(recipe.results, found)
-    for name in DROPPED:
-        shutil.rmtree(recipe.folder / name, ignore_errors=True)
+    with one_at_a_time(recipe.folder, stop):
+        found = read_record(recipe.results)
+        if found is None:
+            _train(study, data, recipe, stop)
+            ref = bpb.checkpoint_ref(recipe.folder / "final", recipe.run.target)
+            scoring.score(ref, recipe.results, stop)
+            found = made_record(recipe)
+            write_record(recipe.results, found)
+        for name in DROPPED:
+            shutil.rmtree(recipe.folder / name, ignore_errors=True)
     return found
+
+
+def _train(study: StudyConfig, data: Data, recipe: Recipe, stop: StopFlag) -> None:
+    path, log = recipe.write(), recipe.folder / LOG_FILE
+    # Measured once: trainings that are compared have one precision.
+    measured = data.text_file.with_suffix(f".{PRECISION_FILE}")
+    if measured.is_file():
+        shutil.copyfile(measured, recipe.folder / PRECISION_FILE)
+    if recipe.run.aligned_dir is not None:
+        run_command([*LOGITFUSE, "align", "run", str(path)], log, stop)
+    run_command([*study.train_with, "train", "run", str(path)], log, stop)
+    if (recipe.folder / PRECISION_FILE).is_file() and not measured.is_file():
+        shutil.copyfile(recipe.folder / PRECISION_FILE, measured)
 
 
 def model_of(run: RunConfig, row: Row) -> tuple[ModelRef, str]:

@@ -28,6 +28,7 @@ class StagedOrder:
         batch_segments: Segments of a step.
         make_order: From number of a stage, shard sizes and units to a `SampleOrder`.
         units: As in `SampleOrder`, by shard of the split.
+        used: Segments of each shard that take part; None for all.
 
     Raises:
         ConfigError: A stage names a corpus that the split does not have.
@@ -43,17 +44,21 @@ class StagedOrder:
         batch_segments: int,
         make_order: Callable[..., SampleOrder],
         units: Units | None = None,
+        used: Sequence[npt.NDArray[np.int64]] | None = None,
     ) -> None:
         self._batch = batch_segments
         self.stages = tuple(stages)
         if not stages:
-            self._parts = [_Part.whole(make_order(0, shard_sizes, units))]
             self._starts = [0]
+            if used is None:
+                self._parts = [_Part.whole(make_order(0, shard_sizes, units))]
+            else:
+                self._parts = [_Part.of(used, units, lambda *a: make_order(0, *a))]
             return
         names = [list(corpora(shard)) for shard in range(len(shard_sizes))]
         _require_names(names, stages)
         self._parts = [
-            _Part.of(stage.corpora, names, units, lambda *a, n=n: make_order(n, *a))
+            _Part.of(_chosen(names, stage.corpora, used), units, lambda *a, n=n: make_order(n, *a))
             for n, stage in enumerate(stages)
         ]
         steps = [
@@ -104,13 +109,11 @@ class _Part:
     @classmethod
     def of(
         cls,
-        corpora: frozenset[str],
-        names: Sequence[Sequence[str | None]],
+        kept: Sequence[npt.NDArray[np.int64]],
         units: Units | None,
         make_order: Callable[..., SampleOrder],
     ) -> _Part:
-        """The order of the samples of these corpora."""
-        kept = [np.flatnonzero([name in corpora for name in of_shard]) for of_shard in names]
+        """The order of some segments of each shard."""
         places = [(shard, segments) for shard, segments in enumerate(kept) if len(segments)]
 
         def kept_units(at: int) -> npt.NDArray[np.int64]:
@@ -132,6 +135,18 @@ class _Part:
             SampleRef(self._places[ref.shard][0], int(self._places[ref.shard][1][ref.segment]))
             for ref in refs
         ]
+
+
+def _chosen(
+    names: Sequence[Sequence[str | None]],
+    corpora: frozenset[str],
+    used: Sequence[npt.NDArray[np.int64]] | None,
+) -> list[npt.NDArray[np.int64]]:
+    """Segments of each shard that are of these corpora, and used."""
+    kept = [np.flatnonzero([name in corpora for name in of_shard]) for of_shard in names]
+    if used is None:
+        return kept
+    return [np.intersect1d(of_corpora, own) for of_corpora, own in zip(kept, used, strict=True)]
 
 
 def _require_names(names: Sequence[Sequence[str | None]], stages: Sequence[StageSection]) -> None:

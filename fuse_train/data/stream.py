@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fuse_train.data.batch import Batch, collate
 from fuse_train.data.order import SampleOrder, SampleRef, Units, process_slice
 from fuse_train.data.samples import AlignedSamples, Sample, ShardCache
+from fuse_train.data.shares import used_segments
 from fuse_train.data.stages import StagedOrder
 from fuse_train.stages_config import StageSection
 
@@ -35,6 +36,7 @@ class StreamOptions:
     pack_tokens: int | None = None
     whole_chats: bool = False
     stages: tuple[StageSection, ...] = ()
+    text_share: float = 1.0
 
 
 def training_order(samples: AlignedSamples, options: StreamOptions) -> StagedOrder:
@@ -51,6 +53,9 @@ def training_order(samples: AlignedSamples, options: StreamOptions) -> StagedOrd
         batch_segments=options.batch_segments,
         make_order=make_order,
         units=samples.chats if options.whole_chats else None,
+        used=None
+        if options.text_share == 1
+        else used_segments(samples.plan, samples.shards, options.text_share),
     )
 
 

@@ -200,6 +200,8 @@ def selector_fingerprint(section: TrainSection, seed: int, samples: AlignedSampl
         "missing": {name: sorted(shards) for name, shards in samples.missing.items()},
         "by": __version__,
     }
+    if section.text_share < 1:
+        content["text_share"] = section.text_share
     if options.start_from is not None:
         content["start"] = saved_identity(section, len(samples.sources))
     return fingerprint(content)
@@ -220,6 +222,7 @@ def pretrain_stream(stream: SampleStream, batch_segments: int) -> SampleStream:
         micro_batch_segments=batch_segments,
         shuffle_shards=stream.options.shuffle_shards,
         cache_gib=stream.options.cache_gib,
+        text_share=stream.options.text_share,
     )
     return SampleStream(
         stream.samples, options, stream.domains, with_entries=False, cache=stream.cache

@@ -3,7 +3,7 @@
 * ``code``: standard library sources without their docstrings,
 * ``prose``: the docstrings themselves, the language reference of ``pydoc_data`` and other English
   that ships with CPython,
-* ``facts``: see `demo_facts`.
+* ``facts``: see `first_run.demo.facts`.
 
 Guarantees: a document belongs to exactly one split; a held-out document (``valid``, ``test``) is
 neither a copy nor a near copy of another document of its domain; the same Python version and seed

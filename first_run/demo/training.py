@@ -14,9 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from demo_muon import Muon
-from demo_text import Document, rank, size_bytes
-from demo_tokenizers import MAX_POSITIONS
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -28,6 +25,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from first_run.demo.muon import Muon
+from first_run.demo.text import Document, rank, size_bytes
+from first_run.demo.tokenizers import MAX_POSITIONS
 from launch.progress import Progress
 
 ROW_TOKENS = 256

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from demo_text import Document, SplitSizes, rank, size_bytes
+from first_run.demo.text import Document, SplitSizes, rank, size_bytes
 
 LOW_NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
