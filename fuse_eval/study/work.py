@@ -90,6 +90,9 @@ def train(
     study: StudyConfig, data: Data, recipe: Recipe, scoring: Scoring, stop: StopFlag
 ) -> TrainingRecord:
     """Train and score one recipe, unless that was done."""
+    found = read_record(recipe.results)
+    if found is not None and not recipe.folder.is_dir():
+        return found  # kept results need nothing else
     with one_at_a_time(recipe.folder, stop):
         found = read_record(recipe.results)
         if found is None:
