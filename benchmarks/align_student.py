@@ -180,18 +180,11 @@ class Trial:
     def _train(self, settings: ModelSettings, tokenizer: Any, path: Path) -> None:
         import torch
 
-        from first_run.demo.training import Recipe, build_model, packed_rows, train
+        from first_run.demo.training import build_model, packed_rows, train
         from fuse_train.machine.allocator import keep_freed_memory
 
         keep_freed_memory()
-        recipe = Recipe(
-            settings.architecture,
-            settings.hidden_size,
-            settings.num_layers,
-            settings.num_steps,
-            settings.batch_rows,
-            settings.learning_rate,
-        )
+        recipe = settings.recipe()
         text = [
             document
             for domain, limit in settings.text_bytes.items()

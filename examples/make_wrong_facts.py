@@ -105,7 +105,7 @@ def _write_model(settings: ModelSettings, inputs: Path, seed: int, path: Path) -
     import torch
     from transformers import AutoTokenizer
 
-    from first_run.demo.training import Recipe, build_model, packed_rows, train
+    from first_run.demo.training import build_model, packed_rows, train
     from fuse_train.machine.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -115,14 +115,7 @@ def _write_model(settings: ModelSettings, inputs: Path, seed: int, path: Path) -
     text = [
         replace(d, text=exchanged(d.text)) for d in take(facts, settings.text_bytes["facts"], seed)
     ]
-    recipe = Recipe(
-        settings.architecture,
-        settings.hidden_size,
-        settings.num_layers,
-        settings.num_steps,
-        settings.batch_rows,
-        settings.learning_rate,
-    )
+    recipe = settings.recipe()
     torch.manual_seed(seed)
     model = build_model(recipe, tokenizer)
     rows = packed_rows(text, tokenizer, recipe.num_steps * recipe.batch_rows, seed)

@@ -185,6 +185,13 @@ def test_tokens_of_another_text_are_refused() -> None:
         aligner("gold", ("unigram", "byte_level")).align(source, [data[0] + b"x"], target)
 
 
+def test_ids_outside_the_table_are_refused() -> None:
+    source, data, target = read(["one two"], "unigram", "byte_level")
+    source["entry_ids"][0] = 1 << 20
+    with pytest.raises(MismatchError, match="token outside the vocabulary map"):
+        aligner("gold", ("unigram", "byte_level")).align(source, data, target)
+
+
 def test_rows_that_are_not_known_have_no_entries() -> None:
     source, data, target = read(["one two"], "byte_level", "byte_level", bos=False)
     arrays = aligner("gold", ("byte_level", "byte_level")).align(source, data, target)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from align.methods.spans import common_spans
-from store_schema.layout import Arrays, Origin
+from store_schema.layout import Arrays, Origin, row_sums
 from store_schema.text.tokenizer import EncodedSegment
 
 
@@ -36,6 +36,57 @@ def without_entries(source: Arrays, target: Sequence[EncodedSegment]) -> Arrays:
     }
     rows = (source["token_offsets"], offsets)
     return arrays | span_arrays(source, rows, source["byte_ends"].astype(np.int64), ends)
+
+
+class MappedRows(NamedTuple):
+    """Rows of N target positions, E entries in all.
+
+    Args:
+        offsets: [N+1] int64 entries of each position.
+        token_ids: [E] target ids, most probable first.
+        mass: [E] float64 probabilities.
+        label_mass: [N] float64 probability of the label, 0 where it is not known.
+        origin: [N] uint8 `Origin`.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    token_ids: npt.NDArray[Any]
+    mass: npt.NDArray[np.float64]
+    label_mass: npt.NDArray[np.float64]
+    origin: npt.NDArray[np.uint8]
+
+
+def mapped_arrays(
+    source: Arrays,
+    target: tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    rows: MappedRows,
+) -> Arrays:
+    """Arrays of an aligned shard whose rows were mapped; what the entries lack is tail.
+
+    Args:
+        source: The source store's arrays of the shard.
+        target: Token ids, byte ends and token offsets, as of `join_segments`.
+        rows: The rows; a position without entries gets origin none.
+    """
+    ids, ends, offsets = target
+    origin = rows.origin.astype("|u1")
+    origin[np.diff(rows.offsets) == 0] = Origin.NONE
+    with np.errstate(divide="ignore"):
+        labels = np.minimum(np.log(rows.label_mass), 0.0)
+    arrays: Arrays = {
+        "segment_ids": source["segment_ids"],
+        "token_offsets": offsets,
+        "token_ids": ids,
+        "byte_ends": ends.astype("<u4"),
+        "entry_offsets": rows.offsets.astype("<i8"),
+        "entry_ids": rows.token_ids.astype("<u4"),
+        "entry_logprobs": np.minimum(np.log(rows.mass), 0.0).astype("<f4"),
+        "tail_mass": np.clip(1.0 - row_sums(rows.mass, rows.offsets), 0.0, 1.0).astype("<f4"),
+        "label_logprobs": np.where(rows.label_mass > 0, labels, np.nan).astype("<f4"),
+        "origin": origin,
+    }
+    both = (source["token_offsets"], offsets)
+    return arrays | span_arrays(source, both, source["byte_ends"].astype(np.int64), ends)
 
 
 def span_arrays(

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from align.methods.shard_arrays import join_segments, span_arrays
+from align.methods.shard_arrays import MappedRows, join_segments, mapped_arrays
 from align.papers.entry_maps import EntryMap, Vocabularies
-from align.papers.mined import join_texts, require_text
-from store_schema.layout import Arrays, Origin, row_sums
+from align.papers.mined import join_texts, require_ids, require_text
+from store_schema.layout import Arrays, Origin
 from store_schema.text.tokenizer import EncodedSegment
 
 _PAIRS = 1 << 22
@@ -78,7 +78,7 @@ class MappedAligner:
         """See `Aligner`.
 
         Raises:
-            MismatchError: Tokens do not end with their texts.
+            MismatchError: Tokens do not end with their texts, or ids are outside the table.
         """
         target_ids, target_ends, target_offsets = join_segments(target)
         source_ends = source["byte_ends"].astype(np.int64)
@@ -86,6 +86,7 @@ class MappedAligner:
         _, text_offsets = join_texts(texts)
         require_text(source["token_offsets"], source_ends, text_offsets, "source store")
         require_text(target_offsets, target_ends, text_offsets, "target's tokens")
+        require_ids(source, len(self.table.offsets) - 1)
         stand = places(segment_rows, source_ends, target_ends, text_offsets)
         counts = np.zeros(len(target_ids), np.int64)
         label_mass = np.zeros(len(target_ids))
@@ -101,25 +102,10 @@ class MappedAligner:
         tokens = np.concatenate([part.tokens for part in parts] or [np.empty(0, np.int64)])
         rows = np.concatenate([part.rows for part in parts] or [np.empty(0, np.int64)])
         order = np.argsort(rows, kind="stable")
-        offsets = np.concatenate(([0], np.cumsum(counts))).astype("<i8")
-        values = values[order]
-        origin = np.where(stand.read > 0, Origin.INSIDE, Origin.BOUNDARY).astype("|u1")
-        origin[counts == 0] = Origin.NONE
-        with np.errstate(divide="ignore"):
-            labels = np.minimum(np.log(label_mass), 0.0)
-        entries: Arrays = {
-            "segment_ids": source["segment_ids"],
-            "token_offsets": target_offsets,
-            "token_ids": target_ids,
-            "byte_ends": target_ends.astype("<u4"),
-            "entry_offsets": offsets,
-            "entry_ids": tokens[order].astype("<u4"),
-            "entry_logprobs": np.minimum(np.log(values), 0.0).astype("<f4"),
-            "tail_mass": np.clip(1.0 - row_sums(values, offsets), 0.0, 1.0).astype("<f4"),
-            "label_logprobs": np.where(label_mass > 0, labels, np.nan).astype("<f4"),
-            "origin": origin,
-        }
-        return entries | span_arrays(source, segment_rows, source_ends, target_ends)
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        origin = np.where(stand.read > 0, Origin.INSIDE, Origin.BOUNDARY).astype(np.uint8)
+        made = MappedRows(offsets, tokens[order], values[order], label_mass, origin)
+        return mapped_arrays(source, (target_ids, target_ends, target_offsets), made)
 
     def _mass(
         self,
@@ -175,7 +161,7 @@ class MappedAligner:
 
         @cache
         def rest(token: int, read: bytes) -> int:
-            """Where a token's mass goes after some of its bytes; -1 if it does not agree."""
+            """Where a token's mass goes after some bytes: -1 to no token, -2 if it does not agree."""
             own = written[token]
             if not own.startswith(read) or len(own) == len(read):
                 return -2

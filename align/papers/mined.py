@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from align.methods.shard_arrays import join_segments, span_arrays
+from align.methods.shard_arrays import MappedRows, join_segments, mapped_arrays
 from align.papers.convert import LOSSLESS, ConvertOptions, convert_all
 from align.papers.dtw import BAND_BYTES, match_segments
 from store_schema.compiled import compiled
 from store_schema.errors import MismatchError
-from store_schema.layout import Arrays, row_sums
+from store_schema.layout import Arrays
 from store_schema.text.tokenizer import EncodedSegment
 
-_NONE, _BOUNDARY, _INSIDE = 0, 1, 2
+_BOUNDARY, _INSIDE = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class MinedAligner:
         data, text_offsets = join_texts(texts)
         require_text(source["token_offsets"], source_ends, text_offsets, "source store")
         require_text(target_offsets, target_ends, text_offsets, "target's tokens")
-        _require_ids(source, len(self.token_map))
+        require_ids(source, len(self.token_map))
         matched = match_segments(
             segment_rows, source_ends, target_ends, data, text_offsets, self.band_bytes
         )
@@ -95,22 +95,8 @@ class MinedAligner:
         offsets, entry_ids, mass, label_mass = convert_all(
             rows, target_ids, source, self.token_map, self.target_vocab_size, self.options
         )
-        origin[np.diff(offsets) == 0] = _NONE
-        with np.errstate(divide="ignore"):
-            label_logprobs = np.minimum(np.log(label_mass), 0.0)
-        entries: Arrays = {
-            "segment_ids": source["segment_ids"],
-            "token_offsets": target_offsets,
-            "token_ids": target_ids,
-            "byte_ends": target_ends.astype("<u4"),
-            "entry_offsets": offsets,
-            "entry_ids": entry_ids,
-            "entry_logprobs": np.minimum(np.log(mass), 0.0).astype("<f4"),
-            "tail_mass": np.clip(1.0 - row_sums(mass, offsets), 0.0, 1.0).astype("<f4"),
-            "label_logprobs": np.where(label_mass > 0, label_logprobs, np.nan).astype("<f4"),
-            "origin": origin,
-        }
-        return entries | span_arrays(source, segment_rows, source_ends, target_ends)
+        made = MappedRows(offsets, entry_ids, mass, label_mass, origin)
+        return mapped_arrays(source, (target_ids, target_ends, target_offsets), made)
 
 
 def join_texts(texts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -157,7 +143,12 @@ def require_text(
         )
 
 
-def _require_ids(source: Arrays, size: int) -> None:
+def require_ids(source: Arrays, size: int) -> None:
+    """Refuse a source store with ids that a map of `size` source tokens does not have.
+
+    Raises:
+        MismatchError: Names the array.
+    """
     for name in ("token_ids", "entry_ids"):
         worst = int(source[name].max(initial=0))
         if worst >= size and len(source[name]):

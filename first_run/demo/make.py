@@ -47,6 +47,8 @@ from launch.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from first_run.demo.training import Recipe
+
 logger = logging.getLogger(__name__)
 
 DOMAINS = ("code", "prose", "facts")
@@ -76,6 +78,19 @@ class ModelSettings:
     num_steps: int
     batch_rows: int
     learning_rate: float
+
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        from first_run.demo.training import Recipe  # torch
+
+        return Recipe(
+            self.architecture,
+            self.hidden_size,
+            self.num_layers,
+            self.num_steps,
+            self.batch_rows,
+            self.learning_rate,
+        )
 
 
 MODELS = (
@@ -188,16 +203,9 @@ def make_model(
     """Train one model and its tokenizer, and save both in the standard layout."""
     import torch
 
-    from first_run.demo.training import Recipe, build_model, packed_rows, train
+    from first_run.demo.training import build_model, packed_rows, train
 
-    recipe = Recipe(
-        settings.architecture,
-        settings.hidden_size,
-        settings.num_layers,
-        settings.num_steps,
-        settings.batch_rows,
-        settings.learning_rate,
-    )
+    recipe = settings.recipe()
     tokenizer = make_tokenizer(settings.name, documents, seed)
     text = [
         d
