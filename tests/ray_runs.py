@@ -22,6 +22,8 @@ from tests.ray_cluster import RayCluster
 from tests.slow_progress import slow_hook
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_FOR_EVER = "600"
+"""Seconds in which every test has ended."""
 
 
 class RayRun:
@@ -81,11 +83,19 @@ class RayRun:
         open_ = [session for session in sessions if session.reason is None]
         return [s for s in open_ if set(s.taken) - {shard.shard for shard in s.finished}]
 
-    def kill_drivers(self) -> None:
-        """Kill the drivers that still run."""
+    def kill_processes(self) -> None:
+        """Kill the drivers that still run, and processes that have lost their actor."""
         for driver in self._drivers:
             driver.kill()
             driver.communicate()
+        for process in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def _num_asleep(self) -> int:
+        """How many processes stay in their shard until they are killed."""
+        notes = self.slow.parent.glob(f"{self.slow.name}-*")
+        return sum(note.read_text() == _FOR_EVER for note in notes)
 
     def kill_in_a_shard(self, cluster: RayCluster, driver: subprocess.Popen[str]) -> None:
         """Kill three workers in the middle of a shard each: a node, a process and an actor.
@@ -96,8 +106,8 @@ class RayRun:
         """
         self.slow.write_text("0.5")
         wait_until(lambda: self.num_commits() >= 3, driver)
-        self.slow.write_text("60")  # those who are in a shard stay there
-        wait_until(lambda: len(self.sessions_in_a_shard()) == len(self.processes()) == 3, driver)
+        self.slow.write_text(_FOR_EVER)  # those who are in a shard stay there
+        wait_until(lambda: self._num_asleep() == len(self.processes()) == 3, driver)
         cluster.kill_node()
         wait_until(lambda: len(self.processes()) == 2, driver)
         process, other = self.processes()

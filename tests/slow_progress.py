@@ -12,7 +12,10 @@ from launch.progress import Progress
 plain = Progress.add
 
 def add(self, units, note=""):
-    time.sleep(float(Path(os.environ["SLOW_FILE"]).read_text()) * {factor})
+    slow = Path(os.environ["SLOW_FILE"])
+    seconds = slow.read_text()
+    slow.with_name(f"{{slow.name}}-{{os.getpid()}}").write_text(seconds)
+    time.sleep(float(seconds) * {factor})
     plain(self, units, note)
 
 Progress.add = add
@@ -23,7 +26,7 @@ def slow_hook(folder: Path, seconds: float, *, per_unit: bool = False) -> tuple[
     """A folder for a worker's PYTHONPATH, and the file that its SLOW_FILE must name.
 
     Each report of progress, or each unit that it reports, then takes as many seconds as the file says
-    at the moment.
+    at the moment. Beside the file, SECONDS-PID holds what a process last read there.
     """
     hook = folder / "hook"
     hook.mkdir(parents=True)

@@ -66,7 +66,7 @@ def run(tmp_path: Path, planned: Path, cluster: RayCluster) -> Iterator[RayRun]:
     """A run; at the end its drivers and all nodes are gone."""
     made = RayRun(tmp_path, planned)
     yield made
-    made.kill_drivers()
+    made.kill_processes()
     cluster.remove_nodes()
 
 
