@@ -36,9 +36,9 @@ def write_questions(found: list[Question], path: Path) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--level", type=click.Choice(list(TOPICS)), default="full", show_default=True)
-@click.option("--train", type=click.IntRange(min=1), default=40, show_default=True)
-@click.option("--valid", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--test", type=click.IntRange(min=1), default=25, show_default=True)
+@click.option("--train", type=click.IntRange(min=1), default=24, show_default=True)
+@click.option("--valid", type=click.IntRange(min=1), default=6, show_default=True)
+@click.option("--test", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option(
     "--mistakes",
     type=click.FloatRange(0, 1),
