@@ -184,7 +184,7 @@ def real_world(out: Path) -> World:
             ("make_real.py", "--out", "runs/real/inputs", "--models-only"),
             ("make_questions.py", "--out", str(inputs)),
         ),
-        180,
+        72,  # three passes over the questions
         (1e-4,),
     )
 
