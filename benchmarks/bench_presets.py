@@ -114,9 +114,19 @@ def prepare(world: World) -> None:
         subprocess.run(command, check=True, stdout=sys.stderr)
     for stage in ASK:
         recipes.run_module(["logitfuse", *stage, str(world.ask_file)])
-    for name in ("teach", "teach-base"):
+    _judge_again(world)
+    for name in dict.fromkeys(variant.data for variant in VARIANTS.values()):
         for stage in TEACH:
             recipes.run_module(["logitfuse", *stage, str(world.folder / f"{name}.yaml")])
+
+
+def _judge_again(world: World) -> None:
+    """The same answers, of which only right ones are chosen."""
+    folder = world.folder / "ask-right"
+    for part in ("corpus", "plan", "generated"):
+        if not (folder / part).is_dir():
+            shutil.copytree(world.folder / "ask" / part, folder / part)
+    recipes.run_module(["logitfuse", "judge", "run", str(world.ask_right_file)])
 
 
 def train(world: World, name: str, held_out: HeldOut, kept: Path, *, quick: bool) -> Seen:
@@ -139,7 +149,7 @@ def _train_at(
     folder = world.folder / "trainings" / re.sub(r"^pairwise_.*", "pairwise", name) / f"lr{lr:g}"
     if name.startswith("pairwise"):
         shutil.rmtree(folder / "final", ignore_errors=True)
-    data = world.folder / ("teach-base" if variant.base else "teach")
+    data = world.folder / variant.data
     precision = choose_precision(
         transformers_config(held_out.run.target, of="target"), bpb.device_of(None)
     )

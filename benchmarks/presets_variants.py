@@ -17,6 +17,8 @@ BASE = "base"
 CONTROL, CONTROL_ALL = "control", "control_all_text"
 PROGRESSIVE, REVERSED, BOTH = "progressive", "reversed", "both_at_once"
 INFERENCE, TRAINING = "inference_only", "training_only"
+RIGHT_ALL, RIGHT_INFERENCE = "control_all_right", "inference_right"
+RIGHT_PROGRESSIVE, RIGHT_BOTH = "progressive_right", "both_right"
 OURS, OURS_BOTH = "ours", "ours_both"
 MANY, PAIRS_LINEAR = "many_to_one", "pairwise_linear"
 PAIRS_SCE, PAIRS_SCE_CODE = "pairwise_sce", "pairwise_sce_code"
@@ -43,12 +45,19 @@ class Variant:
         stages: Weights of the corpora and share of the steps, a pair for each stage.
         train: What else it sets in `train`.
         base: Whether the target as it was is a source.
+        right: Whether only best answers that are right are taken (`min_score: 1`).
     """
 
     says: str
     stages: tuple[tuple[Mapping[str, float], float], ...]
     train: Mapping[str, Any]
     base: bool = False
+    right: bool = False
+
+    @property
+    def data(self) -> str:
+        """Name of the run whose stores it is trained on."""
+        return "teach-base" if self.base else "teach-right" if self.right else "teach"
 
     def train_section(self, steps: int, lr: float) -> dict[str, Any]:
         """The section `train` over the run file's."""
@@ -74,6 +83,14 @@ VARIANTS: dict[str, Variant] = {
     PROGRESSIVE: Variant("ProFuser: best answers, then given ones", _BOTH_STAGES, {}),
     REVERSED: Variant("in the other order", ((_TWO, 0.6), (_ONE, 0.4)), {}),
     BOTH: Variant("both at once", (({"best": 1.0, "given": 1.0}, 1.0),), {}),
+    RIGHT_ALL: Variant(
+        "plain training on all that the next one reads", _BOTH_STAGES, _PLAIN, right=True
+    ),
+    RIGHT_PROGRESSIVE: Variant("ProFuser with right answers alone", _BOTH_STAGES, {}, right=True),
+    RIGHT_INFERENCE: Variant("inference mode, right answers alone", ((_ONE, 1.0),), {}, right=True),
+    RIGHT_BOTH: Variant(
+        "both at once, right answers alone", (({"best": 1.0, "given": 1.0}, 1.0),), {}, right=True
+    ),
     OURS: Variant("ours, selection network and gate: given answers", _GIVEN, _OURS),
     OURS_BOTH: Variant(
         "the same, given and best answers at once", (({"best": 1.0, "given": 1.0}, 1.0),), _OURS
@@ -122,19 +139,31 @@ class World:
         """Run file in which the sources answer."""
         return self.folder / "ask.yaml"
 
+    @property
+    def ask_right_file(self) -> Path:
+        """The same, with an answer chosen only where it is right."""
+        return self.folder / "ask-right.yaml"
+
     def teach_file(self, variant: Variant) -> Path:
-        """Run file that trains, with or without the target among the sources."""
-        return self.folder / ("teach-base.yaml" if variant.base else "teach.yaml")
+        """Run file that trains."""
+        return self.folder / f"{variant.data}.yaml"
 
     def write_run_files(self) -> None:
-        """Write the three run files."""
+        """Write all run files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         ask, teach = (self._example(name) for name in self.examples)
         ask |= {"seed": self.seed, "run_dir": str(self.folder / "ask")}
         teach |= {"seed": self.seed, "run_dir": str(self.folder / "teach")}
         with_base = teach | {"sources": {**teach["sources"], BASE: "target"}}
         with_base["run_dir"] = str(self.folder / "teach-base")
-        files = {"ask": ask, "teach": teach, "teach-base": with_base}
+        judges = [judge | {"min_score": 1} for judge in ask["judge"]["judges"]]
+        ask_right = ask | {"run_dir": f"{ask['run_dir']}-right", "judge": {"judges": judges}}
+        right = json.loads(
+            json.dumps(teach).replace(f"{ask['run_dir']}/", f"{ask_right['run_dir']}/")
+        )
+        right["run_dir"] = str(self.folder / "teach-right")
+        files = {"ask": ask, "ask-right": ask_right}
+        files |= {"teach": teach, "teach-base": with_base, "teach-right": right}
         for name, content in files.items():
             text = yaml.safe_dump(content, sort_keys=False)
             (self.folder / f"{name}.yaml").write_text(text, encoding="utf-8")

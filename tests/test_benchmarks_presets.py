@@ -17,6 +17,7 @@ from benchmarks.presets_variants import (
     CONTROL_ALL,
     INFERENCE,
     PROGRESSIVE,
+    RIGHT_ALL,
     TRAINING,
     VARIANTS,
     override_words,
@@ -41,10 +42,15 @@ def test_every_variant_is_a_run_that_training_takes(tmp_path: Path) -> None:
             assert section.lr == 1e-3
             assert not section.control
             assert (BASE in run.sources) == variant.base
-            plain = name in (CONTROL, CONTROL_ALL)
+            best = "ask-right" if variant.right else "ask"
+            inputs = run.sections["corpus"].content()["inputs"]
+            assert inputs[1]["path"] == str(world.folder / best / "judged/best.parquet")
+            plain = name in (CONTROL, CONTROL_ALL, RIGHT_ALL)
             assert (section.clm_weight == 1) == plain
             assert (section.pairwise is not None) == name.startswith("pairwise")
         ask = yaml.safe_load(world.ask_file.read_text())
+        again = yaml.safe_load(world.ask_right_file.read_text())
+        assert again["judge"]["judges"] == [ask["judge"]["judges"][0] | {"min_score": 1}]
         assert set(ask["sources"]) < {*load_run(world.folder / "teach.yaml").sources, "x"}
 
 
