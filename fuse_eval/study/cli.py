@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import StageGroup, set_up_logging
+from launch.command import StageGroup, cost_options, set_up_logging
 from launch.quantities import duration_text
 from launch.signals import stop_on_signals
 from launch.visible import table
@@ -59,24 +59,63 @@ def _chosen(settings: Sequence[str], seeds: Sequence[int]) -> list[str]:
 
 @study.command("plan")
 @study_options
-def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -> None:
-    """Check the study and its rows, and show what is done and left."""
+@cost_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
+def plan_command(
+    file: str,
+    settings: tuple[str, ...],
+    seeds: tuple[int, ...],
+    rate: float,
+    tflops: float,
+    as_json: bool,
+) -> None:
+    """Check the study and its rows, and show what is done and left, and what all of it costs.
+
+    Models are neither loaded nor downloaded: of those on this machine the headers of weight files say
+    their size, of others `expected` in the study file.
+    """
+    from extract.estimate.costs import Assumed
     from fuse_eval.study.config import load_study
+    from fuse_eval.study.costs.estimate import study_costs
+    from fuse_eval.study.costs.report import costs_record, costs_text
     from fuse_eval.study.grid import checked_places
     from fuse_eval.study.results import progress_of
 
-    loaded = load_study(file)
-    rows, left_s, unknown = [], 0.0, False
-    for place in checked_places(loaded, settings, seeds):
-        found = progress_of(loaded, place)
-        left = found.seconds_left
-        unknown |= left is None
-        left_s += left or 0.0
-        shown = "?" if left is None else duration_text(left)
-        rows.append((place.setting, place.seed, f"{found.done} of {found.total}", shown))
+    loaded, assumed = load_study(file), Assumed(tflops, rate)
+    places = checked_places(loaded, settings, seeds)
+    progress = [(place, progress_of(loaded, place)) for place in places]
+    costs = study_costs(loaded, places, assumed)
+    if as_json:
+        content = {
+            "name": loaded.name,
+            "progress": [
+                {
+                    "setting": place.setting,
+                    "seed": place.seed,
+                    "done": found.done,
+                    "total": found.total,
+                    "seconds_left": found.seconds_left,
+                }
+                for place, found in progress
+            ],
+            "costs": costs_record(loaded, costs, assumed),
+        }
+        click.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+        return
+    left = [found.seconds_left for _, found in progress]
+    rows = [
+        (
+            *(place.setting, place.seed, f"{found.done} of {found.total}"),
+            "?" if found.seconds_left is None else duration_text(found.seconds_left),
+        )
+        for place, found in progress
+    ]
     click.echo("\n".join(table(("setting", "seed", "done", "left"), rows)))
-    if not unknown:
-        click.echo(f"left: {duration_text(left_s)} of training, on one machine like the one so far")
+    known = [seconds for seconds in left if seconds is not None]
+    if len(known) == len(left):
+        shown = duration_text(sum(known))
+        click.echo(f"left: {shown} of training, on one machine like the one so far")
+    click.echo(f"\n{costs_text(loaded, costs, assumed)}")
 
 
 @study.command("run")

@@ -12,6 +12,7 @@ from fuse_eval.interference.blocks import Blocks
 from fuse_eval.study.answers import AnswerRecord, read_answers
 from fuse_eval.study.config import StudyConfig
 from fuse_eval.study.grid import Cell, Place, Recipe, cells_of
+from fuse_eval.study.harness import HarnessRecord, read_harness
 from fuse_eval.study.records import TrainingRecord, best_of, cell_recipes, read_record
 from fuse_eval.study.text import SCORES_FILE, StudyText
 from fuse_eval.summary import POOL_FILE
@@ -27,6 +28,7 @@ class SeedResult:
         trainings: The record of each row's best recipe.
         pool: What `eval pool` says of the setting's sources; {} where it is not there.
         answers: By row; rows that were not asked are left out.
+        tasks: Results of lm-evaluation-harness, likewise.
     """
 
     seed: int
@@ -34,6 +36,7 @@ class SeedResult:
     trainings: Mapping[str, TrainingRecord]
     pool: Mapping[str, Any]
     answers: Mapping[str, AnswerRecord] = field(default_factory=dict)
+    tasks: Mapping[str, HarnessRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ def seed_result(study: StudyConfig, place: Place) -> SeedResult | None:
     trainings: dict[str, TrainingRecord] = {}
     folders: dict[str, Path] = {}
     answers: dict[str, AnswerRecord] = {}
+    tasks: dict[str, HarnessRecord] = {}
+    harness = study.setting(place.setting).harness
     for name in study.rows_of(place.setting):
         cell = by_name[name]
         if cell.row.model is not None:
@@ -84,11 +89,14 @@ def seed_result(study: StudyConfig, place: Place) -> SeedResult | None:
             told = read_answers(folders[name])
             if told is not None:
                 answers[name] = told
+            done = read_harness(folders[name], harness)
+            if done is not None:
+                tasks[name] = done
     if study.control not in nats:
         return None
     pool = place.pool(study.results) / POOL_FILE
     content = json.loads(pool.read_text(encoding="utf-8")) if pool.is_file() else {}
-    return SeedResult(place.seed, text.record.blocks(nats), trainings, content, answers)
+    return SeedResult(place.seed, text.record.blocks(nats), trainings, content, answers, tasks)
 
 
 def _recipes(cell: Cell, by_name: Mapping[str, Cell]) -> tuple[Recipe, ...]:

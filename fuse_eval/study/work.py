@@ -12,6 +12,7 @@ from fuse_eval import bpb
 from fuse_eval.study.answers import StudyAnswers
 from fuse_eval.study.config import Row, StudyConfig
 from fuse_eval.study.grid import RUN_FILE, Cell, Data, Place, Recipe, cells_of, pool_run
+from fuse_eval.study.harness import StudyHarness
 from fuse_eval.study.records import (
     TrainingRecord,
     cell_recipes,
@@ -65,18 +66,32 @@ class Scoring:
     Args:
         text: Bits per byte of it.
         answers: Prompts that are answered; None where the setting asks for none.
+        harness: Tasks of lm-evaluation-harness; None likewise.
     """
 
     text: StudyText
     answers: StudyAnswers | None
+    harness: StudyHarness | None
 
     @classmethod
     def of(cls, study: StudyConfig, place: Place) -> Scoring:
         """Of a seed of a setting."""
         run, split = place.data.run, study.split
-        asked = study.setting(place.setting).answers
-        text = StudyText(run, split, place.data.text_file)
-        return cls(text, StudyAnswers(run, split) if asked else None)
+        asked = study.setting(place.setting)
+        return cls(
+            StudyText(run, split, place.data.text_file),
+            StudyAnswers(run, split) if asked.answers else None,
+            None if asked.harness is None else StudyHarness(run, asked.harness),
+        )
+
+    def require_tasks(self) -> None:
+        """Refuse tasks that cannot be run, before something is trained for them.
+
+        Raises:
+            ConfigError: The harness is not installed, or a task is not known.
+        """
+        if self.harness is not None:
+            _ = self.harness.manager
 
     def score(self, ref: ModelRef, folder: Path, stop: StopFlag, tokenizer: str = "target") -> None:
         """Score a model, and let it answer; what is kept in `folder` is not done again."""
@@ -84,6 +99,8 @@ class Scoring:
             self.text.score(ref, folder, stop, tokenizer=tokenizer)
         if self.answers is not None:
             self.answers.ask(ref, folder, stop)
+        if self.harness is not None:
+            self.harness.ask(ref, folder, stop)
 
 
 def train(
@@ -96,6 +113,7 @@ def train(
     with one_at_a_time(recipe.folder, stop):
         found = read_record(recipe.results)
         if found is None:
+            scoring.require_tasks()
             _train(study, data, recipe, stop)
             ref = bpb.checkpoint_ref(recipe.folder / "final", recipe.run.target)
             scoring.score(ref, recipe.results, stop)
