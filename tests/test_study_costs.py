@@ -38,7 +38,7 @@ def hub_study(folder: Path, expected: Any, **of_setting: Any) -> Path:
         "store": {"preset": "exact"},
         "generate": {"max_tokens": 7},
     }
-    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    (folder / "run.yaml").write_text(yaml.safe_dump(run, sort_keys=False))
     pairs = {"train.selector": "min_ce", "train.pairwise": {"pivot": "base"}}
     study = {
         "name": "far",
@@ -185,11 +185,17 @@ def test_models_and_text_that_are_there_are_counted_without_torch(
     data = checked_places(study, (), ())[0].data
     ok("corpus", "build", data.write())
     ok("extract", "plan", data.write())
-    shards = Plan.open(plan_location(data.run.data_folder)).shards
+    plan = Plan.open(plan_location(data.run.data_folder))
     costs = json.loads(ok("study", "plan", file, "--json"))["costs"]
     assert costs["settings"]["toy"]["text"] == ["planned"]
-    exact = sum(shard.num_tokens["target"] for shard in shards if shard.split == "train")
+    by_split = {
+        split: sum(shard.num_tokens["target"] for shard in shards)
+        for split, shards in plan.splits().items()
+    }
+    context = plan.record.settings["context_tokens"]["target"]  # BOS
+    exact = by_split["train"] * (1 + context / sum(by_split.values()))
     train = parts_of(costs, "toy")["train"]
+    assert context > 0
     assert train["tokens"] == pytest.approx(2 * exact * train["times"])  # two epochs each
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,18 +103,53 @@ def _recipes(cell: Cell, by_name: Mapping[str, Cell]) -> tuple[Recipe, ...]:
     return cell_recipes(cell, by_name.get(cell.row.tuned_as or "")) or ()
 
 
-def progress_of(study: StudyConfig, place: Place) -> Progress:
-    """How much of a seed is done; reads only what trainings leave."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One training, or the scoring of one model that is there already.
+
+    Args:
+        number: Among those of its seed, whatever is done.
+        cell: Its row.
+        recipe: What is trained; None of a model, and of a row that is tuned as one that is not all
+            trained yet.
+    """
+
+    number: int
+    cell: Cell
+    recipe: Recipe | None
+
+    @property
+    def waits(self) -> bool:
+        """Whether another row has to be trained before."""
+        return self.recipe is None and self.cell.row.model is None
+
+    @property
+    def done(self) -> bool:
+        """Whether its results are there."""
+        if self.recipe is not None:
+            return read_record(self.recipe.results) is not None
+        return not self.waits and (self.cell.model_results / SCORES_FILE).is_file()
+
+
+def units_of(study: StudyConfig, place: Place) -> Iterator[Unit]:
+    """All of a seed, rows that are tuned as others last; what is trained meanwhile counts."""
     cells = cells_of(study, place)
     by_name = {cell.name: cell for cell in cells}
-    done, total, seconds = 0, 0, 0.0
+    number = 0
     for cell in cells:
-        if cell.row.model is not None:
-            total, done = total + 1, done + (cell.model_results / SCORES_FILE).is_file()
-            continue
-        recipes = _recipes(cell, by_name)
-        total += len(recipes) or 1
-        for record in (read_record(recipe.results) for recipe in recipes):
-            if record is not None:
-                done, seconds = done + 1, seconds + record.seconds
+        for recipe in _recipes(cell, by_name) or (None,):
+            yield Unit(number, cell, recipe)
+            number += 1
+
+
+def progress_of(study: StudyConfig, place: Place) -> Progress:
+    """How much of a seed is done; reads only what trainings leave."""
+    done, total, seconds = 0, 0, 0.0
+    for unit in units_of(study, place):
+        total += 1
+        record = None if unit.recipe is None else read_record(unit.recipe.results)
+        if record is not None:
+            done, seconds = done + 1, seconds + record.seconds
+        else:
+            done += unit.done
     return Progress(done, total, seconds)

@@ -11,16 +11,15 @@ from pathlib import Path
 from fuse_eval import bpb
 from fuse_eval.study.answers import StudyAnswers
 from fuse_eval.study.config import Row, StudyConfig
-from fuse_eval.study.grid import RUN_FILE, Cell, Data, Place, Recipe, cells_of, pool_run
+from fuse_eval.study.grid import RUN_FILE, Cell, Data, Place, Recipe, pool_run
 from fuse_eval.study.harness import StudyHarness
 from fuse_eval.study.records import (
     TrainingRecord,
-    cell_recipes,
     made_record,
     read_record,
     write_record,
 )
-from fuse_eval.study.results import progress_of
+from fuse_eval.study.results import progress_of, units_of
 from fuse_eval.study.stages import LOG_FILE, one_at_a_time, run_command
 from fuse_eval.study.text import SCORES_FILE, StudyText
 from fuse_eval.summary import POOL_FILE, REPORT_FOLDER
@@ -179,23 +178,17 @@ def run_place(study: StudyConfig, place: Place, worker: Worker, stop: StopFlag) 
         CommandError: A training failed.
         Stopped: On a signal; what is scored stays.
     """
-    cells = cells_of(study, place)
-    by_name = {cell.name: cell for cell in cells}
     scoring = Scoring.of(study, place)
-    number = 0
-    for cell in cells:
-        # Asked when it is its turn: the row that it is tuned as is done by then, or another's.
-        recipes = cell_recipes(cell, by_name.get(cell.row.tuned_as or ""))
-        for recipe in recipes or (None,):
-            mine, number = number % worker.count == worker.index, number + 1
-            started = time.monotonic()
-            if not mine:
-                continue
-            if recipe is not None:
-                record = train(study, place.data, recipe, scoring, stop)
-                title = " ".join(filter(None, (cell.name, recipe.title)))
-                yield Done(title, record.best, time.monotonic() - started)
-            elif cell.row.model is not None:
-                score_model(cell, scoring, stop)
-                yield Done(cell.name, None, time.monotonic() - started)
-            stop.progressed = True
+    # One after the other: the row that one is tuned as is done by then, or another's.
+    for unit in units_of(study, place):
+        if unit.number % worker.count != worker.index:
+            continue
+        started, cell, recipe = time.monotonic(), unit.cell, unit.recipe
+        if recipe is not None:
+            record = train(study, place.data, recipe, scoring, stop)
+            title = " ".join(filter(None, (cell.name, recipe.title)))
+            yield Done(title, record.best, time.monotonic() - started)
+        elif cell.row.model is not None:
+            score_model(cell, scoring, stop)
+            yield Done(cell.name, None, time.monotonic() - started)
+        stop.progressed = True
