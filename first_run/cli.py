@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from launch.command import set_up_logging
+from launch.command import cost_options, set_up_logging
 from store_schema.errors import ConfigError
 
 PRESETS = ("exact", "fine", "compact", "tiny")
@@ -69,21 +69,7 @@ def demo(run_dir: Path | None, seed: int) -> None:
     show_default=True,
     help="How much stores keep.",
 )
-@click.option(
-    "--rate",
-    type=click.FloatRange(min=0),
-    default=2.0,
-    show_default=True,
-    metavar="MONEY",
-    help="Price of a GPU-hour.",
-)
-@click.option(
-    "--tflops",
-    type=click.FloatRange(min=0, min_open=True),
-    default=125.0,
-    show_default=True,
-    help="TFLOP/s that a GPU sustains; the default is 40 % of an A100's peak in bfloat16.",
-)
+@cost_options
 @click.option("--yes", is_flag=True, help="Ask nothing; what is missing is then an error.")
 @click.option("--dry-run", is_flag=True, help="Only look, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
@@ -101,7 +87,7 @@ def init(
     rows of the data; weights are neither loaded nor downloaded. Never replaces a file.
     """
     set_up_logging()
-    from first_run.costs import Assumed
+    from extract.estimate.costs import Assumed
     from first_run.init.findings import find_out
     from first_run.init.report import facts, next_steps, report
     from first_run.init.run_file import parsed, run_file_text, write_run_file

@@ -48,22 +48,27 @@ _LEAST = 0.0001
 """Ray's precision of amounts."""
 
 
-def ray_options(function: Callable[..., None]) -> Callable[..., None]:
+def ray_options(work: str, gpus_of: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator: add --ray and what goes with it; the command gets `ray`, the address, and the others,
-    None where not given."""
+    None where not given.
+
+    Args:
+        work: What is done on the cluster, for the help.
+        gpus_of: Who takes the GPUs.
+    """
     options = (
         click.option(
             "--ray",
             metavar="ADDRESS",
-            help="Run extraction and alignment on a Ray cluster instead, and wait for them: auto, or "
-            "host:port of its head node. --workers is then the number of workers of a stage, by "
-            "default as many as there is room for.",
+            help=f"Run {work} on a Ray cluster instead, and wait for them: auto, or host:port of its "
+            "head node. --workers is then the number of workers at a time, by default as many as there "
+            "is room for.",
         ),
         click.option(
             "--gpus-per-worker",
             "gpus",
             type=Amount(units=True),
-            help="With --ray: GPUs of each worker of an extraction.  [default: 1 if there are any]",
+            help=f"With --ray: GPUs of each {gpus_of}.  [default: 1 if there are any]",
         ),
         click.option(
             "--cpus-per-worker",
@@ -80,9 +85,13 @@ def ray_options(function: Callable[..., None]) -> Callable[..., None]:
             "autoscaler starts nodes.  [default: 0]",
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @click.command("submit")
@@ -110,7 +119,7 @@ def ray_options(function: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="Submit even if jobs of this run that do the same work are queued or running.",
 )
-@ray_options
+@ray_options("extraction and alignment", "worker of an extraction")
 def submit(
     run: RunConfig,
     stage: Stage,
@@ -146,12 +155,10 @@ def submit(
     if ray is not None:
         from launch.ray.driver import RayRequest, run_on_ray
 
-        _require_one_scheduler(
-            bool(slurm or show or force), "--slurm, --print and --force", "Slurm"
-        )
+        require_one_scheduler(bool(slurm or show or force), "--slurm, --print and --force", "Slurm")
         run_on_ray(run, stages, sources, RayRequest(ray, counts, section.python, **given))
         return
-    _require_one_scheduler(
+    require_one_scheduler(
         bool(given), "--gpus-per-worker, --cpus-per-worker, --node-timeout", "Ray"
     )
     request = Request(
@@ -179,7 +186,12 @@ def submit(
         click.echo(f"no training job: these would still not be aligned: {', '.join(waiting)}")
 
 
-def _require_one_scheduler(has_others: bool, options: str, scheduler: str) -> None:
+def require_one_scheduler(has_others: bool, options: str, scheduler: str) -> None:
+    """Refuse options that are another scheduler's.
+
+    Raises:
+        ConfigError: Some are given.
+    """
     if has_others:
         raise ConfigError(
             f"options of {scheduler} given to another scheduler",

@@ -56,6 +56,29 @@ class StageGroup(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+def cost_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: add --rate and --tflops, by which costs are estimated."""
+    for option in (
+        click.option(
+            "--tflops",
+            type=click.FloatRange(min=0, min_open=True),
+            default=125.0,
+            show_default=True,
+            help="TFLOP/s that a GPU sustains; the default is 40 % of an A100's peak in bfloat16.",
+        ),
+        click.option(
+            "--rate",
+            type=click.FloatRange(min=0),
+            default=2.0,
+            show_default=True,
+            metavar="MONEY",
+            help="Price of a GPU-hour.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def run_options(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator: add the run file argument and --set; the command gets `run`, a checked RunConfig."""
 

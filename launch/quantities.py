@@ -1,4 +1,4 @@
-"""Counts, sizes, times and shares as short text."""
+"""Counts, sizes, times, costs and shares as short text."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ def duration_text(seconds: float) -> str:
         return f"{hours} h {minutes:02d} min"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours:02d} h"
+
+
+def hours_text(hours: float | None) -> str:
+    """GPU-hours of an estimate, such as "0.04", "1,234.5"; "?" where they are not known."""
+    if hours is None:
+        return "?"
+    return f"{hours:.2g}" if hours < 0.1 else f"{hours:,.1f}"
+
+
+def money_text(hours: float | None, rate: float) -> str:
+    """The price of GPU-hours at a rate; "?" where they are not known."""
+    return "?" if hours is None else f"{hours * rate:,.2f}"
 
 
 def share_text(probability: float) -> str:

@@ -6,6 +6,7 @@ Nothing incomplete is ever visible, because a commit is the last and only visibl
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -57,6 +58,22 @@ class StopFlag:
                 f"stopped by {self._signal.name}, what is finished is kept",
                 hint="rerun the same command to go on",
             )
+
+
+def stop_when_closed(flag: StopFlag, fd: int) -> None:
+    """Ask to stop as soon as the other end of a pipe is closed, as by the death of a parent.
+
+    Args:
+        flag: Of this process.
+        fd: File descriptor of the end that is read.
+    """
+
+    def wait() -> None:
+        while os.read(fd, 1):
+            pass
+        flag.ask(signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -44,6 +44,11 @@ BRANCH = "branch_"
 TAIL_TOLERANCE = 1e-3
 """Largest |1 - sum(entries) - tail|, for float32 softmaxes over large vocabularies."""
 
+POSITION_BYTES = 24
+"""Bytes of a position without its entries: id, byte end, entry offset (8), tail mass, label."""
+ENTRY_BYTES = 8
+"""Bytes of an entry: id and log-probability."""
+
 
 class Origin(IntEnum):
     """Where the distribution of an aligned position comes from."""

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from tests.slurm_cluster import free_ports
 
+REQUIRED = "LOGITFUSE_REQUIRE_RAY"
+"""Environment variable: tests that need a cluster fail where none starts, instead of skipping."""
 _MEMORY = 80 << 20
 """Bytes of a node's object store: only shard numbers go through Ray."""
 _AGENT_PORTS = (
@@ -113,3 +117,17 @@ def running_cluster() -> Iterator[RayCluster]:
                 yield RayCluster(cluster)
             finally:
                 cluster.shutdown()
+
+
+@contextmanager
+def cluster_or_skip() -> Iterator[RayCluster]:
+    """The same; without one the test is skipped, or fails where `REQUIRED` is set."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(running_cluster())
+        except Exception as error:
+            reason = f"no Ray cluster: {type(error).__name__}: {error}"
+            if os.environ.get(REQUIRED):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        yield running

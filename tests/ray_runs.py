@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -112,11 +113,12 @@ class RayRun:
         wait_until(lambda: len(self.processes()) == 2, driver)
         process, other = self.processes()
         os.kill(process, signal.SIGKILL)  # as the machine does when memory is short
-        os.kill(_parent(other), signal.SIGKILL)
+        os.kill(parent_of(other), signal.SIGKILL)
         self.slow.write_text("0")
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
+    """Id of the process that started a process."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
@@ -130,13 +132,15 @@ def contents(path: Path) -> dict[str, dict[int, str]]:
     return found
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[Any], seconds: float = 120.0
+) -> None:
     """Wait for a condition while a process runs.
 
     Raises:
-        AssertionError: The process has ended, or two minutes have passed.
+        AssertionError: The process has ended, or the time is over.
     """
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

@@ -143,7 +143,7 @@ def _interrupt(_: float) -> None:
 def test_run_files_are_read_by_their_stages(world: Path, block: Block) -> None:
     given = yaml.safe_load(stand_in(block.text))
     if {"settings", "submit"} & set(given):
-        own = yaml.safe_load((world / "study.yaml").read_text()) if "submit" in given else {}
+        own = {} if "rows" in given else yaml.safe_load((world / "study.yaml").read_text())
         ok("study", "plan", write(world / "block.yaml", own | given))
         return
     late = {name: given.pop(name) for name in ON_THE_FINISHED_RUN & set(given)}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,56 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.environments import UnavailableError, environment, packages_of
 from fuse_eval.harness.figures import example_scores, metrics_of, paired_difference
 from tests import eval_run
 from tests.command import ok, refused
+from tests.harness_tasks import CHOICES, QUESTIONS, lm_eval_behind_ours, write_group, write_task
 
-VERSION = "0.4.13"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and its datasets
-
-QUESTIONS = [(f"def f{i}(a): return ", i % 2) for i in range(10)]
-CHOICES = ("a", "None")
 
 
 @pytest.fixture(scope="module")
 def package() -> Iterator[None]:
-    """lm-evaluation-harness behind our packages: what it needs would slow every other test's start."""
-    try:
-        python = environment("lm-eval", VERSION, "lm_eval")
-    except UnavailableError as error:
-        if os.environ.get("LOGITFUSE_REQUIRE_MERGEKIT"):
-            raise
-        pytest.skip(f"no lm-eval: {error}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path, str(packages_of(python))])
+    with lm_eval_behind_ours():
         yield
-
-
-def write_task(folder: Path, name: str, **changed: Any) -> None:
-    """A task of two choices with its data."""
-    data = folder / f"{name}.jsonl"
-    lines = [json.dumps({"question": text, "answer": answer}) for text, answer in QUESTIONS]
-    data.write_text("\n".join(lines))
-    task = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{answer}}",
-        "doc_to_choice": list(CHOICES),
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.5},
-    }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | changed))
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +42,7 @@ def evaluated(
     tasks.mkdir()
     for name in ("first", "second", "third"):
         write_task(tasks, name)
-    (tasks / "both.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "group": "both",
-                "task": ["first", "second"],
-                "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
-            }
-        )
-    )
+    write_group(tasks, "both", ["first", "second"])
     run = eval_run.make_run(
         folder / "run",
         {name: tiny_models[name] for name in ("code", "target")},

@@ -25,10 +25,10 @@ from extract.config import CorpusInput
 from extract.corpus.corpus import corpus_location, open_corpus
 from extract.corpus.inputs import input_files
 from extract.corpus.sample import FirstRows
+from extract.estimate.costs import Assumed, at_most_bytes, likely_bytes, source_cost, train_cost
+from extract.estimate.models import look_at_model
 from first_run.cli import PRESETS as CHOICES
 from first_run.cli import init
-from first_run.costs import Assumed, at_most_bytes, likely_bytes, source_cost, train_cost
-from first_run.init.models import look_at_model
 from first_run.init.wanted import named_models
 from logitfuse import main
 from store_schema.config import ModelRef, load_run

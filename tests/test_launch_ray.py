@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
 from tests.command import ok
 from tests.extract_runs import plan_run, sample_documents, write_jsonl, write_run
-from tests.ray_cluster import RayCluster, can_hide, running_cluster
+from tests.ray_cluster import RayCluster, can_hide, cluster_or_skip
 from tests.ray_runs import RayRun, contents, wait_until
 
 pytestmark = [
@@ -27,21 +26,12 @@ pytestmark = [
 ]
 
 SOURCES = ("code", "prose")
-REQUIRED = "LOGITFUSE_REQUIRE_RAY"
-"""Environment variable: tests that need a cluster fail where none starts, instead of skipping."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     """A head node, to which tests add nodes."""
-    with ExitStack() as stack:
-        try:
-            running = stack.enter_context(running_cluster())
-        except Exception as error:
-            reason = f"no Ray cluster: {type(error).__name__}: {error}"
-            if os.environ.get(REQUIRED):
-                pytest.fail(reason)
-            pytest.skip(reason)
+    with cluster_or_skip() as running:
         yield running
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.ray import cluster, driver, workers
+from launch.ray import cluster, workers
 from launch.ray.workers import PendingShards, WorkerActor, WorkerSpec
 from launch.shard_queue import REQUEST, shard_queue
 from launch.work import Part, Worker
@@ -172,12 +172,12 @@ def test_room_on_a_node(worker: dict[str, float], room: int) -> None:
 
 def test_errors_of_ray_are_one_line() -> None:
     died = "The actor died.\nTraceback:\n  x\nModuleNotFoundError: No module named 'launch.ray'\nx"
-    line = driver._failure(RuntimeError(died), "head:6379").line()
+    line = cluster.failure(RuntimeError(died), "head:6379").line()
     assert line == (
         "a node of the Ray cluster cannot import logitfuse in head:6379: got ModuleNotFoundError: No "
         "module named 'launch.ray'; install this version of it for the Python that Ray runs there"
     )
-    line = driver._failure(RuntimeError("GCS is\ngone"), "head:6379").line()
+    line = cluster.failure(RuntimeError("GCS is\ngone"), "head:6379").line()
     assert line.startswith("the Ray cluster failed in head:6379: got GCS is gone; what is finished")
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from launch.signals import STOP_SIGNALS, StopFlag, stop_on_signals
+from launch.signals import STOP_SIGNALS, StopFlag, stop_on_signals, stop_when_closed
 from store_schema.errors import Stopped, StoppedMidway
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -134,3 +136,17 @@ def test_other_threads_get_a_flag_without_handlers() -> None:
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+def test_a_pipe_that_is_closed_asks_to_stop() -> None:
+    flag, (read_fd, write_fd) = StopFlag(), os.pipe()
+    stop_when_closed(flag, read_fd)
+    time.sleep(0.05)
+    assert not flag.asked
+    os.close(write_fd)
+    deadline = time.monotonic() + 30
+    while not flag.asked:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        flag.check()

@@ -56,7 +56,8 @@ ORDER = {
             "chat",
             "corpus",
         ),
-        *("head", "engines", "plan", "branching", "scoring", "generation", "report", "judging"),
+        *("head", "engines", "plan", "branching", "scoring", "generation", "report", "estimate"),
+        *("judging",),
         *("captures", "tune", "run", "cli", "__main__"),
     ),
     "align": (

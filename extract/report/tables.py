@@ -14,14 +14,10 @@ from launch.quantities import size_text
 from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
+from store_schema.layout import ENTRY_BYTES, POSITION_BYTES
 from store_schema.plan.plan import PlanRecord
 from store_schema.plan.run_plan import open_plan
 from store_schema.store.reader import StoreReader
-
-POSITION_BYTES = 24
-"""Bytes of a position without its entries: id, byte end, entry offset (8), tail mass, label."""
-ENTRY_BYTES = 8
-"""Bytes of an entry: id and log-probability."""
 
 
 def corpus_report(record: CorpusRecord) -> str:

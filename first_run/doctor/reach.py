@@ -13,10 +13,10 @@ from pathlib import Path
 from extract.config import CorpusSection, ExtractSection
 from extract.corpus.inputs import input_files
 from extract.engines.memory import free_host_bytes
-from first_run.costs import at_most_bytes, likely_bytes
+from extract.estimate.costs import at_most_bytes, likely_bytes
+from extract.estimate.models import ModelFacts, look_at_model
 from first_run.doctor.check import Check, error, ok, outcomes, refusal, warning
 from first_run.doctor.machine import LEAST_DISK, existing
-from first_run.init.models import ModelFacts, look_at_model
 from launch.config import LaunchSection
 from launch.quantities import size_text
 from store_schema.config import RunConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extract.config import ExtractSection
-from first_run.costs import (
+from extract.estimate.costs import (
     ALIGNED_TOKENS_PER_S,
     Assumed,
     SourceCost,
@@ -17,8 +17,8 @@ from first_run.costs import (
     source_cost,
     train_cost,
 )
-from first_run.init.data import DataFacts, look_at_data
-from first_run.init.models import ModelFacts, look_at_model
+from extract.estimate.data import DataFacts, look_at_data
+from extract.estimate.models import ModelFacts, look_at_model
 from first_run.init.tokenizers import TARGET, TokenizerFacts, look_at_tokenizers, method_for
 from first_run.init.tokens import TokenEstimate, estimate_tokens
 from first_run.init.wanted import Wanted

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from extract.config import ExtractSection
-from first_run.costs import ALIGNED_TOKENS_PER_S, MOST_TOKENS_PER_S
-from first_run.init.data import DataFacts
+from extract.estimate.costs import ALIGNED_TOKENS_PER_S, MOST_TOKENS_PER_S
+from extract.estimate.data import DataFacts
+from extract.estimate.models import ModelFacts
 from first_run.init.findings import Findings
-from first_run.init.models import ModelFacts
 from first_run.init.tokenizers import TARGET, TokenizerFacts
-from launch.quantities import count_text, size_text
+from launch.quantities import count_text, hours_text, money_text, size_text
 from launch.visible import cut, table, visible
 
 COLUMNS = 78
@@ -119,8 +119,8 @@ def _costs(found: Findings) -> list[str]:
             count_text(source.tokens_read),
             size_text(source.bytes),
             size_text(source.most_bytes),
-            _hours(source.gpu_hours),
-            _money(source.gpu_hours, rate),
+            hours_text(source.gpu_hours),
+            money_text(source.gpu_hours, rate),
         )
         for source in costs.sources
     ]
@@ -131,11 +131,11 @@ def _costs(found: Findings) -> list[str]:
     train = costs.train
     rows.append(
         ("train, 2 times", count_text(train.tokens), size_text(train.bytes), "",
-         _hours(train.gpu_hours), _money(train.gpu_hours, rate))
+         hours_text(train.gpu_hours), money_text(train.gpu_hours, rate))
     )  # fmt: skip
     rows.append(
-        ("all", "", size_text(costs.disk_bytes), "", _hours(costs.gpu_hours),
-         _money(costs.gpu_hours, rate))
+        ("all", "", size_text(costs.disk_bytes), "", hours_text(costs.gpu_hours),
+         money_text(costs.gpu_hours, rate))
     )  # fmt: skip
     free = costs.disk_free_bytes
     lines = table(head, rows)
@@ -168,16 +168,6 @@ def assumptions(found: Findings) -> list[str]:
     if costs.train.gpus is not None and costs.train.gpus > 1:
         lines.append(f"The target's training fills at least {costs.train.gpus} GPUs of 80 GB.")
     return lines
-
-
-def _hours(hours: float | None) -> str:
-    if hours is None:
-        return "?"
-    return f"{hours:.2g}" if hours < 0.1 else f"{hours:,.1f}"
-
-
-def _money(hours: float | None, rate: float) -> str:
-    return "?" if hours is None else f"{hours * rate:,.2f}"
 
 
 def next_steps(found: Findings) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from extract.config import ExtractSection
-from first_run.costs import MOST_TOKENS_PER_S
+from extract.estimate.costs import MOST_TOKENS_PER_S
+from extract.estimate.models import ModelFacts
 from first_run.init.findings import Findings
-from first_run.init.models import ModelFacts
 from first_run.init.tokenizers import TARGET, TokenizerFacts
 from launch.quantities import count_text
 from launch.visible import visible

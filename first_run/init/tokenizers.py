@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from align.methods.exact import require_same_vocabulary
 from extract.corpus.normal_form import reads_nfc
-from first_run.init.models import ModelFacts
+from extract.estimate.models import ModelFacts
 from launch.visible import visible
 from store_schema.errors import LogitfuseError, MismatchError
 from store_schema.text.tokenizer import SegmentTokenizer

@@ -12,15 +12,14 @@ import pyarrow as pa
 
 from extract.config import PlanSection
 from extract.corpus.sample import Sample, first_documents
+from extract.estimate.costs import BYTES_PER_TOKEN
+from extract.estimate.data import DataFacts
 from extract.plan.cutting import CutCorpus, cut_corpus
-from first_run.init.data import DataFacts
 from first_run.init.tokenizers import TARGET, TokenizerFacts
 from store_schema.text.tokenizer import SegmentTokenizer
 
 MOST_DOCUMENTS = 200
 """Documents of an input that are tokenised."""
-BYTES_PER_TOKEN = 4.0
-"""For a model whose tokenizer could not be read."""
 _FEW = 0.01
 """Share of documents whose context may be too long for a segment before longer segments are tried."""
 

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ def model_results(
 
     Returns:
         `tasks` {task: metrics}, `groups` the same of groups, `examples` {task: {metric: {number:
-        score}}}, `versions` {task: version}.
+        score}}}, `versions` {task: version}, `members` {group: its tasks}.
 
     Raises:
         ConfigError: A task needs a dataset that cannot be had, or code that may not be run.
@@ -157,7 +157,21 @@ def _record(found: Mapping[str, Any]) -> dict[str, Any]:
             for task, metrics in tasks.items()
         },
         "versions": {task: str(v) for task, v in found.get("versions", {}).items()},
+        "members": {
+            name: _members(name, found.get("group_subtasks", {}), tasks) for name in groups
+        },
     }
+
+
+def _members(
+    group: str, children: Mapping[str, Sequence[str]], tasks: Collection[str]
+) -> list[str]:
+    """Tasks of a group, those of groups within it too."""
+    return [
+        task
+        for child in children.get(group, ())
+        for task in ([child] if child in tasks else _members(child, children, tasks))
+    ]
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import StageGroup, set_up_logging
+from launch.cli import ray_options, require_one_scheduler
+from launch.command import StageGroup, cost_options, set_up_logging
 from launch.quantities import duration_text
-from launch.signals import stop_on_signals
+from launch.signals import stop_on_signals, stop_when_closed
 from launch.visible import table
 from launch.work import parse_worker
 from store_schema.errors import ConfigError
@@ -59,24 +60,63 @@ def _chosen(settings: Sequence[str], seeds: Sequence[int]) -> list[str]:
 
 @study.command("plan")
 @study_options
-def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -> None:
-    """Check the study and its rows, and show what is done and left."""
+@cost_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
+def plan_command(
+    file: str,
+    settings: tuple[str, ...],
+    seeds: tuple[int, ...],
+    rate: float,
+    tflops: float,
+    as_json: bool,
+) -> None:
+    """Check the study and its rows, and show what is done and left, and what all of it costs.
+
+    Models are neither loaded nor downloaded: of those on this machine the headers of weight files say
+    their size, of others `expected` in the study file.
+    """
+    from extract.estimate.costs import Assumed
     from fuse_eval.study.config import load_study
+    from fuse_eval.study.costs.estimate import study_costs
+    from fuse_eval.study.costs.report import costs_record, costs_text
     from fuse_eval.study.grid import checked_places
     from fuse_eval.study.results import progress_of
 
-    loaded = load_study(file)
-    rows, left_s, unknown = [], 0.0, False
-    for place in checked_places(loaded, settings, seeds):
-        found = progress_of(loaded, place)
-        left = found.seconds_left
-        unknown |= left is None
-        left_s += left or 0.0
-        shown = "?" if left is None else duration_text(left)
-        rows.append((place.setting, place.seed, f"{found.done} of {found.total}", shown))
+    loaded, assumed = load_study(file), Assumed(tflops, rate)
+    places = checked_places(loaded, settings, seeds)
+    progress = [(place, progress_of(loaded, place)) for place in places]
+    costs = study_costs(loaded, places, assumed)
+    if as_json:
+        content = {
+            "name": loaded.name,
+            "progress": [
+                {
+                    "setting": place.setting,
+                    "seed": place.seed,
+                    "done": found.done,
+                    "total": found.total,
+                    "seconds_left": found.seconds_left,
+                }
+                for place, found in progress
+            ],
+            "costs": costs_record(loaded, costs, assumed),
+        }
+        click.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+        return
+    left = [found.seconds_left for _, found in progress]
+    rows = [
+        (
+            *(place.setting, place.seed, f"{found.done} of {found.total}"),
+            "?" if found.seconds_left is None else duration_text(found.seconds_left),
+        )
+        for place, found in progress
+    ]
     click.echo("\n".join(table(("setting", "seed", "done", "left"), rows)))
-    if not unknown:
-        click.echo(f"left: {duration_text(left_s)} of training, on one machine like the one so far")
+    known = [seconds for seconds in left if seconds is not None]
+    if len(known) == len(left):
+        shown = duration_text(sum(known))
+        click.echo(f"left: {shown} of training, on one machine like the one so far")
+    click.echo(f"\n{costs_text(loaded, costs, assumed)}")
 
 
 @study.command("run")
@@ -95,6 +135,7 @@ def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -
     help="Trainings at a time on this machine, each with its part of the CPU cores.",
 )
 @click.option("--data-only", is_flag=True, help="Only make inputs, corpus, plan and stores.")
+@click.option("--stop-fd", type=int, hidden=True, help="Pipe; the command stops when it is closed.")
 def run_command(
     file: str,
     settings: tuple[str, ...],
@@ -102,6 +143,7 @@ def run_command(
     worker: str | None,
     processes: int,
     data_only: bool,
+    stop_fd: int | None,
 ) -> None:
     """Make the stores, then do every training that is not done, and score it.
 
@@ -120,6 +162,8 @@ def run_command(
     loaded = load_study(file)
     places = checked_places(loaded, settings, seeds)
     with stop_on_signals() as stop:
+        if stop_fd is not None:
+            stop_when_closed(stop, stop_fd)
         if processes > 1:
             for place in places:
                 click.echo(
@@ -158,12 +202,14 @@ def run_command(
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Tasks of the arrays that train. Default: the study file's `submit.workers`.",
+    help="Tasks of the arrays that train. Default: the study file's `submit.workers`; on Ray as many "
+    "as there is room for.",
 )
 @click.option("--print", "show", is_flag=True, help="Write and print the scripts, submit nothing.")
 @click.option(
     "--force", is_flag=True, help="Submit even if jobs of this study are queued or running."
 )
+@ray_options("data, trainings and scorings", "of them")
 def submit_command(
     file: str,
     settings: tuple[str, ...],
@@ -172,8 +218,10 @@ def submit_command(
     workers: int | None,
     show: bool,
     force: bool,
+    ray: str | None,
+    **of_worker: Any,
 ) -> None:
-    """Submit the study to Slurm: data, then an array of trainings, then the page.
+    """Submit the study to Slurm: data, then an array of trainings, then the page. Or to a Ray cluster.
 
     A job that nears its time limit is started again, and goes on where it was.
     """
@@ -186,6 +234,20 @@ def submit_command(
     from launch.slurm.submit import array_limits, require_free, write_scripts
 
     loaded = load_study(file)
+    given = {name: value for name, value in of_worker.items() if value is not None}
+    if ray is not None:
+        from fuse_eval.study.on_ray import StudyRequest, run_study_on_ray
+        from launch.ray.commands import NodeShare
+
+        require_one_scheduler(bool(slurm or show or force), "--slurm, --print and --force", "Slurm")
+        share = NodeShare(at_a_time=workers, **given)
+        places = checked_places(loaded, settings, seeds)
+        run_study_on_ray(loaded, file, places, StudyRequest(ray, share))
+        click.echo(_shown(loaded, as_json=False))
+        return
+    require_one_scheduler(
+        bool(given), "--gpus-per-worker, --cpus-per-worker, --node-timeout", "Ray"
+    )
     # Options of one stage (`train:time=...`) are none of a study's.
     options = parse_options([f"all:{text}" for text in slurm]).get("all", {})
     places = checked_places(loaded, settings, seeds)

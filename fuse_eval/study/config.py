@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fuse_eval.harness.config import HarnessSection
 from fuse_eval.study.jobs import SubmitSection
 from store_schema.config import StrictModel
 from store_schema.errors import ConfigError
@@ -19,6 +20,19 @@ from store_schema.yaml_file import read_yaml
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$"
 SEED = "{seed}"
+
+
+class ExpectedSection(StrictModel):
+    """What is expected of models and text that are not on this machine yet."""
+
+    parameters: dict[str, Annotated[float, Field(ge=1, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    """Parameters that a token uses, by source, and of `target`."""
+    tokens: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """Tokens of the text of all splits."""
+    prompts: int | None = Field(default=None, ge=1)
+    """Prompts that are answered (`answers: true`)."""
 
 
 class Row(StrictModel):
@@ -81,10 +95,21 @@ class Setting(StrictModel):
     answers: bool = False
     """Whether every model also answers the prompts of `split`, judged as the run's `evaluate.answers`
     says."""
+    harness: HarnessSection | None = None
+    """Tasks of lm-evaluation-harness that every model also does: {tasks: [gsm8k], limit: 200}."""
+    expected: ExpectedSection = ExpectedSection()
+    """Sizes that `study plan` goes by where models or text are not there yet."""
     rows: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Rows that are trained here; None takes all."""
     tuned_as: dict[str, str] = Field(default_factory=dict)
     """Rows that here take the best recipe of another one, as with `tuned_as` of a row."""
+
+    @field_validator("harness")
+    @classmethod
+    def _some_tasks(cls, harness: HarnessSection | None) -> HarnessSection | None:
+        if harness is not None and not harness.tasks:
+            raise ValueError("name the tasks: {tasks: [gsm8k]}")
+        return harness
 
     @field_validator("seeds")
     @classmethod

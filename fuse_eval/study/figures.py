@@ -16,6 +16,7 @@ from fuse_eval.answers.figures import mean_scores, resampled_differences
 from fuse_eval.interference.documents import DocumentDifferences, document_differences
 from fuse_eval.intervals import DomainUnits, resampled_bpb, units_by_domain
 from fuse_eval.study.config import StudyConfig
+from fuse_eval.study.harness import task_scores
 from fuse_eval.study.records import Gate, TrainingRecord
 from fuse_eval.study.results import SeedResult
 
@@ -338,6 +339,9 @@ def _row_record(study: StudyConfig, row: str, seeds: Sequence[SeedResult]) -> di
     asked = [seen for seen in seeds if {row, control} - {None} <= seen.answers.keys()]
     if asked:
         found["right"] = right_answers(asked, row, control, study)
+    tasks = task_scores([seen.tasks for seen in seeds], row, control)
+    if tasks:
+        found["tasks"] = tasks
     if control is None:
         return found
     against = changes(seeds, row, study.control, study)

@@ -18,6 +18,7 @@ from fuse_eval.study.tables import (
     gates_grid,
     pools_grid,
     settings_grid,
+    tasks_grid,
     title_of_row,
 )
 from fuse_eval.study.verdict import notes, verdict
@@ -103,6 +104,7 @@ def _sections(study: StudyConfig, name: str, found: Record) -> list[Section]:
         tables.append(_table(f"{title} against each baseline", baselines, study))
     for caption, grid in (
         (f"{name}: right answers to held-out prompts", answers_grid(study, found)),
+        (f"{name}: tasks of lm-evaluation-harness", tasks_grid(study, found)),
         (f"{name}: the aligned sources mixed at inference, not trained", pools_grid(found)),
         (f"{name}: what selectors listen to", gates_grid(study, found)),
     ):

@@ -18,6 +18,7 @@ from fuse_eval.study.tables import (
     markdown_table,
     pools_grid,
     settings_grid,
+    tasks_grid,
     text_table,
 )
 from fuse_eval.study.verdict import notes, verdict
@@ -71,8 +72,11 @@ def _add_texts(documents: Sequence[dict[str, Any]], places: Sequence[Place], spl
 
 def further_grids(study: StudyConfig, found: Mapping[str, Any]) -> list[Grid]:
     """The tables below a setting's first one, those that there is something for."""
-    made = (baselines_grid(study, found), answers_grid(study, found), pools_grid(found))
-    return [grid for grid in (*made, gates_grid(study, found)) if grid is not None]
+    made = (
+        *(baselines_grid(study, found), answers_grid(study, found), tasks_grid(study, found)),
+        *(pools_grid(found), gates_grid(study, found)),
+    )
+    return [grid for grid in made if grid is not None]
 
 
 def text(study: StudyConfig, record: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fuse_eval.harness.report import shown_score
 from fuse_eval.study.config import StudyConfig
 from fuse_eval.study.figures import MEAN
 from launch.pages.charts import percent, significant
@@ -102,6 +103,31 @@ def answers_grid(study: StudyConfig, record: Record) -> Grid | None:
 def _points(change: Mapping[str, Any]) -> str:
     value, low, high = (f"{100 * change[key]:+.1f}" for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
+
+
+def tasks_grid(study: StudyConfig, record: Record) -> Grid | None:
+    """Scores of every row that did tasks of lm-evaluation-harness; None without any."""
+    asked = {name: found["tasks"] for name, found in record["rows"].items() if "tasks" in found}
+    if not asked:
+        return None
+    tasks = list(next(iter(asked.values())))
+    groups: dict[str, list[list[str]]] = {"": []}
+    for name, found in asked.items():
+        cells = [cell for task in tasks for cell in _task_cells(found.get(task))]
+        groups.setdefault(study.rows[name].group, []).append([title_of_row(study, name), *cells])
+    titles = [title for task in tasks for title in (task, "against control")]
+    return Grid(["tasks of lm-evaluation-harness", *titles], list(groups.items()))
+
+
+def _task_cells(found: Record | None) -> tuple[str, str]:
+    """A score with its standard error, and the difference to the control with its interval."""
+    if found is None:
+        return "", ""
+    apart = found["difference"]
+    if apart is None:
+        return shown_score(found), ""
+    value, low, high = (f"{apart[key]:+.3f}" for key in ("value", "low", "high"))
+    return shown_score(found), f"{value} ({low} to {high})"
 
 
 def pools_grid(record: Record) -> Grid | None:

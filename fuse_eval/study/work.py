@@ -11,15 +11,15 @@ from pathlib import Path
 from fuse_eval import bpb
 from fuse_eval.study.answers import StudyAnswers
 from fuse_eval.study.config import Row, StudyConfig
-from fuse_eval.study.grid import RUN_FILE, Cell, Data, Place, Recipe, cells_of, pool_run
+from fuse_eval.study.grid import RUN_FILE, Cell, Data, Place, Recipe, pool_run
+from fuse_eval.study.harness import StudyHarness
 from fuse_eval.study.records import (
     TrainingRecord,
-    cell_recipes,
     made_record,
     read_record,
     write_record,
 )
-from fuse_eval.study.results import progress_of
+from fuse_eval.study.results import progress_of, units_of
 from fuse_eval.study.stages import LOG_FILE, one_at_a_time, run_command
 from fuse_eval.study.text import SCORES_FILE, StudyText
 from fuse_eval.summary import POOL_FILE, REPORT_FOLDER
@@ -65,18 +65,32 @@ class Scoring:
     Args:
         text: Bits per byte of it.
         answers: Prompts that are answered; None where the setting asks for none.
+        harness: Tasks of lm-evaluation-harness; None likewise.
     """
 
     text: StudyText
     answers: StudyAnswers | None
+    harness: StudyHarness | None
 
     @classmethod
     def of(cls, study: StudyConfig, place: Place) -> Scoring:
         """Of a seed of a setting."""
         run, split = place.data.run, study.split
-        asked = study.setting(place.setting).answers
-        text = StudyText(run, split, place.data.text_file)
-        return cls(text, StudyAnswers(run, split) if asked else None)
+        asked = study.setting(place.setting)
+        return cls(
+            StudyText(run, split, place.data.text_file),
+            StudyAnswers(run, split) if asked.answers else None,
+            None if asked.harness is None else StudyHarness(run, asked.harness),
+        )
+
+    def require_tasks(self) -> None:
+        """Refuse tasks that cannot be run, before something is trained for them.
+
+        Raises:
+            ConfigError: The harness is not installed, or a task is not known.
+        """
+        if self.harness is not None:
+            _ = self.harness.manager
 
     def score(self, ref: ModelRef, folder: Path, stop: StopFlag, tokenizer: str = "target") -> None:
         """Score a model, and let it answer; what is kept in `folder` is not done again."""
@@ -84,6 +98,8 @@ class Scoring:
             self.text.score(ref, folder, stop, tokenizer=tokenizer)
         if self.answers is not None:
             self.answers.ask(ref, folder, stop)
+        if self.harness is not None:
+            self.harness.ask(ref, folder, stop)
 
 
 def train(
@@ -96,6 +112,7 @@ def train(
     with one_at_a_time(recipe.folder, stop):
         found = read_record(recipe.results)
         if found is None:
+            scoring.require_tasks()
             _train(study, data, recipe, stop)
             ref = bpb.checkpoint_ref(recipe.folder / "final", recipe.run.target)
             scoring.score(ref, recipe.results, stop)
@@ -161,23 +178,17 @@ def run_place(study: StudyConfig, place: Place, worker: Worker, stop: StopFlag) 
         CommandError: A training failed.
         Stopped: On a signal; what is scored stays.
     """
-    cells = cells_of(study, place)
-    by_name = {cell.name: cell for cell in cells}
     scoring = Scoring.of(study, place)
-    number = 0
-    for cell in cells:
-        # Asked when it is its turn: the row that it is tuned as is done by then, or another's.
-        recipes = cell_recipes(cell, by_name.get(cell.row.tuned_as or ""))
-        for recipe in recipes or (None,):
-            mine, number = number % worker.count == worker.index, number + 1
-            started = time.monotonic()
-            if not mine:
-                continue
-            if recipe is not None:
-                record = train(study, place.data, recipe, scoring, stop)
-                title = " ".join(filter(None, (cell.name, recipe.title)))
-                yield Done(title, record.best, time.monotonic() - started)
-            elif cell.row.model is not None:
-                score_model(cell, scoring, stop)
-                yield Done(cell.name, None, time.monotonic() - started)
-            stop.progressed = True
+    # One after the other: the row that one is tuned as is done by then, or another's.
+    for unit in units_of(study, place):
+        if unit.number % worker.count != worker.index:
+            continue
+        started, cell, recipe = time.monotonic(), unit.cell, unit.recipe
+        if recipe is not None:
+            record = train(study, place.data, recipe, scoring, stop)
+            title = " ".join(filter(None, (cell.name, recipe.title)))
+            yield Done(title, record.best, time.monotonic() - started)
+        elif cell.row.model is not None:
+            score_model(cell, scoring, stop)
+            yield Done(cell.name, None, time.monotonic() - started)
+        stop.progressed = True

@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from store_schema.errors import ConfigError
+import click
+
+from store_schema.disk.location import open_location
+from store_schema.errors import ConfigError, StorageError
 
 _CONNECT_S = 10.0
 """How long the head node may take to accept a connection."""
 _ATTEMPTS = "2"
 """Of 40 seconds each, where something other than Ray answers; Ray itself makes 20."""
+
+IMPORT_ERROR = re.compile(r"(?:ModuleNotFound|Import)Error: .*")
+"""In Ray's error for an actor whose module a node does not have."""
 
 Resources = Mapping[str, float]
 """Amounts by Ray's name of a resource: CPU, GPU and others."""
@@ -97,3 +106,89 @@ def resources_text(nodes: Iterable[Resources]) -> str:
     """Different nodes for a message, such as "nodes with 8 CPU and 0 GPU"."""
     texts = {f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes}
     return "nodes with " + ", ".join(sorted(texts)) if texts else "no node"
+
+
+def gpus_of_worker(ray: Any, asked: float | None) -> float:
+    """GPUs that a worker takes: as many as were asked for, or 1 where any node has one."""
+    if asked is not None:
+        return asked
+    return float(any(node.get("GPU", 0) >= 1 for node in alive_nodes(ray)))
+
+
+class RoomWatch:
+    """Refuses a cluster whose nodes are all too small for a worker.
+
+    Args:
+        ray: The module ray, connected.
+        worker: What each worker takes.
+        timeout_s: How long to wait for the first node that has room.
+    """
+
+    def __init__(self, ray: Any, worker: Resources, timeout_s: float) -> None:
+        self._ray, self._worker, self._timeout_s = ray, worker, timeout_s
+        self._had_room = False
+        self._deadline: float | None = None
+
+    def require(self, room: Callable[[], int]) -> None:
+        """Check again. Later, when there was such a node, Ray is trusted to replace it.
+
+        Args:
+            room: How many workers there is room for now.
+
+        Raises:
+            ConfigError: There is none, and the time is over.
+        """
+        if self._had_room or room():
+            self._had_room = True
+            return
+        now = time.monotonic()
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in self._worker.items())
+        if self._deadline is None:
+            self._deadline = now + self._timeout_s
+            if self._timeout_s:
+                click.echo(f"waiting {self._timeout_s:g} s for a node with {wanted}", err=True)
+        if now >= self._deadline:
+            raise ConfigError(
+                "no node of the Ray cluster has room for a worker",
+                where="--cpus-per-worker, --gpus-per-worker",
+                expected=f"a node with {wanted}",
+                got=resources_text(alive_nodes(self._ray)),
+                hint="ask for less, start such a node, or give --node-timeout to an autoscaler",
+            )
+
+
+def failure(error: Exception, address: str) -> ConfigError:
+    """An error of Ray's, in one line."""
+    not_there = IMPORT_ERROR.search(str(error))
+    if not_there:
+        return ConfigError(
+            "a node of the Ray cluster cannot import logitfuse",
+            where=address,
+            got=not_there[0],
+            hint="install this version of it for the Python that Ray runs there",
+        )
+    return ConfigError(
+        "the Ray cluster failed",
+        where=address,
+        got=" ".join(str(error).split())[:300],
+        hint="what is finished is kept: run the same command again",
+    )
+
+
+@contextmanager
+def probe_file(url: str) -> Iterator[str | None]:
+    """A file in a local folder, by which nodes show that they see that folder; removed at the end."""
+    folder = open_location(url).path
+    if folder is None:
+        yield None
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".ray-", dir=folder.resolve())
+    except OSError as error:
+        raise StorageError("folder cannot be written", where=folder, got=error.strerror) from error
+    os.close(handle)
+    try:
+        yield name
+    finally:
+        Path(name).unlink(missing_ok=True)

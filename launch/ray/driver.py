@@ -7,22 +7,29 @@ same command goes on.
 from __future__ import annotations
 
 import os
-import re
 import signal
-import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
 from launch.pending import find_pending
 from launch.progress import Progress
-from launch.ray.cluster import Resources, alive_nodes, connect, node_room, resources_text
+from launch.ray.cluster import (
+    IMPORT_ERROR,
+    Resources,
+    RoomWatch,
+    alive_nodes,
+    connect,
+    failure,
+    gpus_of_worker,
+    node_room,
+    probe_file,
+)
 from launch.ray.workers import PendingShards, ProcessEnd, WorkerActor, WorkerSpec
 from launch.signals import StopFlag, stop_on_signals
 from launch.stages import ShardedStage, Stage
@@ -46,10 +53,6 @@ WAIT_S = 1.0
 """How often the driver looks whether it was asked to stop,"""
 COUNT_S = 5.0
 """and how often it counts commits."""
-
-
-_IMPORT_ERROR = re.compile(r"(?:ModuleNotFound|Import)Error: .*")
-"""In Ray's error for an actor whose module a node does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def run_on_ray(
             try:
                 StageDriver(ray, run, stage, request, left, stop).work()
             except ray.exceptions.RayError as error:
-                raise _failure(error, request.address) from error
+                raise failure(error, request.address) from error
             missing = sum(map(len, _pending(run, stage, sources).values()))
             if missing:
                 raise StorageError(
@@ -125,24 +128,6 @@ def run_on_ray(
                     hint="use a file system that all nodes share, or run_dir: s3://...",
                 )
             click.echo(f"{stage}: {num_shards:,} shards of {', '.join(left)} done")
-
-
-def _failure(error: Exception, address: str) -> ConfigError:
-    """An error of Ray's, in one line."""
-    not_there = _IMPORT_ERROR.search(str(error))
-    if not_there:
-        return ConfigError(
-            "a node of the Ray cluster cannot import logitfuse",
-            where=address,
-            got=not_there[0],
-            hint="install this version of it for the Python that Ray runs there",
-        )
-    return ConfigError(
-        "the Ray cluster failed",
-        where=address,
-        got=" ".join(str(error).split())[:300],
-        hint="what is finished is kept: run the same command again",
-    )
 
 
 def _pending(run: RunConfig, stage: ShardedStage, sources: Sequence[str]) -> dict[str, list[int]]:
@@ -182,8 +167,7 @@ class StageDriver:
         self._actors: dict[int, Any] = {}
         self._running: dict[Any, int] = {}
         self._losses = 0
-        self._had_room = False
-        self._deadline: float | None = None
+        self._watch = RoomWatch(ray, self._resources, request.node_timeout_s)
 
     def work(self) -> None:
         """Do all pending shards.
@@ -195,7 +179,7 @@ class StageDriver:
         folder = self._run.data_folder if self._stage == "extract" else self._run.folder
         try:
             with (
-                _probe_file(folder) as probe,
+                probe_file(folder) as probe,
                 Progress(f"{self._stage} on Ray", self._total, unit="shard") as progress,
             ):
                 self._spec = WorkerSpec(
@@ -215,11 +199,7 @@ class StageDriver:
                 self._kill(actor)
 
     def _worker_resources(self) -> Resources:
-        gpus = self._request.gpus
-        if self._stage == "align":
-            gpus = 0.0
-        elif gpus is None:
-            gpus = float(any(node.get("GPU", 0) >= 1 for node in alive_nodes(self._ray)))
+        gpus = 0.0 if self._stage == "align" else gpus_of_worker(self._ray, self._request.gpus)
         return {"CPU": self._request.cpus, "GPU": gpus}
 
     def _room(self) -> int:
@@ -258,7 +238,7 @@ class StageDriver:
         """Until all shards are done, give workers that end the next source, and replace lost ones."""
         counted = time.monotonic()
         while self._running:
-            self._require_room()
+            self._watch.require(self._room)
             ended, _ = self._ray.wait(list(self._running), timeout=WAIT_S)
             if ended or time.monotonic() - counted >= COUNT_S:
                 counted = time.monotonic()
@@ -269,29 +249,6 @@ class StageDriver:
                 self._stop.check()
             for reference in ended:
                 self._end(reference)
-
-    def _require_room(self) -> None:
-        """Refuse a cluster whose nodes are all too small, `node_timeout_s` after the start.
-
-        Later, when there was such a node, Ray is trusted to replace it.
-        """
-        if self._had_room or self._room():
-            self._had_room = True
-            return
-        now, timeout_s = time.monotonic(), self._request.node_timeout_s
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in self._resources.items())
-        if self._deadline is None:
-            self._deadline = now + timeout_s
-            if timeout_s:
-                click.echo(f"waiting {timeout_s:g} s for a node with {wanted}", err=True)
-        if now >= self._deadline:
-            raise ConfigError(
-                "no node of the Ray cluster has room for a worker",
-                where="--cpus-per-worker, --gpus-per-worker",
-                expected=f"a node with {wanted}",
-                got=resources_text(alive_nodes(self._ray)),
-                hint="ask for less, start such a node, or give --node-timeout to an autoscaler",
-            )
 
     def _num_commits(self) -> int:
         url = self._run.store_url if self._stage == "extract" else self._run.aligned_url
@@ -311,7 +268,7 @@ class StageDriver:
         try:
             end: ProcessEnd = ray.get(reference)
         except ray.exceptions.RayError as error:
-            if isinstance(error, ray.exceptions.RayTaskError) or _IMPORT_ERROR.search(str(error)):
+            if isinstance(error, ray.exceptions.RayTaskError) or IMPORT_ERROR.search(str(error)):
                 raise
             # Its actor is gone, or the node.
             reason = " ".join(str(error).split())[:200]
@@ -367,22 +324,3 @@ class StageDriver:
     def _kill(self, actor: Any) -> None:
         with suppress(self._ray.exceptions.RayError):  # it is lost already
             self._ray.kill(actor)
-
-
-@contextmanager
-def _probe_file(url: str) -> Iterator[str | None]:
-    """A file in a local folder, by which nodes show that they see that folder; removed at the end."""
-    folder = open_location(url).path
-    if folder is None:
-        yield None
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".ray-", dir=folder.resolve())
-    except OSError as error:
-        raise StorageError("folder cannot be written", where=folder, got=error.strerror) from error
-    os.close(handle)
-    try:
-        yield name
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -128,7 +128,7 @@ class WorkerActor:
     def run(self, source: str) -> ProcessEnd:
         """Do shards of a source until none is left; with smaller batches each time memory runs out."""
         try:
-            self._require_folder()
+            require_folder(self._spec.probe_file, self._host)
             for halvings in itertools.count():
                 code = self._run_process(source, halvings)
                 if code != SMALLER_STEPS:
@@ -143,22 +143,11 @@ class WorkerActor:
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
 
-    def _require_folder(self) -> None:
-        probe = self._spec.probe_file
-        if probe is not None and not os.path.exists(probe):
-            raise ConfigError(
-                "a node does not see the folder of the stores",
-                where=self._host,
-                expected=os.path.dirname(probe),
-                got="no such folder, or another one",
-                hint="use a file system that all nodes share, or run_dir: s3://...",
-            )
-
     def _run_process(self, source: str, halvings: int) -> int:
         """Run the command for a source, serve its requests, and return its exit code."""
-        requests, request_end = _pipe()
-        reply_end, replies = _pipe()
-        stop_end, stop = _pipe()  # closes when this actor dies
+        requests, request_end = open_pipe()
+        reply_end, replies = open_pipe()
+        stop_end, stop = open_pipe()  # closes when this actor dies
         theirs = (reply_end, request_end, stop_end)
         with ExitStack() as stack:
             for file in (requests, replies, stop):
@@ -169,7 +158,7 @@ class WorkerActor:
             if self._spec.stage == "extract":
                 words += ["--stop-fd", str(stop_end.fileno()), "--halvings", str(halvings)]
                 words += ["--require-gpus", str(math.ceil(self._spec.gpus))]
-            process = self._process = self._start(words, theirs)
+            process = self._process = start_process(words, theirs, self._spec.directory)
             reader = threading.Thread(target=self._forward, args=(process.stderr,))
             reader.start()
             self._serve(source, requests, replies)
@@ -183,30 +172,6 @@ class WorkerActor:
         words = [*python, "-P", "-m", *_COMMANDS[self._spec.stage], str(config)]
         return [*words, "--source", source, "--worker", str(self._worker)]
 
-    def _start(self, words: list[str], theirs: Iterable[BinaryIO]) -> subprocess.Popen[str]:
-        directory = self._spec.directory
-        try:
-            return subprocess.Popen(
-                words,
-                pass_fds=[file.fileno() for file in theirs],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                cwd=directory if os.path.isdir(directory) else None,
-                env=child_environment(),
-            )
-        except OSError as error:
-            raise ConfigError(
-                "a worker's process cannot be started",
-                where=f"{words[0]} on {self._host}",
-                got=error.strerror,
-                hint="see `launch.python`",
-            ) from error
-        finally:
-            for file in theirs:
-                file.close()
-
     def _serve(self, source: str, requests: BinaryIO, replies: BinaryIO) -> None:
         """Answer each request by a shard of the source, until the process closes its end."""
         while requests.read(len(REQUEST)):
@@ -215,16 +180,74 @@ class WorkerActor:
                 replies.write(b"\n" if shard is None else b"%d\n" % shard)
 
     def _forward(self, stream: TextIO) -> None:
-        """Pass on what the process writes, and keep its error, or else its last line."""
-        self._message = ""
-        with stream:
-            for line in stream:
-                sys.stderr.write(line)
-                if line.startswith("error: ") or not self._message.startswith("error: "):
-                    self._message = line.strip() or self._message
+        self._message = forwarded(stream)
 
 
-def _pipe() -> tuple[BinaryIO, BinaryIO]:
+def require_folder(probe: str | None, host: str) -> None:
+    """Refuse a node that does not see a file that the driver has written; None is none.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if probe is not None and not os.path.exists(probe):
+        raise ConfigError(
+            "a node does not see the folder of the stores",
+            where=host,
+            expected=os.path.dirname(probe),
+            got="no such folder, or another one",
+            hint="use a file system that all nodes share, or run_dir: s3://...",
+        )
+
+
+def forwarded(stream: TextIO) -> str:
+    """Pass on what a process writes until it ends; its error, or else its last line."""
+    message = ""
+    with stream:
+        for line in stream:
+            sys.stderr.write(line)
+            if line.startswith("error: ") or not message.startswith("error: "):
+                message = line.strip() or message
+    return message
+
+
+def start_process(
+    words: list[str], theirs: Iterable[BinaryIO], directory: str
+) -> subprocess.Popen[str]:
+    """Start a command whose standard error is read.
+
+    Args:
+        words: Program and arguments.
+        theirs: Ends of pipes that it has, too; they are closed here.
+        directory: Its working directory, where this node has it.
+
+    Raises:
+        ConfigError: It cannot be started.
+    """
+    try:
+        return subprocess.Popen(
+            words,
+            pass_fds=[file.fileno() for file in theirs],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=directory if os.path.isdir(directory) else None,
+            env=child_environment(),
+        )
+    except OSError as error:
+        raise ConfigError(
+            "a worker's process cannot be started",
+            where=f"{words[0]} on {os.uname().nodename}",
+            got=error.strerror,
+            hint="see `launch.python`",
+        ) from error
+    finally:
+        for file in theirs:
+            file.close()
+
+
+def open_pipe() -> tuple[BinaryIO, BinaryIO]:
+    """The end that is read, and the end that is written; unbuffered."""
     read_fd, write_fd = os.pipe()
     return open(read_fd, "rb", buffering=0), open(write_fd, "wb", buffering=0)
 

@@ -15,6 +15,7 @@ from store_schema.model.class_config import model_rows, transformers_config
 from store_schema.model.models import (
     config_folder,
     is_gguf,
+    local_copy,
     local_folder,
     max_positions,
     model_config,
@@ -138,11 +139,36 @@ def _architecture(config: Mapping[str, Any]) -> str | None:
     return None if config.get("model_type") is None else str(config["model_type"])
 
 
+def parameters_here(ref: ModelRef) -> tuple[int, int] | None:
+    """What the headers of weight files on this disk say; no torch, no network, nothing unpacked.
+
+    Args:
+        ref: The model.
+
+    Returns:
+        Number of parameters, and of those that a token uses; None for a model that is not here, and
+        where its files do not tell.
+    """
+    folder = None if is_gguf(ref) else local_copy(ref)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    config = model_config(folder)
+    return _counts(_stored_sizes(folder, config), config)
+
+
 def _parameters(ref: ModelRef, folder: Path, config: Mapping[str, Any]) -> tuple[int, int] | None:
+    return _counts(_stored_sizes(folder, config) or _sizes_of_class(ref), config)
+
+
+def _stored_sizes(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters in weight files by name; {} where there are none, or none that say it."""
+    if "quantization_config" in config:  # packed weights have other shapes
+        return {}
+    return {tensor.name: math.prod(tensor.shape) for tensor in stored_tensors(folder)}
+
+
+def _counts(sizes: Mapping[str, int], config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Number of parameters, and of those that a token uses."""
-    sizes = {t.name: math.prod(t.shape) for t in stored_tensors(folder)}
-    if not sizes or "quantization_config" in config:  # packed weights have other shapes
-        sizes = _sizes_of_class(ref)
     if not sizes:
         return None
     total = sum(sizes.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from extract.report.tables import ENTRY_BYTES, POSITION_BYTES
+from store_schema.layout import ENTRY_BYTES, POSITION_BYTES
 from store_schema.presets import Preset
 
 TFLOPS = 125.0
@@ -17,6 +17,8 @@ RATE = 2.0
 """Money for a GPU-hour."""
 MOST_TOKENS_PER_S = 50_000.0
 """Tokens that one GPU scores in a second at most, however small the model."""
+BYTES_PER_TOKEN = 4.0
+"""Bytes of text in a token, where no tokenizer was used."""
 ALIGNED_TOKENS_PER_S = 100_000.0
 """Target tokens that `align run` converts in a second on two cores (docs/alignment.md)."""
 TRAIN_BYTES, GPU_BYTES = 16, 80e9
@@ -150,7 +152,31 @@ def train_cost(
     trainings = 2
     if not parameters or not active:
         return TrainCost(tokens, trainings, None, None, 0.0)
-    flop = (8 if recompute else 6) * active * tokens * epochs * trainings
-    disk = trainings * parameters * ((kept + 1) * CHECKPOINT_BYTES + 2 * WEIGHT_BYTES)
+    hours = training_hours(active, tokens * epochs * trainings, tflops, recompute=recompute)
+    disk = trainings * training_bytes(parameters, kept)
     gpus = max(1, -(-parameters * TRAIN_BYTES // int(GPU_BYTES * 0.75)))
-    return TrainCost(tokens, trainings, flop / (tflops * 1e12) / 3600, gpus, float(disk))
+    return TrainCost(tokens, trainings, hours, gpus, float(disk))
+
+
+def training_hours(active: int, tokens: float, tflops: float, *, recompute: bool) -> float:
+    """GPU-hours of a training: 6 FLOP for each parameter and token, 8 where activations are computed
+    again.
+
+    Args:
+        active: Parameters that a token uses.
+        tokens: Of all passes.
+        tflops: TFLOP/s that a GPU sustains.
+        recompute: Whether activations are computed again (gradient checkpointing).
+    """
+    return (8 if recompute else 6) * active * tokens / (tflops * 1e12) / 3600
+
+
+def training_bytes(parameters: int, kept: int) -> int:
+    """Bytes of a training on disk, at most: checkpoints, one more while it is written, and two sets of
+    weights.
+
+    Args:
+        parameters: Of the target.
+        kept: Checkpoints kept (`train.save_total_limit`).
+    """
+    return parameters * ((kept + 1) * CHECKPOINT_BYTES + 2 * WEIGHT_BYTES)

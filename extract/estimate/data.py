@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -99,15 +99,34 @@ def look_at_data(
         InputError: There is no such file, it cannot be read, or no row of it can be used.
         ConfigError: The format of a file is not known.
     """
-    sampler = Sampler(CorpusSection(), seed)
+    found = chain.from_iterable(map(_inputs_of, paths))
+    entries = [CorpusInput(path=written_path(path)) for path in found]
+    return look_at_inputs(entries, CorpusSection(), seed=seed, most_rows=most_rows)
+
+
+def look_at_inputs(
+    entries: Iterable[CorpusInput], section: CorpusSection, *, seed: int, most_rows: int = MOST_ROWS
+) -> tuple[list[DataFacts], list[Sample]]:
+    """Read the first rows of each input of a run file.
+
+    Args:
+        entries: The inputs.
+        section: How their rows become documents.
+        seed: The run's seed, which assigns splits.
+        most_rows: Rows of each input, at most.
+
+    Raises:
+        InputError: There is no such file, it cannot be read, or no row of it can be used.
+        ConfigError: The format of a file is not known.
+    """
+    sampler = Sampler(section, seed)
     facts, samples = [], []
-    for path in chain.from_iterable(map(_inputs_of, paths)):
-        entry = CorpusInput(path=written_path(path))
+    for entry in entries:
         files = input_files(entry)
         sample = sampler.sample(files, entry, most_rows)
         found = _facts(sample, files)
         if not found.documents:
-            raise _unusable(path, found)
+            raise _unusable(str(entry.path), found)
         facts.append(found)
         samples.append(sample)
     return facts, samples

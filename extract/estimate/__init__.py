@@ -1,0 +1,1 @@
+"""What a run will take, from configs, headers of weight files and first rows: nothing is loaded."""

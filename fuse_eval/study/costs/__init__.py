@@ -1,0 +1,1 @@
+"""What a study will take: bytes, GPU-hours and money, before anything is made."""
