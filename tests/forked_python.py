@@ -29,6 +29,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 THEIRS = (
     *("torch.distributed.run", "accelerate", "accelerate.commands.launch", "numba", "zarr"),
     *("pyarrow.parquet", "transformers.generation", "numcodecs", "pcodec"),
@@ -117,12 +119,15 @@ def _at_loading() -> dict[str, str]:
 
 
 @contextmanager
-def forked_python(folder: Path, libraries: Sequence[str] = LIBRARIES) -> Iterator[Path]:
+def forked_python(
+    folder: Path, libraries: Sequence[str] = LIBRARIES, root: Path = REPOSITORY
+) -> Iterator[Path]:
     """Start the process that forks; it ends with the block.
 
     Args:
         folder: For the program and its socket.
         libraries: Modules to load before the first fork.
+        root: The repository, or a copy of it, whose `tests` the forks have.
 
     Yields:
         The program that takes the place of `sys.executable`.
@@ -140,7 +145,7 @@ def forked_python(folder: Path, libraries: Sequence[str] = LIBRARIES) -> Iterato
             [sys.executable, "-m", "tests.forked_python", str(listener.fileno()), *libraries],
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=root,
             env=os.environ | QUIET,
         )
     try:
