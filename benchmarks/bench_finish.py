@@ -3,8 +3,8 @@
     python -m benchmarks.bench_finish --parts docs_blocks,mutants,import_capture
     python -m benchmarks.bench_finish --parts demo_cpu --before d672268
 
-* `first_report`: seconds from a fresh clone to the report of `make demo`, installation included. Nothing
-  is cached but what pip has, and paths of this environment are forgotten, so all comes from the clone.
+* `first_report`: seconds from a fresh clone to the report of `make demo`, installation included.
+  Nothing is cached but what pip has, and paths of this environment are forgotten: all comes from there.
 * `demo_cpu`: CPU seconds of `make demo` without the installation, over those of the commit `--before`,
   both measured one after the other from clean trees, with the packages of this environment.
 * `docs_blocks`: share of the command blocks in README and docs/ that a test runs; the tests are run,
