@@ -328,8 +328,8 @@ bench-finish: $(TOOLS)
 	$(BIN)/python -m benchmarks.bench_finish $(if $(PARTS),--parts $(PARTS)) $(if $(SKIP),--skip $(SKIP)) \
 		$(if $(BEFORE),--before $(BEFORE)) $(if $(COUNT),--count $(COUNT))
 
-# Do the tests notice a wrong line? COUNT changes in each of the modules of benchmarks/mutants.yaml (ONLY=align/chain
-# takes some, MUTANT_SEED=1 other changes); cosmic-ray comes into an environment of its own.
+# Do the tests notice a wrong line? One change, or COUNT, in each module of benchmarks/mutants.yaml (ONLY=align/chain
+# takes some modules, MUTANT_SEED=1 other changes); cosmic-ray comes into an environment of its own.
 mutants: $(TOOLS)
 	$(BIN)/python -m benchmarks.mutants $(if $(COUNT),--count $(COUNT)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(MUTANT_SEED),--seed $(MUTANT_SEED))

@@ -1,6 +1,6 @@
 """`make mutants`: do the tests notice when a line of what must be right is wrong?
 
-    python -m benchmarks.mutants                           # a handful of each module
+    python -m benchmarks.mutants                           # one of each module
     python -m benchmarks.mutants --count 20 --seed 1       # others, and more
     python -m benchmarks.mutants --only align/chain,fuse_train/losses
 
@@ -373,7 +373,7 @@ def chosen(only: str | None) -> list[Subject]:
 
 
 @click.command()
-@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="A module.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="A module.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample.")
 @click.option("--only", help="Modules whose paths begin so, by commas.")
 @click.option("--kept", type=click.Path(path_type=Path), default=KEPT, help="File of outcomes.")
