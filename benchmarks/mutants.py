@@ -60,6 +60,7 @@ OPTIONS = (
     *("-x", "-q", "--tb=no", "--no-header", "-o", "addopts=", "-p", "no:cacheprovider"),
     *("-p", "no:xdist", "-m", "not vllm and not gpu and not slurm", "--hypothesis-seed=0"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # libraries are loaded before
+    *("-W", "ignore:overflow encountered in scalar:RuntimeWarning"),  # compiled code says nothing
 )
 TIMES, AND_S = 4, 20
 """Limit of a mutant's tests, in CPU seconds: so many times what they need without it, and some more."""
