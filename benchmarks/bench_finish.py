@@ -35,6 +35,7 @@ import click
 
 from benchmarks import mutants
 from benchmarks.bench_house import CALM, ROOT, checked_out
+from benchmarks.environments import UnavailableError
 from tests.docs_blocks import ELSEWHERE
 
 GOALS: dict[str, tuple[str, float]] = {
@@ -218,7 +219,7 @@ def main(parts: str, skip: str, before: str | None, count: int, seed: int) -> No
         print(f"-- {name}", flush=True)
         try:
             found |= PARTS[name](Asked(before, count, seed))
-        except (MeasureError, mutants.UnavailableError) as error:
+        except (MeasureError, UnavailableError) as error:
             not_measured[name] = str(error)
             print(f"{name}: {error}", file=sys.stderr, flush=True)
     print(table(found))

@@ -168,7 +168,7 @@ def _serve(listener: socket.socket) -> dict[str, Any]:
     signal.set_wakeup_fd(ended_write)
     forks: dict[int, socket.socket] = {}
     while True:
-        watched = [0, ended_read, listener, *forks.values()]
+        watched: list[Any] = [0, ended_read, listener, *forks.values()]
         ready, _, _ = select.select(watched, [], [])
         for pid, client in list(forks.items()):
             if client in ready:  # it never says more than it did: it has died
@@ -234,7 +234,7 @@ def _run(words: list[str], program: str) -> None:
     """As Python itself would run its arguments."""
     sys.executable = program
     if os.environ.get("PYTHONUNBUFFERED"):
-        sys.stdout.reconfigure(write_through=True)  # type: ignore[attr-defined, union-attr]
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
     safe = words[0] == "-P" or os.environ.get("PYTHONSAFEPATH")
     here = [] if safe else [os.getcwd()]
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -274,7 +274,7 @@ def main() -> None:
         sys.excepthook(*sys.exc_info())
         code = 1
     # As Python ends, but for tearing down what the libraries hold.
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
