@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,9 +92,9 @@ def test_cpu_is_counted_without_installing(
 def test_a_demo_that_fails_is_no_figure(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text("demo:\n\tfalse\nnothing:\n\ttrue\n")
     with pytest.raises(MeasureError, match="make demo: exit code"):
-        bench._demo(["demo"], tmp_path, {})
+        bench._demo(["demo"], tmp_path, os.environ)
     with pytest.raises(MeasureError, match=f"make nothing wrote no {REPORT}"):
-        bench._demo(["nothing"], tmp_path, {})
+        bench._demo(["nothing"], tmp_path, os.environ)
 
 
 def test_figures_are_those_that_tests_record(tmp_path: Path) -> None:
