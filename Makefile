@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: wheel constraints demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy study test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house fuzz-store clean help
+.PHONY: wheel constraints demo real real-smoke example-chat example-chat-smoke example-fusellm example-fusechat example-profuser example-toy study test check lint types docs tests test-slurm test-families corpus plan extract align pool train evaluate report bench-demo bench-real bench-real-rates bench-chat bench-interference bench-presets bench-store bench-extract bench-align bench-align-oracle bench-align-student bench-select bench-train bench-scale bench-house bench-finish mutants fuzz-store clean help
 
 help:
 	@grep -E '^# ' Makefile | cut -c3-
@@ -321,6 +321,18 @@ bench-train: $(READY)
 # (PARTS=ray_overhead,ray_equal,steal_gain takes some alone; all of them half an hour).
 bench-scale: $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_scale $(if $(PARTS),--parts $(PARTS))
+
+# The finish: a fresh clone to a report, the demo's CPU time beside the commit BEFORE, blocks of the docs that run,
+# mutants that are killed, captures (PARTS=docs_blocks,mutants takes some alone, SKIP=first_report leaves some out).
+bench-finish: $(TOOLS)
+	$(BIN)/python -m benchmarks.bench_finish $(if $(PARTS),--parts $(PARTS)) $(if $(SKIP),--skip $(SKIP)) \
+		$(if $(BEFORE),--before $(BEFORE)) $(if $(COUNT),--count $(COUNT))
+
+# Do the tests notice a wrong line? One change, or COUNT, in each module of benchmarks/mutants.yaml (ONLY=align/chain
+# takes some modules, MUTANT_SEED=1 other changes); cosmic-ray comes into an environment of its own.
+mutants: $(TOOLS)
+	$(BIN)/python -m benchmarks.mutants $(if $(COUNT),--count $(COUNT)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(MUTANT_SEED),--seed $(MUTANT_SEED))
 
 # A million damaged and hostile files against every decoder.
 fuzz-store: $(READY)

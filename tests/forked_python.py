@@ -29,6 +29,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 THEIRS = (
     *("torch.distributed.run", "accelerate", "accelerate.commands.launch", "numba", "zarr"),
     *("pyarrow.parquet", "transformers.generation", "numcodecs", "pcodec"),
@@ -117,12 +119,15 @@ def _at_loading() -> dict[str, str]:
 
 
 @contextmanager
-def forked_python(folder: Path, libraries: Sequence[str] = LIBRARIES) -> Iterator[Path]:
+def forked_python(
+    folder: Path, libraries: Sequence[str] = LIBRARIES, root: Path = REPOSITORY
+) -> Iterator[Path]:
     """Start the process that forks; it ends with the block.
 
     Args:
         folder: For the program and its socket.
         libraries: Modules to load before the first fork.
+        root: The repository, or a copy of it, whose `tests` the forks have.
 
     Yields:
         The program that takes the place of `sys.executable`.
@@ -140,7 +145,7 @@ def forked_python(folder: Path, libraries: Sequence[str] = LIBRARIES) -> Iterato
             [sys.executable, "-m", "tests.forked_python", str(listener.fileno()), *libraries],
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=root,
             env=os.environ | QUIET,
         )
     try:
@@ -163,7 +168,7 @@ def _serve(listener: socket.socket) -> dict[str, Any]:
     signal.set_wakeup_fd(ended_write)
     forks: dict[int, socket.socket] = {}
     while True:
-        watched = [0, ended_read, listener, *forks.values()]
+        watched: list[Any] = [0, ended_read, listener, *forks.values()]
         ready, _, _ = select.select(watched, [], [])
         for pid, client in list(forks.items()):
             if client in ready:  # it never says more than it did: it has died
@@ -229,7 +234,7 @@ def _run(words: list[str], program: str) -> None:
     """As Python itself would run its arguments."""
     sys.executable = program
     if os.environ.get("PYTHONUNBUFFERED"):
-        sys.stdout.reconfigure(write_through=True)  # type: ignore[attr-defined, union-attr]
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
     safe = words[0] == "-P" or os.environ.get("PYTHONSAFEPATH")
     here = [] if safe else [os.getcwd()]
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -269,7 +274,7 @@ def main() -> None:
         sys.excepthook(*sys.exc_info())
         code = 1
     # As Python ends, but for tearing down what the libraries hold.
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

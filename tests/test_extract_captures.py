@@ -121,7 +121,7 @@ def _fresh(scored: Path, folder: Path, source: str, **sections: Any) -> Path:
 @pytest.mark.parametrize("source", ["a", "b"])
 @pytest.mark.parametrize("config", [ALL, FITTED], ids=["exact", "fitted"])
 def test_the_store_is_what_the_capture_says(
-    scored: Path, tmp_path: Path, source: str, config: dict[str, Any]
+    scored: Path, tmp_path: Path, source: str, config: dict[str, Any], record_property: Any
 ) -> None:
     rows = _rows(scored, source, after_last=config is FITTED)
     # In another order, with text after one of them and with a text that is no segment.
@@ -164,6 +164,7 @@ def test_the_store_is_what_the_capture_says(
             mass = sum(map(np.exp, here.values()))
             assert found["tail_mass"][at + n] == pytest.approx(max(1 - mass, 0), abs=1e-5)
         at += int(count)
+    record_property("import_capture_max_error", worst)
     assert worst <= ERROR
     known = (~np.isnan(found["label_logprobs"])).mean()
     assert 0.01 < known < 1

@@ -85,6 +85,11 @@ def test_options_that_cannot_be_are_refused(loss) -> None:
     refuses(TrainSection, {"loss": loss})
 
 
+@pytest.mark.parametrize("beta", [0.01, 0.99])
+def test_the_weight_of_jsd_may_be_anything_between(beta) -> None:
+    assert TrainSection(loss={"divergence": "jsd", "jsd_beta": beta}).loss.options == beta
+
+
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jsd", "uld"])
 def test_whole_divergences_need_the_tail(divergence) -> None:
     assert TrainSection(loss={"divergence": divergence}).loss.divergence == divergence

@@ -205,6 +205,7 @@ def test_cv2_of_importance() -> None:
     assert importance_cv2(torch.tensor([2.0, 2.0, 2.0])).item() == 0.0
     assert importance_cv2(torch.tensor([5.0])).item() == 0.0
     assert importance_cv2(torch.tensor([3.0, 1.0])).item() == pytest.approx(0.25)
+    assert importance_cv2(torch.tensor([3e-4, 1e-4])).item() == pytest.approx(0.25)  # of any size
 
 
 def test_label_pool_nll_uses_known_sources_only() -> None:

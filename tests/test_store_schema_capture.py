@@ -91,14 +91,16 @@ def test_infinity_is_a_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("name", captures.CONFIGS)
-def test_their_bytes_read_as_documented(name: str) -> None:
+def test_their_bytes_read_as_documented(name: str, record_property: Any) -> None:
     config, params = described(name)
     ids, logprobs = entries(params.k)
     written = [captures.write_values(row.tolist(), config) for row in logprobs]
     packed = np.array([list(data) for data in written], np.uint8)
     assert packed.shape[1] == params.logprob_bytes
     expected = np.array([captures.read_values(data, config) for data in written])
-    assert np.abs(distillkit.unpack_logprobs(packed, params) - expected).max() <= ERROR
+    error = np.abs(distillkit.unpack_logprobs(packed, params) - expected).max()
+    record_property("import_capture_max_error", error)
+    assert error <= ERROR
     bits = captures.id_bits(VOCAB)
     packed = np.array([list(captures.to_bits(row.tolist(), bits)) for row in ids], np.uint8)
     assert packed.shape[1] == params.id_bytes

@@ -184,7 +184,7 @@ def test_table_of_codes_against_its_definition() -> None:
     assert table[0] == 0
     assert (np.diff(table) > 0).all()
     assert np.diff(table).max() <= steps.max_step + 1e-12
-    assert table[-1] >= codes.LARGEST_NATS
+    assert table[-2] <= codes.LARGEST_NATS <= table[-1]
     # Even in sqrt(p) before the corner, even in nats after it.
     *_, nats, code = codes.spacing(steps)
     roots = np.exp(-table[: int(code)] / 2)
@@ -328,6 +328,20 @@ def test_numbers_that_encode_never_writes_are_refused(
     assert name.split("_")[0] in caught.value.line()
 
 
+def test_the_largest_numbers_come_back() -> None:
+    coder = _coder(Encoding(steps=PRESETS["compact"].steps))
+    stored = encode("aligned", _arrays("aligned", 4), coder)
+    stored["origin"] = np.full_like(stored["origin"], 255)
+    assert (decode("aligned", stored, coder)["origin"] == 255).all()
+    stored = encode("branched", _arrays("branched", 4), coder)
+    steps = stored["branch_steps"] = stored["branch_steps"].copy()
+    steps[-1] = 2**32 - 1 - int(steps[:-1].sum())
+    assert decode("branched", stored, coder)["branch_positions"][-1] == 2**32 - 1
+    steps[-1] += 1
+    with pytest.raises(CorruptionError, match="position out of range"):
+        decode("branched", stored, coder)
+
+
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
@@ -431,6 +445,7 @@ def test_small_tails_and_huge_labels() -> None:
     back = decode("source", encode("source", row, coder), coder)
     assert back["tail_mass"][0] == pytest.approx(1e-6, rel=0.2)
     assert back["label_logprobs"][0] < -1e7
+    assert encode("source", row, coder)["label_codes"].tolist() == [2**32 - 1]
     check_shard("source", back, vocab_size=VOCAB, where="back")
 
 
