@@ -21,17 +21,18 @@ from typing import Any
 import click
 
 from fuse_eval.study.cli import RECORD_FILE
-from fuse_eval.study.config import load_study
-from fuse_eval.study.figures import MEAN
+from fuse_eval.study.config import StudyConfig, load_study
+from fuse_eval.study.figures import MEAN, best_baseline
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_FILE = "seconds.json"
 
 
-def study_figures(record: Mapping[str, Any]) -> dict[str, Any]:
+def study_figures(study: StudyConfig, record: Mapping[str, Any]) -> dict[str, Any]:
     """The goals, by setting.
 
     Args:
+        study: The study.
         record: Content of study.json.
 
     Returns:
@@ -39,7 +40,8 @@ def study_figures(record: Mapping[str, Any]) -> dict[str, Any]:
         best baseline is the one that ours is least better than), `interference_ratio_mince` and
         `tokens_to_control`; what a setting has no rows for is None.
     """
-    ours = record["study"]["ours"]
+    ours = study.ours
+    assert ours is not None
     found: dict[str, dict[str, Any]] = {
         "ours_minus_control": {},
         "ours_minus_best_baseline": {},
@@ -51,10 +53,11 @@ def study_figures(record: Mapping[str, Any]) -> dict[str, Any]:
         if own is None:
             continue
         found["ours_minus_control"][setting] = own["against_control"][MEAN]
-        against = content.get("against_baselines") or {}
-        best = max(against, key=lambda name: against[name][MEAN]["value"], default=None)
+        best = best_baseline(study, content)
         found["ours_minus_best_baseline"][setting] = (
-            None if best is None else {"baseline": best, **against[best][MEAN]}
+            None
+            if best is None
+            else {"baseline": best, **content["rows"][best]["ours_against"][MEAN]}
         )
         ratio = own.get("interference_ratio")
         found["interference_ratio_mince"][setting] = ratio and ratio["excess_nats"]
@@ -86,7 +89,7 @@ def main(file: str, processes: int) -> None:
     if done.returncode:
         sys.exit(done.returncode)
     record = json.loads((study.results / RECORD_FILE).read_text())
-    print(json.dumps({**study_figures(record), "study_seconds": seconds}))
+    print(json.dumps({**study_figures(study, record), "study_seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,8 @@ def test_goals_are_of_the_mean_and_of_the_best_baseline() -> None:
     rows = {"control": {}, "ours": {}, "weak": {"baseline": True}, "strong": {"baseline": True}}
     study = study_of(*rows, rows=rows, interference_against="strong")
     factors = {"control": EVEN, "ours": [0.8] * 6, "weak": [1.0] * 6, "strong": [0.9] * 5 + [1.2]}
-    record = {
-        "study": {"ours": "ours"},
-        "settings": {"demo": setting_record(study, "demo", [seen(factors)]), "none": {"rows": {}}},
-    }
-    found = study_figures(record)
+    whole = setting_record(study, "demo", [seen(factors)])
+    found = study_figures(study, {"settings": {"demo": whole, "none": {"rows": {}}}})
     assert found["ours_minus_control"]["demo"]["value"] == pytest.approx(-0.2)
     best = found["ours_minus_best_baseline"]["demo"]
     assert best["baseline"] == "strong"

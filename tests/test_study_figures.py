@@ -9,6 +9,7 @@ import pytest
 
 from fuse_eval.study.figures import (
     MEAN,
+    best_baseline,
     bpb_of,
     changes,
     gap_closed,
@@ -20,7 +21,7 @@ from fuse_eval.study.figures import (
     worst_documents,
 )
 from fuse_eval.study.page import render_page
-from fuse_eval.study.tables import baselines_grid, markdown_table, settings_grid, text_table
+from fuse_eval.study.tables import markdown_table, settings_grid, text_table
 from fuse_eval.study.verdict import notes, verdict
 from tests.study_results import (
     BLOCK_BYTES,
@@ -158,8 +159,8 @@ def test_a_record_holds_rows_that_are_there_and_programs_can_read_it() -> None:
     assert "late" not in rows
     assert rows["other"]["seeds"] == [0]
     assert rows["ours"]["gap_closed"] == pytest.approx(0.3 / 0.4 / 2 + 0.18 / 0.4 / 2, abs=1e-3)
-    assert set(record["against_baselines"]) == {"other"}
-    assert record["against_baselines"]["other"]["a"]["value"] == pytest.approx(0.9 / 1.2 - 1)
+    assert {row for row, found in rows.items() if "ours_against" in found} == set(rows) - {"ours"}
+    assert rows["other"]["ours_against"]["a"]["value"] == pytest.approx(0.9 / 1.2 - 1)
     ratio = rows["ours"]["interference_ratio"]["every_nats"]
     assert ratio == pytest.approx(
         rows["ours"]["interference"]["every_nats"] / rows["other"]["interference"]["every_nats"]
@@ -167,9 +168,8 @@ def test_a_record_holds_rows_that_are_there_and_programs_can_read_it() -> None:
     text = text_table(settings_grid(study, record))
     assert text.index("ours") < text.index("published:") < text.index("  other")
     assert "plain / training" in markdown_table(settings_grid(study, record))
-    grid = baselines_grid(study, record)
-    assert grid is not None
-    assert "other" in text_table(grid)
+    assert "ours against it" in text
+    assert best_baseline(study, record) == "other"
     assert "fusing pays" in verdict(study, "demo", record)
     assert any("best baseline is other" in note for note in notes(study, record))
     page = render_page(study, {"settings": {"demo": record}, "study": {}})

@@ -53,9 +53,9 @@ logger = logging.getLogger(__name__)
 
 DOMAINS = ("code", "prose", "facts")
 SIZES = {
-    "code": SplitSizes(train=125_000, valid=40_000, test=60_000),
-    "prose": SplitSizes(train=115_000, valid=40_000, test=60_000),
-    "facts": SplitSizes(train=125_000, valid=40_000, test=60_000),
+    "code": SplitSizes(train=115_000, valid=25_000, test=40_000),
+    "prose": SplitSizes(train=115_000, valid=25_000, test=40_000),
+    "facts": SplitSizes(train=115_000, valid=25_000, test=40_000),
 }
 """About 40,000 target tokens a domain for fusion: little text of one's own, as users have."""
 
@@ -94,10 +94,10 @@ class ModelSettings:
 
 
 MODELS = (
-    ModelSettings("code", "llama", 2048, {"code": 10**8}, 256, 3, 420, 8, 6e-3),
-    ModelSettings("prose", "gpt_neox", 1792, {"prose": 10**8}, 256, 3, 400, 8, 6e-3),
-    ModelSettings("facts", "mistral", 2304, {"facts": 10**8}, 192, 3, 300, 8, 6e-3),
-    ModelSettings("target", "llama", 2048, dict.fromkeys(DOMAINS, 250_000), 192, 3, 110, 8, 6e-3),
+    ModelSettings("code", "llama", 2048, {"code": 10**8}, 192, 3, 260, 8, 6e-3),
+    ModelSettings("prose", "gpt_neox", 1792, {"prose": 10**8}, 192, 3, 240, 8, 6e-3),
+    ModelSettings("facts", "mistral", 2304, {"facts": 10**8}, 128, 3, 240, 8, 6e-3),
+    ModelSettings("target", "llama", 2048, dict.fromkeys(DOMAINS, 250_000), 128, 3, 110, 8, 6e-3),
 )
 
 

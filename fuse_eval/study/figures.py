@@ -285,6 +285,16 @@ def whole(seeds: Sequence[SeedResult], row: str) -> list[SeedResult]:
     return [seen for seen in seeds if row in seen.blocks.nats]
 
 
+def best_baseline(study: StudyConfig, record: Mapping[str, Any]) -> str | None:
+    """The baseline that the study's own row is least better than; None without any."""
+    against = {
+        row: found["ours_against"][MEAN]["value"]
+        for row, found in record["rows"].items()
+        if study.rows[row].baseline and "ours_against" in found
+    }
+    return max(against, key=lambda row: against[row], default=None)
+
+
 def setting_record(study: StudyConfig, name: str, seeds: Sequence[SeedResult]) -> dict[str, Any]:
     """All figures of one setting, JSON-like."""
     rows: dict[str, Any] = {}
@@ -305,19 +315,13 @@ def setting_record(study: StudyConfig, name: str, seeds: Sequence[SeedResult]) -
     ours = study.ours
     if ours in rows:
         assert ours is not None
-        record["against_baselines"] = {
-            row: {
-                k: asdict(c) for k, c in changes(_both(seeds, ours, row), ours, row, study).items()
-            }
-            for row in rows
-            if study.rows[row].baseline and row != ours and _both(seeds, ours, row)
-        }
+        for row, own in rows.items():
+            both = [seen for seen in whole(seeds, ours) if row in seen.blocks.nats]
+            if row != ours and both:
+                found = changes(both, ours, row, study)
+                own["ours_against"] = {key: asdict(c) for key, c in found.items()}
         record["worst_documents"] = worst_documents(whole(seeds, ours), ours, study.control)
     return record
-
-
-def _both(seeds: Sequence[SeedResult], row: str, other: str) -> list[SeedResult]:
-    return [seen for seen in seeds if row in seen.blocks.nats and other in seen.blocks.nats]
 
 
 def _row_record(study: StudyConfig, row: str, seeds: Sequence[SeedResult]) -> dict[str, Any]:

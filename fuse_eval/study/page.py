@@ -14,7 +14,6 @@ from fuse_eval.study.figures import MEAN
 from fuse_eval.study.tables import (
     Grid,
     answers_grid,
-    baselines_grid,
     gates_grid,
     pools_grid,
     settings_grid,
@@ -98,10 +97,6 @@ def _sections(study: StudyConfig, name: str, found: Record) -> list[Section]:
         else "Bits per byte of one seed. Intervals are over documents."
     ]
     tables = [_table(f"{name}: all rows", settings_grid(study, found), study)]
-    baselines = baselines_grid(study, found)
-    if baselines:
-        title = title_of_row(study, study.ours or "")
-        tables.append(_table(f"{title} against each baseline", baselines, study))
     for caption, grid in (
         (f"{name}: right answers to held-out prompts", answers_grid(study, found)),
         (f"{name}: tasks of lm-evaluation-harness", tasks_grid(study, found)),

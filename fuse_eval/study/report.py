@@ -13,7 +13,6 @@ from fuse_eval.study.results import seed_result
 from fuse_eval.study.tables import (
     Grid,
     answers_grid,
-    baselines_grid,
     gates_grid,
     markdown_table,
     pools_grid,
@@ -73,7 +72,7 @@ def _add_texts(documents: Sequence[dict[str, Any]], places: Sequence[Place], spl
 def further_grids(study: StudyConfig, found: Mapping[str, Any]) -> list[Grid]:
     """The tables below a setting's first one, those that there is something for."""
     made = (
-        *(baselines_grid(study, found), answers_grid(study, found), tasks_grid(study, found)),
+        *(answers_grid(study, found), tasks_grid(study, found)),
         *(pools_grid(found), gates_grid(study, found)),
     )
     return [grid for grid in made if grid is not None]

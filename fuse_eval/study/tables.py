@@ -43,8 +43,10 @@ def settings_grid(study: StudyConfig, record: Record) -> Grid:
     """All rows of a setting: bits per byte, change against the control, what is worse, the cost."""
     rows = record["rows"]
     domains = [key for key in rows[study.control]["bpb"] if key != MEAN]
+    compared = any("ours_against" in found for found in rows.values())
+    ours = [f"{title_of_row(study, study.ours or '')} against it"] if compared else []
     head = [
-        *("", *domains, MEAN, "against control"),
+        *("", *domains, MEAN, "against control", *ours),
         *("worst domain", "worse documents", "gap closed", "tokens to control", "minutes"),
     ]
     groups: dict[str, list[list[str]]] = {"": []}  # rows without a group come first
@@ -53,21 +55,23 @@ def settings_grid(study: StudyConfig, record: Record) -> Grid:
             [
                 title_of_row(study, name),
                 *(significant(found["bpb"][key], 4) for key in [*domains, MEAN]),
-                *_comparison(found, domains),
+                *_comparison(found, domains, with_ours=compared),
                 f"{found['seconds'] / 60:.1f}" if "seconds" in found else "",
             ]
         )
     return Grid(head, list(groups.items()))
 
 
-def _comparison(found: Record, domains: Sequence[str]) -> list[str]:
-    changes = found.get("against_control")
+def _comparison(found: Record, domains: Sequence[str], *, with_ours: bool) -> list[str]:
+    changes, ours = found.get("against_control"), found.get("ours_against")
+    against = [shown_change(ours[MEAN]) if ours else ""] if with_ours else []
     if changes is None:
-        return ["", "", "", _share(found.get("gap_closed")), ""]
+        return ["", *against, "", "", _share(found.get("gap_closed")), ""]
     worst = max(domains, key=lambda domain: changes[domain]["value"])
     interference = found.get("interference")
     return [
         shown_change(changes[MEAN]),
+        *against,
         f"{percent(changes[worst]['value'])} {worst}",
         f"{interference['documents']} of {interference['of']}" if interference else "",
         _share(found.get("gap_closed")),
@@ -158,17 +162,6 @@ def gates_grid(study: StudyConfig, record: Record) -> Grid | None:
     ]
     head = ["weights at the end", "source", "mean", "spread over positions", "within a domain"]
     return Grid(head, [("", rows)])
-
-
-def baselines_grid(study: StudyConfig, record: Record) -> Grid | None:
-    """The study's own row against each baseline; None without any."""
-    found = record.get("against_baselines")
-    if not found:
-        return None
-    rows = [
-        [title_of_row(study, name), shown_change(changes[MEAN])] for name, changes in found.items()
-    ]
-    return Grid(["against", "change of bits per byte"], [("", rows)])
 
 
 def text_table(grid: Grid) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fuse_eval.study.config import StudyConfig
-from fuse_eval.study.figures import MEAN
+from fuse_eval.study.figures import MEAN, best_baseline
 from fuse_eval.study.tables import shown_change, title_of_row
 from launch.pages.charts import percent
 
@@ -45,12 +45,11 @@ def notes(study: StudyConfig, record: Record) -> list[str]:
             f"{interference['documents']} of {interference['of']} documents are worse beyond the "
             f"noise, {interference['better']} score better."
         )
-    against = record.get("against_baselines") or {}
-    if against:
-        best = max(against, key=lambda name: against[name][MEAN]["value"])
+    best = best_baseline(study, record)
+    if best is not None:
         found.append(
             f"The best baseline is {title_of_row(study, best)}: ours is at "
-            f"{shown_change(against[best][MEAN])} of it."
+            f"{shown_change(record['rows'][best]['ours_against'][MEAN])} of it."
         )
     reached = own.get("tokens_to_control")
     if reached is not None:
