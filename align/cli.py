@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any
 
@@ -16,7 +16,17 @@ from align.report.view import Token, ViewedSegment, read_view, require_position
 from align.report.view_page import figures, page, shown
 from align.run import AlignSummary, align_source
 from align.run import dry_run as try_out
-from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
+from launch.command import (
+    SOURCE_OPTION,
+    StageGroup,
+    echo_json,
+    echo_next_of,
+    json_option,
+    run_options,
+    run_words,
+    timed_stage,
+    work_options,
+)
 from launch.pages.page import write_page
 from launch.quantities import share_text
 from launch.signals import stop_on_signals
@@ -24,6 +34,7 @@ from launch.visible import cut, quoted, table, visible
 from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError
+from store_schema.layout import Origin
 from store_schema.store.segment_rows import ORIGINS, Row
 
 _NAME_COLUMNS = 22
@@ -37,11 +48,17 @@ def align() -> None:
 @align.command("run")
 @run_options
 @work_options
-def run_command(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
+@json_option
+def run_command(
+    run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool, as_json: bool
+) -> None:
     """Align every source store of the run; resumes where it was stopped."""
     if dry_run:
-        for source in sources:
-            click.echo(try_out(run, source, part))
+        lines = [try_out(run, source, part) for source in sources]
+        if as_json:
+            echo_json({"stage": "align", "dry_run": lines})
+        else:
+            click.echo("\n".join(lines))
         return
     summaries = []
     with timed_stage(run, "align") as figures, stop_on_signals() as stop:
@@ -49,9 +66,35 @@ def run_command(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: b
             summaries.append(align_source(run, source, part, stop))
         figures["shards"] = sum(summary.done for summary in summaries)
         figures["coverage"] = {s.source: round(s.coverage, 6) for s in summaries}
+    if as_json:
+        echo_json(
+            {
+                "stage": "align",
+                "sources": {s.source: summary_figures(s) for s in summaries if s.done},
+                "complete": [s.source for s in summaries if not s.done],
+            }
+        )
+        return
     click.echo(summary_table(summaries))
     if not any(summary.done for summary in summaries):
         click.echo("align: complete, nothing to do")
+    echo_next_of(run, sources, part, "eval pool")
+
+
+def summary_figures(summary: AlignSummary) -> dict[str, Any]:
+    """Coverage, mass and speed of one source, for JSON."""
+    positions = max(summary.total("positions"), 1.0)
+    covered = max(positions - summary.total("origin_none"), 1.0)
+    stored = max(summary.total("source_positions"), 1.0)
+    return {
+        "positions": int(summary.total("positions")),
+        "coverage": summary.coverage,
+        "boundary": summary.total("origin_boundary") / positions,
+        "inside": summary.total("origin_inside") / positions,
+        "mass_in": summary.total("mass_in") / stored,
+        "mass_out": summary.total("mass_out") / covered,
+        "tokens_per_s": summary.tokens_per_s,
+    }
 
 
 def summary_table(summaries: list[AlignSummary]) -> str:
@@ -59,18 +102,14 @@ def summary_table(summaries: list[AlignSummary]) -> str:
     head = ("source", "positions", "coverage", "boundary", "inside", "mass in", "mass out", "tok/s")
     rows = []
     for summary in summaries:
-        positions = max(summary.total("positions"), 1.0)
-        covered = max(positions - summary.total("origin_none"), 1.0)
-        stored = max(summary.total("source_positions"), 1.0)
+        of = summary_figures(summary)
+        speed = of["tokens_per_s"]
         row = (
             summary.source,
-            f"{positions:,.0f}",
-            f"{summary.coverage:.2%}",
-            f"{summary.total('origin_boundary') / positions:.2%}",
-            f"{summary.total('origin_inside') / positions:.2%}",
-            f"{summary.total('mass_in') / stored:.3f}",
-            f"{summary.total('mass_out') / covered:.3f}",
-            "-" if summary.tokens_per_s is None else f"{summary.tokens_per_s:,.0f}",
+            max(of["positions"], 1),
+            *(f"{of[name]:.2%}" for name in ("coverage", "boundary", "inside")),
+            *(f"{of[name]:.3f}" for name in ("mass_in", "mass_out")),
+            "-" if speed is None else f"{speed:,.0f}",
         )
         rows.append(row)
     foot = (
@@ -105,6 +144,7 @@ def summary_table(summaries: list[AlignSummary]) -> str:
     metavar="PATH",
     help="HTML file to write. Default: report/view-ROW.html in the run's folder.",
 )
+@json_option
 @SOURCE_OPTION
 @run_options
 def view_segment(
@@ -114,6 +154,7 @@ def view_segment(
     position: int | None,
     top: int,
     out: str | None,
+    as_json: bool,
 ) -> None:
     """Write an HTML page of one segment: both tokenisations, with each source's distributions before
     and after alignment.
@@ -129,6 +170,9 @@ def view_segment(
         require_position(view, position)
     path = out or f"{run.folder}/report/view-{view.segment.index}.html"
     write_page(path, page(view, position or 0))
+    if as_json:
+        echo_json(view_object(view, position) | {"page": path})
+        return
     click.echo(summary(view))
     if position is not None:
         click.echo(f"\n{position_text(view, position)}\n")
@@ -174,6 +218,27 @@ def position_text(view: ViewedSegment, position: int) -> str:
     return "\n\n".join(blocks)
 
 
+def view_object(view: ViewedSegment, position: int | None) -> dict[str, Any]:
+    """The figures of the page for JSON, with the aligned distributions at `position` if it is given."""
+    segment = view.segment
+    sources = {}
+    for source in view.sources:
+        aligned, own = source.bpb or (None, None)
+        sources[source.name] = {
+            "source_tokens": len(source.tokens),
+            "target_positions": len(source.positions),
+            "origins": {origin.name.lower(): source.count(origin) for origin in Origin},
+            "spans": len(source.spans),
+            "common_bytes": source.common_bytes,
+            "aligned_bpb": aligned,
+            "source_bpb": own,
+        }
+        if position is not None:
+            sources[source.name]["position"] = asdict(source.positions[position])
+    place = {"row": segment.index, "shard": view.shard, "domain": segment.domain}
+    return {"segment": segment.segment_id, **place, "split": segment.split, "sources": sources}
+
+
 def _column(title: str, row: Row, names: Mapping[int, Token]) -> list[str]:
     """One distribution: a line for each entry, with * at the token that the text has."""
     entries = list(row.entries)
@@ -207,26 +272,22 @@ def _nats(nats: float | None) -> str:
     help="How many of the segments with the largest excess NLL are listed.",
 )
 @SOURCE_OPTION
+@json_option
 @run_options
-def report_command(run: RunConfig, names: tuple[str, ...], worst: int) -> None:
+def report_command(run: RunConfig, names: tuple[str, ...], worst: int, as_json: bool) -> None:
     """Show how much probability alignment keeps, by source, domain and origin, and the NLL it adds.
 
     Reads what is aligned so far; writes align.json and align.html into the run's report folder.
     """
     report = build_report(run, chosen_sources(run, names), num_worst=worst)
-    view = f"logitfuse align view {_run_arguments(click.get_current_context().params)}"
+    view = f"logitfuse align view {run_words()}"
     url = write_report(run, report, view)
+    if as_json:
+        echo_json(report | {"page": url})
+        return
     for source, item in report["sources"].items():
         click.echo(report_text(source, item, view) + "\n")
     click.echo(f"written to {url}")
-
-
-def _run_arguments(params: Mapping[str, Any]) -> str:
-    """The run file and overrides of this command line, quoted for a shell."""
-    words = [str(params["config"] or params["config_option"])]
-    for override in params["overrides"]:
-        words += ["--set", override]
-    return shlex.join(words)
 
 
 REPORT_COLUMNS = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import StageGroup, set_up_logging
+from launch.command import StageGroup, echo_json, json_option, set_up_logging
 from launch.quantities import duration_text
 from launch.signals import stop_on_signals
 from launch.visible import table
@@ -57,26 +58,44 @@ def _chosen(settings: Sequence[str], seeds: Sequence[int]) -> list[str]:
     return [*words, *(word for seed in seeds for word in ("--seed", str(seed)))]
 
 
+def _echo_next(command: str, file: str) -> None:
+    click.echo(f"next: logitfuse study {command} {shlex.quote(file)}", err=True)
+
+
 @study.command("plan")
 @study_options
-def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+@json_option
+def plan_command(
+    file: str, settings: tuple[str, ...], seeds: tuple[int, ...], as_json: bool
+) -> None:
     """Check the study and its rows, and show what is done and left."""
     from fuse_eval.study.config import load_study
     from fuse_eval.study.grid import checked_places
     from fuse_eval.study.results import progress_of
 
     loaded = load_study(file)
-    rows, left_s, unknown = [], 0.0, False
-    for place in checked_places(loaded, settings, seeds):
-        found = progress_of(loaded, place)
-        left = found.seconds_left
-        unknown |= left is None
-        left_s += left or 0.0
-        shown = "?" if left is None else duration_text(left)
-        rows.append((place.setting, place.seed, f"{found.done} of {found.total}", shown))
+    parts = [
+        {"setting": place.setting, "seed": place.seed, "done": found.done, "total": found.total}
+        | {"seconds_left": found.seconds_left}
+        for place in checked_places(loaded, settings, seeds)
+        for found in [progress_of(loaded, place)]
+    ]
+    known = [part["seconds_left"] for part in parts if part["seconds_left"] is not None]
+    left_s = sum(known) if len(known) == len(parts) else None
+    if as_json:
+        echo_json({"study": loaded.name, "parts": parts, "seconds_left": left_s})
+        return
+    rows = [
+        (
+            *(part["setting"], part["seed"], f"{part['done']} of {part['total']}"),
+            "?" if part["seconds_left"] is None else duration_text(part["seconds_left"]),
+        )
+        for part in parts
+    ]
     click.echo("\n".join(table(("setting", "seed", "done", "left"), rows)))
-    if not unknown:
+    if left_s is not None:
         click.echo(f"left: {duration_text(left_s)} of training, on one machine like the one so far")
+    _echo_next("run" if any(part["done"] < part["total"] for part in parts) else "show", file)
 
 
 @study.command("run")
@@ -95,6 +114,7 @@ def plan_command(file: str, settings: tuple[str, ...], seeds: tuple[int, ...]) -
     help="Trainings at a time on this machine, each with its part of the CPU cores.",
 )
 @click.option("--data-only", is_flag=True, help="Only make inputs, corpus, plan and stores.")
+@json_option
 def run_command(
     file: str,
     settings: tuple[str, ...],
@@ -102,6 +122,7 @@ def run_command(
     worker: str | None,
     processes: int,
     data_only: bool,
+    as_json: bool,
 ) -> None:
     """Make the stores, then do every training that is not done, and score it.
 
@@ -136,14 +157,16 @@ def run_command(
                 score = "" if done.bpb is None else f": {done.bpb:.4f} bits per byte (valid)"
                 spent = f", {duration_text(done.seconds)}" if done.seconds > 1 else ""
                 click.echo(f"{title}, {done.title}{score}{spent}", err=True)
-    if data_only:
-        return
     progress = [progress_of(loaded, place) for place in places]
     left = sum(found.total - found.done for found in progress)
-    if left:
+    if left and as_json:
+        echo_json({"study": loaded.name, "left": left})
+    elif data_only and not as_json:
+        _echo_next("run" if left else "show", file)
+    elif left:
         click.echo(f"{left} trainings are other workers'; run again when they have ended")
     else:
-        click.echo(_shown(loaded, as_json=False))
+        _show(loaded, as_json=as_json)
 
 
 @study.command("submit")
@@ -164,6 +187,7 @@ def run_command(
 @click.option(
     "--force", is_flag=True, help="Submit even if jobs of this study are queued or running."
 )
+@json_option
 def submit_command(
     file: str,
     settings: tuple[str, ...],
@@ -172,6 +196,7 @@ def submit_command(
     workers: int | None,
     show: bool,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Submit the study to Slurm: data, then an array of trainings, then the page.
 
@@ -181,7 +206,7 @@ def submit_command(
     from fuse_eval.study.grid import cells_of, checked_places
     from fuse_eval.study.jobs import study_jobs
     from fuse_eval.study.results import progress_of
-    from launch.cli import scripts_shown, submitted
+    from launch.cli import echo_jobs, jobs_object
     from launch.slurm.options import parse_options
     from launch.slurm.submit import array_limits, require_free, write_scripts
 
@@ -192,7 +217,10 @@ def submit_command(
     progress = [progress_of(loaded, place) for place in places]
     left = sum(found.total - found.done for found in progress)
     if not left:
-        click.echo("nothing to do, nothing submitted")
+        if as_json:
+            echo_json({"jobs": []})
+        else:
+            click.echo("nothing to do, nothing submitted")
         return
     jobs = study_jobs(
         loaded.submit,
@@ -207,21 +235,26 @@ def submit_command(
         require_free(folder, jobs)
     content = Path(file).read_text(encoding="utf-8")
     place = write_scripts(loaded.name, content, loaded.submit, folder, jobs, "study.yaml")
-    click.echo(scripts_shown(jobs, place) if show else submitted(jobs, place))
+    if as_json:
+        echo_json(jobs_object(jobs, place, submits=not show))
+        return
+    echo_jobs(jobs, place, submits=not show)
+    if not show:
+        _echo_next("plan", file)
 
 
 @study.command("show")
 @click.argument("file", metavar="STUDY", type=click.Path(dir_okay=False))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
+@json_option
 def show_command(file: str, as_json: bool) -> None:
     """Write the study's page, Markdown table and JSON from what is done, and show the table."""
     from fuse_eval.study.config import load_study
 
-    click.echo(_shown(load_study(file), as_json=as_json))
+    _show(load_study(file), as_json=as_json)
 
 
-def _shown(loaded: StudyConfig, *, as_json: bool) -> str:
-    """Write the three files; the JSON object, or the tables with the place of the page."""
+def _show(loaded: StudyConfig, *, as_json: bool) -> None:
+    """Write the three files; print the JSON object, or the tables with the place of the page."""
     from fuse_eval.study.page import render_page
     from fuse_eval.study.report import markdown, study_record, text
     from store_schema.disk.location import open_location
@@ -232,4 +265,7 @@ def _shown(loaded: StudyConfig, *, as_json: bool) -> str:
     location.write_atomic(RECORD_FILE, content.encode() + b"\n")
     location.write_atomic(MARKDOWN_FILE, markdown(loaded, record).encode())
     location.write_atomic(PAGE_FILE, render_page(loaded, record).encode())
-    return content if as_json else f"{text(loaded, record)}\npage: {location.url}/{PAGE_FILE}"
+    if as_json:
+        echo_json(record)
+    else:
+        click.echo(f"{text(loaded, record)}\npage: {location.url}/{PAGE_FILE}")
