@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -19,6 +20,7 @@ from launch.signals import stopped_in_one_line
 from launch.work import Part, chosen_sources, parse_shards, parse_worker, step_task
 from store_schema.config import RunConfig, load_run
 from store_schema.errors import ConfigError, LogitfuseError, Stopped, StorageError
+from store_schema.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class StageGroup(click.Group):
             sys.exit(error.exit_code)
         except click.ClickException as error:
             print(f"error: {error.format_message()}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            sys.exit(LogitfuseError.exit_code)
         except (LogitfuseError, Stopped) as error:
             print(f"error: {error.line()}", file=sys.stderr)
             sys.exit(error.exit_code)
@@ -163,11 +165,22 @@ def _one_run_file(argument: str | None, option: str | None) -> str:
     return paths[0]
 
 
+def _source_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the run file's sources, for a shell that completes --source."""
+    path = ctx.params.get("config") or ctx.params.get("config_option")
+    try:
+        sources = read_yaml(Path(str(path)), "run file").get("sources") if path else None
+    except LogitfuseError:
+        return []
+    return [name for name in map(str, sources or ()) if name.startswith(incomplete)]
+
+
 SOURCE_OPTION = click.option(
     "--source",
     "names",
     multiple=True,
     metavar="NAME",
+    shell_complete=_source_names,
     help="Only this source (may be repeated). Default: all.",
 )
 

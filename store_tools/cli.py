@@ -53,7 +53,7 @@ store.add_command(export_command)
 def store_options(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator: add TARGET, --source, --kind and --plan; the command gets `places`."""
 
-    @click.argument("target")
+    @click.argument("target", type=click.Path())
     @click.option("--source", "sources", multiple=True, metavar="NAME", help=OF_SOURCE)
     @click.option(
         "--kind", type=click.Choice(KINDS), help="Only stores of this kind. Default: all."

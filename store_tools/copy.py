@@ -236,8 +236,8 @@ def _whole_url(location: Location) -> str:
 
 
 @click.command("copy")
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
 @click.option(
     "--jobs",
     type=click.IntRange(1, 128),

@@ -315,8 +315,8 @@ def export_store(
 
 
 @click.command("export")
-@click.argument("source")
-@click.argument("out")
+@click.argument("source", type=click.Path())
+@click.argument("out", type=click.Path())
 @click.option(
     "--format",
     "form",
