@@ -140,15 +140,17 @@ def shown_object(shown: ShownSegment) -> dict[str, Any]:
         prompt = [{"role": role, "content": text} for role, text in answer.prompt]
         content["answer"] = {"number": answer.number, "count": answer.count}
         content["answer"] |= {"ended": ending(answer.finish), "prompt": prompt}
-    return content | {"positions": [_position_object(position) for position in shown.positions]}
+    return content | {
+        "positions": [_position_object(p, is_answer=answer is not None) for p in shown.positions]
+    }
 
 
-def _position_object(position: Position) -> dict[str, Any]:
+def _position_object(position: Position, *, is_answer: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
         "token_id": position.token_id,
         "token": _plain(position.data or position.name),
     }
-    if position.best or position.logprob is not None:
+    if not is_answer:
         content |= {"logprob": position.logprob, "tail_mass": position.tail_mass}
         content["best"] = [_expected_object(item) for item in position.best]
     if position.origin is not None:
