@@ -85,7 +85,7 @@ def show(run: RunConfig, wanted: str, as_json: bool) -> None:
 
     documents, tokenizers = find_documents(run, wanted), load_tokenizers(run).values()
     if not as_json:
-        echo_pages(f"{line}\n" for line in shown(documents, tokenizers))
+        echo_pages("\n".join(shown(documents, tokenizers)))
         return
     for content in objects(documents, tokenizers):
         echo_json(content)

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
@@ -94,13 +94,16 @@ def echo_json(content: object) -> None:
     click.echo(json_text(content), file=click.get_current_context().meta.get(_STDOUT))
 
 
-def echo_pages(text: str | Iterable[str]) -> None:
-    """Print long text: page by page on a terminal, at once where it fits on the screen or is piped.
+def echo_pages(text: str) -> None:
+    """Print long text, page by page on a terminal where it does not fit on the screen.
 
     The pager is PAGER, by default less, with the options of LESS, by default -FRX.
     """
-    os.environ.setdefault("LESS", "-FRX")
-    click.echo_via_pager(text)
+    if sys.stdout.isatty():
+        os.environ.setdefault("LESS", "-FRX")
+        click.echo_via_pager(text.rstrip("\n"))  # which ends the last line
+    else:
+        click.echo(text.rstrip("\n"))
 
 
 def echo_next(command: str) -> None:
@@ -167,7 +170,8 @@ def _one_run_file(argument: str | None, option: str | None) -> str:
 
 def _source_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of the run file's sources, for a shell that completes --source."""
-    path = ctx.params.get("config") or ctx.params.get("config_option")
+    # An option that still lacks its value leaves the words unparsed.
+    path = ctx.params.get("config") or ctx.params.get("config_option") or next(iter(ctx.args), None)
     try:
         sources = read_yaml(Path(str(path)), "run file").get("sources") if path else None
     except LogitfuseError:

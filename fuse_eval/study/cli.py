@@ -74,14 +74,14 @@ def plan_command(
     from fuse_eval.study.results import progress_of
 
     loaded = load_study(file)
-    parts = [
+    parts: list[dict[str, Any]] = [
         {"setting": place.setting, "seed": place.seed, "done": found.done, "total": found.total}
         | {"seconds_left": found.seconds_left}
         for place in checked_places(loaded, settings, seeds)
         for found in [progress_of(loaded, place)]
     ]
-    known = [part["seconds_left"] for part in parts if part["seconds_left"] is not None]
-    left_s = sum(known) if len(known) == len(parts) else None
+    left = [part["seconds_left"] for part in parts]
+    left_s = None if None in left else sum(left)
     if as_json:
         echo_json({"study": loaded.name, "parts": parts, "seconds_left": left_s})
         return

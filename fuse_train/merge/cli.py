@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 @click.command("merge")
 @click.argument("out", type=click.Path())
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--method", required=True, type=click.Choice(MERGES.names()), help="How to merge.")
+@click.option(
+    "--method",
+    required=True,
+    metavar="METHOD",
+    type=click.Choice(MERGES.names()),
+    help=f"How to merge: {', '.join(MERGES.names())}.",
+)
 @click.option(
     "--base", metavar="MODEL", help="Model the others were trained from, if the method needs it."
 )
