@@ -47,7 +47,9 @@ def all_commands() -> dict[str, click.Context]:
 def _inside(context: click.Context, words: tuple[str, ...]) -> Iterator[tuple[str, click.Context]]:
     yield " ".join(words), context
     group = context.command
-    for name in group.list_commands(context) if isinstance(group, click.Group) else ():
+    if not isinstance(group, click.Group):
+        return
+    for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
         if not command.hidden:
