@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import click
+from click.shell_completion import CompletionItem
 
 from launch.command import StageGroup
 
@@ -50,6 +51,12 @@ class LazyGroup(StageGroup):
             assert isinstance(command, click.Group)
             command.add_command(_load(*place), name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        stages = [(name, text) for name, (_, _, text) in STAGES.items()]
+        items = [CompletionItem(n, help=text) for n, text in stages if n.startswith(incomplete)]
+        # Not of click.Group, which would import every stage for its help.
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Stages, in the order of a run"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from align.methods.method import Aligner
 from align.methods.shard_arrays import statistics
@@ -81,6 +82,20 @@ class AlignSummary:
     def coverage(self) -> float:
         """Share of the target's positions that have a distribution."""
         return 1.0 - self.total("origin_none") / max(self.total("positions"), 1.0)
+
+    def figures(self) -> dict[str, Any]:
+        """Coverage, mass and speed, for tables and JSON."""
+        positions = max(self.total("positions"), 1.0)
+        covered = max(positions - self.total("origin_none"), 1.0)
+        return {
+            "positions": int(self.total("positions")),
+            "coverage": self.coverage,
+            "boundary": self.total("origin_boundary") / positions,
+            "inside": self.total("origin_inside") / positions,
+            "mass_in": self.total("mass_in") / max(self.total("source_positions"), 1.0),
+            "mass_out": self.total("mass_out") / covered,
+            "tokens_per_s": self.tokens_per_s,
+        }
 
 
 def align_source(run: RunConfig, source: str, part: Part, stop: StopFlag) -> AlignSummary:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from launch.command import SOURCE_OPTION, StageGroup, run_options, timed_stage, work_options
+from launch.command import (
+    SOURCE_OPTION,
+    StageGroup,
+    echo_json,
+    echo_next,
+    echo_next_of,
+    echo_pages,
+    json_option,
+    run_options,
+    timed_stage,
+    work_options,
+)
 from launch.work import Part, chosen_sources
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError
@@ -35,7 +47,8 @@ def child_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @corpus.command("build")
 @run_options
-def build(run: RunConfig) -> None:
+@json_option
+def build(run: RunConfig, as_json: bool) -> None:
     """Read the inputs, check every document and write the corpus."""
     from extract.corpus.corpus import build_corpus, later_splits, plan_lines
     from extract.report.tables import corpus_report
@@ -43,9 +56,15 @@ def build(run: RunConfig) -> None:
     with timed_stage(run, "corpus") as figures:
         record, changed = build_corpus(run)
         figures |= {"documents": record.num_documents, "dropped": sum(record.dropped.values())}
+    warnings = [*later_splits(run, record), *plan_lines(run, record)]
+    if as_json:
+        content = record.model_dump(mode="json", exclude={"schema_version"})
+        echo_json(content | {"fresh": changed, "warnings": warnings})
+        return
     click.echo(corpus_report(record) if changed else "corpus complete, nothing to do")
-    for line in (*later_splits(run, record), *plan_lines(run, record)):
+    for line in warnings:
         click.echo(line)
+    echo_next("extract plan")
 
 
 @corpus.command("show")
@@ -57,14 +76,19 @@ def build(run: RunConfig) -> None:
     help="Id of a document, or of a chat for all its responses.",
 )
 @run_options
-def show(run: RunConfig, wanted: str) -> None:
-    """Show a document as each model reads it, and which part is trained on."""
+@json_option
+def show(run: RunConfig, wanted: str, as_json: bool) -> None:
+    """Show a document as each model reads it, and which part is trained on; page by page on a
+    terminal."""
     from extract.plan.planning import load_tokenizers
-    from extract.report.document_view import find_documents, shown
+    from extract.report.document_view import find_documents, objects, shown
 
-    documents = find_documents(run, wanted)
-    for line in shown(documents, load_tokenizers(run).values()):
-        click.echo(line)
+    documents, tokenizers = find_documents(run, wanted), load_tokenizers(run).values()
+    if not as_json:
+        echo_pages("\n".join(shown(documents, tokenizers)))
+        return
+    for content in objects(documents, tokenizers):
+        echo_json(content)
 
 
 @extract.command("plan")
@@ -75,70 +99,101 @@ def show(run: RunConfig, wanted: str) -> None:
     "segments change.",
 )
 @run_options
-def plan(run: RunConfig, recut: bool) -> None:
+@json_option
+def plan(run: RunConfig, recut: bool, as_json: bool) -> None:
     """Split documents into segments, assign them to shards, and estimate the cost of scoring."""
     from extract.config import ExtractSection, PlanSection
     from extract.plan.kept_plan import existing_stores, uncommit_changed
     from extract.plan.planning import make_plan
     from extract.report.outlook import store_lines
-    from extract.report.tables import plan_report
+    from extract.report.tables import plan_figures, plan_report
 
     with timed_stage(run, "plan") as figures:
         made, changed = make_plan(run, recut=recut)
         uncommitted = uncommit_changed(made, existing_stores(run)) if recut else []
         figures |= {"segments": made.record.num_segments, "shards": len(made.shards)}
-    if uncommitted:
-        click.echo("\n".join(uncommitted))
-    if not changed:
-        refused = store_lines(run, made, only_refused=True)
-        click.echo("\n".join(["plan complete, nothing to do", *refused]))
+    stores = store_lines(run, made, only_refused=not (changed or as_json))
+    costs = plan_figures(
+        made.record,
+        (*run.sources, "target"),
+        entries=run.section("extract", ExtractSection).max_entries,
+        tokens_per_s=run.section("plan", PlanSection).assumed_tokens_per_s,
+    )
+    if as_json:
+        echo_json(costs | {"fresh": changed, "uncommitted": uncommitted, "stores": stores})
         return
-    section = run.section("extract", ExtractSection)
-    speed = run.section("plan", PlanSection).assumed_tokens_per_s
-    models = (*run.sources, "target")
-    report = plan_report(made.record, models, entries=section.max_entries, tokens_per_s=speed)
-    click.echo("\n".join([report, *store_lines(run, made)]))
+    report = plan_report(costs) if changed else "plan complete, nothing to do"
+    click.echo("\n".join([*uncommitted, report, *stores]))
+    echo_next("extract run")
 
 
 @extract.command("run")
 @run_options
 @work_options
-def run_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
+@json_option
+def run_all(
+    run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool, as_json: bool
+) -> None:
     """Score the corpus with each source, one after the other; resumes where it was stopped."""
     from extract.report.tables import SourceFigures, source_report
     from extract.run import SCORING
 
-    _run_stage(run, sources, part, SCORING, SourceFigures.read, source_report, dry_run=dry_run)
+    if dry_run:
+        _dry_run(run, sources, part, SCORING, as_json=as_json)
+        return
+    worked = _worked(run, sources, part, SCORING, SourceFigures.read)
+    _tell(worked, sources, SCORING.name, source_report, as_json=as_json)
+    if not as_json:
+        echo_next_of(run, sources, part, "align run")
 
 
-def _run_stage(
+def _dry_run(
+    run: RunConfig, sources: tuple[str, ...], part: Part, stage: Any, *, as_json: bool
+) -> None:
+    from extract.run import dry_run
+
+    lines = dry_run(run, sources, part, stage)
+    if as_json:
+        echo_json({"stage": stage.name, "dry_run": lines})
+    else:
+        click.echo("\n".join(lines))
+
+
+def _worked(
     run: RunConfig,
     sources: tuple[str, ...],
     part: Part,
     stage: Any,
     read: Callable[[RunConfig, str], Any],
-    report: Callable[[list[Any]], str],
-    *,
-    dry_run: bool,
-) -> None:
-    """Do a stage's pending shards of each source, and print a report on sources that had any."""
-    from extract.run import dry_run as try_out
+) -> list[Any]:
+    """Do a stage's pending shards of each source; the figures of the sources that had any."""
     from extract.run import run_sources
 
-    if dry_run:
-        click.echo("\n".join(try_out(run, sources, part, stage)))
-        return
     with timed_stage(run, stage.name) as figures:
-        todo = run_sources(run, sources, part, stage)
-        source_figures = [read(run, name) for name in todo]
-        if source_figures:
-            figures["tokens_per_s"] = {s.name: s.tokens_per_s for s in source_figures}
-    for name in sources:
-        if todo and name not in todo:
-            click.echo(f"{stage.name} {name} complete, nothing to do")
-    click.echo(
-        report(source_figures) if source_figures else f"{stage.name} complete, nothing to do"
-    )
+        worked = [read(run, name) for name in run_sources(run, sources, part, stage)]
+        if worked:
+            figures["tokens_per_s"] = {s.name: s.tokens_per_s for s in worked}
+    return worked
+
+
+def _tell(
+    worked: list[Any],
+    sources: tuple[str, ...],
+    stage: str,
+    report: Callable[[list[Any]], str],
+    *,
+    as_json: bool,
+) -> None:
+    """Report on the sources that a stage worked on, and name those that were complete."""
+    names = [source.name for source in worked]
+    complete = [name for name in sources if name not in names]
+    if as_json:
+        done = {source.name: source.figures() for source in worked}
+        echo_json({"stage": stage, "sources": done, "complete": complete})
+        return
+    for name in complete if worked else ():
+        click.echo(f"{stage} {name} complete, nothing to do")
+    click.echo(report(worked) if worked else f"{stage} complete, nothing to do")
 
 
 @extract.command("run-source", hidden=True)
@@ -181,6 +236,7 @@ def run_one(
 )
 @run_options
 @work_options
+@json_option
 def import_one(
     run: RunConfig,
     sources: tuple[str, ...],
@@ -188,6 +244,7 @@ def import_one(
     dry_run: bool,
     path: Path,
     compression: Path | None,
+    as_json: bool,
 ) -> None:
     """Fill the store of one source from distributions that DistillKit captured; resumes."""
     from extract.captures.files import Capture
@@ -205,18 +262,34 @@ def import_one(
     with timed_stage(run, "extract"), stop_on_signals() as flag:
         checked = check_capture(run, name, Capture.open(path, compression))
         done = import_capture(checked, part, flag, dry=dry_run)
+    if as_json:
+        echo_json({"source": name, "dry_run": dry_run} | asdict(done))
+        return
     click.echo("\n".join(import_lines(name, done, dry=dry_run)))
+    if not dry_run:
+        echo_next_of(run, sources, part, "align run")
 
 
 @extract.command("generate")
 @run_options
 @work_options
-def generate_all(run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool) -> None:
+@json_option
+def generate_all(
+    run: RunConfig, sources: tuple[str, ...], part: Part, dry_run: bool, as_json: bool
+) -> None:
     """Generate answers to the corpus's prompts with each source, one after the other."""
     from extract.generation.generate import ANSWERING
     from extract.report.answer_report import AnswerFigures, answer_report
 
-    _run_stage(run, sources, part, ANSWERING, AnswerFigures.read, answer_report, dry_run=dry_run)
+    if dry_run:
+        _dry_run(run, sources, part, ANSWERING, as_json=as_json)
+        return
+    worked = _worked(run, sources, part, ANSWERING, AnswerFigures.read)
+    _tell(worked, sources, ANSWERING.name, answer_report, as_json=as_json)
+    if not as_json:
+        judged = bool(getattr(run.sections.get("judge"), "judges", ()))
+        after = "judge run" if judged else "extract answers --out answers.jsonl"
+        echo_next_of(run, sources, part, after)
 
 
 @extract.command("generate-source", hidden=True)
@@ -254,13 +327,18 @@ def generate_one(
     is_flag=True,
     help="Write answers that were cut at generate.max_tokens too. Default: they are left out.",
 )
-def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -> None:
+@json_option
+def answers(
+    run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool, as_json: bool
+) -> None:
     """Write generated answers as a JSON lines file for `corpus.inputs`."""
     from extract.generation.answer_documents import answers_report, write_answers
 
-    click.echo(
-        answers_report(write_answers(run, chosen_sources(run, names), out, keep_cut=keep_cut), out)
-    )
+    counts = write_answers(run, chosen_sources(run, names), out, keep_cut=keep_cut)
+    if as_json:
+        echo_json({"file": out, "sources": counts})
+    else:
+        click.echo(answers_report(counts, out))
 
 
 @click.command("tune")
@@ -281,7 +359,7 @@ def answers(run: RunConfig, names: tuple[str, ...], out: Path, keep_cut: bool) -
     help="The smallest encoding is recommended whose total variation distance from the whole "
     "distribution (0 to 1) is at most this much above that of keeping all entries.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@json_option
 @run_options
 def tune(run: RunConfig, source: str, positions: int, tolerance: float, as_json: bool) -> None:
     """Try every encoding on a sample of the plan and recommend one, before extraction."""
@@ -290,4 +368,7 @@ def tune(run: RunConfig, source: str, positions: int, tolerance: float, as_json:
 
     trials = try_all(run, source, num_positions=positions)
     chosen = recommended(trials, tolerance)
-    click.echo(tune_json(trials, chosen) if as_json else tune_table(trials, chosen))
+    if as_json:
+        echo_json(tune_json(trials, chosen))
+    else:
+        click.echo(tune_table(trials, chosen))

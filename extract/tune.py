@@ -8,9 +8,9 @@ Shapes: R rows, V vocabulary, K entries.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -256,8 +256,8 @@ def tune_table(trials: Sequence[Measured], chosen: Measured) -> str:
     return "\n".join(lines)
 
 
-def tune_json(trials: Sequence[Measured], chosen: Measured) -> str:
-    """The figures as JSON."""
+def tune_json(trials: Sequence[Measured], chosen: Measured) -> dict[str, Any]:
+    """The figures for JSON."""
     lines = [
         {
             "preset": m.choice.preset,
@@ -270,4 +270,4 @@ def tune_json(trials: Sequence[Measured], chosen: Measured) -> str:
     # May be infinite, which JSON has no number for; finite_kl_nats is kept.
     for line in lines:
         line.pop("kl_nats")
-    return json.dumps({"choices": lines, "recommended": trials.index(chosen)})
+    return {"choices": lines, "recommended": trials.index(chosen)}

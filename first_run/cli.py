@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import click
 
-from launch.command import cost_options, set_up_logging
+from launch.command import cost_options, echo_json, json_option, set_up_logging
 from store_schema.errors import ConfigError
 
 PRESETS = ("exact", "fine", "compact", "tiny")
@@ -72,7 +70,7 @@ def demo(run_dir: Path | None, seed: int) -> None:
 @cost_options
 @click.option("--yes", is_flag=True, help="Ask nothing; what is missing is then an error.")
 @click.option("--dry-run", is_flag=True, help="Only look, and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
+@json_option
 def init(
     place: str,
     sources: tuple[str, ...],
@@ -109,7 +107,7 @@ def init(
     if writes:
         write_run_file(text, wanted.file)
     if options["as_json"]:
-        click.echo(json.dumps(facts(found, written=writes), ensure_ascii=False, default=str))
+        echo_json(facts(found, written=writes))
         return
     if not writes:
         click.echo("\nnothing written")
@@ -128,7 +126,7 @@ def _confirmed(question: str) -> bool:
 
 @click.command("doctor")
 @click.argument("run_file", metavar="[RUN_FILE]", required=False, type=click.Path(dir_okay=False))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@json_option
 @click.pass_context
 def doctor(context: click.Context, run_file: str | None, as_json: bool) -> None:
     """Look for what would stop a run: environment, GPUs, disk, and what RUN_FILE needs.
@@ -141,12 +139,14 @@ def doctor(context: click.Context, run_file: str | None, as_json: bool) -> None:
     from first_run.doctor.report import check_lines, summary
     from first_run.doctor.run import examine
 
-    colour = False if os.environ.get("NO_COLOR") else None
     checks = []
     for check in examine(run_file):
         checks.append(check)
         if not as_json:
-            click.echo("\n".join(check_lines(check)), color=colour)
-    click.echo(checks_json(checks) if as_json else f"\n{summary(checks)}")
+            click.echo("\n".join(check_lines(check)))
+    if as_json:
+        echo_json(checks_json(checks))
+    else:
+        click.echo(f"\n{summary(checks)}")
     if any(check.state == "error" for check in checks):
         context.exit(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -19,13 +18,16 @@ from fuse_eval.findings import (
     title_of,
 )
 from fuse_eval.tables import bpb_table, document_table, plain
-from launch.command import StageGroup, run_options, timed_stage
+from launch.command import (
+    StageGroup,
+    echo_json,
+    echo_next,
+    json_option,
+    run_options,
+    timed_stage,
+)
 from launch.signals import stop_on_signals
 from store_schema.config import RunConfig
-
-JSON_OPTION = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object instead of the text."
-)
 
 
 @click.group("eval", cls=StageGroup)
@@ -34,21 +36,26 @@ def evaluate() -> None:
 
 
 @evaluate.command("pool")
+@json_option
 @run_options
-def pool_command(run: RunConfig) -> None:
+def pool_command(run: RunConfig, as_json: bool) -> None:
     """Score each source and each pool from the stores alone, before training."""
     from fuse_eval.run import estimate_pools
 
     with timed_stage(run, "pool") as figures, stop_on_signals() as stop:
         result = estimate_pools(run, stop)
         figures["fresh"] = result.fresh
+    if as_json:
+        echo_json(result.content)
+        return
     click.echo(pool_report(result.content))
     if not result.fresh:
         click.echo("eval pool: complete, nothing to do")
+    echo_next("train run")
 
 
 @evaluate.command("run")
-@JSON_OPTION
+@json_option
 @run_options
 def run_command(run: RunConfig, as_json: bool) -> None:
     """Score the target before training, CLM control, fused model and sources, and compare them."""
@@ -58,11 +65,12 @@ def run_command(run: RunConfig, as_json: bool) -> None:
         result = evaluate_run(run, stop)
         figures["fresh"] = result.fresh
     if as_json:
-        click.echo(as_json_text(result.content))
+        echo_json(result.content)
         return
     click.echo(evaluation_report(result.content))
     if not result.fresh:
         click.echo("eval run: complete, nothing to do")
+    echo_next("report")
 
 
 @evaluate.command("interference")
@@ -76,7 +84,7 @@ def run_command(run: RunConfig, as_json: bool) -> None:
     metavar="RUN",
     help="A run whose control is used instead of the run's own; if it has none, its fused model.",
 )
-@JSON_OPTION
+@json_option
 @run_options
 def interference_command(
     run: RunConfig, against: str | None, control: str | None, as_json: bool
@@ -85,11 +93,14 @@ def interference_command(
     from fuse_eval.interference.compare_runs import run_interference
 
     content = run_interference(run, against=against, control=control)
-    click.echo(as_json_text(content) if as_json else interference_report(content))
+    if as_json:
+        echo_json(content)
+    else:
+        click.echo(interference_report(content))
 
 
 @evaluate.command("advantage")
-@JSON_OPTION
+@json_option
 @run_options
 def advantage_command(run: RunConfig, as_json: bool) -> None:
     """Count how often each source is best: by likelihood, by its own judged answers, and by both."""
@@ -98,11 +109,14 @@ def advantage_command(run: RunConfig, as_json: bool) -> None:
 
     content = advantage(run)
     write_json(report_location(run), ADVANTAGE_FILE, content)
-    click.echo(as_json_text(content) if as_json else advantage_table(content))
+    if as_json:
+        echo_json(content)
+    else:
+        click.echo(advantage_table(content))
 
 
 @evaluate.command("answers")
-@JSON_OPTION
+@json_option
 @run_options
 def answers_command(run: RunConfig, as_json: bool) -> None:
     """Let all models of the run answer held-out prompts, and count right answers."""
@@ -113,11 +127,12 @@ def answers_command(run: RunConfig, as_json: bool) -> None:
         result = count_right(run, stop)
         figures["fresh"] = result.fresh
     if as_json:
-        click.echo(as_json_text(result.content))
+        echo_json(result.content)
         return
     click.echo(answer_table(result.content))
     if not result.fresh:
         click.echo("eval answers: complete, nothing to do")
+    echo_next("report")
 
 
 @evaluate.command("harness")
@@ -127,7 +142,7 @@ def answers_command(run: RunConfig, as_json: bool) -> None:
     type=click.IntRange(min=1),
     help="Most examples of a task, instead of the run file's.",
 )
-@JSON_OPTION
+@json_option
 @run_options
 def harness_command(run: RunConfig, tasks: str | None, limit: int | None, as_json: bool) -> None:
     """Run tasks of lm-evaluation-harness on all models of the run."""
@@ -145,22 +160,27 @@ def harness_command(run: RunConfig, tasks: str | None, limit: int | None, as_jso
         result = run_harness(run, section, stop)
         figures["fresh"] = result.fresh
     if as_json:
-        click.echo(as_json_text(result.content))
+        echo_json(result.content)
         return
     click.echo(harness_table(result.content))
     if not result.fresh:
         click.echo("eval harness: complete, nothing to do")
+    echo_next("report")
 
 
 @click.command()
+@json_option
 @run_options
-def report(run: RunConfig) -> None:
+def report(run: RunConfig, as_json: bool) -> None:
     """Write the report of a run: summary.json and a page with plots."""
     from fuse_eval.report import write_report
 
     with timed_stage(run, "report") as figures:
         url, fresh = write_report(run)
         figures["fresh"] = fresh
+    if as_json:
+        echo_json({"page": url, "fresh": fresh})
+        return
     click.echo(f"report: {url}" if fresh else f"report: {url} complete, nothing to do")
 
 
@@ -219,8 +239,3 @@ def interference_report(content: dict[str, Any]) -> str:
     parts = [plain(line) for line in lines if line]
     worst = content["interference"]["worst_documents"]
     return "\n".join([*parts, *(["", document_table(worst)] if worst else [])])
-
-
-def as_json_text(content: dict[str, Any]) -> str:
-    """One JSON object, formatted as in the report folder."""
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fuse_train.machine.processes import first_to_report, is_main, process_count, quiet_unless_main
-from launch.command import StageGroup, run_options, timed_stage
+from launch.command import (
+    StageGroup,
+    echo_json,
+    echo_next,
+    echo_pages,
+    json_option,
+    run_options,
+    timed_stage,
+)
 from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.errors import ConfigError, LogitfuseError, Stopped
@@ -67,7 +74,8 @@ def train() -> None:
     metavar="SOURCE",
     help="With train.pairwise: train only this source's pair. Default: all pairs, then merge them.",
 )
-def run_command(run: RunConfig, allow_partial: bool, pair: str | None) -> None:
+@json_option
+def run_command(run: RunConfig, allow_partial: bool, pair: str | None, as_json: bool) -> None:
     """Train the fused target and its CLM control; resumes where it was stopped."""
     from fuse_train.run import train_run
 
@@ -80,10 +88,14 @@ def run_command(run: RunConfig, allow_partial: bool, pair: str | None) -> None:
     with timed_stage(run, "train") as figures:
         outcomes = train_run(run, only=pair)
         figures.update(_figures(outcomes))
+    if as_json:
+        echo_json({"trainings": [_object(outcome) for outcome in outcomes]})
+        return
     for outcome in outcomes:
         if not outcome.fresh:
-            print(f"train {outcome.name}: complete, nothing to do")
-    print(_table(outcomes))
+            click.echo(f"train {outcome.name}: complete, nothing to do")
+    click.echo(_table(outcomes))
+    echo_next("eval run" if pair is None else "status")
 
 
 @train.command("check")
@@ -93,21 +105,28 @@ def check_command(run: RunConfig) -> None:
     from fuse_train.recipe import check_recipe
 
     check_recipe(run)
-    print("train check: the target loads, its optimizer fits, and it can be saved")
+    click.echo("train check: the target loads, its optimizer fits, and it can be saved")
 
 
 @train.command("selector")
 @run_options
-def selector_command(run: RunConfig) -> None:
+@json_option
+def selector_command(run: RunConfig, as_json: bool) -> None:
     """Train the selector alone, on the stores, and print what its pool scores."""
     from fuse_train.selector_run import pool_table, train_alone
 
     with timed_stage(run, "selector") as figures:
         trained = train_alone(run)
         figures["fresh"] = trained.fresh
-    print(pool_table(trained))
+    if as_json:
+        record = trained.record
+        about = {"folder": trained.folder, "fresh": trained.fresh, "split": record.split}
+        echo_json(about | {"bpb": record.bpb, "hindsight": record.hindsight})
+        return
+    click.echo(pool_table(trained))
     if not trained.fresh:
-        print("train selector: complete, nothing to do")
+        click.echo("train selector: complete, nothing to do")
+    echo_next("train run")
 
 
 @train.command("explain")
@@ -130,7 +149,7 @@ def selector_command(run: RunConfig) -> None:
     help="Number of positions listed, those of the largest difference in nats. Default: 20.",
 )
 @click.option("--all", "every", is_flag=True, help="List every position, in order.")
-@click.option("--json", "as_object", is_flag=True, help="One JSON object, for programs.")
+@json_option
 @run_options
 def explain_command(
     run: RunConfig,
@@ -139,25 +158,26 @@ def explain_command(
     model: str | None,
     top: int | None,
     every: bool,
-    as_object: bool,
+    as_json: bool,
 ) -> None:
     """Show what target and pool predict at each position of a segment, and each source's weight.
 
-    Lists the positions where the two differ most.
+    Lists the positions where the two differ most; page by page on a terminal.
     """
     if every and top is not None:
         raise ConfigError(
             "two ways to say which positions are listed", where="--all and --top", expected="one"
         )
     from fuse_train.explain.segment import explain_segment
-    from fuse_train.explain.text import as_json, explained_text
+    from fuse_train.explain.text import as_json as explained_json
+    from fuse_train.explain.text import explained_text
 
     explained = explain_segment(run, segment=segment, document=document, model=model)
-    if as_object:
-        click.echo(json.dumps(as_json(explained), allow_nan=False))
+    if as_json:
+        echo_json(explained_json(explained))
         return
     columns = shutil.get_terminal_size((120, 24)).columns
-    click.echo(explained_text(explained, columns, top=None if every else top or LISTED_POSITIONS))
+    echo_pages(explained_text(explained, columns, top=None if every else top or LISTED_POSITIONS))
 
 
 def _with_train(run: RunConfig, **changes: Any) -> RunConfig:
@@ -177,6 +197,12 @@ def _figures(outcomes: list[Outcome]) -> dict[str, Any]:
         for outcome in outcomes
         if outcome.fresh
     }
+
+
+def _object(outcome: Outcome) -> dict[str, Any]:
+    """One training for JSON."""
+    record = outcome.record.model_dump(mode="json", exclude={"schema_version"})
+    return {"name": outcome.name, "folder": outcome.folder, "fresh": outcome.fresh} | record
 
 
 def _table(outcomes: list[Outcome]) -> str:

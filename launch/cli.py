@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launch.command import SOURCE_OPTION, StageGroup, run_options
+from launch.command import (
+    SOURCE_OPTION,
+    StageGroup,
+    echo_json,
+    echo_next,
+    echo_pages,
+    json_option,
+    run_options,
+)
 from launch.slurm.options import options_of, parse_options
 from launch.slurm.script import Job, Place, dependency_options, script_text
 from launch.stages import STAGES, Stage, parse_workers, stages_from
@@ -120,6 +128,7 @@ def ray_options(work: str, gpus_of: str) -> Callable[[Callable[..., None]], Call
     help="Submit even if jobs of this run that do the same work are queued or running.",
 )
 @ray_options("extraction and alignment", "worker of an extraction")
+@json_option
 def submit(
     run: RunConfig,
     stage: Stage,
@@ -130,6 +139,7 @@ def submit(
     show: bool,
     force: bool,
     ray: str | None,
+    as_json: bool,
     **of_worker: float | None,
 ) -> None:
     """Submit STAGE and the stages after it to Slurm, or to a Ray cluster.
@@ -157,6 +167,12 @@ def submit(
 
         require_one_scheduler(bool(slurm or show or force), "--slurm, --print and --force", "Slurm")
         run_on_ray(run, stages, sources, RayRequest(ray, counts, section.python, **given))
+        if as_json:
+            echo_json(
+                {"ray": ray, "stages": [s for s in stages if s != "train"], "sources": sources}
+            )
+        else:
+            echo_next("status")
         return
     require_one_scheduler(
         bool(given), "--gpus-per-worker, --cpus-per-worker, --node-timeout", "Ray"
@@ -173,17 +189,23 @@ def submit(
     jobs = needed_jobs(request, pending)
     for job in jobs:
         require_segments(run, job.processes)
-    if not jobs:
-        click.echo("nothing to do, nothing submitted")
-    else:
-        folder = scripts_folder(run)
-        if not (show or force):
-            require_free(folder, jobs)
+    waiting, folder = unaligned(request, pending), scripts_folder(run)
+    if jobs and not (show or force):
+        require_free(folder, jobs)
+    if jobs:
         place = write_scripts(run.name, run.resolved(), section, folder, jobs)
-        click.echo(scripts_shown(jobs, place) if show else submitted(jobs, place))
-    waiting = unaligned(request, pending)
+    if as_json:
+        content = jobs_object(jobs, place, submits=not show) if jobs else {"jobs": []}
+        echo_json(content | {"not_aligned": waiting})
+        return
+    if jobs:
+        echo_jobs(jobs, place, submits=not show)
+    else:
+        click.echo("nothing to do, nothing submitted")
     if waiting:
         click.echo(f"no training job: these would still not be aligned: {', '.join(waiting)}")
+    if jobs and not show:
+        echo_next("status")
 
 
 def require_one_scheduler(has_others: bool, options: str, scheduler: str) -> None:
@@ -211,25 +233,55 @@ def scripts_shown(jobs: Sequence[Job], place: Place) -> str:
     return "\n".join(parts)
 
 
-def submitted(jobs: Sequence[Job], place: Place) -> str:
-    """Submit jobs; a table of their ids and tasks, what each waits for, and where their output goes.
+def _tasks(job: Job) -> str:
+    """Numbers of an array's workers, and how many there are; "" for one job."""
+    if job.part is None:
+        return ""
+    numbers = range_text(shard_ranges(job.part.offset + task for task in job.part.tasks))
+    return f"{numbers} of {job.workers}"
+
+
+def echo_jobs(jobs: Sequence[Job], place: Place, *, submits: bool) -> None:
+    """Submit jobs and print a table of their ids and tasks, what each waits for, and where their output
+    goes; without `submits` print the scripts instead.
+
+    Raises:
+        ConfigError: Slurm refused one; none is left in the queue.
+    """
+    if not submits:
+        echo_pages(scripts_shown(jobs, place))
+        return
+    from launch.slurm.submit import submit_jobs
+
+    ids = {each.job.stem: each.job_id for each in submit_jobs(jobs, place)}
+    rows = [
+        (ids[job.stem], job.stem, ",".join(ids[s] for s in job.after) or "-", _tasks(job))
+        for job in jobs
+    ]
+    click.echo("\n".join(table(("id", "job", "waits for", "tasks"), rows, left=range(4))))
+    click.echo(f"scripts and their output: {place.folder}")
+
+
+def jobs_object(jobs: Sequence[Job], place: Place, *, submits: bool) -> dict[str, Any]:
+    """Submit jobs; their ids, tasks and scripts for JSON. Without `submits` they have no id.
 
     Raises:
         ConfigError: Slurm refused one; none is left in the queue.
     """
     from launch.slurm.submit import submit_jobs
 
-    accepted = submit_jobs(jobs, place)
-    ids = {each.job.stem: each.job_id for each in accepted}
-    rows = []
-    for each in accepted:
-        job, tasks = each.job, ""
-        if job.part is not None:
-            numbers = range_text(shard_ranges(job.part.offset + t for t in job.part.tasks))
-            tasks = f"{numbers} of {job.workers}"
-        rows.append((each.job_id, job.stem, ",".join(ids[s] for s in job.after) or "-", tasks))
-    rows_shown = table(("id", "job", "waits for", "tasks"), rows, left=range(4))
-    return "\n".join([*rows_shown, f"scripts and their output: {place.folder}"])
+    ids = {each.job.stem: each.job_id for each in submit_jobs(jobs, place)} if submits else {}
+    rows = [
+        {
+            "id": ids.get(job.stem),
+            "job": job.stem,
+            "after": list(job.after),
+            "tasks": _tasks(job) or None,
+            "script": place.script(job),
+        }
+        for job in jobs
+    ]
+    return {"folder": place.folder, "jobs": rows}
 
 
 @click.group("preset", cls=StageGroup)
@@ -238,22 +290,36 @@ def preset() -> None:
 
 
 @preset.command("list")
-def list_presets() -> None:
+@json_option
+def list_presets(as_json: bool) -> None:
     """List every preset with its paper."""
     from store_schema.papers import preset_names, preset_title
 
-    width = max(map(len, preset_names()))
-    for name in preset_names():
-        click.echo(f"{name:{width}}  {preset_title(name)}")
+    titles = {name: preset_title(name) for name in preset_names()}
+    if as_json:
+        echo_json({"presets": titles})
+        return
+    width = max(map(len, titles))
+    for name, title in titles.items():
+        click.echo(f"{name:{width}}  {title}")
 
 
 @preset.command("show")
 @click.argument("name")
-def show_preset(name: str) -> None:
+@json_option
+def show_preset(name: str, as_json: bool) -> None:
     """Print a preset in the form of a run file, with a comment at each value.
 
     A comment says where the value comes from: the paper, its public code, or our own choice and why.
+    Page by page on a terminal.
     """
-    from store_schema.papers import preset_text
+    import yaml
 
-    click.echo(preset_text(name), nl=False)
+    from store_schema.papers import preset_text, preset_title
+
+    text = preset_text(name)
+    if as_json:
+        content = {"name": name, "title": preset_title(name), "values": yaml.safe_load(text)}
+        echo_json(content)
+    else:
+        echo_pages(text)

@@ -1,21 +1,26 @@
-"""Shared by all commands: the run file argument, overrides, errors in one line."""
+"""Shared by all commands: the run file, --json and pages, errors in one line, what comes next."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from launch.json_lines import json_text
 from launch.signals import stopped_in_one_line
 from launch.work import Part, chosen_sources, parse_shards, parse_worker, step_task
 from store_schema.config import RunConfig, load_run
 from store_schema.errors import ConfigError, LogitfuseError, Stopped, StorageError
+from store_schema.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,8 @@ class StageGroup(click.Group):
         code: object = None
         for variable, size in _SMALL_CACHES.items():
             os.environ.setdefault(variable, size)
+        if os.environ.get("NO_COLOR"):
+            kwargs = {"color": False} | kwargs
         try:
             with stopped_in_one_line():
                 code = super().main(*args, **kwargs | {"standalone_mode": False})
@@ -46,7 +53,7 @@ class StageGroup(click.Group):
             sys.exit(error.exit_code)
         except click.ClickException as error:
             print(f"error: {error.format_message()}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            sys.exit(LogitfuseError.exit_code)
         except (LogitfuseError, Stopped) as error:
             print(f"error: {error.line()}", file=sys.stderr)
             sys.exit(error.exit_code)
@@ -54,6 +61,72 @@ class StageGroup(click.Group):
             print(f"error: output cannot be written: {error.strerror or error}", file=sys.stderr)
             sys.exit(LogitfuseError.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+# ------------------------------------------------------------------------------- output
+
+_STDOUT = "logitfuse.stdout"
+"""Key of a context's `meta`: standard output, while --json keeps all else away from it."""
+
+
+def json_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: add --json; the command gets `as_json`.
+
+    With --json only `echo_json` writes to stdout. What else is printed meanwhile goes to stderr.
+    """
+
+    @wraps(function)
+    def command(*args: Any, as_json: bool, **options: Any) -> None:
+        if not as_json:
+            function(*args, as_json=False, **options)
+            return
+        click.get_current_context().meta[_STDOUT] = sys.stdout
+        with redirect_stdout(sys.stderr):
+            function(*args, as_json=True, **options)
+
+    return click.option(
+        "--json", "as_json", is_flag=True, help="JSON instead of text, one object on a line."
+    )(command)
+
+
+def echo_json(content: object) -> None:
+    """Print one JSON value on one line of stdout, in ASCII."""
+    click.echo(json_text(content), file=click.get_current_context().meta.get(_STDOUT))
+
+
+def echo_pages(text: str) -> None:
+    """Print long text, page by page on a terminal where it does not fit on the screen.
+
+    The pager is PAGER, by default less, with the options of LESS, by default -FRX.
+    """
+    if sys.stdout.isatty():
+        os.environ.setdefault("LESS", "-FRX")
+        click.echo_via_pager(text.rstrip("\n"))  # which ends the last line
+    else:
+        click.echo(text.rstrip("\n"))
+
+
+def echo_next(command: str) -> None:
+    """Say on stderr which command of logitfuse comes next, with this one's run file and overrides."""
+    click.echo(f"next: logitfuse {command} {run_words()}", err=True)
+
+
+def echo_next_of(run: RunConfig, sources: tuple[str, ...], part: Part, command: str) -> None:
+    """`echo_next` after a part of a stage's shards: `status` unless it was all of the run's."""
+    whole = part == Part() and set(sources) == set(run.sources)
+    echo_next(command if whole else "status")
+
+
+def run_words() -> str:
+    """The run file and overrides of this command line, quoted for a shell."""
+    params = click.get_current_context().params
+    words = [str(params["config"] or params["config_option"])]
+    for override in params["overrides"]:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+# ------------------------------------------------------------------------------- options
 
 
 def cost_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -118,11 +191,23 @@ def _one_run_file(argument: str | None, option: str | None) -> str:
     return paths[0]
 
 
+def _source_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the run file's sources, for a shell that completes --source."""
+    # An option that still lacks its value leaves the words unparsed.
+    path = ctx.params.get("config") or ctx.params.get("config_option") or next(iter(ctx.args), None)
+    try:
+        sources = read_yaml(Path(str(path)), "run file").get("sources") if path else None
+    except LogitfuseError:
+        return []
+    return [name for name in map(str, sources or ()) if name.startswith(incomplete)]
+
+
 SOURCE_OPTION = click.option(
     "--source",
     "names",
     multiple=True,
     metavar="NAME",
+    shell_complete=_source_names,
     help="Only this source (may be repeated). Default: all.",
 )
 

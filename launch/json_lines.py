@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,21 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return objects, cut
 
 
+def json_text(content: object) -> str:
+    """JSON on one line, in ASCII: control characters of quoted text cannot reach a terminal.
+
+    Times are ISO 8601 to the second; numpy's numbers and arrays become numbers and lists, all else
+    text. A number that is not finite becomes null, since JSON has no form for it.
+    """
+    text = json.dumps(content, default=_plain)
+    if "NaN" in text or "Infinity" in text:
+        text = json.dumps(json.loads(text, parse_constant=lambda _: None))
+    return text
+
+
 def _plain(value: object) -> object:
-    """numpy's numbers and arrays as numbers and lists, all else as text."""
+    """What JSON has no form for: see `json_text`."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
     to_list = getattr(value, "tolist", None)
     return to_list() if callable(to_list) else str(value)

@@ -8,13 +8,13 @@ import time
 
 import click
 
-from launch.command import run_options
+from launch.command import echo_json, json_option, run_options
 from store_schema.config import RunConfig
 
 
 @click.command("status")
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@json_option
 @click.option(
     "--workers",
     "all_workers",
@@ -38,9 +38,12 @@ def status(run: RunConfig, as_json: bool, all_workers: bool, watch_s: float | No
 
     def show() -> None:
         now = run_status(run)
-        if watch_s is not None and sys.stdout.isatty():
-            click.clear()
-        click.echo(status_json(now) if as_json else status_text(now, all_workers=all_workers))
+        if as_json:
+            echo_json(status_json(now))
+        else:
+            if watch_s is not None and sys.stdout.isatty():
+                click.clear()
+            click.echo(status_text(now, all_workers=all_workers))
         sys.stdout.flush()
 
     show()

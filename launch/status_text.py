@@ -1,8 +1,7 @@
-"""The status of a run as a table and as JSON."""
+"""The status of a run as a table and for JSON."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime
@@ -114,8 +113,8 @@ def _eta(seconds: float | None) -> str:
     return "-" if seconds is None else duration_text(seconds)
 
 
-def status_json(status: RunStatus) -> str:
-    """The status as one JSON object on one line; times are ISO 8601, UTC."""
+def status_json(status: RunStatus) -> dict[str, Any]:
+    """The status for `json_text`; times are in UTC."""
     work = []
     for stage in status.work:
         workers = [asdict(w) | {"worker": str(w.worker)} for w in stage.workers]
@@ -126,11 +125,4 @@ def status_json(status: RunStatus) -> str:
             "workers": workers,
         }
         work.append(asdict(stage) | derived)
-    content = asdict(status) | {"work": work}
-    return json.dumps(content, default=_json_value)
-
-
-def _json_value(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="seconds")
-    raise TypeError(f"{type(value).__name__} in a status")
+    return asdict(status) | {"work": work}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import click
 
-from launch.command import StageGroup, set_up_logging
+from launch.command import StageGroup, echo_json, echo_pages, json_option, set_up_logging
 from launch.pages.page import write_page
 from launch.signals import stop_on_signals
 from launch.work import parse_shards, shards_in
@@ -22,7 +22,13 @@ from store_tools.places import StorePlace, find_places, one_place
 from store_tools.repair import RepairReport, repair_store
 from store_tools.show import list_segments, read_segment
 from store_tools.show_page import page
-from store_tools.show_text import heading, list_text, segment_text
+from store_tools.show_text import (
+    heading,
+    list_text,
+    listed_object,
+    segment_text,
+    shown_object,
+)
 from store_tools.stats import store_stats
 from store_tools.stats_text import stats_text
 from store_tools.verify import StoreReport, verify_store
@@ -47,7 +53,7 @@ store.add_command(export_command)
 def store_options(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator: add TARGET, --source, --kind and --plan; the command gets `places`."""
 
-    @click.argument("target")
+    @click.argument("target", type=click.Path())
     @click.option("--source", "sources", multiple=True, metavar="NAME", help=OF_SOURCE)
     @click.option(
         "--kind", type=click.Choice(KINDS), help="Only stores of this kind. Default: all."
@@ -92,22 +98,41 @@ JOBS = click.option(
     help="Check commits against the plan, and that their files are there in the right size; read no "
     "data.",
 )
+@json_option
 @store_options
 def verify_command(
-    places: list[StorePlace], jobs: int | None, allow_missing: bool, quick: bool
+    places: list[StorePlace], jobs: int | None, allow_missing: bool, quick: bool, as_json: bool
 ) -> None:
     """Check every byte: checksums, the layout's invariants, segments equal to the plan.
 
     Exit code 2 if anything is damaged or missing.
     """
-    sound = True
+    sound, contents = True, []
     with stop_on_signals() as stop:
         for place in places:
             report = verify_store(place, jobs=jobs, stop=stop, quick=quick)
-            click.echo(verify_lines(report))
+            contents.append(_verified(report))
+            if not as_json:
+                click.echo(verify_lines(report))
             sound &= report.is_whole and (allow_missing or not report.missing)
+    if as_json:
+        echo_json({"sound": sound, "stores": contents})
     if not sound:
         raise click.exceptions.Exit(LogitfuseError.exit_code)
+
+
+def _verified(report: StoreReport) -> dict[str, Any]:
+    """The result for one store, for JSON."""
+    return {
+        "store": report.name,
+        "sound": report.sound,
+        "damaged": {shard: fault.line() for shard, fault in sorted(report.damaged.items())},
+        "missing": report.missing,
+        "faults": [fault.line() for fault in report.broken],
+        "compared": report.compared,
+        "quick": report.quick,
+        "leftovers": [asdict(item) for item in report.leftovers],
+    }
 
 
 def verify_lines(report: StoreReport) -> str:
@@ -174,6 +199,7 @@ def leftover_counts(leftovers: list[Leftover] | tuple[Leftover, ...]) -> str:
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @JOBS
+@json_option
 @store_options
 def repair_command(
     places: list[StorePlace],
@@ -181,6 +207,7 @@ def repair_command(
     delete: bool,
     dry_run: bool,
     jobs: int | None,
+    as_json: bool,
 ) -> None:
     """Remove the commits of damaged shards, so that a rerun of the stage writes them again.
 
@@ -188,16 +215,32 @@ def repair_command(
     """
     if shards:
         places = [one_place(places)]
-    sound = True
+    sound, contents = True, []
     with stop_on_signals() as stop:
         for place in places:
             report = repair_store(
                 place, shards=shards, delete=delete, dry_run=dry_run, jobs=jobs, stop=stop
             )
-            click.echo(repair_lines(report, dry_run=dry_run))
+            contents.append(_repaired(report))
+            if not as_json:
+                click.echo(repair_lines(report, dry_run=dry_run))
             sound &= not report.broken
+    if as_json:
+        echo_json({"dry_run": dry_run, "stores": contents})
     if not sound:
         raise click.exceptions.Exit(LogitfuseError.exit_code)
+
+
+def _repaired(report: RepairReport) -> dict[str, Any]:
+    """What was done to one store, for JSON; None as the fault of a shard that --shard named."""
+    faults = report.uncommitted.items()
+    return {
+        "store": report.name,
+        "uncommitted": {shard: None if fault is None else fault.line() for shard, fault in faults},
+        "rewritten": report.rewritten,
+        "faults": [fault.line() for fault in report.broken],
+        "rerun": report.rerun or None,
+    }
 
 
 def repair_lines(report: RepairReport, *, dry_run: bool) -> str:
@@ -227,13 +270,18 @@ def repair_lines(report: RepairReport, *, dry_run: bool) -> str:
     help="Keep what was written to within this time (30m, 24h, 2d); 0 only if no worker is running.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@json_option
 @store_options
-def gc_command(places: list[StorePlace], older_than: str, dry_run: bool) -> None:
+def gc_command(places: list[StorePlace], older_than: str, dry_run: bool, as_json: bool) -> None:
     """Remove data that no commit names, and temporary files that a kill left."""
-    age_s = parse_age(older_than)
+    age_s, contents = parse_age(older_than), []
     for place in places:
         collected = collect(place, older_than_s=age_s, dry_run=dry_run)
-        click.echo(gc_lines(place.name, collected, older_than, dry_run=dry_run))
+        contents.append({"store": place.name} | asdict(collected))
+        if not as_json:
+            click.echo(gc_lines(place.name, collected, older_than, dry_run=dry_run))
+    if as_json:
+        echo_json({"dry_run": dry_run, "stores": contents})
 
 
 def gc_lines(name: str, collected: Collected, older_than: str, *, dry_run: bool) -> str:
@@ -256,7 +304,7 @@ def gc_lines(name: str, collected: Collected, older_than: str, *, dry_run: bool)
     metavar="LIST",
     help="Read only these shards, such as 0-3 or 0,4-7. Default: 16, spread evenly.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@json_option
 @JOBS
 @store_options
 def stats_command(
@@ -270,7 +318,7 @@ def stats_command(
     with stop_on_signals() as stop:
         stats = [store_stats(place, shards=wanted, jobs=jobs, stop=stop) for place in places]
     if as_json:
-        click.echo(json.dumps({"stores": stats}, allow_nan=False))
+        echo_json({"stores": stats})
     else:
         click.echo("\n\n".join(map(stats_text, stats)))
 
@@ -295,13 +343,19 @@ def stats_command(
     help="Most probable tokens shown at each position.",
 )
 @click.option("--html", metavar="PATH", help="Write an HTML page to this file instead of text.")
+@json_option
 @store_options
 def show_command(
-    places: list[StorePlace], segment: str | None, answer: int | None, top: int, html: str | None
+    places: list[StorePlace],
+    segment: str | None,
+    answer: int | None,
+    top: int,
+    html: str | None,
+    as_json: bool,
 ) -> None:
     """Show a segment, or an answer to its prompt, token by token with the most probable tokens.
 
-    Without --segment, lists the first segments or answers.
+    Without --segment, lists the first segments or answers. Page by page on a terminal.
     """
     columns = shutil.get_terminal_size((120, 24)).columns
     place = one_place(places)
@@ -313,11 +367,18 @@ def show_command(
             got=f"--html {html!r}",
         )
     if segment is None:
-        click.echo(list_text(list_segments(place), columns))
+        listed = list_segments(place)
+        if as_json:
+            echo_json({"store": place.name, "segments": [listed_object(item) for item in listed]})
+        else:
+            click.echo(list_text(listed, columns))
         return
     shown = read_segment(place, segment, top=top, answer=answer)
-    if html is None:
-        click.echo(segment_text(shown, columns))
-        return
-    write_page(html, page(shown))
-    click.echo(f"{heading(shown)}\nwritten to {html}")
+    if html is not None:
+        write_page(html, page(shown))
+    if as_json:
+        echo_json(shown_object(shown) | ({} if html is None else {"page": html}))
+    elif html is None:
+        echo_pages(segment_text(shown, columns))
+    else:
+        click.echo(f"{heading(shown)}\nwritten to {html}")

@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import click
 import google_crc32c
 
-from launch.command import set_up_logging
+from launch.command import echo_json, json_option, set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
 from store_schema.disk.bounded import read_bounded, read_record
@@ -236,8 +236,8 @@ def _whole_url(location: Location) -> str:
 
 
 @click.command("copy")
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
 @click.option(
     "--jobs",
     type=click.IntRange(1, 128),
@@ -252,7 +252,8 @@ def _whole_url(location: Location) -> str:
     show_default=True,
     help="Read every file again at TARGET before its shard counts as copied.",
 )
-def copy_command(source: str, target: str, jobs: int, verify: bool) -> None:
+@json_option
+def copy_command(source: str, target: str, jobs: int, verify: bool, as_json: bool) -> None:
     """Copy the store SOURCE to TARGET, each a folder or URL such as s3://bucket/store.
 
     An interrupted copy is resumed. Credentials come from the environment.
@@ -262,8 +263,11 @@ def copy_command(source: str, target: str, jobs: int, verify: bool) -> None:
         result = copy_store(
             open_location(source), open_location(target), jobs=jobs, verify=verify, flag=flag
         )
-    size = f"{result.size_bytes / 1e6:,.1f} MB"
-    click.echo(f"{result.copied} shards copied ({size}), {result.skipped} there already")
+    if as_json:
+        echo_json(asdict(result) | {"faults": [error.line() for error in result.faults]})
+    else:
+        size = f"{result.size_bytes / 1e6:,.1f} MB"
+        click.echo(f"{result.copied} shards copied ({size}), {result.skipped} there already")
     for error in result.faults:
         click.echo(error.line(), err=True)
     if result.faults:

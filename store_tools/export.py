@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launch.command import set_up_logging
+from launch.command import echo_json, json_option, set_up_logging
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
 from launch.work import parse_shards, shards_in
@@ -315,8 +315,8 @@ def export_store(
 
 
 @click.command("export")
-@click.argument("source")
-@click.argument("out")
+@click.argument("source", type=click.Path())
+@click.argument("out", type=click.Path())
 @click.option(
     "--format",
     "form",
@@ -339,12 +339,14 @@ def export_store(
 @click.option("--kind", type=click.Choice(KINDS), help="Store of a run: its kind.")
 @click.option("--plan", metavar="PATH", help="With distillkit: the plan. Default: as for `verify`.")
 @click.option("--shards", metavar="LIST", help="Only these shards, such as 3-7 or 0,3-7.")
+@json_option
 def export_command(
     source: str,
     out: str,
     form: str,
     shards: str | None,
     compression: Path | None,
+    as_json: bool,
     **chosen_store: Any,
 ) -> None:
     """Write the store SOURCE to the folder or URL OUT, for other tools.
@@ -363,4 +365,7 @@ def export_command(
         target = open_location(out)
         require_outside(reader.location, target)
         written, there = export_store(reader, target, form, chosen, flag, capture)
-    click.echo(f"{written} files written, {there} there already")
+    if as_json:
+        echo_json({"out": target.url, "written": written, "skipped": there})
+    else:
+        click.echo(f"{written} files written, {there} there already")

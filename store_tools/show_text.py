@@ -1,10 +1,11 @@
-"""A segment, or a list of them, for a terminal."""
+"""A segment, or a list of them, for a terminal and for JSON."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import click
 
@@ -125,3 +126,61 @@ def list_text(listed: list[Listed], columns: int) -> str:
     room = max(columns - max(map(width, [head, *figures])) - len(_GAP), 20)
     texts = [cut(visible(item.text[:400]), room) for item in listed]
     return "\n".join([first, *table((head, "text"), zip(figures, texts, strict=True), left=(0, 1))])
+
+
+def shown_object(shown: ShownSegment) -> dict[str, Any]:
+    """The segment for JSON; bytes that are not UTF-8 are escaped, natural logarithms are in nats."""
+    segment, answer = shown.segment, shown.answer
+    content: dict[str, Any] = {"store": shown.store, "kind": shown.kind, "source": shown.source}
+    content |= {"row": shown.row, "shard": shown.shard, "bytes": shown.num_bytes, "bpb": shown.bpb}
+    if segment is not None:
+        content["segment"] = segment.segment_id
+        content |= {"domain": segment.domain, "split": segment.split}
+    if answer is not None:
+        prompt = [{"role": role, "content": text} for role, text in answer.prompt]
+        content["answer"] = {"number": answer.number, "count": answer.count}
+        content["answer"] |= {"ended": ending(answer.finish), "prompt": prompt}
+    return content | {
+        "positions": [_position_object(p, is_answer=answer is not None) for p in shown.positions]
+    }
+
+
+def _position_object(position: Position, *, is_answer: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "token_id": position.token_id,
+        "token": _plain(position.data or position.name),
+    }
+    if not is_answer:
+        content |= {"logprob": position.logprob, "tail_mass": position.tail_mass}
+        content["best"] = [_expected_object(item) for item in position.best]
+    if position.origin is not None:
+        content["origin"] = position.origin.name.lower()
+    if position.branches:
+        content["branches"] = [
+            {
+                "after": _plain(branch.written),
+                "tail_mass": branch.tail_mass,
+                "best": [_expected_object(item) for item in branch.best],
+            }
+            for branch in position.branches
+        ]
+    return content
+
+
+def _expected_object(item: Expected) -> dict[str, Any]:
+    return {"token_id": item.token_id, "token": _plain(item.written), "logprob": item.logprob}
+
+
+def _plain(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
+
+
+def listed_object(item: Listed) -> dict[str, Any]:
+    """A segment or answer to choose from, for JSON."""
+    content: dict[str, Any] = {"row": item.row, "bytes": len(item.text), "text": _plain(item.text)}
+    if item.segment is not None:
+        content["segment"] = item.segment.segment_id
+        content |= {"domain": item.segment.domain, "split": item.segment.split}
+    if item.answer is not None:
+        content |= {"answer": item.answer.number, "ended": ending(item.answer.finish)}
+    return content

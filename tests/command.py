@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 
+import click
 from click.testing import CliRunner, Result
 
 from logitfuse import main
@@ -34,3 +36,27 @@ def error_line(result: Result) -> str:
     lines = result.stderr.strip().splitlines()
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:], result.stderr
     return lines[-1]
+
+
+def all_commands() -> dict[str, click.Context]:
+    """A context for each group and command that is not hidden, by its words: "", "extract", "extract
+    plan" and so on."""
+    return dict(_inside(click.Context(main, info_name="logitfuse"), ()))
+
+
+def _inside(context: click.Context, words: tuple[str, ...]) -> Iterator[tuple[str, click.Context]]:
+    yield " ".join(words), context
+    group = context.command
+    if not isinstance(group, click.Group):
+        return
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if not command.hidden:
+            inner = click.Context(command, info_name=name, parent=context)
+            yield from _inside(inner, (*words, name))
+
+
+def is_table(line: str) -> bool:
+    """Whether a line has columns; a sentence is wrapped by the terminal."""
+    return len(re.findall(r"\S {2,}\S", line)) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import yaml
 from logitfuse import main
 from store_schema.config import load_run, section_models
 from tests import docs_blocks
-from tests.command import call, ok
+from tests.command import all_commands, call, is_table, ok
 from tests.docs_blocks import REPOSITORY, Block
 from tests.docs_world import finish, make_world, segment, stand_in, write
 
@@ -137,6 +138,111 @@ def launched(words: list[str]) -> None:
 
 def _interrupt(_: float) -> None:
     raise KeyboardInterrupt
+
+
+REPORTS = {
+    "init": "runs/fresh --source models/code --target models/target --data text.jsonl --yes --dry-run",
+    "doctor": "run.yaml",
+    "corpus build": "run.yaml",
+    "corpus show": "run.yaml --document chat-test",
+    "extract plan": "run.yaml",
+    "extract run": "run.yaml",
+    "extract generate": "run.yaml --dry-run",
+    "extract import": "imported.yaml --source code --capture capture --dry-run",
+    "extract answers": "run.yaml --out answers.jsonl",
+    "judge run": "run.yaml",
+    "judge show": "run.yaml",
+    "align run": "run.yaml",
+    "align view": "run.yaml --segment 0 --position 1",
+    "align report": "run.yaml",
+    "train run": "run.yaml",
+    "train selector": "run.yaml",
+    "train explain": "run.yaml --segment 0 --all",
+    "merge": "runs/merged --method linear models/target models/other",
+    "eval pool": "run.yaml",
+    "eval run": "run.yaml",
+    "eval answers": "run.yaml",
+    "eval advantage": "run.yaml",
+    "eval interference": "run.yaml",
+    "study run": "study.yaml",
+    "study plan": "study.yaml",
+    "study submit": "study.yaml --print",
+    "study show": "study.yaml",
+    "report": "run.yaml",
+    "submit": "extract new.yaml --print",
+    "status": "run.yaml --workers",
+    "preset list": "",
+    "preset show": "fusechat",
+    "store tune": "run.yaml --source code --positions 64",
+    "store verify": "run.yaml",
+    "store repair": "run.yaml --dry-run",
+    "store gc": "run.yaml --dry-run",
+    "store stats": "run.yaml",
+    "store show": "runs/demo/stores/code --segment 0",
+    "store copy": "runs/demo/stores/code copied",
+    "store export": "runs/demo/stores/code capture --format distillkit",
+}
+"""Every command with --json, on the small run."""
+NEEDS_A_HUB = {"eval harness"}
+WIDE: set[str] = set()
+"""Commands whose tables need more than 80 columns."""
+NEXT = {
+    "corpus build": "extract plan",
+    "extract plan": "extract run",
+    "extract run": "align run",
+    "align run": "eval pool",
+    "eval pool": "train run",
+    "train selector": "train run",
+    "train run": "eval run",
+    "eval run": "report",
+    "eval answers": "report",
+    "judge run": "judge show",
+}
+"""What each stage says comes next."""
+
+
+def test_all_reports_are_listed() -> None:
+    takes = {
+        words
+        for words, context in all_commands().items()
+        if "--json" in {name for param in context.command.params for name in param.opts}
+    }
+    assert takes == set(REPORTS) | NEEDS_A_HUB
+
+
+def line_of(words: str) -> list[str]:
+    return [*words.split(), *REPORTS[words].split()]
+
+
+def prepare(words: str, world: Path) -> None:
+    """What a command needs beside the small run."""
+    if words == "extract import" and not (world / "capture").exists():
+        ok(*line_of("store export"))
+        for stage in ("corpus build", "extract plan"):
+            ok(*stage.split(), "imported.yaml")
+    if words == "study show":
+        ok("study", "run", "study.yaml")
+
+
+@pytest.mark.parametrize("words", list(REPORTS))
+def test_reports_as_json_and_on_80_columns(world: Path, words: str) -> None:
+    prepare(words, world)
+    env = {"COLUMNS": "80"}
+    code = 2 if words == "doctor" and call("doctor", "run.yaml").exit_code == 2 else 0
+    for _ in range(2):  # the second time there may be nothing to do
+        said = call(*line_of(words), "--json", env=env)
+        assert said.exit_code == code, said.output
+        assert said.stdout.endswith("\n")
+        for line in said.stdout.splitlines():
+            assert isinstance(json.loads(line), dict)
+    said = call(*line_of(words), env=env)
+    assert said.exit_code == code, said.output
+    assert not re.search(r"[\r\x1b]", said.stdout + said.stderr)
+    wide = [line for line in said.stdout.splitlines() if len(line) > 80 and is_table(line)]
+    assert bool(wide) == (words in WIDE), wide
+    if words in NEXT:
+        [told] = [line for line in said.stderr.splitlines() if line.startswith("next: ")]
+        assert told == f"next: logitfuse {NEXT[words]} run.yaml"
 
 
 @pytest.mark.parametrize("block", [b for b in RUN if b.kind == "yaml"], ids=titles)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.json_lines import append_line
+from launch.json_lines import append_line, json_text
 from launch.status import RunStatus, WorkerStatus, WorkStatus, run_status
 from launch.status_text import status_json, status_text
 from logitfuse import main
@@ -432,7 +432,7 @@ def test_sixteen_workers_of_four_sources_fit_a_screen(tmp_path: Path) -> None:
 
 def test_json(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     five_workers(made)
-    content = json.loads(status_json(made.status()))
+    content = json.loads(json_text(status_json(made.status())))
     assert content["time"] == "2026-11-21T12:00:00+00:00"
     first = content["work"][0]
     assert (first["stage"], first["source"], first["total"]) == ("extract", "code", 12)

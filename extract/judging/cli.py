@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from launch.command import StageGroup, run_options, timed_stage
+from launch.command import (
+    StageGroup,
+    echo_json,
+    echo_next,
+    echo_pages,
+    json_option,
+    run_options,
+    timed_stage,
+)
 from store_schema.config import RunConfig
 
 
@@ -24,7 +32,8 @@ def judge() -> None:
 
 @judge.command("run")
 @run_options
-def run_judges(run: RunConfig) -> None:
+@json_option
+def run_judges(run: RunConfig, as_json: bool) -> None:
     """Score all answers that are not scored yet, and choose the best (the same as `judge RUN`)."""
     from extract.judging.records import judged_location
     from extract.judging.report import judged_report
@@ -33,14 +42,21 @@ def run_judges(run: RunConfig) -> None:
     with timed_stage(run, "judge") as figures:
         record, changed = judge_answers(run)
         figures |= {"prompts": sum(record.settled_by.values()), "silent": record.silent}
+    folder = judged_location(run).url
+    if as_json:
+        content = record.model_dump(mode="json", exclude={"schema_version"})
+        echo_json(content | {"folder": folder, "fresh": changed})
+        return
     if not changed:
         click.echo("judge complete, nothing to do")
-        return
-    click.echo(judged_report(record, judged_location(run).url))
+    else:
+        click.echo(judged_report(record, folder))
+    echo_next("judge show")
 
 
 @judge.command("show")
 @run_options
+@json_option
 @click.option(
     "--prompt", "prompts", multiple=True, metavar="ID", help="Only this prompt (may be repeated)."
 )
@@ -65,12 +81,16 @@ def show(
     domains: tuple[str, ...],
     disputed: bool,
     limit: int | None,
+    as_json: bool,
 ) -> None:
     """Show prompts with their best answer, all scores and votes; page by page on a terminal."""
-    from extract.judging.show import shown_prompts
+    from extract.judging.show import chosen_prompts, prompt_objects, shown_prompts
 
-    click.echo_via_pager(
-        shown_prompts(
-            run, prompts=prompts, authors=authors, domains=domains, disputed=disputed, limit=limit
-        )
+    chosen = chosen_prompts(
+        run, prompts=prompts, authors=authors, domains=domains, disputed=disputed, limit=limit
     )
+    if not as_json:
+        echo_pages("".join(shown_prompts(chosen)))
+        return
+    for prompt in prompt_objects(chosen):
+        echo_json(prompt)

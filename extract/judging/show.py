@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from extract.judging.records import BestRow, ScoreRow, open_judged, read_best, read_scores
 from launch.visible import table, visible
@@ -13,7 +15,20 @@ from store_schema.errors import ConfigError
 _RULE = "-" * 72
 
 
-def shown_prompts(
+@dataclass(frozen=True, slots=True)
+class ChosenPrompts:
+    """Prompts to show.
+
+    Args:
+        judges: Titles of all judges.
+        prompts: For each prompt its best answer, and the scores of all its answers.
+    """
+
+    judges: tuple[str, ...]
+    prompts: tuple[tuple[BestRow, tuple[ScoreRow, ...]], ...]
+
+
+def chosen_prompts(
     run: RunConfig,
     *,
     prompts: Sequence[str] = (),
@@ -21,8 +36,8 @@ def shown_prompts(
     domains: Sequence[str] = (),
     disputed: bool = False,
     limit: int | None = None,
-) -> Iterator[str]:
-    """Yield prompts with their best answer as text.
+) -> ChosenPrompts:
+    """Prompts with their best answer.
 
     Args:
         run: The run file.
@@ -52,11 +67,24 @@ def shown_prompts(
         and (not domains or row.domain in domains)
         and (not disputed or _disputed(scores[row.prompt_id]))
     ][:limit]
-    judges = list(record.judges)
-    return (
-        _shown(row, scores[row.prompt_id], judges, f"{number}/{len(chosen)}")
-        for number, row in enumerate(chosen, 1)
+    return ChosenPrompts(
+        tuple(record.judges), tuple((row, tuple(scores[row.prompt_id])) for row in chosen)
     )
+
+
+def shown_prompts(chosen: ChosenPrompts) -> Iterator[str]:
+    """Yield each prompt as text."""
+    for number, (row, scores) in enumerate(chosen.prompts, 1):
+        yield _shown(row, scores, chosen.judges, f"{number}/{len(chosen.prompts)}")
+
+
+def prompt_objects(chosen: ChosenPrompts) -> Iterator[dict[str, Any]]:
+    """Yield each prompt for JSON: best.parquet's row, the turns as lists, and all its scores."""
+    for row, scores in chosen.prompts:
+        best = asdict(row)
+        turns = [{"role": role, "content": content} for role, content in row.turns]
+        del best["prompt"], best["messages"], best["tools"]
+        yield best | {"turns": turns, "scores": [asdict(score) for score in scores]}
 
 
 def _require(what: str, names: Sequence[str], known: set[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from extract.generation.answers import (
     ANSWERS,
@@ -69,6 +70,12 @@ class AnswerFigures:
     def tokens_per_s(self) -> float:
         """Generated tokens per second."""
         return self.total[TOKENS] / max(self.seconds, 1e-9)
+
+    def figures(self) -> dict[str, Any]:
+        """All of it for JSON."""
+        done, total = self.num_shards
+        shards = {"shards": total, "shards_done": done, "tokens_per_s": self.tokens_per_s}
+        return {k: v for k, v in asdict(self).items() if k != "num_shards"} | shards
 
 
 def answer_report(sources: Sequence[AnswerFigures]) -> str:

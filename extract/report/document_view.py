@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import click
 
@@ -100,6 +101,22 @@ def shown(documents: Iterable[Document], tokenizers: Iterable[SegmentTokenizer])
             counts = [f"{part.kind} {part.num_tokens:,}" for part in parts if part.num_tokens]
             yield f"-- {tokenizer.name}, tokens: {', '.join(counts)}"
             yield "".join(_styled(part) for part in parts)
+
+
+def objects(
+    documents: Iterable[Document], tokenizers: Iterable[SegmentTokenizer]
+) -> Iterator[dict[str, Any]]:
+    """For JSON, each document as each tokenizer's model reads it, or why it cannot."""
+    models = list(tokenizers)
+    for document in documents:
+        head = {"document": document.document_id, "domain": document.domain}
+        for tokenizer in models:
+            shown: dict[str, Any] = head | {"split": document.split, "model": tokenizer.name}
+            try:
+                shown["parts"] = [asdict(part) for part in parts_of(document, tokenizer)]
+            except TokenizerError as error:
+                shown["error"] = error.line()
+            yield shown
 
 
 def _styled(part: Part) -> str:

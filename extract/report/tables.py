@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from extract.corpus.corpus import CorpusRecord
 from extract.scoring.bos_probe import BosFigures, read_figures
@@ -76,10 +77,10 @@ def _normalised(record: CorpusRecord, number: int) -> str:
     return f"text of {number:,} documents was normalised to NFC{reason} (corpus.unicode)"
 
 
-def plan_report(
+def plan_figures(
     record: PlanRecord, models: Sequence[str], *, entries: int, tokens_per_s: float
-) -> str:
-    """Tokens by split and model, and time and disk space that scoring each source will take, as text.
+) -> dict[str, Any]:
+    """Tokens by split and model, and time and disk space that scoring each source will take.
 
     Args:
         record: The plan's.
@@ -87,48 +88,78 @@ def plan_report(
         entries: Maximal entries kept at each position.
         tokens_per_s: The assumed speed.
     """
-    splits = list(dict.fromkeys(shard.split for shard in record.shards))
-    rows: list[list[object]] = []
-    for split in splits:
-        shards = [shard for shard in record.shards if shard.split == split]
-        tokens = [sum(shard.num_tokens[name] for shard in shards) for name in models]
-        segments = sum(shard.stop - shard.start for shard in shards)
-        num_bytes = sum(shard.num_bytes for shard in shards)
-        rows.append([split, len(shards), segments, num_bytes, *tokens])
-    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(rows[0])))])  # type: ignore[misc]
+    splits: dict[str, Any] = {}
+    for shard in record.shards:
+        split = splits.setdefault(
+            shard.split,
+            {"shards": 0, "segments": 0, "bytes": 0, "tokens": dict.fromkeys(models, 0)},
+        )
+        split["shards"] += 1
+        split["segments"] += shard.stop - shard.start
+        split["bytes"] += shard.num_bytes
+        for name in models:
+            split["tokens"][name] += shard.num_tokens[name]
+    context, sources = record.settings.get("context_tokens", {}), {}
+    for name in models:
+        if name == "target":
+            continue
+        positions = sum(split["tokens"][name] for split in splits.values())
+        read = positions + context.get(name, 0)
+        sources[name] = {
+            "positions": positions,
+            "tokens_read": read,
+            "most_bytes": positions * (POSITION_BYTES + ENTRY_BYTES * entries),
+            "hours": read / tokens_per_s / 3600,
+        }
+    return {
+        "shards": len(record.shards),
+        "segments": record.num_segments,
+        "splits": splits,
+        "sources": sources,
+        "entries": entries,
+        "assumed_tokens_per_s": tokens_per_s,
+        "dropped": record.settings.get("dropped", {}),
+        "unwritten": record.settings.get("unwritten", {}),
+    }
+
+
+def plan_report(figures: Mapping[str, Any]) -> str:
+    """`plan_figures` as text."""
+    models = list(next(iter(figures["splits"].values()))["tokens"])
+    rows = [
+        [name, split["shards"], split["segments"], split["bytes"], *split["tokens"].values()]
+        for name, split in figures["splits"].items()
+    ]
+    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(rows[0])))])
     lines = table(["split", "shards", "segments", "bytes", *(f"tok {m}" for m in models)], rows)
-    lines += ["", _costs(record, models, entries, tokens_per_s)]
-    dropped = record.settings.get("dropped", {})
-    if dropped:
-        shown = ", ".join(f"{name} {number:,}" for name, number in dropped.items())
+    lines += ["", *_costs(figures)]
+    if figures["dropped"]:
+        shown = ", ".join(f"{name} {number:,}" for name, number in figures["dropped"].items())
         lines.append(f"documents dropped, by reason: {shown}")
-    for name, kinds in record.settings.get("unwritten", {}).items():
+    for name, kinds in figures["unwritten"].items():
         shown = ", ".join(f"{kind} {number:,}" for kind, number in kinds.items())
         lines.append(f"not written by the chat template of {name}, in all contexts: {shown}")
     return "\n".join(lines)
 
 
-def _costs(record: PlanRecord, models: Sequence[str], entries: int, tokens_per_s: float) -> str:
-    context = record.settings.get("context_tokens", {})
-    costs = []
-    for name in models:
-        if name == "target":
-            continue
-        positions = sum(shard.num_tokens[name] for shard in record.shards)
-        read = positions + context.get(name, 0)
-        num_bytes = positions * (POSITION_BYTES + ENTRY_BYTES * entries)
-        costs.append(
-            [name, positions, read, size_text(num_bytes), f"{read / tokens_per_s / 3600:.3g}"]
-        )
-    return "\n".join(
+def _costs(figures: Mapping[str, Any]) -> list[str]:
+    costs = [
         [
-            *table(["source", "positions", "tokens read", "on disk, at most", "hours"], costs),
-            f"on disk: positions x ({POSITION_BYTES} + {ENTRY_BYTES} x {entries} entries) bytes before "
-            "anything is left out or compressed (`logitfuse store tune` measures that); "
-            f"hours: tokens read, context included, at {tokens_per_s:,.0f} tokens/s "
-            "(plan.assumed_tokens_per_s), one worker",
+            name,
+            cost["positions"],
+            cost["tokens_read"],
+            size_text(cost["most_bytes"]),
+            f"{cost['hours']:.3g}",
         ]
-    )
+        for name, cost in figures["sources"].items()
+    ]
+    return [
+        *table(["source", "positions", "tokens read", "on disk, at most", "hours"], costs),
+        f"on disk: positions x ({POSITION_BYTES} + {ENTRY_BYTES} x {figures['entries']} entries) bytes "
+        "before anything is left out or compressed (`logitfuse store tune` measures that); "
+        f"hours: tokens read, context included, at {figures['assumed_tokens_per_s']:,.0f} tokens/s "
+        "(plan.assumed_tokens_per_s), one worker",
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +230,15 @@ class SourceFigures:
             segments=total["segments"],
             unscored=total[UNSCORED],
         )
+
+    def figures(self) -> dict[str, Any]:
+        """All of it for JSON."""
+        bpb: dict[str, dict[str, float]] = {}
+        for (split, domain), value in self.bpb.items():
+            bpb.setdefault(split, {})[domain] = value
+        done, total = self.num_shards
+        shards = {"shards": total, "shards_done": done}
+        return {k: v for k, v in asdict(self).items() if k != "num_shards"} | shards | {"bpb": bpb}
 
 
 def source_report(sources: Sequence[SourceFigures]) -> str:

@@ -23,6 +23,8 @@ from launch.work import Part
 from store_schema.config import RunConfig
 from store_schema.errors import ModelError, Stopped, StoppedMidway
 
+_STDERR = 2
+
 
 def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: StopFlag) -> None:
     """Run one child for each source.
@@ -70,7 +72,10 @@ def _run_child(
             words = [sys.executable, "-P", "-m", "extract", command, str(config)]
             words += ["--source", name, *part.arguments()]
             words += ["--stop-fd", str(stop_read_fd), "--halvings", str(halvings)]
-            child = subprocess.Popen(words, pass_fds=[stop_read_fd], env=child_environment())
+            # Its stdout is stderr: what its libraries print is no part of the command's output.
+            child = subprocess.Popen(
+                words, pass_fds=[stop_read_fd], stdout=_STDERR, env=child_environment()
+            )
             return _wait(child, flag, stop_write_fd)
         finally:
             os.close(stop_read_fd)

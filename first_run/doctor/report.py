@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -43,8 +43,8 @@ def summary(checks: Sequence[Check]) -> str:
     return f"{counts['ok']} ok, {counts['warning']} warnings, {counts['error']} errors: {worst}"
 
 
-def as_json(checks: Sequence[Check]) -> str:
-    """All checks as one JSON object."""
+def as_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """All checks for JSON."""
     counts = Counter(check.state for check in checks)
     states = {state: counts[state] for state in ("ok", "warning", "error")}
-    return json.dumps({"checks": [asdict(check) for check in checks], "states": states})
+    return {"checks": [asdict(check) for check in checks], "states": states}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launch.cli import ray_options, require_one_scheduler
-from launch.command import StageGroup, cost_options, set_up_logging
+from launch.command import StageGroup, cost_options, echo_json, json_option, set_up_logging
 from launch.quantities import duration_text
 from launch.signals import stop_on_signals, stop_when_closed
 from launch.visible import table
@@ -58,10 +59,14 @@ def _chosen(settings: Sequence[str], seeds: Sequence[int]) -> list[str]:
     return [*words, *(word for seed in seeds for word in ("--seed", str(seed)))]
 
 
+def _echo_next(command: str, file: str) -> None:
+    click.echo(f"next: logitfuse study {command} {shlex.quote(file)}", err=True)
+
+
 @study.command("plan")
 @study_options
 @cost_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
+@json_option
 def plan_command(
     file: str,
     settings: tuple[str, ...],
@@ -84,39 +89,35 @@ def plan_command(
 
     loaded, assumed = load_study(file), Assumed(tflops, rate)
     places = checked_places(loaded, settings, seeds)
-    progress = [(place, progress_of(loaded, place)) for place in places]
+    progress = [progress_of(loaded, place) for place in places]
+    parts: list[dict[str, Any]] = [
+        {"setting": place.setting, "seed": place.seed, "done": found.done, "total": found.total}
+        | {"seconds_left": found.seconds_left}
+        for place, found in zip(places, progress, strict=True)
+    ]
+    left = [found.seconds_left for found in progress]
+    left_s = None if None in left else sum(filter(None, left))
     costs = study_costs(loaded, places, assumed)
     if as_json:
-        content = {
-            "name": loaded.name,
-            "progress": [
-                {
-                    "setting": place.setting,
-                    "seed": place.seed,
-                    "done": found.done,
-                    "total": found.total,
-                    "seconds_left": found.seconds_left,
-                }
-                for place, found in progress
-            ],
-            "costs": costs_record(loaded, costs, assumed),
-        }
-        click.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+        echo_json(
+            {
+                **{"study": loaded.name, "parts": parts, "seconds_left": left_s},
+                "costs": costs_record(loaded, costs, assumed),
+            }
+        )
         return
-    left = [found.seconds_left for _, found in progress]
     rows = [
         (
-            *(place.setting, place.seed, f"{found.done} of {found.total}"),
-            "?" if found.seconds_left is None else duration_text(found.seconds_left),
+            *(part["setting"], part["seed"], f"{part['done']} of {part['total']}"),
+            "?" if part["seconds_left"] is None else duration_text(part["seconds_left"]),
         )
-        for place, found in progress
+        for part in parts
     ]
     click.echo("\n".join(table(("setting", "seed", "done", "left"), rows)))
-    known = [seconds for seconds in left if seconds is not None]
-    if len(known) == len(left):
-        shown = duration_text(sum(known))
-        click.echo(f"left: {shown} of training, on one machine like the one so far")
+    if left_s is not None:
+        click.echo(f"left: {duration_text(left_s)} of training, on one machine like the one so far")
     click.echo(f"\n{costs_text(loaded, costs, assumed)}")
+    _echo_next("run" if any(part["done"] < part["total"] for part in parts) else "show", file)
 
 
 @study.command("run")
@@ -136,6 +137,7 @@ def plan_command(
 )
 @click.option("--data-only", is_flag=True, help="Only make inputs, corpus, plan and stores.")
 @click.option("--stop-fd", type=int, hidden=True, help="Pipe; the command stops when it is closed.")
+@json_option
 def run_command(
     file: str,
     settings: tuple[str, ...],
@@ -144,6 +146,7 @@ def run_command(
     processes: int,
     data_only: bool,
     stop_fd: int | None,
+    as_json: bool,
 ) -> None:
     """Make the stores, then do every training that is not done, and score it.
 
@@ -180,14 +183,16 @@ def run_command(
                 score = "" if done.bpb is None else f": {done.bpb:.4f} bits per byte (valid)"
                 spent = f", {duration_text(done.seconds)}" if done.seconds > 1 else ""
                 click.echo(f"{title}, {done.title}{score}{spent}", err=True)
-    if data_only:
-        return
     progress = [progress_of(loaded, place) for place in places]
     left = sum(found.total - found.done for found in progress)
-    if left:
+    if left and as_json:
+        echo_json({"study": loaded.name, "left": left})
+    elif data_only and not as_json:
+        _echo_next("run" if left else "show", file)
+    elif left:
         click.echo(f"{left} trainings are other workers'; run again when they have ended")
     else:
-        click.echo(_shown(loaded, as_json=False))
+        _show(loaded, as_json=as_json)
 
 
 @study.command("submit")
@@ -210,6 +215,7 @@ def run_command(
     "--force", is_flag=True, help="Submit even if jobs of this study are queued or running."
 )
 @ray_options("data, trainings and scorings", "of them")
+@json_option
 def submit_command(
     file: str,
     settings: tuple[str, ...],
@@ -218,6 +224,7 @@ def submit_command(
     workers: int | None,
     show: bool,
     force: bool,
+    as_json: bool,
     ray: str | None,
     **of_worker: Any,
 ) -> None:
@@ -229,7 +236,7 @@ def submit_command(
     from fuse_eval.study.grid import cells_of, checked_places
     from fuse_eval.study.jobs import study_jobs
     from fuse_eval.study.results import progress_of
-    from launch.cli import scripts_shown, submitted
+    from launch.cli import echo_jobs, jobs_object
     from launch.slurm.options import parse_options
     from launch.slurm.submit import array_limits, require_free, write_scripts
 
@@ -243,7 +250,7 @@ def submit_command(
         share = NodeShare(at_a_time=workers, **given)
         places = checked_places(loaded, settings, seeds)
         run_study_on_ray(loaded, file, places, StudyRequest(ray, share))
-        click.echo(_shown(loaded, as_json=False))
+        _show(loaded, as_json=as_json)
         return
     require_one_scheduler(
         bool(given), "--gpus-per-worker, --cpus-per-worker, --node-timeout", "Ray"
@@ -254,7 +261,10 @@ def submit_command(
     progress = [progress_of(loaded, place) for place in places]
     left = sum(found.total - found.done for found in progress)
     if not left:
-        click.echo("nothing to do, nothing submitted")
+        if as_json:
+            echo_json({"jobs": []})
+        else:
+            click.echo("nothing to do, nothing submitted")
         return
     jobs = study_jobs(
         loaded.submit,
@@ -269,21 +279,26 @@ def submit_command(
         require_free(folder, jobs)
     content = Path(file).read_text(encoding="utf-8")
     place = write_scripts(loaded.name, content, loaded.submit, folder, jobs, "study.yaml")
-    click.echo(scripts_shown(jobs, place) if show else submitted(jobs, place))
+    if as_json:
+        echo_json(jobs_object(jobs, place, submits=not show))
+        return
+    echo_jobs(jobs, place, submits=not show)
+    if not show:
+        _echo_next("plan", file)
 
 
 @study.command("show")
 @click.argument("file", metavar="STUDY", type=click.Path(dir_okay=False))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the text.")
+@json_option
 def show_command(file: str, as_json: bool) -> None:
     """Write the study's page, Markdown table and JSON from what is done, and show the table."""
     from fuse_eval.study.config import load_study
 
-    click.echo(_shown(load_study(file), as_json=as_json))
+    _show(load_study(file), as_json=as_json)
 
 
-def _shown(loaded: StudyConfig, *, as_json: bool) -> str:
-    """Write the three files; the JSON object, or the tables with the place of the page."""
+def _show(loaded: StudyConfig, *, as_json: bool) -> None:
+    """Write the three files; print the JSON object, or the tables with the place of the page."""
     from fuse_eval.study.page import render_page
     from fuse_eval.study.report import markdown, study_record, text
     from store_schema.disk.location import open_location
@@ -294,4 +309,7 @@ def _shown(loaded: StudyConfig, *, as_json: bool) -> str:
     location.write_atomic(RECORD_FILE, content.encode() + b"\n")
     location.write_atomic(MARKDOWN_FILE, markdown(loaded, record).encode())
     location.write_atomic(PAGE_FILE, render_page(loaded, record).encode())
-    return content if as_json else f"{text(loaded, record)}\npage: {location.url}/{PAGE_FILE}"
+    if as_json:
+        echo_json(record)
+    else:
+        click.echo(f"{text(loaded, record)}\npage: {location.url}/{PAGE_FILE}")

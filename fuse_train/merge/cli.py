@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import yaml
 
 from fuse_train.merge import MERGES
 from fuse_train.merge.recipe import parse_recipe
-from launch.command import set_up_logging
+from launch.command import echo_json, json_option, set_up_logging
 from store_schema.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +21,13 @@ if TYPE_CHECKING:
 @click.command("merge")
 @click.argument("out", type=click.Path())
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--method", required=True, type=click.Choice(MERGES.names()), help="How to merge.")
+@click.option(
+    "--method",
+    required=True,
+    metavar="METHOD",
+    type=click.Choice(MERGES.names()),
+    help=f"How to merge: {', '.join(MERGES.names())}.",
+)
 @click.option(
     "--base", metavar="MODEL", help="Model the others were trained from, if the method needs it."
 )
@@ -51,7 +56,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seed of the random methods: dare_linear, dare_ties, della.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@json_option
 def merge(
     out: str,
     models: tuple[str, ...],
@@ -91,7 +96,10 @@ def merge(
     )
     if shown:
         shown[0].__exit__(None, None, None)
-    click.echo(json.dumps(_object(out, merged), allow_nan=False) if as_json else _line(out, merged))
+    if as_json:
+        echo_json(_object(out, merged))
+    else:
+        click.echo(_line(out, merged))
 
 
 def _numbers(text: str) -> list[float]:
