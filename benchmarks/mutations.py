@@ -152,7 +152,7 @@ def _without_values(code: str) -> Iterator[tuple[tuple[int, int], tuple[int, int
         found: list[ast.expr | None] = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwonlyargs:
             given, first = node.args, node.args.kwonlyargs[0]
-            before = [*given.posonlyargs, *given.args, *given.defaults]
+            before: list[ast.arg | ast.expr] = [*given.posonlyargs, *given.args, *given.defaults]
             ends = [(each.end_lineno or 0, each.end_col_offset or 0) for each in before]
             yield max([(node.lineno, node.col_offset), *ends]), (first.lineno, first.col_offset)
         if isinstance(node, ast.arg | ast.AnnAssign):
