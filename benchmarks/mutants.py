@@ -60,8 +60,13 @@ OPTIONS = (
     *("-x", "-q", "--tb=no", "--no-header", "-o", "addopts=", "-p", "no:cacheprovider"),
     *("-p", "no:xdist", "-m", "not vllm and not gpu and not slurm", "--hypothesis-seed=0"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # libraries are loaded before
-    *("-W", "ignore:overflow encountered in scalar:RuntimeWarning"),  # compiled code says nothing
 )
+AS_COMPILED = (
+    *("-W", "ignore:overflow encountered in scalar:RuntimeWarning"),
+    *("-W", "ignore:divide by zero encountered in:RuntimeWarning"),
+    *("-W", "ignore:invalid value encountered in scalar:RuntimeWarning"),
+)
+"""For compiled functions that run as plain Python: compiled ones say nothing of such numbers."""
 TIMES, AND_S = 4, 20
 """Limit of a mutant's tests, in CPU seconds: so many times what they need without it, and some more."""
 CLOCK = 30
@@ -166,6 +171,7 @@ class Bench:
 
     tree: Path
     python: Path
+    interpreted: bool = False
 
     def run(self, tests: Sequence[str], limit_s: int) -> tuple[str, float, str]:
         """Run tests on the copy as it is.
@@ -177,14 +183,8 @@ class Bench:
         Returns:
             "survived", "killed" or "timed out", CPU seconds, and what pytest said.
         """
-        words = [
-            str(self.python),
-            "-c",
-            _TESTS,
-            str(limit_s),
-            *OPTIONS,
-            *(f"tests/{t}" for t in tests),
-        ]
+        words = [str(self.python), "-c", _TESTS, str(limit_s), *OPTIONS]
+        words += [*(AS_COMPILED if self.interpreted else ()), *(f"tests/{t}" for t in tests)]
         process = subprocess.Popen(
             words, cwd=self.tree, env=os.environ | {"PYTHONPATH": str(self.tree)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -234,17 +234,14 @@ def bench(interpreted: bool, root: Path = ROOT) -> Iterator[Bench]:
     environment = CALM | ({"NUMBA_DISABLE_JIT": "1"} if interpreted else {})
     with copied(root) as tree, tempfile.TemporaryDirectory() as folder, _environment(**environment):
         with forked_python(Path(folder), LIBRARIES, tree) as python:
-            yield Bench(tree, python)
+            yield Bench(tree, python, interpreted)
 
 
 class Kept:
     """Outcomes in a file of JSON Lines, by digest of module and change."""
 
     def __init__(self, path: Path) -> None:
-        """Args:
-        path: Need not exist.
-        """
-        self.path = path
+        self.path = path  # need not exist
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.outcomes = {row["digest"]: row["outcome"] for row in map(json.loads, lines)}
 

@@ -146,9 +146,15 @@ def _drawn(code: str, rows: Sequence[Any], count: int, drawn: random.Random) -> 
 
 
 def _without_values(code: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """First and last place of each annotation, decorator and question whether types are checked."""
+    """First and last place of each annotation, decorator and question whether types are checked, and
+    of what stands before the first argument that needs its name: a `*` that multiplies nothing."""
     for node in ast.walk(ast.parse(code)):
         found: list[ast.expr | None] = []
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwonlyargs:
+            given, first = node.args, node.args.kwonlyargs[0]
+            before: list[ast.arg | ast.expr] = [*given.posonlyargs, *given.args, *given.defaults]
+            ends = [(each.end_lineno or 0, each.end_col_offset or 0) for each in before]
+            yield max([(node.lineno, node.col_offset), *ends]), (first.lineno, first.col_offset)
         if isinstance(node, ast.arg | ast.AnnAssign):
             found = [node.annotation]
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

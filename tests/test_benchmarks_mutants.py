@@ -29,7 +29,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Place:
     at: int | None
-def after(place: int | str, step: float = 1.5) -> int | None:
+def after(place: int | str, *, step: float = 1.5) -> int | None:
     return place + 2 if place < 3 else None
 """
 
