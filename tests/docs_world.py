@@ -27,6 +27,7 @@ from tests.generate_runs import CHAT_TEMPLATE
 from tests.judge_runs import make_models, reward_model, say
 from tests.tiny import SAMPLE_TEXTS
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 STAGES = (
     *("corpus build", "extract plan", "extract run", "align run", "eval pool", "train run"),
     *("judge", "eval run", "eval answers", "eval advantage", "report"),
@@ -100,6 +101,8 @@ def make_world(folder: Path) -> Path:
         "corpus": {"inputs": [{"path": "text.jsonl"}]},
     } | SECTIONS
     (folder / "examples").mkdir()
+    for name in ("cluster", "study-cluster"):
+        shutil.copy(EXAMPLES / f"{name}.yaml", folder / "examples")
     for name in ("run", "examples/demo", "examples/chat", "ours", "min_ce", "other", "ask"):
         write(folder / f"{name}.yaml", run)
     answers = run | {"name": "answers", "corpus": {"inputs": [{"path": "answers.jsonl"}]}}

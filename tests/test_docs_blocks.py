@@ -153,12 +153,12 @@ REPORTS = {
     "judge run": "run.yaml",
     "judge show": "run.yaml",
     "align run": "run.yaml",
-    "align view": "run.yaml --segment 0 --position 1",
+    "align view": "run.yaml --segment 0 --position 0",
     "align report": "run.yaml",
     "train run": "run.yaml",
     "train selector": "run.yaml",
     "train explain": "run.yaml --segment 0 --all",
-    "merge": "runs/merged --method linear models/target models/other",
+    "merge": "runs/merged-twice --method linear models/target models/other",
     "eval pool": "run.yaml",
     "eval run": "run.yaml",
     "eval answers": "run.yaml",
@@ -184,8 +184,8 @@ REPORTS = {
 }
 """Every command with --json, on the small run."""
 NEEDS_A_HUB = {"eval harness"}
-WIDE: set[str] = set()
-"""Commands whose tables need more than 80 columns."""
+WIDE = {"eval pool", "status", "store tune", "study run", "study show"}
+"""Commands whose tables need more than 80 columns: one for each domain, or many figures of a row."""
 NEXT = {
     "corpus build": "extract plan",
     "extract plan": "extract run",
