@@ -164,7 +164,7 @@ def test_the_store_is_what_the_capture_says(
             mass = sum(map(np.exp, here.values()))
             assert found["tail_mass"][at + n] == pytest.approx(max(1 - mass, 0), abs=1e-5)
         at += int(count)
-    record_property("import_capture_max_error", worst)
+    record_property("import_capture_max_error", float(worst))
     assert worst <= ERROR
     known = (~np.isnan(found["label_logprobs"])).mean()
     assert 0.01 < known < 1

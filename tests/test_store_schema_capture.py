@@ -99,7 +99,8 @@ def test_their_bytes_read_as_documented(name: str, record_property: Any) -> None
     assert packed.shape[1] == params.logprob_bytes
     expected = np.array([captures.read_values(data, config) for data in written])
     error = np.abs(distillkit.unpack_logprobs(packed, params) - expected).max()
-    record_property("import_capture_max_error", error)
+    # A NumPy number does not travel between the processes of pytest-xdist.
+    record_property("import_capture_max_error", float(error))
     assert error <= ERROR
     bits = captures.id_bits(VOCAB)
     packed = np.array([list(captures.to_bits(row.tolist(), bits)) for row in ids], np.uint8)

@@ -259,7 +259,7 @@ def make(out: Path, seed: int) -> dict[str, dict[str, float]]:
     from fuse_train.machine.allocator import keep_freed_memory
 
     keep_freed_memory()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # small models gain from no more
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     prepare_folder(out, seed)
