@@ -130,4 +130,6 @@ def cluster_or_skip() -> Iterator[RayCluster]:
             if os.environ.get(REQUIRED):
                 pytest.fail(reason)
             pytest.skip(reason)
+        # `--ray auto` is this one, whatever other tests have started meanwhile.
+        stack.enter_context(mock.patch.dict(os.environ, RAY_ADDRESS=running.address))
         yield running
