@@ -176,8 +176,8 @@ example-profuser: $(READY)
 
 # ProFuser on four small chat models that are made on the spot: a few minutes.
 example-toy: $(READY)
-	$(BIN)/python examples/toy_chat_models.py --out runs/toy/inputs --scale $(TOY_SCALE)
-	$(BIN)/python examples/make_questions.py --out runs/toy/inputs --level easy --train 200 --valid 40 --test 150 --mistakes 0.1
+	$(BIN)/python examples/toy_chat_models.py --out runs/toy/inputs --size small --scale $(TOY_SCALE)
+	$(BIN)/python examples/make_questions.py --out runs/toy/inputs --level small --train 60 --valid 20 --test 60 --mistakes 0.1
 	$(call ASK,examples/toy-ask.yaml)
 	$(call TEACH,examples/toy.yaml)
 

@@ -23,6 +23,7 @@ from fuse_train.losses.losses import importance_cv2
 from fuse_train.selectors.asn import AdaptiveSelector
 from fuse_train.selectors.features import shard_features
 from fuse_train.selectors.pools import pool_nats
+from fuse_train.selectors.prior import uniform_prior
 
 POSITIONS, ROUNDS = 2_048, 5
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 32_000, 512, 4
@@ -120,5 +121,6 @@ def _features_speed(data: SeedData, names: tuple[str, ...]) -> float:
     shard = data.part("train", names).samples.load(0, with_sources=True)
     texts = [segment.text.encode() for segment in shard.segments]
     started = time.perf_counter()
-    shard_features(shard.sources, shard.token_offsets, shard.byte_ends, texts)
+    prior_DM = uniform_prior(len(texts), len(shard.sources))
+    shard_features(shard.sources, shard.token_offsets, shard.byte_ends, texts, prior_DM)
     return len(shard.token_ids) / (time.perf_counter() - started)

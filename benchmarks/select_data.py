@@ -16,7 +16,8 @@ import torch
 
 from fuse_eval.intervals import DomainUnits, units_by_domain
 from fuse_train.data.batch import Batch, sources_of, whole_spans
-from fuse_train.data.samples import AlignedSamples, DecodedShard, domains_of
+from fuse_train.data.domain_prior import domains_of
+from fuse_train.data.samples import AlignedSamples, DecodedShard
 from fuse_train.data.stream import SampleStream, StreamOptions
 from fuse_train.selector_fit.selector_training import split_batches
 from fuse_train.selectors.features import shard_features
@@ -53,7 +54,10 @@ class SomeSources(AlignedSamples):
         shard = self._decoded[position]
         sources = tuple(shard.sources[m] for m in self._kept)
         texts = [segment.text.encode() for segment in shard.segments]
-        features = shard_features(sources, shard.token_offsets, shard.byte_ends, texts)
+        prior_DM = self.prior.of(shard.segments)[:, self._kept]
+        prior_DM /= prior_DM.sum(1, keepdims=True)
+        offsets, ends = shard.token_offsets, shard.byte_ends
+        features = shard_features(sources, offsets, ends, texts, prior_DM)
         return replace(shard, sources=sources, features_NMF=features)
 
 

@@ -1,8 +1,9 @@
 """Questions whose answers can be checked: sums in words, lists, words, small Python functions.
 
 A topic draws names and numbers from a random generator; the right answer follows. `easy` questions are
-for models of a few million parameters. What the final answer is, and what a function must do, stands
-beside each question, so that a program can tell right from wrong (check_answer.py).
+for models of a million parameters, `small` ones for models that are made in seconds. What the final
+answer is, and what a function must do, stands beside each question, so that a program can tell right
+from wrong (check_answer.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from first_run.demo.facts import clock_words, number_words, roman
@@ -36,7 +38,7 @@ class Question:
 
     Args:
         id: Of the question.
-        topic: sums | lists | words | code; of easy ones numbers | times | romans.
+        topic: sums | lists | words | code; of easy and small ones numbers | times | romans.
         split: models (what toy models learn from) | train | valid | test.
         prompt: What is asked.
         answer: A right answer; its last line is "The answer is X." or, for code, it is a function.
@@ -71,24 +73,24 @@ def _worked(steps: str, final: str) -> str:
     return f"{steps}\nThe answer is {final}." if steps else f"The answer is {final}."
 
 
-def number_in_words(random: Random) -> Drawn:
-    """A number below 2000, written out."""
-    n = random.randrange(100, 2000)
+def number_in_words(random: Random, below: int = 2000) -> Drawn:
+    """A number from 100, written out."""
+    n = random.randrange(100, below)
     asked = (f"How is {n} written in words?", f"Write {n} in words.", f"Spell the number {n}.")
     return random.choice(asked), "", number_words(n)
 
 
-def time_in_words(random: Random) -> Drawn:
-    """A time of day as it is said."""
-    hour, minute = random.randrange(24), random.randrange(60)
+def time_in_words(random: Random, minutes: int = 1) -> Drawn:
+    """A time of day as it is said, every so many minutes."""
+    hour, minute = random.randrange(24), random.randrange(0, 60, minutes)
     shown = f"{hour:02d}:{minute:02d}"
     asked = (f"How does one say {shown}?", f"What time is {shown} in words?", f"Say {shown}.")
     return random.choice(asked), "", clock_words(hour, minute)
 
 
-def roman_numeral(random: Random) -> Drawn:
-    """A number below 2000 as the Romans wrote it."""
-    n = random.randrange(1, 2000)
+def roman_numeral(random: Random, below: int = 2000) -> Drawn:
+    """A number as the Romans wrote it."""
+    n = random.randrange(1, below)
     asked = (f"Write {n} in Roman numerals.", f"What is {n} in Roman numerals?", f"{n} in Roman?")
     return random.choice(asked), "", roman(n)
 
@@ -206,6 +208,11 @@ def python_function(random: Random) -> Drawn:
 
 TOPICS: dict[str, dict[str, Callable[[Random], Drawn]]] = {
     "easy": {"numbers": number_in_words, "times": time_in_words, "romans": roman_numeral},
+    "small": {
+        "numbers": partial(number_in_words, below=400),
+        "times": partial(time_in_words, minutes=5),
+        "romans": partial(roman_numeral, below=300),
+    },
     "full": {
         "sums": sum_in_words,
         "lists": number_list,
@@ -219,13 +226,13 @@ def questions(level: str, sizes: Mapping[str, int], seed: int) -> Iterator[Quest
     """Questions of each topic; none is asked twice, so no held-out one is in the text trained on.
 
     Args:
-        level: easy | full.
+        level: small | easy | full.
         sizes: Questions of each topic by split, in the order in which splits are drawn; the last has
             fewer where a topic runs out.
         seed: Of everything that is drawn.
     """
     # An easy answer has several wordings.
-    place = 2 if level == "easy" else 0
+    place = 0 if level == "full" else 2
     for topic, draw in TOPICS[level].items():
         random = Random(f"{seed}/{topic}")
         asked: set[str] = set()

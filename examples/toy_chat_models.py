@@ -8,9 +8,9 @@ Output::
     models/settings.json                     what shaped them
 
 Each source has an architecture, a tokenizer and a chat template of its own, and has seen a little of
-the other topics. They are stopped early, and answer about two thirds of their own topic's questions
-right. The target has seen a little of all three. None has seen the questions of
-make_questions.py at the same seed: those are drawn first.
+the other topics. They are stopped early: the full ones answer about two thirds of their own topic's
+questions right, the small ones up to a third. The target has seen a little of all three. None has seen
+the questions of make_questions.py at the same seed: those are drawn first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,35 @@ from questions import Question, by_split, questions
 from first_run.demo.make import code_files, publish
 from first_run.demo.text import Document
 
-HELD_OUT = {"test": 150, "valid": 40, "train": 200}
-"""Questions of each topic that no toy model has seen."""
 LEARNED = 1500
 """Questions of its topic that a source has seen, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large all models are, and what they learn.
+
+    Args:
+        level: Of the questions.
+        held_out: Questions of each topic that no model has seen, by split.
+        hidden_size: Width.
+        num_layers: Layers.
+        batch_rows: Rows of 256 tokens in a step.
+        vocab_size: Of a tokenizer, at most: few questions have few pieces.
+    """
+
+    level: str
+    held_out: dict[str, int]
+    hidden_size: int
+    num_layers: int
+    batch_rows: int
+    vocab_size: int
+
+
+SIZES = {
+    "small": Size("small", {"test": 60, "valid": 20, "train": 60}, 128, 2, 4, 500),
+    "full": Size("easy", {"test": 150, "valid": 40, "train": 200}, 192, 3, 8, 800),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +129,38 @@ def seen_by(name: str, learned: Sequence[Question]) -> list[Question]:
     return [q for q in learned if number(q) < (model.own if q.topic == name else model.others)]
 
 
-def tokenizer_of(name: str, texts: Sequence[str]) -> Any:
+def tokenizer_of(name: str, texts: Sequence[str], most_tokens: int) -> Any:
     """A tokenizer that the texts have taught, with the model's chat template."""
     from first_run.demo.tokenizers import train_byte_level_bpe, train_unigram
 
     model = MODELS[name]
+    vocab_size = min(model.vocab_size, most_tokens)
     if model.tokenizer == "facts":
-        tokenizer = train_unigram(texts, model.vocab_size, "</s>")
+        tokenizer = train_unigram(texts, vocab_size, "</s>")
     elif model.tokenizer == "prose":
         end = "<|endoftext|>"
-        tokenizer = train_byte_level_bpe("prose", texts, model.vocab_size, end, False, end)
+        tokenizer = train_byte_level_bpe("prose", texts, vocab_size, end, False, end)
     else:
         bos, eos = ("<s>", "</s>") if model.tokenizer == "code" else ("<|bos|>", "<|eos|>")
-        tokenizer = train_byte_level_bpe(model.tokenizer, texts, model.vocab_size, bos, True, eos)
+        tokenizer = train_byte_level_bpe(model.tokenizer, texts, vocab_size, bos, True, eos)
     tokenizer.chat_template = template(model, bos=model.tokenizer in ("code", "target"))
     return tokenizer
 
 
-def make_model(name: str, learned: Sequence[Question], seed: int, scale: float, path: Path) -> None:
+def make_model(
+    name: str, learned: Sequence[Question], seed: int, size: Size, scale: float, path: Path
+) -> None:
     """Train one model and save it."""
     import torch
 
     from first_run.demo.training import Recipe, build_model, packed_rows, train
 
     model = MODELS[name]
-    tokenizer = tokenizer_of(name, [written(q, model) for q in learned])
+    tokenizer = tokenizer_of(name, [written(q, model) for q in learned], size.vocab_size)
     steps = max(2, round(model.steps * scale))
-    recipe = Recipe(model.architecture, 192, 3, steps, 8, 6e-3)
+    recipe = Recipe(
+        model.architecture, size.hidden_size, size.num_layers, steps, size.batch_rows, 6e-3
+    )
     documents = [
         Document(q.id, written(q, model), q.topic, "models") for q in seen_by(name, learned)
     ]
@@ -142,17 +172,17 @@ def make_model(name: str, learned: Sequence[Question], seed: int, scale: float, 
     tokenizer.save_pretrained(path)
 
 
-def make(out: Path, seed: int, scale: float = 1.0, held_out: Mapping[str, int] = HELD_OUT) -> None:
+def make(out: Path, seed: int, size: Size, scale: float) -> None:
     """Make whatever is missing.
 
     Args:
         out: Where to.
         seed: Of questions and weights.
+        size: Of all models.
         scale: Of the steps of all trainings.
-        held_out: Questions of each topic that no model sees, by split.
     """
     settings = {
-        "seed": seed, "scale": scale, "held_out": dict(held_out), "code": _code(),
+        "seed": seed, "size": asdict(size), "scale": scale, "code": _code(),
         "models": {name: asdict(model) for name, model in MODELS.items()},
     }  # fmt: skip
     note = out / "models" / "settings.json"
@@ -160,12 +190,12 @@ def make(out: Path, seed: int, scale: float = 1.0, held_out: Mapping[str, int] =
         shutil.rmtree(out / "models", ignore_errors=True)
         text = json.dumps(settings) + "\n"
         publish(note, partial(_write, text))
-    sizes = {**held_out, "models": LEARNED}
-    learned = by_split(list(questions("easy", sizes, seed)), "models")
+    sizes = {**size.held_out, "models": LEARNED}
+    learned = by_split(list(questions(size.level, sizes, seed)), "models")
     for name in MODELS:
         path = out / "models" / name
         if not path.is_dir():
-            publish(path, partial(make_model, name, learned, seed, scale))
+            publish(path, partial(make_model, name, learned, seed, size, scale))
 
 
 def _write(text: str, path: Path) -> None:
@@ -188,14 +218,15 @@ def _code() -> str:
     show_default=True,
 )
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--size", type=click.Choice(list(SIZES)), default="full", show_default=True)
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Of all steps.")
-def main(out: Path, seed: int, scale: float) -> None:
+def main(out: Path, seed: int, size: str, scale: float) -> None:
     """Entry point."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    make(out, seed, scale)
+    make(out, seed, SIZES[size], scale)
     click.echo(f"{out}/models: {', '.join(MODELS)}")
 
 

@@ -126,8 +126,9 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
     }
     if parts and part.limit is None:
         parts[list(parts)[-1]] = part  # the model is loaded: it goes on with what others have left
+    forked = [s.name for s in sources if ENGINES[s.spec.section.engine].loader == "transformers"]
     with stop_on_signals() as flag:
-        run_children(run, stage.child, parts, flag)
+        run_children(run, stage.child, parts, flag, forked)
         # Its own shards of all sources came first; the last one's process went on with others'.
         shards = [shard.index for shard in part.shards_of_others(plan.shards)]
         others = {
@@ -136,7 +137,7 @@ def run_sources(run: RunConfig, names: Sequence[str], part: Part, stage: Stage) 
             if s.name not in list(parts)[-1:]
             and not s.open_store().committed_now().issuperset(shards)
         }
-        run_children(run, stage.child, others, flag)
+        run_children(run, stage.child, others, flag, forked)
     return list(parts | others)
 
 

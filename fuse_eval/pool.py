@@ -200,14 +200,17 @@ def estimate(
             own = target_nats[done : done + len(shard.segments)]
             done += len(shard.segments)
             target_N = np.concatenate(own)
-            shard, common_N = common_rows(shard, target_N, with_features=with_features)
+            prior_DM = samples.prior.of(shard.segments) if with_features else None
+            shard, common_N = common_rows(shard, target_N, prior_DM)
             _add_shard(totals, shard, common_N, target_N, domains, sources, selectors)
             progress.add(1)
     return totals
 
 
 def common_rows(
-    shard: DecodedShard, target_N: npt.NDArray[np.float64], *, with_features: bool = True
+    shard: DecodedShard,
+    target_N: npt.NDArray[np.float64],
+    prior_DM: npt.NDArray[np.float64] | None,
 ) -> tuple[DecodedShard, npt.NDArray[np.bool_]]:
     """The rows that all figures are of, and the shard with labels outside them made unknown.
 
@@ -216,7 +219,7 @@ def common_rows(
     Args:
         shard: With sources.
         target_N: The target's NLL of each row, nats, NaN where it has no distribution.
-        with_features: Whether to compute features.
+        prior_DM: Weights of the sources before each segment, None to compute no features.
 
     Returns:
         The shard, and bool [N], whether a row is common.
@@ -233,9 +236,9 @@ def common_rows(
         for arrays in shard.sources
     )
     features_NMF = None
-    if with_features:
+    if prior_DM is not None:
         texts = [segment.text.encode() for segment in shard.segments]
-        features_NMF = shard_features(hidden, shard.token_offsets, shard.byte_ends, texts)
+        features_NMF = shard_features(hidden, shard.token_offsets, shard.byte_ends, texts, prior_DM)
     return replace(shard, sources=hidden, features_NMF=features_NMF), known_N
 
 

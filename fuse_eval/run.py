@@ -24,7 +24,8 @@ from fuse_eval.interference.blocks import (
 from fuse_eval.interference.documents import document_differences, interference_record
 from fuse_eval.summary import EVALUATION_FILE, POOL_FILE, read_json, report_location, write_json
 from fuse_train.config import TrainSection
-from fuse_train.data.samples import AlignedSamples, domains_of
+from fuse_train.data.domain_prior import domains_of
+from fuse_train.data.samples import AlignedSamples
 from fuse_train.inputs import kept_selectors, stream_options
 from fuse_train.model.identity import identity
 from fuse_train.run import final_folder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuse_train.config import TrainSection
-from fuse_train.data.samples import AlignedSamples, domains_of
+from fuse_train.data.domain_prior import domains_of
+from fuse_train.data.samples import AlignedSamples
 from fuse_train.model.identity import identity, own_dtype_name
 from launch.summary import logs_folder
 from store_schema.config import RunConfig
@@ -27,6 +30,8 @@ if (
     TYPE_CHECKING
 ):  # the following are without torch, so that it is not loaded for a finished training
     from fuse_train.data.stream import StreamOptions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ def open_inputs(run: RunConfig, section: TrainSection, split: str | None = None)
         allow_partial=section.allow_partial,
         with_spans=section.loss.span_weight > 0,
         with_features=section.needs_features,
+        prior_split=section.train_split,
     )
     return Inputs(run, plan, samples, tokenizer, domains_of(plan))
 
@@ -110,6 +116,27 @@ def check_domains(inputs: Inputs, section: TrainSection) -> None:
             expected=", ".join(inputs.domains),
             got="no text of " + ", ".join(empty),
             hint="add documents of these domains, or train without them by `--allow-partial`",
+        )
+
+
+def warn_of_authors(inputs: Inputs, section: TrainSection) -> None:
+    """Name texts that selector author cannot weigh by their author, which is no source."""
+    if section.selector != "author":
+        return
+    table = segment_columns(inputs.plan, ["author", "split"])
+    authors = table.filter(pc.equal(table["split"], section.train_split))["author"].to_pylist()
+    counts = Counter(name for name in authors if name is not None)
+    others = [name for name in counts.most_common() if name[0] not in inputs.run.sources]
+    if not counts:
+        logger.warning(
+            "train.selector author: no text has an author, so author.otherwise weighs the sources of "
+            "all (corpus.inputs[].columns.author names the column)"
+        )
+    elif others:
+        logger.warning(
+            "train.selector author: author.otherwise weighs the sources of texts whose author is none "
+            "of them: %s segments",
+            ", ".join(f"{name} {number:,}" for name, number in others),
         )
 
 

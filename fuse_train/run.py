@@ -21,6 +21,7 @@ from fuse_train.inputs import (
     open_inputs,
     output_folder,
     stream_options,
+    warn_of_authors,
 )
 from fuse_train.loop.trackers import tracker_names
 from fuse_train.machine.allocator import keep_freed_memory
@@ -101,6 +102,7 @@ def train_run(run: RunConfig, *, only: str | None = None) -> list[Outcome]:
         check_lora(section.lora)
     inputs = open_inputs(run, section)
     check_domains(inputs, section)
+    warn_of_authors(inputs, section)
     with stop_on_signals() as stop:
         if section.pairwise is None:
             outcomes = [_train_one(inputs, "fused", section, stop)]

@@ -121,7 +121,7 @@ def ray_options(work: str, gpus_of: str) -> Callable[[Callable[..., None]], Call
     help="Workers (tasks of a job array) for each source, in all stages or in one.  [default: 1]",
 )
 @click.option("--only", is_flag=True, help="Submit just STAGE, not those that follow.")
-@click.option("--print", "show", is_flag=True, help="Write and print the scripts, submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Write and print the scripts, submit nothing.")
 @click.option(
     "--force",
     is_flag=True,
@@ -136,7 +136,7 @@ def submit(
     slurm: tuple[str, ...],
     workers: tuple[str, ...],
     only: bool,
-    show: bool,
+    dry_run: bool,
     force: bool,
     ray: str | None,
     as_json: bool,
@@ -165,7 +165,9 @@ def submit(
     if ray is not None:
         from launch.ray.driver import RayRequest, run_on_ray
 
-        require_one_scheduler(bool(slurm or show or force), "--slurm, --print and --force", "Slurm")
+        require_one_scheduler(
+            bool(slurm or dry_run or force), "--slurm, --dry-run and --force", "Slurm"
+        )
         run_on_ray(run, stages, sources, RayRequest(ray, counts, section.python, **given))
         if as_json:
             echo_json(
@@ -182,7 +184,7 @@ def submit(
         sources=sources,
         options={name: options_of(name, section.slurm, command_line) for name in STAGES},
         workers=counts,
-        limits=array_limits(needs_slurm=not show),
+        limits=array_limits(needs_slurm=not dry_run),
         processes_per_node=section.processes_per_node.get("train"),
     )
     pending = find_pending(run)
@@ -190,21 +192,21 @@ def submit(
     for job in jobs:
         require_segments(run, job.processes)
     waiting, folder = unaligned(request, pending), scripts_folder(run)
-    if jobs and not (show or force):
+    if jobs and not (dry_run or force):
         require_free(folder, jobs)
     if jobs:
         place = write_scripts(run.name, run.resolved(), section, folder, jobs)
     if as_json:
-        content = jobs_object(jobs, place, submits=not show) if jobs else {"jobs": []}
+        content = jobs_object(jobs, place, submits=not dry_run) if jobs else {"jobs": []}
         echo_json(content | {"not_aligned": waiting})
         return
     if jobs:
-        echo_jobs(jobs, place, submits=not show)
+        echo_jobs(jobs, place, submits=not dry_run)
     else:
         click.echo("nothing to do, nothing submitted")
     if waiting:
         click.echo(f"no training job: these would still not be aligned: {', '.join(waiting)}")
-    if jobs and not show:
+    if jobs and not dry_run:
         echo_next("status")
 
 

@@ -29,12 +29,14 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def bare(function: Callable[..., Any]) -> Any:
-    """As `compiled`, for functions that allocate nothing and keep no reference to their arrays.
+    """As `compiled`, for functions that allocate nothing and keep no reference to their arrays, called
+    by compiled functions alone.
 
     They run without Numba's reference counting (one atomic operation for each array), which takes a
-    third of the time of a call with many arrays. The caller must hold the arrays.
+    third of the time of a call with many arrays. The caller must hold the arrays. There is no way into
+    them from Python, since to compile that for many arrays takes as long as the function itself.
     """
-    return _compile(function, _nrt=False)
+    return _compile(function, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def compiled_fast(function: Callable[..., Any]) -> Any:

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -117,6 +118,17 @@ class TemplateSettings(StrictModel):
         return variables
 
 
+def _full_dtype_name(value: str) -> str:
+    name = full_name(value)
+    if name != "auto" and name not in DTYPES:
+        raise ValueError("must be one of " + ", ".join(["auto", *DTYPES]))
+    return name
+
+
+DtypeName = Annotated[str, AfterValidator(_full_dtype_name)]
+"""A dtype's full name, or auto; short names are accepted."""
+
+
 class ModelRef(StrictModel):
     """A model to load: a local folder, a GGUF file, or a hub name with a pinned revision."""
 
@@ -126,7 +138,7 @@ class ModelRef(StrictModel):
     """Name of a GGUF file in that folder or hub repository, which is then the model."""
     revision: str | None = None
     """Commit of a hub model. None takes the folder, or the hub's default branch."""
-    dtype: str = "auto"
+    dtype: DtypeName = "auto"
     """bfloat16, float16, float32 or float64, also by their usual short names (bf16, half, fp32,
     torch.bfloat16); 'auto' takes the checkpoint's."""
     trust_remote_code: bool = False
@@ -152,14 +164,6 @@ class ModelRef(StrictModel):
                 "changes with `corpus.on_bad: drop`, or take another model"
             )
         return {key: item for key, item in value.items() if key != "by_offsets"}
-
-    @field_validator("dtype")
-    @classmethod
-    def _full_dtype_name(cls, value: str) -> str:
-        name = full_name(value)
-        if name != "auto" and name not in DTYPES:
-            raise ValueError("must be one of " + ", ".join(["auto", *DTYPES]))
-        return name
 
 
 class RunConfig(StrictModel):

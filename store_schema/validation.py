@@ -40,7 +40,8 @@ def validation_line(
         else:
             meant = get_close_matches(str(item["input"]), re.findall(r"'([^']*)'", message), n=1)
         suggestion = f", did you mean {meant[0]}?" if meant else ""
-        lines.append(f"{key or '(top)'}: {message} (got {shown}){suggestion}")
+        got = "" if "(got " in message else f" (got {shown})"  # a record within it was refused
+        lines.append(f"{key or '(top)'}: {message}{got}{suggestion}")
     return "; ".join(lines)
 
 

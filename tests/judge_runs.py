@@ -161,3 +161,57 @@ def reward_model(
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+FUNCTIONS = """
+import os, signal, sys, time
+from pathlib import Path
+
+def length(asked):
+    print("noise", file=sys.stdout)
+    return len(asked["answer"])
+
+def trouble(asked):
+    if asked["source"] == "writer":
+        return len(asked["answer"])
+    what = asked["id"]
+    if what == "sum":
+        time.sleep(60)
+    if what == "half":
+        os._exit(0)
+    if what == "word":
+        return len(bytearray(1 << 40))
+    if what == "far":
+        raise ValueError("no")
+    if what == "held":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return None
+
+def slow(asked):
+    time.sleep(0.3)
+    return len(asked["answer"])
+
+def broken(asked):
+    return asked["no such key"]
+
+def nan(asked):
+    return float("nan")
+
+def stopper(asked):
+    log = Path(__file__).with_name("log")
+    with log.open("a") as file:
+        file.write(asked["id"] + " " + asked["source"] + chr(10))
+    if len(log.read_text().splitlines()) == 7:
+        os.kill(os.getppid(), int(Path(__file__).with_name("signal").read_text()))
+        time.sleep(1)
+    return len(asked["answer"]) + len(asked.get("prompt", "")) / 100
+
+no_function = 3
+"""
+
+
+def write_functions(folder: Path) -> Path:
+    """A file of functions that judge, or fail to."""
+    path = folder / "functions.py"
+    path.write_text(FUNCTIONS)
+    return path

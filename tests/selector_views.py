@@ -11,6 +11,7 @@ from fuse_train.config import TrainSection
 from fuse_train.selectors.features import shard_features
 from fuse_train.selectors.hedge import past_of
 from fuse_train.selectors.kind import RuleKind
+from fuse_train.selectors.prior import uniform_prior
 from fuse_train.selectors.selectors import Selector, SourceView
 from store_schema.layout import Arrays
 from tests import store_factory
@@ -38,11 +39,12 @@ def made_sources(rows: int, num_sources: int, seed: int, top_k: int = 4) -> list
     return made
 
 
-def view_of(sources: Sequence[Arrays]) -> SourceView:
-    """What a selector sees of that segment: [1, T, M, ...]."""
+def view_of(sources: Sequence[Arrays], prior: Sequence[float] | None = None) -> SourceView:
+    """What a selector sees of that segment: [1, T, M, ...], with equal weights before it by default."""
     offsets = sources[0]["token_offsets"]
     ends = np.arange(1, int(offsets[-1]) + 1).astype("<u4") * 2
-    features_NMF = shard_features(sources, offsets, ends, [b"x = [1] +\n" * len(ends)])
+    prior_DM = uniform_prior(1, len(sources)) if prior is None else np.array([prior])
+    features_NMF = shard_features(sources, offsets, ends, [b"x = [1] +\n" * len(ends)], prior_DM)
     labels_NM = np.stack([arrays["label_logprobs"] for arrays in sources], 1)
     covered_NM = np.stack([np.diff(arrays["entry_offsets"]) > 0 for arrays in sources], 1)
     bpb = [float(a["source_nats"][0] / a["source_bytes"][0] / np.log(2)) for a in sources]

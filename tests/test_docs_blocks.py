@@ -41,7 +41,7 @@ READ_BY = {
     "store": ("corpus build", "extract plan", "extract run --dry-run"),
     "align": ("align run --dry-run",),
     "train": ("train check",),
-    "launch": ("corpus build", "extract plan", "submit extract --print"),
+    "launch": ("corpus build", "extract plan", "submit extract --dry-run"),
     "judge": ("judge",),
     "evaluate": ("eval answers",),
 }
@@ -166,10 +166,10 @@ REPORTS = {
     "eval interference": "run.yaml",
     "study run": "study.yaml",
     "study plan": "study.yaml",
-    "study submit": "study.yaml --print",
+    "study submit": "study.yaml --dry-run",
     "study show": "study.yaml",
     "report": "run.yaml",
-    "submit": "extract new.yaml --print",
+    "submit": "extract new.yaml --dry-run",
     "status": "run.yaml --workers",
     "preset list": "",
     "preset show": "fusechat",
@@ -281,6 +281,13 @@ def run_file(world: Path, given: dict[str, Any]) -> Path:
     if "corpus" in given and "inputs" in given["corpus"]:
         there = [i for i in given["corpus"]["inputs"] if i["path"] not in NOT_THERE]
         values["corpus"] = given["corpus"] | {"inputs": there}
+    named = {
+        name for stage in given.get("train", {}).get("stages", []) for name in stage["weights"]
+    }
+    if named and "corpus" not in given:
+        files = ("text.jsonl", "answers.jsonl")
+        inputs = [{"path": f, "corpus": c} for f, c in zip(files, sorted(named), strict=True)]
+        values["corpus"] = {"inputs": inputs}
     for judge in given.get("judge", {}).get("judges", []):
         if "model" in judge:
             judge["model"] = "models/reward"

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from extract.engine_kinds.vllm import LEAST_STEP_TOKENS
 from extract.engines.protocol import EngineMemoryError
 from extract.run import halved, run_source
 from extract.scoring.children import SMALLER_STEPS, _wait, check_stop_fd, run_children
+from extract.scoring.fork_server import AVAILABLE, ForkedChild, ForkServer
 from extract.scoring.sources import check_source
 from launch.signals import STOP_SIGNALS, StopFlag
 from launch.work import Part, Worker
 from store_schema.config import load_run
+from store_schema.disk.location import open_location
 from store_schema.errors import ModelError, Stopped
 from store_schema.plan.run_plan import open_plan
+from store_schema.store.reader import StoreReader
+from tests.command import ok
 from tests.extract_runs import plan_run, write_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -144,3 +152,77 @@ def test_steps_are_halved_down_to_the_least(
     )
     with pytest.raises(EngineMemoryError, match="memory"):
         run_source(config, "code", Part(), halvings=3)
+
+
+linux = pytest.mark.skipif(not AVAILABLE, reason="no server there")
+
+
+@linux
+def test_a_store_is_the_same_whoever_starts_the_children(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_run(run_file)
+    config = load_run(str(run_file))
+
+    def contents() -> dict[str, list[str]]:
+        ok("extract", "run", run_file)
+        readers = {n: StoreReader.open(open_location(config.store_url(n))) for n in config.sources}
+        return {n: [c.content_sha256 for c in r.commits.values()] for n, r in readers.items()}
+
+    forked = contents()
+    assert set(forked) == {"code", "prose"}
+    shutil.rmtree(run_file.parent / "run/stores")
+    monkeypatch.setattr("extract.scoring.children.AVAILABLE", False)
+    assert contents() == forked
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[tuple[ForkServer, ForkedChild, int]]:
+    """A server and a child of it, which waits for its run file; the child's number."""
+    fifo, (stop_read_fd, stop_write_fd) = tmp_path / "run.yaml", os.pipe()
+    os.mkfifo(fifo)
+    with ForkServer() as server:
+        child = server.start(["run-source", str(fifo)], stop_read_fd)
+        process = psutil.Process(server._process.pid)  # type: ignore[union-attr]
+        while not process.children():
+            time.sleep(0.05)
+        pid = process.children()[0].pid
+        yield server, child, pid
+    os.close(stop_read_fd)
+    os.close(stop_write_fd)
+
+
+@linux
+def test_how_forked_children_end_is_told(waiting: tuple[ForkServer, ForkedChild, int]) -> None:
+    server, child, pid = waiting
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.01)
+    os.kill(pid, signal.SIGKILL)
+    assert child.wait(30) == -signal.SIGKILL
+    # The same server goes on.
+    for words, code in ((["run", "--help"], 0), (["no-such-command"], 2)):
+        with open(os.devnull) as file:
+            assert server.start(words, file.fileno()).wait(30) == code
+
+
+@linux
+def test_stops_reach_children_through_their_pipes_alone(
+    waiting: tuple[ForkServer, ForkedChild, int],
+) -> None:
+    server, child, pid = waiting
+    for number in STOP_SIGNALS:
+        server._process.send_signal(number)  # type: ignore[union-attr]
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.5)
+    os.kill(pid, signal.SIGINT)  # the child itself is as any process
+    assert child.wait(30) == Stopped.exit_code
+
+
+@linux
+def test_a_killed_server_is_a_killed_child(waiting: tuple[ForkServer, ForkedChild, int]) -> None:
+    server, child, pid = waiting
+    server._process.kill()  # type: ignore[union-attr]
+    assert child.wait(30) == -signal.SIGKILL
+    os.kill(pid, signal.SIGKILL)
+    with open(os.devnull) as file:
+        assert server.start(["run", "--help"], file.fileno()).wait(30) == -signal.SIGKILL

@@ -16,11 +16,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 CHILD = """
-import resource, sys
+import ctypes, resource, sys
 import torch
 from extract.engines.freed_memory import give_back_freed_memory, keep_freed_memory
 
 torch.set_num_threads(1)
+ctypes.CDLL(None).mallopt(-3, 128 << 10)  # as glibc begins; it adapts, and what then stays is chance
 if sys.argv[1] == "keep":
     keep_freed_memory()
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from tests.judge_runs import (
     right,
     say,
     scores_of,
+    write_functions,
     wrong,
 )
 
@@ -123,7 +120,7 @@ def test_show(run: Path) -> None:
     assert judged("show", run, "--domain", "chat").count("best, of") == 1
     assert judged("show", run, "--author", "coder", "--limit", "1").count("best, of") == 1
     assert "no such prompt was judged" in not_judged("show", run, "--prompt", "other")
-    length = {"kind": "python", "function": f"{_function(run.parent)}:length"}
+    length = {"kind": "python", "function": f"{write_functions(run.parent)}:length"}
     judged(run, *judges("exact_answer", length))
     disputed = judged("show", run, "--disputed")
     assert "sum" in disputed
@@ -169,6 +166,18 @@ def test_what_is_left_out_is_counted(tmp_path: Path, chat_models: dict[str, Path
     assert "no prompt has an answer to judge" in line
 
 
+def test_no_prompt_at_all(tmp_path: Path, chat_models: dict[str, Path]) -> None:
+    def silent(document: str, number: int) -> Any:
+        return {"held": "4", "sum": ("7", Finish.LENGTH)}.get(document, "")
+
+    path = answered(tmp_path, chat_models, {"coder": silent, "writer": silent})
+    line = not_judged(path, *judges("exact_answer", drop_held=True))
+    assert "got 6 prompts: 5 without a usable answer" in line
+    assert "min_score, 1 that contain their answer; answers cut at generate.max_tokens" in line
+    line = not_judged(path, *judges("exact_answer", drop_held=True, drop_cut=False, min_answers=3))
+    assert line.endswith("1 that contain their answer")
+
+
 def test_one_score_for_all_is_refused(tmp_path: Path, chat_models: dict[str, Path]) -> None:
     path = answered(tmp_path, chat_models, {"coder": wrong, "writer": wrong})
     line = not_judged(path, *EXACT)
@@ -196,126 +205,6 @@ def test_several_answers_of_a_source(tmp_path: Path, chat_models: dict[str, Path
     judged(path, *EXACT)
     assert {(row.author, row.answer) for row in best_of(path).values()} == {("coder", 1)}
     assert len(scores_of(path)) == 6 * len(PROMPTS)
-
-
-FUNCTION = """
-import os, signal, sys, time
-from pathlib import Path
-
-def length(asked):
-    print("noise", file=sys.stdout)
-    return len(asked["answer"])
-
-def trouble(asked):
-    if asked["source"] == "writer":
-        return len(asked["answer"])
-    what = asked["id"]
-    if what == "sum":
-        time.sleep(60)
-    if what == "half":
-        os._exit(0)
-    if what == "word":
-        return len(bytearray(1 << 40))
-    if what == "far":
-        raise ValueError("no")
-    if what == "held":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return None
-
-def nan(asked):
-    return float("nan")
-
-def stopper(asked):
-    log = Path(__file__).with_name("log")
-    with log.open("a") as file:
-        file.write(asked["id"] + " " + asked["source"] + chr(10))
-    if len(log.read_text().splitlines()) == 7:
-        os.kill(os.getppid(), int(Path(__file__).with_name("signal").read_text()))
-        time.sleep(1)
-    return len(asked["answer"]) + len(asked.get("prompt", "")) / 100
-
-no_function = 3
-"""
-
-
-def _function(folder: Path) -> Path:
-    path = folder / "functions.py"
-    path.write_text(FUNCTION)
-    return path
-
-
-def test_a_function_in_trouble_is_counted(run: Path) -> None:
-    place = _function(run.parent)
-    given = {"kind": "python", "name": "mine", "function": f"{place}:trouble", "seconds": 1.0}
-    said = judged(run, *judges(given | {"memory_mib": 256}))
-    assert "mine has no score for some answers: crashed 2, memory 1, no score 1, " in said
-    assert "raised ValueError 1, time 1" in said
-    rows = {(row.prompt, row.source): row for row in scores_of(run)}
-    assert rows["sum", "coder"].failure == "time"
-    assert rows["sum", "coder"].score is None
-    assert rows["sum", "coder"].vote == 0.0
-    assert authors(run) == ["writer"] * len(PROMPTS)
-    assert "time" in judged("show", run, "--prompt", "sum")
-
-
-def test_functions_that_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = _function(run.parent)
-
-    def refused(function: str) -> str:
-        return not_judged(run, *judges({"kind": "python", "function": function}))
-
-    assert "judge python returns nan in answer 0 of " in refused(f"{place}:nan")
-    for function, said in (
-        (f"{place}:absent", "AttributeError"),
-        (f"{place}:no_function", "TypeError"),
-        (f"{run.parent}/none.py:length", "no file"),
-        ("no_such_module:length", "ModuleNotFoundError"),
-    ):
-        line = refused(function)
-        assert "function of judge python cannot be loaded" in line
-        assert said in line
-    # A module in the folder where the command runs, or one that is installed.
-    monkeypatch.chdir(run.parent)
-    judged(run, *judges({"kind": "python", "function": "functions:length"}))
-    # Another function is another judge.
-    place.write_text(
-        FUNCTION.replace('return len(asked["answer"])', 'return -len(asked["answer"])')
-    )
-    assert "best answers" in judged(
-        run, *judges({"kind": "python", "function": "functions:length"})
-    )
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_judge_goes_on(
-    tmp_path: Path, chat_models: dict[str, Path], number: signal.Signals
-) -> None:
-    said = {"coder": half_right, "writer": right}
-    path, other = (answered(tmp_path / name, chat_models, said) for name in ("a", "b"))
-    place = _function(tmp_path)
-    (tmp_path / "signal").write_text(str(int(number)))
-    words = judges({"kind": "python", "function": f"{place}:stopper"}, "exact_answer")
-    done = subprocess.run(
-        [sys.executable, "-m", "logitfuse", "judge", str(path), *words],
-        cwd=REPOSITORY, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == (75 if number == signal.SIGTERM else -9), done.stderr
-    assert not (tmp_path / "a/run/judged/judged.json").exists()
-    parts = list((tmp_path / "a/run/judged/parts/python").iterdir())
-    assert parts
-    log = tmp_path / "log"
-    first = log.read_text().splitlines()
-    assert len(first) == 7
-    judged(path, *words)
-    again = log.read_text().splitlines()[7:]
-    # What stood in a finished shard was not asked again.
-    assert len(again) < 12
-    assert set(first) | set(again) == {f"{p} {s}" for p in PROMPTS for s in ("coder", "writer")}
-    judged(other, *words)
-    for name in ("best.parquet", "scores.parquet"):
-        one, two = (tmp_path / run / "run/judged" / name for run in ("a", "b"))
-        assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_damaged_part_is_made_again(run: Path) -> None:

@@ -143,6 +143,8 @@ def test_models_that_are_no_reward_models(
     weights["score.weight"][:] = 0.0
     save_file(weights, same / "model.safetensors", metadata={"format": "pt"})
     assert "has the same score for all 12 answers" in refused(same)
+    line = not_judged(run, *judges(reward(same, dtype="fp8")))
+    assert "reward_model: dtype: must be one of auto, bfloat16" in line
 
 
 def test_a_template_of_its_own(run: Path, tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ from extract.judging.final_answers import (
     contains_answer,
     final_answer,
     same_answer,
+    same_formula,
     stated_answer,
 )
 from extract.judging.votes import TIE, Scale, judge_votes, passing, settle, totals
+from store_schema.config import parse_run
+from store_schema.errors import ConfigError
 
 VOTES = ("majority", "mean_rank", "mean_z")
 
@@ -140,6 +143,13 @@ def test_votes_do_not_depend_on_a_judges_scale(
         (r"\boxed{\frac{3}{4}} of 8", r"\frac{3}{4}"),
         (r"\boxed{1} or \boxed{2", "1"),
         ("12 apples\n#### 42\nright?", "42"),
+        ("It takes 10 1/2 hours", "10 1/2"),
+        ("-3 1/2 or 2 7/8.", "2 7/8"),
+        ("about 3\u00bd", "3 1/2"),
+        (r"so $x = \frac{3}{4}$", "3/4"),
+        ("of 12 and 5 7/3", "7/3"),
+        ("in 2020 3/4", "3/4"),
+        ("on 5 1/2/2020", "2020"),
         ("H2O", None),
         ("nothing", None),
         (r"\boxed{" * 20_000, None),
@@ -162,6 +172,14 @@ def test_final_answers_by_a_pattern() -> None:
         ("1,000", "1e3", True),
         ("1/2", ".5", True),
         (r"\frac{1}{2}", "0.5", True),
+        (r"\frac12", "0.5", True),
+        ("10 1/2", "10.5", True),
+        ("10 1/2", "7 1/2", False),
+        ("-3 1/2", "-3.5", True),
+        ("\u22123 1/2 m", "-3.5", True),
+        (r"3\frac{1}{2}", "3.5", True),
+        (r"3\dfrac12", "15.5", False),
+        ("3\u00bd hours", "7/2", True),
         ("42 apples", "42", True),
         ("$18.", "18", True),
         (r"42\text{ km}", "42", True),
@@ -176,6 +194,23 @@ def test_final_answers_by_a_pattern() -> None:
 )
 def test_final_answers_are_compared(given: str, expected: str, same: bool) -> None:
     assert same_answer(given, expected) == same
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "same"),
+    [
+        ("x+1", "1+x", True),
+        (r"\sqrt{49}", "7", True),
+        ("x+1", "x-1", False),
+        ("3 1/2", "3.5", True),
+        ("3 1/2", "2", False),
+        ("10 1/2", "1", False),
+    ],
+)
+def test_formulas_are_the_same_or_not(given: str, expected: str, same: bool) -> None:
+    pytest.importorskip("math_verify")
+    assert same_formula(given, expected) == same
+    assert same_formula(expected, given) == same
 
 
 def test_prompts_that_hold_their_answer() -> None:
@@ -221,6 +256,15 @@ def test_options_of_judges() -> None:
 def test_options_that_are_refused(judges: list[Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         section(*judges)
+
+
+def test_a_wrong_option_is_told_once_with_what_may_be_meant() -> None:
+    judge = {"kind": "exact_answer", "patern": "x (.+)"}
+    run = {"name": "r", "sources": {"a": {"model": "a"}}, "target": {"model": "b"}}
+    with pytest.raises(ConfigError) as caught:
+        parse_run(run | {"judge": {"judges": [judge]}}, where="run.yaml")
+    said = "judge.judges.0: exact_answer: patern: unknown key (got 'x (.+)'), did you mean pattern?"
+    assert caught.value.line().endswith(said)
 
 
 def test_every_judge_has_options_and_says_what_it_is() -> None:

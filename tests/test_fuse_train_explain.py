@@ -216,7 +216,10 @@ def test_labels_ahead_change_no_weight(run, name: str) -> None:
         nats[sample.index] = -np.nansum(labels[sample.rows])
         sources.append(arrays | {"label_logprobs": labels, "source_nats": nats})
     texts = [segment.text.encode() for segment in shard.segments]
-    features = shard_features(sources, shard.token_offsets, shard.byte_ends, texts)
+    features = None
+    if shard.features_NMF is not None:
+        ends, prior_DM = shard.byte_ends, inputs.samples.prior.of(shard.segments)
+        features = shard_features(sources, shard.token_offsets, ends, texts, prior_DM)
     other = replace(shard, sources=tuple(sources), features_NMF=features)
     before = explain_sample(objective, sample, inputs.domains, vocabulary)
     after = explain_sample(objective, other.sample(3), inputs.domains, vocabulary)

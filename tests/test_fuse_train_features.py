@@ -24,6 +24,7 @@ from fuse_train.selectors.past import (
     HEDGES,
     LAGS,
     OF_SOURCE,
+    PRIOR_HEDGES,
     SHARED,
     text_classes,
 )
@@ -41,15 +42,21 @@ def two_sources(rows=(4, 0, 6), seed=1):
     return [first, second], first["token_offsets"], ends, [TEXT[: 2 * n] for n in rows]
 
 
+def prior_of(texts, seed=0):
+    """Weights of the two sources before each segment, of sum 1."""
+    return np.random.default_rng(seed).dirichlet([1, 1], len(texts))
+
+
 def test_features_of_a_row_do_not_depend_on_its_label() -> None:
     """Another label at row i may change figures after row i, never at or before it."""
     sources, offsets, ends, texts = two_sources()
-    before = shard_features(sources, offsets, ends, texts)
+    prior = prior_of(texts)
+    before = shard_features(sources, offsets, ends, texts, prior)
     for row in (0, 1, 3, 4, 9):
         for source in sources:
             kept = source["label_logprobs"].copy()
             source["label_logprobs"][row] = -7.5
-            after = shard_features(sources, offsets, ends, texts)
+            after = shard_features(sources, offsets, ends, texts, prior)
             assert np.array_equal(after[: row + 1], before[: row + 1])
             segment_end = 4 if row < 4 else 10
             if row + 1 < segment_end:
@@ -67,20 +74,26 @@ def signed(value: float) -> float:
 def test_past_figures_equal_plain_sums(rows, seed) -> None:
     """Every past column against its definition, row by row."""
     sources, offsets, ends, texts = two_sources(tuple(rows), seed)
+    prior = prior_of(texts, seed)
     rng = np.random.default_rng(seed)
     for source in sources:
         source["label_logprobs"][rng.random(len(ends)) < 0.2] = np.nan
-    got = shard_features(sources, offsets, ends, texts)
+    got = shard_features(sources, offsets, ends, texts, prior)
     entropies = [[plain_entropy(source, row) for row in range(len(ends))] for source in sources]
     labels = np.stack([s["label_logprobs"].astype(float) for s in sources], 1)
     classes = text_classes(texts, offsets, ends)
     covered = np.stack([np.diff(s["entry_offsets"]) > 0 for s in sources], 1)
-    for start, stop in pairwise(offsets):
+    for d, (start, stop) in enumerate(pairwise(offsets)):
         past = past_of(torch.tensor(labels[None, start:stop]))
+        given_BM = torch.from_numpy(prior[d : d + 1])
         hedges = {
             f"hedge_{rate:g}_{share:g}": log_weights(past, rate=rate, shares=(share,))[0, 0]
             for rate, share in HEDGES
         }
+        for rate, share in PRIOR_HEDGES:
+            logs = log_weights(past, rate=rate, shares=(share,), prior_BM=given_BM)
+            hedges[f"prior_hedge_{rate:g}_{share:g}"] = logs[0, 0]
+        hedges["prior"] = given_BM.log().expand(len(past[0]), -1)
         for row in range(start, stop):
             for m in range(2):
                 want = plain_past(entropies, labels, classes, covered, start, row, m)
@@ -154,7 +167,8 @@ def test_columns_have_their_places() -> None:
     assert FEATURES == OF_SOURCE + SHARED
     assert len(set(FEATURES)) == len(FEATURES)
     sources, offsets, ends, texts = two_sources()
-    shared = shard_features(sources, offsets, ends, texts)[:, :, len(OF_SOURCE) :]
+    prior = prior_of(texts)
+    shared = shard_features(sources, offsets, ends, texts, prior)[:, :, len(OF_SOURCE) :]
     assert shared.shape[2] == len(SHARED)
     assert np.array_equal(shared[:, 0], shared[:, 1])
 
@@ -166,4 +180,5 @@ def test_token_lengths_start_again_in_each_segment() -> None:
 
 def test_empty_shard() -> None:
     sources, offsets, ends, texts = two_sources((0,))
-    assert shard_features(sources, offsets, ends, texts).shape == (0, 2, len(FEATURES))
+    prior = prior_of(texts)
+    assert shard_features(sources, offsets, ends, texts, prior).shape == (0, 2, len(FEATURES))

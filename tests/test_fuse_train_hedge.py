@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fuse_train.selectors.by_name import by_rule
@@ -15,10 +15,10 @@ from fuse_train.selectors.hedge import PROBABILITY_FLOOR, log_weights, past_of
 from fuse_train.selectors.selectors import SourceView
 
 
-def plain(past, rate: float, share: float) -> list[list[float]]:
+def plain(past, rate: float, share: float, prior=None) -> list[list[float]]:
     """Weights of one segment's rows, one row and one source at a time."""
     num_sources = len(past[0])
-    weights = [1.0 / num_sources] * num_sources
+    weights = prior or [1.0 / num_sources] * num_sources
     rows = []
     for i, labels in enumerate(past):
         known = [m for m in range(num_sources) if not math.isnan(labels[m])]
@@ -31,7 +31,10 @@ def plain(past, rate: float, share: float) -> list[list[float]]:
             weights = [w * gain.get(m, mixed) for m, w in enumerate(weights)]
             total = sum(weights)
             weights = [w / total for w in weights]
-        if i and num_sources > 1:
+        if i and num_sources > 1 and prior:
+            part = min(1.0, share * num_sources / (num_sources - 1))
+            weights = [(1 - part) * w + part * p for w, p in zip(weights, prior, strict=True)]
+        elif i and num_sources > 1:
             weights = [
                 (1 - share) * w + share * sum(o for j, o in enumerate(weights) if j != m)
                 / (num_sources - 1)
@@ -57,6 +60,34 @@ def test_equals_the_plain_loop(labels, rate, share) -> None:
     got = log_weights(past, rate=rate, shares=(share,))[0, 0].exp()
     want = plain(past[0].tolist(), rate, share)
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-250)
+
+
+@given(
+    pasts(),
+    st.sampled_from([0.3, 1.0]),
+    st.sampled_from([0.0, 1e-3, 0.1, 0.9]),
+    st.integers(0, 99),
+)
+@settings(max_examples=150, deadline=None)
+def test_with_a_prior_it_equals_the_plain_loop(labels, rate, share, seed) -> None:
+    past = past_of(torch.tensor(labels)[None])
+    prior = np.random.default_rng(seed).dirichlet(np.ones(labels.shape[1]), 1)
+    given_BM = torch.from_numpy(prior)
+    got = log_weights(past, rate=rate, shares=(share,), prior_BM=given_BM)[0, 0].exp()
+    want = plain(past[0].tolist(), rate, share, prior[0].tolist())
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-250)
+
+
+@given(pasts(), st.sampled_from([0.3, 1.0]), st.sampled_from([0.0, 1e-3, 0.1]))
+@settings(max_examples=100, deadline=None)
+def test_an_equal_prior_is_none(labels, rate, share) -> None:
+    past = past_of(torch.tensor(labels)[None])
+    num_sources = labels.shape[1]
+    assume(num_sources == 1 or share * num_sources / (num_sources - 1) <= 1)
+    equal = torch.full((1, num_sources), 1 / num_sources, dtype=torch.float64)
+    got = log_weights(past, rate=rate, shares=(share,), prior_BM=equal).exp()
+    want = log_weights(past, rate=rate, shares=(share,)).exp()
+    np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=1e-9, atol=1e-250)
 
 
 def test_segments_and_shares_do_not_mix() -> None:

@@ -19,6 +19,7 @@ def made(tmp_path):
         "run_dir": str(tmp_path / "run"),
         "sources": {"a": {"model": "some/model"}},
         "target": {"model": str(target)},
+        "corpus": {"inputs": [{"path": "given.jsonl", "corpus": "given"}, {"path": "rest.jsonl"}]},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     return tmp_path
@@ -48,6 +49,7 @@ def test_the_run_file_itself(made, capsys, setting) -> None:
         ("train.trackers=[trackio]", "not installed"),
         ("train={selector: static, static_weights: {b: 1}}", "unknown sources"),
         ("train.loss={keep_share: 0.5, keep_reference: b}", "none of the sources"),
+        ("train.stages=[{weights: {best: 1, given: 1}}]", "no input has"),
     ],
 )
 def test_what_training_would_refuse(made, capsys, setting, said) -> None:
@@ -63,7 +65,10 @@ def test_a_target_that_cannot_be_used(made, capsys) -> None:
     assert "damaged or cut short" in err
 
 
-@pytest.mark.parametrize("setting", ["train.pack_tokens=64", "train.lora={r: 2}"])
+@pytest.mark.parametrize(
+    "setting",
+    ["train.pack_tokens=64", "train.lora={r: 2}", "train.stages=[{weights: {given: 1}}]"],
+)
 def test_what_can_be_trained_passes_and_leaves_nothing(made, capsys, setting) -> None:
     given = {"temperature": 0.5}
     (made / "target/generation_config.json").write_text(json.dumps(given))

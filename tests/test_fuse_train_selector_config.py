@@ -34,9 +34,9 @@ def test_wrong_values_are_refused(wrong) -> None:
 
 
 def test_hedge_has_a_fixed_share_unless_told_otherwise() -> None:
-    """The hedge that users compare with is the one that an untrained network is."""
+    """The hedge that users compare with is the one that an untrained network is, but for the prior."""
     hedge = TrainSection().hedge
-    assert f"hedge_{hedge.rate:g}_{hedge.share:g}" == HEDGE_START
+    assert f"prior_hedge_{hedge.rate:g}_{hedge.share:g}" == HEDGE_START
 
 
 def test_preset_is_the_papers_and_given_fields_win() -> None:

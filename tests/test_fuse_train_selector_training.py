@@ -53,13 +53,12 @@ def test_trained_pool_is_better_than_every_simple_one(stream, held_out) -> None:
     )
     after = mean_nats(trained, held_out)
     single = [mean_nats(StaticSelector(torch.eye(3)[m].tolist()), held_out) for m in range(3)]
-    start = mean_nats(by_rule("hedge", rate=0.5, share=0.03), held_out)
-    kept = section.model_copy(update={"cut": "none"})
-    assert mean_nats(new_selector(kept, learner("asn"), 0), held_out) == pytest.approx(
-        start, rel=1e-5
-    )
+    # Untrained it is the hedge, which knows in addition what each source's domain is.
+    hedge = mean_nats(by_rule("hedge", rate=0.5, share=0.03), held_out)
+    assert mean_nats(untrained, held_out) < hedge - 0.05
     constant = train_selector(stream, section, learner("constant"), seed=0)
-    assert after < mean_nats(untrained, held_out) - 0.005
+    assert after < hedge - 0.005
+    assert after < mean_nats(untrained, held_out)
     assert after < min(single) - 0.1
     assert after < mean_nats(constant, held_out) - 0.1
     assert mean_nats(constant, held_out) < mean_nats(by_rule("uniform"), held_out) + 0.005

@@ -284,7 +284,7 @@ def test_top_p_keeps_the_fewest_that_reach_it() -> None:
 
 
 def test_untrained_asn_is_the_hedge_it_starts_from() -> None:
-    rate, share = map(float, HEDGE_START.removeprefix("hedge_").split("_"))
+    rate, share = map(float, HEDGE_START.removeprefix("prior_hedge_").split("_"))
     seen = view_of(made_sources(12, M, 2))
     torch.testing.assert_close(
         SharedScorer(AsnSection(cut="none"))(seen), by_rule("hedge", rate=rate, share=share)(seen)

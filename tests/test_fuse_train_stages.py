@@ -15,6 +15,7 @@ from fuse_train.config import TrainSection
 from fuse_train.data.order import SampleOrder
 from fuse_train.data.shares import used_segments
 from fuse_train.data.stream import SampleStream, StreamOptions, training_order
+from fuse_train.inputs import warn_of_authors
 from fuse_train.loop.objective import FusionObjective, StepTotals
 from fuse_train.run import open_inputs, train_run
 from fuse_train.selectors.by_name import by_rule
@@ -173,6 +174,20 @@ def test_the_author_teaches_what_it_wrote_and_the_best_source_the_rest() -> None
     kept = view.of_sources([2, 0])
     assert kept.author_B.tolist() == [0, -1, -1]
     assert by_rule("author")(kept)[:, 0].argmax(-1).tolist() == [0, 1, 1]
+
+
+def test_authors_that_are_no_sources_are_named(run, opened, tmp_path, caplog) -> None:
+    section = run.sections["train"]
+    warn_of_authors(opened, section)
+    assert not caplog.text
+    other = make_run(
+        tmp_path / "other", inputs=INPUTS | {"code": ("coder", "answers")}, train=PROFUSER
+    )
+    warn_of_authors(open_inputs(other, section), section)
+    assert "author is none of them: coder " in caplog.text
+    nobody = make_run(tmp_path / "nobody", inputs={}, train={"selector": "author"})
+    warn_of_authors(open_inputs(nobody, section), section)
+    assert "no text has an author" in caplog.text
 
 
 def test_batches_name_their_authors(opened) -> None:

@@ -198,7 +198,7 @@ def test_no_ray_no_cluster_and_options_that_do_not_go_together(
     path = planned_store.make_run(tmp_path, kinds=())
     submit = ("submit", "extract", path)
     assert "options of Slurm given to another scheduler" in refused(
-        *submit, "--ray", "auto", "--print"
+        *submit, "--ray", "auto", "--dry-run"
     )
     assert "options of Ray given to another scheduler" in refused(*submit, "--cpus-per-worker", "2")
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -266,7 +266,7 @@ def test_print_needs_no_slurm_and_submits_nothing(
 ) -> None:
     run_file = planned_store.make_run(tmp_path, kinds=())
     monkeypatch.setenv("PATH", str(tmp_path))
-    out = accepted("extract", run_file, "--slurm", "align:cpus-per-task=8", "--print")
+    out = accepted("extract", run_file, "--slurm", "align:cpus-per-task=8", "--dry-run")
     folder = scripts_of(run_file)
     scripts = sorted(path.name for path in folder.glob("*.sh"))
     assert scripts == ["align-s.sh", "extract-s.sh", "train.sh"]
@@ -279,7 +279,7 @@ def test_print_needs_no_slurm_and_submits_nothing(
     assert not (folder.parent / "submitted.jsonl").exists()
     line = refused("extract", run_file)
     assert "no Slurm here" in line
-    assert "--print" in line
+    assert "--dry-run" in line
 
 
 def test_a_finished_run_submits_nothing(tmp_path: Path, slurm: Path) -> None:

@@ -17,8 +17,8 @@ CALLEE = (
     "from store_schema.compiled import compiled\n@compiled\ndef number(x):\n    return x + {}\n"
 )
 CALLER = (
-    "from store_schema.compiled import bare\nfrom package.callee import number\n"
-    "@bare\ndef twice(x):\n    return 2 * number(x)\n"
+    "from store_schema.compiled import compiled\nfrom package.callee import number\n"
+    "@compiled\ndef twice(x):\n    return 2 * number(x)\n"
 )
 
 
@@ -98,13 +98,13 @@ def test_other_users_of_numba_keep_their_own_place() -> None:
 
 
 EMITTED = """
-from store_schema.compiled import bare, emitted
+from store_schema.compiled import compiled, emitted
 
 @emitted("int64", "int64", "int64")
 def difference(builder, first, second):
     return builder.sub(first, second)
 
-@bare
+@compiled
 def twice(x):
     return difference(5, x) + difference(3, x)
 """

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from fuse_eval.study.config import load_study
-from fuse_eval.study.grid import cells_of, place_of
+from fuse_eval.study.grid import cells_of, place_of, recipe_of
 from fuse_eval.study.records import read_record
 from fuse_eval.study.stages import one_at_a_time
 from launch.signals import StopFlag
@@ -59,7 +59,7 @@ def study_file(folder: Path, run: Path, **changed: Any) -> Path:
             "control": {"says": "plain training", "set": PLAIN},
             "ours": {"set": {}},
             "min_ce": {"set": {"train.selector": "min_ce"}, "baseline": True},
-            "without code": {"sources": ["prose", "facts"], "tuned_as": "ours"},
+            "without code": {"without_sources": ["code"], "tuned_as": "ours"},
         },
     }
     if "rows" in changed:
@@ -148,6 +148,18 @@ def test_a_setting_like_another_has_its_data_and_its_plain_training(
     less, more = (record[name]["pools"]["uniform"] for name in ("less", "toy"))
     assert less != more
     assert not (file.parent / "study/less/data").exists()
+
+
+def test_settings_with_the_same_sources_have_the_same_pools(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text("name: small\n")
+    content = yaml.safe_load(study_file(tmp_path, run).read_text())
+    content["settings"]["short"] = {"like": "toy", "tune": [{"train.text_share": 0.5}]}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    study = load_study(path)
+    toy, less, short = (place_of(study, n, 1).pool(tmp_path) for n in ("toy", "less", "short"))
+    assert short == toy != less
 
 
 def test_results_alone_are_shown(studied: tuple[Path, str], tmp_path: Path) -> None:
@@ -274,6 +286,14 @@ def test_a_worker_waits_for_another_one_at_the_same_training(tmp_path: Path) -> 
             {"rows": {"control": {"set": {"train.lr": 1}}}},
             "sets train.lr, which setting 'toy' tunes",
         ),
+        (
+            {"rows": {"control": {}, "x": {"sources": ["code"], "add_sources": ["prose"]}}},
+            "it goes without add_sources",
+        ),
+        (
+            {"rows": {"control": {}, "x": {"model": "code", "without_sources": ["a"]}}},
+            "not trained",
+        ),
         ({"split": 3}, "split"),
         ({"settings": {}}, "settings"),
         ({"settings": {"a": {}}}, "either `run` or `like`"),
@@ -294,14 +314,48 @@ def test_what_cannot_be_is_told_in_one_line(
     assert told in caught.value.line()
 
 
+def test_a_row_has_the_settings_sources_with_some_added_and_some_left_out(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    rows = {
+        "control": {"set": PLAIN},
+        "all": {"add_sources": ["code"]},
+        "fewer": {"without_sources": ["facts"]},
+        "other": {"add_sources": ["code"], "without_sources": ["prose"]},
+        "named": {"sources": ["facts", "code"]},
+    }
+    settings = {
+        "two of three": {
+            "run": str(write_run(tmp_path, tiny_models)),
+            "sources": ["prose", "facts"],
+        }
+    }
+    more: dict[str, Any] = {"ours": None, "interference_against": None}
+    study = load_study(study_file(tmp_path, tmp_path, rows=rows, settings=settings, **more))
+    place = place_of(study, "two of three", 0)
+    found = {name: list(recipe_of(study, place, name, {}).run.sources) for name in rows}
+    assert found == {
+        "control": ["prose", "facts"],
+        "all": ["code", "prose", "facts"],
+        "fewer": ["prose"],
+        "other": ["code", "facts"],
+        "named": ["code", "facts"],
+    }
+
+
 def test_a_source_or_value_that_is_not_there_is_told_before_training(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
     run = write_run(tmp_path, tiny_models)
-    rows = {"control": {"set": PLAIN}, "x": {"sources": ["cod"]}}
+    rows: dict[str, Any] = {"control": {"set": PLAIN}}
     more: dict[str, Any] = {"ours": None, "interference_against": None}
+    for key in ("sources", "add_sources", "without_sources"):
+        rows["x"] = {key: ["cod"]}
+        file = study_file(tmp_path, run, rows=rows, **more)
+        assert "expected one of code, prose, facts, got cod" in refused("study", "plan", file)
+    rows["x"] = {"without_sources": ["code", "prose", "facts"]}
     file = study_file(tmp_path, run, rows=rows, **more)
-    assert "expected one of code, prose, facts, got cod" in refused("study", "plan", file)
+    assert "no source is left" in refused("study", "plan", file)
     rows["x"] = {"set": {"train.selectr": "asn"}}
     file = study_file(tmp_path, run, rows=rows, **more)
     assert "did you mean selector?" in refused("study", "plan", file)

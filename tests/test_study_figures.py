@@ -119,6 +119,9 @@ def test_tokens_are_read_off_a_straight_line_between_evaluations() -> None:
     assert tokens_to_control([found], "control", "control") == pytest.approx(1)
     other = seen({"control": EVEN, "ours": EVEN}, trainings={"ours": slow, "control": record})
     assert tokens_to_control([found, other], "ours", "control") is None
+    pairs = training(valid=[(0, 2.0), (40, 1.2), (0, 2.0), (40, 1.1)])
+    merged = seen({"control": EVEN, "ours": EVEN}, trainings={"ours": pairs, "control": slow})
+    assert tokens_to_control([merged], "ours", "control") is None
 
 
 def test_the_gap_is_to_the_best_source_of_each_domain() -> None:
@@ -184,3 +187,21 @@ def test_the_verdict_is_that_of_the_interval(factor: float, said: str) -> None:
     found = seen({"control": EVEN, "ours": [factor] * 6})
     record = setting_record(study_of("control", "ours"), "demo", [found])
     assert said in verdict(study_of("control", "ours"), "demo", record)
+
+
+def test_only_rows_that_lack_a_source_tell_what_a_source_carries() -> None:
+    rows = {
+        "control": {},
+        "ours": {},
+        "two": {"without_sources": ["a"]},
+        "four": {"add_sources": ["b"]},
+        "one": {"sources": ["c"]},
+        "plain": {"without_sources": ["a"], "set": {"train.selector": "uniform"}},
+    }
+    factors = {"control": EVEN, "ours": [0.8] * 6, "two": [0.9] * 6}
+    factors |= {name: [0.7] * 6 for name in ("four", "one", "plain")}
+    study = study_of("control", "ours", rows=rows)
+    found = notes(study, setting_record(study, "demo", [seen(factors)]))
+    assert [note for note in found if "Without one source" in note] == [
+        "Without one source, against ours: two +12.5\u202f%."
+    ]

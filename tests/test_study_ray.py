@@ -74,7 +74,7 @@ def test_a_data_set_is_one_task_for_all_its_settings(tmp_path: Path) -> None:
 
 def test_other_schedulers_options_are_refused(tmp_path: Path) -> None:
     submit = ("study", "submit", hub_study(tmp_path, known()))
-    assert "options of Slurm given to another" in refused(*submit, "--ray", "auto", "--print")
+    assert "options of Slurm given to another" in refused(*submit, "--ray", "auto", "--dry-run")
     assert "options of Ray given to another" in refused(*submit, "--gpus-per-worker", "2")
 
 

@@ -41,7 +41,7 @@ from align.chain.places import (
 )
 from align.chain.real_path import follow
 from align.chain.row_entries import branch_begins, resync, row_begins
-from align.chain.rows import SourceRows, longest_label
+from align.chain.rows import SourceRows, longest_label, longest_row
 from align.chain.target_mass import (
     Scratch,
     add_mass,
@@ -121,16 +121,13 @@ def project_segments(
         np.zeros(num_positions, np.uint8),
         np.full(num_positions, np.nan),
     )
-    widest = max(np.diff(source.entry_offsets).max(), 1) if len(source.ends) else 1
+    widest = max(longest_row(source.entry_offsets), 1)
     # Open tokens begin within the last `longest` bytes, with one row's entries at each byte.
-    lengths = np.diff(mapping.pieces.offsets)
-    longest = max(lengths.max(), 1) if len(lengths) else 1
-    of_tail = np.diff(mapping.tail.offsets)
-    most = widest + of_tail.max() if len(of_tail) else widest
+    longest = max(longest_row(mapping.pieces.offsets), 1)
+    most = widest + longest_row(mapping.tail.offsets)
     room = most * (longest + longest_label(shard.target_ends) + 2)
-    branches = source.branches.offsets
-    if len(branches) > 1:  # each of a row's entries may open those of its branch
-        room *= 1 + np.diff(branches).max()
+    # Each of a row's entries may open those of its branch.
+    room *= 1 + longest_row(source.branches.offsets)
     vocab_size = len(mapping.target_lengths)
     carried = Carried(
         np.zeros(NUM_NUMBERS, np.int64),
@@ -142,7 +139,7 @@ def project_segments(
         allocate_target_mass(vocab_size),
     )
     scratch = allocate_scratch(vocab_size)
-    written = 0
+    written = np.int64(0)  # a literal is another type, for which all would be compiled twice
     for d in range(len(shard.source_offsets) - 1):
         needed = (shard.target_offsets[d + 1] - shard.target_offsets[d]) * max_entries
         while written + needed > len(out.ids):
@@ -184,7 +181,7 @@ def _segment(
         begins_here = number[CLOSED] >= 0
         _open_tokens(label, source, mapping, carried)
         if number[REAL] >= 0:
-            follow(number[REAL], weight[W_REAL], False, label, source, mapping, carried)
+            follow(number[REAL], weight[W_REAL], np.bool_(False), label, source, mapping, carried)
         if begins_here:
             lead = shard.source_marks[d] if number[CLOSED] == first_row else 0
             row_begins(lead, label, source, mapping, carried)

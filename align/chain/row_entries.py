@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from align.chain.branch_rows import Ahead, go_on
 from align.chain.places import (
     CLOSED,
@@ -73,7 +75,7 @@ def row_begins(
         )
         masked = carried.number[PARTIAL] == 1
         weight = scale * source.scales[row]
-        _spread(rows, source.ids[row], masked, weight, label, source, mapping, carried)
+        _spread(rows, np.int64(source.ids[row]), masked, weight, label, source, mapping, carried)
         if not masked:
             _open_tail(row, scale, rows.ids, label, source, mapping, carried)
     targets_of, real = mapping.continuation.offsets, source.ids[row]
@@ -130,7 +132,7 @@ def branch_begins(
     first, last = branches.offsets[branch], branches.offsets[branch + 1]
     none = branches.of_entry[:0]
     rows = Begun(branches.ids[first:last], branches.probabilities[first:last], none)
-    _spread(rows, -1, False, mass, label, source, mapping, carried)
+    _spread(rows, np.int64(-1), np.bool_(False), mass, label, source, mapping, carried)
 
 
 @bare
@@ -174,7 +176,7 @@ def _spread(
         branch = of_entry[k] if branched else -1
         if branch >= 0:
             target_mass.number[0] = number
-            ahead = Ahead(branch, token, 0, base, stop - base, step)
+            ahead = Ahead(branch, np.int64(token), 0, base, stop - base, step)
             mass, branch = go_on(ahead, mass, label, source, mapping, carried)
             number = target_mass.number[0]
         begin, end = first[token], first[token + 1]

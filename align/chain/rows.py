@@ -118,6 +118,15 @@ def agrees(data: Any, base: int, text: Any, start: int, stop: int) -> bool:
 
 
 @compiled
+def longest_row(offsets: Any) -> int:
+    """The largest step from one offset to the next; 0 where there are fewer than two."""
+    longest = 0
+    for i in range(len(offsets) - 1):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    return longest
+
+
+@compiled
 def longest_label(target_ends: Any) -> int:
     """An upper bound of the bytes of a target token, at least 1.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from extract.judge_kinds.kind import Answer, JudgeContext, JudgeKind, JudgeOptio
 
 class PythonOptions(JudgeOptions):
     """Judge python."""
-
-    runtime_fields: ClassVar[frozenset[str]] = frozenset({"seconds", "memory_mib"})
 
     function: str = Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")
     """Such as module:function, or folder/file.py:function. It gets a dict with prompt or messages,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from extract.engine_kinds.kind import Device
 from extract.judge_kinds.kind import JudgeContext, JudgeKind, JudgeOptions
-from store_schema.config import ModelRef, TemplateSettings
+from store_schema.config import DtypeName, ModelRef, TemplateSettings
 from store_schema.paths import PathText
 
 
@@ -22,8 +22,8 @@ class RewardModelOptions(JudgeOptions):
     """Folder or hub name of a sequence classification model with one label."""
     revision: str | None = None
     """Commit of a hub model. None takes the folder, or the hub's default branch."""
-    dtype: str = "auto"
-    """bfloat16, float16, float32 or float64; auto takes the checkpoint's."""
+    dtype: DtypeName = "auto"
+    """bfloat16, float16, float32 or float64, or a short name (bf16); auto takes the checkpoint's."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
     template: TemplateSettings = TemplateSettings()

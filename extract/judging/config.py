@@ -26,10 +26,11 @@ def _judge(value: Any) -> Any:
             "a judge must be the name of a kind, or a mapping with `kind` and its options"
         )
     name = JUDGES.choice.func(value["kind"])  # type: ignore[call-arg]
+    section = JUDGES[name].section
     try:
-        return JUDGES[name].section.model_validate(value)
+        return section.model_validate(value)
     except ValidationError as error:
-        raise ValueError(f"{name}: {validation_line(error)}") from error
+        raise ValueError(f"{name}: {validation_line(error, section)}") from error
 
 
 JudgeChoice = Annotated[SerializeAsAny[JudgeOptions], BeforeValidator(_judge)]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from importlib import import_module
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\d))?"
+_MINUS = "-\u2212"
+_SIGN = r"(?:(?<![\w.)])[-+\u2212])?(?<![\w.])"
 # A sign belongs to a number unless it stands between two: 5-3 ends in 3.
-NUMBER = re.compile(rf"(?:(?<![\w.)])[-+\u2212])?(?<![\w.]){_DECIMAL}(?:\s*/\s*{_DIGITS})?")
+NUMBER = re.compile(rf"{_SIGN}{_DECIMAL}(?:\s*/\s*{_DIGITS})?")
+_MIXED = re.compile(rf"{_SIGN}\d{{1,3}}[ \t]+(\d{{1,3}})[ \t]*/[ \t]*(\d{{1,3}})(?![\w/]|[.,]\d)")
 _BRACES = re.compile(r"\\boxed\s*\{|(?<!\\)[{}]")
 _MARK = re.compile(r"####[ \t]*([^\n]*)")
 _STATED = re.compile(r"(?i)\banswer(?: is|:|=)[ \t]*([^\n]+)")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
+_FRACTION = re.compile(r"\\[dt]?frac(?:\s*\{([^{}]+)\}\s*\{([^{}]+)\}|\s*(\d)\s*(\d))")
+_ONE_CHARACTER = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\(?:left|right)\b")
 MAX_DIGITS = 400
@@ -43,7 +48,7 @@ def final_answer(text: str, pattern: str | None = None) -> str | None:
     marked = _boxed(text) or _last(_MARK, text)
     if marked:
         return marked
-    numbers = NUMBER.findall(text)
+    numbers = _numbers(_plain(text))
     return numbers[-1] if numbers else None
 
 
@@ -73,7 +78,11 @@ def same_answer(actual: str, expected: str) -> bool:
 
 
 def same_formula(actual: str, expected: str) -> bool:
-    """Whether two final answers are the same formula, by math-verify."""
+    """Whether two final answers are the same formula, by math-verify; two plain numbers, of which it
+    misreads some (10 1/2), are compared by value."""
+    (one, alone), (other, other_alone) = _number(actual), _number(expected)
+    if alone and other_alone:
+        return one == other
     module = import_module("math_verify")
     gold, answer = (module.parse(f"${text.strip('$ ')}$") for text in (expected, actual))
     return bool(gold and answer and module.verify(gold, answer))
@@ -101,17 +110,44 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
 def _number(text: str) -> tuple[Fraction | None, bool]:
     """The only number in a final answer (None for none or several), and whether it is the whole
     answer."""
-    plain = _TEXT.sub(r" \1 ", _FRACTION.sub(r"\1/\2", _LATEX_SPACE.sub("", text)))
-    plain = plain.strip(" \t\n$*%\\€£").rstrip(". ")
-    numbers = NUMBER.findall(plain)
+    plain = _plain(text).strip(" \t\n$*%\\€£").rstrip(". ")
+    numbers = _numbers(plain)
     if len(numbers) != 1:
         return None, False
     return _value(numbers[0]), numbers[0].strip() == plain
 
 
+def _plain(text: str) -> str:
+    """A text without commands of LaTeX around numbers, and with fractions as 1/2."""
+
+    def fraction(found: re.Match[str]) -> str:
+        return f" {found[1] or found[3]}/{found[2] or found[4]}"
+
+    def one_character(found: re.Match[str]) -> str:
+        return " " + unicodedata.normalize("NFKC", found[0]).replace("\u2044", "/")
+
+    text = _FRACTION.sub(fraction, _LATEX_SPACE.sub("", text))
+    return _ONE_CHARACTER.sub(one_character, _TEXT.sub(r" \1 ", text))
+
+
+def _numbers(text: str) -> list[str]:
+    """All numbers, in order; one such as 3 1/2 is one number."""
+    found, end = [], 0
+    for mixed in _MIXED.finditer(text):
+        if int(mixed[1]) < int(mixed[2]):
+            found += [*NUMBER.findall(text, end, mixed.start()), mixed[0]]
+            end = mixed.end()
+    return found + NUMBER.findall(text, end)
+
+
 def _value(written: str) -> Fraction | None:
     if len(written) > MAX_DIGITS:
         return None
+    mixed = _MIXED.fullmatch(written)
+    if mixed is not None:
+        whole = _value(written[: mixed.start(1)].rstrip())
+        part = Fraction(int(mixed[1]), int(mixed[2]))
+        return None if whole is None else whole + (part if written[0] not in _MINUS else -part)
     numerator, _, denominator = written.replace(",", "").replace("\u2212", "-").partition("/")
     try:
         value = Fraction(Decimal(numerator.strip()))

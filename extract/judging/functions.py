@@ -4,6 +4,7 @@ counted."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -17,6 +18,8 @@ from typing import IO, Any, Self
 
 from extract.judge_kinds.kind import Score
 from store_schema.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 CHILD = Path(__file__).with_name("function_child.py")
 START_S = 120.0
@@ -41,6 +44,8 @@ class FunctionProcess:
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
+        self._warned = False
+        """Whether an error of the function was shown: the first one is, the others are counted."""
         self.digest = self._start()
         """SHA-256 of the function's file; None where it has none."""
 
@@ -71,6 +76,11 @@ class FunctionProcess:
         if "score" in answer:
             return Score(answer["score"])
         if answer["failed"] == "raised":
+            if not self._warned:
+                self._warned = True
+                where = f"{arguments['id']}, {arguments['source']}"
+                error = " ".join(answer["error"].split())
+                logger.warning("judge %s, %s: %s", self._options.title, where, error)
             return Score(None, f"raised {answer['error'].partition(':')[0]}")
         return Score(None, _FAILURES[answer["failed"]])
 

@@ -178,6 +178,7 @@ def _require_differences(options: JudgeOptions, by_shard: JudgeScores) -> None:
             f"judge {options.title} has no score for any answer",
             where="judge.judges",
             got=", ".join(f"{name} {number:,}" for name, number in failures.most_common()),
+            hint="correct the judge or its options, or remove it from judge.judges",
         )
     number = len(scores) - failures.total()
     if len(known) == 1 and number > 1:
@@ -218,13 +219,15 @@ def _settled(
             _vote(section, prompt, scores_JA, scales, known, tables)
             at = stop
     if not tables.best:
+        held = f", {len(counts.held):,} that contain their answer" if section.drop_held else ""
+        cut = "answers cut at generate.max_tokens are not used unless judge.drop_cut is false"
         raise InputError(
             "no prompt has an answer to judge",
             where=location.url,
             got=f"{counts.prompts:,} prompts: {counts.unanswered:,} without a usable answer, "
             f"{counts.too_few:,} with too few, {tables.none_passes:,} with none that has every judge's "
-            "min_score",
-            hint="answers cut at generate.max_tokens are not used unless judge.drop_cut is false",
+            f"min_score{held}",
+            hint=cut if counts.only_cut else None,
         )
     record = JudgedRecord(
         request_fingerprint=request,

@@ -1,6 +1,7 @@
 """Run each source in a child process of its own, one after the other.
 
-This frees memory between sources and keeps vLLM's patches of model classes inside one process. A pipe
+This frees memory between sources and keeps vLLM's patches of model classes inside one process. Several
+children of the engine transformers are forked by one server, which spares them the imports. A pipe
 tells the child to stop: when the parent is asked to stop it writes the signal's number to the pipe, and
 when it dies the pipe closes; in both cases the child stops before its next batch.
 """
@@ -13,20 +14,38 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
+from extract.scoring.fork_server import AVAILABLE, STDERR, ForkServer
 from launch.process import SMALLER_STEPS, child_environment
 from launch.signals import StopFlag
 from launch.work import Part
 from store_schema.config import RunConfig
 from store_schema.errors import ModelError, Stopped, StoppedMidway
 
-_STDERR = 2
+
+class Child(Protocol):
+    """A started process."""
+
+    def wait(self, timeout: float) -> int:
+        """Its exit code; raises `subprocess.TimeoutExpired` while it runs."""
 
 
-def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: StopFlag) -> None:
+Start = Callable[[Sequence[str], int], Child]
+"""Starts a child with arguments of `python -m extract` and a file descriptor that it inherits, whose
+number replaces "{fd}" among them."""
+
+
+def run_children(
+    run: RunConfig,
+    command: str,
+    parts: Mapping[str, Part],
+    flag: StopFlag,
+    forked: Collection[str] = (),
+) -> None:
     """Run one child for each source.
 
     Args:
@@ -34,54 +53,63 @@ def run_children(run: RunConfig, command: str, parts: Mapping[str, Part], flag: 
         command: Subcommand of `python -m extract`; takes --source, a part, --stop-fd and --halvings.
         parts: Which of the shards to do, by source.
         flag: Checked between children, and passed on to the one that runs.
+        forked: Sources whose children a server may fork; it is not started for one alone.
 
     Raises:
         ModelError: A child was killed.
         SystemExit: A child failed or was stopped, and printed why; with its exit code.
     """
-    for name, part in parts.items():
-        flag.check()
-        halvings = 0
-        while (code := _run_child(run, command, name, part, flag, halvings)) == SMALLER_STEPS:
-            halvings += 1
-        if code < 0 and not flag.asked:
-            raise ModelError(
-                f"the process that runs {name} was killed",
-                where=run.folder,
-                got=signal.Signals(-code).name,
-                hint="memory running out is the usual cause; rerun to go on",
-            )
-        stopped = code in (Stopped.exit_code, StoppedMidway.exit_code)
-        if stopped and flag.progressed:
-            raise SystemExit(StoppedMidway.exit_code)
-        if code > 0:
-            raise SystemExit(code)
-        flag.progressed |= code == 0
-        flag.check()
+    forked = parts.keys() & set(forked) if AVAILABLE else set()
+    with ForkServer() as server:
+        for name, part in parts.items():
+            flag.check()
+            start = server.start if name in forked and len(forked) > 1 else _start
+            words = ["--source", name, *part.arguments()]
+            halvings = 0
+            while (
+                code := _run_child(run, [command, *words], flag, halvings, start)
+            ) == SMALLER_STEPS:
+                halvings += 1
+            if code < 0 and not flag.asked:
+                raise ModelError(
+                    f"the process that runs {name} was killed",
+                    where=run.folder,
+                    got=signal.Signals(-code).name,
+                    hint="memory running out is the usual cause; rerun to go on",
+                )
+            stopped = code in (Stopped.exit_code, StoppedMidway.exit_code)
+            if stopped and flag.progressed:
+                raise SystemExit(StoppedMidway.exit_code)
+            if code > 0:
+                raise SystemExit(code)
+            flag.progressed |= code == 0
+            flag.check()
 
 
 def _run_child(
-    run: RunConfig, command: str, name: str, part: Part, flag: StopFlag, halvings: int
+    run: RunConfig, words: Sequence[str], flag: StopFlag, halvings: int, start: Start
 ) -> int:
     with tempfile.TemporaryDirectory(prefix="logitfuse-") as folder:
         config = Path(folder) / "run.yaml"
         config.write_text(run.resolved(), encoding="utf-8")
         stop_read_fd, stop_write_fd = os.pipe()
         try:
-            # -P: do not import a folder named `extract` of the current directory.
-            words = [sys.executable, "-P", "-m", "extract", command, str(config)]
-            words += ["--source", name, *part.arguments()]
-            words += ["--stop-fd", str(stop_read_fd), "--halvings", str(halvings)]
-            # Its stdout is stderr: what its libraries print is no part of the command's output.
-            child = subprocess.Popen(
-                words, pass_fds=[stop_read_fd], stdout=_STDERR, env=child_environment()
-            )
+            arguments = [words[0], str(config), *words[1:], "--stop-fd", "{fd}"]
+            child = start([*arguments, "--halvings", str(halvings)], stop_read_fd)
             return _wait(child, flag, stop_write_fd)
         finally:
             os.close(stop_read_fd)
 
 
-def _wait(child: subprocess.Popen[bytes], flag: StopFlag, stop_write_fd: int) -> int:
+def _start(arguments: Sequence[str], stop_read_fd: int) -> Child:
+    # -P: do not import a folder named `extract` of the current directory.
+    words = [sys.executable, "-P", "-m", "extract"]
+    words += [word.replace("{fd}", str(stop_read_fd)) for word in arguments]
+    # Its stdout is stderr: what its libraries print is no part of the command's output.
+    return subprocess.Popen(words, pass_fds=[stop_read_fd], stdout=STDERR, env=child_environment())
+
+
+def _wait(child: Child, flag: StopFlag, stop_write_fd: int) -> int:
     """Wait for the child and return its exit code; close its pipe when asked to stop or on an error."""
     pipe_open = True
     try:

@@ -171,5 +171,6 @@ def _sort(ids: Any, logprobs: Any) -> None:
     """Sort one row in place by falling log-probability, ties by id."""
     order = np.argsort(ids)
     order = order[np.argsort(-logprobs[order], kind="mergesort")]
-    ids[:] = ids[order]
-    logprobs[:] = logprobs[order]
+    sorted_ids, sorted_logprobs = ids[order], logprobs[order]
+    for i in range(len(order)):  # a slice takes three seconds to compile
+        ids[i], logprobs[i] = sorted_ids[i], sorted_logprobs[i]

@@ -210,7 +210,7 @@ def run_command(
     help="Tasks of the arrays that train. Default: the study file's `submit.workers`; on Ray as many "
     "as there is room for.",
 )
-@click.option("--print", "show", is_flag=True, help="Write and print the scripts, submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Write and print the scripts, submit nothing.")
 @click.option(
     "--force", is_flag=True, help="Submit even if jobs of this study are queued or running."
 )
@@ -222,7 +222,7 @@ def submit_command(
     seeds: tuple[int, ...],
     slurm: tuple[str, ...],
     workers: int | None,
-    show: bool,
+    dry_run: bool,
     force: bool,
     as_json: bool,
     ray: str | None,
@@ -246,7 +246,9 @@ def submit_command(
         from fuse_eval.study.on_ray import StudyRequest, run_study_on_ray
         from launch.ray.commands import NodeShare
 
-        require_one_scheduler(bool(slurm or show or force), "--slurm, --print and --force", "Slurm")
+        require_one_scheduler(
+            bool(slurm or dry_run or force), "--slurm, --dry-run and --force", "Slurm"
+        )
         share = NodeShare(at_a_time=workers, **given)
         places = checked_places(loaded, settings, seeds)
         run_study_on_ray(loaded, file, places, StudyRequest(ray, share))
@@ -269,21 +271,21 @@ def submit_command(
     jobs = study_jobs(
         loaded.submit,
         options,
-        array_limits(needs_slurm=not show),
+        array_limits(needs_slurm=not dry_run),
         workers=min(workers or loaded.submit.workers, left),
         tuned=any(cell.row.tuned_as for place in places for cell in cells_of(loaded, place)),
         words=tuple(_chosen(settings, seeds)),
     )
     folder = Path(os.path.abspath(loaded.folder / "logs" / "slurm"))
-    if not (show or force):
+    if not (dry_run or force):
         require_free(folder, jobs)
     content = Path(file).read_text(encoding="utf-8")
     place = write_scripts(loaded.name, content, loaded.submit, folder, jobs, "study.yaml")
     if as_json:
-        echo_json(jobs_object(jobs, place, submits=not show))
+        echo_json(jobs_object(jobs, place, submits=not dry_run))
         return
-    echo_jobs(jobs, place, submits=not show)
-    if not show:
+    echo_jobs(jobs, place, submits=not dry_run)
+    if not dry_run:
         _echo_next("plan", file)
 
 

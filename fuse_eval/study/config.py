@@ -49,7 +49,11 @@ class Row(StrictModel):
     set: dict[str, Any] = Field(default_factory=dict)
     """Values over the run file's, by dotted keys such as `train.selector`."""
     sources: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """The sources it is trained with; None takes the setting's."""
+    """The sources it is trained with, by name. Without this and the next two, those of the setting."""
+    add_sources: tuple[str, ...] = ()
+    """Sources of the run file that it has beside those of the setting."""
+    without_sources: tuple[str, ...] = ()
+    """Sources of the setting that it lacks."""
     tuned_as: str | None = None
     """Another row whose best recipe it takes, instead of the best of all its own."""
 
@@ -66,8 +70,11 @@ class Row(StrictModel):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if self.model is not None and (self.set or self.sources or self.tuned_as):
+        changed = self.add_sources or self.without_sources
+        if self.model is not None and (self.set or self.sources or changed or self.tuned_as):
             raise ValueError("`model` is not trained: it goes without set, sources and tuned_as")
+        if self.sources and changed:
+            raise ValueError("`sources` names all: it goes without add_sources and without_sources")
         return self
 
 

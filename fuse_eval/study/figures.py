@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -229,15 +230,12 @@ def worst_documents(
 def tokens_to_reach(record: TrainingRecord, goal: float) -> float | None:
     """Share of a training's tokens after which its validation score first is at a goal.
 
-    Between two evaluations the score is taken to move in a straight line.
-
-    Args:
-        record: The training.
-        goal: Mean bits per byte on the validation split.
-
-    Returns:
-        0 where it is there from the start; None where it never is.
+    The score (mean bits per byte) moves in a straight line from one evaluation to the next. 0 where it
+    is there from the start; None where it never is, and where the scores are of several trainings
+    whose models are merged: the merged one has no course.
     """
+    if any(late.step < early.step for early, late in pairwise(record.valid)):
+        return None
     before = None
     for score in record.valid:
         if score.mean <= goal:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fuse_eval.study.config import Row, StudyConfig, filled, written
+from fuse_eval.study.config import Row, Setting, StudyConfig, filled, written
 from fuse_train.config import TrainSection
 from store_schema.config import RunConfig, parse_run
 from store_schema.errors import ConfigError
@@ -67,7 +67,11 @@ def data_of(study: StudyConfig, name: str, seed: int) -> Data:
     content = read_yaml(Path(str(setting.run)), "run file")
     for key, value in setting.set.items():
         set_value(content, key, filled(value, words), where=f"settings.{name}.set")
-    content |= {"name": f"{study.name}-{name}", "run_dir": str(folder), "data_dir": None}
+    content |= {
+        "name": folder_name(f"{study.name}-{name}"),
+        "run_dir": str(folder),
+        "data_dir": None,
+    }
     if own:
         content["seed"] = seed
     commands = tuple(tuple(filled(command, words)) for command in setting.prepare)
@@ -83,12 +87,14 @@ class Place:
         seed: Of the trainings.
         data: Of the setting.
         data_name: Of the setting that has the data: like settings share its folders.
+        pool_name: Of the first setting with the same data and sources: they have the same pools.
     """
 
     setting: str
     seed: int
     data: Data
     data_name: str
+    pool_name: str
 
     def within(self, folder: Path) -> Path:
         """Its trainings in a folder."""
@@ -96,12 +102,17 @@ class Place:
 
     def pool(self, folder: Path) -> Path:
         """Its pools in a folder."""
-        return folder / self.setting / f"pools-{self.seed}"
+        return folder / self.pool_name / f"pools-{self.seed}"
 
 
 def place_of(study: StudyConfig, setting: str, seed: int) -> Place:
     """One seed of a setting."""
-    return Place(setting, seed, data_of(study, setting, seed), study.data_name(setting))
+
+    def pooled(name: str) -> tuple[str, tuple[str, ...] | None]:
+        return study.data_name(name), study.setting(name).sources
+
+    first = next(name for name in study.settings if pooled(name) == pooled(setting))
+    return Place(setting, seed, data_of(study, setting, seed), study.data_name(setting), first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +162,7 @@ def recipe_of(study: StudyConfig, place: Place, name: str, tuning: Mapping[str, 
     """
     row, data, where = study.rows_of(place.setting)[name], place.data, f"row {name!r}"
     content = copy.deepcopy(dict(data.content))
-    sources = row.sources or study.setting(place.setting).sources
-    content["sources"] = _chosen(content["sources"], sources, where)
+    content["sources"] = _sources_of(row, study.setting(place.setting), content["sources"], where)
     for key, value in {**row.set, **tuning}.items():
         set_value(content, key, value, where=where)
     set_value(content, "train.control", False, where=where)
@@ -184,6 +194,26 @@ def _is_plain(train: TrainSection) -> bool:
         and train.loss.clm_weight_schedule is None
         and train.fusion_gate.kind == "none"
     )
+
+
+def _sources_of(
+    row: Row, setting: Setting, sources: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """The sources that a row is trained with, of all of the run file, in its order."""
+    if row.sources is not None:
+        return _chosen(sources, row.sources, where)
+    own = _chosen(sources, setting.sources, where)
+    _chosen(own, row.without_sources, f"{where}, without_sources")
+    names = (own.keys() | set(row.add_sources)) - set(row.without_sources)
+    if not names:
+        raise ConfigError(
+            "no source is left",
+            where=where,
+            expected="one or more",
+            got=", ".join(row.without_sources),
+        )
+    _chosen(sources, row.add_sources, f"{where}, add_sources")
+    return {name: ref for name, ref in sources.items() if name in names}
 
 
 def _chosen(sources: Mapping[str, Any], names: Sequence[str] | None, where: str) -> dict[str, Any]:

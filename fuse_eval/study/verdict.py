@@ -64,19 +64,14 @@ def notes(study: StudyConfig, record: Record) -> list[str]:
 
 
 def sources_that_carry(study: StudyConfig, record: Record) -> dict[str, float]:
-    """Change of the mean when a source is left out, largest loss first: rows that are ours but for a
-    smaller set of sources."""
+    """Change of the mean when a source is left out, largest loss first: rows that are ours but for
+    `without_sources`."""
     ours = study.ours
     assert ours is not None
     own = record["rows"][ours]["bpb"][MEAN]
-    found = {}
-    for name, row in study.rows.items():
-        others = study.rows[ours].set
-        if (
-            name in record["rows"]
-            and row.sources is not None
-            and row.set == others
-            and name != ours
-        ):
-            found[name] = record["rows"][name]["bpb"][MEAN] / own - 1
+    found = {
+        name: record["rows"][name]["bpb"][MEAN] / own - 1
+        for name, row in study.rows.items()
+        if name in record["rows"] and row.without_sources and row.set == study.rows[ours].set
+    }
     return dict(sorted(found.items(), key=lambda item: -item[1]))

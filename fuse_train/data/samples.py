@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fuse_train.data.domain_prior import DomainPrior
 from fuse_train.data.partial import missing_shards, missing_shards_error, uncovered_arrays
 from store_schema.errors import ConfigError, InputError, MismatchError
 from store_schema.layout import Arrays
@@ -131,6 +132,7 @@ class AlignedSamples:
             that no source has is left out.
         with_spans: Whether the spans that source and target share are kept too.
         with_features: Whether to compute features of the sources, for selectors that need them.
+        prior_split: Split whose labels the features' priors of domains are from: that of the training.
 
     Raises:
         MismatchError: A store of another plan, or of another target tokenizer.
@@ -151,6 +153,7 @@ class AlignedSamples:
         allow_partial: bool = False,
         with_spans: bool = False,
         with_features: bool = True,
+        prior_split: str = "train",
     ) -> None:
         shards = plan.splits().get(split)
         if not shards:
@@ -187,6 +190,7 @@ class AlignedSamples:
         self.append_eos = append_eos
         self._max_positions = max_positions
         self._with_features = with_features
+        self.prior = DomainPrior(plan, stores, prior_split)
         self._unused = {*TOKEN_ARRAYS, *(() if with_spans else SPAN_ARRAYS)}
         self._check_plan_lengths()
 
@@ -266,7 +270,9 @@ class AlignedSamples:
             from fuse_train.selectors.features import shard_features
 
             texts = [segment.text.encode() for segment in segments]
-            features = shard_features(sources, first["token_offsets"], first["byte_ends"], texts)
+            prior_DM = self.prior.of(segments)
+            ends, offsets = first["byte_ends"], first["token_offsets"]
+            features = shard_features(sources, offsets, ends, texts, prior_DM)
         return DecodedShard(
             segments,
             context,
@@ -331,11 +337,6 @@ class AlignedSamples:
                 got=int(lengths[worst]),
                 hint="plan with a smaller max_tokens",
             )
-
-
-def domains_of(plan: Plan) -> tuple[str, ...]:
-    """Every domain of the plan, in alphabetical order."""
-    return tuple(sorted(segment_columns(plan, ["domain"])["domain"].unique().to_pylist()))
 
 
 def check_store(reader: StoreReader, plan: Plan, tokenizer: SegmentTokenizer) -> None:

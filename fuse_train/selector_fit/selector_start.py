@@ -21,6 +21,7 @@ from fuse_train.selector_fit.selector_training import (
     train_selector,
 )
 from fuse_train.selectors.by_name import learner
+from fuse_train.selectors.features import FEATURES
 from fuse_train.selectors.kind import LearnedOptions, SearchedKind
 from fuse_train.selectors.selectors import Selector, SourceView
 from launch.progress import Progress
@@ -198,6 +199,7 @@ def selector_fingerprint(section: TrainSection, seed: int, samples: AlignedSampl
         "seed": seed,
         "stores": [[n, reader.manifest.fingerprint()] for n, reader in samples.stores.items()],
         "missing": {name: sorted(shards) for name, shards in samples.missing.items()},
+        "features": FEATURES if kind.needs_features(options) else (),
         "by": __version__,
     }
     if section.text_share < 1:

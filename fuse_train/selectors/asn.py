@@ -170,8 +170,8 @@ class SharedScorer(AdaptiveSelector):
         g   = softmax over covered of (hedge_m + MLP(x_m) + u . x_m)
 
     c has the features that are the same for all sources: where in the text the row is. hedge_m is the
-    log-weight of a hedge with fixed share (hedge.py): the untrained network is that hedge, and training
-    learns a correction.
+    log-weight of a hedge with fixed share (hedge.py) that begins with the prior of the segment's domain
+    (prior.py): the untrained network is that hedge, and training learns a correction.
 
     Source: Fusion-X (2505.23844): MLP, softmax. Departures: features that do not hold the label
     instead of rewards of the whole sequence; one scorer for all sources; it is trained and saved, which

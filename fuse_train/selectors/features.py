@@ -1,6 +1,7 @@
 """Inputs of a selector: features of each source at each row, from earlier rows alone.
 
-They come from the rows BEFORE row i of the same segment (past.py): log-weights of hedges with fixed
+What is known before the segment begins is the prior of its domain (prior.py). All else comes from the
+rows BEFORE row i of the same segment (past.py): log-weights of hedges with fixed
 share (what a Bayes mixture would use); the source's NLL so far, per byte and relative to the other
 sources, lately, in all and after similar text; its NLL minus its own entropy (near 0 on text it was
 trained for). Of row i only the byte before it is read.
@@ -28,7 +29,7 @@ from store_schema.text.encoded import token_lengths
 FEATURES = OF_SOURCE + SHARED
 """Names of the columns."""
 
-HEDGE_START = "hedge_0.5_0.03"
+HEDGE_START = "prior_hedge_0.5_0.03"
 """Feature of the hedge that an untrained network equals."""
 
 Floats = npt.NDArray[np.float64]
@@ -39,6 +40,7 @@ def shard_features(
     token_offsets: npt.NDArray[np.int64],
     byte_ends: npt.NDArray[np.uint32],
     texts: Sequence[bytes],
+    prior_DM: Floats,
 ) -> npt.NDArray[np.float32]:
     """Features of every row of a shard, each scaled to about 1.
 
@@ -47,6 +49,7 @@ def shard_features(
         token_offsets: [D+1] rows of each segment.
         byte_ends: [N] end of each token in its segment.
         texts: UTF-8 of each segment.
+        prior_DM: Weights of the sources before a segment begins.
 
     Returns:
         [N, M, F] float32, also of rows that a source does not cover.
@@ -60,6 +63,7 @@ def shard_features(
         token_lengths(byte_ends, token_offsets),
         text_classes(texts, token_offsets, byte_ends),
         token_offsets,
+        prior_DM,
     )
 
 

@@ -22,6 +22,9 @@ HEDGES = ((1.0, 1e-3), (1.0, 1e-2), (1.0, 1e-1), (0.5, 1e-2), (0.5, 3e-2), (0.5,
 """Rate and share of each hedge. The share is about once in a long segment, in a hundred rows, in ten;
 half the rate of a Bayes mixture is better where no source is the true one."""
 
+PRIOR_HEDGES = ((0.5, 3e-2), (1.0, 1e-2))
+"""Of hedges that begin with the prior of the segment's domain (prior.py)."""
+
 HEDGE_SCALE = 4.0
 """Nats by which the hedges' log-weights are divided."""
 
@@ -42,6 +45,8 @@ CLASSES = (
 
 OF_SOURCE = (
     *(f"hedge_{rate:g}_{share:g}" for rate, share in HEDGES),
+    *(f"prior_hedge_{rate:g}_{share:g}" for rate, share in PRIOR_HEDGES),
+    "prior",
     "nats_per_byte",
     *(f"nats_per_byte_{decay:g}" for decay in DECAYS),
     "advantage",
@@ -136,6 +141,7 @@ def past_features(
     bytes_N: Integers,
     classes_N: Integers,
     token_offsets: Integers,
+    prior_DM: Floats,
 ) -> npt.NDArray[np.float32]:
     """Features [N, M, P] of `OF_SOURCE` and `SHARED`, each scaled to about 1.
 
@@ -146,6 +152,7 @@ def past_features(
         bytes_N: Bytes of each token.
         classes_N: From `text_classes`.
         token_offsets: [D+1] rows of each segment.
+        prior_DM: Weights of the sources before a segment begins.
     """
     rows = Rows.of(token_offsets)
     known_NM = ~np.isnan(logprobs_NM)
@@ -167,7 +174,8 @@ def past_features(
     by_class_TDMK, count_TD = sums_of_class(parts_TDMX[..., 2], classes_TD, CLASS_DECAYS)
     shape = gain.shape[1:]
     columns = [
-        *(logs / HEDGE_SCALE for logs in _hedges(rows.spread(logprobs_NM))),
+        *(logs / HEDGE_SCALE for logs in _hedges(rows.spread(logprobs_NM), prior_DM)),
+        np.broadcast_to(np.log(prior_DM) / HEDGE_SCALE, shape),
         *(nats / np.maximum(size, 1.0)),
         *(signed_log(gain) / 2),
         *(surplus[1:] / np.maximum(judged[1:], 1.0)),
@@ -228,12 +236,13 @@ def signed_log(nats: Floats) -> Floats:
     return np.copysign(size, nats)
 
 
-def _hedges(logprobs_TDM: Floats) -> list[Floats]:
-    """Log-weights [T, D, M] of each hedge."""
+def _hedges(logprobs_TDM: Floats, prior_DM: Floats) -> list[Floats]:
+    """Log-weights [T, D, M] of each hedge, those with a prior last."""
     past_DTM = past_of(torch.from_numpy(logprobs_TDM).transpose(0, 1))
     logs: list[Floats] = []
-    for rate in dict.fromkeys(rate for rate, _ in HEDGES):
-        shares = [share for one, share in HEDGES if one == rate]
-        logs_SDTM = log_weights(past_DTM, rate=rate, shares=shares)
-        logs += list(logs_SDTM.transpose(1, 2).numpy())
+    for hedges, prior in ((HEDGES, None), (PRIOR_HEDGES, torch.from_numpy(prior_DM))):
+        for rate in dict.fromkeys(rate for rate, _ in hedges):
+            shares = [share for one, share in hedges if one == rate]
+            logs_SDTM = log_weights(past_DTM, rate=rate, shares=shares, prior_BM=prior)
+            logs += list(logs_SDTM.transpose(1, 2).numpy())
     return logs

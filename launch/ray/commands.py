@@ -97,8 +97,8 @@ def run_words(spec: CommandSpec, words: Sequence[str]) -> ProcessEnd:
             stop_end.close()
             return ProcessEnd(error.exit_code, f"error: {error.line()}", host)
         with ThreadPoolExecutor(1) as reader:
-            message = reader.submit(forwarded, cast("TextIO", process.stderr))
-            try:
+            try:  # also around the start of the thread, which is waited for at the end
+                message = reader.submit(forwarded, cast("TextIO", process.stderr))
                 code = _waited(process)
             except BaseException:  # Ray cancels a task by a KeyboardInterrupt
                 process.send_signal(signal.SIGTERM)

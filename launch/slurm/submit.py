@@ -124,7 +124,7 @@ def _slurm(*words: str, deadline_s: float = _DEADLINE_S) -> str:
             "no Slurm here",
             where="PATH",
             expected=program,
-            hint="submit where Slurm's commands are, or see the scripts with --print",
+            hint="submit where Slurm's commands are, or see the scripts with --dry-run",
         ) from error
     except subprocess.TimeoutExpired as error:
         waited = f"nothing in {deadline_s:.0f} s"
