@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from fuse_eval.page_parts import Panels, Section
 from fuse_eval.palette import colours_of
@@ -19,7 +18,7 @@ from launch.pages.charts import Bar, bar_chart, share_of
 from launch.visible import table
 from store_schema.config import RunConfig
 from store_schema.disk.location import open_location
-from store_schema.disk.parquet import parquet_errors
+from store_schema.disk.parquet import ParquetFile, parquet_errors
 from store_schema.errors import MissingError
 from store_schema.plan.plan import Plan, ShardRecord
 from store_schema.plan.run_plan import open_plan
@@ -129,7 +128,7 @@ def _best_authors(run: RunConfig) -> dict[str, str]:
     if not location.exists(BEST_ANSWERS):
         raise MissingError("no judged answers", where=where, hint="run `logitfuse judge` first")
     with location.open_read(BEST_ANSWERS) as file, parquet_errors(where, "judge again"):
-        table = pq.read_table(file, columns=["prompt_id", "author"], pre_buffer=False)
+        table = ParquetFile(file).read(["prompt_id", "author"])
         rows = zip(table["prompt_id"].to_pylist(), table["author"].to_pylist(), strict=True)
         return dict(rows)
 

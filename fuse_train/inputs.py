@@ -146,7 +146,7 @@ def split_bytes(plan: Plan, split: str) -> dict[str, int]:
     chosen = table.filter(pc.equal(table["split"], split))
     sizes = pc.subtract(chosen["byte_end"], chosen["byte_start"])
     sums = pa.table({"domain": chosen["domain"], "bytes": sizes})
-    summed = sums.group_by("domain").aggregate([("bytes", "sum")])
+    summed = sums.group_by("domain", use_threads=False).aggregate([("bytes", "sum")])
     return dict(
         zip(summed["domain"].to_pylist(), map(int, summed["bytes_sum"].to_pylist()), strict=True)
     )

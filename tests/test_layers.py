@@ -260,6 +260,22 @@ def test_heavy_packages_stay_in_their_place() -> None:
     assert not wrong
 
 
+def test_parquet_is_read_without_threads_of_arrow() -> None:
+    """Such a thread may end a process that shuts down: see store_schema/disk/parquet.py."""
+    own_reader = Path("store_schema/disk/parquet.py")
+    wrong = []
+    for path in _files():
+        here = path.relative_to(REPOSITORY)
+        text = path.read_text()
+        if here != own_reader:
+            wrong += [f"{here}: {m}" for m in re.findall(r"pq\.(?:read_table|ParquetFile)\b", text)]
+            wrong += [f"{here}: {m}" for m in re.findall(r"pyarrow\.dataset", text)]
+        for call in re.findall(r"\.group_by\([^)]*\)", text):
+            if "use_threads=False" not in call:
+                wrong.append(f"{here}: {call}")
+    assert not wrong
+
+
 def _loaded_by(statement: str) -> set[str]:
     """Top-level modules that a statement loads in a fresh interpreter."""
     code = f"import sys\n{statement}\nprint(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from extract.captures.columns import COLUMNS, Entries, Form, lists, matrices
 from store_schema.capture.params import PARAMS_FILE, AnyParams, LegacyParams, read_params
+from store_schema.disk.parquet import ParquetFile
 from store_schema.errors import ConfigError, CorruptionError, MissingError, StorageError
 from store_schema.fingerprint import fingerprint
 
@@ -199,8 +199,8 @@ def _names(path: Path) -> list[str]:
         return list(_opened(path).schema_arrow.names)
 
 
-def _opened(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path)
+def _opened(path: Path) -> ParquetFile:
+    return ParquetFile(path)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from extract.corpus.splits import require_splits
 from store_schema import SCHEMA_VERSION, __version__
 from store_schema.config import RunConfig, StrictModel
 from store_schema.disk.location import Location, open_location
+from store_schema.disk.parquet import ParquetFile
 from store_schema.disk.sealed import seal, unseal
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import (
@@ -197,7 +198,7 @@ def read_documents(location: Location, record: CorpusRecord) -> pa.Table:
     where = f"{location.url}/{DOCUMENTS_FILE}"
     try:
         with location.open_read(DOCUMENTS_FILE) as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False).read()
+            table = ParquetFile(file, page_checksum_verification=True).read()
         digest = hashlib.sha256()
         for document in iter_documents(table):
             digest.update(document_bytes(document))

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from extract.config import CorpusInput
 from extract.document_error import DocumentError
+from store_schema.disk.parquet import ParquetFile
 from store_schema.errors import ConfigError, InputError
 from store_schema.model.lfs_pointer import is_pointer
 
@@ -207,7 +207,7 @@ def row_count(file: InputFile) -> int | None:
     if file.format == "text":
         return 1
     if file.format == "parquet":
-        with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
+        with ParquetFile(file.path) as parquet:
             return int(parquet.metadata.num_rows)
     if file.format == "datasets":
         return sum(len(dataset) for _, dataset in _dataset_parts(file))
@@ -217,7 +217,7 @@ def row_count(file: InputFile) -> int | None:
 def column_names(file: InputFile) -> list[str]:
     """Columns of a file of tables; [] for formats whose rows are read with all columns."""
     if file.format == "parquet":
-        with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
+        with ParquetFile(file.path) as parquet:
             return list(parquet.schema_arrow.names)
     if file.format == "datasets":
         return list(dict.fromkeys(n for _, d in _dataset_parts(file) for n in d.column_names))
@@ -227,7 +227,7 @@ def column_names(file: InputFile) -> list[str]:
 def unread_columns(file: InputFile, columns: Iterable[str]) -> dict[str, int]:
     """Columns that `read_rows` does not read, with their number of rows; {} for JSON lines and text."""
     if file.format == "parquet":
-        with pq.ParquetFile(file.path, pre_buffer=False) as parquet:
+        with ParquetFile(file.path) as parquet:
             names, rows = parquet.schema_arrow.names, parquet.metadata.num_rows
         return dict.fromkeys(set(names) - set(columns), rows)
     if file.format != "datasets":
@@ -340,10 +340,10 @@ def _text(file: InputFile) -> Iterator[Row]:
 
 
 def _parquet(file: InputFile, columns: set[str]) -> Iterator[Row]:
-    with pq.ParquetFile(file.path, page_checksum_verification=True, pre_buffer=False) as parquet:
+    with ParquetFile(file.path, page_checksum_verification=True) as parquet:
         present = [name for name in parquet.schema_arrow.names if name in columns]
         number = 0
-        for batch in parquet.iter_batches(batch_size=1024, columns=present):
+        for batch in parquet.iter_batches(1024, columns=present):
             # A file without any of the columns still has rows, which are reported as bad.
             records = batch.to_pylist() if present else [{}] * batch.num_rows
             for record in records:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from store_schema.disk.parquet import parquet_errors
+from store_schema.disk.parquet import ParquetFile, parquet_errors
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import CorruptionError
 from store_schema.plan.plan import RESTORE, SEGMENT_SCHEMA, SEGMENTS_FILE, Plan
@@ -27,7 +26,7 @@ def segment_columns(plan: Plan, names: Sequence[str]) -> pa.Table:
     where = f"{plan.location.url}/{SEGMENTS_FILE}"
     with storage_errors(plan.location.url), plan.location.open_read(SEGMENTS_FILE) as file:
         with parquet_errors(where, RESTORE):
-            opened = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+            opened = ParquetFile(file, page_checksum_verification=True)
             there = [name for name in names if name in opened.schema_arrow.names]
             table = opened.read(there)
     size = plan.record.num_segments

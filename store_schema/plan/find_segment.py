@@ -9,9 +9,7 @@ from heapq import nlargest
 from itertools import takewhile
 from operator import eq
 
-import pyarrow.parquet as pq
-
-from store_schema.disk.parquet import parquet_errors
+from store_schema.disk.parquet import ParquetFile, parquet_errors
 from store_schema.disk.storage_errors import storage_errors
 from store_schema.errors import ConfigError, MissingError
 from store_schema.plan.plan import RESTORE, SEGMENTS_FILE, Plan, Segment, ShardRecord
@@ -145,7 +143,7 @@ def _column(plan: Plan, column: str, record: ShardRecord | None = None) -> list[
     where = f"{plan.location.url}/{SEGMENTS_FILE}{shard}"
     with storage_errors(where), plan.location.open_read(SEGMENTS_FILE) as file:
         with parquet_errors(where, RESTORE):
-            file = pq.ParquetFile(file, pre_buffer=False)
+            file = ParquetFile(file)
             table = (
                 file.read(columns=[column])
                 if record is None

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from store_schema.disk.parquet import ParquetFile
 from store_schema.errors import CorruptionError, TokenizerError
 from store_schema.fingerprint import fingerprint
 
@@ -151,11 +152,7 @@ class Vocabulary:
             CorruptionError: Not such a file.
         """
         try:
-            # A prefetch thread of Arrow that frees a Python buffer while the interpreter shuts down
-            # crashes the process.
-            table = pq.read_table(
-                pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False
-            )
+            table = ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
             matches = table.schema.equals(VOCABULARY_SCHEMA)
         # The Parquet reader may raise any of these for damaged bytes.
         except (pa.ArrowException, ValueError, TypeError, OSError) as error:
