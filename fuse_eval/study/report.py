@@ -45,7 +45,7 @@ def study_record(study: StudyConfig) -> dict[str, Any]:
             _add_texts(settings[name].get("worst_documents", []), places, study.split)
     if not settings:
         raise MissingError(
-            "nothing to show yet", where=study.folder, hint="`logitfuse study run` trains the rows"
+            "nothing to show yet", where=study.results, hint="`logitfuse study run` trains the rows"
         )
     return {
         "schema_version": SCHEMA_VERSION,
