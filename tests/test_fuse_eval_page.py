@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from fuse_eval.findings import document_line, headline, interference_line, pool_lines
 from fuse_eval.page import duration, render_page
-from launch.pages.charts import percent, significant, thinned, ticks
+from launch.pages.charts import Bar, bar_chart, percent, significant, thinned, ticks
 from tests import report_factory
 from tests.browser import framed, needs_browser
 
@@ -246,3 +247,13 @@ def test_page_in_a_real_browser(tmp_path: Path, scheme: str) -> None:
         assert "logitfuse report" in report["title"]
         light = int(re.findall(r"\d+", str(report["paper"]))[0]) > 128
         assert light == (scheme == "light")
+
+
+@pytest.mark.parametrize("top", [0.004, 3.0, 13_490.0, 8_250_000.0])
+def test_labels_of_an_axis_stand_side_by_side(top: float) -> None:
+    svg = str(bar_chart("x", [Bar("a label of some length", top, "c0", "")], unit="nats"))
+    found = re.findall(r'<text x="([0-9.]+)"[^>]*class="tick">([^<]+)<', svg)
+    assert len(found) >= 2
+    places = [(float(x), 6.0 * len(label)) for x, label in found]
+    for (x, width), (next_x, next_width) in pairwise(places):
+        assert x + width / 2 < next_x - next_width / 2

@@ -96,23 +96,32 @@ def _sections(study: StudyConfig, name: str, found: Record) -> list[Section]:
         if seeds > 1
         else "Bits per byte of one seed. Intervals are over documents."
     ]
-    tables = [_table(f"{name}: all rows", settings_grid(study, found), study)]
-    for caption, grid in (
-        (f"{name}: right answers to held-out prompts", answers_grid(study, found)),
-        (f"{name}: tasks of lm-evaluation-harness", tasks_grid(study, found)),
-        (f"{name}: the aligned sources mixed at inference, not trained", pools_grid(found)),
-        (f"{name}: what selectors listen to", gates_grid(study, found)),
-    ):
-        if grid:
-            tables.append(_table(caption, grid, study))
-    if found.get("worst_documents"):
-        tables.append(_worst(found["worst_documents"]))
     panels = [
         *_change_panels(study, found),
         *_score_panels(study, found),
         *_cost_panels(study, found),
     ]
-    return [Section(name, texts, tables, panels=panels)]
+    tables = []
+    for caption, grid in (
+        (f"{name}: all rows", settings_grid(study, found)),
+        (f"{name}: right answers to held-out prompts", answers_grid(study, found)),
+        (f"{name}: tasks of lm-evaluation-harness", tasks_grid(study, found)),
+    ):
+        if grid:
+            tables.append(_table(caption, grid, study))
+    details = []
+    for caption, grid in (
+        (f"{name}: the aligned sources mixed at inference, not trained", pools_grid(found)),
+        (f"{name}: what selectors listen to", gates_grid(study, found)),
+    ):
+        if grid:
+            details.append(_table(caption, grid, study))
+    if found.get("worst_documents"):
+        details.append(_worst(found["worst_documents"]))
+    sections = [Section(name, texts, tables, panels=panels)]
+    if details:
+        sections.append(Section(f"{name}, in detail", [], details))
+    return sections
 
 
 def _table(caption: str, grid: Grid, study: StudyConfig) -> Table:

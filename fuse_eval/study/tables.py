@@ -148,20 +148,28 @@ def pools_grid(record: Record) -> Grid | None:
 
 
 def gates_grid(study: StudyConfig, record: Record) -> Grid | None:
-    """How much each row's selector listens to each source, and how much that varies."""
-    gated = {name: found["gate"] for name, found in record["rows"].items() if "gate" in found}
+    """How much each row's selector listens to each source, and how much that varies; the control
+    listens to none."""
+    rows, gated = record["rows"], {}
+    for name in rows:
+        if "gate" in rows[name] and name != study.control:
+            gated[name] = rows[name]["gate"]
     if not gated:
         return None
-    rows = [
-        [
-            *(title_of_row(study, name), source, f"{gate['weight'][source]:.2f}"),
-            *(f"{gate[part][source]:.2f}" for part in ("spread", "spread_within")),
-        ]
+    sources = list(dict.fromkeys(source for gate in gated.values() for source in gate["weight"]))
+
+    def cell(gate: Record, source: str) -> str:
+        if source not in gate["weight"]:
+            return ""
+        mean, spread, within = (gate[p][source] for p in ("weight", "spread", "spread_within"))
+        return f"{mean:.2f} (±{spread:.2f}, ±{within:.2f})"
+
+    lines = [
+        [title_of_row(study, name), *(cell(gate, source) for source in sources)]
         for name, gate in gated.items()
-        for source in gate["weight"]
     ]
-    head = ["weights at the end", "source", "mean", "spread over positions", "within a domain"]
-    return Grid(head, [("", rows)])
+    head = "weights at the end, mean (± over positions, ± within a domain)"
+    return Grid([head, *sources], [("", lines)])
 
 
 def text_table(grid: Grid) -> str:

@@ -105,6 +105,19 @@ def _axis_labels(values: Sequence[float]) -> list[str]:
     return [_shown_tick(value, step) for value in values]
 
 
+def _axis_marks(low: float, high: float, length: float) -> list[tuple[float, str]]:
+    """Ticks of an axis with their labels, as many as stand side by side in its length."""
+    marks: list[float] = []
+    labels: list[str] = []
+    for count in (4, 3, 2, 1):
+        marks = ticks(low, high, count)
+        labels = _axis_labels(marks)
+        step = marks[1] - marks[0] if len(marks) > 1 else high - low
+        if _CHARACTER * (1 + max(map(len, labels), default=0)) * (high - low) <= length * step:
+            break
+    return list(zip(marks, labels, strict=True))
+
+
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -154,9 +167,8 @@ def bar_chart(name: str, rows: Sequence[Bar], *, unit: str, top: float | None = 
     room = WIDTH - left - 52
     top = max(top or max((row.value for row in rows), default=1.0), 1e-12)
     bottom = _TOP + _ROW * len(rows)
-    marks = ticks(0, top)
     parts = []
-    for value, shown in zip(marks, _axis_labels(marks), strict=True):
+    for value, shown in _axis_marks(0, top, room):
         x = left + room * value / top
         parts += [
             svg_rule(x, _TOP, x, bottom, "grid"),
@@ -208,9 +220,8 @@ def interval_chart(name: str, rows: Sequence[Range], *, unit: str, good: str, ba
 
     head = _TOP + 14
     bottom = head + (_ROW + 4) * len(rows)
-    marks = ticks(low, high, 4)
     parts = []
-    for value, shown in zip(marks, _axis_labels(marks), strict=True):
+    for value, shown in _axis_marks(low, high, room):
         x = place(value)
         parts += [
             svg_rule(x, head, x, bottom, "grid"),
