@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from launch.json_lines import json_text
+from launch.process import set_torch_defaults
 from launch.signals import stopped_in_one_line
 from launch.work import Part, chosen_sources, parse_shards, parse_worker, step_task
 from store_schema.config import RunConfig, load_run
@@ -24,20 +25,13 @@ from store_schema.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
-_SMALL_CACHES = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-"""Sizes of PyTorch's and oneDNN's caches of compiled CPU operations, each with memory of its own; the
-default is 1,024. Texts differ in length, so every step compiles new ones, and a training of 135M
-parameters grew by 60 to 90 MB a step, also with only one of the caches limited. Read when torch is
-imported; values that the user has set are kept."""
-
 
 class StageGroup(click.Group):
     """A click group that prints errors, also of usage, in one line and exits with their code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         code: object = None
-        for variable, size in _SMALL_CACHES.items():
-            os.environ.setdefault(variable, size)
+        set_torch_defaults()
         if os.environ.get("NO_COLOR"):
             kwargs = {"color": False} | kwargs
         try:

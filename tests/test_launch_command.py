@@ -64,6 +64,28 @@ def test_torch_is_told_to_keep_few_prepared_operations(
     assert seen[1] == "500"  # the user's
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "0"}, "0"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_of_torch_spin_shortly_unless_the_user_says_how(
+    given: dict[str, str], expected: str | None, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    seen: list[str | None] = []
+    group = _group(lambda run, fast: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    assert _call(group, "go", str(file)) == 0
+    assert seen == [expected]
+
+
 def test_command_gets_a_checked_run_and_its_own_options(file: Path) -> None:
     seen = []
     group = _group(lambda run, fast: seen.append((run.seed, run.sections["train"].lr, fast)))

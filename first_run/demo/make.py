@@ -42,6 +42,7 @@ from first_run.demo.text import (
     size_bytes,
     write_jsonl,
 )
+from launch.process import set_torch_defaults
 from launch.progress import Progress
 
 if TYPE_CHECKING:
@@ -297,6 +298,7 @@ def finished(out: Path, seed: int) -> bool:
 )
 def main(out: Path, seed: int) -> None:
     """Entry point."""
+    set_torch_defaults()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if finished(out, seed):
