@@ -39,7 +39,8 @@ def advantage(run: RunConfig) -> dict[str, Any]:
     Returns:
         `domains`: by domain and mode how often each source is best, and the number of prompts that
         were counted; `agree`: of the prompts that both modes know, the share with the same source in
-        both; `unknown`: prompts without a likelihood by all sources, and without a judged answer.
+        both; `unknown`: prompts without a likelihood by all sources, without a judged answer, and whose
+        best answers tie, so that the order of the sources decided.
 
     Raises:
         MissingError: No plan, stores that are not complete, or nothing judged.
@@ -57,13 +58,16 @@ def advantage(run: RunConfig) -> dict[str, Any]:
         by_mode = counted.setdefault(domain, {mode: Counter() for mode in MODES})
         nats_M = nats[prompt]
         likely = None if np.isnan(nats_M).any() else sources[int(nats_M.argmin())]
-        author = authors.get(prompt)
+        author, settled_by = authors.get(prompt, (None, None))
+        tied = settled_by == "order"
+        author = None if tied else author
         if likely is not None:
             by_mode["training"][likely] += 1
         if author is not None:
             by_mode["inference"][author] += 1
         unknown["likelihood"] += likely is None
-        unknown["answer"] += author is None
+        unknown["tie"] += tied
+        unknown["answer"] += author is None and not tied
         if likely is not None and author is not None:
             together += 1
             agree += likely == author
@@ -121,16 +125,16 @@ def _segment_nats(reader: StoreReader, shard: ShardRecord) -> dict[int, float]:
     return {index: float(part.sum()) for index, part in zip(ids, parts, strict=True)}
 
 
-def _best_authors(run: RunConfig) -> dict[str, str]:
-    """Author of the best answer by prompt."""
+def _best_authors(run: RunConfig) -> dict[str, tuple[str, str]]:
+    """Author of the best answer by prompt, and what decided."""
     location = open_location(run.folder)
     where = f"{location.url}/{BEST_ANSWERS}"
     if not location.exists(BEST_ANSWERS):
         raise MissingError("no judged answers", where=where, hint="run `logitfuse judge` first")
     with location.open_read(BEST_ANSWERS) as file, parquet_errors(where, "judge again"):
-        table = ParquetFile(file).read(["prompt_id", "author"])
-        rows = zip(table["prompt_id"].to_pylist(), table["author"].to_pylist(), strict=True)
-        return dict(rows)
+        table = ParquetFile(file).read(["prompt_id", "author", "settled_by"])
+        columns = [table[name].to_pylist() for name in ("prompt_id", "author", "settled_by")]
+        return {prompt: (author, by) for prompt, author, by in zip(*columns, strict=True)}
 
 
 def advantage_table(content: Mapping[str, Any]) -> str:
@@ -152,6 +156,7 @@ def advantage_table(content: Mapping[str, Any]) -> str:
         for key, what in (
             ("likelihood", "a likelihood by every source"),
             ("answer", "a judged answer"),
+            ("tie", "one best answer, since no judge tells them apart"),
         )
         if left.get(key)
     ]

@@ -276,6 +276,8 @@ class TrainSection(SelectorOptions):
         scheduled = self.loss.clm_weight_schedule is not None
         if scheduled and any(stage.clm_weight is not None for stage in self.stages):
             raise ValueError("clm_weight of a stage and loss.clm_weight_schedule: give one of them")
+        if self.stages and self.epochs != 1.0:
+            raise ValueError("each of train.stages has epochs of its own: leave train.epochs at 1")
         return self
 
     @model_validator(mode="after")

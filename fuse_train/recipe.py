@@ -18,8 +18,8 @@ from fuse_train.model.adapters import check_lora
 from fuse_train.model.models import own_dtype
 from fuse_train.model.target import load_target
 from fuse_train.publish.dry_save import dry_save
+from fuse_train.stages_config import check_stages
 from store_schema.config import RunConfig
-from store_schema.errors import ConfigError
 from store_schema.text.tokenizer import SegmentTokenizer
 
 _SOME_STEPS = 100
@@ -37,7 +37,7 @@ def check_recipe(run: RunConfig) -> None:
         TokenizerError: Its tokenizer cannot be used.
     """
     section = run.section("train", TrainSection)
-    _check_stages(run, section)
+    check_stages(run, section.stages)
     check_launcher()
     check_parallel(section)
     tracker_names(section)
@@ -64,21 +64,3 @@ def check_recipe(run: RunConfig) -> None:
     with tempfile.TemporaryDirectory() as place:
         dtype = own_dtype(run.target)
         dry_save(Path(place), target.model, run.target, dtype, section.lora, write)
-
-
-def _check_stages(run: RunConfig, section: TrainSection) -> None:
-    """Refuse stages with names that no input of the run file has; those of `data_dir` are not known."""
-    inputs = getattr(run.sections.get("corpus"), "inputs", ())
-    if run.data_dir is not None or not inputs:
-        return
-    known = {entry.corpus for entry in inputs} - {None}
-    for number, stage in enumerate(section.stages):
-        unknown = sorted(set(stage.weights) - known)
-        if unknown:
-            raise ConfigError(
-                "a stage names a corpus that no input has",
-                where=f"train.stages[{number}].weights",
-                expected=", ".join(sorted(known)) or "inputs with a name",
-                got=", ".join(unknown),
-                hint="name inputs by corpus.inputs[].corpus before the corpus is built",
-            )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from store_schema.config import StrictModel
+from store_schema.config import RunConfig, StrictModel
+from store_schema.errors import ConfigError
 
 
 class StageSection(StrictModel):
@@ -28,7 +30,35 @@ class StageSection(StrictModel):
             raise ValueError("no corpus has a weight above 0")
         return self
 
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and self.epochs != 1.0:
+            raise ValueError("epochs and steps of a stage: give one of them")
+        return self
+
     @property
     def corpora(self) -> frozenset[str]:
         """Corpora with a weight above 0."""
         return frozenset(name for name, weight in self.weights.items() if weight > 0)
+
+
+def check_stages(run: RunConfig, stages: Sequence[StageSection]) -> None:
+    """Refuse stages with names that no input of the run file has; those of `data_dir` are not known.
+
+    Raises:
+        ConfigError: A stage has a weight for such a name.
+    """
+    inputs = getattr(run.sections.get("corpus"), "inputs", ())
+    if run.data_dir is not None or not inputs:
+        return
+    known = {entry.corpus for entry in inputs} - {None}
+    for number, stage in enumerate(stages):
+        unknown = sorted(set(stage.weights) - known)
+        if unknown:
+            raise ConfigError(
+                "a stage names a corpus that no input has",
+                where=f"train.stages[{number}].weights",
+                expected=", ".join(sorted(known)) or "inputs with a name",
+                got=", ".join(unknown),
+                hint="name inputs by corpus.inputs[].corpus before the corpus is built",
+            )

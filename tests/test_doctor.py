@@ -130,6 +130,13 @@ def test_everything_is_shown_beside_an_error(path: Path) -> None:
     assert checks_of(path, code=2)["data"].remedy.startswith("paths are relative")  # type: ignore[union-attr]
 
 
+def test_stages_of_corpora_that_no_input_has(path: Path) -> None:
+    with_sections(path, train={"stages": [{"weights": {"best": 1.0}}]})
+    found = checks_of(path, code=2)["data"]
+    assert "a stage names a corpus that no input has" in found.found
+    assert found.remedy.startswith("name inputs by corpus.inputs[].corpus")  # type: ignore[union-attr]
+
+
 def test_a_run_file_that_is_refused(path: Path) -> None:
     found = checks_of(with_sections(path, trian={}), code=2)
     assert "trian" in found["run file"].found

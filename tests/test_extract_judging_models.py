@@ -237,6 +237,8 @@ def test_answers_that_were_not_scored_are_counted(
     more = answered(tmp_path / "more", models, {"coder": half_right, "writer": right}, **sections)
     said = judged(more, *judges("likelihood", scored_in=str(tmp_path / "scored/run")))
     assert "likelihood has no score for some answers: not scored 12" in said
+    said = judged(more, *judges("exact_answer", scored_in=str(tmp_path / "scored/run")))
+    assert "since judge.scored_in has not all of their answers: 6" in said
 
 
 def test_one_source_has_no_others(tmp_path: Path, models: dict[str, Path]) -> None:

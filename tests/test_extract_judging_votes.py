@@ -68,7 +68,8 @@ def test_a_judge_without_scores_abstains(vote: Any) -> None:
 def test_ties_go_to_the_likelier_then_to_the_earlier(vote: Any) -> None:
     scores: list[list[float | None]] = [[5.0, 1.0, 5.0], [1.0, 0.0, 1.0]]
     assert chosen(vote, scores, [-2.0, -0.1, -1.0]) == (2, "likelihood")
-    assert chosen(vote, scores, [None, -0.1, -1.0]) == (2, "likelihood")
+    assert chosen(vote, scores, [None, -0.1, -1.0]) == (0, "order")  # the first may be likelier
+    assert chosen(vote, scores, [-2.0, None, -1.0]) == (2, "likelihood")  # it has not tied
     assert chosen(vote, scores, [-1.0, -0.1, -1.0]) == (0, "order")
     assert chosen(vote, scores) == (0, "order")
 

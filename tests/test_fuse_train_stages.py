@@ -201,7 +201,7 @@ def test_batches_name_their_authors(opened) -> None:
 
 @pytest.mark.parametrize("stop_at", [3, 4, 5])
 def test_stopped_around_the_border_of_stages_it_is_the_same(
-    run, tmp_path, monkeypatch, stop_at, straight
+    run, tmp_path, monkeypatch, capsys, stop_at, straight
 ) -> None:
     """32 answers are 4 steps of 8: stopped in the step before the border, at it, and after it."""
     made = make_run(tmp_path, inputs=INPUTS, train=PROFUSER)
@@ -216,7 +216,11 @@ def test_stopped_around_the_border_of_stages_it_is_the_same(
     monkeypatch.setattr(FusionObjective, "forward", counted)
     with pytest.raises(Stopped):
         train_run(made)
+    capsys.readouterr()
     train_run(made)
+    said = capsys.readouterr().out
+    assert f" goes on after step {stop_at} of 13" in said
+    assert "step 13/13 (stage 2)" in said
     for place in ("run/final", "run/control/final"):
         assert same(weights(tmp_path / place), weights(straight / place))
     assert timeless(lines_of(tmp_path, "train")) == timeless(lines_of(straight, "train"))
@@ -226,8 +230,9 @@ def test_stopped_around_the_border_of_stages_it_is_the_same(
 def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     train_run(make_run(folder, inputs=INPUTS, train=PROFUSER))
-    steps = [line["step"] for line in lines_of(folder, "train")]
-    assert steps[-1] == 4 + 9  # one epoch of 32 answers, one and a half of 48 texts
+    steps = [(line["step"], line["stage"]) for line in lines_of(folder, "train") if line["step"]]
+    # One epoch of 32 answers, one and a half of 48 texts.
+    assert steps == [(n, 1) for n in range(1, 5)] + [(n, 2) for n in range(5, 14)]
     return folder
 
 
@@ -254,6 +259,8 @@ def test_refused(run, opened, tmp_path) -> None:
         {"stages": [{"weights": {"a": 0.0}}]},
         {"stages": [{"weights": {"a": -1.0}}]},
         {"stages": [{"weights": {"a": 1.0}}], "loss": {"span_weight": 1.0}},
+        {"stages": [{"weights": {"a": 1.0}, "epochs": 2, "steps": 3}]},
+        {"stages": [{"weights": {"a": 1.0}}], "epochs": 2},
         {
             "stages": [{"weights": {"a": 1.0}, "clm_weight": 0.1}],
             "loss": {"clm_weight_schedule": {"kind": "linear", "end": 0.0}},

@@ -192,6 +192,8 @@ class JudgedRecord(StrictModel):
     """Number of prompts by domain and author of the best answer."""
     settled_by: dict[str, int]
     """Number of prompts by what decided: votes, likelihood or order."""
+    ties_not_scored: int = 0
+    """Ties that the order decided although `judge.scored_in` is set: it lacks one of their answers."""
     judges: dict[str, JudgeFigures]
     digests: dict[str, str]
     """SHA-256 of the tables, by file."""

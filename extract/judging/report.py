@@ -37,6 +37,11 @@ def judged_report(record: JudgedRecord, folder: str) -> str:
             lines.append(f"{title} has no score for some answers: {_counts(judge.failures)}")
     lines += _left_out(record)
     lines.append(f"prompts settled by: {_counts(record.settled_by)}")
+    if record.ties_not_scored:
+        lines.append(
+            f"ties settled by order, since judge.scored_in has not all of their answers: "
+            f"{record.ties_not_scored:,}"
+        )
     lines.append(f"{folder}/{BEST_FILE} is a corpus (corpus.inputs); {SCORES_FILE} has all votes")
     if "://" in folder:
         lines.append("corpus inputs are read from disk: copy it there first")

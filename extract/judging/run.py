@@ -27,7 +27,7 @@ from extract.judging.records import (
     write_judged,
     write_part,
 )
-from extract.judging.votes import Scale, judge_votes, passing, settle, totals
+from extract.judging.votes import TIE, Scale, judge_votes, passing, settle, totals
 from launch.progress import Progress
 from launch.signals import StopFlag, stop_on_signals
 from store_schema import SCHEMA_VERSION
@@ -201,6 +201,7 @@ class _Tables:
     chosen: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
     none_passes: int = 0
+    ties_not_scored: int = 0
 
 
 def _settled(
@@ -243,6 +244,7 @@ def _settled(
         answers=_answers_by_source(run, section, tables),
         best={domain: dict(own) for domain, own in sorted(tables.by_domain.items())},
         settled_by=dict(sorted(tables.settled_by.items())),
+        ties_not_scored=tables.ties_not_scored,
         judges=_judge_figures(section, tables),
         digests={},
     )
@@ -273,6 +275,8 @@ def _vote(
         tables.best.append(row)
         tables.by_domain[row.domain][row.author] += 1
         tables.settled_by[settled_by] += 1
+        tied = [likelihoods_A[i] for i in places if totals_A[i] >= totals_A[best] - TIE]
+        tables.ties_not_scored += known is not None and len(tied) > 1 and None in tied
     else:
         tables.none_passes += 1
     for judge, scores_A, votes_A in zip(section.judges, scores_JA, votes_JA, strict=True):

@@ -130,15 +130,15 @@ def settle(
 
     Returns:
         Index of the answer with the highest total, and what decided. Of several such answers it is the
-        most likely; of equally likely ones, or if no likelihood is known, the first.
+        most likely; of equally likely ones, or if one's likelihood is not known, the first.
     """
     most = max(totals_A[i] for i in places)
     tied = [i for i in places if totals_A[i] >= most - TIE]
     if len(tied) == 1:
         return tied[0], "votes"
-    known = [(likelihoods_A[i], i) for i in tied]
-    best = max((value for value, _ in known if value is not None), default=None)
-    if best is None:
+    known = [(value, i) for i in tied if (value := likelihoods_A[i]) is not None]
+    if len(known) < len(tied):
         return tied[0], "order"
+    best = max(value for value, _ in known)
     likeliest = [i for value, i in known if value == best]
     return likeliest[0], "likelihood" if len(likeliest) == 1 else "order"

@@ -17,6 +17,8 @@ from extract.estimate.costs import at_most_bytes, likely_bytes
 from extract.estimate.models import ModelFacts, look_at_model
 from first_run.doctor.check import Check, error, ok, outcomes, refusal, warning
 from first_run.doctor.machine import LEAST_DISK, existing
+from fuse_train.config import TrainSection
+from fuse_train.stages_config import check_stages
 from launch.config import LaunchSection
 from launch.quantities import size_text
 from store_schema.config import RunConfig
@@ -110,6 +112,7 @@ def check_data(run: RunConfig) -> Iterator[Check]:
             yield error("data", f"{pointers[0]} is a pointer of git-lfs", "`git lfs pull`")
             continue
         files += len(found)
+    check_stages(run, run.section("train", TrainSection).stages)
     if files:
         yield ok("data", f"files: {files:,}, inputs: {len(inputs)}")
 

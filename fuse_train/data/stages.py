@@ -78,7 +78,12 @@ class StagedOrder:
 
     def stage_at(self, step: int) -> StageSection | None:
         """The stage of a step (from 0); None where there are no stages."""
-        return self.stages[self._number(step)] if self.stages else None
+        number = self.number_at(step)
+        return None if number is None else self.stages[number]
+
+    def number_at(self, step: int) -> int | None:
+        """Index of the stage of a step (from 0); None where there are no stages."""
+        return self._number(step) if self.stages else None
 
     def samples(self, step: int) -> list[SampleRef]:
         """The samples of a step."""

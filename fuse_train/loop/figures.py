@@ -102,7 +102,9 @@ def deviation(mean: torch.Tensor, mean_square: torch.Tensor) -> torch.Tensor:
 
 def readable(line: dict[str, Any], total: int) -> str:
     """A step log line as one line to print."""
-    parts = [f"step {line['step']}/{total}", f"loss {line['loss']:.4f}", f"clm {line['clm']:.4f}"]
+    stage = f" (stage {line['stage']})" if "stage" in line else ""
+    parts = [f"step {line['step']}/{total}{stage}", f"loss {line['loss']:.4f}"]
+    parts.append(f"clm {line['clm']:.4f}")
     if "fusion" in line:
         parts += [f"fusion {line['fusion']:.4f}", f"pool {line['pool']:.4f}"]
         shown = " ".join(f"{name} {weight:.2f}" for name, weight in line["weights"].items())

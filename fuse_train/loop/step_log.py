@@ -2,7 +2,7 @@
 
 Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the CLM control):
 
-    {"step": 12, "num_steps": of the whole run, "loss": ..., "clm": ..., "fusion": ...,
+    {"step": 12, "num_steps": of the whole run, "stage": 1, "loss": ..., "clm": ..., "fusion": ...,
      "feedback": ..., "pool": ..., "uncovered": share of rows no source covers, "lr": ...,
      "tokens_per_s": ..., "seconds": of this step without evaluation, "wait_seconds": of these,
      waiting for the batch, "grad_norm": ...,
@@ -18,8 +18,8 @@ Lines of `<run>/logs/train_steps.jsonl` (fused) and `control_steps.jsonl` (the C
 Steps count from 1. `valid_bpb` is present when that step was evaluated, `fusion_shares` too if the
 fusion gate measures them (fuse_train/gate/held_out.py); the line of step 0 (before training) has
 nothing else. clm, fusion and pool are nats per row; `fusion` is a mean over covered rows, `pool` over
-rows where a source knows the label. `spans` is present with train.loss.span_weight. The control has no
-fusion, feedback, pool, uncovered and weights.
+rows where a source knows the label. `stage` is there with train.stages, `spans` with
+train.loss.span_weight. The control has no fusion, feedback, pool, uncovered and weights.
 """
 
 from __future__ import annotations

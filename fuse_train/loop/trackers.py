@@ -74,6 +74,8 @@ def numbers(line: dict[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in line.items():
         if isinstance(value, dict):
             flat |= numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and (prefix or name not in ("step", "num_steps")):
+        elif isinstance(value, int | float) and (
+            prefix or name not in ("step", "num_steps", "stage")
+        ):
             flat[prefix + name] = float(value)
     return flat

@@ -115,6 +115,8 @@ class TrainingLoop:
         self._model.train()
         first, total = self.state.step, inputs.num_steps
         started, seconds_before = time.monotonic(), self.state.seconds
+        if first and self._accelerator.is_main_process:
+            print(f"train {inputs.label} goes on after step {first:,} of {total:,}", flush=True)
         bar = Progress(
             f"train {inputs.label}", total, unit="step", done=first, stream=progress_stream()
         )
@@ -194,14 +196,21 @@ class TrainingLoop:
         seconds = time.monotonic() - requested
         done = step + 1
         self._set(step=done, next_sample=done * section.batch_segments)
-        line = {"step": done, "num_steps": self.inputs.num_steps} | self._figures(sums, totals)
-        return line | {
-            "lr": section.lr * factor,
-            "tokens_per_s": totals.labels / seconds,
-            "seconds": seconds,
-            "wait_seconds": waited,
-            "grad_norm": float(norm),
-        }
+        line = {"step": done, "num_steps": self.inputs.num_steps}
+        number = self.inputs.stream.order.number_at(step)
+        if number is not None:
+            line["stage"] = number + 1
+        return (
+            line
+            | self._figures(sums, totals)
+            | {
+                "lr": section.lr * factor,
+                "tokens_per_s": totals.labels / seconds,
+                "seconds": seconds,
+                "wait_seconds": waited,
+                "grad_norm": float(norm),
+            }
+        )
 
     def _gradients(self, step: int, batches: list[Batch], totals: StepTotals) -> list[Sums]:
         """Sums of each micro-batch; gradients are added up in the parameters."""
