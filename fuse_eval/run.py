@@ -142,6 +142,8 @@ def _scores(
 def models_to_score(run: RunConfig, section: EvaluateSection) -> dict[str, tuple[ModelRef, str]]:
     """Every model of the evaluation with the name of its tokenizer.
 
+    A source that is the target before training is not scored a second time.
+
     Raises:
         MissingError: The fused model, or the control if the run has one, is not trained yet.
     """
@@ -158,7 +160,9 @@ def models_to_score(run: RunConfig, section: EvaluateSection) -> dict[str, tuple
         if name in folders:
             models[name] = (bpb.checkpoint_ref(folders[name], run.target), "target")
     if section.sources:
-        models |= {source: (ref, source) for source, ref in run.sources.items()}
+        models |= {
+            source: (ref, source) for source, ref in run.sources.items() if ref != run.target
+        }
     return models
 
 

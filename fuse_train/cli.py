@@ -227,4 +227,6 @@ def _table(outcomes: list[Outcome]) -> str:
         means = (sum(values.values()) / len(values) for values in columns.values())
         rows.append(["mean", *(f"{mean:.4f}" for mean in means)])
         lines += table(["bits per byte, valid", *columns], rows)
+        if any(o.name == "fused" and o.record.after is None for o in outcomes):
+            lines.append("The merged model is not scored here: `logitfuse eval run` does it.")
     return "\n".join(lines)

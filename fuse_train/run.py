@@ -125,6 +125,13 @@ def _train_pairs(
     runs = pair_runs(run, section)
     if only is not None and only not in runs:
         raise ConfigError("no such pair", where="--pair", expected=", ".join(runs), got=only)
+    others = output_folder(run) / "checkpoints"
+    if any(others.glob("step-*")):
+        raise MismatchError(
+            "checkpoints of a training without pairs are in the run's folder",
+            where=others,
+            hint="take another run_dir, or delete them",
+        )
     outcomes = {}
     for name, pair in runs.items():
         if only in (None, name):

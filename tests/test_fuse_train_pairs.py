@@ -127,6 +127,16 @@ def test_stopped_in_the_second_pair_and_gone_on_with(trained, tmp_path, monkeypa
     assert same(weights(tmp_path / "run/final"), weights(folder / "run/final"))
 
 
+def test_a_folder_with_a_training_of_all_sources_is_left_alone(tmp_path) -> None:
+    made = make_run(tmp_path, train=PAIRWISE)
+    step = tmp_path / "run/checkpoints/step-2"
+    step.mkdir(parents=True)
+    with pytest.raises(MismatchError, match="without pairs are in the run's folder"):
+        train_run(made)
+    assert step.is_dir()
+    assert not (tmp_path / "run/pairs").exists()
+
+
 def test_one_pair_by_the_command(trained, tmp_path) -> None:
     make_run(tmp_path, train=PAIRWISE)
     file = str(tmp_path / "run.yaml")

@@ -80,7 +80,8 @@ def test_one_line_and_the_way_to_the_end(name: str, models: dict[str, str], tmp_
     trained = ok("train", "run", path)
     found = json.loads(ok("eval", "run", "--json", path))
     run = load_run(path)
-    assert set(found["bpb"]) == {"target_before", "clm_control", "fused", *run.sources}
+    others = set(run.sources) - {"base"}  # which is target_before
+    assert set(found["bpb"]) == {"target_before", "clm_control", "fused", *others}
     final = Path(run.folder) / "final"
     AutoModelForCausalLM.from_pretrained(final)
     assert AutoTokenizer.from_pretrained(final).chat_template

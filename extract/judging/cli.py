@@ -90,7 +90,7 @@ def show(
         run, prompts=prompts, authors=authors, domains=domains, disputed=disputed, limit=limit
     )
     if not as_json:
-        echo_pages("".join(shown_prompts(chosen)))
+        echo_pages("".join(shown_prompts(chosen)) or "no prompt is as asked for\n")
         return
     for prompt in prompt_objects(chosen):
         echo_json(prompt)
