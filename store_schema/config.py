@@ -326,8 +326,11 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(ref: Any, target: Any) -> Any:
-    """A source of the file, with the target's model in place of the word `target`."""
-    return target if ref == "target" else ref
+    """A source of the file, with the target's model in place of the word `target`; without a target
+    that is missing, and nothing else."""
+    if ref == "target":
+        return {"model": "target"} if target is None else target
+    return ref
 
 
 Parsed = TypeVar("Parsed", bound=StrictModel)

@@ -9,6 +9,18 @@ from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
+_IN_WORDS = {
+    "tuple_type": "a list is expected",
+    "list_type": "a list is expected",
+    "dict_type": "keys with values are expected",
+    "model_type": "keys with values are expected",
+    "model_attributes_type": "keys with values are expected",
+    "string_type": "text is expected",
+    "bool_type": "true or false is expected",
+    "missing": "it is missing",
+}
+"""In place of pydantic's words, where these are Python's or not a sentence, by its type of error."""
+
 
 def validation_line(
     error: ValidationError,
@@ -30,7 +42,7 @@ def validation_line(
         key = (within + ".".join(str(part) for part in item["loc"])).rstrip(".")
         value = repr(item["input"])
         shown = value if len(value) <= 60 else value[:57] + "..."
-        message = item["msg"].removeprefix("Value error, ")
+        message = _IN_WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
         if item["type"] == "extra_forbidden":
             message = "unknown key"
             names = _keys_beside(model, item["loc"])
@@ -40,7 +52,8 @@ def validation_line(
         else:
             meant = get_close_matches(str(item["input"]), re.findall(r"'([^']*)'", message), n=1)
         suggestion = f", did you mean {meant[0]}?" if meant else ""
-        got = "" if "(got " in message else f" (got {shown})"  # a record within it was refused
+        told = item["type"] == "missing" or "(got " in message  # a record within it was refused
+        got = "" if told else f" (got {shown})"
         lines.append(f"{key or '(top)'}: {message}{got}{suggestion}")
     return "; ".join(lines)
 

@@ -42,7 +42,9 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{what} cannot be read", where=path, got=str(error)) from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{what} is not a mapping", where=path, got=type(raw).__name__)
+        kinds = {"NoneType": "nothing", "list": "a list", "str": "text"}
+        got = kinds.get(type(raw).__name__, "a single value")
+        raise ConfigError(f"{what} is not a mapping of keys to values", where=path, got=got)
     return raw
 
 

@@ -246,7 +246,7 @@ def test_options_of_judges() -> None:
     [
         (["best"], "should be 'reward_model'"),
         ([{"name": "x"}], "mapping with `kind`"),
-        ([{"kind": "reward_model"}], "reward_model: model: Field required"),
+        ([{"kind": "reward_model"}], "reward_model: model: it is missing"),
         ([{"kind": "python", "function": "f"}], "python: function: "),
         ([{"kind": "exact_answer", "pattern": "("}], "not a regular expression"),
         ([{"kind": "exact_answer", "size": 3}], "size: unknown key"),
