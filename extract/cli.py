@@ -124,7 +124,7 @@ def plan(run: RunConfig, recut: bool, as_json: bool) -> None:
         return
     report = plan_report(costs) if changed else "plan complete, nothing to do"
     click.echo("\n".join([*uncommitted, report, *stores]))
-    echo_next("extract run")
+    echo_next("extract generate" if _judges(run) else "extract run")
 
 
 @extract.command("run")
@@ -144,7 +144,12 @@ def run_all(
     worked = _worked(run, sources, part, SCORING, SourceFigures.read)
     _tell(worked, sources, SCORING.name, source_report, as_json=as_json)
     if not as_json:
-        echo_next_of(run, sources, part, "align run")
+        echo_next_of(run, sources, part, "eval advantage" if _judges(run) else "align run")
+
+
+def _judges(run: RunConfig) -> bool:
+    """Whether the run is there for its sources' answers."""
+    return bool(getattr(run.sections.get("judge"), "judges", ()))
 
 
 def _dry_run(
@@ -287,8 +292,7 @@ def generate_all(
     worked = _worked(run, sources, part, ANSWERING, AnswerFigures.read)
     _tell(worked, sources, ANSWERING.name, answer_report, as_json=as_json)
     if not as_json:
-        judged = bool(getattr(run.sections.get("judge"), "judges", ()))
-        after = "judge run" if judged else "extract answers --out answers.jsonl"
+        after = "judge run" if _judges(run) else "extract answers --out answers.jsonl"
         echo_next_of(run, sources, part, after)
 
 

@@ -113,6 +113,7 @@ def advantage_command(run: RunConfig, as_json: bool) -> None:
         echo_json(content)
     else:
         click.echo(advantage_table(content))
+        echo_next("report")
 
 
 @evaluate.command("answers")
