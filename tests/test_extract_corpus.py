@@ -315,6 +315,13 @@ def test_mapped_column_must_be_there(tmp_path: Path) -> None:
         assert "missing column other" in refused("corpus", "build", path)
 
 
+def test_a_missing_column_is_told_with_those_that_are_not_read(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([GOOD | {"writer": "a"}]), tmp_path / "docs.parquet")
+    entry = {"path": str(tmp_path / "docs.parquet"), "columns": {"author": "author"}}
+    path = write_run(tmp_path, NO_MODELS, corpus={"inputs": [entry]})
+    assert "got columns domain, id, split, text, writer;" in refused("corpus", "build", path)
+
+
 def test_no_documents_left(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "docs.jsonl", [GOOD | {"split": "models"}])
     with pytest.raises(InputError, match="no document is left"):

@@ -11,8 +11,15 @@ import pyarrow as pa
 
 from extract.chat.form import Tally
 from extract.config import CorpusInput, CorpusSection
-from extract.corpus.documents import Document, columns_wanted, row_documents, row_id, row_split
-from extract.corpus.inputs import InputFile, Row, read_rows, unread_columns
+from extract.corpus.documents import (
+    Document,
+    columns_text,
+    columns_wanted,
+    row_documents,
+    row_id,
+    row_split,
+)
+from extract.corpus.inputs import InputFile, Row, column_names, read_rows, unread_columns
 from extract.document_error import DocumentError
 from store_schema.fingerprint import canonical_json
 
@@ -87,6 +94,9 @@ def checked_documents(
                 if split != named:
                     collected.taken_as[split, named] += len(documents)
             except DocumentError as error:
+                told = error.reason != "missing_column" or error.reason in collected.examples
+                if not told and (names := column_names(file)):
+                    error.got = columns_text(names)  # also those that are not read
                 if section.on_bad == "error":
                     raise
                 collected.dropped[error.reason] += 1

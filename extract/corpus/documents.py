@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ class Document:
         return [self.document_id, self.domain, self.split, self.context, self.text, *since]
 
 
+MOST_COLUMNS = 24
+"""Shown in a message, at most."""
 _AS_GIVEN = ("tools", "tool_calls")
 """Fields of which templates render the JSON, so that its order is kept."""
 
@@ -211,7 +213,7 @@ def _domain(record: Mapping[str, Any], entry: CorpusInput, where: str) -> str:
             f"missing column {name}",
             reason="missing_column",
             where=where,
-            got=f"columns {_shown(record)}",
+            got=columns_text(record),
             hint="map it, or give the input a constant `domain:`",
         )
     return clean_text(value, f"{where}, column {name}")
@@ -235,10 +237,13 @@ def _missing(name: str, where: str, record: Mapping[str, Any]) -> DocumentError:
         f"missing column {name}",
         reason="missing_column",
         where=where,
-        got=f"columns {_shown(record)}",
+        got=columns_text(record),
         hint="map it under `columns:`",
     )
 
 
-def _shown(record: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(map(str, record))[:12]) or "(none)"
+def columns_text(names: Iterable[str]) -> str:
+    """Columns for a message, in order."""
+    shown = sorted(map(str, names))
+    more = ", ..." if len(shown) > MOST_COLUMNS else ""
+    return f"columns {', '.join(shown[:MOST_COLUMNS]) or '(none)'}{more}"
