@@ -73,7 +73,7 @@ class Turns:
     samples = SimpleNamespace(sources=tuple(SOURCES[:NUM_SOURCES]))
     domains = ("text",)
     num_samples = 1 << 20
-    order = SimpleNamespace(num_steps=None, stage_at=lambda step: None)
+    order = SimpleNamespace(num_steps=None, stage_at=lambda step: None, number_at=lambda step: None)
 
     def batches(self, first: int, stop: int) -> Generator[list[Batch], None, None]:
         """The stream's method; ends after the rounds."""

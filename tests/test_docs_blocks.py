@@ -188,13 +188,14 @@ WIDE = {"eval pool", "status", "store tune", "study run", "study show"}
 """Commands whose tables need more than 80 columns: one for each domain, or many figures of a row."""
 NEXT = {
     "corpus build": "extract plan",
-    "extract plan": "extract run",
-    "extract run": "align run",
+    "extract plan": "extract generate",  # the run has judges
+    "extract run": "eval advantage",
     "align run": "eval pool",
     "eval pool": "train run",
     "train selector": "train run",
     "train run": "eval run",
     "eval run": "report",
+    "eval advantage": "report",
     "eval answers": "report",
     "judge run": "judge show",
 }
