@@ -196,21 +196,18 @@ class TrainingLoop:
         seconds = time.monotonic() - requested
         done = step + 1
         self._set(step=done, next_sample=done * section.batch_segments)
-        line = {"step": done, "num_steps": self.inputs.num_steps}
+        line: dict[str, Any] = {"step": done, "num_steps": self.inputs.num_steps}
         number = self.inputs.stream.order.number_at(step)
         if number is not None:
             line["stage"] = number + 1
-        return (
-            line
-            | self._figures(sums, totals)
-            | {
-                "lr": section.lr * factor,
-                "tokens_per_s": totals.labels / seconds,
-                "seconds": seconds,
-                "wait_seconds": waited,
-                "grad_norm": float(norm),
-            }
-        )
+        line |= self._figures(sums, totals)
+        return line | {
+            "lr": section.lr * factor,
+            "tokens_per_s": totals.labels / seconds,
+            "seconds": seconds,
+            "wait_seconds": waited,
+            "grad_norm": float(norm),
+        }
 
     def _gradients(self, step: int, batches: list[Batch], totals: StepTotals) -> list[Sums]:
         """Sums of each micro-batch; gradients are added up in the parameters."""
