@@ -145,6 +145,7 @@ def recorded(tests: Sequence[str], name: str, root: Path = ROOT) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         words = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}"]
+        words += ["-o", "junit_family=xunit1"]  # which has properties of tests
         words += [f"tests/{test}" for test in tests]
         done = subprocess.run(
             words, cwd=root, env=os.environ | CALM, stdout=sys.stderr, check=False

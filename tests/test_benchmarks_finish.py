@@ -108,6 +108,7 @@ def test_figures_are_those_that_tests_record(tmp_path: Path) -> None:
         "    record_property('other', 7)\n"
     )
     (folder / "test_red.py").write_text("def test_red():\n    assert False\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")  # as pyproject.toml
     name = "import_capture_max_error"
     assert bench.recorded(["test_some.py"], name, tmp_path) == [1e-5, 3e-4]
     with pytest.raises(MeasureError, match=r"test_red\.py: exit code 1"):
