@@ -15,6 +15,9 @@ from align.chain.continuation import (
     first_tokens,
 )
 from align.chain.first_token import piece_table
+from align.chain.tail_tokens import PRIOR, tail_tokens
+from align.chain.trie import TargetTrie
+from align.counts.pair_counts import DistinctPairs
 from align.papers.mined_vocabulary import nearest_tokens, written_tokens
 from store_schema.text.tokenizer import SegmentTokenizer
 from tests.random_source import segments
@@ -161,3 +164,26 @@ def test_tail_keeps_what_is_sure_and_nothing_else() -> None:
     assert sure.offsets.tolist() == [0, 1, 1, 1, 2]
     assert sure.targets.tolist() == [7, 5]
     assert sure.weights.tolist() == [0.9, 1.0]
+
+
+def test_every_token_has_a_node_of_the_trie() -> None:
+    vocabulary = of("byte_level", [*DIGITS, "the cat sat on the mat"], 330).vocabulary
+    trie = TargetTrie.of(vocabulary)
+    by_bytes = {token: i for i, token in enumerate(vocabulary.tokens) if token}
+    assert set(trie.longest[trie.is_token].tolist()) == set(by_bytes.values())
+    assert np.count_nonzero(trie.is_token) == len(by_bytes)
+
+
+def test_shares_of_tail_tokens_are_of_all_pairs_and_those_unseen() -> None:
+    pairs = DistinctPairs(4)
+    pairs.note(np.array([1, 1, 2, 2, 2]), np.array([0, 0, 0, 3, 3]))
+    source_lengths, target_lengths = np.array([1, 3, 2, 0]), np.array([1, 1, 1, 2])
+    found = tail_tokens(pairs, source_lengths, target_lengths, 8)
+    whole = 5 + 3 * PRIOR  # pairs, and a prior for each source token that has bytes
+    assert found.tokens.tolist() == [
+        1,
+        2,
+    ]  # both longer than target token 0, the more frequent first
+    np.testing.assert_allclose(found.shares, [2 / whole, 1 / whole])
+    assert found.offsets.tolist() == [0, 2, 2, 2, 2]
+    np.testing.assert_allclose(found.of_source, [0, 2 / whole, 3 / whole, 0])
