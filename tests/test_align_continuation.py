@@ -187,3 +187,7 @@ def test_shares_of_tail_tokens_are_of_all_pairs_and_those_unseen() -> None:
     np.testing.assert_allclose(found.shares, [2 / whole, 1 / whole])
     assert found.offsets.tolist() == [0, 2, 2, 2, 2]
     np.testing.assert_allclose(found.of_source, [0, 2 / whole, 3 / whole, 0])
+    # One row lists token 1, and its real token is 2; the other lists none, and its real token is 1.
+    ids, listed = np.array([2, 1]), np.array([1])
+    scales = found.scales(np.array([0.4, 0.3]), ids, np.array([0, 1, 1]), listed)
+    np.testing.assert_allclose(scales, [0.4 / (1 - 5 / whole), 0.3 / (1 - 2 / whole)])
