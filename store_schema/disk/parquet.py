@@ -5,7 +5,7 @@ times is refused before each row gets its own copy.
 
 All of the package reads Parquet by `ParquetFile` here, which uses none of Arrow's threads: one that
 lets go of Python's memory while the interpreter shuts down ends the process with SIGABRT (pyarrow
-26.0.1; seen in 8 of 600 short commands on two busy cores).
+26.0.1; seen in 5 of 320 short commands on two busy cores).
 """
 
 from __future__ import annotations
