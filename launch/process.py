@@ -26,7 +26,7 @@ parameters grew by 60 to 90 MB a step, also with only one of the caches limited.
 
 _SHORT_SPIN = {"GOMP_SPINCOUNT": "1000"}
 """How long a thread of an operation waits for the others at full speed before it sleeps; libgomp's
-default is 300,000. Measured once, by hand (torch 2.13, a GPT-NeoX of width 192, two cores that two other
+default is 300,000. Measured once, by hand (torch 2.13, GPT-NeoX of width 192, two cores that two other
 processes use, too): a step took 1,365 ms with the default and 713 ms so; quiet, 311 and 318 ms."""
 
 
